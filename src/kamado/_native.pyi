@@ -1,0 +1,106 @@
+"""The native executor (nanobind). Compared with the built module in the tests."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+class Cancelled(RuntimeError):
+    """The cancel flag was set while a step ran; the sequences are as they were before it."""
+
+def tiers() -> list[str]:
+    """Kernel tiers that this CPU can run, slowest first."""
+
+def active_tier() -> str:
+    """The tier in use: the best one, or what KAMADO_TIER lowered it to."""
+
+def dequantize(layout: int, data: NDArray[np.uint8], num_values: int) -> NDArray[np.float32]:
+    """Values of stored blocks, by the scalar reference."""
+
+def available_cpus() -> int:
+    """Processors this process may use: affinity and cgroup quota considered."""
+
+class Builder:
+    """Takes a program one operation at a time, then packs the weights and returns an Executor.
+
+    Weight, vector and buffer ids are small integers. Every call checks shapes and raises ValueError with the tensor's
+    name. Files are opened here and mapped; nothing is read before `build`.
+    """
+
+    def __init__(self) -> None: ...
+    def matrix(self, name: str, path: str, offset: int, layout: int, rows: int, cols: int) -> int: ...
+    def vector(self, name: str, path: str, offset: int, layout: int, length: int, add: float = 0.0) -> int: ...
+    def constant(self, values: NDArray[np.float64]) -> int: ...
+    def buffer(self, name: str, width: int) -> int: ...
+    def embed(self, out: int, table: int, scale: float) -> None: ...
+    def norm(
+        self, out: int, x: int, weight: int | None, bias: int | None, eps: float, layer_norm: bool, group: int
+    ) -> None: ...
+    def linear(self, outs: Sequence[int], x: int, weights: Sequence[int], biases: Sequence[int | None]) -> None: ...
+    def rope(self, x: int, head_dim: int, inv_freq: int, interleaved: bool, attention_factor: float) -> None: ...
+    def attend(
+        self, out: int, q: int, k: int, v: int, layer: int, num_heads: int, num_kv_heads: int, head_dim: int,
+        v_dim: int, scale: float, window: int, softcap: float, causal: bool,
+    ) -> None: ...
+    def gate(self, out: int, a: int, b: int | None, activation: str) -> None: ...
+    def route(
+        self, logits: int, num_experts: int, top_k: int, score: str, normalize: bool, bias: int | None,
+        num_groups: int, top_groups: int, scale: float,
+    ) -> None: ...
+    def experts(
+        self, out: int, x: int, logits: int, gate: Sequence[int], up: Sequence[int], down: Sequence[int], activation: str
+    ) -> None: ...
+    def add(self, out: int, a: int, b: int) -> None: ...
+    def scale(self, out: int, x: int, factor: float) -> None: ...
+    def softcap(self, out: int, x: int, cap: float) -> None: ...
+    def head(self, x: int, weight: int, bias: int | None, scale: float, softcap: float) -> None: ...
+    def build(
+        self,
+        num_threads: int,
+        max_rows: int,
+        max_logit_rows: int,
+        max_kv_tokens: int,
+        max_sequences: int,
+        kv: str,
+        tier: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Executor:
+        """Packs all weights (GIL released; `progress(done_bytes, total_bytes)` is called from this thread at most
+        every 50 ms; an exception it raises stops the build). kv is "f32" or "f16"."""
+
+class Executor:
+    """Runs the program. Not thread-safe but for `cancel`: one thread owns it."""
+
+    @property
+    def tier(self) -> str: ...
+    @property
+    def num_threads(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    def create_sequence(self) -> int: ...
+    def free_sequence(self, sequence: int) -> None: ...
+    def fork_sequence(self, sequence: int, num_tokens: int) -> int: ...
+    def truncate(self, sequence: int, num_tokens: int) -> None: ...
+    def length(self, sequence: int) -> int: ...
+    def step(
+        self, sequences: NDArray[np.int32], counts: NDArray[np.int32], tokens: NDArray[np.int32], logit_rows: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
+        """Appends `counts[i]` tokens to `sequences[i]` (tokens concatenated in that order; a sequence at most once)
+        and returns float32[len(logit_rows), vocab] for those rows of `tokens`, a view valid until the next step. One call, GIL
+        released. Signals are checked about every 50 ms: Ctrl-C raises KeyboardInterrupt and leaves the sequences as before."""
+    def score(self, sequence: int, tokens: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Appends tokens and returns, per token, the log-probability of targets[i] (-1: skipped, 0.0); logits are reduced in
+        the executor by blocks of max_logit_rows and never stored whole."""
+    def tile_kv(self, sequence: int, num_tokens: int) -> None:
+        """Fills the cache up to num_tokens by repeating what it holds. For speed measurements only."""
+    def cancel(self) -> None:
+        """May be called from any thread: the running (or next) step raises Cancelled."""
+    def stats(self) -> dict[str, float]:
+        """weight_bytes, kv_bytes, scratch_bytes, steps, rows, and seconds by operation kind (seconds_linear, …)."""
+    def close(self) -> None: ...
+
+def measure_bandwidth(num_threads: int, megabytes: int, seconds: float) -> float:
+    """Sequential read bandwidth, bytes a second, all threads together, huge pages asked for."""
+
+def measure_int8(num_threads: int, seconds: float) -> float:
+    """int8 multiply-add operations a second (2 per product) from L1, the active tier's instructions."""
