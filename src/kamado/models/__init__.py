@@ -1,0 +1,57 @@
+"""Model families: each file turns a checkpoint's settings and tensor names into a `Program`.
+
+A family is found by the file's own name for it: `general.architecture` in GGUF, `model_type` in config.json. Adding
+one that needs no new operation is a file here, a line in the table below, and a line in `tests/models/model_cases.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..checkpoint.types import Checkpoint
+from ..errors import UnsupportedError
+from ..program import Program, validate
+from . import gemma3, granitemoe, llama, mistral, mixtral, olmoe, qwen2, qwen3, qwen3moe
+
+_FAMILIES: dict[tuple[str, str], Callable[[Checkpoint], Program]] = {
+    ("gguf", "llama"): llama.build,
+    ("gguf", "qwen2"): qwen2.build,
+    ("gguf", "qwen3"): qwen3.build,
+    ("gguf", "qwen3moe"): qwen3moe.build,
+    ("gguf", "gemma3"): gemma3.build,
+    ("gguf", "olmoe"): olmoe.build,
+    ("gguf", "granitemoe"): granitemoe.build,
+    ("safetensors", "llama"): llama.build,
+    ("safetensors", "mistral"): mistral.build,
+    ("safetensors", "mixtral"): mixtral.build,
+    ("safetensors", "qwen2"): qwen2.build,
+    ("safetensors", "qwen3"): qwen3.build,
+    ("safetensors", "qwen3_moe"): qwen3moe.build,
+    ("safetensors", "gemma3"): gemma3.build,
+    ("safetensors", "gemma3_text"): gemma3.build,
+    ("safetensors", "olmoe"): olmoe.build,
+    ("safetensors", "granitemoe"): granitemoe.build,
+}
+
+
+def build_program(checkpoint: Checkpoint) -> Program:
+    """The forward pass of `checkpoint`. Reads settings and names only, no weights but rope factors.
+
+    Raises UnsupportedError (unknown architecture, or a setting this version cannot honour), MetadataError or
+    MissingTensorError; each names the key or tensor and the file.
+    """
+    family = _FAMILIES.get((checkpoint.format, checkpoint.architecture))
+    if family is None:
+        known = sorted(name for kind, name in _FAMILIES if kind == checkpoint.format)
+        raise UnsupportedError(
+            f"{checkpoint.path}: architecture {checkpoint.architecture!r} is not supported; "
+            f"{checkpoint.format} files may be {', '.join(known)}"
+        )
+    program = family(checkpoint)
+    validate(program)
+    return program
+
+
+def supported_architectures() -> tuple[str, ...]:
+    """Every architecture name that `build_program` knows, of both formats, sorted."""
+    return tuple(sorted({name for _, name in _FAMILIES}))

@@ -1,0 +1,180 @@
+"""Rotary frequencies from the settings of a file, with every scaling rule that the supported families use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .common import Weights
+from .config import MAX_CONTEXT, Config
+
+# Keys of a rope dictionary by type, besides the two names of the type itself. Any other key is refused by name.
+_KEYS: dict[str, frozenset[str]] = {
+    "default": frozenset({"rope_theta"}),
+    "linear": frozenset({"rope_theta", "factor"}),
+    "llama3": frozenset(
+        {"rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+    ),
+    "yarn": frozenset(
+        {
+            "rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow",
+            "mscale", "mscale_all_dim", "truncate",
+        }
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RopeTable:
+    """What a Rope operation needs: float64[head_dim / 2] angles a position, and the factor on cos and sin."""
+
+    inv_freq: NDArray[np.float64]
+    attention_factor: float = 1.0
+
+
+def base_frequencies(theta: float, head_dim: int) -> NDArray[np.float64]:
+    """theta^(-2i / head_dim) in double; the references round to float32, 6e-8 of the angle."""
+    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    freqs: NDArray[np.float64] = np.power(theta, -exponents)
+    return freqs
+
+
+def llama3_factors(
+    freqs: NDArray[np.float64], factor: float, low: float, high: float, original_context: float
+) -> NDArray[np.float64]:
+    """What each frequency is divided by: 1 for waves short against the old context, `factor` for long ones."""
+    wavelength = 2 * math.pi / freqs
+    smooth = np.clip((original_context / wavelength - low) / (high - low), 0.0, 1.0)
+    result: NDArray[np.float64] = 1.0 / ((1.0 - smooth) / factor + smooth)
+    return result
+
+
+def yarn_frequencies(
+    theta: float,
+    head_dim: int,
+    factor: float,
+    original_context: float,
+    beta_fast: float,
+    beta_slow: float,
+    truncate: bool = True,
+) -> NDArray[np.float64]:
+    """Interpolated where a wave turns fewer than `beta_slow` times in the old context, kept above `beta_fast` turns."""
+
+    def dimension(turns: float) -> float:
+        return head_dim * math.log(original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = dimension(beta_fast), dimension(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    freqs = base_frequencies(theta, head_dim)
+    result: NDArray[np.float64] = freqs / factor * ramp + freqs * (1.0 - ramp)
+    return result
+
+
+def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
+    """0.1 · mscale · ln(factor) + 1: the paper's growth of the logits with the context."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def gguf_rope(config: Config, head_dim: int, weights: Weights | None = None) -> RopeTable:
+    """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied."""
+    theta = config.number("rope.freq_base", default=10000.0, low=1.0)
+    kind = config.text("rope.scaling.type", default="linear")
+    old_factor = config.number("rope.scale_linear", default=1.0)
+    factor = config.number("rope.scaling.factor", default=old_factor) or 1.0
+    attention_factor = config.number("rope.scaling.attn_factor", default=1.0) or 1.0
+    freqs = base_frequencies(theta, head_dim)
+    if kind == "linear":
+        freqs /= factor
+    elif kind == "yarn":
+        freqs, growth = _gguf_yarn(config, theta, head_dim, factor)
+        attention_factor *= growth
+    elif kind != "none":
+        raise config.unsupported("rope.scaling.type", f"is {kind!r}; supported are none, linear and yarn")
+    if weights is not None and weights.has("rope_freqs"):
+        divisors = weights.values("rope_freqs", head_dim // 2)
+        if not (np.isfinite(divisors).all() and (divisors > 0).all()):
+            raise config.invalid("rope_freqs.weight", "has values that are not positive numbers")
+        freqs /= divisors
+    return RopeTable(freqs, attention_factor)
+
+
+def _gguf_yarn(config: Config, theta: float, head_dim: int, factor: float) -> tuple[NDArray[np.float64], float]:
+    context = config.integer("context_length", high=MAX_CONTEXT)
+    original = config.integer("rope.scaling.original_context_length", default=context, high=MAX_CONTEXT)
+    if config.number("rope.scaling.yarn_ext_factor", default=1.0, low=-1.0) not in (1.0, -1.0):
+        raise config.unsupported("rope.scaling.yarn_ext_factor", "is not 1")
+    growth = yarn_attention_factor(factor)
+    written = config.number("rope.scaling.yarn_attn_factor", default=1.0)
+    if abs(written - 1.0) > 1e-6 and abs(written - growth) > 1e-4:
+        raise config.unsupported(
+            "rope.scaling.yarn_attn_factor", f"is {written:g}: converters and engines disagree on its meaning"
+        )
+    beta_fast = config.number("rope.scaling.yarn_beta_fast", default=32.0, low=1e-6)
+    beta_slow = config.number("rope.scaling.yarn_beta_slow", default=1.0, low=1e-6)
+    _check_yarn(config, "rope.freq_base", theta)
+    return yarn_frequencies(theta, head_dim, factor, original, beta_fast, beta_slow), growth
+
+
+def _check_yarn(config: Config, key: str, theta: float) -> None:
+    if theta <= 1.0:
+        raise config.invalid(key, f"must be above 1 for yarn, got {theta:g}")
+
+
+def hf_rope(config: Config, head_dim: int, default_theta: float = 10000.0) -> RopeTable:
+    """The table of a config.json: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`."""
+    theta = config.number("rope_theta", default=default_theta, low=1.0)
+    old, new = config.section("rope_scaling"), config.section("rope_parameters")
+    if old is not None and new is not None:
+        for key in sorted(set(old.present()) & set(new.present())):
+            if old.get(key) != new.get(key):
+                raise old.invalid(key, f"is {old.get(key)!r} while {new.name(key)} is {new.get(key)!r}")
+    rope = old or new
+    if rope is None:
+        return RopeTable(base_frequencies(theta, head_dim))
+    return hf_rope_section(config, rope, head_dim, theta)
+
+
+def hf_rope_section(config: Config, rope: Config, head_dim: int, default_theta: float) -> RopeTable:
+    """The table of one rope dictionary; `config` is the model's, for the context lengths."""
+    kind = rope.text("rope_type", default=rope.text("type", default="default"))
+    if kind not in _KEYS:
+        raise rope.unsupported("rope_type", f"is {kind!r}; supported are {', '.join(_KEYS)}")
+    theta = rope.number("rope_theta", default=default_theta, low=1.0)
+    if rope.number("partial_rotary_factor", default=1.0) != 1.0:
+        raise rope.unsupported("partial_rotary_factor", "is not 1")
+    for key in rope.present():
+        if key not in _KEYS[kind] | {"rope_type", "type", "partial_rotary_factor"}:
+            raise rope.unsupported(key, f"has no meaning for rope type {kind!r}")
+    freqs = base_frequencies(theta, head_dim)
+    if kind == "default":
+        return RopeTable(freqs)
+    if kind == "linear":
+        return RopeTable(freqs / rope.number("factor", low=1e-6))
+    context = config.integer("max_position_embeddings", high=MAX_CONTEXT)
+    outer = config.optional_integer("original_max_position_embeddings", high=MAX_CONTEXT)
+    original = outer or rope.integer("original_max_position_embeddings", default=context, high=MAX_CONTEXT)
+    if kind == "llama3":
+        factor = rope.number("factor", low=1e-6)
+        low, high = rope.number("low_freq_factor", low=1e-6), rope.number("high_freq_factor", low=1e-6)
+        if high <= low:
+            raise rope.invalid("high_freq_factor", f"is {high:g}, not above {rope.name('low_freq_factor')}, {low:g}")
+        return RopeTable(freqs / llama3_factors(freqs, factor, low, high, original))
+    factor = rope.optional_number("factor", low=1e-6) or context / original
+    mscale, mscale_all = rope.number("mscale", default=0.0), rope.number("mscale_all_dim", default=0.0)
+    growth = yarn_attention_factor(factor)
+    if mscale and mscale_all:
+        growth = yarn_attention_factor(factor, mscale) / yarn_attention_factor(factor, mscale_all)
+    written = rope.optional_number("attention_factor")
+    beta_fast = rope.number("beta_fast", default=32.0) or 32.0
+    beta_slow = rope.number("beta_slow", default=1.0) or 1.0
+    _check_yarn(rope, "rope_theta", theta)
+    freqs = yarn_frequencies(
+        theta, head_dim, factor, original, beta_fast, beta_slow, rope.flag("truncate", default=True)
+    )
+    return RopeTable(freqs, growth if written is None else written)

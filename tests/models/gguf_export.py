@@ -1,0 +1,153 @@
+"""A saved transformers model as a GGUF file, named, permuted and described as llama.cpp's converter does it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from safetensors.numpy import load_file
+
+_ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "mistral": gguf.MODEL_ARCH.LLAMA,
+    "mixtral": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
+    "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "olmoe": gguf.MODEL_ARCH.OLMOE,
+    "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
+}
+_PERMUTED = ("llama", "mistral", "mixtral", "granitemoe")
+# Where the converter gathers the experts of a layer before it looks the name up.
+_MERGED = {"w1": "feed_forward.experts.w1", "w2": "feed_forward.experts.w2", "w3": "feed_forward.experts.w3"}
+
+
+def export(directory: Path, path: Path) -> Path:
+    """Writes `path` from the model in `directory`, all tensors F32."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    family = config["model_type"]
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[_ARCHITECTURES[family]])
+    _settings(writer, config)
+    names = gguf.get_tensor_name_map(_ARCHITECTURES[family], config["num_hidden_layers"])
+    for name, values in _tensors(load_file(directory / "model.safetensors"), config).items():
+        if name == "rope_freqs.weight":
+            mapped: str | None = name
+        else:
+            mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert mapped is not None, name
+        writer.add_tensor(mapped, np.ascontiguousarray(values, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _settings(w: gguf.GGUFWriter, c: dict[str, Any]) -> None:
+    family, heads = c["model_type"], c["num_attention_heads"]
+    head_dim = c.get("head_dim")
+    w.add_block_count(c["num_hidden_layers"])
+    w.add_context_length(c["max_position_embeddings"])
+    w.add_embedding_length(c["hidden_size"])
+    w.add_feed_forward_length(c["intermediate_size"])
+    w.add_head_count(heads)
+    w.add_head_count_kv(c["num_key_value_heads"])
+    w.add_layer_norm_rms_eps(c["rms_norm_eps"])
+    if head_dim:
+        w.add_key_length(head_dim)
+        w.add_value_length(head_dim)
+    if family in _PERMUTED:
+        w.add_vocab_size(c["vocab_size"])
+        w.add_rope_dimension_count(head_dim or c["hidden_size"] // heads)
+    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    full = rope.get("full_attention", rope)
+    if full.get("rope_type") in ("linear", "yarn"):
+        w.add_rope_scaling_type(gguf.RopeScalingType(full["rope_type"]))
+        w.add_rope_scaling_factor(full["factor"])
+        if full["rope_type"] == "yarn":
+            w.add_rope_scaling_orig_ctx_len(full["original_max_position_embeddings"])
+    w.add_rope_freq_base(full.get("rope_theta", c.get("rope_theta", 10000.0)))
+    if "sliding_attention" in rope:
+        w.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
+    if family == "gemma3_text":
+        w.add_sliding_window(c["sliding_window"])
+        local = [kind == "sliding_attention" for kind in c["layer_types"]]
+        if local != [(i + 1) % 6 != 0 for i in range(len(local))]:  # the pattern that needs no key
+            w.add_sliding_window_pattern(local)
+        if c.get("final_logit_softcapping"):
+            w.add_final_logit_softcapping(c["final_logit_softcapping"])
+    elif c.get("sliding_window") and c.get("use_sliding_window", True):
+        w.add_sliding_window(c["sliding_window"])  # the converter leaves it out; older files have it
+    experts = c.get("num_local_experts", c.get("num_experts"))
+    if experts:
+        w.add_expert_count(experts)
+        w.add_expert_used_count(c["num_experts_per_tok"])
+    if "moe_intermediate_size" in c:
+        w.add_expert_feed_forward_length(c["moe_intermediate_size"])
+    if family == "granitemoe":
+        w.add_attention_scale(c["attention_multiplier"])
+        w.add_embedding_scale(c["embedding_multiplier"])
+        w.add_residual_scale(c["residual_multiplier"])
+        w.add_logit_scale(c["logits_scaling"])
+
+
+def _tensors(state: dict[str, np.ndarray], c: dict[str, Any]) -> dict[str, np.ndarray]:
+    family = c["model_type"]
+    result: dict[str, np.ndarray] = {}
+    experts: dict[str, dict[int, np.ndarray]] = {}
+    for name, values in sorted(state.items()):
+        if family in _PERMUTED and re.search(r"\.[qk]_proj\.", name):
+            values = _permute(values, c["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])
+        if family == "gemma3_text" and name.endswith("norm.weight"):
+            values = values + np.float32(1.0)
+        if match := re.fullmatch(r"(.*\.layers\.\d+\.)(.*)\.experts\.(\d+)\.(\w+)\.weight", name):
+            layer, block, expert, part = match.groups()
+            if part in _MERGED:
+                merged = f"{layer.removeprefix('model.')}{_MERGED[part]}.weight"
+            else:
+                merged = f"{layer}{block}.experts.{part}.weight"
+            experts.setdefault(merged, {})[int(expert)] = values
+            continue
+        if name.endswith("block_sparse_moe.input_linear.weight"):
+            layer = name.removeprefix("model.").partition("block_sparse_moe")[0]
+            gate, up = np.split(values, 2, axis=1)
+            result[f"{layer}feed_forward.experts.w1.weight"] = gate
+            result[f"{layer}feed_forward.experts.w3.weight"] = up
+            continue
+        result[name] = values
+    for name, parts in experts.items():
+        result[name] = np.stack([parts[e] for e in range(len(parts))])
+    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
+    if rope.get("rope_type") == "llama3":
+        result["rope_freqs.weight"] = _llama3_factors(c, rope)
+    return result
+
+
+def _permute(values: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of each head from (half, pair) to (pair, half) order."""
+    split = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return split.swapaxes(1, 2).reshape(values.shape)
+
+
+def _llama3_factors(c: dict[str, Any], rope: dict[str, Any]) -> np.ndarray:
+    head_dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
+    theta = rope.get("rope_theta", c.get("rope_theta"))
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    context = rope["original_max_position_embeddings"]
+    factors = []
+    for exponent in range(0, head_dim, 2):
+        wavelength = 2 * math.pi * theta ** (exponent / head_dim)
+        if wavelength < context / high:
+            factors.append(1.0)
+        elif wavelength > context / low:
+            factors.append(factor)
+        else:
+            smooth = (context / wavelength - low) / (high - low)
+            factors.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(factors, dtype=np.float32)

@@ -1,0 +1,217 @@
+"""A program run with NumPy, one operation after another: the oracle of the native executor and of the families.
+
+Nothing is fused, shared out or reordered. float64 by default, so that its own rounding is out of the picture.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kamado import program as p
+from kamado.checkpoint.types import Layout, TensorRef
+
+Array = NDArray[Any]
+
+
+def read_tensor(ref: TensorRef) -> Array:
+    """The values as float32. Quantised layouts go through the gguf package's reference."""
+    raw = np.fromfile(ref.file, dtype=np.uint8, count=ref.nbytes, offset=ref.offset)
+    match ref.layout:
+        case Layout.F32:
+            values = raw.view("<f4")
+        case Layout.F16:
+            values = raw.view("<f2").astype(np.float32)
+        case Layout.BF16:
+            values = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        case _:
+            import gguf
+
+            rows = raw.reshape(-1, ref.layout.nbytes(ref.cols))
+            values = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(int(ref.layout)))
+    return values.reshape(ref.shape)
+
+
+@dataclass
+class Sequence:
+    """Keys and values of one sequence, by layer."""
+
+    keys: dict[int, Array] = field(default_factory=dict)
+    values: dict[int, Array] = field(default_factory=dict)
+    length: int = 0
+
+
+class NumpyExecutor:
+    """Runs `program` on one sequence at a time."""
+
+    def __init__(self, program: p.Program, dtype: type[np.floating[Any]] = np.float64) -> None:
+        self.program = program
+        self.dtype = dtype
+        self._tensors: dict[str, Array] = {}
+
+    def _get(self, ref: TensorRef) -> Array:
+        if ref.name not in self._tensors:
+            self._tensors[ref.name] = read_tensor(ref).astype(self.dtype)
+        return self._tensors[ref.name]
+
+    def forward(self, tokens: Any, sequence: Sequence | None = None) -> Array:
+        """Logits [tokens, vocab] of `tokens` appended to `sequence`, a new one when None."""
+        ids = np.asarray(tokens, dtype=np.int64)
+        sequence = sequence or Sequence()
+        positions = sequence.length + np.arange(len(ids))
+        buffers: dict[str, Array] = {}
+        routes: dict[str, tuple[Array, Array]] = {}
+        logits: Array | None = None
+        for op in self.program.ops:
+            match op:
+                case p.Embed():
+                    buffers[op.out.name] = self._get(op.table)[ids] * self.dtype(op.scale)
+                case p.Norm():
+                    buffers[op.out.name] = self._norm(op, buffers[op.x.name])
+                case p.Linear():
+                    x = buffers[op.x.name]
+                    biases = op.biases or (None,) * len(op.outs)
+                    for out, weight, bias in zip(op.outs, op.weights, biases, strict=True):
+                        y = x @ self._get(weight).T
+                        buffers[out.name] = y if bias is None else y + self._get(bias)
+                case p.Rope():
+                    buffers[op.x.name] = self._rope(op, buffers[op.x.name], positions)
+                case p.Attend():
+                    buffers[op.out.name] = self._attend(op, buffers, positions, sequence)
+                case p.Gate():
+                    a = _activate(op.activation, buffers[op.a.name])
+                    buffers[op.out.name] = a if op.b is None else a * buffers[op.b.name]
+                case p.Route():
+                    routes[op.logits.name] = self._route(op, buffers[op.logits.name])
+                case p.Experts():
+                    buffers[op.out.name] = self._experts(op, buffers[op.x.name], *routes[op.logits.name])
+                case p.Add():
+                    buffers[op.out.name] = buffers[op.a.name] + buffers[op.b.name]
+                case p.Scale():
+                    buffers[op.out.name] = buffers[op.x.name] * self.dtype(op.factor)
+                case p.Softcap():
+                    buffers[op.out.name] = op.cap * np.tanh(buffers[op.x.name] / op.cap)
+                case p.Head():
+                    logits = buffers[op.x.name] @ self._get(op.weight).T * self.dtype(op.scale)
+                    if op.bias is not None:
+                        logits = logits + self._get(op.bias)
+                    if op.softcap is not None:
+                        logits = op.softcap * np.tanh(logits / op.softcap)
+        sequence.length += len(ids)
+        assert logits is not None
+        return logits
+
+    def greedy(self, prompt: list[int], count: int) -> tuple[list[int], float]:
+        """`count` tokens by argmax, and the least lead that the first had over the second."""
+        sequence, chosen, lead = Sequence(), [], math.inf
+        row = self.forward(prompt, sequence)[-1]
+        for _ in range(count):
+            best, second = np.argsort(row)[::-1][:2]
+            lead = min(lead, float(row[best] - row[second]))
+            chosen.append(int(best))
+            row = self.forward([int(best)], sequence)[-1]
+        return chosen, lead
+
+    def _norm(self, op: p.Norm, x: Array) -> Array:
+        grouped = x.reshape(len(x), -1, op.group or x.shape[1])
+        if op.kind == "layer":
+            grouped = grouped - grouped.mean(-1, keepdims=True)
+        y = grouped / np.sqrt((grouped**2).mean(-1, keepdims=True) + self.dtype(op.eps))
+        if op.weight is not None:
+            weight = read_tensor(op.weight).astype(np.float32) + np.float32(op.weight_offset)
+            y = y * weight.astype(self.dtype)
+        if op.bias is not None:
+            y = y + self._get(op.bias)
+        return y.reshape(x.shape)
+
+    def _rope(self, op: p.Rope, x: Array, positions: Array) -> Array:
+        half = op.inv_freq.size
+        angles = positions[:, None, None].astype(np.float64) * op.inv_freq
+        cos = (np.cos(angles) * op.attention_factor).astype(self.dtype)
+        sin = (np.sin(angles) * op.attention_factor).astype(self.dtype)
+        heads = x.reshape(len(x), -1, op.head_dim).copy()
+        first = np.s_[..., 0 : 2 * half : 2] if op.interleaved else np.s_[..., :half]
+        second = np.s_[..., 1 : 2 * half : 2] if op.interleaved else np.s_[..., half : 2 * half]
+        a, b = heads[first].copy(), heads[second].copy()
+        heads[first], heads[second] = a * cos - b * sin, b * cos + a * sin
+        return heads.reshape(x.shape)
+
+    def _attend(self, op: p.Attend, buffers: dict[str, Array], positions: Array, sequence: Sequence) -> Array:
+        n = len(positions)
+        k = buffers[op.k.name].reshape(n, op.num_kv_heads, op.head_dim)
+        v = buffers[op.v.name].reshape(n, op.num_kv_heads, op.v_dim)
+        if op.layer in sequence.keys:
+            k = np.concatenate([sequence.keys[op.layer], k])
+            v = np.concatenate([sequence.values[op.layer], v])
+        sequence.keys[op.layer], sequence.values[op.layer] = k, v
+        group = op.num_heads // op.num_kv_heads
+        q = buffers[op.q.name].reshape(n, op.num_kv_heads, group, op.head_dim)
+        scores = np.einsum("nkgd,mkd->nkgm", q, k) * self.dtype(op.scale)
+        if op.softcap is not None:
+            scores = op.softcap * np.tanh(scores / op.softcap)
+        where = np.arange(len(k))
+        seen = np.ones((n, len(k)), dtype=bool)
+        if op.causal:
+            seen &= where <= positions[:, None]
+        if op.window is not None:
+            seen &= where > positions[:, None] - op.window
+        scores = np.where(seen[:, None, None, :], scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        return np.einsum("nkgm,mkd->nkgd", weights, v).reshape(n, -1)
+
+    def _route(self, op: p.Route, logits: Array) -> tuple[Array, Array]:
+        if op.score == "softmax":
+            scores = _softmax(logits)
+        elif op.score == "sigmoid":
+            scores = 1.0 / (1.0 + np.exp(-logits))
+        else:
+            scores = logits
+        choice = scores if op.bias is None else scores + self._get(op.bias)
+        if op.num_groups > 1:
+            grouped = choice.reshape(len(choice), op.num_groups, -1)
+            rank = np.sort(grouped, axis=-1)[..., -2:].sum(-1)
+            best = np.argsort(-rank, axis=-1, kind="stable")[:, : op.top_groups]
+            allowed = np.zeros(rank.shape, dtype=bool)
+            np.put_along_axis(allowed, best, values=True, axis=-1)
+            choice = np.where(allowed[..., None], grouped, -np.inf).reshape(choice.shape)
+        picked = np.sort(np.argsort(-choice, axis=-1, kind="stable")[:, : op.top_k], axis=-1)
+        weights = np.take_along_axis(scores, picked, axis=-1)
+        if op.score == "topk_softmax":
+            weights = _softmax(weights)
+        elif op.normalize:
+            weights = weights / weights.sum(-1, keepdims=True)
+        return picked, weights * self.dtype(op.scale)
+
+    def _experts(self, op: p.Experts, x: Array, picked: Array, weights: Array) -> Array:
+        out = np.zeros_like(x)
+        for e in range(len(op.gate)):
+            rows, slots = np.nonzero(picked == e)
+            if rows.size:
+                inner = _activate(op.activation, x[rows] @ self._get(op.gate[e]).T) * (x[rows] @ self._get(op.up[e]).T)
+                out[rows] += weights[rows, slots, None] * (inner @ self._get(op.down[e]).T)
+        return out
+
+
+def _softmax(x: Array) -> Array:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def _activate(kind: str, x: Array) -> Array:
+    match kind:
+        case "silu":
+            return x / (1.0 + np.exp(-x))
+        case "gelu_tanh":
+            return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+        case "gelu_erf":
+            return 0.5 * x * (1.0 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2.0)))
+        case "relu":
+            return np.maximum(x, 0)
+        case "none":
+            return x
+    raise ValueError(kind)

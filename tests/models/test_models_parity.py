@@ -1,0 +1,124 @@
+"""Every family against transformers in float32, and GGUF against safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kamado.checkpoint import open_checkpoint
+from kamado.models import build_program
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("gguf", reason="gguf is not installed")
+
+from gguf_export import export  # noqa: E402
+from model_cases import CASES, Case, build_model, quiet, reference_logits  # noqa: E402
+from native_runner import native_logits, needs_native  # noqa: E402
+from numpy_executor import NumpyExecutor  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+TOLERANCE = 1e-3  # of the logits' standard deviation: issue 2
+NUM_TOKENS = 200
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, list[int], Any]]:
+    """(directory, tokens, reference logits) of a case in a dtype; written and run once."""
+    known: dict[tuple[str, str], tuple[Path, list[int], Any]] = {}
+
+    def get(case: Case, dtype: str = "float32") -> tuple[Path, list[int], Any]:
+        if (case.name, dtype) not in known:
+            model = build_model(case).to(getattr(torch, dtype))
+            directory = tmp_path_factory.mktemp(case.name)
+            with quiet():
+                model.save_pretrained(directory)
+            tokens = np.random.default_rng(7).integers(0, 200, NUM_TOKENS).tolist()
+            known[case.name, dtype] = directory, tokens, reference_logits(directory, tokens)
+        return known[case.name, dtype]
+
+    return get
+
+
+def reached(logits: Any, reference: Any) -> float:
+    """Largest difference over the standard deviation; fails where the argmax differs without a tie."""
+    logits, reference = np.asarray(logits, np.float64), np.asarray(reference, np.float64)
+    assert logits.shape == reference.shape
+    tolerance = TOLERANCE * reference.std()
+    top = np.sort(reference, axis=-1)
+    clear = top[:, -1] - top[:, -2] > tolerance
+    assert clear.sum() > 0.9 * len(clear)
+    assert (logits.argmax(-1) == reference.argmax(-1))[clear].all()
+    return float(np.abs(logits - reference).max() / reference.std())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_families_agree_with_transformers(case: Case, saved: Any, record_parity: Any) -> None:
+    directory, tokens, reference = saved(case)
+    result = reached(NumpyExecutor(build_program(open_checkpoint(directory))).forward(tokens), reference)
+    record_parity(case.name, "numpy F32", result)
+    assert result <= 1e-4  # float64 against float32: far inside the issue's 1e-3
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_native_executor_agrees_with_transformers(case: Case, dtype: str, saved: Any, record_parity: Any) -> None:
+    directory, tokens, reference = saved(case, dtype)
+    logits = native_logits(build_program(open_checkpoint(directory)), tokens)
+    result = reached(logits, reference)
+    record_parity(case.name, f"native {dtype.replace('float', 'F').replace('bF', 'BF')}", result)
+    assert result <= TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("family", sorted({case.family for case in CASES}))
+def test_half_precision_files_agree(family: str, dtype: str, saved: Any) -> None:
+    case = next(case for case in CASES if case.family == family)
+    directory, tokens, reference = saved(case, dtype)
+    assert reached(NumpyExecutor(build_program(open_checkpoint(directory))).forward(tokens), reference) <= 1e-4
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.gguf], ids=lambda case: case.name)
+def test_a_gguf_file_gives_the_same_logits(case: Case, saved: Any, tmp_path: Path) -> None:
+    directory, tokens, reference = saved(case)
+    one = NumpyExecutor(build_program(open_checkpoint(directory))).forward(tokens)
+    other = NumpyExecutor(build_program(open_checkpoint(export(directory, tmp_path / "model.gguf")))).forward(tokens)
+    if case.exact:
+        assert np.array_equal(one, other)
+    else:
+        # Permuted heads add up in another order; rope_freqs factors are float32.
+        limit = 1e-5 if "llama3" in case.name else 1e-10
+        assert np.abs(one - other).max() <= limit * reference.std()
+
+
+@needs_native
+@pytest.mark.parametrize("case", [case for case in CASES if case.gguf], ids=lambda case: case.name)
+def test_a_gguf_file_gives_the_same_native_logits(case: Case, saved: Any, tmp_path: Path) -> None:
+    directory, tokens, reference = saved(case)
+    one = native_logits(build_program(open_checkpoint(directory)), tokens)
+    other = native_logits(build_program(open_checkpoint(export(directory, tmp_path / "model.gguf"))), tokens)
+    if case.exact:
+        assert np.array_equal(one, other)
+    else:
+        assert np.abs(one - other).max() <= 1e-4 * reference.std()
+
+
+@pytest.mark.parametrize("route", ["numpy", pytest.param("native", marks=needs_native)])
+def test_rope_scaling_far_out(route: str, saved: Any) -> None:
+    """Positions 24 times past the original context; the reference's float32 angles are off by 1500 · 6e-8 there."""
+    case = next(case for case in CASES if case.name == "llama-gqa8-llama3-rope")
+    directory, _, _ = saved(case)
+    tokens = np.random.default_rng(11).integers(0, 200, 1536).tolist()
+    program = build_program(open_checkpoint(directory))
+    if route == "native":
+        logits = native_logits(program, tokens, max_rows=1536)
+    else:
+        logits = NumpyExecutor(program, np.float32).forward(tokens)
+    far = reached(logits, reference_logits(directory, tokens))
+    assert far <= TOLERANCE
