@@ -86,14 +86,17 @@ class TensorRef:
 
     @property
     def num_values(self) -> int:
+        """Values in all."""
         return math.prod(self.shape)
 
     @property
     def rows(self) -> int:
+        """Length of the first axis; 1 for a vector."""
         return self.shape[0] if len(self.shape) > 1 else 1
 
     @property
     def cols(self) -> int:
+        """Values in a row."""
         return self.shape[-1]
 
     def index(self, i: int) -> TensorRef:
@@ -158,13 +161,16 @@ class Checkpoint:
 
         ref = self.tensors.get(name)
         if ref is None:
-            raise MissingTensorError(f"{self.path}: tensor {name!r} is missing: the file is incomplete or of another family")
+            raise MissingTensorError(
+                f"{self.path}: tensor {name!r} is missing: the file is incomplete or of another family"
+            )
         if shape is not None and not (
             len(shape) == len(ref.shape) and all(w is None or w == g for w, g in zip(shape, ref.shape, strict=True))
         ):
-            wanted = tuple("any" if w is None else w for w in shape)
-            raise MissingTensorError(f"{self.path}: tensor {name!r} has shape {ref.shape}, the model needs {wanted}")
+            wanted = ", ".join("any" if w is None else str(w) for w in shape)
+            raise MissingTensorError(f"{self.path}: tensor {name!r} has shape {ref.shape}, the model needs ({wanted})")
         return ref
 
     def has(self, name: str) -> bool:
+        """Whether there is such a tensor. UnsupportedError when there is, in a layout that cannot be run."""
         return name in self.tensors

@@ -1,0 +1,231 @@
+"""Where this machine gets Python packages from: pip's own configuration, read as pip reads it, and the simple API.
+
+So `kamado pull` works behind any mirror that pip works behind. Read: `index-url`, `extra-index-url`, `find-links`,
+`no-index`, `cert`, `client-cert` and `proxy` from pip's files and PIP_* variables. A later source
+replaces an earlier one key by key, in pip's order: global files, user files, the environment's own file,
+PIP_CONFIG_FILE, variables.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import re
+import ssl
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urljoin, urlsplit
+from urllib.request import url2pathname
+
+from ..errors import DownloadError
+from .fetch import shown
+
+if TYPE_CHECKING:
+    import httpx2
+
+PUBLIC_INDEX = "https://pypi.org/simple"
+MAX_PAGE_BYTES = 64 << 20
+_ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"  # PEP 691
+_SECTIONS = ("global", "install", "download")  # pip's: the command's section wins over [global]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexConfig:
+    """What pip would use."""
+
+    indexes: tuple[str, ...] = (PUBLIC_INDEX,)  # simple-API roots, in order
+    find_links: tuple[str, ...] = ()  # directories, files and pages with links to files
+    client: Mapping[str, Any] = field(default_factory=dict)  # arguments for fetch.http_client
+
+
+def read_config(environ: Mapping[str, str] = os.environ, files: list[Path] | None = None) -> IndexConfig:
+    """pip's configuration for this environment. `files` stands in for pip's own list of places (tests).
+
+    Raises DownloadError for a configuration file that cannot be parsed.
+    """
+    values: dict[str, str] = {}
+    for path in _config_files(environ) if files is None else files:
+        values |= _read_file(path)
+    for key, value in environ.items():
+        if key.startswith("PIP_") and value:
+            values[key[4:].lower().replace("_", "-")] = value
+    no_index = values.get("no-index", "").lower() in ("1", "true", "yes", "on", "y", "t")
+    indexes = [] if no_index else [values.get("index-url", PUBLIC_INDEX), *values.get("extra-index-url", "").split()]
+    return IndexConfig(
+        indexes=tuple(dict.fromkeys(indexes)),
+        find_links=tuple(values.get("find-links", "").split()),
+        client=_client_settings(values),
+    )
+
+
+def _config_files(environ: Mapping[str, str]) -> list[Path]:
+    """pip's places, least important first."""
+    named = environ.get("PIP_CONFIG_FILE")
+    if named == os.devnull:
+        return []
+    home = Path(environ.get("HOME") or Path.home())
+    if sys.platform == "win32":
+        name, legacy = "pip.ini", home / "pip"
+        shared = [Path(environ.get("PROGRAMDATA", r"C:\ProgramData")) / "pip"]
+        user = Path(environ.get("APPDATA", home)) / "pip"
+    elif sys.platform == "darwin":
+        name, legacy = "pip.conf", home / ".pip"
+        shared = [Path("/Library/Application Support/pip")]
+        user = home / "Library/Application Support/pip"
+        user = user if user.is_dir() else home / ".config/pip"
+    else:
+        name, legacy = "pip.conf", home / ".pip"
+        dirs = (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(os.pathsep)
+        shared = [*(Path(entry) / "pip" for entry in dirs if entry), Path("/etc")]
+        user = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pip"
+    files = [*(place / name for place in shared), legacy / name, user / name, Path(sys.prefix) / name]
+    return [*files, Path(named)] if named else files
+
+
+def _read_file(path: Path) -> dict[str, str]:
+    parser = configparser.RawConfigParser()
+    try:
+        if not parser.read(path, encoding="utf-8"):
+            return {}
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise DownloadError(f"{path}: pip's configuration cannot be parsed: {str(error).splitlines()[0]}") from None
+    values: dict[str, str] = {}
+    for section in _SECTIONS:
+        if parser.has_section(section):
+            values |= {key.replace("_", "-"): value for key, value in parser.items(section) if value}
+    return values
+
+
+def _client_settings(values: Mapping[str, str]) -> dict[str, Any]:
+    """httpx2.Client arguments. Certificates are always checked, but against `cert` when it is given."""
+    settings: dict[str, Any] = {}
+    if values.get("proxy"):
+        settings["proxy"] = values["proxy"]
+    cert, client_cert = values.get("cert"), values.get("client-cert")
+    if cert or client_cert:
+        try:
+            context = ssl.create_default_context(cafile=cert)
+            if client_cert:
+                context.load_cert_chain(client_cert)
+        except (OSError, ssl.SSLError) as error:
+            raise DownloadError(f"pip's 'cert' or 'client-cert' ({cert or client_cert}) is unusable: {error}") from None
+        settings["verify"] = context
+    return settings
+
+
+def find_file(config: IndexConfig, client: httpx2.Client, project: str, filename: str) -> Iterator[Path | str]:
+    """Where `filename` of `project` is offered, best first: a local path or a URL. Lazy: asks one source at a time.
+
+    Sources that cannot be reached are passed over; when none had the file, a DownloadError names all and their faults.
+    """
+    faults: list[str] = []
+    has_any = False
+    for source in config.find_links:
+        for link in _links(client, source, faults, is_index=False):
+            if _basename(link) == filename:
+                has_any = True
+                yield link
+    for root in config.indexes:
+        page = root.rstrip("/") + "/" + re.sub(r"[-_.]+", "-", project).lower() + "/"
+        for link in _links(client, page, faults, is_index=True):
+            if _basename(link) == filename:
+                has_any = True
+                yield link
+    if not has_any:
+        asked = "; ".join(faults) or "no package index is configured for pip"
+        raise DownloadError(f"{filename} is not offered by any package index that pip is configured for: {asked}")
+
+
+def _basename(link: Path | str) -> str:
+    return link.name if isinstance(link, Path) else unquote(urlsplit(link).path).rpartition("/")[2]
+
+
+def _links(client: httpx2.Client, source: str, faults: list[str], *, is_index: bool) -> Iterator[Path | str]:
+    """Files that `source` (a page of an index, a directory, an HTML file) links to; what is wrong goes to `faults`."""
+    local = _local(source)
+    try:
+        if local is not None:
+            page = local / "index.html" if local.is_dir() else local
+            if local.suffix == ".whl" and local.is_file():
+                yield local
+            elif page.is_file():
+                yield from _html_links(page.read_text("utf-8", "replace"), page.absolute().as_uri())
+            elif local.is_dir():
+                yield from sorted(entry for entry in local.iterdir() if entry.is_file())
+            else:
+                faults.append(f"{local} does not exist")
+                return
+        else:
+            yield from _remote_links(client, source, is_index)
+        faults.append(f"{shown(source)} does not list it")
+    except DownloadError as error:
+        faults.append(str(error))
+    except OSError as error:
+        faults.append(f"{shown(source)}: {error.strerror or error}")
+
+
+def _remote_links(client: httpx2.Client, page: str, is_index: bool) -> Iterator[str]:
+    import httpx2
+
+    try:
+        with client.stream("GET", page, headers={"Accept": _ACCEPT}) as response:
+            if response.status_code != 200:
+                raise DownloadError(f"{shown(page)} answered {response.status_code}")
+            body = b""
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > MAX_PAGE_BYTES:
+                    raise DownloadError(f"{shown(page)} answered with more than {MAX_PAGE_BYTES} bytes")
+            base, is_json = str(response.url), "json" in response.headers.get("Content-Type", "")
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise DownloadError(f"{shown(page)}: {type(error).__name__}: {error}".rstrip(": ")) from None
+    if not is_json:
+        for link in _html_links(body.decode("utf-8", "replace"), base):
+            if isinstance(link, str):  # a page from the network names no files of this machine
+                yield link
+        return
+    try:
+        files = json.loads(body)["files"]
+        urls = [urljoin(base, entry["url"]) for entry in files]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise DownloadError(f"{shown(page)} answered with JSON that is no simple index") from None
+    yield from (url for url in urls if urlsplit(url).scheme in ("http", "https"))
+
+
+class _Anchors(HTMLParser):
+    def __init__(self, base: str) -> None:
+        super().__init__()
+        self.base = base
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        href = dict(attrs).get("href")
+        if href and tag == "base":
+            self.base = urljoin(self.base, href)
+        elif href and tag == "a":
+            self.links.append(href)
+
+
+def _html_links(text: str, base: str) -> Iterator[Path | str]:
+    parser = _Anchors(base)
+    parser.feed(text)
+    for href in parser.links:
+        try:
+            url = urljoin(parser.base, href)
+            local = _local(url)
+        except ValueError:
+            continue
+        yield local if local is not None else url
+
+
+def _local(source: str) -> Path | None:
+    """The path that `source` means, None for a URL of another scheme."""
+    parts = urlsplit(source)
+    if parts.scheme == "file":
+        return Path(url2pathname(parts.path))
+    return None if parts.scheme in ("http", "https") else Path(source).expanduser()

@@ -1,0 +1,269 @@
+"""Safetensors directories as the hubs publish them: config.json, weights in one file or shards, tokenizer files.
+
+The header parser is our own: caps first, then every offset against the file, tensors contiguous and without holes
+(the format asks for that, and it leaves no bytes in which anything could hide). Paths in an index never leave the
+directory. Layouts other than BF16, F16 and F32 are refused when a program asks for the tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CorruptFileError, MetadataError, ModelNotFoundError
+from .tensor_map import TensorMap
+from .types import Checkpoint, Layout, TensorRef, TokenizerSource
+
+MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
+MAX_JSON_BYTES = 64 << 20
+MAX_TENSORS = 262_144
+MAX_SHARDS = 1024
+MAX_DIMS = 8
+MAX_TENSOR_VALUES = 1 << 48
+
+_LAYOUTS = {"F32": Layout.F32, "F16": Layout.F16, "BF16": Layout.BF16}
+# bits a value of every dtype of the format, so that sizes are checked for those we cannot run as well
+_DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
+    "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+_SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def open_safetensors(path: Path) -> Checkpoint:
+    """The model in directory `path`. Raises CorruptFileError or MetadataError naming the file and the key."""
+    config = _json_object(path / "config.json")
+    architecture = config.get("model_type")
+    if not isinstance(architecture, str) or not architecture:
+        raise MetadataError(f"{path / 'config.json'}: key 'model_type' is missing or no text")
+    files, where = _weight_files(path)
+    tensors: dict[str, TensorRef] = {}
+    unsupported: dict[str, str] = {}
+    for file in files:
+        for name, (dtype, shape, offset, nbytes) in read_header(file).items():
+            if where is not None and where.get(name) != file.name:
+                raise CorruptFileError(f"{file}: tensor {name!r} is not where {_INDEX} says it is")
+            if name in tensors or name in unsupported:
+                raise CorruptFileError(f"{file}: tensor {name!r} is in another shard too")
+            if dtype in _LAYOUTS:
+                tensors[name] = TensorRef(name, file, offset, nbytes, shape, _LAYOUTS[dtype])
+            else:
+                unsupported[name] = dtype
+    if where is not None and (lost := where.keys() - tensors.keys() - unsupported.keys()):
+        name = min(lost)
+        raise CorruptFileError(f"{path / where[name]}: tensor {name!r} is missing, though {_INDEX} lists it")
+    extra = {name: _json_object(path / name) for name in _TOKENIZER_FILES if (path / name).is_file()}
+    template, named = _chat_templates(path, extra.get("tokenizer_config.json", {}))
+    tokenizer_file = path / "tokenizer.json"
+    return Checkpoint(
+        path=path,
+        files=tuple(files),
+        format="safetensors",
+        architecture=architecture,
+        metadata=config,
+        tensors=TensorMap(path, tensors, unsupported),
+        tokenizer=TokenizerSource("hf", extra, tokenizer_file) if tokenizer_file.is_file() else None,
+        chat_template=template,
+        chat_templates=named,
+        sampling=_sampling(path, extra.get("generation_config.json", {})),
+        name=_name(path, config),
+    )
+
+
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """Tensor name -> (dtype, shape, offset from the file's start, bytes), all checked.
+
+    Raises CorruptFileError naming the tensor for anything the format forbids.
+    """
+    try:
+        with open(path, "rb") as file:
+            file_bytes = os.fstat(file.fileno()).st_size
+            head = file.read(8)
+            if len(head) < 8:
+                raise CorruptFileError(f"{path}: {file_bytes} bytes are too few for a safetensors file")
+            header_bytes = int.from_bytes(head, "little")
+            if header_bytes > MAX_HEADER_BYTES:
+                raise CorruptFileError(f"{path}: the header claims {header_bytes} bytes, limit {MAX_HEADER_BYTES}")
+            if 8 + header_bytes > file_bytes:
+                raise CorruptFileError(f"{path}: the header claims {header_bytes} bytes, the file has {file_bytes}")
+            raw = file.read(header_bytes)
+    except OSError as error:
+        raise CorruptFileError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return _check_header(path, _parse_json(raw, path), 8 + header_bytes, file_bytes)
+
+
+def _check_header(
+    path: Path, header: dict[str, Any], data_offset: int, file_bytes: int
+) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise CorruptFileError(f"{path}: the header lists {len(header)} tensors, the limit is {MAX_TENSORS}")
+    spans = [(*_check_tensor(path, name, info), name) for name, info in header.items()]
+    out: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+    position = 0
+    for begin, end, dtype, shape, name in sorted(spans):
+        if begin != position:
+            fault = "overlaps the one before it" if begin < position else f"leaves a hole of {begin - position} bytes"
+            raise CorruptFileError(f"{path}: tensor {name!r} begins at {begin} and {fault}")
+        if data_offset + end > file_bytes:
+            raise CorruptFileError(
+                f"{path}: tensor {name!r} would end at byte {data_offset + end}, but the file has {file_bytes}: "
+                "it is truncated or damaged; fetch it again"
+            )
+        out[name] = (dtype, shape, data_offset + begin, end - begin)
+        position = end
+    if data_offset + position != file_bytes:
+        raise CorruptFileError(f"{path}: {file_bytes - data_offset - position} bytes after the last tensor")
+    return out
+
+
+def _check_tensor(path: Path, name: str, info: Any) -> tuple[int, int, str, tuple[int, ...]]:
+    what = f"{path}: tensor {name!r}"
+    if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CorruptFileError(f"{what}: its entry must have exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
+        raise CorruptFileError(f"{what} has the unknown dtype {str(dtype)[:40]!r}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(_is_size(dim) for dim in shape):
+        raise CorruptFileError(f"{what} has the impossible shape {str(shape)[:80]}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(at) for at in offsets):
+        raise CorruptFileError(f"{what} has impossible data_offsets {str(offsets)[:80]}")
+    num_values = 1
+    for dim in shape:
+        num_values *= dim
+        if num_values > MAX_TENSOR_VALUES:
+            raise CorruptFileError(f"{what} has the impossible shape {str(shape)[:80]}")
+    begin, end = offsets
+    if begin > end or (end - begin) * 8 != num_values * _DTYPE_BITS[dtype]:
+        raise CorruptFileError(f"{what}: data_offsets {begin}:{end} do not fit shape {shape} of {dtype}")
+    return begin, end, dtype, tuple(shape)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 1 << 62
+
+
+def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object without duplicate keys, nesting and number sizes bounded."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(pairs)
+        if len(out) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise CorruptFileError(f"{path}: key {twice[:80]!r} appears twice")
+        return out
+
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8 and huge-integer faults alike
+        raise CorruptFileError(f"{path}: not valid JSON: {str(error)[:120]}") from None
+    if not isinstance(value, dict):
+        raise CorruptFileError(f"{path}: must hold a JSON object, it holds a {type(value).__name__}")
+    return value
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    return _parse_json(_read_small(path), path)
+
+
+def _read_small(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_JSON_BYTES:
+                raise CorruptFileError(f"{path}: larger than the limit of {MAX_JSON_BYTES} bytes")
+            return file.read()
+    except OSError as error:
+        raise CorruptFileError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """The files in name order, and the index (tensor name -> file name) when there is one."""
+    index_file = path / _INDEX
+    if not index_file.is_file():
+        if (path / _SINGLE).is_file():
+            return [path / _SINGLE], None
+        found = sorted(path.glob("*.safetensors"))
+        if len(found) == 1:
+            return found, None
+        raise ModelNotFoundError(
+            f"{path}: neither {_SINGLE} nor {_INDEX} is there"
+            + ("; weights in .bin or .pth files are never opened" if any(path.glob("*.bin")) else "")
+        )
+    where = _json_object(index_file).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise MetadataError(f"{index_file}: key 'weight_map' is missing or empty")
+    for name, shard in where.items():
+        plain = isinstance(shard, str) and shard not in ("", ".", "..") and not any(c in shard for c in "/\\:\0")
+        if not plain or not shard.endswith(".safetensors"):
+            raise CorruptFileError(
+                f"{index_file}: tensor {name!r} lies in {str(shard)[:80]!r}, not in a plain file name"
+            )
+    shards = sorted(set(where.values()))
+    if len(shards) > MAX_SHARDS:
+        raise CorruptFileError(f"{index_file}: {len(shards)} shards, the limit is {MAX_SHARDS}")
+    for shard in shards:
+        if not (path / shard).is_file():
+            raise CorruptFileError(f"{path / shard}: this shard is missing, though {_INDEX} lists it")
+    return [path / shard for shard in shards], where
+
+
+def _chat_templates(path: Path, config: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
+    """(default, named). chat_template.jinja wins over chat_template.json, that over tokenizer_config.json."""
+    source: Any = config.get("chat_template")
+    if (path / "chat_template.json").is_file():
+        source = _json_object(path / "chat_template.json").get("chat_template", source)
+    named: dict[str, str] = {}
+    if isinstance(source, list):
+        for entry in source:
+            if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+                raise MetadataError(f"{path / 'tokenizer_config.json'}: 'chat_template' has an entry without a name")
+            named[entry["name"]] = _template_text(path, entry.get("template"))
+        source = named.pop("default", None)
+    elif source is not None:
+        source = _template_text(path, source)
+    if (path / "chat_template.jinja").is_file():
+        source = _read_text(path / "chat_template.jinja")
+    for file in sorted((path / "additional_chat_templates").glob("*.jinja"))[:64]:
+        named[file.stem] = _read_text(file)
+    return source, named
+
+
+def _template_text(path: Path, value: Any) -> str:
+    if not isinstance(value, str):
+        raise MetadataError(f"{path / 'tokenizer_config.json'}: key 'chat_template' must be text")
+    return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return _read_small(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise CorruptFileError(f"{path}: not valid UTF-8") from None
+
+
+def _sampling(path: Path, generation: Mapping[str, Any]) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for key in _SAMPLING_KEYS:
+        value = generation.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise MetadataError(f"{path / 'generation_config.json'}: key {key!r} must be a number, it is {value!r:.60}")
+        out[key] = value
+    if generation.get("do_sample") is False:
+        out["temperature"] = 0.0
+    return out
+
+
+def _name(path: Path, config: Mapping[str, Any]) -> str:
+    published = config.get("_name_or_path")
+    return published if isinstance(published, str) and published else path.name

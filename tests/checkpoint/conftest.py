@@ -1,0 +1,33 @@
+"""Fixtures of the checkpoint tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kamado.checkpoint.store import Store
+
+from .servers import Server, serve
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A web server of the test's own."""
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store."""
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(autouse=True)
+def _no_pause_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries come at once, and the test's server is reached directly."""
+    monkeypatch.setattr("kamado.checkpoint.fetch.FIRST_PAUSE_S", 0.0)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)

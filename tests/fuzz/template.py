@@ -1,0 +1,40 @@
+"""Fuzz chat templates: any source either renders or raises TemplateError, within its limits."""
+
+from __future__ import annotations
+
+from kamado.checkpoint.template import ChatTemplate, TemplateLimits
+from kamado.errors import TemplateError
+
+_LIMITS = TemplateLimits(steps=20_000, seconds=2.0, value_size=1 << 18, total_size=1 << 22, output_chars=1 << 18)
+_MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi <b>日本</b>", "parts": [{"type": "text", "text": "x"}, None, 1.5, True]},
+]
+_TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def fuzz_one(data: bytes) -> None:
+    """One template source, with and without tools. Raises only for a fault of ours."""
+    source = data.decode("utf-8", "replace")
+    try:
+        template = ChatTemplate(source, bos_token="<s>", eos_token="</s>", limits=_LIMITS)
+        for tools in (None, _TOOLS):
+            text = template.render(_MESSAGES, tools=tools)
+            assert len(text) <= _LIMITS.output_chars
+    except TemplateError:
+        pass
+
+
+if __name__ == "__main__":
+    from _loop import run
+
+    words = (
+        "{{ }} {% %} {%- -%} {# for in range(10**9) if else endif endfor set = ns. namespace( macro endmacro call loop"
+    )
+    words += (
+        " ~ * ** % + |join( |replace( |tojson |indent( |format( .__class__ __globals__ 1000000000 'a' [ ] ( ) messages"
+    )
+    words += (
+        " recursive loop( caller() varargs kwargs |attr( |map( |list |sum( |batch( |center( .format( .join( generation"
+    )
+    run("template", fuzz_one, (*map(str.encode, words.split()), b" ", b"\n"))
