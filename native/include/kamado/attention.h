@@ -6,10 +6,12 @@
 //
 //   s_j = (for d ascending: fma(q_d, k_dj, acc)) * scale, soft-capped if cap > 0; keys outside [lo, hi) are masked
 //   m = max s_j;  p_j = exp(s_j - m);  l = sum p_j (16 virtual lanes, fixed tree; masked: 0)
-//   o_d = for j ascending in [first, last): fma(p_j, v_jd, acc)   (masked j add exactly 0)
-// merge(a, b): M = max(a.m, b.m); fa = exp(a.m - M); fb = exp(b.m - M); l = a.l*fa + b.l*fb; o = fma(b.o, fb, a.o*fa)
+//   o_d = for j ascending in [lo, hi): fma(p_j, v_jd, acc), a final -0 made +0   (masked j add exactly 0)
+// merge(a, b): M = max(a.m, b.m); fa = exp(a.m - M); fb = exp(b.m - M); x = fma(b.x, fb, a.x*fa) for l
+// and every o_d
 // A fully masked page is skipped by the caller (it depends on positions only).
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace kamado {

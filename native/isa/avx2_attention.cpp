@@ -1,0 +1,21 @@
+// Attention for AVX2 + FMA + F16C.
+#include "kernels/attention.inc.h"
+
+namespace kamado {
+namespace {
+
+struct Blocking {
+  static constexpr int kMaxQueries = 6;
+  // 16 registers: at most 12 sums, 2 to 4 columns and one weight.
+  static constexpr int columns(int queries) { return queries == 1 ? 8 : queries <= 3 ? 4 : 2; }
+};
+
+using Tier = AttentionTier<F8, F8x2, Blocking>;
+
+constexpr AttentionKernels kKernels = {Tier::attend_page, Tier::merge, Tier::finish, Tier::store};
+
+}  // namespace
+
+const AttentionKernels* attention_kernels_avx2() { return &kKernels; }
+
+}  // namespace kamado

@@ -1,0 +1,21 @@
+// What the linear kernels of both instruction sets share before their primitives.
+
+#define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
+
+// Range of the codes handed to dot_step: it decides how many steps fit in 16 bits (AVX2).
+enum class CodeKind { kU4, kU5, kU6, kSigned };  // <= 15, <= 31, <= 63, any int8 (AVX-512: uint8, offset by 128)
+
+// The number an unroll index stands for (GCC 12's decltype of a captured one is a reference).
+template <class Index>
+constexpr int value_of = std::remove_cvref_t<Index>::value;
+
+// Calls f(integral_constant<int, 0>) ... f(integral_constant<int, N - 1>), so that arrays indexed by it stay in registers.
+template <int... kI, class F>
+INLINE void unroll_sequence(std::integer_sequence<int, kI...>, F&& f) {
+  (f(std::integral_constant<int, kI>{}), ...);
+}
+template <int kCount, class F>
+INLINE void unroll(F&& f) {
+  unroll_sequence(std::make_integer_sequence<int, kCount>{}, static_cast<F&&>(f));
+}

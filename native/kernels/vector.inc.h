@@ -1,0 +1,207 @@
+// Row kernels over a 16-lane vector type V (F8x2 or F16); the same operations in the same order as ref/vector_ref.cpp.
+// Tails load zeros into the lanes past the end; where a zero would change a sum or a maximum, those lanes are masked.
+#pragma once
+#include "kamado/vector.h"
+#include "kernels/math.inc.h"
+
+namespace kamado {
+namespace {
+
+template <class V>
+struct VectorTier {
+  static_assert(V::kLanes == kVirtualLanes);
+
+  // out[i] = f(x[i])
+  template <class Fn>
+  static KAMADO_INLINE void map(const float* x, int32_t n, float* out, Fn f) {
+    int32_t i = 0;
+    for (; i + kVirtualLanes <= n; i += kVirtualLanes) f(V::load(x + i)).store(out + i);
+    if (i < n) f(V::load_first(x + i, n - i)).store_first(out + i, n - i);
+  }
+
+  // out[i] = f(x[i], y[i])
+  template <class Fn>
+  static KAMADO_INLINE void map(const float* x, const float* y, int32_t n, float* out, Fn f) {
+    int32_t i = 0;
+    for (; i + kVirtualLanes <= n; i += kVirtualLanes) f(V::load(x + i), V::load(y + i)).store(out + i);
+    if (i < n) f(V::load_first(x + i, n - i), V::load_first(y + i, n - i)).store_first(out + i, n - i);
+  }
+
+  static void rms_norm(const float* x, const float* weight, int32_t n, float eps, float* out) {
+    V sum = V::set1(0.0f);
+    int32_t i = 0;
+    for (; i + kVirtualLanes <= n; i += kVirtualLanes) {
+      const V v = V::load(x + i);
+      sum = fma(v, v, sum);
+    }
+    if (i < n) {
+      const V v = V::load_first(x + i, n - i);
+      sum = fma(v, v, sum);
+    }
+    const V inverse = V::set1(1.0f / __builtin_sqrtf(reduce_sum(sum) / static_cast<float>(n) + eps));
+    if (weight) {
+      map(x, weight, n, out, [inverse](V v, V w) { return v * inverse * w; });
+    } else {
+      map(x, n, out, [inverse](V v) { return v * inverse; });
+    }
+  }
+
+  static void layer_norm(const float* x, const float* weight, const float* bias, int32_t n, float eps, float* out) {
+    const V zero = V::set1(0.0f);
+    V sum = zero;
+    int32_t i = 0;
+    for (; i + kVirtualLanes <= n; i += kVirtualLanes) sum = sum + V::load(x + i);
+    if (i < n) sum = sum + V::load_first(x + i, n - i);
+    const V mean = V::set1(reduce_sum(sum) / static_cast<float>(n));
+    V square = zero;
+    for (i = 0; i + kVirtualLanes <= n; i += kVirtualLanes) {
+      const V d = V::load(x + i) - mean;
+      square = fma(d, d, square);
+    }
+    if (i < n) {
+      const V d = select(V::lanes_between(0, n - i), V::load_first(x + i, n - i) - mean, zero);
+      square = fma(d, d, square);
+    }
+    const V inverse = V::set1(1.0f / __builtin_sqrtf(reduce_sum(square) / static_cast<float>(n) + eps));
+    if (weight) {
+      map(x, weight, n, out, [mean, inverse](V v, V w) { return (v - mean) * inverse * w; });
+    } else {
+      map(x, n, out, [mean, inverse](V v) { return (v - mean) * inverse; });
+    }
+    if (bias) add(out, bias, n, out);
+  }
+
+  static void rope(float* x, int32_t n_heads, int32_t head_dim, int32_t rot_dim, const float* cos, const float* sin,
+                   bool interleaved) {
+    const int32_t half = rot_dim / 2;
+    const int32_t whole = half - half % kVirtualLanes;
+    for (int32_t head = 0; head < n_heads; ++head, x += head_dim) {
+      for (int32_t i = 0; i < whole; i += kVirtualLanes) {
+        const V c = V::load(cos + i), s = V::load(sin + i);
+        if (interleaved) {
+          V a, b;
+          load_pairs(x + 2 * i, &a, &b);
+          store_pairs(x + 2 * i, a * c - b * s, b * c + a * s);
+        } else {
+          const V a = V::load(x + i), b = V::load(x + i + half);
+          (a * c - b * s).store(x + i);
+          (b * c + a * s).store(x + i + half);
+        }
+      }
+      for (int32_t i = whole; i < half; ++i) {
+        float* a = interleaved ? x + 2 * i : x + i;
+        float* b = interleaved ? x + 2 * i + 1 : x + i + half;
+        const float first = *a * cos[i] - *b * sin[i];
+        const float second = *b * cos[i] + *a * sin[i];
+        *a = first;
+        *b = second;
+      }
+    }
+  }
+
+  template <class Fn>
+  static KAMADO_INLINE void gate_with(const float* a, const float* b, int32_t n, float* out, Fn act) {
+    if (b) {
+      map(a, b, n, out, [act](V x, V y) { return act(x) * y; });
+    } else {
+      map(a, n, out, act);
+    }
+  }
+
+  static void gate(Activation act, const float* a, const float* b, int32_t n, float* out) {
+    switch (act) {
+      case Activation::kNone: return gate_with(a, b, n, out, [](V x) { return x; });
+      case Activation::kSilu: return gate_with(a, b, n, out, [](V x) { return silu_f32(x); });
+      case Activation::kGeluTanh: return gate_with(a, b, n, out, [](V x) { return gelu_tanh_f32(x); });
+      case Activation::kGeluErf: return gate_with(a, b, n, out, [](V x) { return gelu_erf_f32(x); });
+      case Activation::kRelu: return gate_with(a, b, n, out, [](V x) { return max(V::set1(0.0f), x); });
+    }
+  }
+
+  static void add(const float* a, const float* b, int32_t n, float* out) {
+    map(a, b, n, out, [](V x, V y) { return x + y; });
+  }
+
+  static void scale(const float* x, float factor, int32_t n, float* out) {
+    const V f = V::set1(factor);
+    map(x, n, out, [f](V v) { return v * f; });
+  }
+
+  static void axpy(float factor, const float* x, int32_t n, float* inout) {
+    const V f = V::set1(factor);
+    map(x, inout, n, inout, [f](V v, V sum) { return fma(f, v, sum); });
+  }
+
+  static void softcap(const float* x, float cap, int32_t n, float* out) {
+    const V c = V::set1(cap);
+    map(x, n, out, [c](V v) { return softcap_f32(v, c); });
+  }
+
+  static KAMADO_INLINE float max_of(const float* x, int32_t n) {
+    V top = V::set1(-__builtin_inff());
+    int32_t i = 0;
+    for (; i + kVirtualLanes <= n; i += kVirtualLanes) top = max(top, V::load(x + i));
+    if (i < n) top = select(V::lanes_between(0, n - i), max(top, V::load_first(x + i, n - i)), top);
+    return reduce_max(top);
+  }
+
+  static void softmax(const float* x, int32_t n, float* out) {
+    const V top = V::set1(max_of(x, n));
+    V sum = V::set1(0.0f);
+    int32_t i = 0;
+    for (; i + kVirtualLanes <= n; i += kVirtualLanes) {
+      const V e = exp_f32(V::load(x + i) - top);
+      e.store(out + i);
+      sum = sum + e;
+    }
+    if (i < n) {
+      const V e = exp_f32(V::load_first(x + i, n - i) - top);
+      e.store_first(out + i, n - i);
+      sum = sum + select(V::lanes_between(0, n - i), e, V::set1(0.0f));
+    }
+    const V total = V::set1(reduce_sum(sum));
+    map(out, n, out, [total](V e) { return e / total; });
+  }
+
+  template <class Double>
+  static double log_sum_exp_with(const float* x, int32_t n) {
+    const float top = max_of(x, n);
+    const V shift = V::set1(top);
+    Double sum = Double::zero();
+    int32_t i = 0;
+    for (; i + kVirtualLanes <= n; i += kVirtualLanes) sum.add(exp_f32(V::load(x + i) - shift));
+    if (i < n) {
+      const V e = exp_f32(V::load_first(x + i, n - i) - shift);
+      sum.add(select(V::lanes_between(0, n - i), e, V::set1(0.0f)));
+    }
+    return __builtin_log(sum.sum()) + static_cast<double>(top);
+  }
+
+  // What a cache may hold: NaN becomes 0, the rest is clamped to +-limit.
+  static KAMADO_INLINE V finite(V x, float limit) {
+    return max(min(select(is_nan(x), V::set1(0.0f), x), V::set1(limit)), V::set1(-limit));
+  }
+
+  static void to_f16(const float* x, int32_t n, uint16_t* out) {
+    int32_t i = 0;
+    for (; i + kVirtualLanes <= n; i += kVirtualLanes) finite(V::load(x + i), 65504.0f).store_f16(out + i);
+    if (i < n) {
+      uint16_t last[kVirtualLanes];
+      finite(V::load_first(x + i, n - i), 65504.0f).store_f16(last);
+      memcpy(out + i, last, static_cast<size_t>(n - i) * sizeof *out);
+    }
+  }
+
+  static void from_f16(const uint16_t* x, int32_t n, float* out) {
+    int32_t i = 0;
+    for (; i + kVirtualLanes <= n; i += kVirtualLanes) V::load(x + i).store(out + i);
+    if (i < n) {
+      uint16_t last[kVirtualLanes] = {};
+      memcpy(last, x + i, static_cast<size_t>(n - i) * sizeof *x);
+      V::load(last).store_first(out + i, n - i);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace kamado
