@@ -21,10 +21,10 @@ def available_cpus() -> int:
     """Processors this process may use: affinity and cgroup quota considered."""
 
 class Builder:
-    """Takes a program one operation at a time, then packs the weights and returns an Executor.
+    """Takes a program one operation at a time, then packs the weights and returns an Executor; used once.
 
     Weight, vector and buffer ids are small integers. Every call checks shapes and raises ValueError with the tensor's
-    name. Files are opened here and mapped; nothing is read before `build`.
+    name. Files are opened here; nothing is read before `build`. The same range of a file is one matrix.
     """
 
     def __init__(self) -> None: ...
@@ -39,16 +39,43 @@ class Builder:
     def linear(self, outs: Sequence[int], x: int, weights: Sequence[int], biases: Sequence[int | None]) -> None: ...
     def rope(self, x: int, head_dim: int, inv_freq: int, interleaved: bool, attention_factor: float) -> None: ...
     def attend(
-        self, out: int, q: int, k: int, v: int, layer: int, num_heads: int, num_kv_heads: int, head_dim: int,
-        v_dim: int, scale: float, window: int, softcap: float, causal: bool,
+        self,
+        out: int,
+        q: int,
+        k: int,
+        v: int,
+        layer: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        v_dim: int,
+        scale: float,
+        window: int,
+        softcap: float,
+        causal: bool,
     ) -> None: ...
     def gate(self, out: int, a: int, b: int | None, activation: str) -> None: ...
     def route(
-        self, logits: int, num_experts: int, top_k: int, score: str, normalize: bool, bias: int | None,
-        num_groups: int, top_groups: int, scale: float,
+        self,
+        logits: int,
+        num_experts: int,
+        top_k: int,
+        score: str,
+        normalize: bool,
+        bias: int | None,
+        num_groups: int,
+        top_groups: int,
+        scale: float,
     ) -> None: ...
     def experts(
-        self, out: int, x: int, logits: int, gate: Sequence[int], up: Sequence[int], down: Sequence[int], activation: str
+        self,
+        out: int,
+        x: int,
+        logits: int,
+        gate: Sequence[int],
+        up: Sequence[int],
+        down: Sequence[int],
+        activation: str,
     ) -> None: ...
     def add(self, out: int, a: int, b: int) -> None: ...
     def scale(self, out: int, x: int, factor: float) -> None: ...
@@ -83,20 +110,26 @@ class Executor:
     def truncate(self, sequence: int, num_tokens: int) -> None: ...
     def length(self, sequence: int) -> int: ...
     def step(
-        self, sequences: NDArray[np.int32], counts: NDArray[np.int32], tokens: NDArray[np.int32], logit_rows: NDArray[np.int32]
+        self,
+        sequences: NDArray[np.int32],
+        counts: NDArray[np.int32],
+        tokens: NDArray[np.int32],
+        logit_rows: NDArray[np.int32],
     ) -> NDArray[np.float32]:
         """Appends `counts[i]` tokens to `sequences[i]` (tokens concatenated in that order; a sequence at most once)
-        and returns float32[len(logit_rows), vocab] for those rows of `tokens`, a view valid until the next step. One call, GIL
-        released. Signals are checked about every 50 ms: Ctrl-C raises KeyboardInterrupt and leaves the sequences as before."""
+        and returns float32[len(logit_rows), vocab] for those rows of `tokens`, a view valid until the next step. One
+        call, GIL released. Signals are checked about every 50 ms: Ctrl-C raises KeyboardInterrupt. After any error the
+        sequences are as before. Wrong arguments are a ValueError; a table's file that shrank is a RuntimeError."""
     def score(self, sequence: int, tokens: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float64]:
-        """Appends tokens and returns, per token, the log-probability of targets[i] (-1: skipped, 0.0); logits are reduced in
-        the executor by blocks of max_logit_rows and never stored whole."""
+        """Appends tokens and returns, per token, the log-probability of targets[i] (-1: skipped, 0.0); logits are
+        reduced in the executor by blocks of max_logit_rows and never stored whole. Tokens are taken by max_rows."""
     def tile_kv(self, sequence: int, num_tokens: int) -> None:
         """Fills the cache up to num_tokens by repeating what it holds. For speed measurements only."""
     def cancel(self) -> None:
         """May be called from any thread: the running (or next) step raises Cancelled."""
     def stats(self) -> dict[str, float]:
-        """weight_bytes, kv_bytes, scratch_bytes, steps, rows, and seconds by operation kind (seconds_linear, …)."""
+        """weight_bytes, kv_bytes (in use), scratch_bytes, steps, rows, seconds_total and its parts: seconds_linear,
+        _attend, _experts, _head, _rows (norms, rope, quantisation), each with the waiting that follows it."""
     def close(self) -> None: ...
 
 def measure_bandwidth(num_threads: int, megabytes: int, seconds: float) -> float:

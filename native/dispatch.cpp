@@ -1,0 +1,230 @@
+// Choice of the kernel tier. Compiled with baseline flags only: it runs before anything is known of the CPU.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "kamado/tables.h"
+
+namespace kamado {
+namespace {
+
+constexpr int kNumTiers = 3;
+constexpr const char* kTierNames[kNumTiers] = {"scalar", "avx2", "avx512"};  // each includes those before it
+
+const KernelTable kScalar = {kTierNames[0], linear_kernels_ref(), vector_kernels_ref(), attention_kernels_ref()};
+#ifdef KAMADO_HAS_AVX2
+const KernelTable kAvx2 = {kTierNames[1], linear_kernels_avx2(), vector_kernels_avx2(), attention_kernels_avx2()};
+#endif
+#ifdef KAMADO_HAS_AVX512
+const KernelTable kAvx512 = {kTierNames[2], linear_kernels_avx512(), vector_kernels_avx512(),
+                             attention_kernels_avx512()};
+#endif
+
+// The table of a tier, nullptr when this build or this CPU lacks it. __builtin_cpu_supports asks the operating system's
+// state too (whether it saves the wide registers).
+const KernelTable* supported(int tier) {
+  if (tier == 0) return &kScalar;
+#ifdef KAMADO_HAS_AVX2
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (tier == 1 && has_avx2) return &kAvx2;
+#ifdef KAMADO_HAS_AVX512
+  if (tier == 2 && has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vnni")) {
+    return &kAvx512;
+  }
+#endif
+#endif
+  return nullptr;
+}
+
+bool is_complete(const KernelTable& table) {
+  return table.linear != nullptr && table.vector != nullptr && table.attention != nullptr;
+}
+
+// --- self-test: a tier must give the reference's bits before it is used (about 1 ms in all)
+// -----------------------------
+
+struct Bytes {  // aligned, zeroed
+  explicit Bytes(size_t size) : size(size), data(new (std::align_val_t{64}) uint8_t[size]()) {}
+  size_t size;
+  struct Delete {
+    void operator()(uint8_t* pointer) const { ::operator delete[](pointer, std::align_val_t{64}); }
+  };
+  std::unique_ptr<uint8_t[], Delete> data;
+  float* floats() const { return reinterpret_cast<float*>(data.get()); }
+  bool operator==(const Bytes& other) const { return std::memcmp(data.get(), other.data.get(), size) == 0; }
+};
+
+uint32_t next_random(uint32_t& state) {
+  return (state = state * 1664525u + 1013904223u) >> 8;
+}
+
+void fill(float* out, size_t count, uint32_t& state) {
+  for (size_t i = 0; i < count; ++i) out[i] = (static_cast<float>(next_random(state)) / 8388608.0f - 1.0f) * 3.0f;
+}
+
+constexpr Layout kLayouts[] = {Layout::F32,  Layout::F16,    Layout::BF16,   Layout::Q4_0, Layout::Q4_1, Layout::Q5_0,
+                               Layout::Q5_1, Layout::Q8_0,   Layout::Q2_K,   Layout::Q3_K, Layout::Q4_K, Layout::Q5_K,
+                               Layout::Q6_K, Layout::IQ4_NL, Layout::IQ4_XS, Layout::MXFP4};
+
+bool linear_agrees(const LinearKernels& ref, const LinearKernels& wide) {
+  constexpr int32_t kCols = 512, kActs = 3;
+  constexpr int kRows = kTileRows;
+  uint32_t state = 1;
+  for (const Layout layout : kLayouts) {
+    const LayoutInfo& info = *layout_info(layout);
+    const size_t stride = row_bytes(layout, kCols);
+    Bytes rows(stride * kRows),
+        tiles[2] = {Bytes(packed_tile_bytes(layout, kCols)), Bytes(packed_tile_bytes(layout, kCols))};
+    for (size_t i = 0; i < rows.size; ++i) {
+      // High bytes of 16-bit scales lie at odd places in every layout; below 0x40 and 0xC0 they are finite and small.
+      rows.data[i] = static_cast<uint8_t>(next_random(state) & (i % 2 ? 0xBFu : 0xFFu));
+      if (layout == Layout::MXFP4 && i % static_cast<size_t>(info.block_bytes) == 0) {
+        rows.data[i] = static_cast<uint8_t>(120 + next_random(state) % 8);
+      }
+    }
+    const ActKind kind = act_kind(layout);
+    const size_t act_size = act_bytes(kind, kCols);
+    Bytes x(kCols * sizeof(float) * kActs), acts[2] = {Bytes(act_size * kActs), Bytes(act_size * kActs)};
+    fill(x.floats(), static_cast<size_t>(kCols) * kActs, state);
+    Bytes outs[2] = {Bytes(sizeof(float) * kActs * kRows), Bytes(sizeof(float) * kActs * kRows)};
+    Bytes scratch(linear_scratch_bytes(kCols, kActs));
+    const LinearKernels* kernels[2] = {&ref, &wide};
+    for (int k = 0; k < 2; ++k) {
+      const uint8_t* act_rows[kActs];
+      float* out_rows[kActs];
+      for (int i = 0; i < kActs; ++i) {
+        uint8_t* act = acts[k].data.get() + static_cast<size_t>(i) * act_size;
+        kernels[k]->quantize(kind, x.floats() + i * kCols, kCols, act);
+        act_rows[i] = act;
+        out_rows[i] = outs[k].floats() + i * kRows;
+      }
+      kernels[k]->pack_tile(layout, rows.data.get(), stride, kRows - 1, kCols, tiles[k].data.get());
+      const PackedMatrix matrix{layout, kRows - 1, kCols, tiles[k].data.get(), tiles[k].size};
+      kernels[k]->multiply(matrix, 0, 1, act_rows, kActs, out_rows, scratch.data.get());
+      kernels[k]->multiply(matrix, 0, 1, act_rows, 1, out_rows, scratch.data.get());
+    }
+    if (!(acts[0] == acts[1]) || !(outs[0] == outs[1])) return false;
+  }
+  return true;
+}
+
+bool vector_agrees(const VectorKernels& ref, const VectorKernels& wide) {
+  constexpr int32_t kWidth = 83;  // no multiple of any vector length
+  uint32_t state = 2;
+  float a[kWidth], b[kWidth], weight[kWidth];
+  fill(a, kWidth, state);
+  fill(b, kWidth, state);
+  fill(weight, kWidth, state);
+  const VectorKernels* kernels[2] = {&ref, &wide};
+  Bytes outs[2] = {Bytes(14 * kWidth * sizeof(float)), Bytes(14 * kWidth * sizeof(float))};
+  for (int k = 0; k < 2; ++k) {
+    const VectorKernels& v = *kernels[k];
+    float* out = outs[k].floats();
+    const auto next = [&out] { return std::exchange(out, out + kWidth); };
+    v.rms_norm(a, weight, kWidth, 1e-5f, next());
+    v.layer_norm(a, weight, b, kWidth, 1e-5f, next());
+    float* roped = next();
+    std::memcpy(roped, a, sizeof(a));
+    v.rope(roped, 2, 40, 36, b, weight, false);
+    roped = next();
+    std::memcpy(roped, a, sizeof(a));
+    v.rope(roped, 2, 40, 36, b, weight, true);
+    for (const Activation act : {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf, Activation::kRelu}) {
+      v.gate(act, a, b, kWidth, next());
+    }
+    v.add(a, b, kWidth, next());
+    v.scale(a, 0.3f, kWidth, next());
+    float* sum = next();
+    std::memcpy(sum, a, sizeof(a));
+    v.axpy(0.7f, b, kWidth, sum);
+    v.softcap(a, 2.5f, kWidth, next());
+    v.softmax(a, kWidth, next());
+    const double total = v.log_sum_exp(a, kWidth);
+    std::memcpy(out, &total, sizeof(total));
+    auto* halves = reinterpret_cast<uint16_t*>(out + 2);
+    v.to_f16(a, 64, halves);
+    v.from_f16(halves, 32, out + 34);
+  }
+  return outs[0] == outs[1];
+}
+
+bool attention_agrees(const AttentionKernels& ref, const AttentionKernels& wide) {
+  constexpr int32_t kDim = 40, kQueries = 5;
+  uint32_t state = 3;
+  float q[kQueries][kDim], token[2 * kDim];
+  fill(q[0], kQueries * kDim, state);
+  const AttentionKernels* kernels[2] = {&ref, &wide};
+  for (const KvType type : {KvType::kF16, KvType::kF32}) {
+    Bytes outs[2] = {Bytes(2048 * sizeof(float)), Bytes(2048 * sizeof(float))};
+    const uint32_t start = state;
+    for (int k = 0; k < 2; ++k) {
+      state = start;
+      Bytes key(kDim * kPageTokens * sizeof(float)), value(kDim * kPageTokens * sizeof(float));
+      Bytes scratch(attention_scratch_bytes(kQueries, kDim, kDim));
+      for (int32_t slot = 0; slot < kPageTokens; ++slot) {
+        fill(token, 2 * kDim, state);
+        kernels[k]->store(type, key.data.get(), value.data.get(), kDim, kDim, slot, token, token + kDim);
+      }
+      float* partials = outs[k].floats();
+      AttendQuery queries[kQueries];
+      for (int32_t i = 0; i < kQueries; ++i) queries[i] = {q[i], i * 7, 128 - i * 19, partials + i * (kDim + 2)};
+      kernels[k]->attend_page(type, key.data.get(), value.data.get(), kDim, kDim, 0.2f, 0, queries, kQueries,
+                              scratch.data.get());
+      float* merged = partials + kQueries * (kDim + 2);
+      std::memcpy(merged, partials, (kDim + 2) * sizeof(float));
+      kernels[k]->merge(merged, partials + kDim + 2, kDim);
+      kernels[k]->finish(merged, kDim, merged + kDim + 2);
+    }
+    if (!(outs[0] == outs[1])) return false;
+  }
+  return true;
+}
+
+int cap_from_environment() {
+  const char* name = std::getenv("KAMADO_TIER");
+  if (name == nullptr || *name == '\0') return kNumTiers - 1;
+  for (int tier = 0; tier < kNumTiers; ++tier) {
+    if (std::strcmp(name, kTierNames[tier]) == 0) return tier;
+  }
+  throw std::invalid_argument(std::string("KAMADO_TIER is \"") + name + "\": it must be scalar, avx2 or avx512");
+}
+
+const KernelTable& choose() {
+  for (int tier = cap_from_environment(); tier > 0; --tier) {
+    const KernelTable* table = supported(tier);
+    if (table == nullptr || !is_complete(*table)) continue;
+    if (linear_agrees(*kScalar.linear, *table->linear) && vector_agrees(*kScalar.vector, *table->vector) &&
+        attention_agrees(*kScalar.attention, *table->attention)) {
+      return *table;
+    }
+    std::fprintf(stderr, "kamado: the %s kernels differ from the reference on this CPU: falling back\n",
+                 kTierNames[tier]);
+  }
+  return kScalar;
+}
+
+}  // namespace
+
+const KernelTable& best_table() {
+  static const KernelTable& table = choose();  // a throwing choice is tried again at the next call
+  return table;
+}
+
+const KernelTable* table_by_name(const char* name) {
+  for (int tier = 0; tier < kNumTiers; ++tier) {
+    if (std::strcmp(name, kTierNames[tier]) != 0) continue;
+    const KernelTable* table = supported(tier);
+    return table != nullptr && is_complete(*table) ? table : nullptr;
+  }
+  return nullptr;
+}
+
+}  // namespace kamado

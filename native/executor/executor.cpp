@@ -1,0 +1,347 @@
+#include "kamado/executor.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "executor/impl.h"
+
+namespace kamado {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kPollEvery = std::chrono::milliseconds(50);
+
+[[noreturn]] void refuse(const std::string& message) {
+  throw std::invalid_argument(message);
+}
+
+ExecutorOptions checked(const ExecutorOptions& options) {
+  const auto check = [](const char* name, int64_t value, int64_t most) {
+    if (value < 1 || value > most) {
+      refuse(std::string(name) + " must be from 1 to " + std::to_string(most) + ", got " + std::to_string(value));
+    }
+  };
+  check("num_threads", options.num_threads, 1024);
+  check("max_rows", options.max_rows, 1 << 16);
+  check("max_logit_rows", options.max_logit_rows, 1 << 16);
+  check("max_kv_tokens", options.max_kv_tokens, int64_t{1} << 30);
+  check("max_sequences", options.max_sequences, 1 << 16);
+  return options;
+}
+
+const KernelTable& table_for(const std::optional<std::string>& tier) {
+  if (!tier) return best_table();
+  const KernelTable* table = table_by_name(tier->c_str());
+  if (table == nullptr) refuse("tier " + *tier + " is not one that this build and this CPU have");
+  return *table;
+}
+
+double seconds_between(Clock::time_point begin, Clock::time_point end) {
+  return std::chrono::duration<double>(end - begin).count();
+}
+
+}  // namespace
+
+Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const Progress& progress)
+    : program(std::move(given)),
+      options(checked(given_options)),
+      kernels(table_for(options.tier)),
+      pool(options.num_threads),
+      plan(make_plan(program, options.num_threads, options.max_rows, options.max_logit_rows)) {
+  allocate();
+  for (const Op& op : program.ops) {
+    const auto* attend = std::get_if<AttendOp>(&op);
+    if (attend == nullptr) continue;
+    kv_shapes.resize(std::max(kv_shapes.size(), static_cast<size_t>(attend->layer) + 1));
+    kv_shapes[static_cast<size_t>(attend->layer)] = {attend->num_kv_heads, attend->head_dim, attend->v_dim};
+  }
+  // Any sequences whose lengths sum to max_kv_tokens fit: each may leave its last page nearly empty.
+  const int64_t pages = (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + options.max_sequences - 1;
+  kv = std::make_unique<KvCache>(kv_shapes, options.kv_f16 ? KvType::kF16 : KvType::kF32, pages, options.max_sequences);
+  weights = load_weights(program, *kernels.linear, pool, progress);
+}
+
+int64_t Executor::Impl::length(int32_t sequence) const {
+  try {
+    return kv->length(sequence);
+  } catch (const std::out_of_range&) {
+    refuse("sequence " + std::to_string(sequence) + " does not exist");
+  }
+}
+
+void Executor::Impl::check_batch(const Batch& given, bool is_scoring) const {
+  int64_t total = 0;
+  for (size_t i = 0; i < given.num_sequences; ++i) {
+    const int32_t sequence = given.sequences[i];
+    const int64_t cached = length(sequence);
+    if (given.counts[i] < 1) {
+      refuse("sequence " + std::to_string(sequence) + " has a count of " + std::to_string(given.counts[i]));
+    }
+    total += given.counts[i];
+    if (cached + given.counts[i] > options.max_kv_tokens) {
+      refuse("sequence " + std::to_string(sequence) + " would have " + std::to_string(cached + given.counts[i]) +
+             " tokens, the cache holds " + std::to_string(options.max_kv_tokens));
+    }
+    for (size_t j = 0; j < i; ++j) {
+      if (given.sequences[j] == sequence) refuse("sequence " + std::to_string(sequence) + " is listed twice");
+    }
+  }
+  if (static_cast<uint64_t>(total) != given.num_tokens) {
+    refuse("the counts sum to " + std::to_string(total) + " and there are " + std::to_string(given.num_tokens) +
+           " tokens");
+  }
+  if (total < 1 || total > options.max_rows) {
+    refuse("a step takes 1 to " + std::to_string(options.max_rows) + " rows, got " + std::to_string(total));
+  }
+  for (size_t i = 0; i < given.num_tokens; ++i) {
+    if (given.tokens[i] < 0 || given.tokens[i] >= plan.num_tokens) {
+      refuse("token " + std::to_string(given.tokens[i]) + " is outside the vocabulary of " +
+             std::to_string(plan.num_tokens));
+    }
+  }
+  if (!is_scoring && given.num_logit_rows > static_cast<size_t>(options.max_logit_rows)) {
+    refuse("logits of " + std::to_string(given.num_logit_rows) + " rows are wanted, at most " +
+           std::to_string(options.max_logit_rows) + " fit");
+  }
+  for (size_t i = 0; i < given.num_logit_rows; ++i) {
+    if (given.logit_rows[i] < 0 || given.logit_rows[i] >= total) {
+      refuse("logits of row " + std::to_string(given.logit_rows[i]) + " are wanted, the step has " +
+             std::to_string(total));
+    }
+  }
+}
+
+const float* Executor::Impl::run_step(const Batch& given, const Poll& given_poll) {
+  check_batch(given, score_targets != nullptr);
+  size_t reserved = 0;
+  try {
+    for (; reserved < given.num_sequences; ++reserved) {
+      const int32_t sequence = given.sequences[reserved];
+      kv->reserve(sequence, kv->length(sequence) + given.counts[reserved]);
+    }
+    run(given, given_poll);
+  } catch (...) {
+    for (size_t i = 0; i < reserved; ++i) kv->truncate(given.sequences[i], kv->length(given.sequences[i]));
+    throw;
+  }
+  for (size_t i = 0; i < given.num_sequences; ++i) {
+    kv->commit(given.sequences[i], kv->length(given.sequences[i]) + given.counts[i]);
+  }
+  num_steps += 1;
+  num_rows += static_cast<int64_t>(given.num_tokens);
+  return reinterpret_cast<const float*>(shared.data() + plan.logits.offset);
+}
+
+void Executor::Impl::run(const Batch& given, const Poll& given_poll) {
+  int32_t row = 0;
+  for (size_t i = 0; i < given.num_sequences; ++i) {
+    const auto start = static_cast<int32_t>(kv->length(given.sequences[i]));
+    for (int32_t j = 0; j < given.counts[i]; ++j) positions[static_cast<size_t>(row++)] = start + j;
+  }
+  std::fill_n(is_wanted.begin(), row, uint8_t{0});
+  for (size_t i = 0; i < given.num_logit_rows; ++i) is_wanted[static_cast<size_t>(given.logit_rows[i])] = 1;
+  make_units(given);
+  for (int32_t i = 0; i < plan.num_counters; ++i) counters[static_cast<size_t>(i)].reset();
+  batch = &given;
+  poll = &given_poll;
+  const Clock::time_point begin = last_poll = last_time = Clock::now();
+  timed = kTimeRows;
+  try {
+    pool.run([](void* context, int32_t thread) { static_cast<Impl*>(context)->run_thread(thread); }, this);
+  } catch (...) {
+    for (int32_t i = 0; i < max_singles_split * max_kv_heads; ++i) done[static_cast<size_t>(i)].store(0);
+    is_cancelled.store(false, std::memory_order_relaxed);
+    throw;
+  }
+  const Clock::time_point end = Clock::now();
+  seconds[timed] += seconds_between(last_time, end);
+  seconds_total += seconds_between(begin, end);
+}
+
+void Executor::Impl::run_thread(int32_t thread) {
+  const auto num_tokens = static_cast<int32_t>(batch->num_tokens);
+  const bool is_one = num_tokens == 1;
+  if (plan.has_attend) run_nodes(plan.main[is_one], {num_tokens, is_one, identity.data()}, thread);
+  const auto num_wanted = static_cast<int32_t>(batch->num_logit_rows);
+  for (int32_t begin = 0; begin < num_wanted; begin += options.max_logit_rows) {
+    const int32_t rows = std::min(options.max_logit_rows, num_wanted - begin);
+    const Segment segment{rows, rows == 1, batch->logit_rows + begin};
+    pool.barrier();
+    if (begin > 0) {
+      if (thread == 0) {
+        for (int32_t i = plan.tail_counters_begin; i < plan.num_counters; ++i) counters[static_cast<size_t>(i)].reset();
+      }
+      pool.barrier();
+    }
+    run_nodes(plan.tail[is_one][segment.is_one], segment, thread);
+    if (score_targets != nullptr) reduce_scores(segment, thread);
+  }
+}
+
+void Executor::Impl::run_nodes(const std::vector<Node>& nodes, const Segment& segment, int32_t thread) {
+  Worker& worker = workers[static_cast<size_t>(thread)];
+  const auto share = [&](int32_t t) {
+    return static_cast<int32_t>(int64_t{segment.num_rows} * t / options.num_threads);
+  };
+  const int32_t row_begin = segment.is_one ? 0 : share(thread);
+  const int32_t row_end = segment.is_one ? 1 : share(thread + 1);
+  for (const Node& node : nodes) {
+    if (node.has_barrier) pool.barrier();
+    check_cancel(thread);
+    if (thread == 0) {
+      const Clock::time_point now = Clock::now();
+      seconds[timed] += seconds_between(last_time, now);
+      last_time = now;
+      timed = node.kind == NodeKind::kRow       ? kTimeRows
+              : node.kind == NodeKind::kAttend  ? kTimeAttend
+              : node.kind == NodeKind::kExperts ? kTimeExperts
+              : node.linear.is_head             ? kTimeHead
+                                                : kTimeLinear;
+    }
+    switch (node.kind) {
+      case NodeKind::kRow:
+        // All operations on one row, then the next: a row stays in cache.
+        for (int32_t row = row_begin; row < row_end; ++row) {
+          for (const RowOp& op : node.rows) run_row(op, row, segment, worker);
+        }
+        break;
+      case NodeKind::kLinear:
+        run_linear(node, segment, thread);
+        break;
+      case NodeKind::kAttend:
+        run_attend(node, thread);
+        break;
+      case NodeKind::kExperts:
+        run_experts(node, segment, thread);
+        break;
+    }
+  }
+}
+
+void Executor::Impl::reduce_scores(const Segment& segment, int32_t thread) {
+  pool.barrier();
+  for (int32_t i = thread; i < segment.num_rows; i += options.num_threads) {
+    const auto* logits = reinterpret_cast<const float*>(shared.data() + plan.logits.offset) +
+                         static_cast<size_t>(i) * static_cast<size_t>(plan.vocab_size);
+    const int32_t row = segment.source[i];
+    const double total = kernels.vector->log_sum_exp(logits, plan.vocab_size);
+    score_out[row] = static_cast<double>(logits[score_targets[row]]) - total;
+  }
+}
+
+void Executor::Impl::check_cancel(int32_t thread) {
+  if (is_cancelled.load(std::memory_order_relaxed)) throw Cancelled();
+  if (thread != 0 || !*poll) return;
+  const Clock::time_point now = Clock::now();
+  if (now - last_poll < kPollEvery) return;
+  last_poll = now;
+  if ((*poll)()) throw Cancelled();
+}
+
+Executor::Executor(Program program, const ExecutorOptions& options, const Progress& progress)
+    : impl_(std::make_unique<Impl>(std::move(program), options, progress)) {}
+
+Executor::~Executor() = default;
+
+const char* Executor::tier() const {
+  return impl_->kernels.tier;
+}
+int32_t Executor::num_threads() const {
+  return impl_->options.num_threads;
+}
+int32_t Executor::vocab_size() const {
+  return impl_->plan.vocab_size;
+}
+
+int32_t Executor::create_sequence() {
+  return impl_->kv->create();
+}
+
+void Executor::free_sequence(int32_t sequence) {
+  impl_->length(sequence);
+  impl_->kv->free(sequence);
+}
+
+int32_t Executor::fork_sequence(int32_t sequence, int64_t num_tokens) {
+  impl_->length(sequence);
+  return impl_->kv->fork(sequence, num_tokens);
+}
+
+void Executor::truncate(int32_t sequence, int64_t num_tokens) {
+  impl_->length(sequence);
+  impl_->kv->truncate(sequence, num_tokens);
+}
+
+int64_t Executor::length(int32_t sequence) const {
+  return impl_->length(sequence);
+}
+
+const float* Executor::step(const Batch& batch, const Poll& poll) {
+  return impl_->run_step(batch, poll);
+}
+
+void Executor::score(int32_t sequence, const int32_t* tokens, const int32_t* targets, size_t count, double* out,
+                     const Poll& poll) {
+  Impl& impl = *impl_;
+  for (size_t i = 0; i < count; ++i) {
+    if (targets[i] < -1 || targets[i] >= impl.plan.vocab_size) {
+      refuse("target " + std::to_string(targets[i]) + " is outside the vocabulary of " +
+             std::to_string(impl.plan.vocab_size));
+    }
+  }
+  const int64_t start = impl.length(sequence);
+  std::fill_n(out, count, 0.0);
+  try {
+    const auto max_rows = static_cast<size_t>(impl.options.max_rows);
+    for (size_t begin = 0; begin < count; begin += max_rows) {
+      const auto rows = static_cast<int32_t>(std::min(max_rows, count - begin));
+      impl.score_targets = targets + begin;
+      impl.score_out = out + begin;
+      impl.score_rows.clear();
+      for (int32_t i = 0; i < rows; ++i) {
+        if (targets[begin + static_cast<size_t>(i)] >= 0) impl.score_rows.push_back(i);
+      }
+      const Batch batch{&sequence,
+                        &rows,
+                        1,
+                        tokens + begin,
+                        static_cast<size_t>(rows),
+                        impl.score_rows.data(),
+                        impl.score_rows.size()};
+      impl.run_step(batch, poll);
+    }
+  } catch (...) {
+    impl.score_targets = nullptr;
+    impl.kv->truncate(sequence, start);
+    throw;
+  }
+  impl.score_targets = nullptr;
+}
+
+void Executor::tile_kv(int32_t sequence, int64_t num_tokens) {
+  impl_->tile_kv(sequence, num_tokens);
+}
+
+void Executor::cancel() {
+  impl_->is_cancelled.store(true, std::memory_order_relaxed);
+}
+
+std::vector<std::pair<std::string, double>> Executor::stats() const {
+  const Impl& impl = *impl_;
+  return {
+      {"weight_bytes", static_cast<double>(impl.weights.bytes)},
+      {"kv_bytes", static_cast<double>(impl.kv->bytes_used())},
+      {"scratch_bytes", static_cast<double>(impl.scratch_bytes)},
+      {"steps", static_cast<double>(impl.num_steps)},
+      {"rows", static_cast<double>(impl.num_rows)},
+      {"seconds_total", impl.seconds_total},
+      {"seconds_linear", impl.seconds[kTimeLinear]},
+      {"seconds_attend", impl.seconds[kTimeAttend]},
+      {"seconds_experts", impl.seconds[kTimeExperts]},
+      {"seconds_head", impl.seconds[kTimeHead]},
+      {"seconds_rows", impl.seconds[kTimeRows]},
+  };
+}
+
+}  // namespace kamado

@@ -1,0 +1,51 @@
+// Reading files by explicit reads, and big anonymous memory.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace kamado {
+
+// An open file, read-only. Reads are explicit (pread) and never through a mapping: a file that shrinks while it is used
+// is an exception then, not a SIGBUS, and no source page ever counts as this process's memory.
+class File {
+ public:
+  explicit File(const std::string& path);  // throws std::invalid_argument when it cannot be opened
+  ~File();
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  const std::string& path() const { return path_; }
+  uint64_t size() const { return size_; }  // when it was opened
+  // Fills out[0, count) from `offset`; throws std::runtime_error when the file ends before or a read fails.
+  void read(uint64_t offset, void* out, size_t count) const;
+  void advise_sequential() const;
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+  uint64_t size_ = 0;
+};
+
+// Zeroed anonymous memory on huge pages where the system grants them; pages come with the first touch.
+class Memory {
+ public:
+  Memory() = default;
+  explicit Memory(size_t bytes);  // throws std::bad_alloc
+  ~Memory();
+  Memory(Memory&& other) noexcept;
+  Memory& operator=(Memory&& other) noexcept;
+
+  uint8_t* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  uint8_t* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+constexpr size_t align_up(size_t value, size_t to = 64) {
+  return (value + to - 1) / to * to;
+}
+
+}  // namespace kamado

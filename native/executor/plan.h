@@ -1,0 +1,124 @@
+// What one step does, worked out once: which operations are fused, where each value lies, and where threads must meet.
+//
+// A program is cut after its last Attend. The *main* part runs for every row of the step, the *tail* only for the rows
+// whose logits are wanted. Each part is planned twice. With *one* row, every thread does the row-wise work itself, into
+// memory of its own, because that is cheaper than meeting at a barrier; only products, attention and experts are shared
+// out. With *many* rows, thread t owns a fixed share of the rows for row-wise work.
+//
+// A barrier is put only where two accesses to the same memory since the last one conflict: a write by any thread and
+// another access whose share-out differs.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "kamado/executor.h"
+#include "kamado/linear.h"
+
+namespace kamado {
+
+constexpr int kNumActKinds = 3;
+constexpr int32_t kMaxOneChunkTiles = 64;     // of one row's product
+constexpr int32_t kMaxManyChunkTiles = 8;     // bounds the time between two looks at the cancel flag
+constexpr size_t kRowBlockBytes = 512 << 10;  // quantised rows of one product call: half of a usual L2
+
+// Where a value lies.
+struct Operand {
+  size_t offset = 0;  // of row 0, in the shared or the thread's own memory
+  size_t stride = 0;  // bytes from row to row
+  bool is_private = false;
+};
+
+enum class RowKind { kEmbed, kNorm, kRopeTable, kRope, kGate, kAdd, kScale, kSoftcap, kRoute, kQuantize, kGather };
+
+// A row-wise operation. `out`, `a`, `b` are values (-1: none) and, once resolved, their places.
+struct RowOp {
+  explicit RowOp(RowKind row_kind) : kind(row_kind) {}
+
+  RowKind kind;
+  const Op* op = nullptr;  // its parameters; none for Quantize and Gather
+  ActKind act = ActKind::kF32;
+  int32_t width = 0;  // floats; of Gather: bytes
+  int32_t out = -1, a = -1, b = -1;
+  Operand out_at, a_at, b_at;
+};
+
+// One matrix of a product.
+struct LinearPart {
+  int32_t matrix = -1, bias = -1;
+  int32_t act = -1, out = -1;  // values; out is -1 for the second matrix of a fused gate
+  Operand act_at, out_at;
+};
+
+// Tiles [begin, end) of a part; of part 0 and 1 together when the node is gated and part is 0.
+struct Chunk {
+  int32_t part, begin, end;
+};
+
+struct LinearNode {
+  std::vector<LinearPart> parts;
+  bool is_gated = false;  // out of part 0 = activation(part 0) [* part 1]
+  bool has_gate_b = false;
+  Activation activation = Activation::kNone;
+  bool is_head = false;
+  float scale = 1, softcap = 0;  // of a head
+  std::vector<Chunk> chunks;
+  int32_t row_block = 1;  // rows of one product call
+};
+
+struct AttendNode {
+  const AttendOp* op = nullptr;
+  int32_t units = -1;  // index into Plan::unit_kinds
+  int32_t q = -1, k = -1, v = -1, out = -1;
+  Operand q_at, k_at, v_at, out_at;
+};
+
+struct ExpertsNode {
+  const ExpertsOp* op = nullptr;
+  const RouteOp* route = nullptr;
+  int32_t acts[kNumActKinds] = {-1, -1, -1};  // x as each kind that the gate and up matrices take
+  int32_t routing = -1, out = -1;
+  Operand acts_at[kNumActKinds], routing_at, out_at;
+  int32_t expert_width = 0, width = 0;
+};
+
+enum class NodeKind { kRow, kLinear, kAttend, kExperts };
+
+struct Node {
+  explicit Node(NodeKind node_kind) : kind(node_kind) {}
+
+  NodeKind kind;
+  bool has_barrier = false;  // before it
+  int32_t counter = -1;      // of its work items; Attend uses 2, Experts 2 (see there)
+  std::vector<RowOp> rows;
+  LinearNode linear;
+  AttendNode attend;
+  ExpertsNode experts;
+};
+
+// Attention work depends on positions and these only, so layers that agree share a list of work units.
+struct UnitKind {
+  int32_t num_kv_heads, group, window;
+  bool is_causal;
+  bool is_last;  // only rows whose logits are wanted attend
+};
+
+struct Plan {
+  std::vector<Node> main[2];     // [is_one]
+  std::vector<Node> tail[2][2];  // [main is_one][tail is_one]
+  std::vector<UnitKind> unit_kinds;
+  size_t shared_bytes = 0;   // all values, as max_rows or max_logit_rows rows
+  size_t private_bytes = 0;  // one row of each, for one thread
+  Operand logits;
+  int32_t num_counters = 0, tail_counters_begin = 0;
+  int32_t vocab_size = 0;  // rows of the head
+  int32_t num_tokens = 0;  // rows of the smallest embedding table: token ids are below
+  int64_t max_cols = 0;    // widest product input
+  int32_t max_row_block = 1;
+  bool has_attend = false;
+};
+
+// `program` must outlive the plan.
+Plan make_plan(const Program& program, int32_t num_threads, int32_t max_rows, int32_t max_logit_rows);
+
+}  // namespace kamado

@@ -1,0 +1,142 @@
+// Row-wise operations and the router.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "executor/impl.h"
+
+namespace kamado {
+
+void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segment, Worker& worker) {
+  const VectorKernels& math = *kernels.vector;
+  float* out = floats_at(op.out_at, row, worker);
+  const float* a = op.a == -1 || op.kind == RowKind::kGather ? nullptr : floats_at(op.a_at, row, worker);
+  const float* b = op.b == -1 ? nullptr : floats_at(op.b_at, row, worker);
+  switch (op.kind) {
+    case RowKind::kEmbed: {
+      const auto& embed = std::get<EmbedOp>(*op.op);
+      const MatrixSpec& table = program.matrices[static_cast<size_t>(embed.table)];
+      const size_t stored = row_bytes(table.layout, table.cols);
+      const auto token = static_cast<uint64_t>(batch->tokens[segment.source[row]]);
+      table.file->read(table.offset + token * stored, worker.table_row, stored);
+      dequantize_row(table.layout, worker.table_row, out, table.cols);
+      if (embed.scale != 1) math.scale(out, embed.scale, op.width, out);
+      break;
+    }
+    case RowKind::kNorm: {
+      const auto& norm = std::get<NormOp>(*op.op);
+      const int32_t group = norm.group > 0 ? norm.group : op.width;
+      for (int32_t begin = 0; begin < op.width; begin += group) {
+        if (norm.is_layer) {
+          math.layer_norm(a + begin, vector(norm.weight), vector(norm.bias), group, norm.eps, out + begin);
+        } else {
+          math.rms_norm(a + begin, vector(norm.weight), group, norm.eps, out + begin);
+        }
+      }
+      break;
+    }
+    case RowKind::kRopeTable: {
+      const auto& rope = std::get<RopeOp>(*op.op);
+      const double* inv_freq = program.constants[static_cast<size_t>(rope.inv_freq)].data();
+      const double position = positions[static_cast<size_t>(segment.source[row])];
+      for (int32_t i = 0; i < op.width; ++i) {
+        const double angle = position * inv_freq[i];
+        out[i] = static_cast<float>(std::cos(angle) * rope.factor);
+        out[op.width + i] = static_cast<float>(std::sin(angle) * rope.factor);
+      }
+      break;
+    }
+    case RowKind::kRope: {
+      const auto& rope = std::get<RopeOp>(*op.op);
+      const auto half = static_cast<int32_t>(program.constants[static_cast<size_t>(rope.inv_freq)].size());
+      if (out != a) std::memcpy(out, a, static_cast<size_t>(op.width) * sizeof(float));
+      math.rope(out, op.width / rope.head_dim, rope.head_dim, 2 * half, b, b + half, rope.is_interleaved);
+      break;
+    }
+    case RowKind::kGate:
+      math.gate(std::get<GateOp>(*op.op).activation, a, b, op.width, out);
+      break;
+    case RowKind::kAdd:
+      math.add(a, b, op.width, out);
+      break;
+    case RowKind::kScale:
+      math.scale(a, std::get<ScaleOp>(*op.op).factor, op.width, out);
+      break;
+    case RowKind::kSoftcap:
+      math.softcap(a, std::get<SoftcapOp>(*op.op).cap, op.width, out);
+      break;
+    case RowKind::kRoute:
+      route(std::get<RouteOp>(*op.op), a, reinterpret_cast<uint8_t*>(out), worker);
+      break;
+    case RowKind::kQuantize:
+      kernels.linear->quantize(op.act, a, op.width, reinterpret_cast<uint8_t*>(out));
+      break;
+    case RowKind::kGather:
+      std::memcpy(out, at(op.a_at, segment.source[row], worker), static_cast<size_t>(op.width));
+      break;
+  }
+}
+
+// Writes int32 ids[top_k], ascending, then float weights[top_k].
+void Executor::Impl::route(const RouteOp& op, const float* logits, uint8_t* out, Worker& worker) const {
+  const VectorKernels& math = *kernels.vector;
+  const int32_t n = op.num_experts;
+  float* scores = worker.scores;
+  float* choice = worker.scores + n;  // what the picking compares; -infinity: not allowed or picked already
+  float* picked = worker.scores + 2 * n;
+  if (op.score == RouteScore::kSoftmax) {
+    math.softmax(logits, n, scores);
+  } else if (op.score == RouteScore::kSigmoid) {
+    for (int32_t i = 0; i < n; ++i) {  // 1 / (1 + exp(-x)) by the one exp of the vector kernels
+      const float pair[2] = {logits[i], 0};
+      float shares[2];
+      math.softmax(pair, 2, shares);
+      scores[i] = shares[0];
+    }
+  } else {
+    std::memcpy(scores, logits, static_cast<size_t>(n) * sizeof(float));
+  }
+  const float* bias = vector(op.bias);
+  for (int32_t i = 0; i < n; ++i) {
+    choice[i] = bias == nullptr ? scores[i] : scores[i] + bias[i];
+    if (!(choice[i] > -HUGE_VALF)) choice[i] = -std::numeric_limits<float>::max();  // NaN and -inf stay eligible, last
+  }
+  // Index of the largest, the lower one among equals.
+  const auto largest = [](const float* values, int32_t count) {
+    return static_cast<int32_t>(std::max_element(values, values + count) - values);
+  };
+  if (op.top_groups < op.num_groups) {
+    const int32_t size = n / op.num_groups;
+    float* ranks = picked;  // num_groups <= n
+    for (int32_t group = 0; group < op.num_groups; ++group) {
+      const float* begin = choice + group * size;
+      const int32_t first = largest(begin, size);
+      float second = -HUGE_VALF;
+      for (int32_t i = 0; i < size; ++i) {
+        if (i != first) second = std::max(second, begin[i]);
+      }
+      ranks[group] = std::max(size > 1 ? begin[first] + second : begin[first], -std::numeric_limits<float>::max());
+    }
+    // Ranks of the chosen groups become -infinity, which no rank is before.
+    for (int32_t i = 0; i < op.top_groups; ++i) ranks[largest(ranks, op.num_groups)] = -HUGE_VALF;
+    for (int32_t group = 0; group < op.num_groups; ++group) {
+      if (ranks[group] > -HUGE_VALF) std::fill_n(choice + group * size, size, -HUGE_VALF);
+    }
+  }
+  auto* ids = reinterpret_cast<int32_t*>(out);
+  auto* shares = reinterpret_cast<float*>(out + static_cast<size_t>(op.top_k) * sizeof(int32_t));
+  for (int32_t i = 0; i < op.top_k; ++i) {
+    ids[i] = largest(choice, n);
+    choice[ids[i]] = -HUGE_VALF;
+  }
+  std::sort(ids, ids + op.top_k);
+  for (int32_t i = 0; i < op.top_k; ++i) picked[i] = scores[ids[i]];
+  if (op.score == RouteScore::kTopkSoftmax) math.softmax(picked, op.top_k, picked);
+  float sum = 0;
+  for (int32_t i = 0; i < op.top_k; ++i) sum += picked[i];
+  const bool divides = op.is_normalized && op.score != RouteScore::kTopkSoftmax && sum > 0;
+  for (int32_t i = 0; i < op.top_k; ++i) shares[i] = (divides ? picked[i] / sum : picked[i]) * op.scale;
+}
+
+}  // namespace kamado

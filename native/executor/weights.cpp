@@ -1,0 +1,133 @@
+#include "executor/weights.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
+namespace kamado {
+namespace {
+
+// A read goes to a buffer of this size and is packed from there while it is still in L2. On this kind of machine a
+// mapped file costs more in page faults than the copy costs.
+constexpr size_t kStageBytes = 256 << 10;
+
+struct Item {
+  int32_t matrix, tile_begin, tile_end;
+};
+
+struct Load {
+  const Program& program;
+  const LinearKernels& kernels;
+  const Executor::Progress& progress;
+  Weights& weights;
+  std::vector<Item> items;
+  std::vector<Memory> stages;
+  uint64_t total_bytes = 0;
+  std::atomic<size_t> next{0};
+  std::atomic<uint64_t> done_bytes{0};
+  std::atomic<bool> is_stopped{false};
+
+  void pack(const Item& item, uint8_t* stage) {
+    const MatrixSpec& spec = program.matrices[static_cast<size_t>(item.matrix)];
+    const PackedMatrix& matrix = weights.matrices[static_cast<size_t>(item.matrix)];
+    const size_t stride = row_bytes(spec.layout, spec.cols);
+    const int32_t row_begin = item.tile_begin * kTileRows;
+    const int32_t row_end = std::min(item.tile_end * kTileRows, spec.rows);
+    const size_t count = static_cast<size_t>(row_end - row_begin) * stride;
+    spec.file->read(spec.offset + static_cast<uint64_t>(row_begin) * stride, stage, count);
+    for (int32_t tile = item.tile_begin; tile < item.tile_end; ++tile) {
+      const int32_t row = tile * kTileRows;
+      kernels.pack_tile(spec.layout, stage + static_cast<size_t>(row - row_begin) * stride, stride,
+                        std::min(kTileRows, row_end - row), spec.cols,
+                        const_cast<uint8_t*>(matrix.data) + static_cast<size_t>(tile) * matrix.tile_bytes);
+    }
+    done_bytes.fetch_add(count, std::memory_order_relaxed);
+  }
+
+  void work(int32_t thread) {
+    auto last = std::chrono::steady_clock::now();
+    try {
+      while (!is_stopped.load(std::memory_order_relaxed)) {
+        const size_t index = next.fetch_add(1, std::memory_order_relaxed);
+        if (index >= items.size()) break;
+        pack(items[index], stages[static_cast<size_t>(thread)].data());
+        if (thread != 0 || !progress) continue;
+        const auto now = std::chrono::steady_clock::now();
+        if (now - last < std::chrono::milliseconds(50)) continue;
+        last = now;
+        progress(done_bytes.load(std::memory_order_relaxed), total_bytes);
+      }
+    } catch (...) {
+      is_stopped.store(true, std::memory_order_relaxed);
+      throw;
+    }
+  }
+};
+
+void load_vectors(const Program& program, Weights& weights) {
+  size_t count = 0;
+  for (const VectorSpec& spec : program.vectors) count += align_up(static_cast<size_t>(spec.length), 16);
+  weights.floats = Memory(count * sizeof(float));
+  weights.bytes += count * sizeof(float);
+  auto* values = reinterpret_cast<float*>(weights.floats.data());
+  std::vector<uint8_t> stored;
+  for (const VectorSpec& spec : program.vectors) {
+    stored.resize(row_bytes(spec.layout, spec.length));
+    spec.file->read(spec.offset, stored.data(), stored.size());
+    dequantize_row(spec.layout, stored.data(), values, spec.length);
+    if (spec.add != 0) {
+      for (int32_t i = 0; i < spec.length; ++i) values[i] += spec.add;
+    }
+    weights.vectors.push_back(values);
+    values += align_up(static_cast<size_t>(spec.length), 16);
+  }
+}
+
+}  // namespace
+
+Weights load_weights(const Program& program, const LinearKernels& kernels, Pool& pool,
+                     const Executor::Progress& progress) {
+  Weights weights;
+  load_vectors(program, weights);
+  Load load{program, kernels, progress, weights, {}, {}};
+  size_t tile_total = 0, stage_bytes = kStageBytes;
+  for (size_t i = 0; i < program.matrices.size(); ++i) {
+    const MatrixSpec& spec = program.matrices[i];
+    PackedMatrix matrix{spec.layout, spec.rows, spec.cols, nullptr, 0};
+    if (spec.is_packed) {
+      matrix.tile_bytes = packed_tile_bytes(spec.layout, spec.cols);
+      const size_t source = row_bytes(spec.layout, spec.cols) * kTileRows;
+      stage_bytes = std::max(stage_bytes, source);
+      const auto step = static_cast<int32_t>(std::max<size_t>(1, kStageBytes / source));
+      for (int32_t tile = 0; tile < matrix.num_tiles(); tile += step) {
+        load.items.push_back({static_cast<int32_t>(i), tile, std::min(tile + step, matrix.num_tiles())});
+      }
+      tile_total += matrix.tile_bytes * static_cast<size_t>(matrix.num_tiles());
+      load.total_bytes += static_cast<uint64_t>(row_bytes(spec.layout, spec.cols)) * static_cast<uint64_t>(spec.rows);
+      spec.file->advise_sequential();
+    }
+    weights.matrices.push_back(matrix);
+  }
+  // Tiles lie in the order of the program, reads go in the order of the files.
+  weights.tiles = Memory(tile_total);
+  weights.bytes += tile_total;
+  uint8_t* at = weights.tiles.data();
+  for (PackedMatrix& matrix : weights.matrices) {
+    if (matrix.tile_bytes == 0) continue;
+    matrix.data = at;
+    at += matrix.tile_bytes * static_cast<size_t>(matrix.num_tiles());
+  }
+  std::stable_sort(load.items.begin(), load.items.end(), [&program](const Item& a, const Item& b) {
+    const MatrixSpec& x = program.matrices[static_cast<size_t>(a.matrix)];
+    const MatrixSpec& y = program.matrices[static_cast<size_t>(b.matrix)];
+    const int order = x.file->path().compare(y.file->path());
+    if (order != 0) return order < 0;
+    return x.offset != y.offset ? x.offset < y.offset : a.tile_begin < b.tile_begin;
+  });
+  for (int32_t i = 0; i < pool.size(); ++i) load.stages.emplace_back(stage_bytes);
+  pool.run([](void* context, int32_t thread) { static_cast<Load*>(context)->work(thread); }, &load);
+  if (progress) progress(load.done_bytes.load(), load.total_bytes);
+  return weights;
+}
+
+}  // namespace kamado

@@ -1,0 +1,25 @@
+// Weights in memory: matrices of products packed into tiles, vectors widened to floats.
+#pragma once
+#include <functional>
+#include <vector>
+
+#include "executor/file.h"
+#include "kamado/executor.h"
+#include "kamado/linear.h"
+#include "kamado/pool.h"
+
+namespace kamado {
+
+struct Weights {
+  std::vector<PackedMatrix> matrices;  // data is nullptr for those that no product uses
+  std::vector<const float*> vectors;
+  size_t bytes = 0;  // of packed tiles and vectors
+
+  Memory tiles, floats;
+};
+
+// Reads and packs on all threads of the pool; `progress` is called on this thread about every 50 ms.
+Weights load_weights(const Program& program, const LinearKernels& kernels, Pool& pool,
+                     const Executor::Progress& progress);
+
+}  // namespace kamado

@@ -1,0 +1,322 @@
+// The Python module: the only file that knows nanobind. Signatures are those of src/kamado/_native.pyi.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/function.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kamado/executor.h"
+#include "kamado/limits.h"
+#include "kamado/tables.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using kamado::Executor;
+using kamado::ProgramBuilder;
+
+template <class T>
+using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ids = std::vector<int32_t>;
+using OptionalId = std::optional<int32_t>;
+
+unsigned long main_thread_id = 0;
+
+int32_t id_of(const OptionalId& id) {
+  return id.value_or(-1);
+}
+
+kamado::Activation activation_of(const std::string& name) {
+  if (name == "none") return kamado::Activation::kNone;
+  if (name == "silu") return kamado::Activation::kSilu;
+  if (name == "gelu_tanh") return kamado::Activation::kGeluTanh;
+  if (name == "gelu_erf") return kamado::Activation::kGeluErf;
+  if (name == "relu") return kamado::Activation::kRelu;
+  throw std::invalid_argument("unknown activation " + name);
+}
+
+kamado::RouteScore score_of(const std::string& name) {
+  if (name == "softmax") return kamado::RouteScore::kSoftmax;
+  if (name == "sigmoid") return kamado::RouteScore::kSigmoid;
+  if (name == "topk_softmax") return kamado::RouteScore::kTopkSoftmax;
+  throw std::invalid_argument("unknown router score " + name);
+}
+
+// True when a Python signal handler raised; the error stays pending in this thread.
+bool has_signal() {
+  const nb::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+// Runs native work without the GIL. A Python error that a callback left pending replaces the cancellation it caused.
+template <class Work>
+auto without_gil(const Work& work) {
+  try {
+    const nb::gil_scoped_release release;
+    return work();
+  } catch (const kamado::Cancelled&) {
+    if (PyErr_Occurred()) throw nb::python_error();
+    throw;
+  }
+}
+
+// Only the main thread runs signal handlers; others need not ask for the GIL.
+Executor::Poll poll_for_this_thread() {
+  if (PyThread_get_thread_ident() != main_thread_id) return {};
+  return has_signal;
+}
+
+// Owns the executor, which also lives as long as an array of its logits.
+class PyExecutor {
+ public:
+  explicit PyExecutor(std::shared_ptr<Executor> executor) : executor_(std::move(executor)) {}
+
+  Executor& get() const {
+    if (executor_ == nullptr) throw std::runtime_error("the executor is closed");
+    return *executor_;
+  }
+  const std::shared_ptr<Executor>& shared() const { return executor_; }
+  void close() { executor_.reset(); }
+
+ private:
+  std::shared_ptr<Executor> executor_;
+};
+
+PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows, int32_t max_logit_rows,
+                 int64_t max_kv_tokens, int32_t max_sequences, const std::string& kv, std::optional<std::string> tier,
+                 const std::optional<nb::callable>& progress) {
+  if (kv != "f32" && kv != "f16") throw std::invalid_argument("kv must be \"f32\" or \"f16\", got \"" + kv + "\"");
+  const kamado::ExecutorOptions options{num_threads,   max_rows,    max_logit_rows, max_kv_tokens,
+                                        max_sequences, kv == "f16", std::move(tier)};
+  kamado::Program program = builder.finish();
+  const auto report = [&progress](uint64_t done, uint64_t total) {
+    const nb::gil_scoped_acquire gil;
+    try {
+      if (progress) (*progress)(done, total);
+    } catch (nb::python_error& error) {
+      error.restore();
+      throw kamado::Cancelled();
+    }
+    if (PyErr_CheckSignals() != 0) throw kamado::Cancelled();
+  };
+  return without_gil([&] { return PyExecutor(std::make_shared<Executor>(std::move(program), options, report)); });
+}
+
+nb::ndarray<nb::numpy, float, nb::ndim<2>> step(const PyExecutor& self, const Array<int32_t>& sequences,
+                                                const Array<int32_t>& counts, const Array<int32_t>& tokens,
+                                                const Array<int32_t>& logit_rows) {
+  Executor& executor = self.get();
+  if (sequences.size() != counts.size()) {
+    throw std::invalid_argument(std::to_string(sequences.size()) + " sequences and " + std::to_string(counts.size()) +
+                                " counts");
+  }
+  const Executor::Batch batch{sequences.data(), counts.data(),     sequences.size(), tokens.data(),
+                              tokens.size(),    logit_rows.data(), logit_rows.size()};
+  const Executor::Poll poll = poll_for_this_thread();
+  const float* logits = without_gil([&] { return executor.step(batch, poll); });
+  auto keep = std::make_unique<std::shared_ptr<Executor>>(self.shared());
+  const nb::capsule owner(keep.get(),
+                          [](void* pointer) noexcept { delete static_cast<std::shared_ptr<Executor>*>(pointer); });
+  keep.release();
+  const size_t shape[2] = {logit_rows.size(), static_cast<size_t>(executor.vocab_size())};
+  return {const_cast<float*>(logits), 2, shape, owner};
+}
+
+nb::ndarray<nb::numpy, double, nb::ndim<1>> score(const PyExecutor& self, int32_t sequence,
+                                                  const Array<int32_t>& tokens, const Array<int32_t>& targets) {
+  Executor& executor = self.get();
+  if (tokens.size() != targets.size()) {
+    throw std::invalid_argument(std::to_string(tokens.size()) + " tokens and " + std::to_string(targets.size()) +
+                                " targets");
+  }
+  auto values = std::make_unique<double[]>(tokens.size());
+  const Executor::Poll poll = poll_for_this_thread();
+  without_gil([&] { executor.score(sequence, tokens.data(), targets.data(), tokens.size(), values.get(), poll); });
+  const nb::capsule owner(values.get(), [](void* pointer) noexcept { delete[] static_cast<double*>(pointer); });
+  return {values.release(), {tokens.size()}, owner};
+}
+
+nb::ndarray<nb::numpy, float, nb::ndim<1>> dequantize(int32_t layout, const Array<uint8_t>& data, int64_t num_values) {
+  const auto kind = static_cast<kamado::Layout>(layout);
+  const kamado::LayoutInfo* info = kamado::layout_info(kind);
+  if (info == nullptr) throw std::invalid_argument("unknown layout " + std::to_string(layout));
+  if (num_values < 0 || num_values % info->block_values != 0 ||
+      data.size() != static_cast<size_t>(num_values / info->block_values) * static_cast<size_t>(info->block_bytes)) {
+    throw std::invalid_argument(std::to_string(num_values) + " " + info->name + " values in " +
+                                std::to_string(data.size()) + " bytes");
+  }
+  auto values = std::make_unique<float[]>(static_cast<size_t>(num_values));
+  kamado::dequantize_row(kind, data.data(), values.get(), num_values);
+  const nb::capsule owner(values.get(), [](void* pointer) noexcept { delete[] static_cast<float*>(pointer); });
+  return {values.release(), {static_cast<size_t>(num_values)}, owner};
+}
+
+std::vector<std::string> tiers() {
+  std::vector<std::string> names;
+  for (const char* name : {"scalar", "avx2", "avx512"}) {
+    if (kamado::table_by_name(name) != nullptr) names.emplace_back(name);
+  }
+  return names;
+}
+
+void bind_builder(nb::module_& m) {
+  nb::class_<ProgramBuilder>(m, "Builder")
+      .def(nb::init<>())
+      .def("matrix", &ProgramBuilder::matrix, "name"_a, "path"_a, "offset"_a, "layout"_a, "rows"_a, "cols"_a)
+      .def("vector", &ProgramBuilder::vector, "name"_a, "path"_a, "offset"_a, "layout"_a, "length"_a, "add"_a = 0.0)
+      .def(
+          "constant",
+          [](ProgramBuilder& self, const Array<double>& values) { return self.constant(values.data(), values.size()); },
+          "values"_a)
+      .def("buffer", &ProgramBuilder::buffer, "name"_a, "width"_a)
+      .def(
+          "embed",
+          [](ProgramBuilder& self, int32_t out, int32_t table, float scale) {
+            self.append(kamado::EmbedOp{out, table, scale});
+          },
+          "out"_a, "table"_a, "scale"_a)
+      .def(
+          "norm",
+          [](ProgramBuilder& self, int32_t out, int32_t x, OptionalId weight, OptionalId bias, float eps,
+             bool layer_norm, int32_t group) {
+            self.append(kamado::NormOp{out, x, id_of(weight), id_of(bias), eps, layer_norm, group});
+          },
+          "out"_a, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a, "layer_norm"_a, "group"_a)
+      .def(
+          "linear",
+          [](ProgramBuilder& self, const Ids& outs, int32_t x, const Ids& weights,
+             const std::vector<OptionalId>& biases) {
+            Ids ids;
+            for (const OptionalId& bias : biases) ids.push_back(id_of(bias));
+            self.append(kamado::LinearOp{outs, x, weights, ids});
+          },
+          "outs"_a, "x"_a, "weights"_a, "biases"_a)
+      .def(
+          "rope",
+          [](ProgramBuilder& self, int32_t x, int32_t head_dim, int32_t inv_freq, bool interleaved,
+             double attention_factor) {
+            self.append(kamado::RopeOp{x, head_dim, inv_freq, interleaved, attention_factor});
+          },
+          "x"_a, "head_dim"_a, "inv_freq"_a, "interleaved"_a, "attention_factor"_a)
+      .def(
+          "attend",
+          [](ProgramBuilder& self, int32_t out, int32_t q, int32_t k, int32_t v, int32_t layer, int32_t num_heads,
+             int32_t num_kv_heads, int32_t head_dim, int32_t v_dim, float scale, int32_t window, float softcap,
+             bool causal) {
+            self.append(kamado::AttendOp{out, q, k, v, layer, num_heads, num_kv_heads, head_dim, v_dim, scale, window,
+                                         softcap, causal});
+          },
+          "out"_a, "q"_a, "k"_a, "v"_a, "layer"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "v_dim"_a, "scale"_a,
+          "window"_a, "softcap"_a, "causal"_a)
+      .def(
+          "gate",
+          [](ProgramBuilder& self, int32_t out, int32_t a, OptionalId b, const std::string& activation) {
+            self.append(kamado::GateOp{out, a, id_of(b), activation_of(activation)});
+          },
+          "out"_a, "a"_a, "b"_a.none(), "activation"_a)
+      .def(
+          "route",
+          [](ProgramBuilder& self, int32_t logits, int32_t num_experts, int32_t top_k, const std::string& score_name,
+             bool normalize, OptionalId bias, int32_t num_groups, int32_t top_groups, float scale) {
+            self.append(kamado::RouteOp{logits, num_experts, top_k, score_of(score_name), normalize, id_of(bias),
+                                        num_groups, top_groups, scale});
+          },
+          "logits"_a, "num_experts"_a, "top_k"_a, "score"_a, "normalize"_a, "bias"_a.none(), "num_groups"_a,
+          "top_groups"_a, "scale"_a)
+      .def(
+          "experts",
+          [](ProgramBuilder& self, int32_t out, int32_t x, int32_t logits, const Ids& gate, const Ids& up,
+             const Ids& down, const std::string& activation) {
+            self.append(kamado::ExpertsOp{out, x, logits, gate, up, down, activation_of(activation)});
+          },
+          "out"_a, "x"_a, "logits"_a, "gate"_a, "up"_a, "down"_a, "activation"_a)
+      .def(
+          "add", [](ProgramBuilder& self, int32_t out, int32_t a, int32_t b) { self.append(kamado::AddOp{out, a, b}); },
+          "out"_a, "a"_a, "b"_a)
+      .def(
+          "scale",
+          [](ProgramBuilder& self, int32_t out, int32_t x, float factor) {
+            self.append(kamado::ScaleOp{out, x, factor});
+          },
+          "out"_a, "x"_a, "factor"_a)
+      .def(
+          "softcap",
+          [](ProgramBuilder& self, int32_t out, int32_t x, float cap) { self.append(kamado::SoftcapOp{out, x, cap}); },
+          "out"_a, "x"_a, "cap"_a)
+      .def(
+          "head",
+          [](ProgramBuilder& self, int32_t x, int32_t weight, OptionalId bias, float scale, float softcap) {
+            self.append(kamado::HeadOp{x, weight, id_of(bias), scale, softcap});
+          },
+          "x"_a, "weight"_a, "bias"_a.none(), "scale"_a, "softcap"_a)
+      .def("build", &build, "num_threads"_a, "max_rows"_a, "max_logit_rows"_a, "max_kv_tokens"_a, "max_sequences"_a,
+           "kv"_a, "tier"_a.none() = nb::none(), "progress"_a.none() = nb::none());
+}
+
+void bind_executor(nb::module_& m) {
+  nb::class_<PyExecutor>(m, "Executor")
+      .def_prop_ro("tier", [](const PyExecutor& self) { return self.get().tier(); })
+      .def_prop_ro("num_threads", [](const PyExecutor& self) { return self.get().num_threads(); })
+      .def_prop_ro("vocab_size", [](const PyExecutor& self) { return self.get().vocab_size(); })
+      .def("create_sequence", [](const PyExecutor& self) { return self.get().create_sequence(); })
+      .def(
+          "free_sequence", [](const PyExecutor& self, int32_t sequence) { self.get().free_sequence(sequence); },
+          "sequence"_a)
+      .def(
+          "fork_sequence",
+          [](const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
+            return self.get().fork_sequence(sequence, num_tokens);
+          },
+          "sequence"_a, "num_tokens"_a)
+      .def(
+          "truncate",
+          [](const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
+            self.get().truncate(sequence, num_tokens);
+          },
+          "sequence"_a, "num_tokens"_a)
+      .def(
+          "length", [](const PyExecutor& self, int32_t sequence) { return self.get().length(sequence); }, "sequence"_a)
+      .def("step", &step, "sequences"_a.noconvert(), "counts"_a.noconvert(), "tokens"_a.noconvert(),
+           "logit_rows"_a.noconvert())
+      .def("score", &score, "sequence"_a, "tokens"_a.noconvert(), "targets"_a.noconvert())
+      .def(
+          "tile_kv",
+          [](const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
+            self.get().tile_kv(sequence, num_tokens);
+          },
+          "sequence"_a, "num_tokens"_a)
+      .def("cancel", [](const PyExecutor& self) { self.get().cancel(); })
+      .def("stats",
+           [](const PyExecutor& self) {
+             nb::dict result;
+             for (const auto& [name, value] : self.get().stats()) result[name.c_str()] = value;
+             return result;
+           })
+      .def("close", &PyExecutor::close);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "The native executor; see _native.pyi.";
+  main_thread_id = nb::cast<unsigned long>(nb::module_::import_("threading").attr("main_thread")().attr("ident"));
+  nb::exception<kamado::Cancelled>(m, "Cancelled", PyExc_RuntimeError);
+  bind_builder(m);
+  bind_executor(m);
+  m.def("tiers", &tiers);
+  m.def("active_tier", [] { return std::string(kamado::best_table().tier); });
+  m.def("dequantize", &dequantize, "layout"_a, "data"_a.noconvert(), "num_values"_a);
+  m.def("available_cpus", &kamado::available_cpus);
+  m.def("measure_bandwidth", &kamado::measure_bandwidth, "num_threads"_a, "megabytes"_a, "seconds"_a,
+        nb::call_guard<nb::gil_scoped_release>());
+  m.def("measure_int8", &kamado::measure_int8, "num_threads"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+}
