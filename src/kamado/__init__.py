@@ -1,0 +1,144 @@
+"""Kamado runs open-weight language models on the machine you own, and says beforehand what they will cost.
+
+    import kamado
+
+    with kamado.load("smollm2:135m") as model:
+        for piece in model.chat([{"role": "user", "content": "Why is the sky blue?"}], max_tokens=100):
+            print(piece.text, end="", flush=True)
+
+Nothing heavy is imported until `load` is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .errors import (
+    CheckpointError,
+    ClosedError,
+    ContextOverflowError,
+    CorruptFileError,
+    DownloadError,
+    KamadoError,
+    MemoryBudgetError,
+    MetadataError,
+    MissingTensorError,
+    ModelNotFoundError,
+    NativeError,
+    TemplateError,
+    TokenizerError,
+    UnsupportedError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from .engine.model import Generation, Model, Perplexity
+    from .engine.piece import Piece, Usage
+    from .engine.stats import Stats
+    from .memory.forecast import Plan
+
+    __version__: str
+
+__all__ = [
+    "CheckpointError",
+    "ClosedError",
+    "ContextOverflowError",
+    "CorruptFileError",
+    "DownloadError",
+    "Generation",
+    "KamadoError",
+    "MemoryBudgetError",
+    "MetadataError",
+    "MissingTensorError",
+    "Model",
+    "ModelNotFoundError",
+    "NativeError",
+    "Perplexity",
+    "Piece",
+    "Plan",
+    "Stats",
+    "TemplateError",
+    "TokenizerError",
+    "UnsupportedError",
+    "Usage",
+    "UsageError",
+    "__version__",
+    "load",
+]
+
+_LAZY = {
+    "Generation": "engine.model",
+    "Model": "engine.model",
+    "Perplexity": "engine.model",
+    "Piece": "engine.piece",
+    "Plan": "memory.forecast",
+    "Stats": "engine.stats",
+    "Usage": "engine.piece",
+}
+
+
+def load(
+    model: str | Path,
+    memory: str | int | None = None,
+    threads: int | None = None,
+    kv: str = "auto",
+    context: int | None = None,
+    *,
+    kv_tokens: int | None = None,
+    max_rows: int = 512,
+    max_logit_rows: int | None = None,
+    tier: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Model:
+    """Loads a model: a GGUF file, a safetensors directory, or a name in the store such as "smollm2:135m".
+
+    memory    budget of the process, "6GiB" or bytes; None: what this machine and its cgroups allow
+    threads   compute threads; None: the processors this process may use
+    kv        KV cache: "exact" (f16), "f32", or "auto", which is "exact" in this version
+    context   tokens of a prompt and its answer together; None: the model's own length up to 4096, or the largest half,
+              quarter … of that which fits the budget (256 at the least)
+    kv_tokens tokens of all conversations together, running and kept for reuse; None: as many as `context`
+    max_rows  rows of a step, the size of a prefill chunk; results do not depend on it
+    max_logit_rows  rows that `logits` may return; None: 32 MiB of them, 16 at the least
+    tier      lowers the kernels' instruction set, e.g. "avx2"; None: the best that this processor has
+    progress  called with (done bytes, total bytes) while weights are packed; an exception it raises stops the load
+
+    Nothing is downloaded: `kamado pull NAME` does that. Raises ModelNotFoundError, CheckpointError and its kinds for a
+    file that cannot be used, MemoryBudgetError (with the least budget that works), UsageError, NativeError.
+
+        with kamado.load("smollm2:135m", memory="1GiB", context=2048) as model:
+            print(model.plan.peak_bytes, "".join(p.text for p in model.generate("The answer is", max_tokens=20)))
+    """
+    from .engine.model import load_model
+
+    return load_model(
+        model,
+        memory=memory,
+        threads=threads,
+        kv=kv,
+        context=context,
+        kv_tokens=kv_tokens,
+        max_rows=max_rows,
+        max_logit_rows=max_logit_rows,
+        tier=tier,
+        progress=progress,
+    )
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("kamado")
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,70 @@
+"""What the engine needs of an executor: the native one, or a scripted one in tests."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ExecutorProtocol(Protocol):
+    """The part of `_native.Executor` that the engine calls. One thread owns it; only `cancel` may come from others."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of a row of logits."""
+        ...
+
+    def create_sequence(self) -> int:
+        """A new empty sequence's id."""
+        ...
+
+    def free_sequence(self, sequence: int) -> None:
+        """Gives the sequence's pages back; the id may come again."""
+        ...
+
+    def fork_sequence(self, sequence: int, num_tokens: int) -> int:
+        """A new sequence that begins with the first `num_tokens`; full pages are shared, a partial one is copied."""
+        ...
+
+    def truncate(self, sequence: int, num_tokens: int) -> None:
+        """Forgets what comes after the first `num_tokens`."""
+        ...
+
+    def length(self, sequence: int) -> int:
+        """Tokens in the cache."""
+        ...
+
+    def step(
+        self,
+        sequences: NDArray[np.int32],
+        counts: NDArray[np.int32],
+        tokens: NDArray[np.int32],
+        logit_rows: NDArray[np.int32],
+    ) -> NDArray[np.float32]:
+        """Appends `counts[i]` tokens to `sequences[i]`; float32[len(logit_rows), vocab], valid until the next step.
+
+        When it raises, the sequences are as before it.
+        """
+        ...
+
+    def score(self, sequence: int, tokens: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Appends tokens; per token the log-probability of `targets[i]`, 0.0 where that is -1."""
+        ...
+
+    def tile_kv(self, sequence: int, num_tokens: int) -> None:
+        """Fills the cache up to `num_tokens` with repetitions, for speed measurements."""
+        ...
+
+    def cancel(self) -> None:
+        """The running or the next step raises the executor's Cancelled. From any thread."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Bytes by owner, and seconds by kind of operation."""
+        ...
+
+    def close(self) -> None:
+        """Gives all memory back."""
+        ...

@@ -1,0 +1,590 @@
+"""A loaded model: text in, pieces out. Everything that the command line and servers need of the engine is here."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checkpoint.types import Checkpoint
+from ..errors import (
+    ClosedError,
+    ContextOverflowError,
+    KamadoError,
+    NativeError,
+    TemplateError,
+    TokenizerError,
+    UsageError,
+)
+from ..memory import forecast
+from ..memory.budget import parse_size
+from ..memory.forecast import Plan
+from ..memory.profile import load_device_profile, machine
+from ..program import Program
+from .chat import ChatEncoder
+from .executor_protocol import ExecutorProtocol
+from .piece import Piece, Usage
+from .request import Request
+from .sampler import MAX_LOGPROBS, sampling_from
+from .scheduler import NoRoomError, Scheduler
+from .session import SessionCache
+from .stats import Stats, make_stats
+from .stops import check_stops
+
+if TYPE_CHECKING:
+    from ..checkpoint.tokenizer import Tokenizer
+
+# Sequences of the executor: conversations that run or wait in the cache for their next turn.
+MAX_SEQUENCES = 64
+MAX_LIVE = 32
+MAX_THREADS = 1024
+
+
+class Perplexity(NamedTuple):
+    """How well a text is predicted: exp of the mean negative log-likelihood."""
+
+    value: float
+    standard_error: float
+    num_tokens: int  # tokens that were scored
+
+
+class Generation(Iterator[Piece]):
+    """The pieces of one answer, as they come. Dropping it, `close()` or Ctrl-C ends the work for it."""
+
+    def __init__(self, request: Request, scheduler: Scheduler, owner: object) -> None:
+        self._request = request
+        self._scheduler = scheduler
+        self._owner = owner  # the model must not be closed by garbage collection while an answer runs
+        self._is_done = False
+        scheduler.submit(request)
+
+    def __next__(self) -> Piece:
+        if self._is_done:
+            raise StopIteration
+        request = self._request
+        try:
+            item = request.output.get()
+        except BaseException:
+            self.close()
+            raise
+        if request.is_paused:
+            self._scheduler.wake()
+        if isinstance(item, Piece):
+            self._is_done = item.finish_reason is not None
+            return item
+        self._is_done = True
+        if item is None:
+            raise StopIteration
+        raise _public(item)
+
+    def close(self) -> None:
+        """Stops the answer. Its executor is free within 250 ms; may be called again, and from another thread."""
+        if not self._is_done:
+            self._is_done = True
+            self._scheduler.cancel(self._request)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_done", True):
+            self.close()
+
+    @property
+    def seed(self) -> int:
+        """The seed in use: given again, it gives the same answer."""
+        return self._request.sampler.seed
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens and seconds so far."""
+        return self._request.usage()
+
+
+class Model:
+    """A model that was loaded with `kamado.load`. Its methods may be called from several threads; answers run together.
+
+    Use it in a `with` statement, or `close()` it: its memory is given back then.
+    """
+
+    def __init__(
+        self,
+        *,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        executor: ExecutorProtocol,
+        tokenizer: Tokenizer | None,
+        cancelled_error: type[BaseException],
+        max_sequences: int = MAX_SEQUENCES,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._tokenizer = tokenizer
+        self._executor = executor
+        self._vocab_size = executor.vocab_size
+        self.plan: Plan = plan
+        self._scheduler = Scheduler(
+            executor,
+            max_rows=plan.max_rows,
+            max_logit_rows=plan.max_logit_rows,
+            kv_tokens=plan.kv_tokens,
+            max_sequences=max_sequences,
+            max_live=MAX_LIVE,
+            cancelled_error=cancelled_error,
+        )
+        self._finalizer = weakref.finalize(self, self._scheduler.close)  # also at interpreter exit
+
+    @property
+    def name(self) -> str:
+        """The model's name as its file has it, else the file's name."""
+        return self.plan.model
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return self.plan.context
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, the width of a row of logits."""
+        return self._vocab_size
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` can be used."""
+        return self._checkpoint.chat_template is not None
+
+    @property
+    def stats(self) -> Stats:
+        """Totals since the model was loaded: tokens, seconds by stage, bytes by owner. Waits for the running step."""
+        return make_stats(self._scheduler.snapshot())
+
+    def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
+        """Token ids of `text`. With `special`, special tokens written in it become their ids; else they are plain text.
+
+        `add_bos` None: as the model wants it. Raises TokenizerError when the model has no tokenizer.
+        """
+        return self._require_tokenizer().encode(text, special=special, add_bos=add_bos)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
+        return self._require_tokenizer().decode(self._check_tokens(tokens))
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: int | None = None,
+        special: bool = False,
+        background: bool = False,
+    ) -> Generation:
+        """Continues `prompt` (text, or token ids as they are) and yields one Piece a token, as soon as it is there.
+
+        A value that is not given is the model file's own recommendation, else temperature 0.7, top_k 40, top_p 0.95 and
+        everything else off. temperature 0 always takes the most likely token. See engine/sampler.py for the order.
+        `max_tokens` None: until the model ends its turn or the context is full. `stop`: strings that end the answer and
+        are not part of it. `logprobs` n (0 to 64): log-probabilities of the token and of the n most likely. `special`:
+        special tokens written in a text prompt become their ids. `background`: interactive requests go first.
+
+        Raises, at once, UsageError for a value out of range, ContextOverflowError when the prompt leaves no room for
+        one token, TokenizerError for text without a tokenizer, ClosedError. While iterating: NativeError,
+        ClosedError.
+
+            for piece in model.generate("Once upon a time", max_tokens=50):
+                print(piece.text, end="", flush=True)
+        """
+        tokens = self._prompt_tokens(prompt, special)
+        sampling = sampling_from(
+            self._checkpoint.sampling,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+            seed=seed,
+        )
+        if max_tokens is not None and (not _is_whole(max_tokens) or max_tokens < 1):
+            raise UsageError(f"max_tokens must be a whole number, 1 or more, not {max_tokens!r}")
+        if logprobs is not None and (not _is_whole(logprobs) or not 0 <= logprobs <= MAX_LOGPROBS):
+            raise UsageError(f"logprobs must be a whole number from 0 to {MAX_LOGPROBS}, not {logprobs!r}")
+        stops = check_stops(stop)
+        room = self.context - len(tokens)
+        if room < 1:
+            raise ContextOverflowError(len(tokens), self.context)
+        if stops:
+            self._require_tokenizer()
+        request = Request(
+            tokens,
+            sampling=sampling,
+            vocab_size=self._vocab_size,
+            max_tokens=room if max_tokens is None else min(int(max_tokens), room),
+            text=self._tokenizer.stream() if self._tokenizer else None,
+            stops=stops,
+            stop_ids=self._tokenizer.stop_ids if self._tokenizer else frozenset(),
+            logprobs=None if logprobs is None else int(logprobs),
+            is_background=background,
+        )
+        return Generation(request, self._scheduler, self)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: int | None = None,
+        background: bool = False,
+    ) -> Generation:
+        """Answers a conversation: messages with "role" and "content", through the model's own chat template.
+
+        Special tokens inside contents are plain text to the model. The beginning that earlier turns share is not
+        computed again. Parameters are those of `generate`. Raises TemplateError when the model has no template or it
+        refuses the messages, UsageError for malformed ones, and what `generate` raises.
+
+            answer = model.chat([{"role": "user", "content": "Why is the sky blue?"}])
+            print("".join(piece.text for piece in answer))
+        """
+        return self.generate(
+            self.encode_chat(messages),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+            seed=seed,
+            stop=stop,
+            logprobs=logprobs,
+            background=background,
+        )
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The token ids that `chat` would send for `messages`. Raises as `chat` does."""
+        return self._chat_encoder.encode(messages)
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """float32[len(tokens), vocab_size]: row i predicts the token after tokens[: i + 1].
+
+        Raises UsageError when that is more than the scratch that was planned (`plan.max_logit_rows` rows): use
+        `score` or `perplexity`, which never hold all logits at once.
+        """
+        checked = self._check_tokens(tokens)
+        if not checked:
+            raise UsageError("logits needs one token at least")
+        limit = self.plan.max_logit_rows
+        if len(checked) > limit:
+            raise UsageError(
+                f"logits of {len(checked)} tokens are more than the scratch that was planned, for {limit} rows: "
+                f"use score() or perplexity(), or load the model with max_logit_rows={len(checked)}"
+            )
+        if len(checked) > self.context:
+            raise ContextOverflowError(len(checked), self.context)
+        out = np.empty((len(checked), self._vocab_size), np.float32)
+        ids = np.array(checked, np.int32)
+
+        def run(executor: ExecutorProtocol, sequence: int) -> None:
+            for begin, end in self._chunks(len(ids)):
+                rows = np.arange(end - begin, dtype=np.int32)
+                counts = np.array([end - begin], np.int32)
+                out[begin:end] = executor.step(np.array([sequence], np.int32), counts, ids[begin:end], rows)
+
+        self._with_sequence(len(ids), run)
+        return out
+
+    def score(self, prompt: str | Sequence[int]) -> NDArray[np.float64]:
+        """float64[n - 1]: the natural log-probability of every token but the first, given those before it.
+
+        Raises ContextOverflowError when the prompt is longer than the context.
+        """
+        tokens = self._prompt_tokens(prompt, special=False)
+        if len(tokens) < 2:
+            raise UsageError("score needs two tokens at least")
+        if len(tokens) > self.context:
+            raise ContextOverflowError(len(tokens), self.context)
+        return self._score(tokens, 0)
+
+    def perplexity(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        window: int = 512,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Perplexity:
+        """How well the model predicts a text of any length, by llama.cpp's method, so that figures compare.
+
+        The tokens are cut into windows; each begins with the BOS token if the model has one (in place of its first
+        token), and its second half is scored. The rest after the last whole window is left out; a text shorter than a
+        window is one. `progress(done, total)` counts windows.
+        """
+        tokens = self._prompt_tokens(prompt, special=False)
+        if not _is_whole(window) or not 4 <= window <= self.context:
+            raise UsageError(f"window must be a whole number from 4 to {self.context}, the context, not {window!r}")
+        window = min(window, len(tokens))
+        if window < 4:
+            raise UsageError(f"perplexity needs four tokens at least, the text has {len(tokens)}")
+        bos = self._tokenizer.bos_id if self._tokenizer and self._tokenizer.add_bos else None
+        total = len(tokens) // window
+        scores: list[NDArray[np.float64]] = []
+        for i in range(total):
+            part = tokens[i * window : (i + 1) * window]
+            if bos is not None:
+                part[0] = bos
+            scores.append(self._score(part, window // 2))
+            if progress is not None:
+                progress(i + 1, total)
+        losses = -np.concatenate(scores)
+        value = math.exp(min(float(losses.mean()), 700.0))
+        spread = float(losses.std()) / math.sqrt(max(1, losses.size - 1))
+        return Perplexity(value, value * spread, losses.size)
+
+    def close(self) -> None:
+        """Ends what runs (its iterators raise ClosedError) and gives the memory back. May be called again."""
+        self._finalizer()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._scheduler.is_closed else f"context {self.context}"
+        return f"<kamado.Model {self.name!r}, {self.plan.architecture}, {state}>"
+
+    @cached_property
+    def _chat_encoder(self) -> ChatEncoder:
+        source = self._checkpoint.chat_template
+        if source is None:
+            raise TemplateError(
+                f"{self.name} has no chat template: it was made to continue text, so use generate(), or load an "
+                "instruction-tuned model"
+            )
+        from ..checkpoint.template import ChatTemplate
+
+        tokenizer = self._require_tokenizer()
+        bos, eos = (
+            tokenizer.decode([i], skip_special=False) if i is not None else ""
+            for i in (tokenizer.bos_id, tokenizer.eos_id)
+        )
+        return ChatEncoder(tokenizer, ChatTemplate(source, bos_token=bos, eos_token=eos))
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise TokenizerError(
+                f"{self._checkpoint.path} has no tokenizer: give token ids, or put tokenizer.json beside the weights"
+            )
+        return self._tokenizer
+
+    def _prompt_tokens(self, prompt: str | Sequence[int], special: bool) -> list[int]:
+        tokens = self.tokenize(prompt, special=special) if isinstance(prompt, str) else self._check_tokens(prompt)
+        if not tokens:
+            raise UsageError("the prompt is empty: it must have one token at least")
+        return tokens
+
+    def _check_tokens(self, tokens: Sequence[int]) -> list[int]:
+        try:
+            ids = np.asarray(tokens)
+        except ValueError:
+            ids = np.zeros((1, 1))
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise UsageError("tokens must be a sequence of whole numbers")
+        if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < self._vocab_size):
+            raise UsageError(
+                f"token ids must be from 0 to {self._vocab_size - 1}, not {int(ids.min())} to {int(ids.max())}"
+            )
+        return [int(i) for i in ids]
+
+    def _score(self, tokens: list[int], first: int) -> NDArray[np.float64]:
+        """Log-probabilities of tokens[first + 1:]."""
+        ids = np.array(tokens, np.int32)
+        targets = np.full(len(ids), -1, np.int32)
+        targets[first:-1] = ids[first + 1 :]
+        out = np.zeros(len(ids))
+
+        def run(executor: ExecutorProtocol, sequence: int) -> None:
+            for begin, end in self._chunks(len(ids)):
+                out[begin:end] = executor.score(sequence, ids[begin:end], targets[begin:end])
+
+        self._with_sequence(len(ids), run)
+        return out[first:-1]
+
+    def _chunks(self, length: int) -> Iterator[tuple[int, int]]:
+        size = self.plan.max_rows
+        return ((begin, min(begin + size, length)) for begin in range(0, length, size))
+
+    def _with_sequence(self, num_tokens: int, run: Callable[[ExecutorProtocol, int], None]) -> None:
+        """Calls `run(executor, empty sequence)` between steps; it may be called again when it was aborted."""
+
+        def job(sessions: SessionCache) -> None:
+            session = sessions.create_empty()
+            if session is None:
+                raise NoRoomError("all sequences are in use")
+            try:
+                if not sessions.reserve(session, num_tokens):
+                    raise NoRoomError("too few pages are free")
+                run(sessions.executor, session.sequence)
+            finally:
+                sessions.drop(session)
+
+        try:
+            self._scheduler.call(job)
+        except Exception as error:
+            raise _public(error) from error
+
+
+def load_model(
+    model: str | Path,
+    *,
+    memory: str | int | None = None,
+    threads: int | None = None,
+    kv: str = "auto",
+    context: int | None = None,
+    kv_tokens: int | None = None,
+    max_rows: int = forecast.DEFAULT_MAX_ROWS,
+    max_logit_rows: int | None = None,
+    tier: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Model:
+    """See `kamado.load`."""
+    forecast.kv_element_bytes(kv)
+    budget_bytes = None if memory is None else parse_size(memory)
+    for name, value, low, high in (
+        ("threads", threads, 1, MAX_THREADS),
+        ("max_rows", max_rows, 2, 1 << 16),
+        ("max_logit_rows", max_logit_rows, 2, 1 << 16),
+        ("kv_tokens", kv_tokens, 1, 1 << 32),
+        ("context", context, 2, 1 << 32),
+    ):
+        if value is not None and (not _is_whole(value) or not low <= value <= high):
+            raise UsageError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+
+    from ..checkpoint import open_checkpoint
+    from ..checkpoint.store import Store
+    from ..models import build_program
+
+    checkpoint = open_checkpoint(Store().resolve(str(model)))
+    program = build_program(checkpoint)
+    here = machine()
+    num_threads = threads or here.cpus
+    plan = forecast.plan(
+        checkpoint,
+        program,
+        context=context,
+        kv=kv,
+        threads=num_threads,
+        memory=budget_bytes,
+        kv_tokens=kv_tokens,
+        max_rows=max_rows,
+        max_logit_rows=max_logit_rows,
+        profile=load_device_profile(here.cpu_model, num_threads, here.tier),
+        on=here,
+    )
+    plan.require_fit()
+    return _build(checkpoint, program, plan, tier=tier, progress=progress)
+
+
+def _build(
+    checkpoint: Checkpoint,
+    program: Program,
+    plan: Plan,
+    *,
+    tier: str | None,
+    progress: Callable[[int, int], None] | None,
+) -> Model:
+    """Packs the weights while a second thread reads the tokenizer, which takes as long for a large vocabulary."""
+    from .. import _native
+    from ..lower import build_executor
+
+    reader = _TokenizerReader(checkpoint)
+    executor = build_executor(
+        program,
+        num_threads=plan.num_threads,
+        max_rows=plan.max_rows,
+        max_logit_rows=plan.max_logit_rows,
+        max_kv_tokens=plan.kv_tokens,
+        max_sequences=MAX_SEQUENCES,
+        kv="f32" if plan.kv == "f32" else "f16",
+        tier=tier,
+        progress=progress,
+    )
+    try:
+        return Model(
+            checkpoint=checkpoint,
+            plan=plan,
+            executor=executor,
+            tokenizer=reader.result(),
+            cancelled_error=_native.Cancelled,
+        )
+    except BaseException:
+        executor.close()
+        raise
+
+
+class _TokenizerReader:
+    """Loads the tokenizer on a thread of its own; `result` waits for it and raises what it raised."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._source = checkpoint.tokenizer
+        self._tokenizer: Tokenizer | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._read, name="kamado-tokenizer", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            if self._source is not None:
+                from ..checkpoint.tokenizer import load_tokenizer
+
+                self._tokenizer = load_tokenizer(self._source)
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Tokenizer | None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._tokenizer
+
+
+def _public(error: BaseException) -> BaseException:
+    """What a caller sees of an error that came from the scheduler's thread."""
+    if isinstance(error, KamadoError) and not isinstance(error, ClosedError):
+        return error
+    if isinstance(error, ClosedError):  # one instance is shared by all who waited: each gets its own traceback
+        return ClosedError(str(error))
+    wrapped = NativeError(f"{type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

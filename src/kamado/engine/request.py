@@ -1,0 +1,129 @@
+"""One request: its tokens, what picks the next one, what turns tokens into text, and the queue to its consumer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from queue import SimpleQueue
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .piece import FinishReason, Piece, Usage
+from .sampler import Sampler, Sampling, log_probabilities
+from .session import Session
+from .stops import StopMatcher
+
+# Pieces that wait for a slow consumer before its request pauses: a second or two of reading.
+MAX_QUEUED_PIECES = 64
+
+
+class TextStream(Protocol):
+    """Turns tokens into text, whole characters only."""
+
+    def push(self, token: int, /) -> str:
+        """The text that became certain with `token`."""
+        ...
+
+    def flush(self) -> str:
+        """What is left at the end."""
+        ...
+
+
+class NoText:
+    """For models without a tokenizer: pieces carry tokens only."""
+
+    def push(self, token: int, /) -> str:
+        """Always empty."""
+        return ""
+
+    def flush(self) -> str:
+        """Always empty."""
+        return ""
+
+
+class Request:
+    """State of one request. The scheduler's thread changes it; the consumer reads `output` and sets `is_cancelled`."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        *,
+        sampling: Sampling,
+        vocab_size: int,
+        max_tokens: int,
+        text: TextStream | None = None,
+        stops: Sequence[str] = (),
+        stop_ids: frozenset[int] = frozenset(),
+        logprobs: int | None = None,
+        is_background: bool = False,
+    ) -> None:
+        self.tokens = list(prompt)  # the prompt, then what was picked
+        self.num_prompt = len(self.tokens)
+        self.end = self.num_prompt + max_tokens  # length of `tokens` at which the answer is cut
+        self.sampler = Sampler(sampling, vocab_size, self.tokens)
+        self.is_background = is_background
+        self.output: SimpleQueue[Piece | BaseException | None] = SimpleQueue()  # None: cancelled
+        self.is_cancelled = False
+        self.is_paused = False  # the consumer is slow; it wakes the scheduler when it has read
+        self.session: Session | None = None
+        self.last_served = 0
+        self.num_reused: int | None = None  # set at the first admission
+        self._text = text or NoText()
+        self._stops = StopMatcher(stops)
+        self._stop_ids = stop_ids
+        self._logprobs = logprobs
+        self.submitted_at = time.perf_counter()
+        self.started_at = self.first_at = self.last_at = 0.0
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens in the executor's cache."""
+        return len(self.session.tokens) if self.session is not None else 0
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens picked."""
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the consumer keeps up."""
+        return self.output.qsize() < MAX_QUEUED_PIECES
+
+    def accept(self, logits: NDArray[np.float32]) -> bool:
+        """Picks the next token from float32[vocab] and puts its piece out; True when that was the last."""
+        token = self.sampler.pick(logits, len(self.tokens))
+        logprob, top = (None, ()) if self._logprobs is None else log_probabilities(logits, token, self._logprobs)
+        self.tokens.append(token)
+        finish: FinishReason | None = None
+        if token in self._stop_ids:
+            text = self._stops.push(self._text.flush()) + self._stops.flush()
+            finish = "stop"
+        else:
+            text = self._stops.push(self._text.push(token))
+            if not self._stops.is_stopped and len(self.tokens) >= self.end:
+                finish = "length"
+                text += self._stops.push(self._text.flush())
+                text += self._stops.flush()
+            if self._stops.is_stopped:
+                finish = "stop"
+        self.last_at = time.perf_counter()
+        if not self.first_at:
+            self.first_at = self.last_at
+        self.output.put(Piece(text, token, logprob, top, finish))
+        return finish is not None
+
+    def usage(self) -> Usage:
+        """The account so far."""
+        now = time.perf_counter()
+        started = self.started_at or now
+        return Usage(
+            num_prompt_tokens=self.num_prompt,
+            num_reused_tokens=self.num_reused or 0,
+            num_generated_tokens=self.num_generated,
+            queue_seconds=started - self.submitted_at,
+            prefill_seconds=(self.first_at or now) - started,
+            decode_seconds=max(0.0, self.last_at - self.first_at),
+        )

@@ -1,0 +1,288 @@
+"""A scripted executor and a byte tokenizer: the engine's tests run in milliseconds and need no model file.
+
+The fake keeps the executor's contract to the letter and checks its caller: one thread, pages counted as the native cache
+counts them, no step with a sequence twice. Its logits are a hash of all tokens of the sequence, so text that comes out
+right proves that the cache held exactly the right tokens.
+"""
+
+from __future__ import annotations
+
+import codecs
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from kamado.checkpoint.types import Checkpoint, TokenizerSource
+from kamado.engine.model import Model
+from kamado.memory.forecast import PAGE_TOKENS, Plan, round_to_pages
+
+SPECIALS = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
+BOS, EOS, IM_START, IM_END = range(256, 260)
+VOCAB = 260
+
+
+class FakeCancelled(RuntimeError):
+    pass
+
+
+class FakeExecutor:
+    """`logits_of(tokens)` gives the row after `tokens`; the default hashes them."""
+
+    def __init__(
+        self,
+        *,
+        kv_tokens: int = 4096,
+        max_sequences: int = 64,
+        vocab_size: int = VOCAB,
+        logits_of: Callable[[Sequence[int]], np.ndarray] | None = None,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.tier = "fake"
+        self.num_threads = 1
+        self.max_pages = kv_tokens // PAGE_TOKENS
+        self.max_sequences = max_sequences
+        self.logits_of = logits_of or self.hashed
+        self.sequences: dict[int, tuple[list[int], list[list[int]]]] = {}  # tokens; pages, each a one-element refcount
+        self.steps: list[list[tuple[int, int]]] = []  # (sequence, rows) of every step that was done
+        self.fail_on: Callable[[list[int]], Exception | None] = lambda tokens: None
+        self.hold = threading.Event()  # cleared: steps wait until it is set or cancel() comes
+        self.hold.set()
+        self.num_allowed = 0  # steps that may pass while `hold` is cleared
+        self.entered = threading.Event()  # set when a step begins
+        self.num_cancels = 0
+        self.is_closed = False
+        self._cancelled = threading.Event()
+        self._owner: int | None = None
+        self._next_id = 0
+
+    def hashed(self, tokens: Sequence[int]) -> np.ndarray:
+        seed = zlib.crc32(np.array(tokens, np.int32).tobytes())
+        x = (np.arange(self.vocab_size, dtype=np.uint32) + np.uint32(1)) * np.uint32(2654435761) ^ np.uint32(seed)
+        x = (x ^ (x >> np.uint32(15))) * np.uint32(2246822519)
+        x = (x ^ (x >> np.uint32(13))) * np.uint32(3266489917)
+        return ((x >> np.uint32(8)).astype(np.float32) / np.float32(1 << 24)) * 12 - 6
+
+    @property
+    def num_rows(self) -> int:
+        return sum(rows for step in self.steps for _, rows in step)
+
+    @property
+    def num_pages(self) -> int:
+        return len({id(page) for _, pages in self.sequences.values() for page in pages})
+
+    def create_sequence(self) -> int:
+        self._check_thread()
+        assert len(self.sequences) < self.max_sequences
+        self._next_id += 1
+        self.sequences[self._next_id] = ([], [])
+        return self._next_id
+
+    def free_sequence(self, sequence: int) -> None:
+        self._check_thread()
+        self._release(self.sequences.pop(sequence)[1], 0)
+
+    def fork_sequence(self, sequence: int, num_tokens: int) -> int:
+        tokens, pages = self.sequences[sequence]
+        assert 0 < num_tokens <= len(tokens)
+        fork = self.create_sequence()
+        shared = pages[: num_tokens // PAGE_TOKENS]
+        for page in shared:
+            page[0] += 1
+        self.sequences[fork] = (tokens[:num_tokens], shared)
+        self._reserve(fork, num_tokens)
+        return fork
+
+    def truncate(self, sequence: int, num_tokens: int) -> None:
+        self._check_thread()
+        tokens, pages = self.sequences[sequence]
+        assert num_tokens <= len(tokens)
+        del tokens[num_tokens:]
+        self._release(pages, -(-num_tokens // PAGE_TOKENS))
+
+    def length(self, sequence: int) -> int:
+        return len(self.sequences[sequence][0])
+
+    def step(self, sequences, counts, tokens, logit_rows) -> np.ndarray:
+        self._check_thread()
+        assert not self.is_closed
+        assert all(a.dtype == np.int32 for a in (sequences, counts, tokens, logit_rows))
+        assert len(set(sequences.tolist())) == len(sequences) == len(counts) > 0
+        assert counts.min() > 0
+        assert counts.sum() == len(tokens)
+        self.entered.set()
+        while not self._cancelled.is_set() and self.num_allowed == 0 and not self.hold.wait(0.001):
+            pass
+        self.num_allowed = max(0, self.num_allowed - 1)
+        if self._cancelled.is_set():
+            self._cancelled.clear()
+            raise FakeCancelled
+        ends = np.cumsum(counts)
+        parts = [tokens[end - count : end].tolist() for end, count in zip(ends, counts, strict=True)]
+        for part in parts:
+            error = self.fail_on(part)
+            if error is not None:
+                raise error
+        wanted = set(logit_rows.tolist())
+        rows = {}
+        row = 0
+        for sequence, part in zip(sequences.tolist(), parts, strict=True):
+            held = self.sequences[sequence][0]
+            self._reserve(sequence, len(held) + len(part))
+            for token in part:
+                held.append(token)
+                if row in wanted:
+                    rows[row] = self.logits_of(held)
+                row += 1
+        self.steps.append(list(zip(sequences.tolist(), counts.tolist(), strict=True)))
+        if not len(logit_rows):
+            return np.zeros((0, self.vocab_size), np.float32)
+        return np.stack([rows[r] for r in logit_rows.tolist()]).astype(np.float32)
+
+    def score(self, sequence, tokens, targets) -> np.ndarray:
+        rows = np.arange(len(tokens), dtype=np.int32)
+        logits = self.step(np.array([sequence], np.int32), np.array([len(tokens)], np.int32), tokens, rows).astype(float)
+        logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return np.where(targets >= 0, logprobs[rows, targets], 0.0)
+
+    def tile_kv(self, sequence: int, num_tokens: int) -> None:
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        self.num_cancels += 1
+        self._cancelled.set()
+
+    def stats(self) -> dict[str, float]:
+        self._check_thread()
+        return {"weight_bytes": 1000.0, "kv_bytes": 200.0, "scratch_bytes": 30.0, "seconds_linear": 0.5, "steps": 1.0}
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def _reserve(self, sequence: int, length: int) -> None:
+        tokens, pages = self.sequences[sequence]
+        first = len(tokens) // PAGE_TOKENS
+        if first < len(pages) and pages[first][0] > 1 and length > len(tokens):
+            pages[first][0] -= 1
+            pages[first] = [1]
+        while len(pages) < -(-length // PAGE_TOKENS):
+            pages.append([1])
+        assert self.num_pages <= self.max_pages, "the engine let the cache overflow"
+
+    def _release(self, pages: list[list[int]], keep: int) -> None:
+        for page in pages[keep:]:
+            page[0] -= 1
+        del pages[keep:]
+
+    def _check_thread(self) -> None:
+        self._owner = self._owner or threading.get_ident()
+        assert self._owner == threading.get_ident(), "the executor was called from a second thread"
+
+
+class ByteTokenizer:
+    """One token a byte, and four special ones."""
+
+    vocab_size = VOCAB
+    bos_id, eos_id = BOS, EOS
+    stop_ids = frozenset((EOS, IM_END))
+    special_ids = frozenset((BOS, EOS, IM_START, IM_END))
+    add_eos = False
+
+    def __init__(self, add_bos: bool = False) -> None:
+        self.add_bos = add_bos
+
+    def encode(self, text, *, special=False, add_bos=None, add_eos=None) -> list[int]:
+        ids = [BOS] if (self.add_bos if add_bos is None else add_bos) else []
+        while text:
+            found = [(text.find(s), BOS + i) for i, s in enumerate(SPECIALS) if special and s in text]
+            at, token = min(found, default=(len(text), None))
+            ids += text[:at].encode("utf-8", "surrogatepass")
+            if token is not None:
+                ids.append(token)
+                at += len(SPECIALS[token - BOS])
+            text = text[at:]
+        return ids
+
+    def decode(self, ids, *, skip_special=True) -> str:
+        parts = [self.token_bytes(i) for i in ids if i < 256 or not skip_special]
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else SPECIALS[token - 256].encode()
+
+    def token_to_id(self, text: str) -> int | None:
+        return BOS + SPECIALS.index(text) if text in SPECIALS else None
+
+    def stream(self):
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return SimpleNamespace(
+            push=lambda token: decoder.decode(bytes([token])) if token < 256 else "",
+            flush=lambda: decoder.decode(b"", True),
+        )
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_plan(*, context=1024, kv_tokens=None, max_rows=64, max_logit_rows=16) -> Plan:
+    return Plan(
+        model="fake",
+        architecture="fake",
+        context=context,
+        kv_tokens=round_to_pages(kv_tokens or context),
+        kv="exact",
+        num_threads=1,
+        max_rows=max_rows,
+        max_logit_rows=max_logit_rows,
+        bytes_by_owner={"weights": 1000, "kv": 200, "scratch": 30, "interpreter": 4},
+        memory_bytes=10000,
+        memory_limited_by="machine",
+        least_bytes=1100,
+        weight_bytes_per_token=1000,
+        ops_per_token=2000,
+    )
+
+
+def make_model(
+    executor: FakeExecutor | None = None, *, tokenizer="bytes", template=CHATML, sampling=None, max_sequences=64, **plan
+) -> Model:
+    plan = make_plan(**plan)
+    executor = executor or FakeExecutor(kv_tokens=plan.kv_tokens, max_sequences=max_sequences)
+    executor.max_pages = plan.kv_tokens // PAGE_TOKENS
+    path = Path("fake.gguf")
+    return Model(
+        checkpoint=Checkpoint(
+            path=path,
+            files=(path,),
+            format="gguf",
+            architecture="fake",
+            metadata={},
+            tensors={},
+            tokenizer=TokenizerSource("gguf", {}, path),
+            chat_template=template,
+            sampling=sampling or {},
+        ),
+        plan=plan,
+        executor=executor,
+        tokenizer=ByteTokenizer() if tokenizer == "bytes" else tokenizer,
+        cancelled_error=FakeCancelled,
+        max_sequences=max_sequences,
+    )
+
+
+def scripted(text: str, prompt_length: int, vocab_size: int = VOCAB) -> Callable[[Sequence[int]], np.ndarray]:
+    """Logits that make greedy decoding write `text` after a prompt of `prompt_length`, then end the turn."""
+    answer = [*text.encode(), EOS]
+
+    def logits_of(tokens: Sequence[int]) -> np.ndarray:
+        row = np.zeros(vocab_size, np.float32)
+        row[answer[min(len(tokens) - prompt_length, len(answer) - 1)]] = 10.0
+        return row
+
+    return logits_of

@@ -1,0 +1,146 @@
+"""Prefix reuse and the count of pages, against an executor that counts them itself."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kamado.engine.session import PAGE_TOKENS, SessionCache, common_prefix
+
+from .fakes import FakeExecutor
+
+
+def append(cache: SessionCache, session, tokens: list[int]) -> bool:
+    if not cache.reserve(session, session.length + len(tokens)):
+        return False
+    cache.executor.step(
+        np.array([session.sequence], np.int32),
+        np.array([len(tokens)], np.int32),
+        np.array(tokens, np.int32),
+        np.array([], np.int32),
+    )
+    session.tokens += tokens
+    return True
+
+
+def make(pages: int = 8, sequences: int = 4) -> SessionCache:
+    executor = FakeExecutor(kv_tokens=pages * PAGE_TOKENS, max_sequences=sequences)
+    return SessionCache(executor, kv_tokens=pages * PAGE_TOKENS, max_sequences=sequences)
+
+
+@given(st.lists(st.integers(0, 2), max_size=40), st.lists(st.integers(0, 2), max_size=40), st.integers(0, 40))
+def test_common_prefix(a: list[int], b: list[int], shared: int) -> None:
+    b = a[:shared] + b
+    expected = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    assert common_prefix(a, b) == expected
+
+
+def test_the_next_turn_takes_the_session_over() -> None:
+    cache = make()
+    first = cache.acquire([1, 2, 3])
+    append(cache, first, [1, 2, 3, 4, 5])
+    cache.release(first)
+    second = cache.acquire([1, 2, 3, 4, 9])
+    assert second is first
+    assert second.tokens == [1, 2, 3, 4]
+    assert cache.executor.length(second.sequence) == 4
+
+
+def test_one_token_is_always_left_to_compute() -> None:
+    cache = make()
+    first = cache.acquire([1, 2, 3])
+    append(cache, first, [1, 2, 3])
+    cache.release(first)
+    assert cache.acquire([1, 2, 3]).tokens == [1, 2]
+
+
+def test_another_conversation_is_forked_and_shares_pages() -> None:
+    cache = make()
+    system = list(range(200))
+    first = cache.acquire([*system, 7])
+    append(cache, first, system + [7] * 150)
+    cache.release(first)
+    second = cache.acquire([*system, 8])
+    assert second is not first
+    assert second.tokens == system
+    assert first.tokens == system + [7] * 150, "the first one is kept"
+    assert cache.num_pages - cache.num_free_pages == cache.executor.num_pages == 4  # 3 + a copy of the partial one
+
+
+def test_a_live_session_is_never_taken() -> None:
+    cache = make()
+    first = cache.acquire([1, 2, 3])
+    append(cache, first, [1, 2, 3])
+    second = cache.acquire([1, 2, 3])
+    assert second.sequence != first.sequence
+    assert second.tokens == [1, 2]
+
+
+def test_the_oldest_idle_session_makes_room() -> None:
+    cache = make(pages=3)
+    for token in (1, 2, 3):
+        session = cache.acquire([token, 0])
+        assert append(cache, session, [token] * PAGE_TOKENS)
+        cache.release(session)
+    session = cache.acquire([2] * 50 + [9])  # 78 of its tokens are lost: less than a page
+    assert session.length == 50
+    other = cache.acquire([4, 4])
+    assert append(cache, other, [4])
+    assert cache.num_reusable([1, 1, 1]) == 0, "the oldest was dropped"
+    assert cache.num_reusable([3, 3, 3]) == 2
+
+
+def test_no_room_when_all_pages_are_live() -> None:
+    cache = make(pages=1)
+    first = cache.acquire([1, 2])
+    assert append(cache, first, [1])
+    second = cache.acquire([5, 6])
+    assert not append(cache, second, [5])
+    cache.release(first)
+    assert append(cache, second, [5])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_counted_pages_are_those_of_the_executor(seed: int) -> None:
+    rng = random.Random(seed)
+    cache = make(pages=6, sequences=4)
+    live = []
+    for _ in range(60):
+        if rng.random() < 0.4 and cache.can_admit():
+            tokens = [rng.randrange(2)] * rng.randrange(1, 400) + [rng.randrange(9)]
+            session = cache.acquire(tokens)
+            assert session.tokens == tokens[: session.length]
+            live.append(session)
+        elif live:
+            session = rng.choice(live)
+            if rng.random() < 0.3:
+                live.remove(session)
+                cache.release(session)
+            else:
+                append(cache, session, [rng.randrange(2)] * rng.randrange(1, 200))
+        held = cache.executor.sequences
+        assert all(held[s.sequence][0] == s.tokens for s in live)
+        used = cache.num_pages - cache.num_free_pages
+        # Never fewer than there are; a shared page that was cut into is counted when it is written again.
+        assert cache.executor.num_pages <= used <= cache.num_pages
+    for session in live:
+        cache.release(session)
+    cache.drop_all()
+    assert cache.num_free_pages == cache.num_pages
+    assert not cache.executor.sequences
+
+
+@pytest.mark.parametrize("length", [PAGE_TOKENS - 1, PAGE_TOKENS, PAGE_TOKENS + 1])
+def test_forks_write_to_their_own_pages(length: int) -> None:
+    cache = make()
+    first = cache.acquire([1] * (length + 1))
+    append(cache, first, [1] * length)
+    second = cache.acquire([1] * length + [2])
+    append(cache, second, [2] * 3)
+    append(cache, first, [1] * 3)
+    assert cache.num_pages - cache.num_free_pages == cache.executor.num_pages
