@@ -1,0 +1,70 @@
+"""Where commands meet models: finding one by name, fetching it, loading it. Tests put a fake in the place of `load`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ModelNotFoundError
+from .terminal import Progress, note
+
+if TYPE_CHECKING:
+    from .. import Model
+    from .._native import Executor
+    from ..checkpoint import Checkpoint
+    from ..checkpoint.store import Store
+    from ..program import Program
+
+
+def open_store() -> Store:
+    """The store at its XDG place (or KAMADO_HOME)."""
+    from ..checkpoint.store import Store
+
+    return Store()
+
+
+def locate(name: str, *, pull: bool = False) -> Path:
+    """Where the model called `name` lies: a path, or a name in the store. With `pull` a missing one is fetched first.
+
+    Nothing is downloaded unless `pull` is set. Raises ModelNotFoundError, which says how to fetch a catalog name.
+    """
+    store = open_store()
+    try:
+        return store.resolve(name)
+    except ModelNotFoundError:
+        if not pull:
+            raise
+    return fetch(name, store)
+
+
+def fetch(name: str, store: Store, *, revision: str | None = None, quant: str | None = None) -> Path:
+    """Pulls a model with a progress bar on stderr and returns where it lies."""
+    from ..checkpoint.pull import pull
+
+    with Progress(f"pulling {name}") as progress:
+        path = pull(name, store, revision=revision, quant=quant, progress=progress)
+    note(f"{name} is in {path}")
+    return path
+
+
+def open_model_file(name: str) -> Checkpoint:
+    """The checkpoint called `name`, its header read and checked, no weight loaded."""
+    from ..checkpoint import open_checkpoint
+
+    return open_checkpoint(locate(name))
+
+
+def load(path: Path, options: Mapping[str, Any]) -> Model:
+    """Loads a model with a progress bar on stderr. `options` are what the user gave of `kamado.load`'s own."""
+    import kamado
+
+    with Progress("loading") as progress:
+        return kamado.load(path, progress=progress, **options)
+
+
+def build_executor(program: Program, **settings: Any) -> Executor:
+    """The native executor for measurements that must not pay for sampling and text."""
+    from ..lower import build_executor
+
+    return build_executor(program, **settings)

@@ -1,0 +1,242 @@
+"""`kamado bench`: prefill and decode speed, and this machine's own limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import UsageError
+from ..memory.budget import format_size, parse_size
+from . import backend
+from .options import complete_model, load_options
+from .terminal import Progress, echo_json, echo_table, note, styled
+
+if TYPE_CHECKING:
+    from ..memory.profile import DeviceProfile, Machine
+    from .measure import Measurement
+
+MAX_DEPTH = 1 << 24  # tokens; only stops a slip of the finger from asking for terabytes
+
+
+class NumberList(click.ParamType[tuple[int, ...]]):
+    """N,N,… in ascending order as given; an empty text is no number."""
+
+    name = "list"
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The numbers; click shows what is wrong with others."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(int(part) for part in str(value).split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers such as 0,4096", param, ctx)
+        if any(not self.least <= number <= MAX_DEPTH for number in numbers):
+            self.fail(f"{value!r}: numbers from {self.least} to {MAX_DEPTH}", param, ctx)
+        return numbers
+
+
+@click.command("bench")
+@click.argument("model", metavar="[MODEL]", required=False, shell_complete=complete_model)
+@click.option("--prefill", type=NumberList(1), default="512", show_default=True, metavar="N,…", help="Prompt lengths.")
+@click.option(
+    "--decode",
+    type=click.IntRange(min=0),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Tokens to decode; 0: none.",
+)
+@click.option(
+    "--depth", type=NumberList(0), default="0", show_default=True, metavar="D,…", help="Tokens already in the cache."
+)
+@click.option(
+    "--batch", type=NumberList(1), default="1", show_default=True, metavar="B,…", help="Sequences decoded together."
+)
+@click.option(
+    "--repeat", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs of each; the median counts."
+)
+@click.option("--chunk", type=click.IntRange(1, 8192), default=512, show_default=True, help="Rows of a prefill step.")
+@click.option("--limits", is_flag=True, help="Measure this machine's read bandwidth and int8 peak, and keep them.")
+@load_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    model: str | None,
+    prefill: tuple[int, ...],
+    decode: int,
+    depth: tuple[int, ...],
+    batch: tuple[int, ...],
+    repeat: int,
+    chunk: int,
+    limits: bool,
+    memory: str | None,
+    threads: int | None,
+    context: int | None,
+    kv: str | None,
+    as_json: bool,
+) -> None:
+    """Measure prefill and decode speed, and with --limits what the machine itself can do.
+
+    Depths above 256 are filled by repeating real keys and values: right for speed, meaningless as text.
+    """
+    from ..memory.profile import load_device_profile, machine
+
+    if model is None and not limits:
+        raise UsageError("name a MODEL, or give --limits to measure the machine alone")
+    here = machine()
+    num_threads = threads or here.cpus
+    document: dict[str, Any] = {"model": None, "machine": dataclasses.asdict(here), "threads": num_threads}
+    if limits:
+        document["limits"] = [dataclasses.asdict(profile) for profile in _measure_limits(here, num_threads)]
+    profile = load_device_profile(here.cpu_model, num_threads, here.tier)
+    results: list[Measurement] = []
+    if model is not None:
+        results = _measure_model(
+            document, here, model, profile=profile, prefill=prefill, decode=decode, depths=depth, batches=batch,
+            repeat=repeat, chunk=chunk, memory=memory, num_threads=num_threads, context=context, kv=kv or "auto",
+        )  # fmt: skip
+        document["results"] = [result.to_dict() for result in results]
+        if profile is None:
+            note("kamado: note: percentages need this machine's limits: give --limits once")
+    if as_json:
+        echo_json(document)
+    else:
+        _print(document, results)
+
+
+def _measure_limits(here: Machine, num_threads: int) -> list[DeviceProfile]:
+    """One thread's and all threads' limits, measured now and kept for plan and bench."""
+    from ..memory.profile import measure_device, save_device_profile
+
+    if here.tier is None:
+        raise UsageError("the native module is not built, so there is nothing to measure with")
+    profiles = []
+    for count in sorted({1, num_threads}):
+        profiles.append(measure_device(count))
+        save_device_profile(profiles[-1])
+    return profiles
+
+
+def _measure_model(
+    document: dict[str, Any],
+    here: Machine,
+    model: str,
+    *,
+    profile: DeviceProfile | None,
+    prefill: tuple[int, ...],
+    decode: int,
+    depths: tuple[int, ...],
+    batches: tuple[int, ...],
+    repeat: int,
+    chunk: int,
+    memory: str | None,
+    num_threads: int,
+    context: int | None,
+    kv: str,
+) -> list[Measurement]:
+    from ..checkpoint import open_checkpoint
+    from ..memory.forecast import choose_logit_rows, kv_token_bytes, plan
+    from ..models import build_program
+    from .measure import WARM_UP_STEPS, Bench, cost_of, peak_rss_bytes, reset_peak_rss
+
+    checkpoint = open_checkpoint(backend.locate(model))
+    program = build_program(checkpoint)
+    steps = decode + WARM_UP_STEPS
+    decode_runs = [(depth, count) for depth in depths for count in batches] if decode else []
+    sequence_tokens = max([*prefill, *(depth + steps for depth, _ in decode_runs), context or 1])
+    # Each sequence takes whole pages, so a batch takes that many times a sequence's pages.
+    largest = [-(-(depth + steps) // 128) * 128 * count for depth, count in decode_runs]
+    kv_tokens = max([-(-sequence_tokens // 128) * 128, *largest])
+    max_sequences = max([1, *(count for _, count in decode_runs)])
+    logit_rows = max(max_sequences, choose_logit_rows(program.vocab_size, chunk))
+    forecast = plan(
+        checkpoint,
+        program,
+        context=min(max(sequence_tokens, 2), program.context_length),
+        kv=kv,
+        threads=num_threads,
+        memory=parse_size(memory) if memory is not None else None,
+        kv_tokens=kv_tokens,
+        max_rows=max(chunk, max_sequences),
+        max_logit_rows=logit_rows,
+        profile=profile,
+        on=here,
+    )
+    forecast.require_fit()
+    cost = cost_of(program, forecast.weight_bytes_per_token, forecast.ops_per_token, kv)
+    reset_peak_rss()
+    start = time.perf_counter()
+    with Progress("loading") as progress:
+        executor = backend.build_executor(
+            program,
+            num_threads=num_threads,
+            max_rows=max(chunk, max_sequences),
+            max_logit_rows=logit_rows,
+            max_kv_tokens=kv_tokens,
+            max_sequences=max_sequences,
+            kv="f32" if kv == "f32" else "f16",
+            progress=progress,
+        )
+    try:
+        load_seconds = time.perf_counter() - start
+        bench = Bench(executor, cost, max_rows=chunk, profile=profile, repetitions=repeat)
+        results = [bench.prefill(tokens) for tokens in prefill]
+        results += [bench.decode(decode, depth, count) for depth, count in decode_runs]
+        stats = executor.stats()
+    finally:
+        executor.close()
+    document.update(
+        {
+            "model": checkpoint.name or checkpoint.path.name,
+            "path": str(checkpoint.path),
+            "architecture": program.architecture,
+            "weight_bytes": checkpoint.weight_bytes,
+            "weight_bytes_per_token": cost.weight_bytes,
+            "kv_bytes_per_token": kv_token_bytes(program, kv),
+            "tier": here.tier,
+            "kv": kv,
+            "chunk": chunk,
+            "load_seconds": round(load_seconds, 4),
+            "peak_bytes": peak_rss_bytes(),
+            "planned_peak_bytes": forecast.peak_bytes,
+            "executor": stats,
+        }
+    )
+    return results
+
+
+def _print(document: dict[str, Any], results: list[Measurement]) -> None:
+    here = document["machine"]
+    click.echo(f"{here['cpu_model']}, {document['threads']} threads, tier {here['tier']}")
+    for limit in document.get("limits", []):
+        bandwidth, int8 = limit["read_bytes_per_second"] / 1e9, limit["int8_ops_per_second"] / 1e9
+        click.echo(f"limits, {limit['num_threads']} threads: reads {bandwidth:.1f} GB/s, int8 {int8:.0f} GOPS")
+    if document["model"] is None:
+        return
+    click.echo(
+        f"{styled(document['model'], bold=True)}: {format_size(document['weight_bytes'])}, "
+        f"loaded in {document['load_seconds']:.2f} s, peak {format_size(document['peak_bytes'])}"
+    )
+    rows = [
+        (
+            result.kind,
+            result.tokens,
+            f"{result.depth}{'*' if result.kv_tiled else ''}",
+            result.batch,
+            f"{result.tokens_per_second:.1f}",
+            "-" if result.percent_of_bandwidth is None else f"{result.percent_of_bandwidth:.0f} %",
+            "-" if result.percent_of_int8_peak is None else f"{result.percent_of_int8_peak:.0f} %",
+        )
+        for result in results
+    ]
+    echo_table(
+        ("work", "tokens", "depth", "batch", "tokens/s", "of bandwidth", "of int8"), rows, right=tuple(range(1, 7))
+    )
+    if any(result.kv_tiled for result in results):
+        click.echo("* cache filled by repeating real keys and values: for speed only")

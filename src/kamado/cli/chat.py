@@ -1,0 +1,270 @@
+"""`kamado chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import KamadoError, UsageError
+from . import backend
+from .answer import Answer, summary
+from .options import LOAD_NAMES, SAMPLING_NAMES, given, load_options, model_argument, sampling_options, typed
+from .terminal import is_tty, note, printable, styled
+
+if TYPE_CHECKING:
+    from .. import Model
+
+PROMPT = ">>> "
+CONTINUED = "... "
+_FENCE = '"""'
+_HISTORY_LINES = 2000
+
+Message = dict[str, str]
+
+
+@click.command("chat")
+@model_argument
+@click.option("--system", metavar="TEXT", help="System message.")
+@click.option("--pull", is_flag=True, help="Fetch the model first when it is not here.")
+@click.option("--stats", is_flag=True, help="Print speed and token counts after each answer.")
+@sampling_options
+@load_options
+def command(model: str, system: str | None, pull: bool, stats: bool, **values: Any) -> None:
+    """Talk with MODEL. Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands."""
+    path = backend.locate(model, pull=pull)
+    with backend.load(path, given(values, LOAD_NAMES)) as loaded:
+        if not loaded.has_chat_template:
+            raise UsageError(f"{model} has no chat template (a base model?): use kamado run --raw")
+        Conversation(loaded, system=system, sampling=given(values, SAMPLING_NAMES), stats=stats).run()
+
+
+class Conversation:
+    """The messages so far and the loop that adds to them."""
+
+    def __init__(self, model: Model, *, system: str | None, sampling: dict[str, Any], stats: bool) -> None:
+        self.model = model
+        self.sampling = sampling
+        self.stats = stats
+        self.system = None if system is None else typed(system)
+        self.messages: list[Message] = []  # without the system message
+        self._interactive = is_tty(sys.stdin)
+        self._commands: dict[str, tuple[Callable[[str], bool], str]] = {
+            "help": (self._help, "show this list"),
+            "clear": (self._clear, "forget the conversation"),
+            "system": (self._set_system, "TEXT  set the system message; alone: remove it"),
+            "set": (self._set, "NAME VALUE  set a sampling option, e.g. temperature 0.2"),
+            "undo": (self._undo, "forget the last question and answer"),
+            "retry": (self._retry, "answer the last question again"),
+            "stats": (self._toggle_stats, "show or hide the figures after an answer"),
+            "save": (self._save, "FILE  write the conversation as JSON"),
+            "load": (self._load, "FILE  go on with a saved conversation"),
+            "bye": (self._bye, "leave (as does Ctrl-D)"),
+        }
+
+    def run(self) -> None:
+        """Reads and answers until the input ends or /bye."""
+        with _history(self._interactive):
+            if self._interactive:
+                note('/help lists the commands; """ begins and ends a text of several lines')
+            while True:
+                try:
+                    text = self._read()
+                    if text is None or (text.strip() and not self._handle(text)):
+                        break
+                except KeyboardInterrupt:
+                    note("\n(Ctrl-D or /bye leaves)")
+                except KamadoError as error:  # a wrong value or a full context ends no conversation
+                    note(f"kamado: error: {printable(' '.join(str(error).split()))}")
+
+    def _handle(self, text: str) -> bool:
+        """Answers a message or carries out a command; False ends the conversation."""
+        if not text.startswith("/"):
+            self._answer(text)
+            return True
+        name, _, rest = text[1:].partition(" ")
+        name = {"?": "help", "exit": "bye", "quit": "bye"}.get(name, name)
+        if name not in self._commands:
+            raise UsageError(f"no command /{name}: /help lists them (begin with a space to send the text as it is)")
+        return self._commands[name][0](rest.strip())
+
+    def _read(self) -> str | None:
+        """One message, of several lines perhaps; None at the end of the input."""
+        line = self._line(PROMPT)
+        if line is None:
+            return None
+        if line.startswith(_FENCE):
+            lines = [line[len(_FENCE) :]]
+            while not lines[-1].rstrip().endswith(_FENCE):
+                line = self._line(CONTINUED)
+                if line is None:
+                    break
+                lines.append(line)
+            text = "\n".join(lines).rstrip()
+            return text.removesuffix(_FENCE).strip("\n")
+        lines = [line]
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            line = self._line(CONTINUED)
+            if line is None:
+                break
+            lines.append(line)
+        return "\n".join(lines)
+
+    def _line(self, prompt: str) -> str | None:
+        if self._interactive:
+            try:
+                return input(prompt)
+            except EOFError:
+                note("")
+                return None
+        line = sys.stdin.readline()
+        return line.removesuffix("\n") if line else None
+
+    def _answer(self, text: str) -> None:
+        """Streams the answer to `text`. A stopped answer stays in the conversation as far as it came."""
+        self.messages.append({"role": "user", "content": text})
+        answer = Answer()
+        system = [{"role": "system", "content": self.system}] if self.system is not None else []
+        usage = None
+        try:
+            pieces = self.model.chat([*system, *self.messages], **self.sampling)
+            try:
+                answer.stream(pieces)
+            finally:
+                usage = pieces.usage
+        except KeyboardInterrupt:
+            click.echo()
+            note("(stopped)")
+        except KamadoError:
+            self.messages.pop()  # the question was never answered: the next one stands in its place
+            raise
+        if answer.text:
+            self.messages.append({"role": "assistant", "content": answer.text})
+        else:
+            self.messages.pop()
+        if self.stats and usage is not None:
+            note(styled(summary(usage), sys.stderr, dim=True))
+
+    def _help(self, _rest: str) -> bool:
+        for name, (_, description) in self._commands.items():
+            click.echo(f"  /{name:8}{description}")
+        click.echo('  """       begins and ends a text of several lines; a \\ at the end of a line goes on too')
+        return True
+
+    def _clear(self, _rest: str) -> bool:
+        self.messages.clear()
+        note("(forgotten)")
+        return True
+
+    def _set_system(self, rest: str) -> bool:
+        self.system = rest or None
+        note("(system message set)" if rest else "(no system message)")
+        return True
+
+    def _set(self, rest: str) -> bool:
+        words = rest.split(maxsplit=1)
+        if len(words) != 2 or words[0].replace("-", "_") not in SAMPLING_NAMES:
+            names = ", ".join(name for name in SAMPLING_NAMES if name != "logit_bias")
+            raise UsageError(f"/set takes one of {names}, and a value")
+        name = words[0].replace("-", "_")
+        if name == "logit_bias":
+            raise UsageError("logit_bias is set on the command line: --logit-bias ID=BIAS")
+        if name == "stop":
+            self.sampling[name] = shlex.split(words[1])
+            return True
+        try:
+            self.sampling[name] = int(words[1]) if name in ("max_tokens", "top_k", "seed") else float(words[1])
+        except ValueError:
+            raise UsageError(f"{words[1]!r} is no number") from None
+        return True
+
+    def _undo(self, _rest: str) -> bool:
+        while self.messages and self.messages.pop()["role"] != "user":
+            pass
+        note(f"({len(self.messages)} messages)")
+        return True
+
+    def _retry(self, _rest: str) -> bool:
+        while self.messages:
+            message = self.messages.pop()
+            if message["role"] == "user":
+                self._answer(message["content"])
+                return True
+        raise UsageError("there is no question to answer again")
+
+    def _toggle_stats(self, _rest: str) -> bool:
+        self.stats = not self.stats
+        note(f"(figures {'shown' if self.stats else 'hidden'})")
+        return True
+
+    def _save(self, rest: str) -> bool:
+        if not rest:
+            raise UsageError("/save needs a file name")
+        document = {"system": self.system, "messages": self.messages}
+        try:
+            Path(rest).expanduser().write_text(
+                json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+        except OSError as error:
+            raise UsageError(f"{rest}: {error.strerror}") from None
+        note(f"(saved {len(self.messages)} messages)")
+        return True
+
+    def _load(self, rest: str) -> bool:
+        if not rest:
+            raise UsageError("/load needs a file name")
+        try:
+            document = json.loads(Path(rest).expanduser().read_text(encoding="utf-8"))
+            messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in document["messages"]]
+            system = document.get("system")
+        except OSError as error:
+            raise UsageError(f"{rest}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UsageError(f"{rest} is no conversation that /save wrote") from None
+        self.messages, self.system = messages, None if system is None else str(system)
+        note(f"({len(messages)} messages)")
+        return True
+
+    def _bye(self, _rest: str) -> bool:
+        return False
+
+
+def _history_path() -> Path:
+    home = os.environ.get("KAMADO_HOME")
+    if home:
+        return Path(home) / "chat-history"
+    state = os.environ.get("XDG_STATE_HOME")  # the specification ignores relative paths
+    base = Path(state) if state and os.path.isabs(state) else Path.home() / ".local" / "state"
+    return base / "kamado" / "chat-history"
+
+
+@contextlib.contextmanager
+def _history(interactive: bool) -> Iterator[None]:
+    """Line editing and a history that outlives the program, when a person types and the platform has readline."""
+    if not interactive:
+        yield
+        return
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    path = _history_path()
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_history_length(_HISTORY_LINES)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(path)
+            path.chmod(0o600)

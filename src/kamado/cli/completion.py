@@ -1,0 +1,31 @@
+"""`kamado completion`: a script that teaches the shell our commands, options and model names."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+# bash ends a word at ":", which model names hold: take it out of the word breaks for what this function completes.
+_BASH_COLON = """\
+# Model names hold a colon, which bash takes for a word break.
+COMP_WORDBREAKS=${COMP_WORDBREAKS//:}
+"""
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def command(shell: str) -> None:
+    """Print a completion script for SHELL.
+
+    bash: eval "$(kamado completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc; fish: kamado completion fish >
+    ~/.config/fish/completions/kamado.fish
+    """
+    from .main import cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # click ships all three
+    if shell == "bash":
+        click.echo(_BASH_COLON)
+    # click's own source() of the bash class runs `bash --version`; the template alone needs no bash here.
+    completion = kind(cli, {}, "kamado", "_KAMADO_COMPLETE")
+    click.echo(completion.source_template % completion.source_vars())

@@ -1,0 +1,163 @@
+"""Options that several commands share. Only what the user gave is passed on: the rest is the model's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..errors import UsageError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+LOAD_NAMES = ("memory", "threads", "context", "kv")
+SAMPLING_NAMES = (
+    "max_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "seed",
+    "stop",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+)
+
+
+class Bias(click.ParamType[tuple[int, float]]):
+    """TOKEN_ID=BIAS."""
+
+    name = "id=bias"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, float]:
+        """The pair; click shows what is wrong with another text."""
+        token, _, bias = str(value).partition("=")
+        try:
+            return int(token), float(bias)
+        except ValueError:
+            self.fail(f"{value!r} is no TOKEN_ID=BIAS, such as 42=-1.5", param, ctx)
+
+
+def model_argument(function: Function) -> Function:
+    """MODEL, completed with the names in the store."""
+    return click.argument("model", metavar="MODEL", shell_complete=complete_model)(function)
+
+
+def load_options(function: Function) -> Function:
+    """--memory --threads --context --kv."""
+    for option in (
+        click.option("--kv", metavar="PRESET", help="KV cache: f32, exact (f16) or auto.  [default: auto]"),
+        click.option(
+            "--context", type=click.IntRange(min=1), metavar="N", help="Tokens that prompt and answer may take."
+        ),
+        click.option(
+            "--threads",
+            "-j",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Compute threads.  [default: the processors]",
+        ),
+        click.option("--memory", metavar="SIZE", help="Byte budget, e.g. 6GiB.  [default: what the machine allows]"),
+    ):
+        function = option(function)
+    return function
+
+
+def sampling_options(function: Function) -> Function:
+    """--max-tokens, --temperature and the rest; what is not given comes from the model file."""
+    for option in (
+        click.option("--logit-bias", type=Bias(), multiple=True, help="Added to a token's logit; may be repeated."),
+        click.option(
+            "--frequency-penalty", type=click.FloatRange(-100, 100), metavar="X", help="Taken off once per earlier use."
+        ),
+        click.option(
+            "--presence-penalty", type=click.FloatRange(-100, 100), metavar="X", help="Taken off when used before."
+        ),
+        click.option(
+            "--repetition-penalty",
+            type=click.FloatRange(0, 100, min_open=True),
+            metavar="X",
+            help="Divides seen tokens' logits.",
+        ),
+        click.option("--stop", multiple=True, metavar="TEXT", help="End the answer here; may be repeated."),
+        click.option("--seed", type=click.IntRange(0, 2**64 - 1), metavar="N", help="Same seed, same text."),
+        click.option(
+            "--min-p", type=click.FloatRange(0, 1), metavar="P", help="Drop tokens below P times the best one's share."
+        ),
+        click.option(
+            "--top-p",
+            type=click.FloatRange(0, 1, min_open=True),
+            metavar="P",
+            help="Keep the best tokens up to this total share.",
+        ),
+        click.option("--top-k", type=click.IntRange(min=0), metavar="N", help="Keep the N best tokens; 0 keeps all."),
+        click.option(
+            "--temperature", "-t", type=click.FloatRange(0, 100), metavar="T", help="0 always takes the best token."
+        ),
+        click.option(
+            "--max-tokens", "-n", type=click.IntRange(min=1), metavar="N", help="Length of the answer at most."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def given(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of `names` that the user gave, ready to be passed on."""
+    found = {name: values[name] for name in names if values.get(name) not in (None, ())}
+    if "stop" in found:
+        found["stop"] = [typed(text) for text in found["stop"]]
+    if "logit_bias" in found:
+        found["logit_bias"] = dict(found["logit_bias"])
+    return found
+
+
+def typed(argument: str) -> str:
+    """Text that was typed as an argument: UTF-8 also where the locale says otherwise."""
+    return os.fsencode(argument).decode("utf-8", "replace")
+
+
+def read_text(source: str) -> str:
+    """The UTF-8 text of a file, or of stdin for "-". Raises UsageError that names the source when it is no UTF-8."""
+    data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = "standard input" if source == "-" else source
+        raise UsageError(f"{where} is not UTF-8 text (byte {error.start})") from None
+
+
+def read_prompt(words: tuple[str, ...], file: str | None) -> str:
+    """The prompt from the arguments, `--file` and stdin, in this order, parted by blank lines.
+
+    "-" among the words stands for stdin; with neither words nor a file, piped stdin is read.
+    """
+    piped = not sys.stdin.isatty()
+    use_stdin = "-" in words or (not words and file is None and piped)
+    parts = [typed(" ".join(word for word in words if word != "-"))]
+    if file is not None:
+        parts.append(read_text(file))
+    if use_stdin:
+        parts.append(read_text("-"))
+    prompt = "\n\n".join(part for part in (part.strip("\n") for part in parts) if part)
+    if not prompt.strip():
+        raise UsageError("there is no prompt: give it as an argument, with --file, or on standard input")
+    return prompt
+
+
+def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Names in the store, then catalog names; never an error while a line is being typed."""
+    try:
+        from ..checkpoint.catalog import CATALOG
+        from ..checkpoint.store import Store
+
+        names = [*(model.name for model in Store().list()), *CATALOG]
+    except Exception:
+        return []
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]

@@ -1,0 +1,59 @@
+"""`kamado plan`: memory and speed, forecast from the file's header and this machine's measured limits."""
+
+from __future__ import annotations
+
+import click
+
+from ..memory.budget import format_size, parse_size
+from . import backend
+from .options import load_options, model_argument
+from .terminal import echo_json, styled
+
+
+@click.command("plan")
+@model_argument
+@load_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    model: str, memory: str | None, threads: int | None, context: int | None, kv: str | None, as_json: bool
+) -> None:
+    """Forecast what MODEL will take and how fast it can be here; nothing is loaded.
+
+    Speeds are upper bounds from the limits that `kamado bench --limits` measured. The exit code is 0 also when it does
+    not fit.
+    """
+    from ..memory.forecast import plan
+    from ..memory.profile import load_device_profile, machine
+    from ..models import build_program
+
+    checkpoint = backend.open_model_file(model)
+    here = machine()
+    forecast = plan(
+        checkpoint,
+        build_program(checkpoint),
+        context=context,
+        kv=kv or "auto",
+        threads=threads,
+        memory=parse_size(memory) if memory is not None else None,
+        profile=load_device_profile(here.cpu_model, threads or here.cpus, here.tier),
+        on=here,
+    )
+    if as_json:
+        echo_json(forecast.to_dict())
+        return
+    verdict = styled("fits", fg="green") if forecast.fits else styled("does not fit", fg="red")
+    click.echo(
+        f"{forecast.model}: {verdict}, {format_size(forecast.peak_bytes)} of {format_size(forecast.memory_bytes)}"
+    )
+    for owner, size in forecast.bytes_by_owner.items():
+        click.echo(f"  {owner:12}{format_size(size):>10}")
+    click.echo(f"context {forecast.context} tokens, KV cache {forecast.kv}, {forecast.num_threads} threads")
+    if not forecast.fits:
+        click.echo(f"the least budget that works is {format_size(forecast.least_bytes)}")
+    if forecast.decode_tokens_per_second is None or forecast.prefill_tokens_per_second is None:
+        click.echo("speed: unknown until `kamado bench --limits` has measured this machine")
+    else:
+        click.echo(
+            f"speed at most: prefill {forecast.prefill_tokens_per_second:.0f} tokens/s, "
+            f"decode {forecast.decode_tokens_per_second:.0f} tokens/s"
+        )

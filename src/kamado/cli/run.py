@@ -1,0 +1,69 @@
+"""`kamado run`: one prompt, one answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..errors import UsageError
+from . import backend
+from .answer import Answer, summary
+from .options import (
+    LOAD_NAMES,
+    SAMPLING_NAMES,
+    given,
+    load_options,
+    model_argument,
+    read_prompt,
+    sampling_options,
+    typed,
+)
+from .terminal import note
+
+
+@click.command("run")
+@model_argument
+@click.argument("prompt", nargs=-1)
+@click.option("--file", "-f", type=click.Path(exists=True, dir_okay=False), help="Read the prompt from a file.")
+@click.option("--system", metavar="TEXT", help="System message.")
+@click.option("--raw", is_flag=True, help="No chat template: continue the prompt as it is.")
+@click.option("--pull", is_flag=True, help="Fetch the model first when it is not here.")
+@click.option("--stats", is_flag=True, help="Print speed and token counts on stderr afterwards.")
+@sampling_options
+@load_options
+def command(
+    model: str,
+    prompt: tuple[str, ...],
+    file: str | None,
+    system: str | None,
+    raw: bool,
+    pull: bool,
+    stats: bool,
+    **values: Any,
+) -> None:
+    """Answer PROMPT and leave. "-" stands for standard input, which is also read when no prompt is given.
+
+    Nothing is downloaded unless --pull is given.
+    """
+    if raw and system is not None:
+        raise UsageError("--system needs the chat template, --raw switches it off")
+    text = read_prompt(prompt, file)
+    path = backend.locate(model, pull=pull)
+    sampling = given(values, SAMPLING_NAMES)
+    with backend.load(path, given(values, LOAD_NAMES)) as loaded:
+        if not raw and not loaded.has_chat_template:
+            if system is not None:
+                raise UsageError(f"{model} has no chat template, so it has no place for --system")
+            note("kamado: note: this model has no chat template; it continues the prompt as plain text")
+            raw = True
+        if raw:
+            pieces = loaded.generate(text, **sampling)
+        else:
+            messages = [{"role": "user", "content": text}]
+            if system is not None:
+                messages.insert(0, {"role": "system", "content": typed(system)})
+            pieces = loaded.chat(messages, **sampling)
+        Answer().stream(pieces)
+        if stats:
+            note(summary(pieces.usage))

@@ -1,0 +1,163 @@
+"""`kamado show`: what a model file holds, from its header alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import KamadoError, UsageError
+from ..memory.budget import format_size
+from . import backend
+from .options import model_argument
+from .terminal import echo_json, echo_table, printable, styled
+
+if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
+
+_LONGEST_VALUE = 100  # characters of one metadata value in the plain listing
+
+
+@click.command("show")
+@model_argument
+@click.option("--program", "what", flag_value="program", help="Print the forward pass with its shapes.")
+@click.option("--template", "what", flag_value="template", help="Print the chat template.")
+@click.option("--tensors", "what", flag_value="tensors", help="List every tensor.")
+@click.option(
+    "--all", "show_all", is_flag=True, help="With --program: every layer, also those that differ only in their number."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: str, what: str | None, show_all: bool, as_json: bool) -> None:
+    """Show what a model file holds; no weight is read."""
+    if show_all and what != "program":
+        raise UsageError("--all goes with --program")
+    checkpoint = backend.open_model_file(model)
+    if what == "program":
+        _show_program(checkpoint, show_all, as_json)
+    elif what == "template":
+        _show_template(checkpoint, as_json)
+    elif what == "tensors":
+        _show_tensors(checkpoint, as_json)
+    else:
+        _show_summary(checkpoint, as_json)
+
+
+def _show_program(checkpoint: Checkpoint, show_all: bool, as_json: bool) -> None:
+    from ..models import build_program
+    from ..program import format_program
+
+    program = build_program(checkpoint)
+    text = format_program(program, fold=not show_all)
+    if as_json:
+        echo_json({"architecture": program.architecture, "ops": len(program.ops), "program": text.splitlines()})
+    else:
+        click.echo(printable(text))
+
+
+def _show_template(checkpoint: Checkpoint, as_json: bool) -> None:
+    if as_json:
+        echo_json({"default": checkpoint.chat_template, **checkpoint.chat_templates})
+        return
+    if checkpoint.chat_template is None:
+        raise UsageError(f"{checkpoint.path} has no chat template")
+    click.echo(printable(checkpoint.chat_template))
+
+
+def _show_tensors(checkpoint: Checkpoint, as_json: bool) -> None:
+    tensors = list(checkpoint.tensors.values())
+    if as_json:
+        fields = ("name", "shape", "nbytes", "offset")
+        rows = ({f: getattr(t, f) for f in fields} | {"layout": t.layout.name, "file": str(t.file)} for t in tensors)
+        echo_json(list(rows))
+        return
+    table = [(t.name, "×".join(map(str, t.shape)), t.layout.name, format_size(t.nbytes)) for t in tensors]
+    echo_table(("name", "shape", "layout", "size"), table, right=(3,))
+
+
+def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
+    layouts: dict[str, dict[str, int]] = defaultdict(lambda: {"tensors": 0, "values": 0, "bytes": 0})
+    for tensor in checkpoint.tensors.values():
+        entry = layouts[tensor.layout.name]
+        entry["tensors"] += 1
+        entry["values"] += tensor.num_values
+        entry["bytes"] += tensor.nbytes
+    parameters = sum(entry["values"] for entry in layouts.values())
+    runs, why = _runs(checkpoint)
+    if as_json:
+        echo_json(
+            {
+                "name": checkpoint.name,
+                "path": str(checkpoint.path),
+                "files": [str(path) for path in checkpoint.files],
+                "format": checkpoint.format,
+                "architecture": checkpoint.architecture,
+                "supported": runs is not None,
+                "reason": why,
+                "parameters": parameters,
+                "weight_bytes": checkpoint.weight_bytes,
+                "layouts": layouts,
+                "shape": runs,
+                "has_tokenizer": checkpoint.tokenizer is not None,
+                "has_chat_template": checkpoint.chat_template is not None,
+                "sampling": dict(checkpoint.sampling),
+                "metadata": {key: _plain(value) for key, value in checkpoint.metadata.items()},
+            }
+        )
+        return
+    bits = 8 * checkpoint.weight_bytes / max(parameters, 1)
+    facts: dict[str, object] = {
+        "name": checkpoint.name or "-",
+        "path": checkpoint.path,
+        "format": checkpoint.format,
+        "architecture": checkpoint.architecture,
+        "runs here": "yes" if runs is not None else f"no: {why}",
+        "parameters": f"{parameters:,}",
+        "weights": f"{format_size(checkpoint.weight_bytes)} in {len(checkpoint.tensors)} tensors, {bits:.2f} bits each",
+        **{key.replace("_", " "): f"{value:,}" for key, value in (runs or {}).items()},
+        "tokenizer": "none" if checkpoint.tokenizer is None else checkpoint.tokenizer.kind,
+        "chat template": "none" if checkpoint.chat_template is None else f"{len(checkpoint.chat_template)} characters",
+        "sampling": ", ".join(f"{k} {v:g}" for k, v in checkpoint.sampling.items()) or "none recommended",
+    }
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        click.echo(f"{styled(key.ljust(width), bold=True)}  {printable(str(value))}")
+    click.echo()
+    rows = [(name, e["tensors"], f"{e['values']:,}", format_size(e["bytes"])) for name, e in sorted(layouts.items())]
+    echo_table(("layout", "tensors", "values", "size"), rows, right=(1, 2, 3))
+    click.echo()
+    echo_table(("metadata", "value"), [(key, _short(value)) for key, value in sorted(checkpoint.metadata.items())])
+
+
+def _runs(checkpoint: Checkpoint) -> tuple[dict[str, int] | None, str | None]:
+    """The shape of the forward pass, or None and the reason why this version cannot run the file."""
+    from ..models import build_program
+
+    try:
+        program = build_program(checkpoint)
+    except KamadoError as error:
+        return None, str(error)
+    names = ("num_layers", "hidden", "vocab_size", "context_length", "num_experts", "top_k")
+    return {name: value for name in names if (value := getattr(program, name))}, None
+
+
+def _plain(value: Any) -> Any:
+    """Metadata as JSON takes it; a long array (a vocabulary) becomes its length."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (str, bool, int, float)) or value is None:
+        return value
+    if hasattr(value, "__len__") and len(value) > 64:
+        return {"values": len(value)}
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else str(value)
+
+
+def _short(value: Any) -> str:
+    plain = _plain(value)
+    if isinstance(plain, dict) and list(plain) == ["values"]:
+        return f"[{plain['values']:,} values]"
+    text = " ".join(str(plain).split())
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"

