@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # The real models that tests name, and the file of each in the folder of KAMADO_TEST_MODELS.
@@ -63,3 +64,74 @@ def real_model() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+TINY_VOCAB = 261
+TINY_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama of 2 layers in a GGUF file of 300 KB: random F16 weights, bytes as tokens, ChatML, context 512."""
+    from kamado.checkpoint.gguf_writer import GgufWriter
+    from kamado.checkpoint.types import Layout
+
+    hidden, heads, kv_heads, ffn, layers = 64, 4, 2, 128, 2
+    writer = GgufWriter("llama")
+    for key, value in {
+        "general.name": "tiny",
+        "llama.block_count": layers,
+        "llama.context_length": 512,
+        "llama.embedding_length": hidden,
+        "llama.feed_forward_length": ffn,
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": kv_heads,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.freq_base": 10000.0,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": [*_byte_symbols(), "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>", "ab"],
+        "tokenizer.ggml.token_type": [1] * 256 + [3] * 4 + [1],
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.bos_token_id": 256,
+        "tokenizer.ggml.eos_token_id": 257,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": TINY_TEMPLATE,
+    }.items():
+        writer.add(key, value)
+    kv_width = hidden // heads * kv_heads
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (TINY_VOCAB, hidden), "output_norm.weight": (hidden,)}
+    for i in range(layers):
+        for name, shape in {
+            "attn_norm": (hidden,),
+            "attn_q": (hidden, hidden),
+            "attn_k": (kv_width, hidden),
+            "attn_v": (kv_width, hidden),
+            "attn_output": (hidden, hidden),
+            "ffn_norm": (hidden,),
+            "ffn_gate": (ffn, hidden),
+            "ffn_up": (ffn, hidden),
+            "ffn_down": (hidden, ffn),
+        }.items():
+            shapes[f"blk.{i}.{name}.weight"] = shape
+    for name, shape in shapes.items():
+        writer.add_tensor(name, shape, Layout.F16 if len(shape) == 2 else Layout.F32)
+    rng = np.random.default_rng(7)
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    with writer.open(path) as sink:
+        for name, shape in shapes.items():
+            if len(shape) == 1:
+                sink.write(name, np.ones(shape, np.float32))
+            else:
+                sink.write(name, (rng.standard_normal(shape) * 2 / np.sqrt(shape[1])).astype(np.float16))
+    return path
+
+
+def _byte_symbols() -> list[str]:
+    """GPT-2's printable character of each byte."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

@@ -35,7 +35,7 @@ class StepError(Exception):
     """A check failed; the message says what."""
 
 
-class SkipStep(Exception):  # noqa: N818 (not an error)
+class SkipStep(Exception):
     """A check cannot run here; the message says why."""
 
 
@@ -304,9 +304,11 @@ def step_fuzz(arguments: Sequence[str]) -> None:
     targets = sorted(p for p in (ROOT / "tests" / "fuzz").glob("*.py") if not p.name.startswith(("_", "conftest")))
     if not targets:
         raise StepError("tests/fuzz has no target")
+    findings = BUILD / "fuzz"  # where an input that failed is left
+    findings.mkdir(parents=True, exist_ok=True)
     for target in targets:
         say(f"fuzz: {target.stem}")
-        run(python(), target, "--seconds", *(arguments or [str(FUZZ_SECONDS)]))
+        run(python(), target, "--seconds", *(arguments or [str(FUZZ_SECONDS)]), cwd=findings)
 
 
 def step_lock(_: Sequence[str]) -> None:
@@ -388,8 +390,11 @@ def main() -> int:
     try:
         if options.step == "run":
             install()
-            kamado = bin_dir(VENV) / "kamado"
-            return subprocess.run([str(kamado), *(options.arguments or QUESTION)], check=False).returncode
+            kamado = str(bin_dir(VENV) / "kamado")
+            words = [kamado, *(options.arguments or QUESTION)]
+            if os.name != "nt":
+                os.execv(kamado, words)  # in our place, so that Ctrl-C is the program's own business
+            return subprocess.run(words, check=False).returncode
         if options.step == "install":
             install()
             say(f"kamado is {bin_dir(VENV) / 'kamado'}")

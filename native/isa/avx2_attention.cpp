@@ -12,10 +12,10 @@ struct Blocking {
 
 using Tier = AttentionTier<F8, F8x2, Blocking>;
 
-constexpr AttentionKernels kKernels = {Tier::attend_page, Tier::merge, Tier::finish, Tier::store};
-
 }  // namespace
 
-const AttentionKernels* attention_kernels_avx2() { return &kKernels; }
+const AttentionKernels* attention_kernels_avx2() {
+  return &Tier::kTable;
+}
 
 }  // namespace kamado

@@ -61,6 +61,8 @@ constexpr LimitKernels kKernels = {read, int8_dot, multiply_add};
 
 }  // namespace
 
-const LimitKernels* limit_kernels_avx2() { return &kKernels; }
+const LimitKernels* limit_kernels_avx2() {
+  return &kKernels;
+}
 
 }  // namespace kamado

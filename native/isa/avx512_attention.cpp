@@ -12,10 +12,10 @@ struct Blocking {
 
 using Tier = AttentionTier<F16, F16, Blocking>;
 
-constexpr AttentionKernels kKernels = {Tier::attend_page, Tier::merge, Tier::finish, Tier::store};
-
 }  // namespace
 
-const AttentionKernels* attention_kernels_avx512() { return &kKernels; }
+const AttentionKernels* attention_kernels_avx512() {
+  return &Tier::kTable;
+}
 
 }  // namespace kamado

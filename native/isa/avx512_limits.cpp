@@ -1,7 +1,6 @@
 // The limit loops for AVX-512: 512-bit loads, vpdpbusd (VNNI), and fma.
-#include <immintrin.h>
-
 #include "kamado/limits.h"
+#include "kernels/simd.h"
 
 namespace kamado {
 namespace {
@@ -58,6 +57,8 @@ constexpr LimitKernels kKernels = {read, int8_dot, multiply_add};
 
 }  // namespace
 
-const LimitKernels* limit_kernels_avx512() { return &kKernels; }
+const LimitKernels* limit_kernels_avx512() {
+  return &kKernels;
+}
 
 }  // namespace kamado

@@ -90,6 +90,7 @@ struct LayoutMXFP4 : Nibbles32<Layout::MXFP4, CodeKind::kU5, 12, false> {
 
 template <Layout kLayout, CodeKind kCodeKind, int kSubBlocks, int kCodeOffset, bool kWithMin>
 struct Block256 {
+  static constexpr bool kUnrollPhases = false;
   static constexpr TileGeometry kGeometry = tile_geometry(kLayout);
   static constexpr CodeKind kKind = kCodeKind;
   static constexpr int kSubs = kSubBlocks;
@@ -124,6 +125,7 @@ struct LayoutQ4_K : NibblePairs256<Layout::Q4_K, CodeKind::kU4> {
 };
 
 struct LayoutQ5_K : NibblePairs256<Layout::Q5_K, CodeKind::kU5> {
+  static constexpr bool kUnrollPhases = true;
   template <class P, class I>
   INLINE void step(const uint8_t* planes, P p, I i, Bytes* c) const {
     const Bytes high = load_bytes(planes + high_plane(Layout::Q5_K, i) * kPlaneBytes);  // bit s: sub-block s
@@ -134,6 +136,7 @@ struct LayoutQ5_K : NibblePairs256<Layout::Q5_K, CodeKind::kU5> {
 };
 
 struct LayoutIQ4_XS : Block256<Layout::IQ4_XS, CodeKind::kSigned, 8, kSignedOffset, false> {
+  static constexpr bool kUnrollPhases = true;
   static constexpr int kPhases = 8, kLanes = 2, kSteps = 4;
   static constexpr int group(int p, int lane, int i) { return p * 8 + lane * 4 + i; }
   Table table = load_table(kIq4Values, kSignedOffset);
@@ -177,6 +180,7 @@ struct LayoutQ2_K : Quarters256<Layout::Q2_K, CodeKind::kU4, 0, true> {
 };
 
 struct LayoutQ3_K : Quarters256<Layout::Q3_K, CodeKind::kU4, 4, false> {
+  static constexpr bool kUnrollPhases = true;
   INLINE Pair scale_pair(const uint8_t* header, int j) const { return load_pairs_s8(header + 64 + j * 32); }
   template <class P, class L, class I>
   INLINE Scale scale(const uint8_t* header, P p, L lane, I) const {

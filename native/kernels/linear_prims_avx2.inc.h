@@ -2,7 +2,8 @@
 
 constexpr bool kHasVnni = false;
 constexpr int kMaxTokens = 4;       // widest register block of the quantised GEMM
-constexpr int kMaxFusedTokens = 2;  // up to here weights are decoded in registers, from here in a buffer
+constexpr int kMaxFusedTokens = 4;  // up to here weights are decoded in registers, from here into a buffer;
+constexpr int kMaxFusedWide = 3;    // the same for Q6_K, which has four code words a step
 constexpr int kMaxFloatTokens = 6;
 
 struct Int2 {

@@ -2,7 +2,8 @@
 
 constexpr bool kHasVnni = true;
 constexpr int kMaxTokens = 8;       // widest register block of the quantised GEMM
-constexpr int kMaxFusedTokens = 4;  // up to here weights are decoded in registers, from here in a buffer
+constexpr int kMaxFusedTokens = 8;  // up to here weights are decoded in registers, from here into a buffer;
+constexpr int kMaxFusedWide = 5;    // the same for Q6_K, which has four code words a step
 constexpr int kMaxFloatTokens = 8;
 
 using Bytes = __m512i;   // 16 rows x 4 codes

@@ -14,13 +14,13 @@ constexpr int fold_steps(CodeKind kind) {
 // Blocks decoded into a buffer: code words in ascending k, then what the headers held, widened.
 constexpr int kBufferHeader = 4096;
 
-template <class L>
+template <CodeKind kCodeKind, int kCodeOffset, bool kWithMin>
 struct Buffer32 {
-  static constexpr CodeKind kKind = L::kKind;
-  static constexpr int kOffset = L::kOffset;
-  static constexpr bool kHasMin = L::kHasMin;
+  static constexpr int kBlockValues = 32;
+  static constexpr CodeKind kKind = kCodeKind;
+  static constexpr int kOffset = kCodeOffset;
+  static constexpr bool kHasMin = kWithMin;
   static constexpr int kLanes = 1, kSteps = 8;
-  static constexpr bool kIsBuffer = true;
   static constexpr int group(int, int i) { return i; }
   template <class I>
   INLINE void step(const uint8_t* planes, I i, Bytes* c) const { c[0] = load_bytes(planes + i * kPlaneBytes); }
@@ -28,14 +28,15 @@ struct Buffer32 {
   INLINE F32 m(const uint8_t* header, int b) const { return load_f32(header + 512 + b * 64); }
 };
 
-template <class L>
+template <CodeKind kCodeKind, int kSubBlocks, int kCodeOffset, bool kWithMin>
 struct Buffer256 {
-  static constexpr CodeKind kKind = L::kKind;
-  static constexpr int kSubs = L::kSubs;
-  static constexpr int kOffset = L::kOffset;
-  static constexpr bool kHasMin = L::kHasMin;
+  static constexpr int kBlockValues = 256;
+  static constexpr CodeKind kKind = kCodeKind;
+  static constexpr int kSubs = kSubBlocks;
+  static constexpr int kOffset = kCodeOffset;
+  static constexpr bool kHasMin = kWithMin;
   static constexpr int kPhases = kSubs, kLanes = 1, kSteps = 64 / kSubs;
-  static constexpr bool kIsBuffer = true;
+  static constexpr bool kUnrollPhases = false;
   static constexpr int group(int p, int, int i) { return p * kSteps + i; }
   template <class P, class I>
   INLINE void step(const uint8_t* planes, P p, I i, Bytes* c) const {
@@ -48,6 +49,27 @@ struct Buffer256 {
   INLINE F32 d(const uint8_t* header) const { return load_f32(header + 1536); }
   INLINE F32 dmin(const uint8_t* header) const { return load_f32(header + 1600); }
 };
+
+// The buffer a layout is decoded into. Layouts that look alike there share its kernels; VNNI needs no code kind.
+template <class L>
+constexpr auto buffer_of() {
+  constexpr CodeKind kKind = kHasVnni ? CodeKind::kSigned : L::kKind;
+  if constexpr (L::kGeometry.block_values == 256) {
+    return Buffer256<kKind, L::kSubs, L::kOffset, L::kHasMin>{};
+  } else {
+    return Buffer32<kKind, L::kOffset, L::kHasMin>{};
+  }
+}
+
+// Phases are unrolled where decoding needs their number as a constant.
+template <class L, class F>
+INLINE void for_phases(F&& phase) {
+  if constexpr (L::kUnrollPhases) {
+    unroll<L::kPhases>(phase);
+  } else {
+    for (int p = 0; p < L::kPhases; ++p) phase(p);
+  }
+}
 
 // acc[t] += block * x[t] for one 32-value block of 16 rows.
 template <int T, class L>
@@ -113,11 +135,7 @@ INLINE void multiply_block256(const L& layout, const uint8_t* header, const uint
       });
     });
   };
-  if constexpr (requires { L::kIsBuffer; }) {
-    for (int p = 0; p < L::kPhases; ++p) phase(p);
-  } else {
-    unroll<L::kPhases>(phase);
-  }
+  for_phases<L>(phase);
 
   constexpr int kPairs = L::kSubs / 2;
   const auto sums = [&](auto t) INLINE_LAMBDA {
@@ -202,13 +220,14 @@ void unpack(const L& layout, const uint8_t* tile, int64_t first_block, int block
   if constexpr (kIs256<L>) {
     const uint8_t* header = tile + tile_header_offset(g, first_block);
     const uint8_t* planes = tile + tile_planes_offset(g, first_block);
-    unroll<L::kPhases>([&](auto p) INLINE_LAMBDA {
+    const auto phase = [&](auto p) INLINE_LAMBDA {
       unroll<L::kSteps>([&](auto i) INLINE_LAMBDA {
         Bytes codes[L::kLanes];
         layout.step(planes, p, i, codes);
         unroll<L::kLanes>([&](auto lane) INLINE_LAMBDA { store_bytes(buffer + L::group(p, lane, i) * kPlaneBytes, codes[lane]); });
       });
-    });
+    };
+    for_phases<L>(phase);
     for (int j = 0; j < L::kSubs / 2; ++j) {
       const Pair pair = layout.scale_pair(header, j);
       store_scale(out + 2 * j * 64, even_scale(pair));
@@ -240,16 +259,16 @@ void unpack(const L& layout, const uint8_t* tile, int64_t first_block, int block
 }
 
 // acc float[T][16] += decoded columns * T rows of activations, which begin `offset` bytes into each row.
-template <class L, int T>
+template <class Buffer, int T>
 void multiply_buffer(const uint8_t* buffer, int blocks, const uint8_t* const* rows, size_t offset, float* acc) {
   const uint8_t* x[T];
   F32 a[T];
   unroll<T>([&](auto t) INLINE_LAMBDA { x[t] = rows[t] + offset, a[t] = load_f32(acc + t * kTileRows); });
-  if constexpr (kIs256<L>) {
-    multiply_block256<T>(Buffer256<L>{}, buffer + kBufferHeader, buffer, x, a);
+  if constexpr (Buffer::kBlockValues == 256) {
+    multiply_block256<T>(Buffer{}, buffer + kBufferHeader, buffer, x, a);
   } else {
     for (int b = 0; b < blocks; ++b) {
-      multiply_block32<T>(Buffer32<L>{}, buffer + kBufferHeader, b, buffer + b * 8 * kPlaneBytes, x, a);
+      multiply_block32<T>(Buffer{}, buffer + kBufferHeader, b, buffer + b * 8 * kPlaneBytes, x, a);
       unroll<T>([&](auto t) INLINE_LAMBDA { x[t] += sizeof(ActBlock32); });
     }
   }
@@ -272,7 +291,7 @@ void multiply_chunk(const Job& job) {
   static constexpr auto kKernels = []<int... kT>(std::integer_sequence<int, kT...>) {
     struct {
       Kernel at[sizeof...(kT)];
-    } table{{multiply_buffer<L, kT + 1>...}};
+    } table{{multiply_buffer<decltype(buffer_of<L>()), kT + 1>...}};
     return table;
   }(std::make_integer_sequence<int, kMaxTokens>{});
 
@@ -302,16 +321,16 @@ void multiply_chunk(const Job& job) {
   }
 }
 
-template <class L>
+template <class L, int kMaxFused>
 void multiply_quantised(const Job& job) {
-  if (job.n <= kMaxFusedTokens) {
+  if (job.n <= kMaxFused) {
     using Kernel = void (*)(const Job&);
     static constexpr auto kKernels = []<int... kT>(std::integer_sequence<int, kT...>) {
       struct {
         Kernel at[sizeof...(kT)];
       } table{{multiply_fused<L, kT + 1>...}};
       return table;
-    }(std::make_integer_sequence<int, kMaxFusedTokens>{});
+    }(std::make_integer_sequence<int, kMaxFused>{});
     return kKernels.at[job.n - 1](job);
   }
   const int32_t rows = chunk_rows(act_bytes(act_kind(job.w->layout), job.w->cols), job.n);

@@ -1,6 +1,6 @@
 // The elementwise maths, written once over the vector types of simd.h. Each function is one fixed sequence of correctly
-// rounded operations, so its bits do not depend on the tier. Coefficients are our own minimax fits (relative error of the
-// polynomial in brackets); the errors of the whole functions are held by tests/test_vector.cpp.
+// rounded operations, so its bits do not depend on the tier. Coefficients are our own minimax fits (relative error of
+// the polynomial in brackets); the errors of the whole functions are held by tests/test_vector.cpp.
 #pragma once
 #include <cstdint>
 
@@ -12,20 +12,20 @@ namespace {
 // e^x for every input: NaN stays NaN, 0 below ln(2^-126) (no subnormal results), +inf above ln(FLT_MAX).
 template <class V>
 KAMADO_INLINE V exp_f32(V x) {
-  const V magic = V::set1(0x1.8p23f);                     // adding it leaves rint(y) in the low mantissa bits
+  const V magic = V::set1(0x1.8p23f);  // adding it leaves rint(y) in the low mantissa bits
   const V shifted = fma(x, V::set1(0x1.715476p+0f), magic);
   const V n = shifted - magic;
-  V r = fma(n, V::set1(-0x1.62e400p-1f), x);              // ln 2 in two parts; the first has 15 bits, so n * it is exact
+  V r = fma(n, V::set1(-0x1.62e400p-1f), x);  // ln 2 in two parts; the first has 15 bits, so n * it is exact
   r = fma(n, V::set1(-0x1.7f7d1cp-20f), r);
-  V q = V::set1(0x1.6a2430p-10f);                         // e^r = 1 + r + r^2 q(r) on |r| <= ln 2 / 2  [3.1e-9]
+  V q = V::set1(0x1.6a2430p-10f);  // e^r = 1 + r + r^2 q(r) on |r| <= ln 2 / 2  [3.1e-9]
   q = fma(q, r, V::set1(0x1.1239e4p-7f));
   q = fma(q, r, V::set1(0x1.5558f2p-5f));
   q = fma(q, r, V::set1(0x1.555492p-3f));
   q = fma(q, r, V::set1(0x1.fffffcp-2f));
   const V p = fma(r * r, q, r) + V::set1(1.0f);
   V y = scale_exponent(p, shifted);
-  y = select(less(x, V::set1(-0x1.5d589ep+6f)), V::set1(0.0f), y);               // -87.33654
-  y = select(less(V::set1(0x1.62e42ep+6f), x), V::set1(__builtin_inff()), y);    // 88.72283
+  y = select(less(x, V::set1(-0x1.5d589ep+6f)), V::set1(0.0f), y);             // -87.33654
+  y = select(less(V::set1(0x1.62e42ep+6f), x), V::set1(__builtin_inff()), y);  // 88.72283
   return select(is_nan(x), x, y);
 }
 
@@ -38,7 +38,7 @@ template <class V>
 KAMADO_INLINE V tanh_f32(V x) {
   const V a = abs(x);
   const V z = x * x;
-  V q = V::set1(-0.0057049785f);                          // tanh x = x + x^3 q(x^2) on |x| < 0.625  [4.4e-9]
+  V q = V::set1(-0.0057049785f);  // tanh x = x + x^3 q(x^2) on |x| < 0.625  [4.4e-9]
   q = fma(q, z, V::set1(0.020639079f));
   q = fma(q, z, V::set1(-0.05373971f));
   q = fma(q, z, V::set1(0.13331442f));

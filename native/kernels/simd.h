@@ -38,16 +38,36 @@ struct F1 {
   static KAMADO_INLINE F1 load(const float* p) { return {*p}; }
 };
 
-KAMADO_INLINE F1 operator+(F1 a, F1 b) { return {a.v + b.v}; }
-KAMADO_INLINE F1 operator-(F1 a, F1 b) { return {a.v - b.v}; }
-KAMADO_INLINE F1 operator*(F1 a, F1 b) { return {a.v * b.v}; }
-KAMADO_INLINE F1 operator/(F1 a, F1 b) { return {a.v / b.v}; }
-KAMADO_INLINE F1 fma(F1 a, F1 b, F1 c) { return {__builtin_fmaf(a.v, b.v, c.v)}; }
-KAMADO_INLINE F1 max(F1 a, F1 b) { return {a.v > b.v ? a.v : b.v}; }
-KAMADO_INLINE F1 min(F1 a, F1 b) { return {a.v < b.v ? a.v : b.v}; }
-KAMADO_INLINE bool less(F1 a, F1 b) { return a.v < b.v; }
-KAMADO_INLINE bool is_nan(F1 a) { return a.v != a.v; }
-KAMADO_INLINE F1 select(bool m, F1 yes, F1 no) { return m ? yes : no; }
+KAMADO_INLINE F1 operator+(F1 a, F1 b) {
+  return {a.v + b.v};
+}
+KAMADO_INLINE F1 operator-(F1 a, F1 b) {
+  return {a.v - b.v};
+}
+KAMADO_INLINE F1 operator*(F1 a, F1 b) {
+  return {a.v * b.v};
+}
+KAMADO_INLINE F1 operator/(F1 a, F1 b) {
+  return {a.v / b.v};
+}
+KAMADO_INLINE F1 fma(F1 a, F1 b, F1 c) {
+  return {__builtin_fmaf(a.v, b.v, c.v)};
+}
+KAMADO_INLINE F1 max(F1 a, F1 b) {
+  return {a.v > b.v ? a.v : b.v};
+}
+KAMADO_INLINE F1 min(F1 a, F1 b) {
+  return {a.v < b.v ? a.v : b.v};
+}
+KAMADO_INLINE bool less(F1 a, F1 b) {
+  return a.v < b.v;
+}
+KAMADO_INLINE bool is_nan(F1 a) {
+  return a.v != a.v;
+}
+KAMADO_INLINE F1 select(bool m, F1 yes, F1 no) {
+  return m ? yes : no;
+}
 
 KAMADO_INLINE uint32_t float_bits(float x) {
   uint32_t bits;
@@ -61,12 +81,16 @@ KAMADO_INLINE float bits_float(uint32_t bits) {
   return x;
 }
 
-KAMADO_INLINE F1 abs(F1 a) { return {bits_float(float_bits(a.v) & 0x7fffffffu)}; }
+KAMADO_INLINE F1 abs(F1 a) {
+  return {bits_float(float_bits(a.v) & 0x7fffffffu)};
+}
 KAMADO_INLINE F1 copy_sign(F1 magnitude, F1 sign) {
   return {bits_float((float_bits(magnitude.v) & 0x7fffffffu) | (float_bits(sign.v) & 0x80000000u))};
 }
 // p * 2^n for the n in the low bits of `shifted` = n + 1.5 * 2^23; right when p and the product are normal.
-KAMADO_INLINE F1 scale_exponent(F1 p, F1 shifted) { return {bits_float(float_bits(p.v) + (float_bits(shifted.v) << 23))}; }
+KAMADO_INLINE F1 scale_exponent(F1 p, F1 shifted) {
+  return {bits_float(float_bits(p.v) + (float_bits(shifted.v) << 23))};
+}
 
 // ---- f16, scalar ----
 
@@ -76,9 +100,9 @@ KAMADO_INLINE uint16_t f16_from_f32(float x) {
   const uint32_t sign = (bits >> 16) & 0x8000u;
   bits &= 0x7fffffffu;
   if (bits > 0x7f800000u) return 0;
-  if (bits > 0x477fe000u) bits = 0x477fe000u;             // 65504
-  if (bits < 0x38800000u) {                               // below 2^-14: the sum's unit is 2^-24, a subnormal's step
-    const float sum = bits_float(bits) + 0.5f;            // its addition rounds to nearest even
+  if (bits > 0x477fe000u) bits = 0x477fe000u;   // 65504
+  if (bits < 0x38800000u) {                     // below 2^-14: the sum's unit is 2^-24, a subnormal's step
+    const float sum = bits_float(bits) + 0.5f;  // its addition rounds to nearest even
     return static_cast<uint16_t>(sign | (float_bits(sum) - 0x3f000000u));
   }
   const uint32_t odd = (bits >> 13) & 1u;
@@ -126,17 +150,39 @@ struct F8 {
   KAMADO_INLINE void store_first(float* p, int n) const { _mm256_maskstore_ps(p, first_lanes8(n), v); }
 };
 
-KAMADO_INLINE F8 operator+(F8 a, F8 b) { return {_mm256_add_ps(a.v, b.v)}; }
-KAMADO_INLINE F8 operator-(F8 a, F8 b) { return {_mm256_sub_ps(a.v, b.v)}; }
-KAMADO_INLINE F8 operator*(F8 a, F8 b) { return {_mm256_mul_ps(a.v, b.v)}; }
-KAMADO_INLINE F8 operator/(F8 a, F8 b) { return {_mm256_div_ps(a.v, b.v)}; }
-KAMADO_INLINE F8 fma(F8 a, F8 b, F8 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-KAMADO_INLINE F8 max(F8 a, F8 b) { return {_mm256_max_ps(a.v, b.v)}; }
-KAMADO_INLINE F8 min(F8 a, F8 b) { return {_mm256_min_ps(a.v, b.v)}; }
-KAMADO_INLINE __m256 less(F8 a, F8 b) { return _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ); }
-KAMADO_INLINE __m256 is_nan(F8 a) { return _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q); }
-KAMADO_INLINE F8 select(__m256 m, F8 yes, F8 no) { return {_mm256_blendv_ps(no.v, yes.v, m)}; }
-KAMADO_INLINE F8 abs(F8 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+KAMADO_INLINE F8 operator+(F8 a, F8 b) {
+  return {_mm256_add_ps(a.v, b.v)};
+}
+KAMADO_INLINE F8 operator-(F8 a, F8 b) {
+  return {_mm256_sub_ps(a.v, b.v)};
+}
+KAMADO_INLINE F8 operator*(F8 a, F8 b) {
+  return {_mm256_mul_ps(a.v, b.v)};
+}
+KAMADO_INLINE F8 operator/(F8 a, F8 b) {
+  return {_mm256_div_ps(a.v, b.v)};
+}
+KAMADO_INLINE F8 fma(F8 a, F8 b, F8 c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+KAMADO_INLINE F8 max(F8 a, F8 b) {
+  return {_mm256_max_ps(a.v, b.v)};
+}
+KAMADO_INLINE F8 min(F8 a, F8 b) {
+  return {_mm256_min_ps(a.v, b.v)};
+}
+KAMADO_INLINE __m256 less(F8 a, F8 b) {
+  return _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ);
+}
+KAMADO_INLINE __m256 is_nan(F8 a) {
+  return _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q);
+}
+KAMADO_INLINE F8 select(__m256 m, F8 yes, F8 no) {
+  return {_mm256_blendv_ps(no.v, yes.v, m)};
+}
+KAMADO_INLINE F8 abs(F8 a) {
+  return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)};
+}
 KAMADO_INLINE F8 copy_sign(F8 magnitude, F8 sign) {
   const __m256 bit = _mm256_set1_ps(-0.0f);
   return {_mm256_or_ps(_mm256_andnot_ps(bit, magnitude.v), _mm256_and_ps(bit, sign.v))};
@@ -180,21 +226,45 @@ struct F8x2 {
   }
 };
 
-KAMADO_INLINE F8x2 operator+(F8x2 a, F8x2 b) { return {a.lo + b.lo, a.hi + b.hi}; }
-KAMADO_INLINE F8x2 operator-(F8x2 a, F8x2 b) { return {a.lo - b.lo, a.hi - b.hi}; }
-KAMADO_INLINE F8x2 operator*(F8x2 a, F8x2 b) { return {a.lo * b.lo, a.hi * b.hi}; }
-KAMADO_INLINE F8x2 operator/(F8x2 a, F8x2 b) { return {a.lo / b.lo, a.hi / b.hi}; }
-KAMADO_INLINE F8x2 fma(F8x2 a, F8x2 b, F8x2 c) { return {fma(a.lo, b.lo, c.lo), fma(a.hi, b.hi, c.hi)}; }
-KAMADO_INLINE F8x2 max(F8x2 a, F8x2 b) { return {max(a.lo, b.lo), max(a.hi, b.hi)}; }
-KAMADO_INLINE F8x2 min(F8x2 a, F8x2 b) { return {min(a.lo, b.lo), min(a.hi, b.hi)}; }
-KAMADO_INLINE F8x2::Mask less(F8x2 a, F8x2 b) { return {less(a.lo, b.lo), less(a.hi, b.hi)}; }
-KAMADO_INLINE F8x2::Mask is_nan(F8x2 a) { return {is_nan(a.lo), is_nan(a.hi)}; }
+KAMADO_INLINE F8x2 operator+(F8x2 a, F8x2 b) {
+  return {a.lo + b.lo, a.hi + b.hi};
+}
+KAMADO_INLINE F8x2 operator-(F8x2 a, F8x2 b) {
+  return {a.lo - b.lo, a.hi - b.hi};
+}
+KAMADO_INLINE F8x2 operator*(F8x2 a, F8x2 b) {
+  return {a.lo * b.lo, a.hi * b.hi};
+}
+KAMADO_INLINE F8x2 operator/(F8x2 a, F8x2 b) {
+  return {a.lo / b.lo, a.hi / b.hi};
+}
+KAMADO_INLINE F8x2 fma(F8x2 a, F8x2 b, F8x2 c) {
+  return {fma(a.lo, b.lo, c.lo), fma(a.hi, b.hi, c.hi)};
+}
+KAMADO_INLINE F8x2 max(F8x2 a, F8x2 b) {
+  return {max(a.lo, b.lo), max(a.hi, b.hi)};
+}
+KAMADO_INLINE F8x2 min(F8x2 a, F8x2 b) {
+  return {min(a.lo, b.lo), min(a.hi, b.hi)};
+}
+KAMADO_INLINE F8x2::Mask less(F8x2 a, F8x2 b) {
+  return {less(a.lo, b.lo), less(a.hi, b.hi)};
+}
+KAMADO_INLINE F8x2::Mask is_nan(F8x2 a) {
+  return {is_nan(a.lo), is_nan(a.hi)};
+}
 KAMADO_INLINE F8x2 select(F8x2::Mask m, F8x2 yes, F8x2 no) {
   return {select(m.lo, yes.lo, no.lo), select(m.hi, yes.hi, no.hi)};
 }
-KAMADO_INLINE F8x2 abs(F8x2 a) { return {abs(a.lo), abs(a.hi)}; }
-KAMADO_INLINE F8x2 copy_sign(F8x2 m, F8x2 s) { return {copy_sign(m.lo, s.lo), copy_sign(m.hi, s.hi)}; }
-KAMADO_INLINE F8x2 scale_exponent(F8x2 p, F8x2 s) { return {scale_exponent(p.lo, s.lo), scale_exponent(p.hi, s.hi)}; }
+KAMADO_INLINE F8x2 abs(F8x2 a) {
+  return {abs(a.lo), abs(a.hi)};
+}
+KAMADO_INLINE F8x2 copy_sign(F8x2 m, F8x2 s) {
+  return {copy_sign(m.lo, s.lo), copy_sign(m.hi, s.hi)};
+}
+KAMADO_INLINE F8x2 scale_exponent(F8x2 p, F8x2 s) {
+  return {scale_exponent(p.lo, s.lo), scale_exponent(p.hi, s.hi)};
+}
 
 KAMADO_INLINE float reduce_sum8(__m256 half) {  // the tree from 8 lanes down: + 4, + 2, + 1
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
@@ -208,8 +278,12 @@ KAMADO_INLINE float reduce_max8(__m256 half) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
 
-KAMADO_INLINE float reduce_sum(F8x2 a) { return reduce_sum8((a.lo + a.hi).v); }
-KAMADO_INLINE float reduce_max(F8x2 a) { return reduce_max8(max(a.lo, a.hi).v); }
+KAMADO_INLINE float reduce_sum(F8x2 a) {
+  return reduce_sum8((a.lo + a.hi).v);
+}
+KAMADO_INLINE float reduce_max(F8x2 a) {
+  return reduce_max8(max(a.lo, a.hi).v);
+}
 
 // (x0 x1 x2 … x31) at p -> even and odd elements.
 KAMADO_INLINE void load_pairs(const float* p, F8x2* even, F8x2* odd) {
@@ -285,17 +359,39 @@ struct F16 {
   }
 };
 
-KAMADO_INLINE F16 operator+(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
-KAMADO_INLINE F16 operator-(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
-KAMADO_INLINE F16 operator*(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
-KAMADO_INLINE F16 operator/(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
-KAMADO_INLINE F16 fma(F16 a, F16 b, F16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-KAMADO_INLINE F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
-KAMADO_INLINE F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
-KAMADO_INLINE __mmask16 less(F16 a, F16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
-KAMADO_INLINE __mmask16 is_nan(F16 a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q); }
-KAMADO_INLINE F16 select(__mmask16 m, F16 yes, F16 no) { return {_mm512_mask_blend_ps(m, no.v, yes.v)}; }
-KAMADO_INLINE F16 abs(F16 a) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)}; }
+KAMADO_INLINE F16 operator+(F16 a, F16 b) {
+  return {_mm512_add_ps(a.v, b.v)};
+}
+KAMADO_INLINE F16 operator-(F16 a, F16 b) {
+  return {_mm512_sub_ps(a.v, b.v)};
+}
+KAMADO_INLINE F16 operator*(F16 a, F16 b) {
+  return {_mm512_mul_ps(a.v, b.v)};
+}
+KAMADO_INLINE F16 operator/(F16 a, F16 b) {
+  return {_mm512_div_ps(a.v, b.v)};
+}
+KAMADO_INLINE F16 fma(F16 a, F16 b, F16 c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+KAMADO_INLINE F16 max(F16 a, F16 b) {
+  return {_mm512_max_ps(a.v, b.v)};
+}
+KAMADO_INLINE F16 min(F16 a, F16 b) {
+  return {_mm512_min_ps(a.v, b.v)};
+}
+KAMADO_INLINE __mmask16 less(F16 a, F16 b) {
+  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ);
+}
+KAMADO_INLINE __mmask16 is_nan(F16 a) {
+  return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+}
+KAMADO_INLINE F16 select(__mmask16 m, F16 yes, F16 no) {
+  return {_mm512_mask_blend_ps(m, no.v, yes.v)};
+}
+KAMADO_INLINE F16 abs(F16 a) {
+  return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)};
+}
 KAMADO_INLINE F16 copy_sign(F16 magnitude, F16 sign) {
   const __m512 bit = _mm512_set1_ps(-0.0f);
   return {_mm512_or_ps(_mm512_andnot_ps(bit, magnitude.v), _mm512_and_ps(bit, sign.v))};

@@ -110,11 +110,16 @@ struct VectorTier {
 
   static void gate(Activation act, const float* a, const float* b, int32_t n, float* out) {
     switch (act) {
-      case Activation::kNone: return gate_with(a, b, n, out, [](V x) { return x; });
-      case Activation::kSilu: return gate_with(a, b, n, out, [](V x) { return silu_f32(x); });
-      case Activation::kGeluTanh: return gate_with(a, b, n, out, [](V x) { return gelu_tanh_f32(x); });
-      case Activation::kGeluErf: return gate_with(a, b, n, out, [](V x) { return gelu_erf_f32(x); });
-      case Activation::kRelu: return gate_with(a, b, n, out, [](V x) { return max(V::set1(0.0f), x); });
+      case Activation::kNone:
+        return gate_with(a, b, n, out, [](V x) { return x; });
+      case Activation::kSilu:
+        return gate_with(a, b, n, out, [](V x) { return silu_f32(x); });
+      case Activation::kGeluTanh:
+        return gate_with(a, b, n, out, [](V x) { return gelu_tanh_f32(x); });
+      case Activation::kGeluErf:
+        return gate_with(a, b, n, out, [](V x) { return gelu_erf_f32(x); });
+      case Activation::kRelu:
+        return gate_with(a, b, n, out, [](V x) { return max(V::set1(0.0f), x); });
     }
   }
 

@@ -1,9 +1,9 @@
-// The paged KV cache of kv.h. One arena of address space holds max_pages pages of all layers; the kernel gives memory on
-// first touch. A page is [layer][head]{K [k_dim][128], V [128][v_dim]}, each block on its own cache line.
+// The paged KV cache of kv.h. One arena of address space holds max_pages pages of all layers; the kernel gives memory
+// on first touch. A page is [layer][head]{K [k_dim][128], V [128][v_dim]}, each block on its own cache line.
 //
-// Huge pages: only when a page of the cache is at least as big as one of the machine's (2 MiB). Pages are handed out from
-// the lowest address up and lie side by side, so at most one huge page is touched early; a smaller cache page would let a
-// short sequence pin far more than it uses.
+// Huge pages: only when a page of the cache is at least as big as one of the machine's (2 MiB). Pages are handed out
+// from the lowest address up and lie side by side, so at most one huge page is touched early; a smaller cache page
+// would let a short sequence pin far more than it uses.
 #include "kamado/kv.h"
 
 #include <sys/mman.h>
@@ -24,15 +24,20 @@ constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kKeepBytes = size_t{64} << 20;
 constexpr size_t kKeepPages = 2;
 
-size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+size_t round_up(size_t n, size_t unit) {
+  return (n + unit - 1) / unit * unit;
+}
 
 size_t checked_mul(size_t a, size_t b) {
   size_t product;
-  if (__builtin_mul_overflow(a, b, &product)) throw std::length_error("the key-value cache is larger than the address space");
+  if (__builtin_mul_overflow(a, b, &product))
+    throw std::length_error("the key-value cache is larger than the address space");
   return product;
 }
 
-int64_t pages_for(int64_t num_tokens) { return (num_tokens + kPageTokens - 1) / kPageTokens; }
+int64_t pages_for(int64_t num_tokens) {
+  return (num_tokens + kPageTokens - 1) / kPageTokens;
+}
 
 struct Block {  // where a layer's heads lie within a page
   size_t offset;
@@ -72,7 +77,8 @@ struct KvCache::Impl {
     if (pages < 1 || pages > std::numeric_limits<int32_t>::max()) {
       throw std::invalid_argument("max_pages must be in [1, 2^31), got " + std::to_string(pages));
     }
-    if (max_sequences < 1) throw std::invalid_argument("max_sequences must be at least 1, got " + std::to_string(max_sequences));
+    if (max_sequences < 1)
+      throw std::invalid_argument("max_sequences must be at least 1, got " + std::to_string(max_sequences));
     max_pages = static_cast<int32_t>(pages);
     for (const auto& shape : shapes) {
       if (shape.num_kv_heads < 0 || shape.k_dim < 1 || shape.v_dim < 1) {
@@ -81,7 +87,8 @@ struct KvCache::Impl {
       const size_t row = checked_mul(kPageTokens, element_bytes);
       Block block{page_bytes, round_up(checked_mul(row, static_cast<size_t>(shape.k_dim)), kCacheLine), 0};
       block.head_bytes = block.k_bytes + round_up(checked_mul(row, static_cast<size_t>(shape.v_dim)), kCacheLine);
-      if (__builtin_add_overflow(page_bytes, checked_mul(block.head_bytes, static_cast<size_t>(shape.num_kv_heads)), &page_bytes)) {
+      if (__builtin_add_overflow(page_bytes, checked_mul(block.head_bytes, static_cast<size_t>(shape.num_kv_heads)),
+                                 &page_bytes)) {
         throw std::length_error("the key-value cache is larger than the address space");
       }
       blocks.push_back(block);
@@ -105,12 +112,13 @@ struct KvCache::Impl {
   void map() {
     const bool huge = page_bytes >= kHugePage;
     mapping_bytes = checked_mul(page_bytes, static_cast<size_t>(max_pages));
-    if (__builtin_add_overflow(mapping_bytes, kHugePage, &mapping_bytes)) throw std::length_error("the key-value cache is larger than the address space");
+    if (__builtin_add_overflow(mapping_bytes, kHugePage, &mapping_bytes))
+      throw std::length_error("the key-value cache is larger than the address space");
     mapping = mmap(nullptr, mapping_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED) {
       mapping = nullptr;
-      throw std::runtime_error("cannot reserve " + std::to_string(mapping_bytes) + " bytes of address space for the key-value cache: " +
-                               std::strerror(errno));
+      throw std::runtime_error("cannot reserve " + std::to_string(mapping_bytes) +
+                               " bytes of address space for the key-value cache: " + std::strerror(errno));
     }
     arena = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<size_t>(mapping), kHugePage));
     const size_t usable = page_bytes * static_cast<size_t>(max_pages);
@@ -129,8 +137,9 @@ struct KvCache::Impl {
 
   void require_free(int64_t needed) const {
     if (needed > free_pages()) {
-      throw std::length_error("the key-value cache is full: " + std::to_string(needed) + " pages of " + std::to_string(kPageTokens) +
-                              " tokens needed, " + std::to_string(free_pages()) + " of " + std::to_string(max_pages) + " free");
+      throw std::length_error("the key-value cache is full: " + std::to_string(needed) + " pages of " +
+                              std::to_string(kPageTokens) + " tokens needed, " + std::to_string(free_pages()) + " of " +
+                              std::to_string(max_pages) + " free");
     }
   }
 
@@ -175,10 +184,11 @@ struct KvCache::Impl {
 
   uint8_t* block(int32_t seq, int64_t page, int32_t layer, int32_t head) {
     const Sequence& s = live(seq);
-    if (page < 0 || page >= static_cast<int64_t>(s.pages.size()) || layer < 0 || static_cast<size_t>(layer) >= blocks.size() || head < 0 ||
+    if (page < 0 || page >= static_cast<int64_t>(s.pages.size()) || layer < 0 ||
+        static_cast<size_t>(layer) >= blocks.size() || head < 0 ||
         head >= shapes[static_cast<size_t>(layer)].num_kv_heads) {
-      throw std::out_of_range("no key-value block for page " + std::to_string(page) + ", layer " + std::to_string(layer) + ", head " +
-                              std::to_string(head));
+      throw std::out_of_range("no key-value block for page " + std::to_string(page) + ", layer " +
+                              std::to_string(layer) + ", head " + std::to_string(head));
     }
     const Block& b = blocks[static_cast<size_t>(layer)];
     return address(s.pages[static_cast<size_t>(page)]) + b.offset + static_cast<size_t>(head) * b.head_bytes;
@@ -209,7 +219,8 @@ int32_t KvCache::fork(int32_t seq, int64_t num_tokens) {
   Impl& impl = *impl_;
   const int64_t length = impl.live(seq).length;
   if (num_tokens < 0 || num_tokens > length) {
-    throw std::invalid_argument("cannot fork " + std::to_string(num_tokens) + " tokens of a sequence of " + std::to_string(length));
+    throw std::invalid_argument("cannot fork " + std::to_string(num_tokens) + " tokens of a sequence of " +
+                                std::to_string(length));
   }
   const int64_t whole = num_tokens / kPageTokens, rest = num_tokens % kPageTokens;
   if (rest) impl.require_free(1);
@@ -235,20 +246,24 @@ int32_t KvCache::fork(int32_t seq, int64_t num_tokens) {
 void KvCache::truncate(int32_t seq, int64_t num_tokens) {
   Sequence& s = impl_->live(seq);
   if (num_tokens < 0 || num_tokens > s.length) {
-    throw std::invalid_argument("cannot truncate a sequence of " + std::to_string(s.length) + " tokens to " + std::to_string(num_tokens));
+    throw std::invalid_argument("cannot truncate a sequence of " + std::to_string(s.length) + " tokens to " +
+                                std::to_string(num_tokens));
   }
   impl_->shrink(s, pages_for(num_tokens));
   s.length = num_tokens;
 }
 
-int64_t KvCache::length(int32_t seq) const { return impl_->live(seq).length; }
+int64_t KvCache::length(int32_t seq) const {
+  return impl_->live(seq).length;
+}
 
 void KvCache::reserve(int32_t seq, int64_t num_tokens) {
   Impl& impl = *impl_;
   Sequence& s = impl.live(seq);
   if (num_tokens < 0) throw std::invalid_argument("cannot reserve " + std::to_string(num_tokens) + " tokens");
   if (num_tokens <= s.length) return;
-  if (num_tokens > static_cast<int64_t>(impl.max_pages) * kPageTokens) impl.require_free(std::numeric_limits<int64_t>::max());
+  if (num_tokens > static_cast<int64_t>(impl.max_pages) * kPageTokens)
+    impl.require_free(std::numeric_limits<int64_t>::max());
   const int64_t rest = s.length % kPageTokens;
   const auto partial = static_cast<size_t>(s.length / kPageTokens);
   const bool is_shared = rest && impl.references[static_cast<size_t>(s.pages[partial])] > 1;
@@ -267,8 +282,8 @@ void KvCache::reserve(int32_t seq, int64_t num_tokens) {
 void KvCache::commit(int32_t seq, int64_t num_tokens) {
   Sequence& s = impl_->live(seq);
   if (num_tokens < s.length || pages_for(num_tokens) > static_cast<int64_t>(s.pages.size())) {
-    throw std::invalid_argument("cannot commit " + std::to_string(num_tokens) + " tokens: " + std::to_string(s.length) + " are cached, " +
-                                std::to_string(s.pages.size()) + " pages reserved");
+    throw std::invalid_argument("cannot commit " + std::to_string(num_tokens) + " tokens: " + std::to_string(s.length) +
+                                " are cached, " + std::to_string(s.pages.size()) + " pages reserved");
   }
   s.length = num_tokens;
 }
@@ -282,10 +297,20 @@ void* KvCache::v_block(int32_t seq, int64_t page, int32_t layer, int32_t head) c
   return k + impl_->blocks[static_cast<size_t>(layer)].k_bytes;
 }
 
-KvType KvCache::type() const { return impl_->type; }
-size_t KvCache::page_bytes() const { return impl_->page_bytes; }
-int64_t KvCache::pages_used() const { return impl_->max_pages - impl_->free_pages(); }
-int64_t KvCache::pages_free() const { return impl_->free_pages(); }
-size_t KvCache::bytes_used() const { return static_cast<size_t>(pages_used()) * impl_->page_bytes; }
+KvType KvCache::type() const {
+  return impl_->type;
+}
+size_t KvCache::page_bytes() const {
+  return impl_->page_bytes;
+}
+int64_t KvCache::pages_used() const {
+  return impl_->max_pages - impl_->free_pages();
+}
+int64_t KvCache::pages_free() const {
+  return impl_->free_pages();
+}
+size_t KvCache::bytes_used() const {
+  return static_cast<size_t>(pages_used()) * impl_->page_bytes;
+}
 
 }  // namespace kamado

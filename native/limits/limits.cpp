@@ -95,7 +95,8 @@ class Buffer {
 };
 
 void check(int32_t num_threads, double seconds) {
-  if (num_threads < 1) throw std::invalid_argument("num_threads must be at least 1, got " + std::to_string(num_threads));
+  if (num_threads < 1)
+    throw std::invalid_argument("num_threads must be at least 1, got " + std::to_string(num_threads));
   if (!(seconds > 0 && seconds <= 3600)) {
     throw std::invalid_argument("seconds must be in (0, 3600], got " + std::to_string(seconds));
   }
@@ -132,7 +133,9 @@ volatile uint64_t sink;  // results go here, so that no loop is left out
 
 }  // namespace
 
-const LimitKernels* limit_kernels_ref() { return &kReference; }
+const LimitKernels* limit_kernels_ref() {
+  return &kReference;
+}
 
 double measure_bandwidth(int32_t num_threads, int64_t megabytes, double seconds) {
   check(num_threads, seconds);
@@ -140,7 +143,8 @@ double measure_bandwidth(int32_t num_threads, int64_t megabytes, double seconds)
     throw std::invalid_argument("megabytes must be in [1, 2^30], got " + std::to_string(megabytes));
   }
   const LimitKernels& kernels = active_kernels();
-  const size_t share = (static_cast<size_t>(megabytes) << 20) / static_cast<size_t>(num_threads) / kHugePage * kHugePage;
+  const size_t share =
+      (static_cast<size_t>(megabytes) << 20) / static_cast<size_t>(num_threads) / kHugePage * kHugePage;
   if (share == 0) throw std::invalid_argument("the buffer needs at least 2 MiB a thread");
   const Buffer buffer(share * static_cast<size_t>(num_threads));
   const auto own = [&](int32_t id) { return buffer.data() + share * static_cast<size_t>(id); };

@@ -1,6 +1,6 @@
-// The SPMD pool of pool.h. Every wait is the same: spin on one word for a bounded time, then sleep in the kernel until the
-// word changes (std::atomic::wait, a futex on Linux). A spinner that outlives its bound gives its core away, so a thread
-// that lost its core to another process is not held up further by those that wait for it.
+// The SPMD pool of pool.h. Every wait is the same: spin on one word for a bounded time, then sleep in the kernel until
+// the word changes (std::atomic::wait, a futex on Linux). A spinner that outlives its bound gives its core away, so a
+// thread that lost its core to another process is not held up further by those that wait for it.
 #include "kamado/pool.h"
 
 #include <chrono>
@@ -73,9 +73,9 @@ struct Pool::Impl {
   void* context = nullptr;
   bool stop = false;
 
-  Word epoch;        // +1 a dispatch
-  Word unfinished;   // workers that have not finished the current dispatch
-  Word generation;   // +2 a barrier passed, | kPoisoned once a thread of this dispatch has thrown
+  Word epoch;       // +1 a dispatch
+  Word unfinished;  // workers that have not finished the current dispatch
+  Word generation;  // +2 a barrier passed, | kPoisoned once a thread of this dispatch has thrown
   alignas(kCacheLine) std::atomic<int32_t> arrived{0};
   struct alignas(kCacheLine) {
     std::atomic<int64_t> next[kCounters] = {};  // int64: threads run past `total` by a chunk each
@@ -133,7 +133,8 @@ struct Pool::Impl {
 };
 
 Pool::Pool(int32_t num_threads, int64_t spin_us) {
-  if (num_threads < 1) throw std::invalid_argument("a pool needs at least one thread, got " + std::to_string(num_threads));
+  if (num_threads < 1)
+    throw std::invalid_argument("a pool needs at least one thread, got " + std::to_string(num_threads));
   if (spin_us < 0) throw std::invalid_argument("spin_us must not be negative, got " + std::to_string(spin_us));
   impl_ = std::make_unique<Impl>(num_threads, spin_us);
   impl_->workers.reserve(static_cast<size_t>(num_threads - 1));
@@ -158,7 +159,9 @@ Pool::~Pool() {
   impl_->shut_down();
 }
 
-int32_t Pool::size() const { return impl_->num_threads; }
+int32_t Pool::size() const {
+  return impl_->num_threads;
+}
 
 void Pool::run(void (*fn)(void* context, int32_t thread_id), void* context) {
   Impl& p = *impl_;
@@ -178,7 +181,8 @@ void Pool::run(void (*fn)(void* context, int32_t thread_id), void* context) {
     p.release_workers();
   }
   p.call(0);
-  for (uint32_t left; (left = p.unfinished.value.load(std::memory_order_acquire)) != 0;) p.unfinished.wait_while(left, p.spin);
+  for (uint32_t left; (left = p.unfinished.value.load(std::memory_order_acquire)) != 0;)
+    p.unfinished.wait_while(left, p.spin);
   const std::exception_ptr error = p.first_error;
   p.first_error = nullptr;
   p.busy.store(false, std::memory_order_release);
@@ -210,6 +214,8 @@ bool Pool::next_chunk(int32_t slot, int32_t total, int32_t chunk, int32_t* begin
   return true;
 }
 
-void Pool::reset_counter(int32_t slot) { impl_->counters.next[slot].store(0, std::memory_order_relaxed); }
+void Pool::reset_counter(int32_t slot) {
+  impl_->counters.next[slot].store(0, std::memory_order_relaxed);
+}
 
 }  // namespace kamado

@@ -13,7 +13,8 @@ namespace kamado {
 namespace {
 
 float element(KvType type, const void* base, size_t index) {
-  return type == KvType::kF16 ? f32_from_f16(static_cast<const uint16_t*>(base)[index]) : static_cast<const float*>(base)[index];
+  return type == KvType::kF16 ? f32_from_f16(static_cast<const uint16_t*>(base)[index])
+                              : static_cast<const float*>(base)[index];
 }
 
 void set_element(KvType type, void* base, size_t index, float x) {
@@ -55,7 +56,8 @@ void attend_one(KvType type, const void* k, const void* v, int32_t head_dim, int
   for (int32_t d = 0; d < v_dim; ++d) {
     float acc = 0.0f;
     for (int32_t j = query.lo; j < query.hi; ++j) {
-      acc = std::fma(p[j], element(type, v, static_cast<size_t>(j) * static_cast<size_t>(v_dim) + static_cast<size_t>(d)), acc);
+      acc = std::fma(
+          p[j], element(type, v, static_cast<size_t>(j) * static_cast<size_t>(v_dim) + static_cast<size_t>(d)), acc);
     }
     query.partial[2 + d] = acc + 0.0f;  // -0 becomes +0, as it does when a masked key adds 0 * v
   }
@@ -64,6 +66,11 @@ void attend_one(KvType type, const void* k, const void* v, int32_t head_dim, int
 void attend_page(KvType type, const void* k, const void* v, int32_t head_dim, int32_t v_dim, float scale, float softcap,
                  const AttendQuery* queries, int32_t n, uint8_t*) {
   for (int32_t i = 0; i < n; ++i) attend_one(type, k, v, head_dim, v_dim, scale, softcap, queries[i]);
+}
+
+void attend_page_then(KvType type, const void* k, const void* v, int32_t head_dim, int32_t v_dim, float scale,
+                      float softcap, const AttendQuery* queries, int32_t n, uint8_t* scratch, const void*) {
+  attend_page(type, k, v, head_dim, v_dim, scale, softcap, queries, n, scratch);
 }
 
 void merge(float* running, const float* next, int32_t v_dim) {
@@ -82,13 +89,14 @@ void finish(const float* running, int32_t v_dim, float* out) {
 void store(KvType type, void* k_block, void* v_block, int32_t head_dim, int32_t v_dim, int32_t slot, const float* k,
            const float* v) {
   const auto column = static_cast<size_t>(slot);
-  for (int32_t d = 0; d < head_dim; ++d) set_element(type, k_block, static_cast<size_t>(d) * kPageTokens + column, k[d]);
+  for (int32_t d = 0; d < head_dim; ++d)
+    set_element(type, k_block, static_cast<size_t>(d) * kPageTokens + column, k[d]);
   for (int32_t d = 0; d < v_dim; ++d) {
     set_element(type, v_block, column * static_cast<size_t>(v_dim) + static_cast<size_t>(d), v[d]);
   }
 }
 
-constexpr AttentionKernels kKernels = {attend_page, merge, finish, store};
+constexpr AttentionKernels kKernels = {attend_page, merge, finish, store, attend_page_then};
 
 }  // namespace
 
@@ -97,6 +105,8 @@ size_t attention_scratch_bytes(int32_t n_queries, int32_t head_dim, int32_t v_di
   return attend_scratch_floats(block < 1 ? 1 : block, head_dim, v_dim) * sizeof(float);
 }
 
-const AttentionKernels* attention_kernels_ref() { return &kKernels; }
+const AttentionKernels* attention_kernels_ref() {
+  return &kKernels;
+}
 
 }  // namespace kamado

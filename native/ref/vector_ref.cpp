@@ -72,11 +72,16 @@ void rope(float* x, int32_t n_heads, int32_t head_dim, int32_t rot_dim, const fl
 
 F1 activate(Activation act, F1 x) {
   switch (act) {
-    case Activation::kNone: return x;
-    case Activation::kSilu: return silu_f32(x);
-    case Activation::kGeluTanh: return gelu_tanh_f32(x);
-    case Activation::kGeluErf: return gelu_erf_f32(x);
-    case Activation::kRelu: return max(F1{0.0f}, x);  // in this order NaN comes through
+    case Activation::kNone:
+      return x;
+    case Activation::kSilu:
+      return silu_f32(x);
+    case Activation::kGeluTanh:
+      return gelu_tanh_f32(x);
+    case Activation::kGeluErf:
+      return gelu_erf_f32(x);
+    case Activation::kRelu:
+      return max(F1{0.0f}, x);  // in this order NaN comes through
   }
   return x;
 }
@@ -135,6 +140,8 @@ constexpr VectorKernels kKernels = {rms_norm, layer_norm, rope,    gate,        
 
 }  // namespace
 
-const VectorKernels* vector_kernels_ref() { return &kKernels; }
+const VectorKernels* vector_kernels_ref() {
+  return &kKernels;
+}
 
 }  // namespace kamado

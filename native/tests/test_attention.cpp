@@ -24,7 +24,9 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 
 std::mt19937 rng(7);
 
-float normal(float spread) { return std::normal_distribution<float>(0.0f, spread)(rng); }
+float normal(float spread) {
+  return std::normal_distribution<float>(0.0f, spread)(rng);
+}
 
 uint32_t bits(float x) {
   uint32_t b;
@@ -50,8 +52,12 @@ struct Page {
   std::unique_ptr<uint8_t[]> k, v;
 
   Page(KvType kv, int32_t k_width, int32_t v_width)
-      : head_dim(k_width), v_dim(v_width), type(kv), element(kv == KvType::kF16 ? 2 : 4),
-        k(new uint8_t[k_bytes()]()), v(new uint8_t[v_bytes()]()) {}
+      : head_dim(k_width),
+        v_dim(v_width),
+        type(kv),
+        element(kv == KvType::kF16 ? 2 : 4),
+        k(new uint8_t[k_bytes()]()),
+        v(new uint8_t[v_bytes()]()) {}
 
   size_t k_bytes() const { return static_cast<size_t>(head_dim) * kPageTokens * element; }
   size_t v_bytes() const { return static_cast<size_t>(v_dim) * kPageTokens * element; }
@@ -68,7 +74,9 @@ struct Page {
     kamado::table_by_name("scalar")->vector->from_f16(&h, 1, &x);
     return static_cast<double>(x);
   }
-  double key(int32_t j, int32_t d) const { return at(k.get(), static_cast<size_t>(d) * kPageTokens + static_cast<size_t>(j)); }
+  double key(int32_t j, int32_t d) const {
+    return at(k.get(), static_cast<size_t>(d) * kPageTokens + static_cast<size_t>(j));
+  }
   double value(int32_t j, int32_t d) const {
     return at(v.get(), static_cast<size_t>(j) * static_cast<size_t>(v_dim) + static_cast<size_t>(d));
   }
@@ -95,7 +103,8 @@ struct Queries {
     }
     for (size_t i = 0; i < q.size(); ++i) {
       const int32_t lo = whole ? 0 : static_cast<int32_t>(rng() % kPageTokens);
-      const int32_t hi = whole ? kPageTokens : lo + 1 + static_cast<int32_t>(rng() % static_cast<uint32_t>(kPageTokens - lo));
+      const int32_t hi =
+          whole ? kPageTokens : lo + 1 + static_cast<int32_t>(rng() % static_cast<uint32_t>(kPageTokens - lo));
       list.push_back({q[i].data(), lo, hi, partial[i].data()});
     }
   }
@@ -108,7 +117,14 @@ void attend(const AttentionKernels& kernels, const Page& page, float cap, const 
   uint8_t* scratch = raw.get() + (64 - reinterpret_cast<uintptr_t>(raw.get()) % 64);
   std::memset(scratch, 0xff, bytes);  // NaNs: what was left by others must not matter
   const float scale = 1.0f / std::sqrt(static_cast<float>(page.head_dim));
-  kernels.attend_page(page.type, page.k.get(), page.v.get(), page.head_dim, page.v_dim, scale, cap, queries.data(), n, scratch);
+  if (n % 2) {
+    kernels.attend_page(page.type, page.k.get(), page.v.get(), page.head_dim, page.v_dim, scale, cap, queries.data(), n,
+                        scratch);
+  } else {  // a hint changes nothing, wherever it points
+    const void* next = reinterpret_cast<const void*>(uintptr_t{64});
+    kernels.attend_page_then(page.type, page.k.get(), page.v.get(), page.head_dim, page.v_dim, scale, cap,
+                             queries.data(), n, scratch, next);
+  }
 }
 
 // {l, o / l} of one query in double: softmax(q K / sqrt d) V over its visible keys.
@@ -143,8 +159,9 @@ void test_accuracy(const AttentionKernels& kernels) {
         const auto expected = exact(page, cap, query);
         std::vector<float> out(48);
         kernels.finish(query.partial, 48, out.data());
-        // Scores: a chain of 64 roundings of partial sums below |q||k| ~ 100, times 1/8: at most 64 * 12.5 * 2^-24 = 5e-5
-        // (their random walk: 6e-6). A weight is off by that factor, an output (a mean of values below 5) by 5 times it.
+        // Scores: a chain of 64 roundings of partial sums below |q||k| ~ 100, times 1/8: at most 64 * 12.5 * 2^-24 =
+        // 5e-5 (their random walk: 6e-6). A weight is off by that factor, an output (a mean of values below 5) by 5
+        // times it.
         double worst = 0;
         for (size_t d = 0; d < 48; ++d) worst = std::fmax(worst, std::abs(static_cast<double>(out[d]) - expected[d]));
         CHECK_MSG(worst < 5 * 5e-5, ("accuracy " + std::to_string(worst)).c_str());
@@ -178,8 +195,10 @@ void test_store(const AttentionKernels& kernels) {
     for (int32_t d = 0; d < 37; ++d) finite &= std::isfinite(page.key(127, d));
     for (int32_t d = 0; d < 19; ++d) finite &= std::isfinite(page.value(127, d));
     CHECK(finite);
-    CHECK(page.key(127, 3) == 0.0 && page.value(127, 18) == 0.0 && page.key(127, 5) == 1.5 && page.value(127, 17) == -2.5);
-    CHECK(page.key(127, 4) == (type == KvType::kF16 ? 65504.0 : static_cast<double>(std::numeric_limits<float>::max())));
+    CHECK(page.key(127, 3) == 0.0 && page.value(127, 18) == 0.0 && page.key(127, 5) == 1.5 &&
+          page.value(127, 17) == -2.5);
+    CHECK(page.key(127, 4) ==
+          (type == KvType::kF16 ? 65504.0 : static_cast<double>(std::numeric_limits<float>::max())));
     CHECK(page.key(126, 5) == 0.0 && page.value(126, 17) == 0.0);
   }
 }
@@ -204,7 +223,8 @@ void test_merge(const AttentionKernels& kernels) {
   const double wa = static_cast<double>(alone[1]) * std::exp(static_cast<double>(alone[0] - running[0]));
   const double wb = static_cast<double>(next[1]) * std::exp(static_cast<double>(next[0] - running[0]));
   double worst = 0;
-  for (size_t d = 0; d < 8; ++d) worst = std::fmax(worst, std::abs(static_cast<double>(out[d]) - (wa * a[d] + wb * b[d]) / (wa + wb)));
+  for (size_t d = 0; d < 8; ++d)
+    worst = std::fmax(worst, std::abs(static_cast<double>(out[d]) - (wa * a[d] + wb * b[d]) / (wa + wb)));
   CHECK_MSG(worst < 1e-4, std::to_string(worst).c_str());
 }
 
@@ -240,7 +260,8 @@ void test_company(const AttentionKernels& kernels, const std::string& tier) {
 void test_same_bits(const AttentionKernels& ref, const AttentionKernels& kernels, const std::string& tier) {
   const struct {
     int32_t k, v;
-  } shapes[] = {{64, 64}, {80, 80}, {96, 96}, {128, 128}, {192, 128}, {256, 256}, {1, 1}, {3, 5}, {36, 100}, {20, 12}, {33, 17}, {8, 31}};
+  } shapes[] = {{64, 64}, {80, 80}, {96, 96},  {128, 128}, {192, 128}, {256, 256},
+                {1, 1},   {3, 5},   {36, 100}, {20, 12},   {33, 17},   {8, 31}};
   for (const KvType type : {KvType::kF16, KvType::kF32}) {
     for (const auto& shape : shapes) {
       Page page(type, shape.k, shape.v), copy(type, shape.k, shape.v);

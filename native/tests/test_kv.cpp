@@ -14,10 +14,10 @@
 
 namespace {
 
+using kamado::kPageTokens;
 using kamado::KvCache;
 using kamado::KvLayerShape;
 using kamado::KvType;
-using kamado::kPageTokens;
 
 template <class Exception, class Fn>
 bool throws(Fn fn) {
@@ -158,7 +158,8 @@ void test_sharing() {
   CHECK(cache.k_block(child, 1, 0, 0) != cache.k_block(parent, 1, 0, 0));
   write(cache, child, 200, 12345);
   cache.commit(child, 201);
-  CHECK(holds(cache, parent, 200, tokens[200]) && holds(cache, child, 199, tokens[199]) && holds(cache, child, 200, 12345));
+  CHECK(holds(cache, parent, 200, tokens[200]) && holds(cache, child, 199, tokens[199]) &&
+        holds(cache, child, 200, 12345));
   // Full: the partial page of a fork has no place, and nothing has changed after the refusal.
   CHECK(throws<std::length_error>([&] { (void)cache.fork(parent, 300); }));
   CHECK(throws<std::length_error>([&] { cache.reserve(parent, 400); }));

@@ -1,5 +1,5 @@
-// The thread pool: every thread runs once a dispatch, barriers order what comes before and after, errors come back to the
-// caller and free the others, a forked child is refused. Run under the thread sanitizer too.
+// The thread pool: every thread runs once a dispatch, barriers order what comes before and after, errors come back to
+// the caller and free the others, a forked child is refused. Run under the thread sanitizer too.
 #include <sys/wait.h>
 #include <unistd.h>
 

@@ -31,9 +31,11 @@ std::vector<float> random_floats(int32_t n, float spread = 3.0f) {
 
 // Every magnitude, both zeros, infinities, NaN, and the edges of exp's range.
 std::vector<float> awkward_floats() {
-  std::vector<float> x = {0.0f, -0.0f, kInf, -kInf, kNan, FLT_MAX, -FLT_MAX, FLT_MIN, -FLT_MIN, FLT_TRUE_MIN, -FLT_TRUE_MIN,
-                          88.72283f, 88.72284f, 88.3763f, -87.33654f, -87.33655f, -87.3f, -103.97f, -104.5f, 0.625f, -0.625f, 1.0f,
-                          65504.0f, 65519.9f, 65520.0f, -65520.0f, 0x1p-14f, 0x1p-24f, 0x1p-25f, 0x1.8p-25f, 0x1.0002p-14f, 2049.0f, 2051.0f};
+  std::vector<float> x = {0.0f,       -0.0f,      kInf,          -kInf,         kNan,      FLT_MAX,   -FLT_MAX,
+                          FLT_MIN,    -FLT_MIN,   FLT_TRUE_MIN,  -FLT_TRUE_MIN, 88.72283f, 88.72284f, 88.3763f,
+                          -87.33654f, -87.33655f, -87.3f,        -103.97f,      -104.5f,   0.625f,    -0.625f,
+                          1.0f,       65504.0f,   65519.9f,      65520.0f,      -65520.0f, 0x1p-14f,  0x1p-24f,
+                          0x1p-25f,   0x1.8p-25f, 0x1.0002p-14f, 2049.0f,       2051.0f};
   for (int exponent = -149; exponent <= 127; ++exponent) {
     for (const float mantissa : {1.0f, 1.2345678f, 1.9999999f}) {
       x.push_back(std::ldexp(mantissa, exponent));
@@ -50,7 +52,9 @@ uint32_t bits(float x) {
 }
 
 // The same bits; a NaN's payload is not part of the contract (x86 takes it from whichever operand comes first).
-bool same(float a, float b) { return bits(a) == bits(b) || (std::isnan(a) && std::isnan(b)); }
+bool same(float a, float b) {
+  return bits(a) == bits(b) || (std::isnan(a) && std::isnan(b));
+}
 
 bool same(const std::vector<float>& a, const std::vector<float>& b) {
   if (a.size() != b.size()) return false;
@@ -114,7 +118,8 @@ void test_exp(const VectorKernels& k) {
     worst = std::fmax(worst, std::abs(exp_of(x) - exact) / exact);
   }
   std::printf("exp: worst relative error %.2f half-units\n", worst / kEps);
-  CHECK_MSG(worst <= 5 * kEps, (std::to_string(worst / kEps)).c_str());  // 2 of exp, 2 x 1 of the two divisions, 1 of the sum
+  CHECK_MSG(worst <= 5 * kEps,
+            (std::to_string(worst / kEps)).c_str());  // 2 of exp, 2 x 1 of the two divisions, 1 of the sum
   // The last value above the smallest normal float, the first below; the last below overflow, the first above.
   CHECK(std::abs(exp_of(-0x1.5d589ep+6f) / 0x1p-126 - 1.0) < 8e-6);
   CHECK(exp_of(-0x1.5d58a0p+6f) == 0.0);
@@ -155,7 +160,8 @@ void test_norms(const VectorKernels& k) {
     std::vector<float> out(x.size());
     k.rms_norm(x.data(), w.data(), n, 1e-6f, out.data());
     double mean_square = 0, mean = 0, variance = 0;
-    for (const float v : x) mean_square += static_cast<double>(v) * static_cast<double>(v) / n, mean += static_cast<double>(v) / n;
+    for (const float v : x)
+      mean_square += static_cast<double>(v) * static_cast<double>(v) / n, mean += static_cast<double>(v) / n;
     for (const float v : x) variance += (static_cast<double>(v) - mean) * (static_cast<double>(v) - mean) / n;
     // A sum of n/16 terms a lane plus the tree: (n/16 + 4) roundings, all of one sign; then five more.
     const double bound = (n / 16.0 + 10) * kEps;
@@ -170,8 +176,10 @@ void test_norms(const VectorKernels& k) {
     ok = true;
     for (size_t i = 0; i < x.size(); ++i) {
       const double y = (static_cast<double>(x[i]) - mean) / std::sqrt(variance + 1e-5) * static_cast<double>(w[i]);
-      const double scale = (std::abs(static_cast<double>(x[i])) + 3.0) / std::sqrt(variance) * std::abs(static_cast<double>(w[i]));
-      ok &= std::abs(static_cast<double>(out[i]) - y - static_cast<double>(b[i])) <= bound * (scale + std::abs(static_cast<double>(b[i])));
+      const double scale =
+          (std::abs(static_cast<double>(x[i])) + 3.0) / std::sqrt(variance) * std::abs(static_cast<double>(w[i]));
+      ok &= std::abs(static_cast<double>(out[i]) - y - static_cast<double>(b[i])) <=
+            bound * (scale + std::abs(static_cast<double>(b[i])));
     }
     CHECK_MSG(ok, ("layer_norm " + std::to_string(n)).c_str());
   }
@@ -181,7 +189,8 @@ void test_rope(const VectorKernels& k) {
   const float cos[2] = {0.5f, 0.25f}, sin[2] = {2.0f, 4.0f};
   float halves[5] = {1, 2, 3, 4, 9}, pairs[5] = {1, 2, 3, 4, 9};
   k.rope(halves, 1, 5, 4, cos, sin, false);  // (1, 3) and (2, 4); the fifth is past rot_dim
-  CHECK(halves[0] == 0.5f - 6 && halves[2] == 1.5f + 2 && halves[1] == 0.5f - 16 && halves[3] == 1 + 8 && halves[4] == 9);
+  CHECK(halves[0] == 0.5f - 6 && halves[2] == 1.5f + 2 && halves[1] == 0.5f - 16 && halves[3] == 1 + 8 &&
+        halves[4] == 9);
   k.rope(pairs, 1, 5, 4, cos, sin, true);  // (1, 2) and (3, 4)
   CHECK(pairs[0] == 0.5f - 4 && pairs[1] == 1 + 2 && pairs[2] == 0.75f - 16 && pairs[3] == 1 + 12 && pairs[4] == 9);
 }
@@ -197,7 +206,8 @@ void test_half(const VectorKernels& k) {
       ok &= mantissa ? std::isnan(x) : std::isinf(x) && std::signbit(x) == (h >= 0x8000);
       continue;
     }
-    const double exact = exponent ? std::ldexp(1024.0 + mantissa, static_cast<int>(exponent) - 25) : std::ldexp(mantissa, -24);
+    const double exact =
+        exponent ? std::ldexp(1024.0 + mantissa, static_cast<int>(exponent) - 25) : std::ldexp(mantissa, -24);
     ok &= static_cast<double>(x) == (h >= 0x8000 ? -exact : exact) && std::signbit(x) == (h >= 0x8000);
     uint16_t back;
     k.to_f16(&x, 1, &back);
@@ -252,7 +262,8 @@ void test_same_bits(const VectorKernels& ref, const VectorKernels& k, const std:
         k.layer_norm(x, mask & 1 ? w : nullptr, mask & 2 ? b : nullptr, n, 1e-5f, got.data());
         CHECK_MSG(same(expect, got), ("layer_norm " + what).c_str());
       }
-      for (const auto act : {Activation::kNone, Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf, Activation::kRelu}) {
+      for (const auto act :
+           {Activation::kNone, Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf, Activation::kRelu}) {
         ref.gate(act, x, w, n, expect.data());
         got.assign(x, x + n);
         k.gate(act, got.data(), w, n, got.data());
@@ -273,7 +284,8 @@ void test_same_bits(const VectorKernels& ref, const VectorKernels& k, const std:
       ref.softmax(x, n, expect.data()), k.softmax(x, n, got.data());
       CHECK_MSG(same(expect, got), ("softmax " + what).c_str());
       const double l1 = ref.log_sum_exp(x, n), l2 = k.log_sum_exp(x, n);
-      CHECK_MSG(std::memcmp(&l1, &l2, sizeof l1) == 0 || (std::isnan(l1) && std::isnan(l2)), ("log_sum_exp " + what).c_str());
+      CHECK_MSG(std::memcmp(&l1, &l2, sizeof l1) == 0 || (std::isnan(l1) && std::isnan(l2)),
+                ("log_sum_exp " + what).c_str());
       std::vector<uint16_t> h1(size), h2(size);
       ref.to_f16(x, n, h1.data()), k.to_f16(x, n, h2.data());
       CHECK_MSG(h1 == h2, ("to_f16 " + what).c_str());
@@ -282,7 +294,8 @@ void test_same_bits(const VectorKernels& ref, const VectorKernels& k, const std:
       CHECK_MSG(same(expect, got), ("from_f16 " + what).c_str());
       for (const bool interleaved : {false, true}) {
         auto e = draw(3 * (2 * n + 3)), g = e;
-        ref.rope(e.data(), 3, 2 * n + 3, 2 * n, x, w, interleaved), k.rope(g.data(), 3, 2 * n + 3, 2 * n, x, w, interleaved);
+        ref.rope(e.data(), 3, 2 * n + 3, 2 * n, x, w, interleaved),
+            k.rope(g.data(), 3, 2 * n + 3, 2 * n, x, w, interleaved);
         CHECK_MSG(same(e, g), ("rope " + what).c_str());
       }
     }

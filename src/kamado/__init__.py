@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from .engine.model import Generation, Model, Perplexity
+    from .engine.generation import Generation
+    from .engine.model import Model, Perplexity
     from .engine.piece import Piece, Usage
     from .engine.stats import Stats
     from .memory.forecast import Plan
@@ -70,7 +71,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Generation": "engine.model",
+    "Generation": "engine.generation",
     "Model": "engine.model",
     "Perplexity": "engine.model",
     "Piece": "engine.piece",
@@ -112,7 +113,7 @@ def load(
         with kamado.load("smollm2:135m", memory="1GiB", context=2048) as model:
             print(model.plan.peak_bytes, "".join(p.text for p in model.generate("The answer is", max_tokens=20)))
     """
-    from .engine.model import load_model
+    from .engine.load import load_model
 
     return load_model(
         model,

@@ -315,10 +315,11 @@ def test_completion_answers_with_commands_and_model_names() -> None:
     def complete(words: str, number: int) -> list[str]:
         environment = {"_KAMADO_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(number)}
         output = CliRunner().invoke(cli, [], env=environment, prog_name="kamado").stdout
-        return [line.split(",", 1)[1] for line in output.splitlines()]
+        return [line.removeprefix("plain,") for line in output.splitlines()]
 
     assert "perplexity" in complete("kamado pe", 1)
     assert complete("kamado run smol", 2) == ["smollm2:135m"]
+    assert complete("kamado run ./mod", 2) == ["file,./mod"]
     assert "--temperature" in complete("kamado run --te", 2)
 
 

@@ -154,6 +154,22 @@ def test_a_reader_that_leaves_is_no_fault() -> None:
     assert result.stderr == ""
 
 
+def test_closed_streams() -> None:
+    fake = Path(__file__).with_name("fake_model.py")
+    for redirection, code in (("<&-", 0), (">&-", 0), ("<&- >&- 2>&-", 0)):
+        script = f"'{sys.executable}' '{fake}' run m hi {redirection}"
+        assert subprocess.run(["bash", "-c", script], capture_output=True, check=False, timeout=60).returncode == code
+    no_prompt = subprocess.run(
+        ["bash", "-c", f"'{sys.executable}' '{fake}' run m <&-"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert no_prompt.returncode == 2
+    assert "there is no prompt" in no_prompt.stderr
+
+
 def test_output_is_utf8_whatever_the_locale() -> None:
     ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     result = run_process("run", "m", "竈 👋", env=ascii_only, encoding="utf-8")

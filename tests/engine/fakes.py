@@ -1,8 +1,8 @@
 """A scripted executor and a byte tokenizer: the engine's tests run in milliseconds and need no model file.
 
-The fake keeps the executor's contract to the letter and checks its caller: one thread, pages counted as the native cache
-counts them, no step with a sequence twice. Its logits are a hash of all tokens of the sequence, so text that comes out
-right proves that the cache held exactly the right tokens.
+The fake keeps the executor's contract to the letter and checks its caller: one thread, pages counted as the native
+cache counts them, no step with a sequence twice. Its logits are a hash of all tokens of the sequence, so text that
+comes out right proves that the cache held exactly the right tokens.
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ class FakeExecutor:
 
     def score(self, sequence, tokens, targets) -> np.ndarray:
         rows = np.arange(len(tokens), dtype=np.int32)
-        logits = self.step(np.array([sequence], np.int32), np.array([len(tokens)], np.int32), tokens, rows).astype(float)
+        logits = self.step(np.array([sequence], np.int32), np.array([len(tokens)], np.int32), tokens, rows).astype(
+            float
+        )
         logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         return np.where(targets >= 0, logprobs[rows, targets], 0.0)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
-from kamado.engine.model import Generation, Model
+from kamado.engine.generation import Generation
+from kamado.engine.model import Model
 from kamado.engine.request import MAX_QUEUED_PIECES
 from kamado.errors import ClosedError, NativeError
 
@@ -76,22 +78,13 @@ def test_prefill_is_cut_into_chunks_of_max_rows() -> None:
 def test_a_short_prompt_is_not_kept_waiting_by_a_long_one() -> None:
     with make_model(max_rows=64, context=4096) as model:
         executor = hold(model)
-        order: list[str] = []
         long = model.generate([1] * 3000, max_tokens=1)
         wait_for(executor.entered.is_set)
         short = model.generate([2] * 40, max_tokens=1)
-
-        def consume(name: str, generation: Generation) -> None:
-            tokens_of(generation)
-            order.append(name)
-
-        threads = [threading.Thread(target=consume, args=a) for a in (("long", long), ("short", short))]
-        for thread in threads:
-            thread.start()
         executor.hold.set()
-        for thread in threads:
-            thread.join()
-        assert order == ["short", "long"]
+        tokens_of(long)
+        tokens_of(short)
+        assert short._request.first_at < long._request.first_at
         steps_of_short = [i for i, step in enumerate(executor.steps) if len(step) == 2]
         assert steps_of_short == [1, 2], "40 rows next to 32 of the long one: two steps"
 
@@ -186,24 +179,20 @@ def test_the_others_do_an_aborted_step_again() -> None:
         assert model.stats.num_aborted_steps >= 1
 
 
-def test_ctrl_c_in_the_consumer_frees_the_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_the_consumer_frees_the_executor() -> None:
     with make_model() as model:
         executor = hold(model)
         generation = model.generate([1] * 30)
         wait_for(executor.entered.is_set)
-
-        class Interrupted:
-            def get(self) -> None:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(generation._request, "output", Interrupted())
-        monkeypatch.setattr(Interrupted, "put", lambda self, item: None, raising=False)
+        interrupt = threading.Timer(0.02, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        interrupt.start()
         with pytest.raises(KeyboardInterrupt):
             next(generation)
+        interrupt.join()
         wait_for(lambda: model._scheduler._live == [])
-        executor.hold.set()
         assert executor.num_cancels == 1
         assert executor.steps == []
+        assert list(generation) == []
 
 
 def test_a_slow_reader_pauses_its_own_answer_only() -> None:

@@ -90,13 +90,13 @@ def _naive(keys: dict[str, Any], text: str) -> list[str]:
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
 
 
-_LETTERS = "ab" + SPACE + "\n"
+_LETTERS = "ab" + SPACE + "\n\0"
 
 
 @given(
     words=st.lists(st.text(_LETTERS, min_size=2, max_size=5), max_size=14, unique=True),
     ranks=st.lists(st.integers(0, 6), min_size=14, max_size=14),
-    text=st.text("ab \n", max_size=40),
+    text=st.text("ab \n\0", max_size=40),
 )
 @settings(deadline=None, max_examples=400)
 def test_merging_follows_the_rule_on_any_vocabulary(words: list[str], ranks: list[int], text: str) -> None:
@@ -203,5 +203,5 @@ def _decoded(tokenizer: Tokenizer, text: str) -> str:
 @pytest.mark.slow
 def test_a_word_of_a_million_letters() -> None:
     tokenizer = gguf(**tiny_spm())
-    for text in ("a" * 1_000_000, "abcd" * 100_000, "日" * 100_000, " " * 200_000):
+    for text in ("a" * 1_000_000, "abcd" * 100_000, "日" * 100_000, " " * 200_000, "a b\n" * 100_000):
         assert _decoded(tokenizer, text) == text

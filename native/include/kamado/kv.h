@@ -22,19 +22,20 @@ class KvCache {
   KvCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences);
   ~KvCache();
 
-  int32_t create();                              // new empty sequence id; throws std::length_error when none is free
-  void free(int32_t seq);                        // throws std::out_of_range for an id that is not live (all calls do)
-  int32_t fork(int32_t seq, int64_t num_tokens); // shares full pages, copies the partial one
+  int32_t create();                               // new empty sequence id; throws std::length_error when none is free
+  void free(int32_t seq);                         // throws std::out_of_range for an id that is not live (all calls do)
+  int32_t fork(int32_t seq, int64_t num_tokens);  // shares full pages, copies the partial one
   void truncate(int32_t seq, int64_t num_tokens);
-  int64_t length(int32_t seq) const;             // tokens cached
-  void reserve(int32_t seq, int64_t num_tokens); // makes pages for positions < num_tokens; throws std::length_error if none left; copies a shared partial page before it is written
-  void commit(int32_t seq, int64_t num_tokens);  // sets the length after a step succeeded
+  int64_t length(int32_t seq) const;              // tokens cached
+  void reserve(int32_t seq, int64_t num_tokens);  // makes pages for positions < num_tokens; throws std::length_error if
+                                                  // none left; copies a shared partial page before it is written
+  void commit(int32_t seq, int64_t num_tokens);   // sets the length after a step succeeded
 
   void* k_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const;
   void* v_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const;
 
   KvType type() const;
-  size_t page_bytes() const;      // all layers, one page
+  size_t page_bytes() const;  // all layers, one page
   int64_t pages_used() const;
   int64_t pages_free() const;
   size_t bytes_used() const;

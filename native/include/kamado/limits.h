@@ -19,12 +19,12 @@ double measure_f32(int32_t num_threads, double seconds);
 
 // The loops, one table a tier. Results mean nothing; they are returned so that the work cannot be left out.
 struct LimitKernels {
-  uint64_t (*read)(const uint8_t* data, size_t bytes);                        // data 64-byte aligned, bytes % 1024 == 0
-  int32_t (*int8_dot)(const uint8_t* a, const int8_t* b, int64_t rounds);     // 4 rows of a with 2 of b, kDotBytes each
-  float (*multiply_add)(int64_t rounds);                                      // kFmaPerRound multiply-adds a round
+  uint64_t (*read)(const uint8_t* data, size_t bytes);                     // data 64-byte aligned, bytes % 1024 == 0
+  int32_t (*int8_dot)(const uint8_t* a, const int8_t* b, int64_t rounds);  // 4 rows of a with 2 of b, kDotBytes each
+  float (*multiply_add)(int64_t rounds);                                   // kFmaPerRound multiply-adds a round
 };
 
-constexpr size_t kDotBytes = 1024;       // bytes of a row; six rows stay in the first-level cache
+constexpr size_t kDotBytes = 1024;  // bytes of a row; six rows stay in the first-level cache
 constexpr int64_t kFmaPerRound = 4096;
 
 const LimitKernels* limit_kernels_ref();

@@ -1,6 +1,7 @@
-// A small SPMD thread pool. One dispatch runs the same function on every thread (the caller is thread 0); inside, threads
-// meet at barriers. Waiting spins for a bounded time, then sleeps, so that an idle server burns nothing. Not a global:
-// two executors can live in one process. No allocation per dispatch. Survives fork() by refusing use in the child.
+// A small SPMD thread pool. One dispatch runs the same function on every thread (the caller is thread 0); inside,
+// threads meet at barriers. Waiting spins for a bounded time, then sleeps, so that an idle server burns nothing. Not a
+// global: two executors can live in one process. No allocation per dispatch. Survives fork() by refusing use in the
+// child.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -18,9 +19,9 @@ class Pool {
 
   int32_t size() const;
 
-  // Runs fn(context, thread_id) on all threads and returns when all are done. The first exception thrown by any thread is
-  // rethrown here; the others are released from their barriers (a throwing thread poisons the barrier: barrier() throws
-  // PoolAborted on the rest).
+  // Runs fn(context, thread_id) on all threads and returns when all are done. The first exception thrown by any thread
+  // is rethrown here; the others are released from their barriers (a throwing thread poisons the barrier: barrier()
+  // throws PoolAborted on the rest).
   void run(void (*fn)(void* context, int32_t thread_id), void* context);
 
   // Called by every thread of the current run; bounded spin, then futex.

@@ -1,5 +1,6 @@
 // Row-wise float kernels. All tiers give the same bits: sums use 16 virtual lanes (element i goes to lane i % 16, each
-// lane adds in ascending order), then a fixed tree (lane l += lane l + 8, then + 4, + 2, + 1); every exp is exp_f32 below.
+// lane adds in ascending order), then a fixed tree (lane l += lane l + 8, then + 4, + 2, + 1); every exp is exp_f32
+// below.
 #pragma once
 #include <cstdint>
 
@@ -13,13 +14,14 @@ struct VectorKernels {
   // out = (x - mean) / sqrt(var + eps) * weight + bias (either nullptr).
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int32_t n, float eps, float* out);
   // In place on n_heads heads; cos/sin hold rot_dim/2 values each. interleaved: pairs (2i, 2i+1), else (i, i+rot/2).
-  void (*rope)(float* x, int32_t n_heads, int32_t head_dim, int32_t rot_dim, const float* cos, const float* sin, bool interleaved);
+  void (*rope)(float* x, int32_t n_heads, int32_t head_dim, int32_t rot_dim, const float* cos, const float* sin,
+               bool interleaved);
   // out = act(a) * b, or act(a) when b is nullptr. out may be a or b.
   void (*gate)(Activation act, const float* a, const float* b, int32_t n, float* out);
   void (*add)(const float* a, const float* b, int32_t n, float* out);
   void (*scale)(const float* x, float factor, int32_t n, float* out);
-  void (*axpy)(float factor, const float* x, int32_t n, float* inout);   // inout = fma(factor, x, inout)
-  void (*softcap)(const float* x, float cap, int32_t n, float* out);     // cap * tanh(x / cap)
+  void (*axpy)(float factor, const float* x, int32_t n, float* inout);  // inout = fma(factor, x, inout)
+  void (*softcap)(const float* x, float cap, int32_t n, float* out);    // cap * tanh(x / cap)
   void (*softmax)(const float* x, int32_t n, float* out);
   // sum over i of log-sum-exp pieces for perplexity: returns log(sum(exp(x - max))) + max, fixed order, in double.
   double (*log_sum_exp)(const float* x, int32_t n);

@@ -125,7 +125,7 @@ class Conversation:
             except EOFError:
                 note("")
                 return None
-        line = sys.stdin.readline()
+        line = sys.stdin.readline() if sys.stdin is not None else ""
         return line.removesuffix("\n") if line else None
 
     def _answer(self, text: str) -> None:

@@ -74,7 +74,8 @@ class KamadoGroup(click.Group):
         """Runs the command; a reader of our output that has gone is no fault."""
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except BrokenPipeError:
             _abandon_stdout()
             raise click.exceptions.Exit(EXIT_BROKEN_PIPE) from None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..errors import UsageError
 
@@ -125,6 +126,8 @@ def typed(argument: str) -> str:
 
 def read_text(source: str) -> str:
     """The UTF-8 text of a file, or of stdin for "-". Raises UsageError that names the source when it is no UTF-8."""
+    if source == "-" and sys.stdin is None:
+        raise UsageError("standard input is closed")
     data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     try:
         return data.decode("utf-8")
@@ -138,7 +141,7 @@ def read_prompt(words: tuple[str, ...], file: str | None) -> str:
 
     "-" among the words stands for stdin; with neither words nor a file, piped stdin is read.
     """
-    piped = not sys.stdin.isatty()
+    piped = sys.stdin is not None and not sys.stdin.isatty()
     use_stdin = "-" in words or (not words and file is None and piped)
     parts = [typed(" ".join(word for word in words if word != "-"))]
     if file is not None:
@@ -151,13 +154,15 @@ def read_prompt(words: tuple[str, ...], file: str | None) -> str:
     return prompt
 
 
-def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Names in the store, then catalog names; never an error while a line is being typed."""
+def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names in the store, then catalog names, else files; never an error while a line is being typed."""
+    names: list[str] = []
     try:
         from ..checkpoint.catalog import CATALOG
         from ..checkpoint.store import Store
 
         names = [*(model.name for model in Store().list()), *CATALOG]
     except Exception:
-        return []
-    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+        pass  # a damaged store is told by the command itself
+    found = [CompletionItem(name) for name in dict.fromkeys(names) if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]

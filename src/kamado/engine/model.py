@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,22 +13,16 @@ from numpy.typing import NDArray
 
 from ..checkpoint.types import Checkpoint
 from ..errors import (
-    ClosedError,
     ContextOverflowError,
     KamadoError,
-    NativeError,
     TemplateError,
     TokenizerError,
     UsageError,
 )
-from ..memory import forecast
-from ..memory.budget import parse_size
 from ..memory.forecast import Plan
-from ..memory.profile import load_device_profile, machine
-from ..program import Program
 from .chat import ChatEncoder
 from .executor_protocol import ExecutorProtocol
-from .piece import Piece, Usage
+from .generation import Generation, public_error
 from .request import Request
 from .sampler import MAX_LOGPROBS, sampling_from
 from .scheduler import NoRoomError, Scheduler
@@ -44,7 +36,6 @@ if TYPE_CHECKING:
 # Sequences of the executor: conversations that run or wait in the cache for their next turn.
 MAX_SEQUENCES = 64
 MAX_LIVE = 32
-MAX_THREADS = 1024
 
 
 class Perplexity(NamedTuple):
@@ -53,56 +44,6 @@ class Perplexity(NamedTuple):
     value: float
     standard_error: float
     num_tokens: int  # tokens that were scored
-
-
-class Generation(Iterator[Piece]):
-    """The pieces of one answer, as they come. Dropping it, `close()` or Ctrl-C ends the work for it."""
-
-    def __init__(self, request: Request, scheduler: Scheduler, owner: object) -> None:
-        self._request = request
-        self._scheduler = scheduler
-        self._owner = owner  # the model must not be closed by garbage collection while an answer runs
-        self._is_done = False
-        scheduler.submit(request)
-
-    def __next__(self) -> Piece:
-        if self._is_done:
-            raise StopIteration
-        request = self._request
-        try:
-            item = request.output.get()
-        except BaseException:
-            self.close()
-            raise
-        if request.is_paused:
-            self._scheduler.wake()
-        if isinstance(item, Piece):
-            self._is_done = item.finish_reason is not None
-            return item
-        self._is_done = True
-        if item is None:
-            raise StopIteration
-        raise _public(item)
-
-    def close(self) -> None:
-        """Stops the answer. Its executor is free within 250 ms; may be called again, and from another thread."""
-        if not self._is_done:
-            self._is_done = True
-            self._scheduler.cancel(self._request)
-
-    def __del__(self) -> None:
-        if not getattr(self, "_is_done", True):
-            self.close()
-
-    @property
-    def seed(self) -> int:
-        """The seed in use: given again, it gives the same answer."""
-        return self._request.sampler.seed
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens and seconds so far."""
-        return self._request.usage()
 
 
 class Model:
@@ -220,9 +161,9 @@ class Model:
             logit_bias=logit_bias,
             seed=seed,
         )
-        if max_tokens is not None and (not _is_whole(max_tokens) or max_tokens < 1):
+        if max_tokens is not None and (not is_whole(max_tokens) or max_tokens < 1):
             raise UsageError(f"max_tokens must be a whole number, 1 or more, not {max_tokens!r}")
-        if logprobs is not None and (not _is_whole(logprobs) or not 0 <= logprobs <= MAX_LOGPROBS):
+        if logprobs is not None and (not is_whole(logprobs) or not 0 <= logprobs <= MAX_LOGPROBS):
             raise UsageError(f"logprobs must be a whole number from 0 to {MAX_LOGPROBS}, not {logprobs!r}")
         stops = check_stops(stop)
         room = self.context - len(tokens)
@@ -346,7 +287,7 @@ class Model:
         window is one. `progress(done, total)` counts windows.
         """
         tokens = self._prompt_tokens(prompt, special=False)
-        if not _is_whole(window) or not 4 <= window <= self.context:
+        if not is_whole(window) or not 4 <= window <= self.context:
             raise UsageError(f"window must be a whole number from 4 to {self.context}, the context, not {window!r}")
         window = min(window, len(tokens))
         if window < 4:
@@ -457,134 +398,12 @@ class Model:
 
         try:
             self._scheduler.call(job)
+        except KamadoError:
+            raise
         except Exception as error:
-            raise _public(error) from error
+            raise public_error(error) from error
 
 
-def load_model(
-    model: str | Path,
-    *,
-    memory: str | int | None = None,
-    threads: int | None = None,
-    kv: str = "auto",
-    context: int | None = None,
-    kv_tokens: int | None = None,
-    max_rows: int = forecast.DEFAULT_MAX_ROWS,
-    max_logit_rows: int | None = None,
-    tier: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Model:
-    """See `kamado.load`."""
-    forecast.kv_element_bytes(kv)
-    budget_bytes = None if memory is None else parse_size(memory)
-    for name, value, low, high in (
-        ("threads", threads, 1, MAX_THREADS),
-        ("max_rows", max_rows, 2, 1 << 16),
-        ("max_logit_rows", max_logit_rows, 2, 1 << 16),
-        ("kv_tokens", kv_tokens, 1, 1 << 32),
-        ("context", context, 2, 1 << 32),
-    ):
-        if value is not None and (not _is_whole(value) or not low <= value <= high):
-            raise UsageError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
-
-    from ..checkpoint import open_checkpoint
-    from ..checkpoint.store import Store
-    from ..models import build_program
-
-    checkpoint = open_checkpoint(Store().resolve(str(model)))
-    program = build_program(checkpoint)
-    here = machine()
-    num_threads = threads or here.cpus
-    plan = forecast.plan(
-        checkpoint,
-        program,
-        context=context,
-        kv=kv,
-        threads=num_threads,
-        memory=budget_bytes,
-        kv_tokens=kv_tokens,
-        max_rows=max_rows,
-        max_logit_rows=max_logit_rows,
-        profile=load_device_profile(here.cpu_model, num_threads, here.tier),
-        on=here,
-    )
-    plan.require_fit()
-    return _build(checkpoint, program, plan, tier=tier, progress=progress)
-
-
-def _build(
-    checkpoint: Checkpoint,
-    program: Program,
-    plan: Plan,
-    *,
-    tier: str | None,
-    progress: Callable[[int, int], None] | None,
-) -> Model:
-    """Packs the weights while a second thread reads the tokenizer, which takes as long for a large vocabulary."""
-    from .. import _native
-    from ..lower import build_executor
-
-    reader = _TokenizerReader(checkpoint)
-    executor = build_executor(
-        program,
-        num_threads=plan.num_threads,
-        max_rows=plan.max_rows,
-        max_logit_rows=plan.max_logit_rows,
-        max_kv_tokens=plan.kv_tokens,
-        max_sequences=MAX_SEQUENCES,
-        kv="f32" if plan.kv == "f32" else "f16",
-        tier=tier,
-        progress=progress,
-    )
-    try:
-        return Model(
-            checkpoint=checkpoint,
-            plan=plan,
-            executor=executor,
-            tokenizer=reader.result(),
-            cancelled_error=_native.Cancelled,
-        )
-    except BaseException:
-        executor.close()
-        raise
-
-
-class _TokenizerReader:
-    """Loads the tokenizer on a thread of its own; `result` waits for it and raises what it raised."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._source = checkpoint.tokenizer
-        self._tokenizer: Tokenizer | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._read, name="kamado-tokenizer", daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        try:
-            if self._source is not None:
-                from ..checkpoint.tokenizer import load_tokenizer
-
-                self._tokenizer = load_tokenizer(self._source)
-        except BaseException as error:
-            self._error = error
-
-    def result(self) -> Tokenizer | None:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._tokenizer
-
-
-def _public(error: BaseException) -> BaseException:
-    """What a caller sees of an error that came from the scheduler's thread."""
-    if isinstance(error, KamadoError) and not isinstance(error, ClosedError):
-        return error
-    if isinstance(error, ClosedError):  # one instance is shared by all who waited: each gets its own traceback
-        return ClosedError(str(error))
-    wrapped = NativeError(f"{type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped
-
-
-def _is_whole(value: object) -> bool:
+def is_whole(value: object) -> bool:
+    """Whether a value that a caller gave is a whole number (True and False are not)."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -203,7 +203,7 @@ class Sampler:
     def _most_likely(
         self, logits: NDArray[np.float32], peak: float, total: float
     ) -> tuple[NDArray[np.intp], NDArray[np.float64]] | None:
-        """At least the tokens that top-p or min-p keeps, most likely first; None for a flat row that keeps thousands."""
+        """At least the tokens that top-p or min-p keeps, most likely first; None for a row that keeps thousands."""
         s = self.sampling
         for size in (128, 2048):  # sorting more ids takes longer than a pass over all weights
             ids = top_ids(logits, min(size, logits.size))
@@ -281,8 +281,8 @@ def _candidates(logits: NDArray[np.float32], k: int) -> NDArray[np.intp] | None:
 def _filtered(weights: NDArray[np.float32], top_sum: float, min_weight: float) -> NDArray[np.float32]:
     """The weights, with zeros where top-p or min-p drops a token; for rows of which thousands of tokens are kept.
 
-    Positive floats order as their bits do, so the upper bits are the bucket: one pass finds the bucket in which the sum is
-    reached, and only that is sorted. 2 ms for 262k weights, where sorting all takes 7.
+    Positive floats order as their bits do, so the upper bits are the bucket: one pass finds the bucket in which the
+    sum is reached, and only that is sorted. 2 ms for 262k weights, where sorting all takes 7.
     """
     buckets = (weights.view(np.uint32) >> np.uint32(15)).astype(np.int64)
     sums = np.bincount(buckets, weights=weights)[::-1].cumsum()

@@ -43,11 +43,18 @@ class Session:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common beginning; slices are compared in C, so 10k tokens take about 50 µs."""
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
-    while high - low > 1:  # a[:low] == b[:low], a[:high] != b[:high]
+    """Length of the longest common beginning. Slices that grow are compared in C: 1 µs if short, 50 for 10k tokens."""
+    low, size = 0, 16
+    end = min(len(a), len(b))
+    while low < end and a[low : low + size] == b[low : low + size]:
+        low += size
+        size *= 4
+    if low >= end:
+        return end
+    high = min(low + size, end)
+    if high == end and a[low:end] == b[low:end]:  # the longer one's slice went on
+        return end
+    while high - low > 1:  # equal before low, different before high
         middle = (low + high) // 2
         if a[low:middle] == b[low:middle]:
             low = middle

@@ -29,7 +29,8 @@ class Stats:
     """A copy of the totals, and the bytes of each owner. Seconds are of wall clock, bytes of memory."""
 
     tokens: dict[str, int]  # prompt, reused, prefill, decode
-    seconds: dict[str, float]  # prefill, decode, sample, and the executor's own by kind of operation
+    seconds: dict[str, float]  # prefill, decode, sample
+    executor_seconds: dict[str, float]  # by kind of operation: linear, attend, …
     prefill_tokens_per_second: float
     decode_tokens_per_second: float  # all conversations together
     bytes_by_owner: dict[str, int]  # weights, kv, scratch as the executor counts them
@@ -66,18 +67,13 @@ def make_stats(snapshot: Snapshot) -> Stats:
             "prefill": c.num_prefill_tokens,
             "decode": c.num_decode_tokens,
         },
-        seconds={
-            "prefill": c.prefill_seconds,
-            "decode": c.decode_seconds,
-            "sample": c.sample_seconds,
-            **executor_seconds,
-        },
+        seconds={"prefill": c.prefill_seconds, "decode": c.decode_seconds, "sample": c.sample_seconds},
+        executor_seconds=executor_seconds,
         prefill_tokens_per_second=c.num_prefill_tokens / c.prefill_seconds if c.prefill_seconds > 0 else 0.0,
         decode_tokens_per_second=c.num_decode_tokens / c.decode_seconds if c.decode_seconds > 0 else 0.0,
         bytes_by_owner={
-            name.removesuffix("_bytes"): int(value)
-            for name, value in snapshot.executor.items()
-            if name.endswith("_bytes")
+            owner: int(snapshot.executor.get(key, 0))
+            for owner, key in (("weights", "weight_bytes"), ("kv", "kv_bytes"), ("scratch", "scratch_bytes"))
         },
         peak_bytes=peak_resident_bytes(),
         requests=dict(snapshot.requests),

@@ -27,10 +27,11 @@ _MIN_LOGIT_ROWS = 16
 _TILE_ROWS = 16
 _PACKING = 1.04
 
-# CPython with NumPy, tokenizers and jinja2 loaded takes 62 MiB resident; a tokenizer's tables about 330 bytes an entry
-# (151k entries: 48 MiB). Measured on Linux x86-64, CPython 3.11; see docs.
-_INTERPRETER_BYTES = 62 << 20
-_VOCABULARY_ENTRY_BYTES = 330
+# CPython with NumPy and the engine, then the tokenizer's tables while they are built. Measured resident peaks on Linux
+# x86-64, CPython 3.11: 78 MiB with 49k entries and 49k merges, 166 with 152k and 151k, 109 with 262k and none.
+_INTERPRETER_BYTES = 44 << 20
+_TOKEN_BYTES = 270
+_MERGE_BYTES = 590
 _THREAD_BYTES = 1 << 20  # stack and kernel scratch of one thread, touched part
 _FILE_PAGE_BYTES = 4096
 
@@ -158,10 +159,10 @@ def plan(
     fixed = {
         "weights": _weight_bytes(program, context),
         "scratch": _scratch_bytes(program, max_rows, max_logit_rows, num_threads),
-        "interpreter": _INTERPRETER_BYTES
-        + (program.vocab_size * _VOCABULARY_ENTRY_BYTES if checkpoint.tokenizer else 0),
+        "interpreter": _INTERPRETER_BYTES + _tokenizer_bytes(checkpoint, program.vocab_size),
     }
-    least_kv = token_bytes * round_to_pages(min(context, LEAST_CONTEXT))
+    least_context = min(context, LEAST_CONTEXT)
+    least = {"weights": _weight_bytes(program, least_context), "kv": token_bytes * round_to_pages(least_context)}
     active_bytes, active_values = _active_weights(program)
     decode_speed = prefill_speed = None
     if profile is not None:
@@ -187,7 +188,7 @@ def plan(
         },
         memory_bytes=memory_bytes,
         memory_limited_by=limited_by,
-        least_bytes=sum(fixed.values()) + least_kv,
+        least_bytes=sum({**fixed, **least}.values()),
         weight_bytes_per_token=active_bytes,
         ops_per_token=2 * active_values,
         decode_tokens_per_second=decode_speed,
@@ -204,6 +205,15 @@ def kv_token_bytes(program: Program, kv: str) -> int:
     """Bytes that one token takes in the cache, all layers."""
     shapes = {op.layer: op.num_kv_heads * (op.head_dim + op.v_dim) for op in program.ops if isinstance(op, Attend)}
     return sum(shapes.values()) * kv_element_bytes(kv)
+
+
+def _tokenizer_bytes(checkpoint: Checkpoint, vocab_size: int) -> int:
+    source = checkpoint.tokenizer
+    if source is None:
+        return 0
+    # tokenizer.json is not read for a forecast: byte-pair vocabularies have about as many merges as entries.
+    merges = source.data.get("tokenizer.ggml.merges", ()) if source.kind == "gguf" else range(vocab_size)
+    return vocab_size * _TOKEN_BYTES + len(merges) * _MERGE_BYTES
 
 
 def _matrices(program: Program) -> Iterator[tuple[TensorRef, float]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from .metadata import TokenKind, Vocabulary
 from .pieces import SPACE_MARK, byte_fallback_value
@@ -29,6 +29,10 @@ class SentencePieceEncoder:
     ) -> None:
         # Control and byte tokens are never the result of a merge: "</s>" or "<0x0A>" in plain text is text.
         self._ids = vocabulary.ids_without(TokenKind.CONTROL, TokenKind.BYTE, TokenKind.UNKNOWN)
+        # Nor are user-defined ones: they were cut out of the text before, unless they are written with space marks.
+        for token_id in vocabulary.of_kind(TokenKind.USER_DEFINED):
+            if SPACE_MARK not in vocabulary.tokens[token_id]:
+                del self._ids[vocabulary.tokens[token_id]]
         self._scores = vocabulary.scores
         self._unused = frozenset(vocabulary.of_kind(TokenKind.UNUSED))
         self._max_chars = max(map(len, self._ids), default=0)
@@ -55,7 +59,7 @@ class SentencePieceEncoder:
         text = text.replace(" ", SPACE_MARK)
         cache = self._cache
         ids: list[int] = []
-        for word in self._words.findall(text) if self._words is not None else (text,):
+        for word in self._words.findall(text):
             found = cache.get(word)
             if found is None:
                 found = self._merge(word)
@@ -134,18 +138,20 @@ class SentencePieceEncoder:
                 result.append(token_id)
 
 
-def _word_pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    """Where text can be cut without changing the result; None when a token reaches across every such place.
+def _word_pattern(tokens: Collection[str]) -> re.Pattern[str]:
+    """Pieces of text that can be merged apart without changing the result: no token has what stands at a cut.
 
-    Before a space mark, unless a token has one after another character; around a newline, tab or carriage return,
-    unless a token has it beside another character.
+    Cuts are before a space mark, unless a token has a mark after that same character (Gemma has one such token,
+    ">\u2581</"), and around a newline, tab or carriage return, unless a token has it beside another character.
     """
     joined = "\0".join(["", *tokens, ""])
-    if re.search(f"[^{SPACE_MARK}\0]{SPACE_MARK}", joined):
-        return None
+    if joined.count("\0") != len(tokens) + 1:
+        return re.compile(".+", re.DOTALL)  # tokens with NUL, which real ones have not: never cut
     alone = "".join(c for c in "\n\t\r" if joined.count(c) == joined.count(f"\0{c}\0"))
-    apart = f"[{alone}]|" if alone else ""
-    return re.compile(f"{apart}{SPACE_MARK}*[^{SPACE_MARK}{alone}]+|{SPACE_MARK}+")
+    word = f"[^{SPACE_MARK}{alone}]"
+    before_mark = "".join(map(re.escape, sorted(set(re.findall(f"([^{SPACE_MARK}\0]){SPACE_MARK}", joined)))))
+    going_on = f"(?:(?<=[{before_mark}]){SPACE_MARK}+{word}*)*" if before_mark else ""
+    return re.compile((f"[{alone}]|" if alone else "") + f"{SPACE_MARK}*{word}+{going_on}|{SPACE_MARK}+")
 
 
 def _join_runs(ids: list[int], unknown_id: int) -> list[int]:

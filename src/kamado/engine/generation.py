@@ -1,0 +1,71 @@
+"""One answer as its caller sees it: an iterator over pieces that can be left at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..errors import ClosedError, KamadoError, NativeError
+from .piece import Piece, Usage
+from .request import Request
+from .scheduler import Scheduler
+
+
+class Generation(Iterator[Piece]):
+    """The pieces of one answer, as they come. Dropping it, `close()` or Ctrl-C ends the work for it."""
+
+    def __init__(self, request: Request, scheduler: Scheduler, owner: object) -> None:
+        self._request = request
+        self._scheduler = scheduler
+        self._owner = owner  # the model must not be closed by garbage collection while an answer runs
+        self._is_done = False
+        scheduler.submit(request)
+
+    def __next__(self) -> Piece:
+        if self._is_done:
+            raise StopIteration
+        request = self._request
+        try:
+            item = request.output.get()
+        except BaseException:
+            self.close()
+            raise
+        if request.is_paused:
+            self._scheduler.wake()
+        if isinstance(item, Piece):
+            self._is_done = item.finish_reason is not None
+            return item
+        self._is_done = True
+        if item is None:
+            raise StopIteration
+        raise public_error(item)
+
+    def close(self) -> None:
+        """Stops the answer. Its executor is free within 250 ms; may be called again, and from another thread."""
+        if not self._is_done:
+            self._is_done = True
+            self._scheduler.cancel(self._request)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_done", True):
+            self.close()
+
+    @property
+    def seed(self) -> int:
+        """The seed in use: given again, it gives the same answer."""
+        return self._request.sampler.seed
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens and seconds so far."""
+        return self._request.usage()
+
+
+def public_error(error: BaseException) -> BaseException:
+    """What a caller sees of an error that came from the scheduler's thread."""
+    if isinstance(error, KamadoError) and not isinstance(error, ClosedError):
+        return error
+    if isinstance(error, ClosedError):  # one instance is shared by all who waited: each gets its own traceback
+        return ClosedError(str(error))
+    wrapped = NativeError(f"{type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,0 +1,111 @@
+"""The commands that need a model's real shape, on a tiny synthetic one; the executor is a scripted one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from test_cli_bench import ScriptedExecutor
+
+from kamado.cli import backend
+from kamado.cli.main import cli
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+from smoke import write_donor
+
+SHAPE = (
+    "--family", "qwen3moe", "--layers", "2", "--hidden", "256", "--heads", "4", "--kv-heads", "2", "--head-dim", "32",
+    "--experts", "4", "--top-k", "2", "--expert-width", "256", "--context", "1024",
+)  # fmt: skip
+
+
+def kamado(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synthetic")
+    write_donor(folder / "donor.gguf")
+    result = kamado("synth", folder / "tiny.gguf", "--tokenizer-from", folder / "donor.gguf", *SHAPE, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["bytes"] == (folder / "tiny.gguf").stat().st_size
+    assert report["shape"]["experts"] == 4
+    return folder / "tiny.gguf"
+
+
+def test_synth_overwrites_nothing_unasked(synthetic: Path) -> None:
+    before = synthetic.stat().st_mtime_ns
+    result = kamado("synth", synthetic, "--tokenizer-from", synthetic.with_name("donor.gguf"), *SHAPE)
+    assert result.exit_code == 2
+    assert "--force" in result.stderr
+    assert synthetic.stat().st_mtime_ns == before
+
+
+def test_show_program_folds_layers_unless_all(synthetic: Path) -> None:
+    folded = kamado("show", synthetic, "--program").stdout
+    whole = kamado("show", synthetic, "--program", "--all").stdout
+    assert "qwen3moe: 2 layers" in folded
+    assert whole.count("attend") == 2 * folded.count("attend")
+
+
+def test_plan_keeps_its_contract(synthetic: Path) -> None:
+    document = json.loads(kamado("plan", synthetic, "--json").stdout)
+    assert {"peak_bytes", "prefill_tokens_per_second", "decode_tokens_per_second", "fits"} <= document.keys()
+    assert document["fits"] is True
+    small = kamado("plan", synthetic, "--memory", "1MiB")
+    assert small.exit_code == 0
+    assert "does not fit" in small.stdout
+    assert "the least budget that works" in small.stdout
+    assert kamado("plan", synthetic, "--memory", "lots").exit_code == 2
+    assert kamado("plan", synthetic, "--kv", "nonsense").exit_code == 2
+
+
+def test_bench_keeps_its_contract(synthetic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {}
+
+    class Executor(ScriptedExecutor):
+        def stats(self) -> dict[str, float]:
+            return {"steps": len(self.steps)}
+
+        def close(self) -> None:
+            settings["closed"] = True
+
+    def build(_program: object, **given: Any) -> Executor:
+        settings.update(given)
+        return Executor()
+
+    monkeypatch.setattr(backend, "build_executor", build)
+    result = kamado(
+        "bench", synthetic, "--prefill", "16,600", "--decode", "4", "--depth", "0,1000", "--batch", "1,3", "--chunk",
+        "128", "--repeat", "1", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert {"model", "machine", "peak_bytes", "results"} <= document.keys()
+    shown = [(r["kind"], r["depth"], r["tokens"], r["batch"], "kv" in r) for r in document["results"]]
+    assert shown == [
+        ("prefill", 0, 16, 1, False),
+        ("prefill", 0, 600, 1, False),
+        ("decode", 0, 4, 1, False),
+        ("decode", 0, 4, 3, False),
+        ("decode", 1000, 4, 1, True),
+        ("decode", 1000, 4, 3, True),
+    ]
+    assert settings["closed"]
+    assert settings["max_kv_tokens"] == 3 * 1024  # 1006 tokens in whole pages, for each of three sequences
+    assert settings["max_sequences"] == 3
+    table = kamado("bench", synthetic, "--prefill", "16", "--decode", "2", "--depth", "300", "--repeat", "1")
+    assert "300*" in table.stdout
+    assert "for speed only" in table.stdout
+
+
+def test_bench_refuses_what_does_not_fit(synthetic: Path) -> None:
+    result = kamado("bench", synthetic, "--memory", "1MiB")
+    assert result.exit_code == 7
+    assert "the least that works" in result.stderr
