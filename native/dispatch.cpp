@@ -16,30 +16,32 @@ namespace {
 constexpr int kNumTiers = 3;
 constexpr const char* kTierNames[kNumTiers] = {"scalar", "avx2", "avx512"};  // each includes those before it
 
-const KernelTable kScalar = {kTierNames[0], linear_kernels_ref(), vector_kernels_ref(), attention_kernels_ref()};
-#ifdef KAMADO_HAS_AVX2
-const KernelTable kAvx2 = {kTierNames[1], linear_kernels_avx2(), vector_kernels_avx2(), attention_kernels_avx2()};
-#endif
-#ifdef KAMADO_HAS_AVX512
-const KernelTable kAvx512 = {kTierNames[2], linear_kernels_avx512(), vector_kernels_avx512(),
-                             attention_kernels_avx512()};
-#endif
+const KernelTable& scalar_table() {
+  static const KernelTable table = {kTierNames[0], linear_kernels_ref(), vector_kernels_ref(), attention_kernels_ref()};
+  return table;
+}
 
 // The table of a tier, nullptr when this build or this CPU lacks it. __builtin_cpu_supports asks the operating system's
-// state too (whether it saves the wide registers).
+// state too (whether it saves the wide registers). Nothing of a tier's files runs before the CPU is known to have it.
 const KernelTable* supported(int tier) {
-  if (tier == 0) return &kScalar;
+  if (tier == 0) return &scalar_table();
 #ifdef KAMADO_HAS_AVX2
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (tier == 1 && has_avx2) return &kAvx2;
-#ifdef KAMADO_HAS_AVX512
-  if (tier == 2 && has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vnni")) {
-    return &kAvx512;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
+    return nullptr;
+  if (tier == 1) {
+    static const KernelTable table = {kTierNames[1], linear_kernels_avx2(), vector_kernels_avx2(),
+                                      attention_kernels_avx2()};
+    return &table;
   }
 #endif
+#ifdef KAMADO_HAS_AVX512
+  if (tier == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vnni")) {
+    static const KernelTable table = {kTierNames[2], linear_kernels_avx512(), vector_kernels_avx512(),
+                                      attention_kernels_avx512()};
+    return &table;
+  }
 #endif
   return nullptr;
 }
@@ -201,14 +203,15 @@ const KernelTable& choose() {
   for (int tier = cap_from_environment(); tier > 0; --tier) {
     const KernelTable* table = supported(tier);
     if (table == nullptr || !is_complete(*table)) continue;
-    if (linear_agrees(*kScalar.linear, *table->linear) && vector_agrees(*kScalar.vector, *table->vector) &&
-        attention_agrees(*kScalar.attention, *table->attention)) {
+    if (linear_agrees(*scalar_table().linear, *table->linear) &&
+        vector_agrees(*scalar_table().vector, *table->vector) &&
+        attention_agrees(*scalar_table().attention, *table->attention)) {
       return *table;
     }
     std::fprintf(stderr, "kamado: the %s kernels differ from the reference on this CPU: falling back\n",
                  kTierNames[tier]);
   }
-  return kScalar;
+  return scalar_table();
 }
 
 }  // namespace

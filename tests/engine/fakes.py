@@ -22,6 +22,8 @@ from kamado.memory.forecast import PAGE_TOKENS, Plan, round_to_pages
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
 BOS, EOS, IM_START, IM_END = range(256, 260)
+# What keeps an answer going to its limit.
+FOREVER = {"logit_bias": {EOS: -100.0, IM_END: -100.0}}
 VOCAB = 260
 
 

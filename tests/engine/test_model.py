@@ -12,7 +12,7 @@ import pytest
 import kamado
 from kamado.errors import ContextOverflowError, TemplateError, TokenizerError, UsageError
 
-from .fakes import BOS, EOS, ByteTokenizer, FakeExecutor, make_model, scripted
+from .fakes import BOS, EOS, FOREVER, ByteTokenizer, FakeExecutor, make_model, scripted
 
 
 def text_of(pieces) -> str:
@@ -82,7 +82,7 @@ def test_a_prompt_must_leave_room_for_one_token() -> None:
 
 def test_an_answer_ends_where_the_context_does() -> None:
     with make_model(context=128) as model:
-        pieces = list(model.generate([1] * 100, logit_bias={257: -100, 259: -100}))
+        pieces = list(model.generate([1] * 100, **FOREVER))
         assert len(pieces) == 28
         assert pieces[-1].finish_reason == "length"
 
@@ -167,7 +167,7 @@ def test_the_files_own_sampling_is_used_and_can_be_overruled() -> None:
 
 def test_a_model_without_tokenizer_takes_and_gives_tokens() -> None:
     with make_model(tokenizer=None) as model:
-        pieces = list(model.generate([1, 2, 3], max_tokens=3))
+        pieces = list(model.generate([1, 2, 3], max_tokens=3, **FOREVER))
         assert [p.text for p in pieces] == [""] * 3
         for call in (
             lambda: model.generate("text"),
@@ -187,7 +187,7 @@ def test_a_model_without_template_says_what_to_do() -> None:
 
 def test_stats_count_what_was_done() -> None:
     with make_model() as model:
-        list(model.generate([1] * 10, max_tokens=4, logit_bias={257: -100, 259: -100}))
+        list(model.generate([1] * 10, max_tokens=4, **FOREVER))
         stats = model.stats
         assert stats.tokens == {"prompt": 10, "reused": 0, "prefill": 10, "decode": 3}
         assert stats.bytes_by_owner == {"weights": 1000, "kv": 200, "scratch": 30}
@@ -199,7 +199,7 @@ def test_stats_count_what_was_done() -> None:
 
 def test_usage_of_an_answer() -> None:
     with make_model() as model:
-        answer = model.generate([1] * 10, max_tokens=4, logit_bias={257: -100, 259: -100})
+        answer = model.generate([1] * 10, max_tokens=4, **FOREVER)
         list(answer)
         usage = answer.usage
         assert (usage.num_prompt_tokens, usage.num_reused_tokens, usage.num_generated_tokens) == (10, 0, 4)

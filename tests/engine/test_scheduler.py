@@ -14,7 +14,7 @@ from kamado.engine.model import Model
 from kamado.engine.request import MAX_QUEUED_PIECES
 from kamado.errors import ClosedError, NativeError
 
-from .fakes import FakeExecutor, make_model
+from .fakes import FOREVER, FakeExecutor, make_model
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -93,7 +93,7 @@ def test_decoding_goes_on_while_a_prompt_is_computed() -> None:
     with make_model(max_rows=32, context=2048) as model:
         executor = hold(model)
         executor.num_allowed = 1
-        talking = model.generate([1, 2], max_tokens=40, logit_bias={257: -100, 259: -100})
+        talking = model.generate([1, 2], max_tokens=40, **FOREVER)
         next(talking)
         prompt = model.generate([3] * 640, max_tokens=1)
         executor.hold.set()
@@ -122,7 +122,7 @@ def test_interactive_before_background() -> None:
 def test_more_conversations_than_logit_rows_take_turns() -> None:
     with make_model(max_logit_rows=3) as model:
         executor = hold(model)
-        answers = [model.generate([i, 0], max_tokens=40, logit_bias={257: -100, 259: -100}) for i in range(8)]
+        answers = [model.generate([i, 0], max_tokens=40, **FOREVER) for i in range(8)]
         executor.hold.set()
         assert [len(tokens_of(a)) for a in answers] == [40] * 8
         counts: dict[int, int] = {}
@@ -145,12 +145,12 @@ def test_cancel_in_the_middle_of_a_prompt() -> None:
         assert list(generation) == []
         executor.hold.set()
         assert model.stats.requests["live"] == 0
-        assert len(tokens_of(model.generate([2, 2], max_tokens=3))) == 3
+        assert len(tokens_of(model.generate([2, 2], max_tokens=3, **FOREVER))) == 3
 
 
 def test_cancel_while_decoding_leaves_a_prefix_for_reuse() -> None:
     with make_model() as model:
-        generation = model.generate([1] * 50, logit_bias={257: -100, 259: -100})
+        generation = model.generate([1] * 50, **FOREVER)
         for _ in range(5):
             next(generation)
         del generation  # dropping the iterator is enough
@@ -161,7 +161,7 @@ def test_cancel_while_decoding_leaves_a_prefix_for_reuse() -> None:
 
 
 def test_the_others_do_an_aborted_step_again() -> None:
-    settings = {"max_tokens": 20, "temperature": 0, "logit_bias": {257: -100, 259: -100}}
+    settings = {"max_tokens": 20, "temperature": 0, **FOREVER}
     with make_model() as model:
         alone = tokens_of(model.generate([1] * 30, **settings))
     with make_model() as model:
@@ -198,12 +198,11 @@ def test_ctrl_c_in_the_consumer_frees_the_executor() -> None:
 def test_a_slow_reader_pauses_its_own_answer_only() -> None:
     with make_model(context=1024) as model:
         executor = executor_of(model)
-        forever = {"logit_bias": {257: -100, 259: -100}}
-        slow = model.generate([1, 2], max_tokens=500, **forever)
+        slow = model.generate([1, 2], max_tokens=500, **FOREVER)
         wait_for(lambda: slow._request.is_paused)
         assert slow._request.output.qsize() == MAX_QUEUED_PIECES
         steps = len(executor.steps)
-        assert len(tokens_of(model.generate([3, 4], max_tokens=100, **forever))) == 100
+        assert len(tokens_of(model.generate([3, 4], max_tokens=100, **FOREVER))) == 100
         assert len(executor.steps) == steps + 100, "no step was done for the paused one"
         assert len(tokens_of(slow)) == 500
 
@@ -229,7 +228,7 @@ def test_logits_that_are_nan_end_one_answer() -> None:
     hashed = executor.hashed
     executor.logits_of = lambda tokens: hashed(tokens) * (float("nan") if tokens[0] == 5 else 1.0)
     with make_model(executor) as model:
-        bad, good = model.generate([5, 5]), model.generate([6, 6], max_tokens=2)
+        bad, good = model.generate([5, 5]), model.generate([6, 6], max_tokens=2, **FOREVER)
         assert len(tokens_of(good)) == 2
         with pytest.raises(NativeError, match="damaged"):
             next(bad)
@@ -256,7 +255,7 @@ def test_close_while_answers_run_ends_them_with_closed_error() -> None:
 def test_a_model_that_is_dropped_closes_itself_but_not_under_an_answer() -> None:
     model = make_model()
     executor = executor_of(model)
-    generation = model.generate([1, 2], max_tokens=3)
+    generation = model.generate([1, 2], max_tokens=3, **FOREVER)
     del model
     assert len(tokens_of(generation)) == 3
     del generation
@@ -278,7 +277,7 @@ def test_n_answers_compute_their_prompt_once() -> None:
 
 
 def test_requests_that_do_not_fit_together_are_preempted_and_come_out_the_same() -> None:
-    settings = {"temperature": 1.0, "max_tokens": 300, "logit_bias": {257: -100, 259: -100}}
+    settings = {"temperature": 1.0, "max_tokens": 300, **FOREVER}
     prompts = [[i] * 100 for i in range(4)]
     alone = []
     for i, prompt in enumerate(prompts):
@@ -303,7 +302,7 @@ def test_requests_that_do_not_fit_together_are_preempted_and_come_out_the_same()
 def test_a_long_request_at_the_head_is_not_starved_by_short_ones() -> None:
     with make_model(context=512) as model:
         executor = hold(model)
-        first = model.generate([1] * 300, max_tokens=50, logit_bias={257: -100, 259: -100})
+        first = model.generate([1] * 300, max_tokens=50, **FOREVER)
         wait_for(executor.entered.is_set)
         long = model.generate([2] * 400, max_tokens=1)
         short = model.generate([3] * 10, max_tokens=1)
@@ -316,7 +315,7 @@ def test_a_long_request_at_the_head_is_not_starved_by_short_ones() -> None:
 
 def test_a_job_waits_for_pages_that_answers_hold() -> None:
     with make_model(context=512) as model:
-        answer = model.generate([1] * 400, max_tokens=20, logit_bias={257: -100, 259: -100})
+        answer = model.generate([1] * 400, max_tokens=20, **FOREVER)
         next(answer)
         assert len(model.score([2] * 300)) == 299
         tokens_of(answer)
