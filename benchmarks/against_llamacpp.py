@@ -27,14 +27,16 @@ from peers import call, circumstances, idle_share, tool, write_json
 # Programs whose threads spin for each other lose more to a busy machine than others: ratios are then worthless.
 QUIET = 0.9
 
+WORDS = {"prefill": "prefill {}", "decode": "decode at {}", "batch": "decode, {} sequences"}
+
 
 @dataclass(frozen=True, order=True)
 class Cell:
     """One figure of the table."""
 
     model: str
-    kind: str  # "prefill" or "decode"
-    size: int  # prompt tokens, or depth
+    kind: str  # "prefill", "decode" or "batch"
+    size: int  # prompt tokens, depth, or sequences decoded together
     threads: int
 
 
@@ -65,6 +67,14 @@ class Samples:
         }
 
 
+def _cell_of(model: Path, result: dict[str, Any], threads: int) -> Cell:
+    if result["kind"] == "prefill":
+        return Cell(model.name, "prefill", result["tokens"], threads)
+    if result["batch"] > 1:
+        return Cell(model.name, "batch", result["batch"], threads)
+    return Cell(model.name, "decode", result["depth"], threads)
+
+
 def _median(values: list[float]) -> float | None:
     return round(statistics.median(values), 1) if values else None
 
@@ -73,15 +83,14 @@ def run_kamado(options: argparse.Namespace, model: Path, threads: int, table: di
     command = [
         options.kamado, "bench", str(model), "--json", "--repeat", "1", "--threads", str(threads),
         "--prefill", _join(options.prefill), "--decode", str(options.decode), "--depth", _join(options.depth),
-        "--chunk", "512", "--kv", "exact",
+        "--chunk", "512", "--kv", "exact", "--batch", _join([1, *options.batch]),
     ]  # fmt: skip
     for result in json.loads(call(command))["results"]:
-        size = result["tokens"] if result["kind"] == "prefill" else result["depth"]
-        samples = table[Cell(model.name, result["kind"], size, threads)]
+        samples = table[_cell_of(model, result, threads)]
         samples.kamado.append(result["tokens_per_second"])
-        if result["kind"] == "decode" and result["percent_of_bandwidth"] is not None:
+        if result["percent_of_bandwidth"] is not None:
             samples.of_bandwidth.append(result["percent_of_bandwidth"])
-        if result["kind"] == "prefill" and result["percent_of_int8_peak"] is not None:
+        if result["percent_of_int8_peak"] is not None:
             samples.of_int8.append(result["percent_of_int8_peak"])
 
 
@@ -111,6 +120,17 @@ def run_peer(options: argparse.Namespace, model: Path, threads: int, table: dict
             table[Cell(model.name, "decode", depth, threads)].peer["kvdepth"].append(float(found[1]))
 
 
+    for batch in options.batch:
+        command = [
+            str(tool(options.peer, "llama-batched-bench")), "-m", str(model), "-t", str(threads), "-fa", "on",
+            "-c", str(batch * (8 + options.decode) + 64), "-npp", "8", "-ntg", str(options.decode), "-npl", str(batch),
+            "--output-format", "jsonl",
+        ]  # fmt: skip
+        for line in call(command).splitlines():
+            if line.startswith("{"):
+                table[Cell(model.name, "batch", batch, threads)].peer["batched-bench"].append(json.loads(line)["speed_tg"])
+
+
 def _join(values: Iterable[int]) -> str:
     return ",".join(map(str, values))
 
@@ -126,7 +146,7 @@ def markdown(rows: list[dict[str, Any]], document: dict[str, Any]) -> str:
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
-        work = f"prefill {row['size']}" if row["kind"] == "prefill" else f"decode at {row['size']}"
+        work = WORDS[row["kind"]].format(row["size"])
         peer = f"{row['peer']:.1f} ({row['peer_setting']})"
         limits = f"{_cell(row['percent_of_bandwidth'])} | {_cell(row['percent_of_int8_peak'])}"
         cells = f"{row['model']} | {work} | {row['threads']} | {row['kamado']:.1f} | {peer} | **{row['ratio']:.2f}×**"
@@ -150,6 +170,7 @@ def main() -> int:
     parser.add_argument("--prefill", type=numbers, default=[512, 2048])
     parser.add_argument("--decode", type=int, default=64, help="tokens decoded in a run")
     parser.add_argument("--depth", type=numbers, default=[0], help="tokens already in the cache, e.g. 0,4096,16384")
+    parser.add_argument("--batch", type=numbers, default=[], help="sequences decoded together, e.g. 8")
     parser.add_argument("--threads", type=numbers, default=[1, 2])
     parser.add_argument("--repack", type=numbers, default=[0, 1])
     parser.add_argument("--runs", type=int, default=5)
@@ -157,9 +178,12 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path, help="write the table here as well")
     options = parser.parse_args()
     names = ["llama-bench"] + (["kvdepth"] if any(options.depth) else [])
+    names += ["llama-batched-bench"] if options.batch else []
     peers = [tool(options.peer, name) for name in names]
-    for threads in options.threads:
-        call([options.kamado, "bench", "--limits", "--threads", str(threads), "--json"])
+    limits = {
+        threads: json.loads(call([options.kamado, "bench", "--limits", "--threads", str(threads), "--json"]))["limits"]
+        for threads in options.threads
+    }
     table: dict[Cell, Samples] = defaultdict(Samples)
     idle: list[float] = []
     for run in range(options.runs):
@@ -175,6 +199,7 @@ def main() -> int:
         **circumstances(options.kamado, peers, options.models),
         "runs": options.runs,
         "idle": idle,
+        "limits": limits,
         "results": rows,
     }
     text = markdown(rows, document)

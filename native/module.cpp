@@ -1,4 +1,5 @@
-// The Python module: the only file that knows nanobind. Signatures are those of src/kamado/_native.pyi.
+// The Python module: with module_text.cpp the only file that knows nanobind. Signatures are those of
+// src/kamado/_native.pyi.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/function.h>
@@ -15,6 +16,7 @@
 #include "kamado/executor.h"
 #include "kamado/limits.h"
 #include "kamado/tables.h"
+#include "module_text.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -307,11 +309,13 @@ void bind_executor(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // a model that somebody holds until the interpreter ends is no fault to report
   m.doc() = "The native executor; see _native.pyi.";
   main_thread_id = nb::cast<unsigned long>(nb::module_::import_("threading").attr("main_thread")().attr("ident"));
   nb::exception<kamado::Cancelled>(m, "Cancelled", PyExc_RuntimeError);
   bind_builder(m);
   bind_executor(m);
+  kamado::bind_text(m);
   m.def("tiers", &tiers);
   m.def("active_tier", [] { return std::string(kamado::best_table().tier); });
   m.def("dequantize", &dequantize, "layout"_a, "data"_a.noconvert(), "num_values"_a);

@@ -6,6 +6,12 @@
 #include "executor/impl.h"
 
 namespace kamado {
+namespace {
+
+constexpr size_t kOneItemBytes = 512 << 10;
+constexpr size_t kManyItemBytes = 64 << 10;
+
+}  // namespace
 
 // A counting sort of all (row, pick) pairs by expert; rows stay ascending within one. Every thread makes its own copy:
 // cheaper than a barrier.
@@ -67,9 +73,12 @@ void Executor::Impl::run_experts(const Node& node, const Segment& segment, int32
       work(expert, begin, end - begin, tile, std::min(tile + tiles, num_tiles));
     }
   };
-  // About 64 KiB of weights an item, so that a few items an expert keep all threads busy with one row.
-  const auto tiles_an_item = [](size_t tile_bytes) {
-    return static_cast<int32_t>(std::clamp<size_t>((size_t{64} << 10) / tile_bytes, 1, kMaxManyChunkTiles));
+  // With many rows about 64 KiB of weights an item share the work out evenly. With one row an item is a stream from memory
+  // that the prefetcher must start anew: 512 KiB took 14 ms of experts a token where 64 KiB took 20 (see the lab notes).
+  const auto tiles_an_item = [&](size_t tile_bytes) {
+    const size_t bytes = segment.is_one ? kOneItemBytes : kManyItemBytes;
+    return static_cast<int32_t>(
+        std::clamp<size_t>(bytes / tile_bytes, 1, segment.is_one ? kMaxOneChunkTiles : kMaxManyChunkTiles));
   };
   const int32_t gate_tiles = (experts.expert_width + kTileRows - 1) / kTileRows;
   const int32_t down_tiles = (experts.width + kTileRows - 1) / kTileRows;

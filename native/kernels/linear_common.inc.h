@@ -3,6 +3,13 @@
 #define INLINE inline __attribute__((always_inline))
 #define INLINE_LAMBDA __attribute__((always_inline))
 
+// Instrumented code of every register block takes minutes and gigabytes to compile; small blocks run the same templates.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSmallBuild = true;
+#else
+constexpr bool kSmallBuild = false;
+#endif
+
 // Range of the codes handed to dot_step: it decides how many steps fit in 16 bits (AVX2).
 enum class CodeKind { kU4, kU5, kU6, kSigned };  // <= 15, <= 31, <= 63, any int8 (AVX-512: uint8, offset by 128)
 

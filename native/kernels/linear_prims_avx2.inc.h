@@ -1,10 +1,10 @@
 // Vector primitives of the linear kernels, AVX2: two registers hold a 4-byte word of each of the 16 rows, rows 0-7 and 8-15.
 
 constexpr bool kHasVnni = false;
-constexpr int kMaxTokens = 4;       // widest register block of the quantised GEMM
-constexpr int kMaxFusedTokens = 4;  // up to here weights are decoded in registers, from here into a buffer;
-constexpr int kMaxFusedWide = 3;    // the same for Q6_K, which has four code words a step
-constexpr int kMaxFloatTokens = 6;
+constexpr int kMaxTokens = kSmallBuild ? 2 : 4;       // widest register block of the quantised GEMM
+constexpr int kMaxFusedTokens = kSmallBuild ? 2 : 4;  // up to here weights are decoded in registers, from here into a buffer;
+constexpr int kMaxFusedWide = kSmallBuild ? 2 : 3;    // the same for Q6_K, which has four code words a step
+constexpr int kMaxFloatTokens = kSmallBuild ? 2 : 6;
 
 struct Int2 {
   __m256i a, b;

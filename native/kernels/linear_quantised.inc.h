@@ -278,7 +278,7 @@ void multiply_buffer(const uint8_t* buffer, int blocks, const uint8_t* const* ro
 // Activation rows per sweep: their stored bytes should stay in the L2 cache while tiles pass by, and be many enough to
 // pay for decoding each tile once a sweep.
 INLINE int32_t chunk_rows(size_t bytes_a_row, int32_t n) {
-  constexpr size_t kSweepBytes = 384 * 1024;
+  constexpr size_t kSweepBytes = 512 * 1024;
   const size_t fit = kSweepBytes / (bytes_a_row + 1);
   const int32_t rows = fit < 48 ? 48 : fit > kMaxChunkRows ? kMaxChunkRows : static_cast<int32_t>(fit);
   const int32_t chunks = (n + rows - 1) / rows;

@@ -237,7 +237,8 @@ void check_tier(const Tier& tier, Layout layout, Random& random) {
   } cases[] = {
       {1, narrow, 1, Fill::kRandom},   {16, wide, 1, Fill::kRandom},     {83, wide, 1, Fill::kRandom},
       {37, wide, 2, Fill::kRandom},    {33, wide, 3, Fill::kRandom},     {17, 3 * narrow, 4, Fill::kRandom},
-      {48, wide, 5, Fill::kRandom},    {31, 5 * narrow, 8, Fill::kRandom}, {35, wide, 17, Fill::kRandom},
+      {48, wide, 5, Fill::kRandom},    {18, wide, 6, Fill::kRandom},     {49, wide, 7, Fill::kRandom},
+      {31, 5 * narrow, 8, Fill::kRandom}, {35, wide, 17, Fill::kRandom},
       {16, wide, 64, Fill::kRandom},   {19, wide, 130, Fill::kRandom},   {20, narrow, 300, Fill::kRandom},
       {40, wide, 1, Fill::kLowest},    {40, wide, 9, Fill::kLowest},     {40, wide, 1, Fill::kHighest},
       {40, wide, 9, Fill::kHighest},   {40, wide, 1, Fill::kGarbage},    {40, wide, 3, Fill::kGarbage},

@@ -137,3 +137,27 @@ def measure_bandwidth(num_threads: int, megabytes: int, seconds: float) -> float
 
 def measure_int8(num_threads: int, seconds: float) -> float:
     """int8 multiply-add operations a second (2 per product) from L1, the active tier's instructions."""
+
+class StringTable:
+    """Strings of a GGUF array as bytes, 1 ms for 150 000 of them; Python strings are made when asked for."""
+
+    def __init__(self, texts: list[str]) -> None: ...
+    def __len__(self) -> int: ...
+    def tolist(self) -> list[str]:
+        """All strings; bytes that are no UTF-8 become surrogates (surrogateescape)."""
+
+def scan_strings(data: bytes, begin: int, count: int) -> tuple[StringTable | None, int, int]:
+    """The `count` length-prefixed strings at data[begin], where they end, and 0. When `data` ends before they do: None,
+    where the first field that does not fit starts, and how many bytes it needs from there."""
+
+class BytePairs:
+    """Byte-pair merging by rank. Immutable; may be shared between threads."""
+
+    def __init__(self, tokens: StringTable, is_hidden: bytes, merges: StringTable, whole_words: bool) -> None:
+        """A byte a token says whether it is no result of anything. Merges are "left right", in order of rank; a wrong
+        one is a ValueError that names the entry. GIL released."""
+    def encode(self, words: list[tuple[str, tuple[int, int]]]) -> list[int]:
+        """Ids of words as `pre_tokenize_str` gives them. Characters that are no token say nothing."""
+
+def top_ids(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Ids of the k largest logits, largest first, equal ones by lower id. No logit may be NaN."""

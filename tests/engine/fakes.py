@@ -220,10 +220,23 @@ class ByteTokenizer:
     def token_to_id(self, text: str) -> int | None:
         return BOS + SPECIALS.index(text) if text in SPECIALS else None
 
-    def stream(self):
+    def stream(self, *, continuation=False):
+        """As SentencePiece has it: a text that does not go on from other text loses its first space."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        is_first = not continuation
+
+        def push(token):
+            nonlocal is_first
+            if token >= 256:
+                return ""
+            text = decoder.decode(bytes([token]))
+            if is_first and text:
+                is_first = False
+                text = text.removeprefix(" ")
+            return text
+
         return SimpleNamespace(
-            push=lambda token: decoder.decode(bytes([token])) if token < 256 else "",
+            push=push,
             flush=lambda: decoder.decode(b"", True),
         )
 

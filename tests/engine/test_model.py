@@ -31,6 +31,16 @@ def test_characters_come_when_they_are_whole() -> None:
         assert pieces[-1].token == EOS
 
 
+def test_a_raw_answer_keeps_the_space_that_a_chat_answer_drops() -> None:
+    with scripted_model(" yes") as model:
+        assert text_of(model.generate("Q", temperature=0)) == " yes"
+    conversation = [{"role": "user", "content": "Q"}]
+    with make_model() as model:
+        prompt = model.encode_chat(conversation)
+    with make_model(FakeExecutor(logits_of=scripted(" yes", len(prompt)))) as model:
+        assert text_of(model.chat(conversation, temperature=0)) == "yes"
+
+
 def test_half_a_character_at_the_end_is_marked() -> None:
     with scripted_model("é") as model:
         pieces = list(model.generate("Q", temperature=0, max_tokens=1))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import CorruptFileError, MetadataError, UnsupportedError
+from .strings import Strings
 
 # Caps: far above every published model (Gemma: 262k tokens, DeepSeek: about 1100 tensors a file), far below harm.
 MAX_KEY_VALUES = 65_536
@@ -34,6 +36,8 @@ MAX_DIMS = 4
 MAX_TENSOR_VALUES = 1 << 48
 MIN_ALIGNMENT, MAX_ALIGNMENT = 8, 1 << 16
 DEFAULT_ALIGNMENT = 32
+# Arrays of at least so many strings are scanned natively and kept as bytes (strings.Strings); shorter ones are lists.
+MIN_SCANNED_STRINGS = 1024
 _FIRST_READ_BYTES = 4 << 20  # one read holds the header of most files; tensor data behind it is cheap by comparison
 
 MAGIC = b"GGUF"
@@ -187,9 +191,24 @@ class _Cursor:
         except UnicodeDecodeError:
             raise CorruptFileError(f"{self.path}: {what} is not valid UTF-8") from None
 
-    def strings(self, count: int, what: str) -> list[str]:
-        """`count` strings. One tight loop: vocabularies have 10**5 of them. Bytes that are no UTF-8 become surrogates,
-        since real vocabularies hold pieces of characters; `.encode("utf-8", "surrogateescape")` gives them back."""
+    def strings(self, count: int, what: str) -> Sequence[str]:
+        """`count` strings. Bytes that are no UTF-8 become surrogates, since real vocabularies hold pieces of
+        characters; `.encode("utf-8", "surrogateescape")` gives them back."""
+        if count < MIN_SCANNED_STRINGS:
+            return self.read_strings(count, what)
+        try:
+            from .._native import scan_strings
+        except ImportError:  # a header can be read without the executor, only more slowly
+            return self.read_strings(count, what)
+        while True:
+            table, end, num_bytes = scan_strings(self.data, self.pos, count)
+            if table is not None:
+                self.pos = end
+                return Strings(table)
+            self.need(end + num_bytes, what)  # reads twice as much, or says that the file ends
+
+    def read_strings(self, count: int, what: str) -> list[str]:
+        """`count` strings, in Python: the rule that the native scanner is held against."""
         data, pos, limit = self.data, self.pos, len(self.data)
         unpack = _U64.unpack_from
         out: list[str] = []
@@ -215,7 +234,7 @@ class _Cursor:
         except ValueError:
             raise CorruptFileError(f"{self.path}: {what} has value type {type_id}, GGUF has 0 to 12") from None
 
-    def array(self, what: str, depth: int) -> tuple[list[Any], ValueType]:
+    def array(self, what: str, depth: int) -> tuple[Sequence[Any], ValueType]:
         if depth > MAX_ARRAY_DEPTH:
             raise CorruptFileError(f"{self.path}: {what} nests arrays deeper than {MAX_ARRAY_DEPTH}")
         item_type = self.value_type(what)

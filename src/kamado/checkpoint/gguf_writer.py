@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..errors import UsageError
 from .gguf_header import DEFAULT_ALIGNMENT, MAGIC, SCALAR_CODES, ValueType
+from .strings import Strings
 from .types import Layout
 
 
@@ -54,7 +55,7 @@ class GgufWriter:
     def add(self, key: str, value: Any, kind: ValueType | None = None, item_kind: ValueType | None = None) -> None:
         """Set a key. Without `kind`: bool, text, float as FLOAT32, int as UINT32 (INT32 when negative), or an array of
         such. Raises UsageError for what GGUF cannot hold."""
-        is_array = isinstance(value, (list, tuple, np.ndarray))
+        is_array = isinstance(value, (list, tuple, np.ndarray, Strings))
         if is_array and item_kind is None:
             item_kind = _kind_of(key, value[0] if len(value) else 0)
         self.metadata[key] = (value, kind or (ValueType.ARRAY if is_array else _kind_of(key, value)), item_kind)

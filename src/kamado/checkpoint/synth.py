@@ -23,6 +23,7 @@ from ..errors import UnsupportedError, UsageError
 from .gguf_header import read_header
 from .gguf_writer import GgufWriter
 from .quant import quantize, random_blocks
+from .strings import Strings
 from .synth_routing import RouterPlan, plan_router, residual_growth, router_rows, shared_norm
 from .synth_shapes import LAYOUTS, Shape, TensorPlan, metadata_of, shape_of, tensors_of, with_experts_note
 from .types import Checkpoint, Layout
@@ -149,7 +150,7 @@ def _add_metadata(
         raise UnsupportedError(f"{tokenizer_from.path}: only a GGUF file with a tokenizer can lend it to another model")
     source = read_header(tokenizer_from.files[0])
     tokens = source.metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or not tokens:
+    if not isinstance(tokens, (list, Strings)) or not tokens:
         raise UnsupportedError(f"{source.path}: metadata key 'tokenizer.ggml.tokens' is missing: no tokenizer to copy")
     what = with_experts_note(shape)
     if routers:

@@ -148,9 +148,13 @@ class Model:
             for piece in model.generate("Once upon a time", max_tokens=50):
                 print(piece.text, end="", flush=True)
         """
-        tokens = self._prompt_tokens(prompt, special)
-        sampling = sampling_from(
-            self._checkpoint.sampling,
+        return self._answer(
+            self._prompt_tokens(prompt, special),
+            continues=True,
+            max_tokens=max_tokens,
+            stop=stop,
+            logprobs=logprobs,
+            background=background,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -161,28 +165,6 @@ class Model:
             logit_bias=logit_bias,
             seed=seed,
         )
-        if max_tokens is not None and (not is_whole(max_tokens) or max_tokens < 1):
-            raise UsageError(f"max_tokens must be a whole number, 1 or more, not {max_tokens!r}")
-        if logprobs is not None and (not is_whole(logprobs) or not 0 <= logprobs <= MAX_LOGPROBS):
-            raise UsageError(f"logprobs must be a whole number from 0 to {MAX_LOGPROBS}, not {logprobs!r}")
-        stops = check_stops(stop)
-        room = self.context - len(tokens)
-        if room < 1:
-            raise ContextOverflowError(len(tokens), self.context)
-        if stops:
-            self._require_tokenizer()
-        request = Request(
-            tokens,
-            sampling=sampling,
-            vocab_size=self._vocab_size,
-            max_tokens=room if max_tokens is None else min(int(max_tokens), room),
-            text=self._tokenizer.stream() if self._tokenizer else None,
-            stops=stops,
-            stop_ids=self._tokenizer.stop_ids if self._tokenizer else frozenset(),
-            logprobs=None if logprobs is None else int(logprobs),
-            is_background=background,
-        )
-        return Generation(request, self._scheduler, self)
 
     def chat(
         self,
@@ -211,9 +193,13 @@ class Model:
             answer = model.chat([{"role": "user", "content": "Why is the sky blue?"}])
             print("".join(piece.text for piece in answer))
         """
-        return self.generate(
-            self.encode_chat(messages),
+        return self._answer(
+            self._prompt_tokens(self.encode_chat(messages), special=False),
+            continues=False,
             max_tokens=max_tokens,
+            stop=stop,
+            logprobs=logprobs,
+            background=background,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -223,10 +209,43 @@ class Model:
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
             seed=seed,
-            stop=stop,
-            logprobs=logprobs,
-            background=background,
         )
+
+    def _answer(
+        self,
+        tokens: list[int],
+        *,
+        continues: bool,
+        max_tokens: int | None,
+        stop: str | Sequence[str] | None,
+        logprobs: int | None,
+        background: bool,
+        **explicit: object,
+    ) -> Generation:
+        """Starts an answer. `continues`: its text goes on from the prompt's, so a leading space belongs to it."""
+        sampling = sampling_from(self._checkpoint.sampling, **explicit)
+        if max_tokens is not None and (not is_whole(max_tokens) or max_tokens < 1):
+            raise UsageError(f"max_tokens must be a whole number, 1 or more, not {max_tokens!r}")
+        if logprobs is not None and (not is_whole(logprobs) or not 0 <= logprobs <= MAX_LOGPROBS):
+            raise UsageError(f"logprobs must be a whole number from 0 to {MAX_LOGPROBS}, not {logprobs!r}")
+        stops = check_stops(stop)
+        room = self.context - len(tokens)
+        if room < 1:
+            raise ContextOverflowError(len(tokens), self.context)
+        if stops:
+            self._require_tokenizer()
+        request = Request(
+            tokens,
+            sampling=sampling,
+            vocab_size=self._vocab_size,
+            max_tokens=room if max_tokens is None else min(int(max_tokens), room),
+            text=self._tokenizer.stream(continuation=continues) if self._tokenizer else None,
+            stops=stops,
+            stop_ids=self._tokenizer.stop_ids if self._tokenizer else frozenset(),
+            logprobs=None if logprobs is None else int(logprobs),
+            is_background=background,
+        )
+        return Generation(request, self._scheduler, self)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The token ids that `chat` would send for `messages`. Raises as `chat` does."""

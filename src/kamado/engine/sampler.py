@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from .._native import top_ids
 from ..errors import NativeError, UsageError
 
 MAX_LOGPROBS = 64
@@ -202,7 +203,7 @@ class Sampler:
 
     def _most_likely(
         self, logits: NDArray[np.float32], peak: float, total: float
-    ) -> tuple[NDArray[np.intp], NDArray[np.float64]] | None:
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
         """At least the tokens that top-p or min-p keeps, most likely first; None for a row that keeps thousands."""
         s = self.sampling
         for size in (128, 2048):  # sorting more ids takes longer than a pass over all weights
@@ -249,33 +250,6 @@ class _Penalties:
         if s.presence_penalty != 0.0 or s.frequency_penalty != 0.0:
             values -= np.float32(s.presence_penalty) * (counts > 0.0) + np.float32(s.frequency_penalty) * counts
         logits[ids] = values
-
-
-def top_ids(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
-    """Ids of the k largest logits, largest first, equal ones by lower id. 1 ≤ k ≤ len(logits)."""
-    candidates = _candidates(logits, k)
-    if candidates is None:
-        order = np.argsort(-logits, kind="stable")
-        return order[:k]
-    order = np.argsort(-logits[candidates], kind="stable")  # candidates ascend, so ties go to the lower id
-    return candidates[order[:k]]
-
-
-def _candidates(logits: NDArray[np.float32], k: int) -> NDArray[np.intp] | None:
-    """Ascending ids among which the k largest are, ties of the k-th included; None when all may be.
-
-    The vocabulary is cut into `size // 16` strided groups. The k-th largest of the group maxima is a lower bound of the
-    k-th largest logit, and one vectorised pass each finds the maxima and what reaches the bound.
-    """
-    groups = logits.size // 16
-    if k * 2 > groups:
-        if k * 4 > logits.size:
-            return None
-        bound = np.partition(logits, logits.size - k)[logits.size - k]
-    else:
-        maxima = np.maximum.reduce(logits[: groups * 16].reshape(16, groups), axis=0)
-        bound = np.partition(maxima, groups - k)[groups - k]
-    return np.flatnonzero(logits >= bound)
 
 
 def _filtered(weights: NDArray[np.float32], top_sum: float, min_weight: float) -> NDArray[np.float32]:

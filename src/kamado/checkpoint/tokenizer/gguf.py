@@ -8,7 +8,7 @@ from typing import Protocol
 from ...errors import UnsupportedError
 from ..types import TokenizerSource
 from .base import Specials, Tokenizer
-from .metadata import MAX_MERGES, MERGES_KEY, SCORES_KEY, Metadata, TokenKind, Vocabulary
+from .metadata import MERGES_KEY, SCORES_KEY, Metadata, TokenKind, Vocabulary
 from .pieces import SPACE_MARK, Pieces, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .pretokenizers import PRE_TOKENIZERS
 from .special import SpecialMatcher, mark_end_tokens, stop_token_ids
@@ -17,6 +17,8 @@ _MODEL_KEY = "tokenizer.ggml.model"
 _PRE_KEY = "tokenizer.ggml.pre"
 _CHARSMAP_KEY = "tokenizer.ggml.precompiled_charsmap"
 _MAX_CHARSMAP_BYTES = 1 << 24
+# Kind -> whether byte-pair merging must not know the token.
+_HIDDEN = bytes(kind in (TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.UNUSED) for kind in range(256))
 _MAX_WORDPIECE_CHARS = 100  # longer words are unknown to BERT
 
 
@@ -83,8 +85,8 @@ def _byte_level(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
         )
     kinds, tokens = vocabulary.kinds, vocabulary.tokens
     # Control tokens stay out of the model: a word of plain text that spells one must not become it.
-    words = vocabulary.ids_without(TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.UNUSED)
-    encoder = ByteLevelEncoder(words, _merges(meta), pre, f"{meta.path}: metadata key '{MERGES_KEY}'")
+    is_hidden = bytes(kinds).translate(_HIDDEN)
+    encoder = ByteLevelEncoder(meta.token_table(tokens), is_hidden, meta.merge_table(), pre, meta.about(MERGES_KEY))
 
     plain = {int(TokenKind.NORMAL), int(TokenKind.UNDEFINED)}
     unused = int(TokenKind.UNUSED)
@@ -98,16 +100,6 @@ def _byte_level(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
     specials = _specials(meta, vocabulary, add_bos=pre.add_bos, add_eos=False)
     pieces = Pieces(len(tokens), bytes_of, specials.special_ids, strip_first_space=False)
     return Tokenizer(GgufEncoder(vocabulary, encoder), pieces, specials, vocabulary.ids.get)
-
-
-def _merges(meta: Metadata) -> list[tuple[str, str]]:
-    if not meta.has(MERGES_KEY):
-        meta.fail(MERGES_KEY, "is missing")
-    merges = [tuple(merge.split(" ", 1)) for merge in meta.strings(MERGES_KEY, MAX_MERGES)]
-    if not set(map(len, merges)) <= {2}:
-        wrong = next(i for i, merge in enumerate(merges) if len(merge) != 2)
-        meta.fail(MERGES_KEY, f"has entry {wrong}, {merges[wrong][0]!r}, which is no pair")
-    return merges  # type: ignore[return-value]  # all are pairs, as just checked
 
 
 def _sentence_piece(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:

@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...errors import TokenizerError
+from ..strings import Strings
+
+if TYPE_CHECKING:
+    from ..._native import StringTable
 
 # Largest known vocabulary: 262 208 tokens; longest known token: 1 024 bytes (whitespace runs). Room for growth, but
 # no room for a file that wants gigabytes or a merge loop over megabyte tokens.
@@ -68,9 +72,13 @@ class Metadata:
         self._data = data
         self.path = path
 
+    def about(self, key: str) -> str:
+        """How an error about `key` begins."""
+        return f"{self.path}: metadata key '{key}'"
+
     def fail(self, key: str, what: str) -> NoReturn:
         """Raise TokenizerError about `key`."""
-        raise TokenizerError(f"{self.path}: metadata key '{key}' {what}")
+        raise TokenizerError(f"{self.about(key)} {what}")
 
     def has(self, key: str) -> bool:
         """Whether the file has the key at all."""
@@ -130,6 +138,26 @@ class Metadata:
         except UnicodeEncodeError:
             self.fail(key, "has an entry that is not valid UTF-8")
         return values
+
+    def token_table(self, tokens: list[str]) -> StringTable:
+        """`tokens`, a vocabulary's, as the native code takes them."""
+        stored = self._data.get(TOKENS_KEY)
+        if isinstance(stored, Strings) and stored.tolist() is tokens:
+            return stored.table
+        from ..._native import StringTable
+
+        return StringTable(tokens)
+
+    def merge_table(self) -> StringTable:
+        """The merges as the native code takes them, which holds each against the vocabulary."""
+        if not self.has(MERGES_KEY):
+            self.fail(MERGES_KEY, "is missing")
+        stored = self._data[MERGES_KEY]
+        if isinstance(stored, Strings) and len(stored) <= MAX_MERGES:
+            return stored.table
+        from ..._native import StringTable
+
+        return StringTable(self.strings(MERGES_KEY, MAX_MERGES))
 
     def vocabulary(self) -> Vocabulary:
         """Tokens, kinds and scores, checked against each other."""
