@@ -1,4 +1,4 @@
-"""Sparse upcycling: a dense model becomes a Mixture of Experts with the same answers, for showing and testing streaming.
+"""Sparse upcycling: a dense model becomes a Mixture of Experts with the same answers, to show and test streaming with.
 
 Each feed-forward block is copied into experts under a random router, as `llama` with `expert_count`, which is how
 llama.cpp names a Mixtral. The weights of a row's picked experts are divided by their sum, so equal experts add up to
@@ -92,10 +92,11 @@ def upcycle(
     """Write `parent`, a dense `llama` GGUF, to `out` with `experts` copies of each feed-forward block.
 
     `seed` makes the routers. `jitter`, a second seed, makes each expert differ: every block's scale is multiplied by
-    1 + `jitter_scale` · n, n normal and cut at ±3. `router` None: grouped without jitter, independent with it. The same arguments give the same bytes. `progress(done, total)`
-    counts bytes. The file appears when it is whole; what it left in the page cache is given back, and memory stays
-    below about 64 MB. Raises UsageError for settings out of range, UnsupportedError for a parent that is no dense
-    `llama` GGUF file.
+    1 + `jitter_scale` · n, n normal and cut at ±3. `router` None: grouped without jitter, independent with it. The same
+    arguments give the same bytes. `progress(done, total)` counts bytes. The file appears when it is whole; what it left
+    in the page cache is given back, and memory stays below about 64 MB.
+
+    Raises UsageError for settings out of range, UnsupportedError for a parent that is no dense `llama` GGUF file.
     """
     if router is None:
         router = "grouped" if jitter is None and _can_group(experts, top_k) else "independent"
@@ -274,9 +275,7 @@ class _Stack:
                 yield jittered(original, self._ref.layout, self._scale, (*self._key, expert))
 
 
-def jittered(
-    data: npt.NDArray[np.uint8], layout: Layout, scale: float, key: tuple[int, ...]
-) -> npt.NDArray[np.uint8]:
+def jittered(data: npt.NDArray[np.uint8], layout: Layout, scale: float, key: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """A copy of stored blocks with every block's values multiplied by a factor near 1, the same for the same `key`."""
     blocks = data.reshape(-1, layout.block_bytes).copy()
     rng = np.random.Generator(np.random.SFC64(key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import threading
 import weakref
@@ -17,7 +18,9 @@ from ..checkpoint.types import Checkpoint
 from ..errors import (
     ClosedError,
     ContextOverflowError,
+    ExpertReadError,
     KamadoError,
+    ModelChangedError,
     NativeError,
     TemplateError,
     TokenizerError,
@@ -27,6 +30,7 @@ from ..memory import forecast
 from ..memory.budget import parse_size
 from ..memory.forecast import Plan
 from ..memory.profile import load_device_profile, machine
+from ..memory.usage import BudgetWatch
 from ..program import Program
 from .chat import ChatEncoder
 from .executor_protocol import ExecutorProtocol
@@ -37,6 +41,7 @@ from .scheduler import NoRoomError, Scheduler
 from .session import SessionCache
 from .stats import Stats, make_stats
 from .stops import check_stops
+from .trace import Tracer
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
 MAX_SEQUENCES = 64
 MAX_LIVE = 32
 MAX_THREADS = 1024
+_FORGET_BYTES = 64 << 20  # read between two calls that give the page cache back
 
 
 class Perplexity(NamedTuple):
@@ -120,12 +126,14 @@ class Model:
         tokenizer: Tokenizer | None,
         cancelled_error: type[BaseException],
         max_sequences: int = MAX_SEQUENCES,
+        watch: BudgetWatch | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._executor = executor
         self._vocab_size = executor.vocab_size
         self.plan: Plan = plan
+        self._watch = watch or BudgetWatch(plan.memory_bytes, ())
         self._scheduler = Scheduler(
             executor,
             max_rows=plan.max_rows,
@@ -134,6 +142,7 @@ class Model:
             max_sequences=max_sequences,
             max_live=MAX_LIVE,
             cancelled_error=cancelled_error,
+            after_rows=(plan.context, self._watch.forget_files) if self._watch.files else None,
         )
         self._finalizer = weakref.finalize(self, self._scheduler.close)  # also at interpreter exit
 
@@ -159,8 +168,9 @@ class Model:
 
     @property
     def stats(self) -> Stats:
-        """Totals since the model was loaded: tokens, seconds by stage, bytes by owner. Waits for the running step."""
-        return make_stats(self._scheduler.snapshot())
+        """Totals since the model was loaded: tokens, seconds by stage, bytes by owner, whether the budget was kept, and
+        the ledger of streamed experts. Waits for the running step."""
+        return make_stats(self._scheduler.snapshot(), self.plan, self._watch)
 
     def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """Token ids of `text`. With `special`, special tokens written in it become their ids; else they are plain text.
@@ -202,7 +212,7 @@ class Model:
 
         Raises, at once, UsageError for a value out of range, ContextOverflowError when the prompt leaves no room for
         one token, TokenizerError for text without a tokenizer, ClosedError. While iterating: NativeError,
-        ClosedError.
+        ClosedError; ExpertReadError and ModelChangedError when experts are streamed and cannot be.
 
             for piece in model.generate("Once upon a time", max_tokens=50):
                 print(piece.text, end="", flush=True)
@@ -469,9 +479,10 @@ def load_model(
     kv: str = "auto",
     context: int | None = None,
     kv_tokens: int | None = None,
-    max_rows: int = forecast.DEFAULT_MAX_ROWS,
+    max_rows: int | None = None,
     max_logit_rows: int | None = None,
     tier: str | None = None,
+    trace: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """See `kamado.load`."""
@@ -509,15 +520,21 @@ def load_model(
         on=here,
     )
     plan.require_fit()
-    return _build(checkpoint, program, plan, tier=tier, progress=progress)
+    # A budget that was asked for covers cached pages of the model's files; without one they may stay, since the system
+    # takes them back when it needs them, and the next load is faster.
+    is_strict = memory is not None or plan.is_streamed
+    watch = BudgetWatch(plan.memory_bytes, checkpoint.files if is_strict else ())
+    return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, progress=progress)
 
 
 def _build(
     checkpoint: Checkpoint,
     program: Program,
     plan: Plan,
+    watch: BudgetWatch,
     *,
     tier: str | None,
+    trace: str | Path | None,
     progress: Callable[[int, int], None] | None,
 ) -> Model:
     """Packs the weights while a second thread reads the tokenizer, which takes as long for a large vocabulary."""
@@ -525,7 +542,7 @@ def _build(
     from ..lower import build_executor
 
     reader = _TokenizerReader(checkpoint)
-    executor = build_executor(
+    executor: ExecutorProtocol = build_executor(
         program,
         num_threads=plan.num_threads,
         max_rows=plan.max_rows,
@@ -534,19 +551,39 @@ def _build(
         max_sequences=MAX_SEQUENCES,
         kv="f32" if plan.kv == "f32" else "f16",
         tier=tier,
-        progress=progress,
+        expert_bytes=plan.expert_bytes,
+        progress=_forgetting(watch, progress) if watch.files else progress,
     )
     try:
+        if trace is not None:
+            executor = Tracer(executor, Path(trace))
+        watch.forget_files()
         return Model(
             checkpoint=checkpoint,
             plan=plan,
             executor=executor,
             tokenizer=reader.result(),
             cancelled_error=_native.Cancelled,
+            watch=watch,
         )
     except BaseException:
         executor.close()
         raise
+
+
+def _forgetting(watch: BudgetWatch, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
+    """`progress` that also drops what reading the weights leaves in the page cache."""
+    dropped = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal dropped
+        if done - dropped >= _FORGET_BYTES:
+            dropped = done
+            watch.forget_files()
+        if progress is not None:
+            progress(done, total)
+
+    return report
 
 
 class _TokenizerReader:
@@ -581,6 +618,11 @@ def _public(error: BaseException) -> BaseException:
         return error
     if isinstance(error, ClosedError):  # one instance is shared by all who waited: each gets its own traceback
         return ClosedError(str(error))
+    if isinstance(error, OSError):
+        kind = ModelChangedError if error.errno == errno.ESTALE else ExpertReadError
+        fault: KamadoError = kind(error.strerror or str(error))
+        fault.__cause__ = error
+        return fault
     wrapped = NativeError(f"{type(error).__name__}: {error}")
     wrapped.__cause__ = error
     return wrapped
