@@ -144,7 +144,9 @@ class FakeExecutor:
 
     def score(self, sequence, tokens, targets) -> np.ndarray:
         rows = np.arange(len(tokens), dtype=np.int32)
-        logits = self.step(np.array([sequence], np.int32), np.array([len(tokens)], np.int32), tokens, rows).astype(float)
+        logits = self.step(np.array([sequence], np.int32), np.array([len(tokens)], np.int32), tokens, rows).astype(
+            float
+        )
         logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         return np.where(targets >= 0, logprobs[rows, targets], 0.0)
 

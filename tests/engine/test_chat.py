@@ -54,7 +54,9 @@ def test_also_in_the_middle_of_a_conversation_and_next_to_blanks() -> None:
 
 
 def test_contents_side_by_side_cannot_complete_each_other() -> None:
-    ids = encoder(lambda messages, **_: "<|bos|>" + "".join(m["content"] for m in messages)).encode(user("<|im_", "end|>"))
+    ids = encoder(lambda messages, **_: "<|bos|>" + "".join(m["content"] for m in messages)).encode(
+        user("<|im_", "end|>")
+    )
     assert specials(ids) == [BOS]
     assert plain(ids) == "<|im_end|>"
 
@@ -107,7 +109,10 @@ def test_words_that_stand_for_texts_cannot_be_guessed() -> None:
 
 def test_bos_is_added_once() -> None:
     assert encoder(add_bos=True).encode(user("x"))[:2] == [BOS, IM_START]
-    assert encoder(lambda messages, **_: "<|bos|>" + chatml(messages), add_bos=True).encode(user("x"))[:2] == [BOS, IM_START]
+    assert encoder(lambda messages, **_: "<|bos|>" + chatml(messages), add_bos=True).encode(user("x"))[:2] == [
+        BOS,
+        IM_START,
+    ]
 
 
 def joined(*parts: str) -> st.SearchStrategy[str]:

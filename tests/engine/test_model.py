@@ -169,7 +169,11 @@ def test_a_model_without_tokenizer_takes_and_gives_tokens() -> None:
     with make_model(tokenizer=None) as model:
         pieces = list(model.generate([1, 2, 3], max_tokens=3))
         assert [p.text for p in pieces] == [""] * 3
-        for call in (lambda: model.generate("text"), lambda: model.generate([1], stop="x"), lambda: model.tokenize("x")):
+        for call in (
+            lambda: model.generate("text"),
+            lambda: model.generate([1], stop="x"),
+            lambda: model.tokenize("x"),
+        ):
             with pytest.raises(TokenizerError, match=r"fake\.gguf has no tokenizer"):
                 call()
 
@@ -206,7 +210,9 @@ def test_usage_of_an_answer() -> None:
 
 
 def test_import_brings_in_nothing_heavy() -> None:
-    heavy = "numpy jinja2 tokenizers huggingface_hub httpx2 asyncio importlib.metadata kamado.engine kamado._native".split()
+    heavy = (
+        "numpy jinja2 tokenizers huggingface_hub httpx2 asyncio importlib.metadata kamado.engine kamado._native".split()
+    )
     code = f"import sys, kamado; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

@@ -237,7 +237,9 @@ def test_a_bias_for_a_token_that_the_model_has_not() -> None:
 
 
 def test_explicit_before_the_file_before_ours() -> None:
-    chosen = sampling_from({"temp": 0.2, "top_k": 20.0, "top_p": 7.0, "penalty_repeat": 1.1, "xtc": 1}, top_k=5, seed=None)
+    chosen = sampling_from(
+        {"temp": 0.2, "top_k": 20.0, "top_p": 7.0, "penalty_repeat": 1.1, "xtc": 1}, top_k=5, seed=None
+    )
     assert (chosen.temperature, chosen.top_k, chosen.top_p, chosen.repetition_penalty) == (0.2, 5, 0.95, 1.1)
     with pytest.raises(UsageError):
         sampling_from({}, temperature=-1)

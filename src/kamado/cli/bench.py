@@ -67,7 +67,7 @@ class NumberList(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--chunk", type=click.IntRange(1, 8192), metavar="N", help="Rows of a prefill step.  [default: the plan's]"
 )
-@click.option("--limits", is_flag=True, help="Measure this machine's read bandwidth and int8 peak, and keep them.")
+@click.option("--limits", is_flag=True, help="Measure this machine's memory, int8 peak and MODEL's disk.")
 @click.option(
     "--trace",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -104,7 +104,7 @@ def command(
     num_threads = threads or here.cpus
     document: dict[str, Any] = {"model": None, "machine": dataclasses.asdict(here), "threads": num_threads}
     if limits:
-        document["limits"] = [dataclasses.asdict(profile) for profile in _measure_limits(here, num_threads)]
+        document["limits"] = [dataclasses.asdict(profile) for profile in _measure_limits(here, num_threads, model)]
     profile = load_device_profile(here.cpu_model, num_threads, here.tier)
     results: list[Measurement] = []
     if model is not None:
@@ -122,15 +122,18 @@ def command(
         _print(document, results)
 
 
-def _measure_limits(here: Machine, num_threads: int) -> list[DeviceProfile]:
-    """One thread's and all threads' limits, measured now and kept for plan and bench."""
+def _measure_limits(here: Machine, num_threads: int, model: str | None) -> list[DeviceProfile]:
+    """One thread's and all threads' limits, measured now and kept for plan and bench; the disk's where `model` lies."""
+    from ..memory.disk import measure_disk
     from ..memory.profile import measure_device, save_device_profile
 
     if here.tier is None:
         raise UsageError("the native module is not built, so there is nothing to measure with")
     profiles = []
+    files = () if model is None else backend.open_model_file(model).files
+    disk_speed = measure_disk(files[0]) if files else None
     for count in sorted({1, num_threads}):
-        profiles.append(measure_device(count))
+        profiles.append(dataclasses.replace(measure_device(count), disk_bytes_per_second=disk_speed))
         save_device_profile(profiles[-1])
     return profiles
 
@@ -247,7 +250,11 @@ def _print(document: dict[str, Any], results: list[Measurement]) -> None:
     click.echo(f"{here['cpu_model']}, {document['threads']} threads, tier {here['tier']}")
     for limit in document.get("limits", []):
         bandwidth, int8 = limit["read_bytes_per_second"] / 1e9, limit["int8_ops_per_second"] / 1e9
-        click.echo(f"limits, {limit['num_threads']} threads: reads {bandwidth:.1f} GB/s, int8 {int8:.0f} GOPS")
+        disk = limit["disk_bytes_per_second"]
+        click.echo(
+            f"limits, {limit['num_threads']} threads: reads {bandwidth:.1f} GB/s, int8 {int8:.0f} GOPS"
+            + (f", disk {disk / 1e9:.2f} GB/s" if disk else "")
+        )
     if document["model"] is None:
         return
     click.echo(

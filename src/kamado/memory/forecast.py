@@ -279,6 +279,7 @@ class _Planner:
         self._given_rows = max_rows
         self._given_logit_rows = max_logit_rows
         self._kv_tokens = kv_tokens
+        self._scratch = sizes.scratch_needs(program)
         self._token_bytes = kv_token_bytes(program, kv)
         self._weights = sizes.dense_weight_bytes(program)
         vocabulary = program.vocab_size * _VOCABULARY_ENTRY_BYTES if checkpoint.tokenizer else 0
@@ -348,7 +349,7 @@ class _Planner:
             max_logit_rows=logit_rows,
             weights=self._weights,
             kv=self._token_bytes * kv_tokens,
-            scratch=sizes.scratch_bytes(self._program, rows, logit_rows, self.num_threads),
+            scratch=self._scratch.bytes_of(rows, logit_rows, self.num_threads),
             interpreter=self._interpreter,
             file_cache=sizes.table_page_bytes(self._program, context) + _FILE_CACHE_BYTES,
         )

@@ -157,21 +157,44 @@ def active_weights(program: Program) -> tuple[int, int]:
     return max(1, int(num_bytes)), max(1, int(num_values))
 
 
-def scratch_bytes(program: Program, max_rows: int, max_logit_rows: int, num_threads: int) -> int:
-    """Bytes of row buffers, logits and threads."""
+@dataclass(frozen=True, slots=True)
+class ScratchNeeds:
+    """What a step's buffers take, apart from how many rows it has."""
+
+    row_bytes: int
+    assignment_bytes: int  # the inner row of a picked expert, its codes, and its result
+    top_k: int
+    vocab_size: int
+
+    def bytes_of(self, max_rows: int, max_logit_rows: int, num_threads: int) -> int:
+        """Row buffers, logits and threads."""
+        assignments = min(max_rows * self.top_k, _MAX_ASSIGNMENTS)
+        rows = max(max_rows, max_logit_rows)
+        return (
+            self.row_bytes * rows
+            + self.assignment_bytes * assignments
+            + 4 * max_logit_rows * self.vocab_size
+            + num_threads * _THREAD_BYTES
+        )
+
+
+def scratch_needs(program: Program) -> ScratchNeeds:
+    """The buffers of a program."""
     widths: dict[str, int] = {}
+    inner = 0
     for op in program.ops:
-        for name in op.__dataclass_fields__:
-            value = getattr(op, name)
+        if isinstance(op, Experts):
+            inner = max(inner, 6 * op.gate[0].rows + 4 * op.out.width if op.gate else 0)
+            values: tuple[object, ...] = (op.out, op.x, op.logits)  # its other fields are thousands of tensors
+        else:
+            values = tuple(getattr(op, name) for name in op.__dataclass_fields__)
+        for value in values:
             for buffer in value if isinstance(value, tuple) else (value,):
                 if isinstance(buffer, Buffer):
                     widths[buffer.name] = max(widths.get(buffer.name, 0), buffer.width)
-    per_row = 4 * sum(widths.values())
-    per_row += 2 * max(widths.values(), default=0)  # int8 codes, scales and sums of the widest input
-    total = per_row * max_rows + 4 * max_logit_rows * program.vocab_size + num_threads * _THREAD_BYTES
-    # The inner row of each picked expert, its codes, and its result.
-    inner = [6 * op.gate[0].rows + 4 * op.out.width for op in program.ops if isinstance(op, Experts) and op.gate]
-    return total + max(inner, default=0) * min(max_rows * program.top_k, _MAX_ASSIGNMENTS)
+    row_bytes = 4 * sum(widths.values())
+    row_bytes += 2 * max(widths.values(), default=0)  # int8 codes, scales and sums of the widest input
+    return ScratchNeeds(row_bytes, inner, program.top_k, program.vocab_size)
 
 
 def kv_values_per_token(program: Program) -> int:
