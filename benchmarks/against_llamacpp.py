@@ -119,7 +119,6 @@ def run_peer(options: argparse.Namespace, model: Path, threads: int, table: dict
                 sys.exit("kvdepth printed no tok/s")
             table[Cell(model.name, "decode", depth, threads)].peer["kvdepth"].append(float(found[1]))
 
-
     for batch in options.batch:
         command = [
             str(tool(options.peer, "llama-batched-bench")), "-m", str(model), "-t", str(threads), "-fa", "on",
@@ -128,7 +127,8 @@ def run_peer(options: argparse.Namespace, model: Path, threads: int, table: dict
         ]  # fmt: skip
         for line in call(command).splitlines():
             if line.startswith("{"):
-                table[Cell(model.name, "batch", batch, threads)].peer["batched-bench"].append(json.loads(line)["speed_tg"])
+                samples = table[Cell(model.name, "batch", batch, threads)]
+                samples.peer["batched-bench"].append(json.loads(line)["speed_tg"])
 
 
 def _join(values: Iterable[int]) -> str:

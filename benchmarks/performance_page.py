@@ -28,14 +28,19 @@ def table(document: dict[str, Any]) -> str:
     """One document's results as Markdown, with what a figure needs beside it."""
     machine = document["machine"]
     limits = "; ".join(
-        f"{item['num_threads']} thread{'s' if item['num_threads'] > 1 else ''}: reads {item['read_bytes_per_second'] / 1e9:.1f} GB/s, "
-        f"int8 {item['int8_ops_per_second'] / 1e9:.0f} GOPS"
+        (
+            f"{item['num_threads']} thread{'s' if item['num_threads'] > 1 else ''}: "
+            f"reads {item['read_bytes_per_second'] / 1e9:.1f} GB/s, int8 {item['int8_ops_per_second'] / 1e9:.0f} GOPS"
+        )
         for item in _limits(document)
     )
     peers = ", ".join(f"{name} {digest[:12]}" for name, digest in document["peers"].items())
     lines = [
-        f"{document['date']}, commit {document['commit']}, {machine.get('cpu_model')} ({machine.get('tier')} tier), medians of "
-        f"{document['runs']} alternating runs, tokens/s. Limits measured in the same run: {limits}. Peer files (sha256): {peers}.",
+        (
+            f"{document['date']}, commit {document['commit']}, {machine.get('cpu_model')} ({machine.get('tier')} "
+            f"tier), medians of {document['runs']} alternating runs, tokens/s. "
+            f"Limits measured in the same run: {limits}. Peer files (sha256): {peers}."
+        ),
         "",
         "| Model | Work | Threads | Kamado | llama.cpp, its best setting | Ratio | Of bandwidth | Of int8 peak |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
@@ -66,12 +71,14 @@ def points(documents: list[dict[str, Any]]) -> list[tuple[str, str, float, float
             continue
         intensity: dict[str, float] = {}
         for row in document["results"]:
-            if row["kind"] == "decode" and row["size"] == 0 and row["percent_of_int8_peak"] and row["percent_of_bandwidth"]:
+            is_base = row["kind"] == "decode" and row["size"] == 0
+            if is_base and row["percent_of_int8_peak"] and row["percent_of_bandwidth"]:
                 ops = row["percent_of_int8_peak"] * limit["int8_ops_per_second"]
                 intensity[row["model"]] = ops / (row["percent_of_bandwidth"] * limit["read_bytes_per_second"])
         for row in document["results"]:
             base = intensity.get(row["model"])
-            if base is None or row["threads"] != 2 or not row["percent_of_int8_peak"] or (row["kind"] == "decode" and row["size"]):
+            is_deep = row["kind"] == "decode" and row["size"] > 0
+            if base is None or row["threads"] != 2 or not row["percent_of_int8_peak"] or is_deep:
                 continue
             rows = {"decode": 1, "batch": row["size"], "prefill": min(row["size"], CHUNK_ROWS)}[row["kind"]]
             gops = row["percent_of_int8_peak"] / 100 * limit["int8_ops_per_second"] / 1e9
@@ -93,8 +100,9 @@ def roofline(documents: list[dict[str, Any]]) -> str:
         up = (math.log10(max(y, y_low)) - math.log10(y_low)) / (math.log10(y_high) - math.log10(y_low))
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - BOTTOM - TOP)
 
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
     ]
     for exponent in range(5):
@@ -106,26 +114,33 @@ def roofline(documents: list[dict[str, Any]]) -> str:
         parts.append(f'<line x1="{LEFT}" y1="{y:.0f}" x2="{WIDTH - RIGHT}" y2="{y:.0f}" stroke="#eee"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.0f}" text-anchor="end">{value}</text>')
     (x0, y0), (x1, y1), (x2, y2) = place(x_low, bandwidth), place(peak / bandwidth, peak), place(x_high, peak)
-    parts.append(
-        f'<polyline points="{x0:.0f},{y0:.0f} {x1:.0f},{y1:.0f} {x2:.0f},{y2:.0f}" fill="none" stroke="#333" stroke-width="2"/>'
-    )
+    corners = f"{x0:.0f},{y0:.0f} {x1:.0f},{y1:.0f} {x2:.0f},{y2:.0f}"
+    parts.append(f'<polyline points="{corners}" fill="none" stroke="#333" stroke-width="2"/>')
     parts.append(f'<text x="{x2 - 4:.0f}" y="{y2 - 8:.0f}" text-anchor="end">int8 peak {peak:.0f} GOPS</text>')
     parts.append(f'<text x="{x0 + 12:.0f}" y="{y0 - 16:.0f}">reads {bandwidth:.0f} GB/s</text>')
     models = sorted({dot[0] for dot in dots})
     for model, work, x, own, peer in dots:
         colour = COLOURS[models.index(model) % len(COLOURS)]
         (ax, ay), (_, py) = place(x, own), place(x, peer)
-        parts.append(f'<line x1="{ax:.0f}" y1="{ay:.0f}" x2="{ax:.0f}" y2="{py:.0f}" stroke="{colour}" stroke-dasharray="2 3"/>')
-        parts.append(f'<circle cx="{ax:.0f}" cy="{ay:.0f}" r="5" fill="{colour}"><title>{model}, {work}: {own:.0f} GOPS</title></circle>')
-        parts.append(f'<circle cx="{ax:.0f}" cy="{py:.0f}" r="4" fill="white" stroke="{colour}"><title>llama.cpp: {peer:.0f} GOPS</title></circle>')
+        gap = f'x1="{ax:.0f}" y1="{ay:.0f}" x2="{ax:.0f}" y2="{py:.0f}"'
+        own_title, peer_title = f"{model}, {work}: {own:.0f} GOPS", f"<title>llama.cpp: {peer:.0f} GOPS</title>"
+        parts += [
+            f'<line {gap} stroke="{colour}" stroke-dasharray="2 3"/>',
+            f'<circle cx="{ax:.0f}" cy="{ay:.0f}" r="5" fill="{colour}"><title>{own_title}</title></circle>',
+            f'<circle cx="{ax:.0f}" cy="{py:.0f}" r="4" fill="white" stroke="{colour}">{peer_title}</circle>',
+        ]
     for i, model in enumerate(models):
         y = TOP + 14 + 16 * i
-        parts.append(f'<circle cx="{LEFT + 16}" cy="{y - 4}" r="5" fill="{COLOURS[i % len(COLOURS)]}"/><text x="{LEFT + 28}" y="{y}">{model}</text>')
+        parts.append(f'<circle cx="{LEFT + 16}" cy="{y - 4}" r="5" fill="{COLOURS[i % len(COLOURS)]}"/>')
+        parts.append(f'<text x="{LEFT + 28}" y="{y}">{model}</text>')
     y = TOP + 14 + 16 * len(models)
-    parts.append(f'<text x="{LEFT + 10}" y="{y}">dot: Kamado; ring below or above it: llama.cpp at its best setting</text>')
-    middle = (WIDTH + LEFT) / 2
-    parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 16}" text-anchor="middle">operations a byte of weights read</text>')
-    parts.append(f'<text x="18" y="{HEIGHT / 2:.0f}" text-anchor="middle" transform="rotate(-90 18 {HEIGHT / 2:.0f})">10⁹ operations a second</text>')
+    parts.append(
+        f'<text x="{LEFT + 10}" y="{y}">dot: Kamado; ring below or above it: llama.cpp at its best setting</text>'
+    )
+    middle, across = (WIDTH + LEFT) / 2, "operations a byte of weights read"
+    parts.append(f'<text x="{middle:.0f}" y="{HEIGHT - 16}" text-anchor="middle">{across}</text>')
+    turn = f'text-anchor="middle" transform="rotate(-90 18 {HEIGHT / 2:.0f})"'
+    parts.append(f'<text x="18" y="{HEIGHT / 2:.0f}" {turn}>10⁹ operations a second</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kamado/executor.h"
+#include "kamado/experts.h"
 #include "kamado/limits.h"
 #include "kamado/tables.h"
 #include "module_text.h"
@@ -32,6 +33,7 @@ using Ids = std::vector<int32_t>;
 using OptionalId = std::optional<int32_t>;
 
 unsigned long main_thread_id = 0;
+PyObject* read_error_type = nullptr;  // owned by the module
 
 int32_t id_of(const OptionalId& id) {
   return id.value_or(-1);
@@ -44,6 +46,20 @@ kamado::Activation activation_of(const std::string& name) {
   if (name == "gelu_erf") return kamado::Activation::kGeluErf;
   if (name == "relu") return kamado::Activation::kRelu;
   throw std::invalid_argument("unknown activation " + name);
+}
+
+kamado::DirectIo direct_io_of(const std::string& name) {
+  if (name == "auto") return kamado::DirectIo::kAuto;
+  if (name == "on") return kamado::DirectIo::kOn;
+  if (name == "off") return kamado::DirectIo::kOff;
+  throw std::invalid_argument("direct_io must be \"auto\", \"on\" or \"off\", got \"" + name + "\"");
+}
+
+kamado::LookAhead look_ahead_of(const std::string& name) {
+  if (name == "auto") return kamado::LookAhead::kAuto;
+  if (name == "on") return kamado::LookAhead::kOn;
+  if (name == "off") return kamado::LookAhead::kOff;
+  throw std::invalid_argument("look_ahead must be \"auto\", \"on\" or \"off\", got \"" + name + "\"");
 }
 
 kamado::RouteScore score_of(const std::string& name) {
@@ -95,10 +111,13 @@ class PyExecutor {
 
 PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows, int32_t max_logit_rows,
                  int64_t max_kv_tokens, int32_t max_sequences, const std::string& kv, std::optional<std::string> tier,
-                 const std::optional<nb::callable>& progress) {
+                 const std::optional<nb::callable>& progress, std::optional<uint64_t> expert_bytes,
+                 int32_t num_readers, const std::string& direct_io, bool verify_slots, const std::string& look_ahead) {
   if (kv != "f32" && kv != "f16") throw std::invalid_argument("kv must be \"f32\" or \"f16\", got \"" + kv + "\"");
-  const kamado::ExecutorOptions options{num_threads,   max_rows,    max_logit_rows, max_kv_tokens,
-                                        max_sequences, kv == "f16", std::move(tier)};
+  const kamado::ExecutorOptions options{
+      num_threads,  max_rows,    max_logit_rows,          max_kv_tokens, max_sequences,
+      kv == "f16",  std::move(tier), expert_bytes, num_readers, direct_io_of(direct_io),
+      verify_slots, look_ahead_of(look_ahead)};
   kamado::Program program = builder.finish();
   const auto report = [&progress](uint64_t done, uint64_t total) {
     const nb::gil_scoped_acquire gil;
@@ -160,6 +179,60 @@ nb::ndarray<nb::numpy, float, nb::ndim<1>> dequantize(int32_t layout, const Arra
   kamado::dequantize_row(kind, data.data(), values.get(), num_values);
   const nb::capsule owner(values.get(), [](void* pointer) noexcept { delete[] static_cast<float*>(pointer); });
   return {values.release(), {static_cast<size_t>(num_values)}, owner};
+}
+
+nb::dict ledger(const PyExecutor& self) {
+  const kamado::ExpertLedger from = self.get().ledger();
+  nb::list layers;
+  for (size_t i = 0; i < from.layers.size(); ++i) {
+    const kamado::LayerLedger& layer = from.layers[i];
+    nb::dict entry;
+    entry["layer"] = i;
+    entry["hits"] = layer.hits;
+    entry["misses"] = layer.misses;
+    entry["bytes_read"] = layer.bytes_read;
+    entry["requests"] = layer.requests;
+    entry["read_seconds"] = layer.read_seconds;
+    entry["wait_seconds"] = layer.wait_seconds;
+    entry["compute_seconds"] = layer.compute_seconds;
+    entry["lookahead_hits"] = layer.lookahead_hits;
+    entry["lookahead_wrong"] = layer.lookahead_wrong;
+    layers.append(entry);
+  }
+  nb::dict result;
+  result["layers"] = layers;
+  result["resident"] = from.is_resident;
+  result["slots"] = from.num_slots;
+  result["slot_bytes"] = from.slot_bytes;
+  result["expert_bytes"] = from.total_bytes;
+  result["least_expert_bytes"] = from.least_bytes;
+  result["expert_record_bytes"] = from.record_bytes;
+  result["direct_io"] = from.is_direct;
+  result["readers"] = from.num_readers;
+  result["busy_seconds"] = from.busy_seconds;
+  return result;
+}
+
+nb::ndarray<nb::numpy, int32_t, nb::ndim<2>> routing(const PyExecutor& self) {
+  Executor& executor = self.get();
+  auto rows = std::make_unique<std::vector<int32_t>>(executor.take_routing());
+  const auto columns = static_cast<size_t>(executor.routing_columns());
+  const size_t shape[2] = {rows->size() / columns, columns};
+  int32_t* data = rows->data();
+  const nb::capsule owner(rows.get(), [](void* pointer) noexcept { delete static_cast<std::vector<int32_t>*>(pointer); });
+  rows.release();
+  return {data, 2, shape, owner};
+}
+
+int64_t packed_bytes(int32_t layout, int64_t rows, int64_t cols) {
+  const auto kind = static_cast<kamado::Layout>(layout);
+  const kamado::LayoutInfo* info = kamado::layout_info(kind);
+  if (info == nullptr) throw std::invalid_argument("unknown layout " + std::to_string(layout));
+  if (rows < 1 || cols < 1 || cols % info->block_values != 0) {
+    throw std::invalid_argument(std::to_string(rows) + " x " + std::to_string(cols) + " values of " + info->name);
+  }
+  const int64_t tiles = (rows + kamado::kTileRows - 1) / kamado::kTileRows;
+  return tiles * static_cast<int64_t>(kamado::packed_tile_bytes(kind, cols));
 }
 
 std::vector<std::string> tiers() {
@@ -261,7 +334,9 @@ void bind_builder(nb::module_& m) {
           },
           "x"_a, "weight"_a, "bias"_a.none(), "scale"_a, "softcap"_a)
       .def("build", &build, "num_threads"_a, "max_rows"_a, "max_logit_rows"_a, "max_kv_tokens"_a, "max_sequences"_a,
-           "kv"_a, "tier"_a.none() = nb::none(), "progress"_a.none() = nb::none());
+           "kv"_a, "tier"_a.none() = nb::none(), "progress"_a.none() = nb::none(),
+           "expert_bytes"_a.none() = nb::none(), "num_readers"_a = 4, "direct_io"_a = "auto",
+           "verify_slots"_a = false, "look_ahead"_a = "auto");
 }
 
 void bind_executor(nb::module_& m) {
@@ -296,6 +371,18 @@ void bind_executor(nb::module_& m) {
             self.get().tile_kv(sequence, num_tokens);
           },
           "sequence"_a, "num_tokens"_a)
+      .def("ledger", &ledger)
+      .def(
+          "record_routing", [](const PyExecutor& self, bool enabled) { self.get().record_routing(enabled); },
+          "enabled"_a)
+      .def("routing", &routing)
+      .def("drop_file_cache", [](const PyExecutor& self) { self.get().drop_file_cache(); })
+      .def(
+          "swap_slots_for_test",
+          [](const PyExecutor& self, int32_t layer, int32_t a, int32_t b) {
+            self.get().swap_slots_for_test(layer, a, b);
+          },
+          "layer"_a, "a"_a, "b"_a)
       .def("cancel", [](const PyExecutor& self) { self.get().cancel(); })
       .def("stats",
            [](const PyExecutor& self) {
@@ -313,12 +400,24 @@ NB_MODULE(_native, m) {
   m.doc() = "The native executor; see _native.pyi.";
   main_thread_id = nb::cast<unsigned long>(nb::module_::import_("threading").attr("main_thread")().attr("ident"));
   nb::exception<kamado::Cancelled>(m, "Cancelled", PyExc_RuntimeError);
+  nb::exception<kamado::ReadError>(m, "ReadError", PyExc_OSError);
+  read_error_type = m.attr("ReadError").ptr();
+  // As an OSError is made: errno, text, file name.
+  nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
+    try {
+      std::rethrow_exception(pointer);
+    } catch (const kamado::ReadError& error) {
+      const nb::object arguments = nb::make_tuple(error.code, error.what(), error.path);
+      PyErr_SetObject(read_error_type, arguments.ptr());
+    }
+  });
   bind_builder(m);
   bind_executor(m);
   kamado::bind_text(m);
   m.def("tiers", &tiers);
   m.def("active_tier", [] { return std::string(kamado::best_table().tier); });
   m.def("dequantize", &dequantize, "layout"_a, "data"_a.noconvert(), "num_values"_a);
+  m.def("packed_bytes", &packed_bytes, "layout"_a, "rows"_a, "cols"_a);
   m.def("available_cpus", &kamado::available_cpus);
   m.def("measure_bandwidth", &kamado::measure_bandwidth, "num_threads"_a, "megabytes"_a, "seconds"_a,
         nb::call_guard<nb::gil_scoped_release>());

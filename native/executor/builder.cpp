@@ -318,6 +318,10 @@ void ProgramBuilder::check(const HeadOp& op) {
   if (!(op.softcap >= 0)) refuse("head: the softcap must not be negative");
 }
 
+void ProgramBuilder::check(const PredictOp&) {
+  refuse("predict: only the executor itself puts these in");
+}
+
 Program ProgramBuilder::finish() {
   if (program_.ops.empty() || !std::holds_alternative<HeadOp>(program_.ops.back())) {
     refuse("the program must end with a head");

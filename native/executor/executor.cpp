@@ -27,7 +27,13 @@ ExecutorOptions checked(const ExecutorOptions& options) {
   check("max_logit_rows", options.max_logit_rows, 1 << 16);
   check("max_kv_tokens", options.max_kv_tokens, int64_t{1} << 30);
   check("max_sequences", options.max_sequences, 1 << 16);
+  check("num_readers", options.num_readers, 256);
   return options;
+}
+
+Program prepared(Program program, const ExecutorOptions& options) {
+  if (options.expert_bytes && options.look_ahead != LookAhead::kOff) add_look_ahead(program);
+  return program;
 }
 
 const KernelTable& table_for(const std::optional<std::string>& tier) {
@@ -44,7 +50,7 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 }  // namespace
 
 Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const Progress& progress)
-    : program(std::move(given)),
+    : program(prepared(std::move(given), given_options)),
       options(checked(given_options)),
       kernels(table_for(options.tier)),
       pool(options.num_threads),
@@ -59,7 +65,19 @@ Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const 
   // Any sequences whose lengths sum to max_kv_tokens fit: each may leave its last page nearly empty.
   const int64_t pages = (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + options.max_sequences - 1;
   kv = std::make_unique<KvCache>(kv_shapes, options.kv_f16 ? KvType::kF16 : KvType::kF32, pages, options.max_sequences);
-  weights = load_weights(program, *kernels.linear, pool, progress);
+  for (const Op& op : program.ops) {
+    if (const auto* route_op = std::get_if<RouteOp>(&op)) max_top_k = std::max(max_top_k, route_op->top_k);
+    if (std::holds_alternative<ExpertsOp>(op)) resident_ledger.emplace_back();
+  }
+  // First, so that a budget that is too small is told before anything is read.
+  if (options.expert_bytes) {
+    stream = std::make_unique<ExpertStream>(
+        program, *kernels.linear,
+        ExpertStream::Options{static_cast<size_t>(*options.expert_bytes), options.num_readers, options.direct_io,
+                              options.verify_slots, {}});
+  }
+  if (stream != nullptr && !program.is_ahead.empty()) ahead = AheadControl(options.look_ahead);
+  weights = load_weights(program, *kernels.linear, pool, stream != nullptr, progress);
 }
 
 int64_t Executor::Impl::length(int32_t sequence) const {
@@ -143,6 +161,7 @@ void Executor::Impl::run(const Batch& given, const Poll& given_poll) {
   for (size_t i = 0; i < given.num_logit_rows; ++i) is_wanted[static_cast<size_t>(given.logit_rows[i])] = 1;
   make_units(given);
   for (int32_t i = 0; i < plan.num_counters; ++i) counters[static_cast<size_t>(i)].reset();
+  looks_ahead = row == 1 && ahead.is_on();
   batch = &given;
   poll = &given_poll;
   const Clock::time_point begin = last_poll = last_time = Clock::now();
@@ -151,12 +170,14 @@ void Executor::Impl::run(const Batch& given, const Poll& given_poll) {
     pool.run([](void* context, int32_t thread) { static_cast<Impl*>(context)->run_thread(thread); }, this);
   } catch (...) {
     for (int32_t i = 0; i < max_singles_split * max_kv_heads; ++i) done[static_cast<size_t>(i)].store(0);
+    if (stream != nullptr) stream->abandon();
     is_cancelled.store(false, std::memory_order_relaxed);
     throw;
   }
   const Clock::time_point end = Clock::now();
   seconds[timed] += seconds_between(last_time, end);
   seconds_total += seconds_between(begin, end);
+  if (row == 1) ahead.add(seconds_between(begin, end));
 }
 
 void Executor::Impl::run_thread(int32_t thread) {
@@ -203,11 +224,13 @@ void Executor::Impl::run_nodes(const std::vector<Node>& nodes, const Segment& se
       case NodeKind::kRow:
         // All operations on one row, then the next: a row stays in cache.
         for (int32_t row = row_begin; row < row_end; ++row) {
-          for (const RowOp& op : node.rows) run_row(op, row, segment, worker);
+          for (const RowOp& op : node.rows) {
+            if (!op.is_ahead || looks_ahead) run_row(op, row, segment, worker);
+          }
         }
         break;
       case NodeKind::kLinear:
-        run_linear(node, segment, thread);
+        if (!node.linear.is_ahead || looks_ahead) run_linear(node, segment, thread);
         break;
       case NodeKind::kAttend:
         run_attend(node, thread);
@@ -327,10 +350,53 @@ void Executor::cancel() {
   impl_->is_cancelled.store(true, std::memory_order_relaxed);
 }
 
+ExpertLedger Executor::ledger() const {
+  const Impl& impl = *impl_;
+  ExpertLedger ledger;
+  ledger.is_resident = impl.stream == nullptr;
+  if (ledger.is_resident) {
+    ledger.layers = impl.resident_ledger;
+    return ledger;
+  }
+  const ExpertStream& stream = *impl.stream;
+  ledger.layers = stream.ledger();
+  ledger.num_slots = stream.num_slots();
+  ledger.slot_bytes = stream.slot_bytes();
+  ledger.total_bytes = stream.total_bytes();
+  ledger.least_bytes = stream.least_bytes();
+  ledger.record_bytes = stream.record_bytes();
+  ledger.is_direct = stream.readers().is_direct();
+  ledger.num_readers = stream.readers().num_threads();
+  ledger.busy_seconds = stream.readers().busy_seconds();
+  return ledger;
+}
+
+void Executor::record_routing(bool is_enabled) {
+  impl_->records_routing = is_enabled;
+}
+
+std::vector<int32_t> Executor::take_routing() {
+  return std::exchange(impl_->routing, {});
+}
+
+int32_t Executor::routing_columns() const {
+  return 3 + impl_->max_top_k;
+}
+
+void Executor::drop_file_cache() const {
+  kamado::drop_file_cache(impl_->program);
+}
+
+void Executor::swap_slots_for_test(int32_t layer, int32_t a, int32_t b) {
+  if (impl_->stream == nullptr) refuse("the experts are resident");
+  impl_->stream->swap_slots_for_test(layer, a, b);
+}
+
 std::vector<std::pair<std::string, double>> Executor::stats() const {
   const Impl& impl = *impl_;
   return {
       {"weight_bytes", static_cast<double>(impl.weights.bytes)},
+      {"expert_bytes", static_cast<double>(impl.stream == nullptr ? 0 : impl.stream->total_bytes())},
       {"kv_bytes", static_cast<double>(impl.kv->bytes_used())},
       {"scratch_bytes", static_cast<double>(impl.scratch_bytes)},
       {"steps", static_cast<double>(impl.num_steps)},

@@ -1,5 +1,6 @@
 // Experts, expert-major: the rows that picked an expert are done together, so that its weights are read once a step. A
-// row's experts are summed in ascending id whatever the order they were computed in.
+// row's experts are summed in ascending id whatever the order they were computed in, so that experts that come from the
+// disk may be computed as they arrive.
 #include <algorithm>
 #include <cstring>
 
@@ -23,7 +24,11 @@ void Executor::Impl::group_by_expert(const ExpertsNode& node, const Segment& seg
     const auto* ids = reinterpret_cast<const int32_t*>(at(node.routing_at, row, worker));
     for (int32_t i = 0; i < top_k; ++i) ++begin[ids[i] + 1];
   }
-  for (int32_t expert = 0; expert < num_experts; ++expert) begin[expert + 1] += begin[expert];
+  worker.num_picked = 0;
+  for (int32_t expert = 0; expert < num_experts; ++expert) {
+    if (begin[expert + 1] > 0) worker.picked[worker.num_picked++] = expert;
+    begin[expert + 1] += begin[expert];
+  }
   for (int32_t row = 0; row < segment.num_rows; ++row) {
     const auto* ids = reinterpret_cast<const int32_t*>(at(node.routing_at, row, worker));
     for (int32_t i = 0; i < top_k; ++i) {
@@ -38,39 +43,75 @@ void Executor::Impl::group_by_expert(const ExpertsNode& node, const Segment& seg
 
 void Executor::Impl::run_experts(const Node& node, const Segment& segment, int32_t thread) {
   const ExpertsNode& experts = node.experts;
-  const ExpertsOp& op = *experts.op;
+  Worker& worker = workers[static_cast<size_t>(thread)];
+  const int32_t num_assignments = segment.num_rows * experts.route->top_k;
+  group_by_expert(experts, segment, worker);
+  if (thread == 0 && records_routing) record_picks(experts, segment, worker);
+  if (thread == 0 && stream != nullptr) stream->begin(experts.layer, worker.expert_begin);
+  const std::function<void()> check = [this] { check_cancel(0); };
+  const auto begun = std::chrono::steady_clock::now();
+
+  int32_t first = 0, last = 0;  // of the picked experts, those of a wave
+  for (int32_t wave = 0; wave < num_assignments; wave += max_assignments) {
+    const int32_t wave_end = std::min(wave + max_assignments, num_assignments);
+    if (stream == nullptr) {
+      while (worker.expert_begin[worker.picked[first] + 1] <= wave) ++first;
+      while (last < worker.num_picked && worker.expert_begin[worker.picked[last]] < wave_end) ++last;
+      compute_experts(node, segment, thread, {wave, wave_end, worker.picked + first, last - first, 0});
+    } else {
+      if (thread == 0) stream->begin_wave(wave, wave_end);
+      for (bool is_last = false; !is_last;) {
+        if (thread == 0) {
+          expert_batch = &stream->next(check);
+          counters[static_cast<size_t>(node.counter)].reset();
+          counters[static_cast<size_t>(node.counter) + 1].reset();
+        }
+        pool.barrier();
+        const ExpertStream::Batch& ready = *expert_batch;
+        is_last = ready.is_last;
+        compute_experts(node, segment, thread,
+                        {wave, wave_end, ready.experts.data(), static_cast<int32_t>(ready.experts.size()),
+                         ready.num_pack_items});
+        if (thread == 0) stream->end_batch();  // the others wait for the next one, or sum
+      }
+    }
+    sum_experts(experts, segment, thread, wave, wave_end);
+  }
+  if (thread != 0) return;
+  if (stream != nullptr) {
+    stream->end();
+  } else {
+    LayerLedger& entry = resident_ledger[static_cast<size_t>(experts.layer)];
+    entry.hits += worker.num_picked;
+    entry.compute_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+  }
+}
+
+// Ends with a barrier.
+void Executor::Impl::compute_experts(const Node& node, const Segment& segment, int32_t thread, const ExpertWork& work) {
+  const ExpertsNode& experts = node.experts;
   const VectorKernels& math = *kernels.vector;
   const LinearKernels& linear = *kernels.linear;
   Worker& worker = workers[static_cast<size_t>(thread)];
   Counter& gate_counter = counters[static_cast<size_t>(node.counter)];
   Counter& down_counter = counters[static_cast<size_t>(node.counter) + 1];
-  const int32_t top_k = experts.route->top_k, num_experts = experts.route->num_experts;
-  const int32_t num_assignments = segment.num_rows * top_k;
-  const int32_t num_threads = pool.size();
-  group_by_expert(experts, segment, worker);
+  const int32_t top_k = experts.route->top_k, num_threads = pool.size(), wave = work.wave;
+  const auto begin_of = [&](int32_t expert) { return std::max(worker.expert_begin[expert], wave); };
+  const auto end_of = [&](int32_t expert) { return std::min(worker.expert_begin[expert + 1], work.wave_end); };
 
-  const auto matrix_of = [&](const std::vector<int32_t>& list, int32_t expert) -> const PackedMatrix& {
-    return weights.matrices[static_cast<size_t>(list[static_cast<size_t>(expert)])];
-  };
-  // Calls work(expert, first place, places, first tile, last tile) for the items of this wave that this thread takes.
-  // Items are counted along the experts that have rows in [wave_begin, wave_end).
-  const auto share_out = [&](Counter& counter, int32_t wave_begin, int32_t wave_end, int32_t num_tiles, int32_t tiles,
-                             const auto& work) {
+  // Calls run(expert, first place, places, first tile, last tile) for the items that this thread takes.
+  const auto share_out = [&](Counter& counter, int32_t skipped, int32_t num_tiles, int32_t tiles, const auto& run) {
     const int32_t per_expert = (num_tiles + tiles - 1) / tiles;
-    int32_t expert = 0, items_before = 0;
-    for (int32_t index = counter.take();; index = counter.take()) {
-      int32_t begin = 0, end = 0;
-      for (; expert < num_experts; ++expert) {
-        begin = std::max(worker.expert_begin[expert], wave_begin);
-        end = std::min(worker.expert_begin[expert + 1], wave_end);
-        if (begin >= end) continue;
-        if (index < items_before + per_expert) break;
-        items_before += per_expert;
-      }
-      if (expert == num_experts) return;
+    const int32_t num_items = per_expert * work.num_experts;
+    for (int32_t index; (index = counter.take()) < skipped + num_items;) {
       if (!segment.is_one) check_cancel(thread);
-      const int32_t tile = (index - items_before) * tiles;
-      work(expert, begin, end - begin, tile, std::min(tile + tiles, num_tiles));
+      if (index < skipped) {
+        stream->pack(index);
+        continue;
+      }
+      const int32_t item = index - skipped, expert = work.experts[item / per_expert];
+      const int32_t tile = item % per_expert * tiles;
+      run(expert, begin_of(expert), end_of(expert) - begin_of(expert), tile, std::min(tile + tiles, num_tiles));
     }
   };
   // With many rows about 64 KiB of weights an item share the work out evenly. With one row an item is a stream from memory
@@ -82,91 +123,108 @@ void Executor::Impl::run_experts(const Node& node, const Segment& segment, int32
   };
   const int32_t gate_tiles = (experts.expert_width + kTileRows - 1) / kTileRows;
   const int32_t down_tiles = (experts.width + kTileRows - 1) / kTileRows;
-  const int32_t gate_step = tiles_an_item(2 * matrix_of(op.gate, 0).tile_bytes);
-  const int32_t down_step = tiles_an_item(matrix_of(op.down, 0).tile_bytes);
-  // This thread's rows of the sum; with one row every thread makes the sum for itself.
-  const int32_t sum_begin = segment.is_one ? 0 : static_cast<int32_t>(int64_t{segment.num_rows} * thread / num_threads);
-  const int32_t sum_end =
-      segment.is_one ? 1 : static_cast<int32_t>(int64_t{segment.num_rows} * (thread + 1) / num_threads);
+  const int32_t gate_step = tiles_an_item(2 * expert_matrix(experts, 0, 0).tile_bytes);
+  const int32_t down_step = tiles_an_item(expert_matrix(experts, 0, 2).tile_bytes);
 
-  for (int32_t wave = 0; wave < num_assignments; wave += max_assignments) {
-    const int32_t wave_end = std::min(wave + max_assignments, num_assignments);
-    share_out(gate_counter, wave, wave_end, gate_tiles, gate_step,
-              [&](int32_t expert, int32_t first, int32_t count, int32_t tile, int32_t tile_end) {
-                const PackedMatrix& gate = matrix_of(op.gate, expert);
-                const PackedMatrix& up = matrix_of(op.up, expert);
-                const int32_t begin = tile * kTileRows;
-                const int32_t columns = std::min(tile_end * kTileRows, experts.expert_width) - begin;
-                const auto gather = [&](Layout layout, int32_t from, int32_t rows) {
-                  const Operand& act = experts.acts_at[static_cast<int32_t>(act_kind(layout))];
-                  for (int32_t i = 0; i < rows; ++i) worker.acts[i] = at(act, worker.order[from + i] / top_k, worker);
-                };
-                for (int32_t done_rows = 0; done_rows < count; done_rows += kExpertRowBlock) {
-                  const int32_t rows = std::min(kExpertRowBlock, count - done_rows), from = first + done_rows;
-                  for (int32_t i = 0; i < rows; ++i) {
-                    worker.outs[i] =
-                        reinterpret_cast<float*>(hidden + static_cast<size_t>(from + i - wave) * hidden_stride);
-                    worker.gate_outs[i] = worker.gate_values + static_cast<int64_t>(i) * columns - begin;
-                  }
-                  gather(gate.layout, from, rows);
-                  linear.multiply(gate, tile, tile_end, worker.acts, rows, worker.outs, worker.scratch);
-                  gather(up.layout, from, rows);
-                  linear.multiply(up, tile, tile_end, worker.acts, rows, worker.gate_outs, worker.scratch);
-                  for (int32_t i = 0; i < rows; ++i) {
-                    float* out = worker.outs[i] + begin;
-                    math.gate(op.activation, out, worker.gate_outs[i] + begin, columns, out);
-                  }
+  share_out(gate_counter, work.num_pack_items, gate_tiles, gate_step,
+            [&](int32_t expert, int32_t first, int32_t count, int32_t tile, int32_t tile_end) {
+              const PackedMatrix& gate = expert_matrix(experts, expert, 0);
+              const PackedMatrix& up = expert_matrix(experts, expert, 1);
+              const int32_t begin = tile * kTileRows;
+              const int32_t columns = std::min(tile_end * kTileRows, experts.expert_width) - begin;
+              const auto gather = [&](Layout layout, int32_t from, int32_t rows) {
+                const Operand& act = experts.acts_at[static_cast<int32_t>(act_kind(layout))];
+                for (int32_t i = 0; i < rows; ++i) worker.acts[i] = at(act, worker.order[from + i] / top_k, worker);
+              };
+              for (int32_t done_rows = 0; done_rows < count; done_rows += kExpertRowBlock) {
+                const int32_t rows = std::min(kExpertRowBlock, count - done_rows), from = first + done_rows;
+                for (int32_t i = 0; i < rows; ++i) {
+                  worker.outs[i] =
+                      reinterpret_cast<float*>(hidden + static_cast<size_t>(from + i - wave) * hidden_stride);
+                  worker.gate_outs[i] = worker.gate_values + static_cast<int64_t>(i) * columns - begin;
                 }
-              });
-    pool.barrier();
-
-    if (thread == 0) {  // nobody takes from either until the next barrier
-      gate_counter.reset();
-      down_counter.reset();
-    }
-    const int32_t in_wave = wave_end - wave;
-    const auto begin = static_cast<int32_t>(int64_t{in_wave} * thread / num_threads);
-    const auto end = static_cast<int32_t>(int64_t{in_wave} * (thread + 1) / num_threads);
-    int32_t expert = 0;
-    for (int32_t i = begin; i < end; ++i) {
-      while (worker.expert_begin[expert + 1] <= wave + i) ++expert;
-      const ActKind kind = act_kind(matrix_of(op.down, expert).layout);
-      if (kind == ActKind::kF32) continue;  // the product reads the floats themselves
-      linear.quantize(kind, reinterpret_cast<const float*>(hidden + static_cast<size_t>(i) * hidden_stride),
-                      experts.expert_width, hidden_acts + static_cast<size_t>(i) * hidden_act_stride);
-    }
-    pool.barrier();
-
-    share_out(down_counter, wave, wave_end, down_tiles, down_step,
-              [&](int32_t taken, int32_t first, int32_t count, int32_t tile, int32_t tile_end) {
-                const PackedMatrix& down = matrix_of(op.down, taken);
-                const bool is_float = act_kind(down.layout) == ActKind::kF32;
-                for (int32_t done_rows = 0; done_rows < count; done_rows += kExpertRowBlock) {
-                  const int32_t rows = std::min(kExpertRowBlock, count - done_rows);
-                  for (int32_t i = 0; i < rows; ++i) {
-                    const auto index = static_cast<size_t>(first + done_rows + i - wave);
-                    worker.acts[i] =
-                        is_float ? hidden + index * hidden_stride : hidden_acts + index * hidden_act_stride;
-                    worker.outs[i] = reinterpret_cast<float*>(expert_outs + index * expert_out_stride);
-                  }
-                  linear.multiply(down, tile, tile_end, worker.acts, rows, worker.outs, worker.scratch);
+                gather(gate.layout, from, rows);
+                linear.multiply(gate, tile, tile_end, worker.acts, rows, worker.outs, worker.scratch);
+                gather(up.layout, from, rows);
+                linear.multiply(up, tile, tile_end, worker.acts, rows, worker.gate_outs, worker.scratch);
+                for (int32_t i = 0; i < rows; ++i) {
+                  float* out = worker.outs[i] + begin;
+                  math.gate(experts.op->activation, out, worker.gate_outs[i] + begin, columns, out);
                 }
-              });
-    pool.barrier();
+              }
+            });
+  pool.barrier();
+  if (work.num_experts == 0) return;
 
-    for (int32_t row = sum_begin; row < sum_end; ++row) {
-      float* out = floats_at(experts.out_at, row, worker);
-      const uint8_t* routing = at(experts.routing_at, row, worker);
-      const auto* shares = reinterpret_cast<const float*>(routing + static_cast<size_t>(top_k) * sizeof(int32_t));
-      if (wave == 0) std::memset(out, 0, static_cast<size_t>(experts.width) * sizeof(float));
-      for (int32_t i = 0; i < top_k; ++i) {
-        const int32_t place = worker.place[row * top_k + i];
-        if (place < wave || place >= wave_end) continue;
-        math.axpy(shares[i],
-                  reinterpret_cast<const float*>(expert_outs + static_cast<size_t>(place - wave) * expert_out_stride),
-                  experts.width, out);
+  if (thread == 0) {  // nobody takes from either until the next barrier
+    gate_counter.reset();
+    down_counter.reset();
+  }
+  int32_t num_places = 0;
+  for (int32_t i = 0; i < work.num_experts; ++i) num_places += end_of(work.experts[i]) - begin_of(work.experts[i]);
+  const auto share_begin = static_cast<int32_t>(int64_t{num_places} * thread / num_threads);
+  const auto share_end = static_cast<int32_t>(int64_t{num_places} * (thread + 1) / num_threads);
+  for (int32_t i = 0, before = 0; i < work.num_experts && before < share_end; ++i) {
+    const int32_t expert = work.experts[i], first = begin_of(expert), count = end_of(expert) - first;
+    const ActKind kind = act_kind(expert_matrix(experts, expert, 2).layout);
+    if (kind != ActKind::kF32) {  // else the product reads the floats themselves
+      for (int32_t j = std::max(0, share_begin - before); j < std::min(count, share_end - before); ++j) {
+        const auto index = static_cast<size_t>(first + j - wave);
+        linear.quantize(kind, reinterpret_cast<const float*>(hidden + index * hidden_stride), experts.expert_width,
+                        hidden_acts + index * hidden_act_stride);
       }
     }
+    before += count;
+  }
+  pool.barrier();
+
+  share_out(down_counter, 0, down_tiles, down_step,
+            [&](int32_t expert, int32_t first, int32_t count, int32_t tile, int32_t tile_end) {
+              const PackedMatrix& down = expert_matrix(experts, expert, 2);
+              const bool is_float = act_kind(down.layout) == ActKind::kF32;
+              for (int32_t done_rows = 0; done_rows < count; done_rows += kExpertRowBlock) {
+                const int32_t rows = std::min(kExpertRowBlock, count - done_rows);
+                for (int32_t i = 0; i < rows; ++i) {
+                  const auto index = static_cast<size_t>(first + done_rows + i - wave);
+                  worker.acts[i] = is_float ? hidden + index * hidden_stride : hidden_acts + index * hidden_act_stride;
+                  worker.outs[i] = reinterpret_cast<float*>(expert_outs + index * expert_out_stride);
+                }
+                linear.multiply(down, tile, tile_end, worker.acts, rows, worker.outs, worker.scratch);
+              }
+            });
+  pool.barrier();
+}
+
+// Adds the wave's outputs to this thread's rows; with one row every thread makes the sum for itself.
+void Executor::Impl::sum_experts(const ExpertsNode& experts, const Segment& segment, int32_t thread, int32_t wave,
+                                 int32_t wave_end) {
+  Worker& worker = workers[static_cast<size_t>(thread)];
+  const int32_t top_k = experts.route->top_k, num_threads = pool.size();
+  const int32_t begin = segment.is_one ? 0 : static_cast<int32_t>(int64_t{segment.num_rows} * thread / num_threads);
+  const int32_t end = segment.is_one ? 1 : static_cast<int32_t>(int64_t{segment.num_rows} * (thread + 1) / num_threads);
+  for (int32_t row = begin; row < end; ++row) {
+    float* out = floats_at(experts.out_at, row, worker);
+    const uint8_t* routing_row = at(experts.routing_at, row, worker);
+    const auto* shares = reinterpret_cast<const float*>(routing_row + static_cast<size_t>(top_k) * sizeof(int32_t));
+    if (wave == 0) std::memset(out, 0, static_cast<size_t>(experts.width) * sizeof(float));
+    for (int32_t i = 0; i < top_k; ++i) {
+      const int32_t place = worker.place[row * top_k + i];
+      if (place < wave || place >= wave_end) continue;
+      kernels.vector->axpy(shares[i],
+                           reinterpret_cast<const float*>(expert_outs + static_cast<size_t>(place - wave) *
+                                                                            expert_out_stride),
+                           experts.width, out);
+    }
+  }
+}
+
+// Appends the step's number, the layer, the step's row and its experts.
+void Executor::Impl::record_picks(const ExpertsNode& experts, const Segment& segment, const Worker& worker) {
+  for (int32_t row = 0; row < segment.num_rows; ++row) {
+    const auto* ids = reinterpret_cast<const int32_t*>(at(experts.routing_at, row, worker));
+    routing.insert(routing.end(), {static_cast<int32_t>(num_steps), experts.layer, segment.source[row]});
+    routing.insert(routing.end(), ids, ids + experts.route->top_k);
+    routing.insert(routing.end(), static_cast<size_t>(max_top_k - experts.route->top_k), -1);
   }
 }
 

@@ -22,6 +22,8 @@ File::File(const std::string& path) : path_(path) {
     throw std::invalid_argument(path + ": not a regular file");
   }
   size_ = static_cast<uint64_t>(status.st_size);
+  changed_[0] = status.st_mtim.tv_sec;
+  changed_[1] = status.st_mtim.tv_nsec;
 }
 
 File::~File() {
@@ -48,6 +50,32 @@ void File::advise_sequential() const {
 #ifdef POSIX_FADV_SEQUENTIAL
   ::posix_fadvise(fd_, 0, 0, POSIX_FADV_SEQUENTIAL);
 #endif
+}
+
+void File::advise_random() const {
+#ifdef POSIX_FADV_RANDOM
+  ::posix_fadvise(fd_, 0, 0, POSIX_FADV_RANDOM);
+#endif
+}
+
+void File::drop_cache(uint64_t offset, uint64_t count) const {
+#ifdef POSIX_FADV_DONTNEED
+  ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(count), POSIX_FADV_DONTNEED);
+#else
+  (void)offset;
+  (void)count;
+#endif
+}
+
+bool File::is_unchanged() const {
+  struct stat status{};
+  return ::fstat(fd_, &status) == 0 && static_cast<uint64_t>(status.st_size) == size_ &&
+         status.st_mtim.tv_sec == changed_[0] && status.st_mtim.tv_nsec == changed_[1];
+}
+
+int File::reopen(int flags) const {
+  // By the path another file could lie there by now.
+  return ::open(("/proc/self/fd/" + std::to_string(fd_)).c_str(), O_RDONLY | O_CLOEXEC | flags);
 }
 
 Memory::Memory(size_t bytes) {

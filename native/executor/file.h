@@ -20,11 +20,19 @@ class File {
   // Fills out[0, count) from `offset`; throws std::runtime_error when the file ends before or a read fails.
   void read(uint64_t offset, void* out, size_t count) const;
   void advise_sequential() const;
+  void advise_random() const;  // no read-ahead from now on
+  // Drops [offset, offset + count) from the page cache where nothing else keeps it; a count of 0: to the end.
+  void drop_cache(uint64_t offset = 0, uint64_t count = 0) const;
+  // Whether size and time of change are those of when it was opened.
+  bool is_unchanged() const;
+  // Another descriptor of the very same file, or -1 and errno. `flags` as of open(2).
+  int reopen(int flags) const;
 
  private:
   std::string path_;
   int fd_ = -1;
   uint64_t size_ = 0;
+  int64_t changed_[2] = {0, 0};  // seconds and nanoseconds
 };
 
 // Zeroed anonymous memory on huge pages where the system grants them; pages come with the first touch.

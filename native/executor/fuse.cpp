@@ -25,6 +25,7 @@ Uses uses_of(const Op& op) {
     Uses operator()(const ScaleOp& o) const { return {{o.x}, {o.out}}; }
     Uses operator()(const SoftcapOp& o) const { return {{o.x}, {o.out}}; }
     Uses operator()(const HeadOp& o) const { return {{o.x}, {}}; }
+    Uses operator()(const PredictOp& o) const { return {{o.route.logits}, {}}; }
   };
   return std::visit(Visitor{}, op);
 }
@@ -48,6 +49,7 @@ class Fuser {
     while (i < program_.ops.size()) {
       if (flat_.has_attend && i == tail_begin_) enter_tail();
       const Op& op = program_.ops[i];
+      is_ahead_ = !program_.is_ahead.empty() && program_.is_ahead[i];
       if (std::holds_alternative<LinearOp>(op)) {
         i = linear(i);
       } else {
@@ -111,6 +113,7 @@ class Fuser {
   RowOp& row(RowKind kind, const Op* op, int32_t row_width) {
     Node node{NodeKind::kRow};
     RowOp& entry = node.rows.emplace_back(kind);
+    entry.is_ahead = is_ahead_;
     entry.op = op;
     entry.width = row_width;
     part_->nodes.push_back(std::move(node));
@@ -187,6 +190,7 @@ class Fuser {
     }
     if (gate != nullptr) parts[0].out = overwrite(gate->out);
     linear.parts = std::move(parts);
+    linear.is_ahead = is_ahead_;
     part_->nodes.push_back(std::move(node));
     return end;
   }
@@ -259,6 +263,14 @@ class Fuser {
     routings_[o.logits] = {&o, out, false};
   }
 
+  void emit(const Op& op, const PredictOp& o) {
+    const int32_t logits = value_of(o.route.logits);
+    const int32_t out = new_value(static_cast<size_t>(o.route.top_k) * (sizeof(int32_t) + sizeof(float)));
+    RowOp& entry = row(RowKind::kPredict, &op, o.route.num_experts);
+    entry.out = out;
+    entry.a = logits;
+  }
+
   void emit(const Op&, const ExpertsOp& o) {
     Routing& routing = routings_.at(o.logits);
     if (routing.is_of_main) {
@@ -271,6 +283,7 @@ class Fuser {
     node.experts.routing = routing.value;
     node.experts.expert_width = program_.matrices[static_cast<size_t>(o.gate[0])].rows;
     node.experts.width = width(o.out);
+    node.experts.layer = num_experts_ops_++;
     const int32_t x = value_of(o.x);
     for (const auto* list : {&o.gate, &o.up}) {
       for (const int32_t matrix : *list) {
@@ -332,6 +345,8 @@ class Fuser {
   std::map<std::pair<int32_t, double>, int32_t> ropes_;
   std::map<int32_t, Routing> routings_;  // logits buffer ->
   std::vector<Node> gathers_;
+  int32_t num_experts_ops_ = 0;
+  bool is_ahead_ = false;  // the operation at hand
 };
 
 }  // namespace

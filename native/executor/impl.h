@@ -5,10 +5,12 @@
 #include <memory>
 #include <vector>
 
+#include "executor/ahead.h"
 #include "executor/file.h"
 #include "executor/plan.h"
 #include "executor/weights.h"
 #include "kamado/executor.h"
+#include "kamado/experts.h"
 #include "kamado/kv.h"
 #include "kamado/pool.h"
 #include "kamado/tables.h"
@@ -79,6 +81,16 @@ struct Worker {
   int32_t* expert_begin = nullptr;  // [experts + 1]: where an expert's rows begin in `order`
   int32_t* order = nullptr;         // [rows * top_k]: row * top_k + pick, by expert
   int32_t* place = nullptr;         // [rows * top_k]: inverse of `order`
+  int32_t* picked = nullptr;        // [experts]: those that any row picked, ascending
+  int32_t num_picked = 0;
+};
+
+// What compute_experts does: pack items of the stream's batch, then the products of `experts`, of whose places those in
+// [wave, wave_end) are meant.
+struct ExpertWork {
+  int32_t wave, wave_end;
+  const int32_t* experts;
+  int32_t num_experts, num_pack_items;
 };
 
 enum TimedKind { kTimeRows, kTimeLinear, kTimeAttend, kTimeExperts, kTimeHead, kNumTimed };
@@ -108,6 +120,7 @@ struct Executor::Impl {
   // --- rows.cpp ---
   void run_row(const RowOp& op, int32_t row, const Segment& segment, Worker& worker);
   void route(const RouteOp& op, const float* logits, uint8_t* out, Worker& worker) const;
+  void predict(const PredictOp& op, const float* logits, uint8_t* out);
 
   // --- linear.cpp ---
   void run_linear(const Node& node, const Segment& segment, int32_t thread);
@@ -115,6 +128,14 @@ struct Executor::Impl {
   // --- experts.cpp ---
   void run_experts(const Node& node, const Segment& segment, int32_t thread);
   void group_by_expert(const ExpertsNode& node, const Segment& segment, Worker& worker) const;
+  void compute_experts(const Node& node, const Segment& segment, int32_t thread, const ExpertWork& work);
+  void sum_experts(const ExpertsNode& node, const Segment& segment, int32_t thread, int32_t wave, int32_t wave_end);
+  void record_picks(const ExpertsNode& node, const Segment& segment, const Worker& worker);
+  const PackedMatrix& expert_matrix(const ExpertsNode& node, int32_t expert, int32_t part) const {
+    if (stream != nullptr) return stream->matrix(node.layer, expert, part);
+    const auto& list = part == 0 ? node.op->gate : part == 1 ? node.op->up : node.op->down;
+    return weights.matrices[static_cast<size_t>(list[static_cast<size_t>(expert)])];
+  }
 
   // --- attend.cpp ---
   void make_units(const Batch& batch);
@@ -131,6 +152,7 @@ struct Executor::Impl {
   Pool pool;
   Weights weights;
   Plan plan;
+  std::unique_ptr<ExpertStream> stream;  // nullptr: all experts are resident
   std::unique_ptr<KvCache> kv;
   std::vector<KvLayerShape> kv_shapes;
 
@@ -165,6 +187,14 @@ struct Executor::Impl {
   std::chrono::steady_clock::time_point last_poll, last_time;
   TimedKind timed = kTimeRows;
   std::atomic<bool> is_cancelled{false};
+
+  const ExpertStream::Batch* expert_batch = nullptr;
+  AheadControl ahead;
+  bool looks_ahead = false;  // this step
+  std::vector<LayerLedger> resident_ledger;
+  bool records_routing = false;
+  std::vector<int32_t> routing;  // rows of 3 + max_top_k
+  int32_t max_top_k = 0;
 
   double seconds[kNumTimed] = {};
   double seconds_total = 0;

@@ -105,6 +105,7 @@ void Executor::Impl::allocate() {
       layout.take(worker.expert_begin, experts + 1);
       layout.take(worker.order, cap_rows * picks);
       layout.take(worker.place, cap_rows * picks);
+      layout.take(worker.picked, experts);
       return layout.size();
     };
     worker.memory = Memory(lay_out(nullptr));

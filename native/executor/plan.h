@@ -29,13 +29,14 @@ struct Operand {
   bool is_private = false;
 };
 
-enum class RowKind { kEmbed, kNorm, kRopeTable, kRope, kGate, kAdd, kScale, kSoftcap, kRoute, kQuantize, kGather };
+enum class RowKind { kEmbed, kNorm, kRopeTable, kRope, kGate, kAdd, kScale, kSoftcap, kRoute, kQuantize, kGather, kPredict };
 
 // A row-wise operation. `out`, `a`, `b` are values (-1: none) and, once resolved, their places.
 struct RowOp {
   explicit RowOp(RowKind row_kind) : kind(row_kind) {}
 
   RowKind kind;
+  bool is_ahead = false;  // look-ahead's: left out of steps without it
   const Op* op = nullptr;  // its parameters; none for Quantize and Gather
   ActKind act = ActKind::kF32;
   int32_t width = 0;  // floats; of Gather: bytes
@@ -61,6 +62,7 @@ struct LinearNode {
   bool has_gate_b = false;
   Activation activation = Activation::kNone;
   bool is_head = false;
+  bool is_ahead = false;  // look-ahead's
   float scale = 1, softcap = 0;  // of a head
   std::vector<Chunk> chunks;
   int32_t row_block = 1;  // rows of one product call
@@ -80,6 +82,7 @@ struct ExpertsNode {
   int32_t routing = -1, out = -1;
   Operand acts_at[kNumActKinds], routing_at, out_at;
   int32_t expert_width = 0, width = 0;
+  int32_t layer = -1;  // counted over the program's Experts operations
 };
 
 enum class NodeKind { kRow, kLinear, kAttend, kExperts };

@@ -69,6 +69,10 @@ void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segmen
     case RowKind::kRoute:
       route(std::get<RouteOp>(*op.op), a, reinterpret_cast<uint8_t*>(out), worker);
       break;
+    case RowKind::kPredict:
+      // One row only (see run): all threads are here, the one that talks to the stream does it.
+      if (&worker == workers.data()) predict(std::get<PredictOp>(*op.op), a, reinterpret_cast<uint8_t*>(out));
+      break;
     case RowKind::kQuantize:
       kernels.linear->quantize(op.act, a, op.width, reinterpret_cast<uint8_t*>(out));
       break;
@@ -137,6 +141,19 @@ void Executor::Impl::route(const RouteOp& op, const float* logits, uint8_t* out,
   for (int32_t i = 0; i < op.top_k; ++i) sum += picked[i];
   const bool divides = op.is_normalized && op.score != RouteScore::kTopkSoftmax && sum > 0;
   for (int32_t i = 0; i < op.top_k; ++i) shares[i] = (divides ? picked[i] / sum : picked[i]) * op.scale;
+}
+
+// Reads ahead what the router of a later layer picks, by falling weight.
+void Executor::Impl::predict(const PredictOp& op, const float* logits, uint8_t* out) {
+  route(op.route, logits, out, workers.front());
+  auto* ids = reinterpret_cast<int32_t*>(out);
+  auto* shares = reinterpret_cast<float*>(out + static_cast<size_t>(op.route.top_k) * sizeof(int32_t));
+  for (int32_t i = 0; i < op.route.top_k; ++i) {
+    const auto best = static_cast<int32_t>(std::max_element(shares + i, shares + op.route.top_k) - shares);
+    std::swap(ids[i], ids[best]);
+    std::swap(shares[i], shares[best]);
+  }
+  stream->look_ahead(op.layer, ids, op.route.top_k);
 }
 
 }  // namespace kamado

@@ -85,16 +85,44 @@ void load_vectors(const Program& program, Weights& weights) {
 
 }  // namespace
 
-Weights load_weights(const Program& program, const LinearKernels& kernels, Pool& pool,
+void drop_file_cache(const Program& program) {
+  const File* last = nullptr;  // neighbours mostly lie in one file
+  for (const MatrixSpec& spec : program.matrices) {
+    if (spec.file.get() != last) spec.file->drop_cache();
+    last = spec.file.get();
+  }
+}
+
+namespace {
+
+// By matrix: whether it is packed into memory for good.
+std::vector<bool> resident_matrices(const Program& program, bool streams_experts) {
+  std::vector<bool> is_resident(program.matrices.size());
+  for (size_t i = 0; i < is_resident.size(); ++i) is_resident[i] = program.matrices[i].is_packed && !streams_experts;
+  if (!streams_experts) return is_resident;
+  for (const Op& op : program.ops) {
+    if (const auto* linear = std::get_if<LinearOp>(&op)) {
+      for (const int32_t id : linear->weights) is_resident[static_cast<size_t>(id)] = true;
+    } else if (const auto* head = std::get_if<HeadOp>(&op)) {
+      is_resident[static_cast<size_t>(head->weight)] = true;
+    }
+  }
+  return is_resident;
+}
+
+}  // namespace
+
+Weights load_weights(const Program& program, const LinearKernels& kernels, Pool& pool, bool streams_experts,
                      const Executor::Progress& progress) {
   Weights weights;
+  const std::vector<bool> is_resident = resident_matrices(program, streams_experts);
   load_vectors(program, weights);
   Load load{program, kernels, progress, weights, {}, {}};
   size_t tile_total = 0, stage_bytes = kStageBytes;
   for (size_t i = 0; i < program.matrices.size(); ++i) {
     const MatrixSpec& spec = program.matrices[i];
     PackedMatrix matrix{spec.layout, spec.rows, spec.cols, nullptr, 0};
-    if (spec.is_packed) {
+    if (is_resident[i]) {
       matrix.tile_bytes = packed_tile_bytes(spec.layout, spec.cols);
       const size_t source = row_bytes(spec.layout, spec.cols) * kTileRows;
       stage_bytes = std::max(stage_bytes, source);
@@ -126,6 +154,11 @@ Weights load_weights(const Program& program, const LinearKernels& kernels, Pool&
   });
   for (int32_t i = 0; i < pool.size(); ++i) load.stages.emplace_back(stage_bytes);
   pool.run([](void* context, int32_t thread) { static_cast<Load*>(context)->work(thread); }, &load);
+  if (streams_experts) {
+    // Within a budget nothing is left behind, and of the tables that stay in the file single rows are read from now on.
+    for (const MatrixSpec& spec : program.matrices) spec.file->advise_random();
+    drop_file_cache(program);
+  }
   if (progress) progress(load.done_bytes.load(), load.total_bytes);
   return weights;
 }

@@ -18,8 +18,12 @@ struct Weights {
   Memory tiles, floats;
 };
 
-// Reads and packs on all threads of the pool; `progress` is called on this thread about every 50 ms.
-Weights load_weights(const Program& program, const LinearKernels& kernels, Pool& pool,
+// Reads and packs on all threads of the pool; `progress` is called on this thread about every 50 ms. With
+// `streams_experts`, matrices that only experts use are left out.
+Weights load_weights(const Program& program, const LinearKernels& kernels, Pool& pool, bool streams_experts,
                      const Executor::Progress& progress);
+
+// Gives back what reading the program's files left in the page cache, as far as nothing else keeps it.
+void drop_file_cache(const Program& program);
 
 }  // namespace kamado

@@ -19,10 +19,12 @@ from .errors import (
     ContextOverflowError,
     CorruptFileError,
     DownloadError,
+    ExpertReadError,
     KamadoError,
     MemoryBudgetError,
     MetadataError,
     MissingTensorError,
+    ModelChangedError,
     ModelNotFoundError,
     NativeError,
     TemplateError,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .engine.generation import Generation
+    from .engine.ledger import Ledger, LedgerRow
     from .engine.model import Model, Perplexity
     from .engine.piece import Piece, Usage
     from .engine.stats import Stats
@@ -49,12 +52,16 @@ __all__ = [
     "ContextOverflowError",
     "CorruptFileError",
     "DownloadError",
+    "ExpertReadError",
     "Generation",
     "KamadoError",
+    "Ledger",
+    "LedgerRow",
     "MemoryBudgetError",
     "MetadataError",
     "MissingTensorError",
     "Model",
+    "ModelChangedError",
     "ModelNotFoundError",
     "NativeError",
     "Perplexity",
@@ -72,6 +79,8 @@ __all__ = [
 
 _LAZY = {
     "Generation": "engine.generation",
+    "Ledger": "engine.ledger",
+    "LedgerRow": "engine.ledger",
     "Model": "engine.model",
     "Perplexity": "engine.model",
     "Piece": "engine.piece",
@@ -89,26 +98,32 @@ def load(
     context: int | None = None,
     *,
     kv_tokens: int | None = None,
-    max_rows: int = 512,
+    max_rows: int | None = None,
     max_logit_rows: int | None = None,
     tier: str | None = None,
+    trace: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Loads a model: a GGUF file, a safetensors directory, or a name in the store such as "smollm2:135m".
 
-    memory    budget of the process, "6GiB" or bytes; None: what this machine and its cgroups allow
+    memory    budget of the process, "6GiB" or bytes: weights, experts, KV cache, scratch, interpreter and cached pages
+              of the model's files; None: what this machine and its cgroups have to give, less a margin. A model with
+              experts that does not fit runs all the same, to the same bits: its experts are read from disk as needed
     threads   compute threads; None: the processors this process may use
     kv        KV cache: "exact" (f16), "f32", or "auto", which is "exact" in this version
     context   tokens of a prompt and its answer together; None: the model's own length up to 4096, or the largest half,
               quarter … of that which fits the budget (256 at the least)
     kv_tokens tokens of all conversations together, running and kept for reuse; None: as many as `context`
-    max_rows  rows of a step, the size of a prefill chunk; results do not depend on it
+    max_rows  rows of a step, the size of a prefill chunk; results do not depend on it; None: what the plan chooses, 512
+              or less, up to 2048 when experts are streamed
     max_logit_rows  rows that `logits` may return; None: 32 MiB of them, 16 at the least
     tier      lowers the kernels' instruction set, e.g. "avx2"; None: the best that this processor has
+    trace     a file to write the steps to, for Perfetto (ui.perfetto.dev)
     progress  called with (done bytes, total bytes) while weights are packed; an exception it raises stops the load
 
     Nothing is downloaded: `kamado pull NAME` does that. Raises ModelNotFoundError, CheckpointError and its kinds for a
     file that cannot be used, MemoryBudgetError (with the least budget that works), UsageError, NativeError.
+    While a model streams, its file must stay as it is: ModelChangedError or ExpertReadError say when it did not.
 
         with kamado.load("smollm2:135m", memory="1GiB", context=2048) as model:
             print(model.plan.peak_bytes, "".join(p.text for p in model.generate("The answer is", max_tokens=20)))
@@ -125,6 +140,7 @@ def load(
         max_rows=max_rows,
         max_logit_rows=max_logit_rows,
         tier=tier,
+        trace=trace,
         progress=progress,
     )
 

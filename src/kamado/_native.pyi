@@ -1,9 +1,17 @@
 """The native executor (nanobind). Compared with the built module in the tests."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+class ReadError(OSError):
+    """A streamed expert could not be had: errno, text with the expert's name and byte, filename.
+
+    errno is ESTALE when the file was changed since it was opened, EBADMSG when verify_slots found that a slot does not
+    hold the file's bytes, EIO when the file ends too early, else what the read gave.
+    """
 
 class Cancelled(RuntimeError):
     """The cancel flag was set while a step ran; the sequences are as they were before it."""
@@ -16,6 +24,9 @@ def active_tier() -> str:
 
 def dequantize(layout: int, data: NDArray[np.uint8], num_values: int) -> NDArray[np.float32]:
     """Values of stored blocks, by the scalar reference."""
+
+def packed_bytes(layout: int, rows: int, cols: int) -> int:
+    """Bytes of a matrix once it is packed, resident or in a slot."""
 
 def available_cpus() -> int:
     """Processors this process may use: affinity and cgroup quota considered."""
@@ -91,9 +102,21 @@ class Builder:
         kv: str,
         tier: str | None = None,
         progress: Callable[[int, int], None] | None = None,
+        expert_bytes: int | None = None,
+        num_readers: int = 4,
+        direct_io: str = "auto",
+        verify_slots: bool = False,
+        look_ahead: str = "auto",
     ) -> Executor:
         """Packs all weights (GIL released; `progress(done_bytes, total_bytes)` is called from this thread at most
-        every 50 ms; an exception it raises stops the build). kv is "f32" or "f16"."""
+        every 50 ms; an exception it raises stops the build). kv is "f32" or "f16".
+
+        With expert_bytes, experts are not loaded but read when they are needed, into slots that take at most
+        expert_bytes together with their read buffers; ValueError names the least that works. direct_io "auto" reads by
+        O_DIRECT where the file system takes it, else buffered, dropping what reads leave in the page cache; "on"
+        insists, "off" never does. look_ahead reads what the next layer's router picks from the present hidden state:
+        "auto" (while it pays), "on", "off". verify_slots compares every expert used with the file: slow, for tests.
+        """
 
 class Executor:
     """Runs the program. Not thread-safe but for `cancel`: one thread owns it."""
@@ -130,6 +153,22 @@ class Executor:
     def stats(self) -> dict[str, float]:
         """weight_bytes, kv_bytes (in use), scratch_bytes, steps, rows, seconds_total and its parts: seconds_linear,
         _attend, _experts, _head, _rows (norms, rope, quantisation), each with the waiting that follows it."""
+    def ledger(self) -> dict[str, Any]:
+        """What experts cost: "layers", a list (by Experts operation) of dicts with layer; hits, misses and
+        lookahead_hits, which sum to the experts that operations needed (in a slot, not, or read ahead),
+        lookahead_wrong (read ahead in vain), bytes_read, requests, read_seconds (summed over requests), wait_seconds
+        (with nothing to compute), compute_seconds; "resident"; and of streamed experts "slots",
+        "slot_bytes" (all slots), "expert_bytes" (with read buffers), "least_expert_bytes",
+        "expert_record_bytes" (the largest expert in the file), "direct_io", "readers", "busy_seconds" (with at least
+        one read under way)."""
+    def record_routing(self, enabled: bool) -> None: ...
+    def routing(self) -> NDArray[np.int32]:
+        """What was routed since recording began or this was last called, then forgotten: rows of step, layer, the
+        step's row, and the experts picked in ascending order, -1 after them where another layer picks more."""
+    def drop_file_cache(self) -> None:
+        """Gives back what reading the model's files left in the page cache, where nothing else keeps it."""
+    def swap_slots_for_test(self, layer: int, a: int, b: int) -> None:
+        """Exchanges what the slots of two experts hold; for the test that verify_slots notices."""
     def close(self) -> None: ...
 
 def measure_bandwidth(num_threads: int, megabytes: int, seconds: float) -> float:

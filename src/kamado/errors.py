@@ -42,6 +42,16 @@ class TokenizerError(CheckpointError):
     """The tokenizer's data is missing or contradictory."""
 
 
+class ModelChangedError(CheckpointError):
+    """A model's file was changed, cut short or replaced while it was in use. Load the model again."""
+
+
+class ExpertReadError(KamadoError):
+    """An expert could not be read from disk while the model ran. The message names the expert, the file and where."""
+
+    exit_code = 8
+
+
 class TemplateError(KamadoError):
     """A chat template failed: a syntax error, a forbidden access, or it ran past its bounds."""
 

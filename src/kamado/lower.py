@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 import numpy as np
 
 from . import _native
 from .checkpoint.types import Layout, TensorRef
-from .errors import NativeError, UnsupportedError
+from .errors import MemoryBudgetError, NativeError, UnsupportedError
 from .program import (
     Add,
     Attend,
@@ -42,13 +42,24 @@ def build_executor(
     max_sequences: int,
     kv: Literal["f32", "f16"],
     tier: str | None = None,
+    expert_bytes: int | None = None,
+    num_readers: int = 4,
+    direct_io: Literal["auto", "on", "off"] = "auto",
+    verify_slots: bool = False,
+    look_ahead: Literal["auto", "on", "off"] = "auto",
     progress: Progress | None = None,
 ) -> _native.Executor:
     """An executor of `program` with its weights packed into memory.
 
+    `expert_bytes` None: all of them. Else experts are read from their files when they are needed, by `num_readers`
+    threads, into slots that take at most that many bytes; results are the same bits. `direct_io` "auto": past the page
+    cache where the file system can. `verify_slots` compares every expert used with its bytes in the file: for tests.
+    `look_ahead` "auto": the next layer's experts are read ahead, by guess, while that is measured to pay.
+
     Tensors that two operations share are loaded once. A table that only Embed uses stays on disk, read row by row.
     `progress(done_bytes, total_bytes)` is called from this thread at most every 50 ms; what it raises stops the load.
-    Raises UnsupportedError when a tensor has a layout or shape that no kernel takes, NativeError for any other refusal.
+    Raises UnsupportedError when a tensor has a layout or shape that no kernel takes, MemoryBudgetError when
+    `expert_bytes` are too few, NativeError for any other refusal.
     """
     raised: list[BaseException] = []
 
@@ -60,6 +71,15 @@ def build_executor(
             raised.append(error)
             raise
 
+    streaming: dict[str, Any] = {}
+    if expert_bytes is not None and any(isinstance(op, Experts) and op.gate for op in program.ops):
+        streaming = {
+            "expert_bytes": expert_bytes,
+            "num_readers": num_readers,
+            "direct_io": direct_io,
+            "verify_slots": verify_slots,
+            "look_ahead": look_ahead,
+        }
     try:
         lowering = _Lowering()
         for op in program.ops:
@@ -73,10 +93,13 @@ def build_executor(
             kv=kv,
             tier=tier,
             progress=report if progress is not None else None,
+            **streaming,
         )
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         if raised or isinstance(error, _native.Cancelled):
             raise
+        if streaming and isinstance(error, ValueError) and "read buffers take" in str(error):
+            raise MemoryBudgetError(f"{program.architecture}: {error}") from error
         raise NativeError(f"{program.architecture}: {error}") from error
 
 

@@ -112,8 +112,13 @@ struct HeadOp {
   int32_t x, weight, bias;
   float scale, softcap;
 };
+// Put in by the executor itself (executor/ahead.h): what `route` would pick is read ahead for Experts operation `layer`.
+struct PredictOp {
+  RouteOp route;
+  int32_t layer;
+};
 using Op = std::variant<EmbedOp, NormOp, LinearOp, RopeOp, AttendOp, GateOp, RouteOp, ExpertsOp, AddOp, ScaleOp,
-                        SoftcapOp, HeadOp>;
+                        SoftcapOp, HeadOp, PredictOp>;
 
 struct Program {
   std::vector<MatrixSpec> matrices;
@@ -121,6 +126,7 @@ struct Program {
   std::vector<std::vector<double>> constants;
   std::vector<BufferSpec> buffers;
   std::vector<Op> ops;
+  std::vector<bool> is_ahead;  // by op: look-ahead's, which a step may leave out; empty: none is
 };
 
 // Collects a program and checks every id and shape as it comes; throws std::invalid_argument with the tensor's or
@@ -157,6 +163,7 @@ class ProgramBuilder {
   void check(const ScaleOp& op);
   void check(const SoftcapOp& op);
   void check(const HeadOp& op);
+  void check(const PredictOp& op);
   int32_t product(int32_t matrix, int64_t cols, const std::string& what);
 
   Program program_;
@@ -166,6 +173,11 @@ class ProgramBuilder {
   std::map<int32_t, int32_t> routed_;  // logits buffer -> number of experts
 };
 
+// How experts are read: direct I/O where the file system takes it (kAuto), always, or never. See kamado/experts.h.
+enum class DirectIo : int32_t { kAuto, kOn, kOff };
+// Reading ahead what the next layer's router picks from the present hidden state: never, always, or while it pays.
+enum class LookAhead : int32_t { kOff, kOn, kAuto };
+
 struct ExecutorOptions {
   int32_t num_threads = 1;
   int32_t max_rows = 512;
@@ -174,6 +186,37 @@ struct ExecutorOptions {
   int32_t max_sequences = 1;
   bool kv_f16 = true;
   std::optional<std::string> tier;  // none: the best one
+  // At most this many bytes for expert slots and their raw read buffers; none: all experts are resident.
+  std::optional<uint64_t> expert_bytes;
+  int32_t num_readers = 4;
+  DirectIo direct_io = DirectIo::kAuto;
+  bool verify_slots = false;  // compare every expert used with the file: slow, for tests
+  LookAhead look_ahead = LookAhead::kAuto;
+};
+
+// What experts cost, by Experts operation in program order.
+struct LayerLedger {
+  // Experts that an operation needed, once each however many rows picked them, are hits (in a slot), misses, or
+  // lookahead_hits (read ahead, or on their way). lookahead_wrong were read ahead in vain.
+  int64_t hits = 0, misses = 0;
+  int64_t bytes_read = 0, requests = 0;
+  double read_seconds = 0;     // summed over requests, which overlap
+  double wait_seconds = 0;     // with nothing to pack or compute
+  double compute_seconds = 0;  // the operation's other time
+  int64_t lookahead_hits = 0, lookahead_wrong = 0;
+};
+struct ExpertLedger {
+  std::vector<LayerLedger> layers;
+  bool is_resident = true;
+  // Of streamed experts:
+  int32_t num_slots = 0;
+  size_t slot_bytes = 0;    // of all slots
+  size_t total_bytes = 0;   // with the raw read buffers
+  size_t least_bytes = 0;   // the least expert_bytes that works
+  size_t record_bytes = 0;  // of the largest expert in the file
+  bool is_direct = false;
+  int32_t num_readers = 0;
+  double busy_seconds = 0;  // with at least one read under way
 };
 
 class Executor {
@@ -215,6 +258,16 @@ class Executor {
   void tile_kv(int32_t sequence, int64_t num_tokens);
   void cancel();  // from any thread
   std::vector<std::pair<std::string, double>> stats() const;
+
+  ExpertLedger ledger() const;
+  void record_routing(bool is_enabled);
+  // Rows of routing_columns() ids: step, layer, row, then the experts that the row picked (-1 fills up); forgets them.
+  std::vector<int32_t> take_routing();
+  int32_t routing_columns() const;
+  // Gives back what reading the model's files left in the page cache.
+  void drop_file_cache() const;
+  // Exchanges what two slots hold, which verify_slots must notice.
+  void swap_slots_for_test(int32_t layer, int32_t a, int32_t b);
 
  private:
   struct Impl;

@@ -118,6 +118,13 @@ class TensorSink:
             self._pending.pop()
             self._written = 0
 
+    def forget_written(self) -> None:
+        """Bring what was written to the disk and take it out of the page cache, where the system has a call for it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
     def finish(self) -> None:
         """Check that every tensor is whole."""
         assert not self._pending, f"{len(self._pending)} tensors were not written, the first {self._pending[-1][0]}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -15,6 +16,7 @@ from .options import complete_model, load_options
 from .terminal import Progress, echo_json, echo_table, note, styled
 
 if TYPE_CHECKING:
+    from .._native import Executor
     from ..memory.profile import DeviceProfile, Machine
     from .measure import Measurement
 
@@ -62,8 +64,16 @@ class NumberList(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--repeat", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs of each; the median counts."
 )
-@click.option("--chunk", type=click.IntRange(1, 8192), default=512, show_default=True, help="Rows of a prefill step.")
-@click.option("--limits", is_flag=True, help="Measure this machine's read bandwidth and int8 peak, and keep them.")
+@click.option(
+    "--chunk", type=click.IntRange(1, 8192), metavar="N", help="Rows of a prefill step.  [default: the plan's]"
+)
+@click.option("--limits", is_flag=True, help="Measure this machine's memory, int8 peak and MODEL's disk.")
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the steps as a trace that ui.perfetto.dev opens.",
+)
 @load_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -73,8 +83,9 @@ def command(
     depth: tuple[int, ...],
     batch: tuple[int, ...],
     repeat: int,
-    chunk: int,
+    chunk: int | None,
     limits: bool,
+    trace: Path | None,
     memory: str | None,
     threads: int | None,
     context: int | None,
@@ -93,13 +104,14 @@ def command(
     num_threads = threads or here.cpus
     document: dict[str, Any] = {"model": None, "machine": dataclasses.asdict(here), "threads": num_threads}
     if limits:
-        document["limits"] = [dataclasses.asdict(profile) for profile in _measure_limits(here, num_threads)]
+        document["limits"] = [dataclasses.asdict(profile) for profile in _measure_limits(here, num_threads, model)]
     profile = load_device_profile(here.cpu_model, num_threads, here.tier)
     results: list[Measurement] = []
     if model is not None:
         results = _measure_model(
             document, here, model, profile=profile, prefill=prefill, decode=decode, depths=depth, batches=batch,
-            repeat=repeat, chunk=chunk, memory=memory, num_threads=num_threads, context=context, kv=kv or "auto",
+            repeat=repeat, chunk=chunk, trace=trace, memory=memory, num_threads=num_threads, context=context,
+            kv=kv or "auto",
         )  # fmt: skip
         document["results"] = [result.to_dict() for result in results]
         if profile is None:
@@ -110,15 +122,18 @@ def command(
         _print(document, results)
 
 
-def _measure_limits(here: Machine, num_threads: int) -> list[DeviceProfile]:
-    """One thread's and all threads' limits, measured now and kept for plan and bench."""
+def _measure_limits(here: Machine, num_threads: int, model: str | None) -> list[DeviceProfile]:
+    """One thread's and all threads' limits, measured now and kept for plan and bench; the disk's where `model` lies."""
+    from ..memory.disk import measure_disk
     from ..memory.profile import measure_device, save_device_profile
 
     if here.tier is None:
         raise UsageError("the native module is not built, so there is nothing to measure with")
     profiles = []
+    files = () if model is None else backend.open_model_file(model).files
+    disk_speed = measure_disk(files[0]) if files else None
     for count in sorted({1, num_threads}):
-        profiles.append(measure_device(count))
+        profiles.append(dataclasses.replace(measure_device(count), disk_bytes_per_second=disk_speed))
         save_device_profile(profiles[-1])
     return profiles
 
@@ -134,16 +149,20 @@ def _measure_model(
     depths: tuple[int, ...],
     batches: tuple[int, ...],
     repeat: int,
-    chunk: int,
+    chunk: int | None,
+    trace: Path | None,
     memory: str | None,
     num_threads: int,
     context: int | None,
     kv: str,
 ) -> list[Measurement]:
     from ..checkpoint import open_checkpoint
-    from ..memory.forecast import choose_logit_rows, kv_token_bytes, plan
+    from ..engine.ledger import read_ledger
+    from ..engine.trace import Tracer
+    from ..memory.forecast import kv_token_bytes, plan
+    from ..memory.usage import BudgetWatch
     from ..models import build_program
-    from .measure import WARM_UP_STEPS, Bench, cost_of, peak_rss_bytes, reset_peak_rss
+    from .measure import WARM_UP_STEPS, Bench, cost_of, reset_peak_rss
 
     checkpoint = open_checkpoint(backend.locate(model))
     program = build_program(checkpoint)
@@ -154,7 +173,7 @@ def _measure_model(
     largest = [-(-(depth + steps) // 128) * 128 * count for depth, count in decode_runs]
     kv_tokens = max([-(-sequence_tokens // 128) * 128, *largest])
     max_sequences = max([1, *(count for _, count in decode_runs)])
-    logit_rows = max(max_sequences, choose_logit_rows(program.vocab_size, chunk))
+    logit_rows = max(max_sequences, 16)
     forecast = plan(
         checkpoint,
         program,
@@ -163,14 +182,18 @@ def _measure_model(
         threads=num_threads,
         memory=parse_size(memory) if memory is not None else None,
         kv_tokens=kv_tokens,
-        max_rows=max(chunk, max_sequences),
+        max_rows=None if chunk is None else max(chunk, max_sequences),
         max_logit_rows=logit_rows,
         profile=profile,
         on=here,
     )
     forecast.require_fit()
+    chunk = chunk or forecast.max_rows
+    # As kamado.load: a budget that was asked for covers cached pages of the files.
+    is_strict = memory is not None or forecast.is_streamed
     cost = cost_of(program, forecast.weight_bytes_per_token, forecast.ops_per_token, kv)
     reset_peak_rss()
+    watch = BudgetWatch(forecast.memory_bytes, checkpoint.files if is_strict else ())
     start = time.perf_counter()
     with Progress("loading") as progress:
         executor = backend.build_executor(
@@ -178,6 +201,7 @@ def _measure_model(
             num_threads=num_threads,
             max_rows=max(chunk, max_sequences),
             max_logit_rows=logit_rows,
+            expert_bytes=forecast.expert_bytes,
             max_kv_tokens=kv_tokens,
             max_sequences=max_sequences,
             kv="f32" if kv == "f32" else "f16",
@@ -185,10 +209,15 @@ def _measure_model(
         )
     try:
         load_seconds = time.perf_counter() - start
+        watch.forget_files()
+        if trace is not None:
+            executor = cast("Executor", Tracer(executor, trace))
         bench = Bench(executor, cost, max_rows=chunk, profile=profile, repetitions=repeat)
         results = [bench.prefill(tokens) for tokens in prefill]
         results += [bench.decode(decode, depth, count) for depth, count in decode_runs]
         stats = executor.stats()
+        ledger = read_ledger(executor)
+        watch.sample()
     finally:
         executor.close()
     document.update(
@@ -203,8 +232,13 @@ def _measure_model(
             "kv": kv,
             "chunk": chunk,
             "load_seconds": round(load_seconds, 4),
-            "peak_bytes": peak_rss_bytes(),
+            "peak_bytes": watch.peak_bytes,
             "planned_peak_bytes": forecast.peak_bytes,
+            "budget_bytes": forecast.memory_bytes,
+            "has_held": watch.has_held,
+            "planned_by_owner": forecast.bytes_by_owner,
+            "expert_bytes": forecast.expert_bytes,
+            "ledger": None if ledger is None else ledger.to_dict(),
             "executor": stats,
         }
     )
@@ -216,13 +250,26 @@ def _print(document: dict[str, Any], results: list[Measurement]) -> None:
     click.echo(f"{here['cpu_model']}, {document['threads']} threads, tier {here['tier']}")
     for limit in document.get("limits", []):
         bandwidth, int8 = limit["read_bytes_per_second"] / 1e9, limit["int8_ops_per_second"] / 1e9
-        click.echo(f"limits, {limit['num_threads']} threads: reads {bandwidth:.1f} GB/s, int8 {int8:.0f} GOPS")
+        disk = limit["disk_bytes_per_second"]
+        click.echo(
+            f"limits, {limit['num_threads']} threads: reads {bandwidth:.1f} GB/s, int8 {int8:.0f} GOPS"
+            + (f", disk {disk / 1e9:.2f} GB/s" if disk else "")
+        )
     if document["model"] is None:
         return
     click.echo(
         f"{styled(document['model'], bold=True)}: {format_size(document['weight_bytes'])}, "
         f"loaded in {document['load_seconds']:.2f} s, peak {format_size(document['peak_bytes'])}"
     )
+    if document["ledger"] is not None:
+        total = document["ledger"]["total"]
+        hits = total["hit_rate"] or 0.0
+        click.echo(
+            f"experts streamed through {document['ledger']['slots']} slots: {format_size(total['bytes_read'])} read, "
+            f"hit rate {hits:.1%}, waited {total['wait_seconds']:.2f} s"
+        )
+    if not document["has_held"]:
+        click.echo(f"more than the budget of {format_size(document['budget_bytes'])}")
     rows = [
         (
             result.kind,

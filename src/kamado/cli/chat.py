@@ -16,7 +16,17 @@ import click
 from ..errors import KamadoError, UsageError
 from . import backend
 from .answer import Answer, summary
-from .options import LOAD_NAMES, SAMPLING_NAMES, given, load_options, model_argument, sampling_options, typed
+from .options import (
+    LOAD_NAMES,
+    SAMPLING_NAMES,
+    given,
+    load_options,
+    model_argument,
+    sampling_options,
+    stats_options,
+    typed,
+)
+from .report import report_stats
 from .terminal import is_tty, note, printable, styled
 
 if TYPE_CHECKING:
@@ -34,16 +44,18 @@ Message = dict[str, str]
 @model_argument
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option("--pull", is_flag=True, help="Fetch the model first when it is not here.")
-@click.option("--stats", is_flag=True, help="Print speed and token counts after each answer.")
+@stats_options
 @sampling_options
 @load_options
-def command(model: str, system: str | None, pull: bool, stats: bool, **values: Any) -> None:
+def command(model: str, system: str | None, pull: bool, stats: bool, trace: Path | None, **values: Any) -> None:
     """Talk with MODEL. Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands."""
     path = backend.locate(model, pull=pull)
-    with backend.load(path, given(values, LOAD_NAMES)) as loaded:
+    with backend.load(path, given(values | {"trace": trace}, LOAD_NAMES)) as loaded:
         if not loaded.has_chat_template:
             raise UsageError(f"{model} has no chat template (a base model?): use kamado run --raw")
         Conversation(loaded, system=system, sampling=given(values, SAMPLING_NAMES), stats=stats).run()
+        if stats:
+            report_stats(loaded)
 
 
 class Conversation:

@@ -199,19 +199,3 @@ def reset_peak_rss() -> None:
     """Forgets the peak so far where the kernel can (Linux): measuring the limits took memory that is no model's."""
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as control:
         control.write("5")
-
-
-def peak_rss_bytes() -> int:
-    """The most memory this process held at once, mapped file pages included."""
-    try:
-        with open("/proc/self/status") as status:
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

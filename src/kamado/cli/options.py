@@ -15,7 +15,7 @@ from ..errors import UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-LOAD_NAMES = ("memory", "threads", "context", "kv")
+LOAD_NAMES = ("memory", "threads", "context", "kv", "trace")
 SAMPLING_NAMES = (
     "max_tokens",
     "temperature",
@@ -65,6 +65,25 @@ def load_options(function: Function) -> Function:
             help="Compute threads.  [default: the processors]",
         ),
         click.option("--memory", metavar="SIZE", help="Byte budget, e.g. 6GiB.  [default: what the machine allows]"),
+    ):
+        function = option(function)
+    return function
+
+
+def stats_options(function: Function) -> Function:
+    """--stats and --trace."""
+    for option in (
+        click.option(
+            "--trace",
+            type=click.Path(dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Write the steps as a trace that ui.perfetto.dev opens.",
+        ),
+        click.option(
+            "--stats",
+            is_flag=True,
+            help="Print speed, memory by owner and the ledger of streamed experts on stderr afterwards.",
+        ),
     ):
         function = option(function)
     return function

@@ -19,8 +19,8 @@ def command(
 ) -> None:
     """Forecast what MODEL will take and how fast it can be here; nothing is loaded.
 
-    Speeds are upper bounds from the limits that `kamado bench --limits` measured. The exit code is 0 also when it does
-    not fit.
+    Shows who gets how many bytes of --memory. Speeds are upper bounds from the limits that `kamado bench --limits`
+    measured. The exit code is 0 also when it does not fit.
     """
     from ..memory.forecast import plan
     from ..memory.profile import load_device_profile, machine
@@ -46,14 +46,28 @@ def command(
         f"{forecast.model}: {verdict}, {format_size(forecast.peak_bytes)} of {format_size(forecast.memory_bytes)}"
     )
     for owner, size in forecast.bytes_by_owner.items():
-        click.echo(f"  {owner:12}{format_size(size):>10}")
+        if size:
+            click.echo(f"  {owner.replace('_', ' '):12}{format_size(size):>10}")
     click.echo(f"context {forecast.context} tokens, KV cache {forecast.kv}, {forecast.num_threads} threads")
-    if not forecast.fits:
-        click.echo(f"the least budget that works is {format_size(forecast.least_bytes)}")
+    if forecast.is_streamed and forecast.fits:
+        click.echo(
+            f"experts are streamed: {forecast.expert_slots} of {forecast.num_experts} in memory, a token reads "
+            f"{format_size(forecast.miss_bytes_per_token)} of {format_size(forecast.expert_bytes_per_token)} when "
+            f"routing is flat, less when it is not; prefill by {forecast.max_rows} rows"
+        )
+    elif forecast.num_experts and forecast.fits:
+        click.echo(f"all {forecast.num_experts} experts are resident")
+    if not forecast.fits or forecast.is_streamed:
+        owners = ", ".join(
+            f"{owner.replace('_', ' ')} {format_size(size)}"
+            for owner, size in forecast.least_bytes_by_owner.items()
+            if size
+        )
+        click.echo(f"the least budget that works is {format_size(forecast.least_bytes)} ({owners})")
     if forecast.decode_tokens_per_second is None or forecast.prefill_tokens_per_second is None:
         click.echo("speed: unknown until `kamado bench --limits` has measured this machine")
     else:
         click.echo(
             f"speed at most: prefill {forecast.prefill_tokens_per_second:.0f} tokens/s, "
-            f"decode {forecast.decode_tokens_per_second:.0f} tokens/s"
+            f"decode {forecast.decode_tokens_per_second:.3g} tokens/s"
         )

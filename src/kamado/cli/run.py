@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,8 +18,10 @@ from .options import (
     model_argument,
     read_prompt,
     sampling_options,
+    stats_options,
     typed,
 )
+from .report import report_stats
 from .terminal import note
 
 
@@ -29,7 +32,7 @@ from .terminal import note
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option("--raw", is_flag=True, help="No chat template: continue the prompt as it is.")
 @click.option("--pull", is_flag=True, help="Fetch the model first when it is not here.")
-@click.option("--stats", is_flag=True, help="Print speed and token counts on stderr afterwards.")
+@stats_options
 @sampling_options
 @load_options
 def command(
@@ -40,6 +43,7 @@ def command(
     raw: bool,
     pull: bool,
     stats: bool,
+    trace: Path | None,
     **values: Any,
 ) -> None:
     """Answer PROMPT and leave. "-" stands for standard input, which is also read when no prompt is given.
@@ -51,7 +55,7 @@ def command(
     text = read_prompt(prompt, file)
     path = backend.locate(model, pull=pull)
     sampling = given(values, SAMPLING_NAMES)
-    with backend.load(path, given(values, LOAD_NAMES)) as loaded:
+    with backend.load(path, given(values | {"trace": trace}, LOAD_NAMES)) as loaded:
         if not raw and not loaded.has_chat_template:
             if system is not None:
                 raise UsageError(f"{model} has no chat template, so it has no place for --system")
@@ -67,3 +71,4 @@ def command(
         Answer().stream(pieces)
         if stats:
             note(summary(pieces.usage))
+            report_stats(loaded)

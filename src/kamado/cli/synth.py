@@ -1,4 +1,4 @@
-"""`kamado synth`: random-weight models of a family's real shape, for speed measurements and tests."""
+"""`kamado synth`: random-weight models of a family's real shape, and real ones upcycled, for measurements and tests."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ from .terminal import Progress, echo_json
 
 @click.command("synth")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--family", required=True, metavar="NAME", help="The architecture, e.g. qwen3moe, llama, gemma3.")
+@click.option("--family", metavar="NAME", help="The architecture, e.g. qwen3moe, llama, gemma3.")
+@click.option(
+    "--upcycle",
+    metavar="MODEL",
+    shell_complete=complete_model,
+    help="Instead: MODEL, a dense llama, with its feed-forward blocks copied into experts.",
+)
 @click.option(
     "--tokenizer-from",
-    required=True,
     metavar="MODEL",
     shell_complete=complete_model,
     help="Model whose tokenizer is copied.",
@@ -35,27 +40,83 @@ from .terminal import Progress, echo_json
 @click.option("--top-k", type=click.IntRange(min=1), metavar="N", help="Experts a token uses.")
 @click.option("--expert-width", type=click.IntRange(min=1), metavar="N", help="Width inside an expert.")
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="Context length that the file states.")
-@click.option(
-    "--layout", default="q4_k", show_default=True, metavar="KIND", help="One layout, or q4_k_m: mixed over layers."
-)
+@click.option("--layout", metavar="KIND", help="One layout, or q4_k_m: mixed over layers.  [default: q4_k]")
 @click.option(
     "--skew",
     type=click.FloatRange(0.5, 1),
     metavar="SHARE",
     help="Share of picks of each layer's hottest half of experts.",
 )
+@click.option(
+    "--jitter", type=click.IntRange(min=0), metavar="SEED", help="With --upcycle: make every expert a little different."
+)
+@click.option("--jitter-scale", type=float, metavar="S", help="Spread of the experts' scales.  [default: 0.02]")
+@click.option(
+    "--router",
+    type=click.Choice(("grouped", "independent")),
+    help="With --upcycle: equal rows for top-k experts each, exact; or a row each.  [default: grouped, with --jitter "
+    "independent]",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
 @click.option("--force", is_flag=True, help="Write over an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(out: Path, family: str, tokenizer_from: str, force: bool, as_json: bool, **shape: Any) -> None:
-    """Write OUT, a GGUF file of random weights in the true shape of a family. What is not given is the family's own."""
-    from ..checkpoint.synth import synthesize
+def command(
+    out: Path,
+    family: str | None,
+    upcycle: str | None,
+    tokenizer_from: str | None,
+    force: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Write OUT, a GGUF file of random weights in the true shape of a family. What is not given is the family's own.
 
+    With --upcycle, write a real model as a Mixture of Experts: its feed-forward blocks copied --experts times, of which
+    a token uses --top-k. Without --jitter its answers are the dense model's, bit for bit.
+    """
     if out.exists() and not force:
         raise UsageError(f"{out} exists: name another file or give --force")
+    given = {name: value for name, value in settings.items() if value is not None}
+    if upcycle is not None:
+        if family is not None or tokenizer_from is not None:
+            raise UsageError("--upcycle takes shape and tokenizer from its model: leave --family and --tokenizer-from")
+        _upcycle(out, upcycle, as_json, given)
+    elif family is None or tokenizer_from is None:
+        raise UsageError("name a --family and a model for --tokenizer-from, or a model to --upcycle")
+    else:
+        _synthesize(out, family, tokenizer_from, as_json, given)
+
+
+def _upcycle(out: Path, parent: str, as_json: bool, settings: dict[str, Any]) -> None:
+    from ..checkpoint.upcycle import upcycle
+
+    known = ("experts", "top_k", "seed", "jitter", "jitter_scale", "router")
+    if lost := [name for name in settings if name not in known]:
+        raise UsageError(f"--{lost[0].replace('_', '-')} has no meaning with --upcycle")
+    if "experts" not in settings or "top_k" not in settings:
+        raise UsageError("--upcycle needs --experts and --top-k")
+    if "jitter_scale" in settings and "jitter" not in settings:
+        raise UsageError("--jitter-scale needs --jitter")
+    with Progress(f"writing {out.name}") as progress:
+        report = upcycle(backend.open_model_file(parent), out, progress=progress, **settings)
+    if as_json:
+        echo_json(dataclasses.asdict(report))
+        return
+    click.echo(
+        f"{out}  {format_size(report.nbytes)}, {report.num_parameters / 1e9:.2f} billion parameters, "
+        f"{report.top_k} of {report.num_experts} experts of {format_size(report.expert_nbytes)} in each of "
+        f"{report.num_layers} layers"
+    )
+
+
+def _synthesize(out: Path, family: str, tokenizer_from: str, as_json: bool, settings: dict[str, Any]) -> None:
+    from ..checkpoint.synth import synthesize
+
+    if lost := [name for name in ("jitter", "jitter_scale", "router") if name in settings]:
+        raise UsageError(f"--{lost[0].replace('_', '-')} goes with --upcycle")
     tokenizer = backend.open_model_file(tokenizer_from)
     with Progress(f"writing {out.name}") as progress:
-        report = synthesize(out, family, tokenizer_from=tokenizer, progress=progress, **shape)
+        report = synthesize(out, family, tokenizer_from=tokenizer, progress=progress, **settings)
     if as_json:
         shape_used = dataclasses.asdict(report.shape)
         echo_json(

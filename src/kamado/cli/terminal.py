@@ -57,6 +57,14 @@ def echo_json(value: Any) -> None:
 
 def echo_table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> None:
     """Aligned columns on stdout; the columns in `right` are set flush right. Prints the header alone when empty."""
+    first, *others = aligned(header, rows, right)
+    click.echo(styled(first, bold=True))
+    for line in others:
+        click.echo(line)
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> list[str]:
+    """The lines of a table, the header in capitals first."""
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(header)]
 
@@ -64,9 +72,7 @@ def echo_table(header: Sequence[str], rows: Sequence[Sequence[object]], right: S
         columns = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         return "  ".join(columns).rstrip()
 
-    click.echo(styled(line([name.upper() for name in header]), bold=True))
-    for row in cells:
-        click.echo(line(row))
+    return [line([name.upper() for name in header]), *map(line, cells)]
 
 
 def note(message: str) -> None:

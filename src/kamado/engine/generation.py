@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
-from ..errors import ClosedError, KamadoError, NativeError
+from ..errors import ClosedError, ExpertReadError, KamadoError, ModelChangedError, NativeError
 from .piece import Piece, Usage
 from .request import Request
 from .scheduler import Scheduler
@@ -66,6 +67,11 @@ def public_error(error: BaseException) -> BaseException:
         return error
     if isinstance(error, ClosedError):  # one instance is shared by all who waited: each gets its own traceback
         return ClosedError(str(error))
+    if isinstance(error, OSError):
+        kind = ModelChangedError if error.errno == errno.ESTALE else ExpertReadError
+        fault: KamadoError = kind(error.strerror or str(error))
+        fault.__cause__ = error
+        return fault
     wrapped = NativeError(f"{type(error).__name__}: {error}")
     wrapped.__cause__ = error
     return wrapped

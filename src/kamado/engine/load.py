@@ -13,13 +13,17 @@ from ..memory import forecast
 from ..memory.budget import parse_size
 from ..memory.forecast import Plan
 from ..memory.profile import load_device_profile, machine
+from ..memory.usage import BudgetWatch
 from ..program import Program
+from .executor_protocol import ExecutorProtocol
 from .model import MAX_SEQUENCES, Model, is_whole
+from .trace import Tracer
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
 
 MAX_THREADS = 1024
+_FORGET_BYTES = 64 << 20  # read between two calls that give the page cache back
 
 
 def load_model(
@@ -30,9 +34,10 @@ def load_model(
     kv: str = "auto",
     context: int | None = None,
     kv_tokens: int | None = None,
-    max_rows: int = forecast.DEFAULT_MAX_ROWS,
+    max_rows: int | None = None,
     max_logit_rows: int | None = None,
     tier: str | None = None,
+    trace: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """See `kamado.load`."""
@@ -70,15 +75,21 @@ def load_model(
         on=here,
     )
     plan.require_fit()
-    return _build(checkpoint, program, plan, tier=tier, progress=progress)
+    # A budget that was asked for covers cached pages of the model's files; without one they may stay, since the system
+    # takes them back when it needs them, and the next load is faster.
+    is_strict = memory is not None or plan.is_streamed
+    watch = BudgetWatch(plan.memory_bytes, checkpoint.files if is_strict else ())
+    return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, progress=progress)
 
 
 def _build(
     checkpoint: Checkpoint,
     program: Program,
     plan: Plan,
+    watch: BudgetWatch,
     *,
     tier: str | None,
+    trace: str | Path | None,
     progress: Callable[[int, int], None] | None,
 ) -> Model:
     """Packs the weights while a second thread reads the tokenizer, which takes as long for a large vocabulary."""
@@ -86,7 +97,7 @@ def _build(
     from ..lower import build_executor
 
     reader = _TokenizerReader(checkpoint)
-    executor = build_executor(
+    executor: ExecutorProtocol = build_executor(
         program,
         num_threads=plan.num_threads,
         max_rows=plan.max_rows,
@@ -95,19 +106,39 @@ def _build(
         max_sequences=MAX_SEQUENCES,
         kv="f32" if plan.kv == "f32" else "f16",
         tier=tier,
-        progress=progress,
+        expert_bytes=plan.expert_bytes,
+        progress=_forgetting(watch, progress) if watch.files else progress,
     )
     try:
+        if trace is not None:
+            executor = Tracer(executor, Path(trace))
+        watch.forget_files()
         return Model(
             checkpoint=checkpoint,
             plan=plan,
             executor=executor,
             tokenizer=reader.result(),
             cancelled_error=_native.Cancelled,
+            watch=watch,
         )
     except BaseException:
         executor.close()
         raise
+
+
+def _forgetting(watch: BudgetWatch, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
+    """`progress` that also drops what reading the weights leaves in the page cache."""
+    dropped = 0
+
+    def report(done: int, total: int) -> None:
+        nonlocal dropped
+        if done - dropped >= _FORGET_BYTES:
+            dropped = done
+            watch.forget_files()
+        if progress is not None:
+            progress(done, total)
+
+    return report
 
 
 class _TokenizerReader:

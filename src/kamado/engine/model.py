@@ -20,6 +20,7 @@ from ..errors import (
     UsageError,
 )
 from ..memory.forecast import Plan
+from ..memory.usage import BudgetWatch
 from .chat import ChatEncoder
 from .executor_protocol import ExecutorProtocol
 from .generation import Generation, public_error
@@ -61,12 +62,14 @@ class Model:
         tokenizer: Tokenizer | None,
         cancelled_error: type[BaseException],
         max_sequences: int = MAX_SEQUENCES,
+        watch: BudgetWatch | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._executor = executor
         self._vocab_size = executor.vocab_size
         self.plan: Plan = plan
+        self._watch = watch or BudgetWatch(plan.memory_bytes, ())
         self._scheduler = Scheduler(
             executor,
             max_rows=plan.max_rows,
@@ -75,6 +78,7 @@ class Model:
             max_sequences=max_sequences,
             max_live=MAX_LIVE,
             cancelled_error=cancelled_error,
+            after_rows=(plan.context, self._watch.forget_files) if self._watch.files else None,
         )
         self._finalizer = weakref.finalize(self, self._scheduler.close)  # also at interpreter exit
 
@@ -100,8 +104,9 @@ class Model:
 
     @property
     def stats(self) -> Stats:
-        """Totals since the model was loaded: tokens, seconds by stage, bytes by owner. Waits for the running step."""
-        return make_stats(self._scheduler.snapshot())
+        """Totals since the model was loaded: tokens, seconds by stage, bytes by owner, whether the budget was kept, and
+        the ledger of streamed experts. Waits for the running step."""
+        return make_stats(self._scheduler.snapshot(), self.plan, self._watch)
 
     def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """Token ids of `text`. With `special`, special tokens written in it become their ids; else they are plain text.
@@ -143,7 +148,7 @@ class Model:
 
         Raises, at once, UsageError for a value out of range, ContextOverflowError when the prompt leaves no room for
         one token, TokenizerError for text without a tokenizer, ClosedError. While iterating: NativeError,
-        ClosedError.
+        ClosedError; ExpertReadError and ModelChangedError when experts are streamed and cannot be.
 
             for piece in model.generate("Once upon a time", max_tokens=50):
                 print(piece.text, end="", flush=True)

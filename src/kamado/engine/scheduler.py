@@ -21,6 +21,7 @@ import numpy as np
 from ..errors import ClosedError, NativeError
 from ..memory.forecast import PAGE_TOKENS
 from .executor_protocol import ExecutorProtocol
+from .ledger import read_ledger
 from .request import Request
 from .session import SessionCache, common_prefix
 from .stats import Counters, Snapshot
@@ -82,7 +83,9 @@ class Scheduler:
         max_sequences: int,
         cancelled_error: type[BaseException],
         max_live: int | None = None,
+        after_rows: tuple[int, Callable[[], None]] | None = None,
     ) -> None:
+        """`after_rows`: a number of rows, and what to call between steps whenever that many more were computed."""
         assert min(max_rows, max_logit_rows) >= 2, "a decode row and a prompt's end must fit in one step"
         self._executor = executor
         self._max_rows = max_rows
@@ -105,6 +108,8 @@ class Scheduler:
         self._alone: deque[Request] = deque()  # to be run one by one, since a step of several failed
         self._num_served = 0
         self._row_seconds = 0.0
+        self._after_rows = after_rows
+        self._num_rows_since = 0
         self._thread = threading.Thread(target=self._main, name="kamado-scheduler", daemon=True)
         self._thread.start()
 
@@ -152,7 +157,7 @@ class Scheduler:
                 "live": len(self._live),
                 "sessions": sessions.num_sessions,
             }
-            return Snapshot(replace(self._counters), self._executor.stats(), requests)
+            return Snapshot(replace(self._counters), self._executor.stats(), requests, read_ledger(self._executor))
 
         return self.call(take)
 
@@ -462,6 +467,10 @@ class Scheduler:
         self._account(chunks, len(tokens), ended - started, time.perf_counter() - ended)
 
     def _account(self, chunks: list[_Chunk], num_rows: int, step_seconds: float, sample_seconds: float) -> None:
+        self._num_rows_since += num_rows
+        if self._after_rows is not None and self._num_rows_since >= self._after_rows[0]:
+            self._num_rows_since = 0
+            self._after_rows[1]()
         c = self._counters
         c.num_steps += 1
         c.sample_seconds += sample_seconds

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass, field
+from typing import Any
+
+from ..memory.forecast import Plan
+from ..memory.usage import BudgetWatch
+from .ledger import Ledger
+
+# The executor's names of owners and ours.
+_OWNERS = {"weight_bytes": "weights", "expert_bytes": "experts"}
 
 
 @dataclass(slots=True)
@@ -33,16 +40,24 @@ class Stats:
     executor_seconds: dict[str, float]  # by kind of operation: linear, attend, …
     prefill_tokens_per_second: float
     decode_tokens_per_second: float  # all conversations together
-    bytes_by_owner: dict[str, int]  # weights, kv, scratch as the executor counts them
-    peak_bytes: int  # the process's largest resident size so far
+    bytes_by_owner: dict[str, int]  # weights, experts, kv, scratch as the executor counts them; interpreter; file_cache
+    peak_bytes: int  # the process's largest resident size so far, and the most of our files that was seen in the cache
     requests: dict[str, int]  # finished and running together; waiting, live, sessions kept
     num_steps: int
     num_aborted_steps: int
     num_preempted: int
+    budget_bytes: int = 0  # what the plan promised not to exceed
+    has_held: bool = True  # whether the peak is within it
+    planned_by_owner: dict[str, int] = field(default_factory=dict)
+    file_cache_bytes: int | None = None  # of the model's files now; None: not known
+    cgroup_cache_bytes: int | None = None  # of all files that our cgroup was charged for
+    cgroup_peak_bytes: int | None = None
+    ledger: Ledger | None = None  # of streamed experts
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return dataclasses.asdict(self)
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return values | {"ledger": None if self.ledger is None else self.ledger.to_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +67,23 @@ class Snapshot:
     counters: Counters
     executor: dict[str, float]
     requests: dict[str, int] = field(default_factory=dict)
+    ledger: Ledger | None = None
 
 
-def make_stats(snapshot: Snapshot) -> Stats:
-    """Turns a snapshot into what callers see."""
+def make_stats(snapshot: Snapshot, plan: Plan, watch: BudgetWatch) -> Stats:
+    """Turns a snapshot into what callers see, and looks at the memory in use."""
     c = snapshot.counters
+    use = watch.sample()
+    owners = {
+        _OWNERS.get(name, name.removesuffix("_bytes")): int(value)
+        for name, value in snapshot.executor.items()
+        if name.endswith("_bytes")
+    }
+    if snapshot.ledger is not None:
+        owners.setdefault("experts", snapshot.ledger.slot_bytes)
+    owners["interpreter"] = max(0, use.resident_bytes - sum(owners.values()))
+    if use.file_cache_bytes is not None:
+        owners["file_cache"] = use.file_cache_bytes
     executor_seconds = {
         name.removeprefix("seconds_"): value for name, value in snapshot.executor.items() if name.startswith("seconds_")
     }
@@ -71,23 +98,17 @@ def make_stats(snapshot: Snapshot) -> Stats:
         executor_seconds=executor_seconds,
         prefill_tokens_per_second=c.num_prefill_tokens / c.prefill_seconds if c.prefill_seconds > 0 else 0.0,
         decode_tokens_per_second=c.num_decode_tokens / c.decode_seconds if c.decode_seconds > 0 else 0.0,
-        bytes_by_owner={
-            owner: int(snapshot.executor.get(key, 0))
-            for owner, key in (("weights", "weight_bytes"), ("kv", "kv_bytes"), ("scratch", "scratch_bytes"))
-        },
-        peak_bytes=peak_resident_bytes(),
+        bytes_by_owner=owners,
+        peak_bytes=watch.peak_bytes,
         requests=dict(snapshot.requests),
         num_steps=c.num_steps,
         num_aborted_steps=c.num_aborted_steps,
         num_preempted=c.num_preempted,
+        budget_bytes=watch.budget_bytes,
+        has_held=watch.has_held,
+        planned_by_owner=dict(plan.bytes_by_owner),
+        file_cache_bytes=use.file_cache_bytes,
+        cgroup_cache_bytes=use.cgroup_cache_bytes,
+        cgroup_peak_bytes=use.cgroup_peak_bytes,
+        ledger=snapshot.ledger,
     )
-
-
-def peak_resident_bytes() -> int:
-    """The largest resident size this process had (file pages that it mapped included)."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

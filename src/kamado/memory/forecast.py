@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from ..checkpoint.types import Checkpoint, Layout, TensorRef
+from ..checkpoint.types import Checkpoint
 from ..errors import MemoryBudgetError, UsageError
-from ..program import Attend, Buffer, Embed, Experts, Head, Linear, Norm, Program, Route
+from ..program import Program
+from . import sizes
 from .budget import format_size
 from .profile import DeviceProfile, Machine, machine
+from .sizes import ExpertNeeds
 
 PAGE_TOKENS = 128  # tokens of one KV page
 DEFAULT_CONTEXT = 4096
@@ -21,19 +24,21 @@ _KV_BYTES = {"f32": 4, "exact": 2, "auto": 2}
 _LATER_PRESETS = ("safe", "balanced", "small")
 
 _LOGIT_BYTES = 32 << 20  # scratch for logits: 16 rows at the least, whatever the vocabulary
+_STREAMED_LOGIT_BYTES = 8 << 20  # where every byte is wanted for slots
 _MIN_LOGIT_ROWS = 16
 
-# Packed tiles take up to 4 % more than the file's blocks (scales widened), and rows are padded to whole tiles.
-_TILE_ROWS = 16
-_PACKING = 1.04
+# Rows of a prefill step that a plan chooses from. Each expert a step needs is read once a layer, so larger steps read
+# less; smaller ones leave more for slots.
+_STEP_ROWS = (2048, 1024, 512, 256, 128, 64, 32)
+_SCRATCH_SHARE = 8  # the step's buffers take at most this part of what they share with the slots
 
 # CPython with NumPy and the engine, then the tokenizer's tables while they are built. Measured resident peaks on Linux
 # x86-64, CPython 3.11: 78 MiB with 49k entries and 49k merges, 166 with 152k and 151k, 109 with 262k and none.
 _INTERPRETER_BYTES = 44 << 20
 _TOKEN_BYTES = 270
 _MERGE_BYTES = 590
-_THREAD_BYTES = 1 << 20  # stack and kernel scratch of one thread, touched part
-_FILE_PAGE_BYTES = 4096
+# Pages of model files that loading and reading leave behind before they are dropped.
+_FILE_CACHE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class Plan:
     num_threads: int
     max_rows: int  # rows of a step
     max_logit_rows: int
-    bytes_by_owner: dict[str, int]  # "weights", "kv", "scratch", "interpreter"
+    bytes_by_owner: dict[str, int]  # "weights", "experts", "kv", "scratch", "interpreter", "file_cache"
     memory_bytes: int  # what may be used
     memory_limited_by: str  # "budget", "machine" or a cgroup's path
     least_bytes: int  # peak with the smallest useful context
@@ -60,6 +65,17 @@ class Plan:
     ops_per_token: int  # integer operations of one token, two a product, without attention
     decode_tokens_per_second: float | None = None  # estimate
     prefill_tokens_per_second: float | None = None  # estimate
+    least_bytes_by_owner: Mapping[str, int] = field(default_factory=dict)
+    num_experts: int = 0  # in all layers together; 0: dense
+    expert_bytes: int | None = None  # for slots and read buffers when experts are streamed; None: all are resident
+    expert_slots: int = 0  # experts that are in memory at once, roughly when layers differ in size
+    expert_bytes_per_token: int = 0  # read from disk for a token that finds none of its experts in memory
+    miss_bytes_per_token: int = 0  # with flat routing, the worst for a cache
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether experts are read from disk while the model runs."""
+        return self.expert_bytes is not None
 
     @property
     def peak_bytes(self) -> int:
@@ -73,25 +89,38 @@ class Plan:
 
     def to_dict(self) -> dict[str, object]:
         """Plain data, as `kamado plan --json` prints it."""
-        return {**dataclasses.asdict(self), "peak_bytes": self.peak_bytes, "fits": self.fits, "speeds_are": "estimates"}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["bytes_by_owner"] = dict(self.bytes_by_owner)
+        values["least_bytes_by_owner"] = dict(self.least_bytes_by_owner)
+        return {
+            **values,
+            "peak_bytes": self.peak_bytes,
+            "fits": self.fits,
+            "is_streamed": self.is_streamed,
+            "speeds_are": "estimates",
+        }
 
     def require_fit(self) -> None:
         """Raises MemoryBudgetError, with the least budget that works and what would use it, unless the plan fits."""
         if self.fits:
             return
-        owners = ", ".join(f"{owner} {format_size(size)}" for owner, size in self.bytes_by_owner.items())
         limit = {
             "budget": f"the budget is {format_size(self.memory_bytes)}",
-            "machine": f"this machine has {format_size(self.memory_bytes)}",
-        }.get(self.memory_limited_by, f"{self.memory_limited_by} allows {format_size(self.memory_bytes)}")
-        text = f"{self.model} needs {format_size(self.peak_bytes)} ({self.peak_bytes} bytes: {owners}) and {limit}"
+            "machine": f"this machine has {format_size(self.memory_bytes)} to give",
+        }.get(self.memory_limited_by, f"{self.memory_limited_by} has {format_size(self.memory_bytes)} to give")
+        text = f"{self.model} needs {format_size(self.peak_bytes)} ({self.peak_bytes} bytes: "
+        text += f"{_owners(self.bytes_by_owner)}) and {limit}"
         if self.least_bytes <= self.memory_bytes:
             text += f": load it with a smaller context than {self.context}"
         else:
-            text += (
-                f": the least that works is {format_size(self.least_bytes)}, with a context of {LEAST_CONTEXT} tokens"
-            )
+            least = f" ({_owners(self.least_bytes_by_owner)})" if self.least_bytes_by_owner else ""
+            text += f": the least that works is {format_size(self.least_bytes)}{least}, with a context of "
+            text += f"{min(self.context, LEAST_CONTEXT)} tokens"
         raise MemoryBudgetError(text)
+
+
+def _owners(bytes_by_owner: Mapping[str, int]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {format_size(size)}" for name, size in bytes_by_owner.items() if size)
 
 
 def kv_element_bytes(kv: str) -> int:
@@ -112,9 +141,9 @@ def check_context(program: Program, context: object) -> None:
         )
 
 
-def choose_logit_rows(vocab_size: int, max_rows: int) -> int:
+def choose_logit_rows(vocab_size: int, max_rows: int, max_bytes: int = _LOGIT_BYTES) -> int:
     """Rows of logits a step may return: 32 MiB of them, 16 at the least."""
-    return min(max_rows, max(_MIN_LOGIT_ROWS, _LOGIT_BYTES // (4 * vocab_size)))
+    return min(max_rows, max(_MIN_LOGIT_ROWS, max_bytes // (4 * vocab_size)))
 
 
 def plan(
@@ -126,74 +155,204 @@ def plan(
     threads: int | None = None,
     memory: int | None = None,
     kv_tokens: int | None = None,
-    max_rows: int = DEFAULT_MAX_ROWS,
+    max_rows: int | None = None,
     max_logit_rows: int | None = None,
     profile: DeviceProfile | None = None,
     on: Machine | None = None,
 ) -> Plan:
     """Forecasts memory and speed of `program` on this machine (or `on`), within `memory` bytes when given.
 
-    `context` None: the model's own length up to 4096, halved until the plan fits, down to 256. Nothing is loaded.
-    Raises UsageError for values out of range; a plan that does not fit is returned, not raised.
+    `memory` None: what the machine and its cgroups really have to give, less a margin. `context` None: the model's own
+    length up to 4096, halved until the plan fits, down to 256. `max_rows` None: 512, less when that does not fit, up to
+    2048 when experts are streamed. When everything fits, everything is resident; when it does not, and the model has
+    experts, they are streamed through slots that take what is left of the budget. Nothing is loaded. Raises UsageError
+    for values out of range; a plan that does not fit is returned, not raised.
     """
     on = on or machine()
-    if context is None:
-        largest = chosen = min(program.context_length, DEFAULT_CONTEXT)
-        while True:
-            result = plan(
-                checkpoint, program, context=chosen, kv=kv, threads=threads, memory=memory, kv_tokens=kv_tokens,
-                max_rows=max_rows, max_logit_rows=max_logit_rows, profile=profile, on=on,
-            )  # fmt: skip
-            if result.fits:
-                return result
-            if chosen // 2 < LEAST_CONTEXT:
-                break
-            chosen //= 2
-        context = largest
-    check_context(program, context)
-    kv_tokens = round_to_pages(max(context, kv_tokens or context))
-    if max_logit_rows is None:
-        max_logit_rows = choose_logit_rows(program.vocab_size, max_rows)
-    num_threads = threads or on.cpus
-    token_bytes = kv_token_bytes(program, kv)
-    fixed = {
-        "weights": _weight_bytes(program, context),
-        "scratch": _scratch_bytes(program, max_rows, max_logit_rows, num_threads),
-        "interpreter": _INTERPRETER_BYTES + _tokenizer_bytes(checkpoint, program.vocab_size),
-    }
-    least_context = min(context, LEAST_CONTEXT)
-    least = {"weights": _weight_bytes(program, least_context), "kv": token_bytes * round_to_pages(least_context)}
-    active_bytes, active_values = _active_weights(program)
+    if context is not None:
+        check_context(program, context)
+    kv_element_bytes(kv)
+    planner = _Planner(checkpoint, program, kv, threads or on.cpus, kv_tokens, max_rows, max_logit_rows)
+    memory_bytes, limited_by = (on.usable_bytes or on.memory_bytes), on.memory_limited_by
+    if memory is not None:
+        memory_bytes, limited_by = min((memory, "budget"), (on.memory_bytes, on.memory_limited_by))
+    split = planner.best(memory_bytes, context)
+    least = planner.least(min(context or LEAST_CONTEXT, LEAST_CONTEXT, program.context_length))
+    needs = planner.needs
+    is_streamed = split.expert_bytes is not None
+    expert_slots, miss_share = needs.num_experts, 0.0
+    if split.expert_bytes is not None:
+        slots_bytes = needs.slots_of(split.expert_bytes)
+        expert_slots = min(needs.num_experts, needs.num_experts * slots_bytes // max(1, needs.packed_bytes))
+        # An LRU that holds less than one token's experts finds none of them again.
+        miss_share = 1.0 if slots_bytes < needs.cycle_bytes else 1 - expert_slots / needs.num_experts
+    active_bytes, active_values = sizes.active_weights(program)
+    miss_bytes = int(needs.cycle_file_bytes * miss_share)
     decode_speed = prefill_speed = None
     if profile is not None:
         # A decoded token reads every active weight and, halfway through the context, half of the cache.
-        decode_speed = profile.read_bytes_per_second / (active_bytes + token_bytes * context // 2)
-        prefill_speed = profile.int8_ops_per_second / (2 * active_values)
-    limits = [(on.memory_bytes, on.memory_limited_by)] + ([(memory, "budget")] if memory is not None else [])
-    memory_bytes, limited_by = min(limits)
+        token_bytes = kv_token_bytes(program, kv)
+        seconds = (active_bytes + token_bytes * split.context // 2) / profile.read_bytes_per_second
+        disk_speed = profile.disk_bytes_per_second
+        if miss_bytes and disk_speed:
+            seconds = max(seconds, miss_bytes / disk_speed)
+        decode_speed = 1 / seconds
+        seconds = 2 * active_values / profile.int8_ops_per_second
+        if is_streamed and disk_speed:  # a full step needs nearly every expert
+            seconds = max(seconds, needs.file_bytes / disk_speed / split.max_rows)
+        prefill_speed = 1 / seconds
     return Plan(
         model=checkpoint.name or checkpoint.path.name,
         architecture=program.architecture,
-        context=context,
-        kv_tokens=kv_tokens,
+        context=split.context,
+        kv_tokens=split.kv_tokens,
         kv=kv,
-        num_threads=num_threads,
-        max_rows=max_rows,
-        max_logit_rows=max_logit_rows,
-        bytes_by_owner={
-            "weights": fixed["weights"],
-            "kv": token_bytes * kv_tokens,
-            "scratch": fixed["scratch"],
-            "interpreter": fixed["interpreter"],
-        },
+        num_threads=planner.num_threads,
+        max_rows=split.max_rows,
+        max_logit_rows=split.max_logit_rows,
+        bytes_by_owner=split.bytes_by_owner(needs),
         memory_bytes=memory_bytes,
         memory_limited_by=limited_by,
-        least_bytes=sum({**fixed, **least}.values()),
+        least_bytes=least.peak_bytes(needs),
         weight_bytes_per_token=active_bytes,
         ops_per_token=2 * active_values,
         decode_tokens_per_second=decode_speed,
         prefill_tokens_per_second=prefill_speed,
+        least_bytes_by_owner=MappingProxyType(least.bytes_by_owner(needs)),
+        num_experts=needs.num_experts,
+        expert_bytes=split.expert_bytes,
+        expert_slots=expert_slots,
+        expert_bytes_per_token=needs.cycle_file_bytes if is_streamed else 0,
+        miss_bytes_per_token=miss_bytes,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Who gets how many bytes."""
+
+    context: int
+    kv_tokens: int
+    max_rows: int
+    max_logit_rows: int
+    weights: int
+    kv: int
+    scratch: int
+    interpreter: int
+    file_cache: int
+    expert_bytes: int | None = None  # None: resident
+
+    @property
+    def fixed(self) -> int:
+        """All but the experts."""
+        return self.weights + self.kv + self.scratch + self.interpreter + self.file_cache
+
+    def peak_bytes(self, needs: ExpertNeeds) -> int:
+        return self.fixed + (needs.packed_bytes if self.expert_bytes is None else self.expert_bytes)
+
+    def bytes_by_owner(self, needs: ExpertNeeds) -> dict[str, int]:
+        return {
+            "weights": self.weights,
+            "experts": needs.packed_bytes if self.expert_bytes is None else self.expert_bytes,
+            "kv": self.kv,
+            "scratch": self.scratch,
+            "interpreter": self.interpreter,
+            "file_cache": self.file_cache,
+        }
+
+
+class _Planner:
+    """Tries splits of a budget, the most useful one first."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        program: Program,
+        kv: str,
+        num_threads: int,
+        kv_tokens: int | None,
+        max_rows: int | None,
+        max_logit_rows: int | None,
+    ) -> None:
+        self.needs = sizes.expert_needs(program)
+        self.num_threads = num_threads
+        self._program = program
+        self._given_rows = max_rows
+        self._given_logit_rows = max_logit_rows
+        self._kv_tokens = kv_tokens
+        self._scratch = sizes.scratch_needs(program)
+        self._token_bytes = kv_token_bytes(program, kv)
+        self._weights = sizes.dense_weight_bytes(program)
+        self._interpreter = _INTERPRETER_BYTES + _tokenizer_bytes(checkpoint, program.vocab_size)
+
+    def best(self, memory_bytes: int, context: int | None) -> _Split:
+        """The split to load with; the first one tried when none fits."""
+        contexts = [context] if context is not None else self._contexts()
+        first: _Split | None = None
+        for tokens in contexts:
+            for rows in self._rows(DEFAULT_MAX_ROWS):
+                split = self._split(tokens, rows)
+                first = first or split
+                if split.peak_bytes(self.needs) <= memory_bytes:
+                    return split
+            # One token's experts at least: with less, each token would find none of the last one's.
+            streamed = self._streamed(tokens, memory_bytes, self.needs.cycle_expert_bytes)
+            if streamed is not None:
+                return streamed
+        for tokens in contexts:
+            streamed = self._streamed(tokens, memory_bytes, self.needs.least_bytes)
+            if streamed is not None:
+                return streamed
+        assert first is not None
+        return self.least(first.context) if self.needs.num_experts else first
+
+    def least(self, context: int) -> _Split:
+        """The split with the smallest peak."""
+        split = self._split(context, min(self._rows(DEFAULT_MAX_ROWS)), _STREAMED_LOGIT_BYTES)
+        if self.needs.num_experts and self.needs.least_bytes < self.needs.packed_bytes:
+            split = dataclasses.replace(split, expert_bytes=self.needs.least_bytes)
+        return split
+
+    def _streamed(self, context: int, memory_bytes: int, least_expert_bytes: int) -> _Split | None:
+        """Streamed with what the rest leaves; None when that is less than `least_expert_bytes`, or all would fit."""
+        if not self.needs.num_experts or least_expert_bytes >= self.needs.packed_bytes:
+            return None
+        for rows in self._rows(_STEP_ROWS[0], at_most=round_to_pages(context)):
+            split = self._split(context, rows, _STREAMED_LOGIT_BYTES)
+            shared = memory_bytes - split.fixed + split.scratch
+            expert_bytes = shared - split.scratch
+            is_smallest = rows == _STEP_ROWS[-1] or self._given_rows is not None
+            if expert_bytes >= least_expert_bytes and (split.scratch * _SCRATCH_SHARE <= shared or is_smallest):
+                # Whole megabytes, so that the same budget gives the same slots whatever else changed by a few bytes.
+                expert_bytes = min(expert_bytes, self.needs.most_useful_bytes)
+                return dataclasses.replace(split, expert_bytes=max(least_expert_bytes, expert_bytes & -(1 << 20)))
+        return None
+
+    def _contexts(self) -> list[int]:
+        tokens = [min(self._program.context_length, DEFAULT_CONTEXT)]
+        while tokens[-1] // 2 >= LEAST_CONTEXT:
+            tokens.append(tokens[-1] // 2)
+        return tokens
+
+    def _rows(self, largest: int, at_most: int | None = None) -> list[int]:
+        if self._given_rows is not None:
+            return [self._given_rows]
+        return [n for n in _STEP_ROWS if n <= largest and (at_most is None or n <= max(at_most, _STEP_ROWS[-1]))]
+
+    def _split(self, context: int, rows: int, logit_bytes: int = _LOGIT_BYTES) -> _Split:
+        kv_tokens = round_to_pages(max(context, self._kv_tokens or context))
+        logit_rows = self._given_logit_rows or choose_logit_rows(self._program.vocab_size, rows, logit_bytes)
+        return _Split(
+            context=context,
+            kv_tokens=kv_tokens,
+            max_rows=rows,
+            max_logit_rows=logit_rows,
+            weights=self._weights,
+            kv=self._token_bytes * kv_tokens,
+            scratch=self._scratch.bytes_of(rows, logit_rows, self.num_threads),
+            interpreter=self._interpreter,
+            file_cache=sizes.table_page_bytes(self._program, context) + _FILE_CACHE_BYTES,
+        )
 
 
 def round_to_pages(num_tokens: int) -> int:
@@ -203,8 +362,7 @@ def round_to_pages(num_tokens: int) -> int:
 
 def kv_token_bytes(program: Program, kv: str) -> int:
     """Bytes that one token takes in the cache, all layers."""
-    shapes = {op.layer: op.num_kv_heads * (op.head_dim + op.v_dim) for op in program.ops if isinstance(op, Attend)}
-    return sum(shapes.values()) * kv_element_bytes(kv)
+    return sizes.kv_values_per_token(program) * kv_element_bytes(kv)
 
 
 def _tokenizer_bytes(checkpoint: Checkpoint, vocab_size: int) -> int:
@@ -214,71 +372,3 @@ def _tokenizer_bytes(checkpoint: Checkpoint, vocab_size: int) -> int:
     # tokenizer.json is not read for a forecast: byte-pair vocabularies have about as many merges as entries.
     merges = source.data.get("tokenizer.ggml.merges", ()) if source.kind == "gguf" else range(vocab_size)
     return vocab_size * _TOKEN_BYTES + len(merges) * _MERGE_BYTES
-
-
-def _matrices(program: Program) -> Iterator[tuple[TensorRef, float]]:
-    """Every matrix that is multiplied with, and the share of it that one token uses."""
-    for op in program.ops:
-        if isinstance(op, Linear):
-            yield from ((weight, 1.0) for weight in op.weights)
-        elif isinstance(op, Head):
-            yield op.weight, 1.0
-        elif isinstance(op, Experts):
-            share = program.top_k / max(1, len(op.gate))
-            yield from ((weight, share) for weight in (*op.gate, *op.up, *op.down))
-
-
-def _packed_bytes(ref: TensorRef) -> int:
-    row_bytes = ref.layout.nbytes(ref.cols)
-    if ref.layout not in (Layout.F32, Layout.F16, Layout.BF16):
-        row_bytes = int(row_bytes * _PACKING)
-    return -(-ref.rows // _TILE_ROWS) * _TILE_ROWS * row_bytes
-
-
-def _weight_bytes(program: Program, context: int) -> int:
-    packed = {ref.name: _packed_bytes(ref) for ref, _ in _matrices(program)}
-    vectors: dict[str, int] = {}
-    tables: dict[str, int] = {}
-    for op in program.ops:
-        if isinstance(op, Norm):
-            refs = [op.weight, op.bias]
-        elif isinstance(op, Linear):
-            refs = list(op.biases)
-        elif isinstance(op, Head | Route):
-            refs = [op.bias]
-        else:
-            refs = []
-        vectors.update((ref.name, 4 * ref.num_values) for ref in refs if ref is not None)
-        if isinstance(op, Embed):
-            # The table is read from the mapped file row by row: at worst each token of a conversation is another row.
-            row_pages = -(-op.table.layout.nbytes(op.table.cols) // _FILE_PAGE_BYTES) + 1
-            tables[op.table.name] = min(op.table.nbytes, context * row_pages * _FILE_PAGE_BYTES)
-    return sum(packed.values()) + sum(vectors.values()) + sum(tables.values())
-
-
-def _active_weights(program: Program) -> tuple[int, int]:
-    """Bytes and values of the weights that one token multiplies with."""
-    num_bytes = num_values = 0.0
-    for ref, share in _matrices(program):
-        num_bytes += ref.nbytes * share
-        num_values += ref.num_values * share
-    return max(1, int(num_bytes)), max(1, int(num_values))
-
-
-def _scratch_bytes(program: Program, max_rows: int, max_logit_rows: int, num_threads: int) -> int:
-    widths: dict[str, int] = {}
-    for op in program.ops:
-        for name in op.__dataclass_fields__:
-            value = getattr(op, name)
-            for buffer in value if isinstance(value, tuple) else (value,):
-                if isinstance(buffer, Buffer):
-                    widths[buffer.name] = max(widths.get(buffer.name, 0), buffer.width)
-    # Gate, up and the result of each picked expert.
-    experts = (
-        program.top_k * (2 * op.gate[0].rows + op.out.width)
-        for op in program.ops
-        if isinstance(op, Experts) and op.gate
-    )
-    per_row = 4 * (sum(widths.values()) + max(experts, default=0))
-    per_row += 2 * max(widths.values(), default=0)  # int8 codes, scales and sums of the widest input
-    return per_row * max_rows + 4 * max_logit_rows * program.vocab_size + num_threads * _THREAD_BYTES

@@ -14,6 +14,8 @@ from pathlib import Path
 # cgroup v1 writes "no limit" as the largest multiple of the page size: nothing near it is a limit.
 _NO_LIMIT = 1 << 60
 _PROFILE_VERSION = 1
+_LEAST_MARGIN_BYTES = 16 << 20
+_LIMIT_FILES = ("memory.max", "memory.high", "memory.limit_in_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,9 @@ class Machine:
     cache_bytes: dict[str, int] = field(default_factory=dict)  # "L1d", "L2", "L3": one instance of each
     system: str = ""  # "Linux 6.1 x86_64"
     tier: str | None = None  # the kernel tier in use; None when the native module is not there
+    # What a model may take by default: the least over machine and cgroups of what others leave, less a margin. 0 when
+    # that could not be read.
+    usable_bytes: int = 0
 
 
 _FEATURES = ("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16")
@@ -55,6 +60,7 @@ def machine(root: Path = Path("/")) -> Machine:
         cache_bytes=_cache_bytes(root),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         tier=_active_tier(),
+        usable_bytes=_usable_bytes(root, total_bytes),
     )
 
 
@@ -80,11 +86,53 @@ def _least_cgroup_limit(root: Path) -> tuple[int, str]:
     """The least memory limit over all enclosing cgroups, v1 and v2, and the cgroup that sets it."""
     least, path = _NO_LIMIT, ""
     for directory in _cgroup_directories(root, "memory"):
-        for name in ("memory.max", "memory.high", "memory.limit_in_bytes"):
+        for name in _LIMIT_FILES:
             limit = _as_int(_read(directory / name), _NO_LIMIT)
             if 0 < limit < least:
                 least, path = limit, str(directory)
     return least, path
+
+
+def innermost_memory_cgroup(root: Path = Path("/")) -> Path | None:
+    """The directory of the memory cgroup this process is in, as far as it can be seen."""
+    return next(_cgroup_directories(root, "memory"), None)
+
+
+def _usable_bytes(root: Path, total_bytes: int) -> int:
+    """What this process may take without anyone being pushed out: the least over the machine and every enclosing cgroup
+    of limit - what others hold and cannot give back - margin. Cached file pages count as free, our own memory too."""
+    own = kib_fields(root / "proc/self/status").get("VmRSS", 0)
+    available = kib_fields(root / "proc/meminfo").get("MemAvailable", 0)
+    if not available:
+        return 0
+    least = min(total_bytes, available + own) - _margin(total_bytes)
+    for directory in _cgroup_directories(root, "memory"):
+        limits = (_as_int(_read(directory / name), 0) for name in _LIMIT_FILES)
+        limit = min((n for n in limits if n > 0), default=_NO_LIMIT)
+        if limit >= total_bytes:
+            continue
+        used = _as_int(_read(directory / "memory.current") or _read(directory / "memory.usage_in_bytes"), 0)
+        stat = dict(line.split(None, 1) for line in _read(directory / "memory.stat").splitlines() if " " in line)
+        prefix = "total_" if "total_inactive_file" in stat else ""  # v1, children included
+        cached = sum(_as_int(stat.get(f"{prefix}{name}_file", ""), 0) for name in ("active", "inactive"))
+        least = min(least, limit - max(0, used - cached - own) - _margin(limit))
+    return max(1, least)
+
+
+def _margin(limit_bytes: int) -> int:
+    """What is left to the kernel's own pages and to what grows beside us."""
+    return max(_LEAST_MARGIN_BYTES, limit_bytes // 32)
+
+
+def kib_fields(path: Path) -> dict[str, int]:
+    """Bytes of the "Name:  123 kB" lines of /proc/meminfo or /proc/self/status."""
+    fields: dict[str, int] = {}
+    for line in _read(path).splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if len(words) == 2 and words[1] == "kB":
+            fields[name] = _as_int(words[0], 0) * 1024
+    return fields
 
 
 def _cgroup_directories(root: Path, controller: str) -> Iterator[Path]:
@@ -113,9 +161,9 @@ def _cgroup_directories(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _memory_total_bytes(root: Path) -> int:
-    for line in _read(root / "proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
-            return _as_int(line.split()[1], 0) * 1024
+    total_bytes = kib_fields(root / "proc/meminfo").get("MemTotal", 0)
+    if total_bytes:
+        return total_bytes
     if hasattr(os, "sysconf"):  # not on Windows
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return _NO_LIMIT
@@ -169,6 +217,7 @@ class DeviceProfile:
     read_bytes_per_second: float  # sequential reads, all threads together
     int8_ops_per_second: float  # two operations a product, from L1
     measured_at: str = ""  # UTC, ISO 8601
+    disk_bytes_per_second: float | None = None  # reads of about 1 MiB at random places of a model's file
 
 
 def profile_path() -> Path:

@@ -1,0 +1,219 @@
+"""How many bytes the executor takes for a program: the same arithmetic as the native side, without loading anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..checkpoint.types import Layout, TensorRef
+from ..program import Attend, Buffer, Embed, Experts, Head, Linear, Norm, Program, Route
+
+_TILE_ROWS = 16
+_PLANE_BYTES = 64
+_FLOATS = (Layout.F32, Layout.F16, Layout.BF16)
+
+# (blocks that share a header, bytes of the header, planes of 64 bytes a block) of packed tiles: native/kernels/
+# linear_tile.h. Floats have neither.
+_TILES: dict[Layout, tuple[int, int, int]] = {
+    Layout.Q4_0: (2, 64, 4),
+    Layout.IQ4_NL: (2, 64, 4),
+    Layout.Q4_1: (1, 64, 4),
+    Layout.Q5_0: (2, 64, 5),
+    Layout.Q5_1: (1, 64, 5),
+    Layout.Q8_0: (2, 64, 8),
+    Layout.MXFP4: (4, 64, 4),
+    Layout.Q2_K: (1, 320, 16),
+    Layout.Q3_K: (1, 320, 24),
+    Layout.Q4_K: (1, 320, 32),
+    Layout.Q5_K: (1, 320, 40),
+    Layout.Q6_K: (1, 320, 48),
+    Layout.IQ4_XS: (1, 192, 32),
+}
+
+FILE_PAGE_BYTES = 4096
+# Pieces of experts on their way from the disk to a slot, which expert_bytes pays for too: native/experts/stream.cpp.
+_REQUEST_BYTES = 2 << 20
+_LEAST_BUFFERS, _MOST_BUFFERS = 2, 12  # the second: three for each of four readers
+_HUGE_PAGE_BYTES = 2 << 20
+# Assignments (row, expert) whose results are held at once: kMaxAssignments of native/executor/impl.h.
+_MAX_ASSIGNMENTS = 1024
+_THREAD_BYTES = 1 << 20  # stack and kernel scratch of one thread, touched part
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNeeds:
+    """What the experts of a program take, resident and streamed. All zero for a dense program."""
+
+    num_layers: int = 0  # that have experts
+    num_experts: int = 0  # in all layers together
+    top_k: int = 0
+    file_bytes: int = 0  # of all expert records as they lie in the file
+    packed_bytes: int = 0  # of all of them in memory
+    cycle_bytes: int = 0  # slots for the experts that one token picks, all layers
+    cycle_file_bytes: int = 0  # what one token reads when nothing is cached
+    least_bytes: int = 0  # slots and read buffers below which a single layer's picks have no room
+    largest_record_bytes: int = 0
+    buffer_bytes: int = 0  # of one read buffer
+
+    def slots_of(self, expert_bytes: int) -> int:
+        """Bytes that are left for slots of `expert_bytes`."""
+        num_buffers = max(_LEAST_BUFFERS, min(_MOST_BUFFERS, expert_bytes // 16 // max(1, self.buffer_bytes)))
+        return max(0, expert_bytes - num_buffers * self.buffer_bytes)
+
+    @property
+    def most_useful_bytes(self) -> int:
+        """`expert_bytes` that hold every expert: more is of no use."""
+        return self.packed_bytes + _MOST_BUFFERS * self.buffer_bytes + _HUGE_PAGE_BYTES
+
+    @property
+    def cycle_expert_bytes(self) -> int:
+        """`expert_bytes` whose slots hold what one token picks."""
+        return self.cycle_bytes + max(_LEAST_BUFFERS * self.buffer_bytes, self.cycle_bytes // 12) + _HUGE_PAGE_BYTES
+
+
+def packed_bytes(ref: TensorRef) -> int:
+    """Bytes of a matrix once it is packed into tiles of 16 rows."""
+    tiles = -(-ref.rows // _TILE_ROWS)
+    if ref.layout in _FLOATS:
+        return tiles * _round_up(ref.layout.nbytes(ref.cols) * _TILE_ROWS, 64)
+    group, header, planes = _TILES[ref.layout]
+    blocks = ref.cols // ref.layout.block_values
+    return tiles * (-(-blocks // group) * header + blocks * planes * _PLANE_BYTES)
+
+
+def slot_bytes(gate: TensorRef, up: TensorRef, down: TensorRef) -> int:
+    """Bytes of the slot of one expert: its three matrices, packed as it is when resident."""
+    return sum(map(packed_bytes, (gate, up, down)))
+
+
+def expert_needs(program: Program) -> ExpertNeeds:
+    """Sizes of the program's experts, by layer where layers differ."""
+    layers = [op for op in program.ops if isinstance(op, Experts) and op.gate]
+    if not layers:
+        return ExpertNeeds()
+    top_k = max(1, program.top_k)
+    num = stored = packed = cycle = cycle_file = largest = request = 0
+    classes: dict[int, int] = {}
+    for op in layers:
+        records = list(zip(op.gate, op.up, op.down, strict=True))
+        sizes = [slot_bytes(*record) for record in records]
+        files = [sum(ref.nbytes for ref in record) for record in records]
+        num += len(records)
+        stored += sum(files)
+        packed += sum(sizes)
+        picks = min(top_k, len(records))
+        cycle += picks * max(sizes)
+        cycle_file += picks * max(files)
+        largest = max(largest, *files)
+        for ref in (ref for record in records for ref in record):
+            tile = ref.layout.nbytes(ref.cols) * _TILE_ROWS
+            request = max(request, min(ref.nbytes, max(tile, _REQUEST_BYTES)))
+        classes[max(sizes)] = max(classes.get(max(sizes), 0), picks)
+    # Layers of mixed layouts have slots of several sizes, and each size must hold one layer's picks.
+    buffer = _round_up(request, FILE_PAGE_BYTES) + 2 * FILE_PAGE_BYTES
+    least = sum(size * picks for size, picks in classes.items()) + _LEAST_BUFFERS * buffer
+    least = _round_up(least, _HUGE_PAGE_BYTES)
+    return ExpertNeeds(len(layers), num, top_k, stored, packed, cycle, cycle_file, least, largest, buffer)
+
+
+def dense_weight_bytes(program: Program) -> int:
+    """Bytes of all weights but the experts', packed, and of vectors as floats."""
+    packed: dict[tuple[str, int], int] = {}
+    vectors: dict[str, int] = {}
+    refs: list[TensorRef | None]
+    for op in program.ops:
+        if isinstance(op, Norm):
+            refs = [op.weight, op.bias]
+        elif isinstance(op, Linear):
+            packed.update(((ref.name, ref.offset), packed_bytes(ref)) for ref in op.weights)
+            refs = list(op.biases)
+        elif isinstance(op, Head):
+            packed[op.weight.name, op.weight.offset] = packed_bytes(op.weight)
+            refs = [op.bias]
+        elif isinstance(op, Route):
+            refs = [op.bias]
+        else:
+            refs = []
+        vectors.update((ref.name, 4 * _round_up(ref.num_values, 16)) for ref in refs if ref is not None)
+    return sum(packed.values()) + sum(vectors.values())
+
+
+def table_page_bytes(program: Program, context: int) -> int:
+    """Cached file pages of embedding tables, which are read row by row: at worst each token is another row."""
+    tables: dict[str, int] = {}
+    for op in program.ops:
+        if isinstance(op, Embed):
+            row_pages = -(-op.table.layout.nbytes(op.table.cols) // FILE_PAGE_BYTES) + 1
+            tables[op.table.name] = min(op.table.nbytes, context * row_pages * FILE_PAGE_BYTES)
+    return sum(tables.values())
+
+
+def active_weights(program: Program) -> tuple[int, int]:
+    """Bytes and values of the weights that one token multiplies with."""
+    num_bytes = num_values = 0.0
+    for ref, share in _matrices(program):
+        num_bytes += ref.nbytes * share
+        num_values += ref.num_values * share
+    return max(1, int(num_bytes)), max(1, int(num_values))
+
+
+@dataclass(frozen=True, slots=True)
+class ScratchNeeds:
+    """What a step's buffers take, apart from how many rows it has."""
+
+    row_bytes: int
+    assignment_bytes: int  # the inner row of a picked expert, its codes, and its result
+    top_k: int
+    vocab_size: int
+
+    def bytes_of(self, max_rows: int, max_logit_rows: int, num_threads: int) -> int:
+        """Row buffers, logits and threads."""
+        assignments = min(max_rows * self.top_k, _MAX_ASSIGNMENTS)
+        rows = max(max_rows, max_logit_rows)
+        return (
+            self.row_bytes * rows
+            + self.assignment_bytes * assignments
+            + 4 * max_logit_rows * self.vocab_size
+            + num_threads * _THREAD_BYTES
+        )
+
+
+def scratch_needs(program: Program) -> ScratchNeeds:
+    """The buffers of a program."""
+    widths: dict[str, int] = {}
+    inner = 0
+    for op in program.ops:
+        if isinstance(op, Experts):
+            inner = max(inner, 6 * op.gate[0].rows + 4 * op.out.width if op.gate else 0)
+            values: tuple[object, ...] = (op.out, op.x, op.logits)  # its other fields are thousands of tensors
+        else:
+            values = tuple(getattr(op, name) for name in op.__dataclass_fields__)
+        for value in values:
+            for buffer in value if isinstance(value, tuple) else (value,):
+                if isinstance(buffer, Buffer):
+                    widths[buffer.name] = max(widths.get(buffer.name, 0), buffer.width)
+    row_bytes = 4 * sum(widths.values())
+    row_bytes += 2 * max(widths.values(), default=0)  # int8 codes, scales and sums of the widest input
+    return ScratchNeeds(row_bytes, inner, program.top_k, program.vocab_size)
+
+
+def kv_values_per_token(program: Program) -> int:
+    """Numbers that one token adds to the cache, all layers."""
+    shapes = {op.layer: op.num_kv_heads * (op.head_dim + op.v_dim) for op in program.ops if isinstance(op, Attend)}
+    return sum(shapes.values())
+
+
+def _matrices(program: Program) -> Iterator[tuple[TensorRef, float]]:
+    """Every matrix that is multiplied with, and the share of it that one token uses."""
+    for op in program.ops:
+        if isinstance(op, Linear):
+            yield from ((weight, 1.0) for weight in op.weights)
+        elif isinstance(op, Head):
+            yield op.weight, 1.0
+        elif isinstance(op, Experts):
+            share = program.top_k / max(1, len(op.gate))
+            yield from ((weight, share) for weight in (*op.gate, *op.up, *op.down))
+
+
+def _round_up(value: int, to: int) -> int:
+    return -(-value // to) * to

@@ -1,0 +1,228 @@
+"""The plan: everything resident when it fits, experts streamed with what is left when not, and the least that works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kamado.checkpoint import open_checkpoint
+from kamado.checkpoint.gguf_writer import GgufWriter
+from kamado.checkpoint.synth import synthesize
+from kamado.checkpoint.types import Checkpoint
+from kamado.errors import MemoryBudgetError, UsageError
+from kamado.memory import sizes
+from kamado.memory.forecast import LEAST_CONTEXT, Plan, plan
+from kamado.memory.profile import DeviceProfile, Machine
+from kamado.models import build_program
+from kamado.program import Experts, Linear, Program
+
+MIB, GIB = 1 << 20, 1 << 30
+
+
+def tokenizer_in(folder: Path) -> Checkpoint:
+    """A file with a vocabulary of 512 and nothing else."""
+    writer = GgufWriter("llama")
+    writer.add("tokenizer.ggml.model", "gpt2")
+    writer.add("tokenizer.ggml.tokens", [f"t{i}" for i in range(512)])
+    writer.add("tokenizer.ggml.token_type", [1] * 512)
+    writer.add("tokenizer.ggml.merges", ["t 1"])
+    with writer.open(folder / "tokenizer.gguf"):
+        pass
+    return open_checkpoint(folder / "tokenizer.gguf")
+
+
+def here(usable: int = 0, total: int = 8 * GIB) -> Machine:
+    return Machine(
+        cpus=2,
+        cpus_online=2,
+        memory_bytes=total,
+        memory_total_bytes=total,
+        memory_limited_by="machine",
+        cpu_model="test",
+        cpu_features=(),
+        usable_bytes=usable,
+    )
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Program]:
+    """8 layers of 32 experts, 4 a token: experts of 28 MB, other weights under 3 MB."""
+    folder = tmp_path_factory.mktemp("moe")
+    tokenizer = tokenizer_in(folder)
+    synthesize(
+        folder / "moe.gguf", "qwen3moe", tokenizer_from=tokenizer, layers=8, hidden=256, heads=4, kv_heads=2,
+        head_dim=64, experts=32, top_k=4, expert_width=256, layout="q4_k",
+    )  # fmt: skip
+    checkpoint = open_checkpoint(folder / "moe.gguf")
+    return checkpoint, build_program(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Program]:
+    folder = tmp_path_factory.mktemp("dense")
+    tokenizer = tokenizer_in(folder)
+    synthesize(
+        folder / "dense.gguf", "llama", tokenizer_from=tokenizer, layers=2, hidden=256, heads=4, kv_heads=2, ffn=512
+    )
+    checkpoint = open_checkpoint(folder / "dense.gguf")
+    return checkpoint, build_program(checkpoint)
+
+
+def resident_bytes(model: tuple[Checkpoint, Program]) -> int:
+    return plan(*model, on=here()).peak_bytes
+
+
+def test_what_fits_is_resident(moe: tuple[Checkpoint, Program]) -> None:
+    result = plan(*moe, on=here())
+    assert result.fits
+    assert not result.is_streamed
+    assert result.expert_slots == result.num_experts == 8 * 32
+    assert result.bytes_by_owner["experts"] == sizes.expert_needs(moe[1]).packed_bytes > 25 * MIB
+    assert result.miss_bytes_per_token == 0
+    exactly = plan(*moe, memory=result.peak_bytes, on=here())
+    assert not exactly.is_streamed
+    smaller = plan(*moe, memory=result.peak_bytes - 1, on=here())
+    assert not smaller.is_streamed  # smaller steps cost less than reading experts
+    assert smaller.max_rows < result.max_rows
+    assert plan(*moe, memory=result.peak_bytes - 1, max_rows=512, on=here()).is_streamed
+
+
+def test_what_does_not_fit_is_streamed_within_the_budget(moe: tuple[Checkpoint, Program]) -> None:
+    everything = resident_bytes(moe)
+    before: Plan | None = None
+    for taken in range(2 * MIB, 30 * MIB, 4 * MIB):
+        result = plan(*moe, memory=everything - taken, max_rows=512, on=here())
+        assert result.is_streamed
+        assert result.fits
+        assert result.peak_bytes <= everything - taken
+        assert result.expert_bytes == result.bytes_by_owner["experts"]
+        assert 0 < result.expert_slots < result.num_experts
+        if before is not None and before.context == result.context:
+            assert result.expert_slots <= before.expert_slots
+        before = result
+
+
+def test_the_least_that_is_named_works_and_one_byte_less_does_not(moe: tuple[Checkpoint, Program]) -> None:
+    least = plan(*moe, memory=10 * MIB, on=here())
+    assert not least.fits
+    assert sum(least.least_bytes_by_owner.values()) == least.least_bytes
+    with pytest.raises(MemoryBudgetError, match=rf"the least that works is .*experts .*interpreter .*{LEAST_CONTEXT}"):
+        least.require_fit()
+    works = plan(*moe, memory=least.least_bytes, on=here())
+    works.require_fit()
+    assert works.is_streamed
+    assert works.context >= LEAST_CONTEXT
+    needs = sizes.expert_needs(moe[1])
+    assert works.expert_bytes is not None
+    assert works.expert_bytes >= needs.least_bytes
+    assert works.miss_bytes_per_token == needs.cycle_file_bytes  # less than one token's experts: none is found again
+    assert not plan(*moe, memory=least.least_bytes - 1, on=here()).fits
+
+
+def test_a_context_that_was_asked_for_is_kept(moe: tuple[Checkpoint, Program]) -> None:
+    everything = resident_bytes(moe)
+    result = plan(*moe, memory=everything - 20 * MIB, context=1000, on=here())
+    assert (result.context, result.kv_tokens) == (1000, 1024)
+    with pytest.raises(UsageError, match="context=1 "):
+        plan(*moe, context=1, on=here())
+    huge = plan(*moe, memory=least_of(moe), context=30000, on=here())
+    assert not huge.fits
+    with pytest.raises(MemoryBudgetError, match="smaller context than 30000"):
+        huge.require_fit()
+
+
+def least_of(model: tuple[Checkpoint, Program]) -> int:
+    return plan(*model, memory=1 * MIB, on=here()).least_bytes
+
+
+def test_steps_grow_where_there_is_room_and_shrink_where_not(moe: tuple[Checkpoint, Program]) -> None:
+    everything = resident_bytes(moe)
+    rows = [plan(*moe, memory=m, on=here()).max_rows for m in (least_of(moe), everything - 25 * MIB, everything)]
+    assert rows[0] <= rows[1]
+    assert rows[2] == 512
+    assert plan(*moe, memory=everything - 20 * MIB, max_rows=77, on=here()).max_rows == 77
+    scratch = [sizes.scratch_needs(moe[1]).bytes_of(n, 16, 2) for n in (32, 512, 2048)]
+    assert scratch == sorted(scratch)
+
+
+def test_without_a_budget_others_and_a_margin_are_left_their_share(moe: tuple[Checkpoint, Program]) -> None:
+    everything = resident_bytes(moe)
+    small = plan(*moe, on=here(usable=everything - 10 * MIB))
+    assert small.is_streamed
+    assert small.memory_bytes == everything - 10 * MIB
+    # A budget that was asked for may go beyond, up to what the machine has.
+    assert not plan(*moe, memory=everything, on=here(usable=everything - 10 * MIB)).is_streamed
+    capped = plan(*moe, memory=100 * GIB, on=here(total=everything - 10 * MIB))
+    assert (capped.memory_bytes, capped.memory_limited_by) == (everything - 10 * MIB, "machine")
+
+
+def test_a_dense_model_is_never_streamed(dense: tuple[Checkpoint, Program]) -> None:
+    everything = resident_bytes(dense)
+    smaller = plan(*dense, memory=everything - MIB, on=here())
+    assert smaller.fits
+    assert not smaller.is_streamed
+    assert smaller.context < 4096 or smaller.max_rows < 512
+    nothing = plan(*dense, memory=MIB, on=here())
+    assert not nothing.fits
+    assert nothing.num_experts == 0
+    with pytest.raises(MemoryBudgetError, match=r"the budget is 1\.00 MiB: the least that works is"):
+        nothing.require_fit()
+
+
+def test_the_disk_bounds_the_speed_of_a_streamed_model(moe: tuple[Checkpoint, Program]) -> None:
+    profile = DeviceProfile("test", 2, "avx2", 20e9, 1e12, disk_bytes_per_second=50e6)
+    fast = plan(*moe, profile=profile, on=here())
+    slow = plan(*moe, memory=least_of(moe), profile=profile, on=here())
+    assert fast.decode_tokens_per_second is not None
+    assert slow.decode_tokens_per_second is not None
+    assert slow.decode_tokens_per_second == pytest.approx(50e6 / slow.miss_bytes_per_token)
+    assert slow.decode_tokens_per_second < fast.decode_tokens_per_second
+
+
+def test_a_plan_is_plain_data(moe: tuple[Checkpoint, Program]) -> None:
+    import json
+
+    document = json.loads(json.dumps(plan(*moe, memory=least_of(moe), on=here()).to_dict()))
+    assert document["is_streamed"]
+    assert document["peak_bytes"] == sum(document["bytes_by_owner"].values())
+    assert set(document["least_bytes_by_owner"]) == set(document["bytes_by_owner"])
+
+
+def test_sizes_are_the_native_ones(moe: tuple[Checkpoint, Program]) -> None:
+    native = pytest.importorskip("kamado._native", reason="the native module is not built")
+    if not hasattr(native, "packed_bytes"):
+        pytest.skip("this native module cannot tell packed sizes")
+    for op in moe[1].ops:
+        refs = op.weights if isinstance(op, Linear) else (*op.gate, *op.down) if isinstance(op, Experts) else ()
+        for ref in refs:
+            assert sizes.packed_bytes(ref) == native.packed_bytes(int(ref.layout), ref.rows, ref.cols)
+
+
+def test_every_layout_packs_as_the_native_side_says(tmp_path: Path) -> None:
+    from kamado.checkpoint.types import Layout, TensorRef
+
+    native = pytest.importorskip("kamado._native", reason="the native module is not built")
+    if not hasattr(native, "packed_bytes"):
+        pytest.skip("this native module cannot tell packed sizes")
+    for layout in Layout:
+        for rows, cols in ((1, 256), (16, 768), (100, 2048)):
+            ref = TensorRef("w", tmp_path, 0, layout.nbytes(rows * cols), (rows, cols), layout)
+            assert sizes.packed_bytes(ref) == native.packed_bytes(int(layout), rows, cols), (layout, rows, cols)
+
+
+def test_weights_and_scratch_are_what_the_executor_takes(moe: tuple[Checkpoint, Program]) -> None:
+    lower = pytest.importorskip("kamado.lower", reason="the native module is not built")
+    result = plan(*moe, context=512, on=here())
+    executor = lower.build_executor(
+        moe[1], num_threads=2, max_rows=result.max_rows, max_logit_rows=result.max_logit_rows,
+        max_kv_tokens=result.kv_tokens, max_sequences=4, kv="f16",
+    )  # fmt: skip
+    try:
+        stats = executor.stats()
+    finally:
+        executor.close()
+    planned = result.bytes_by_owner
+    weights = stats["weight_bytes"] + stats.get("expert_bytes", 0.0)
+    assert weights == pytest.approx(planned["weights"] + planned["experts"], rel=0.01)
+    assert 0.7 * planned["scratch"] < stats["scratch_bytes"] <= planned["scratch"]
