@@ -62,7 +62,7 @@ def run_capped(
         return CappedRun(
             stdout,
             stderr,
-            process.returncode if code is None else code if code is None else code,
+            process.returncode if code is None else code,
             seconds,
             peak,
             hits,
