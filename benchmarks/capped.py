@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+TIMED_OUT = -1
 _V1 = Path("/sys/fs/cgroup/memory")
 _V2 = Path("/sys/fs/cgroup")
 
@@ -43,8 +44,14 @@ def run_capped(
             ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(procs), *command],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        code: int | None = None
         try:
-            stdout, stderr = process.communicate(timeout=timeout)
+            try:
+                stdout, stderr = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                stdout, _ = process.communicate()
+                stderr, code = f"not done after {timeout:.0f} s", TIMED_OUT
         except BaseException:
             process.kill()
             process.wait()
@@ -52,7 +59,15 @@ def run_capped(
         seconds = time.perf_counter() - begin
         peak = _number(directory / ("memory.peak" if is_v2 else "memory.max_usage_in_bytes"))
         hits = _events(directory) if is_v2 else _number(directory / "memory.failcnt")
-        return CappedRun(stdout, stderr, process.returncode, seconds, peak, hits, disk_bytes_read(device) - read_before)
+        return CappedRun(
+            stdout,
+            stderr,
+            process.returncode if code is None else code,
+            seconds,
+            peak,
+            hits,
+            disk_bytes_read(device) - read_before,
+        )
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -68,7 +69,7 @@ def run_peer(options: argparse.Namespace, model: Path, limit: int | None, kib: i
     """llama-bench with mmap, its default; the last repetition counts for it too."""
     command = [
         str(tool(options.peer, "llama-bench")), "-m", str(model), "-p", "0", "-n", str(options.decode), "-r",
-        str(options.repeat), "-t", str(options.threads), "-mmp", "1", "-o", "json",
+        str(options.repeat), "-t", str(options.threads), *options.peer_mmap, "--no-warmup", "-o", "json",
     ]  # fmt: skip
     with read_ahead(options.device, kib) as in_force:
         run = run_capped(command, limit, timeout=options.timeout, device=options.device)
@@ -250,6 +251,9 @@ def main() -> int:
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL.gguf")
     parser.add_argument("--kamado", default="kamado", help="the command, e.g. 'python -m kamado'")
     parser.add_argument("--peer", type=Path, metavar="DIR", help="folder of llama-bench; without it kamado runs alone")
+    parser.add_argument(
+        "--peer-mmap", default="-lm mmap", type=str.split, help="how llama-bench is told to map; older ones: '-mmp 1'"
+    )
     parser.add_argument("--budgets", default="6GiB,4GiB", type=lambda text: text.split(","))
     parser.add_argument("--decode", type=int, default=32, metavar="N")
     parser.add_argument("--depth", type=int, default=0, metavar="D")
@@ -266,6 +270,7 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--svg", type=Path, help="the first model's curve")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: cgroup and read-ahead are put back
     options.kamado = options.kamado.split()
     options.device = device_of(options.models[0])
     parts = []

@@ -44,6 +44,7 @@ flowchart LR
 | 5 | a download failed; the next try goes on where it stopped |
 | 6 | the prompt does not fit the context |
 | 7 | the memory budget or the machine is too small |
+| 8 | an expert could not be read from disk while the model ran |
 | 70 | a fault of Kamado's own |
 | 130 | interrupted by Ctrl-C |
 | 141 | the reader of a pipe has gone |

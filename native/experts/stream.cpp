@@ -120,8 +120,11 @@ ExpertStream::ExpertStream(const Program& program, const LinearKernels& kernels,
     throw std::invalid_argument("expert_bytes = " + std::to_string(options.bytes) + " is too little: the experts of " +
                                 "one operation and their read buffers take " + std::to_string(least_bytes_));
   }
-  // A sixteenth of the budget, as long as more buffers help.
-  const auto most_buffers = static_cast<size_t>(std::max(options.num_readers, 1)) * 3;
+  // A sixteenth of the budget, as long as more buffers help: all experts of a row, and some to read into meanwhile.
+  int32_t most_picks = 0;
+  for (const Layer& layer : layers_) most_picks = std::max(most_picks, layer.top_k);
+  const auto most_buffers = std::min<size_t>(static_cast<size_t>(most_picks) * most_requests, 24) +
+                            static_cast<size_t>(std::max(options.num_readers, 1));
   const size_t num_buffers = std::clamp(std::min(bytes / 16, bytes - least_slots) / buffer, size_t{2}, most_buffers);
   share_slots(classes, bytes - num_buffers * buffer);
   for (const SlotClass& size : classes) slot_bytes_ += size.slot_bytes * static_cast<size_t>(size.num_slots);

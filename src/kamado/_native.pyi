@@ -157,10 +157,9 @@ class Executor:
         """What experts cost: "layers", a list (by Experts operation) of dicts with layer; hits, misses and
         lookahead_hits, which sum to the experts that operations needed (in a slot, not, or read ahead),
         lookahead_wrong (read ahead in vain), bytes_read, requests, read_seconds (summed over requests), wait_seconds
-        (with nothing to compute), compute_seconds; "resident"; and of streamed experts "slots",
-        "slot_bytes" (all slots), "expert_bytes" (with read buffers), "least_expert_bytes",
-        "expert_record_bytes" (the largest expert in the file), "direct_io", "readers", "busy_seconds" (with at least
-        one read under way)."""
+        (with nothing to compute), compute_seconds; "resident"; and of streamed experts "slots", "slot_bytes" (all
+        slots), "expert_bytes" (with read buffers), "least_expert_bytes", "expert_record_bytes" (the largest expert in
+        the file), "direct_io", "readers", "busy_seconds" (with at least one read under way)."""
     def record_routing(self, enabled: bool) -> None: ...
     def routing(self) -> NDArray[np.int32]:
         """What was routed since recording began or this was last called, then forgotten: rows of step, layer, the

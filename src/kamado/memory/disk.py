@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import random
@@ -38,11 +39,14 @@ def measure_disk(
             fd, is_direct = _open(path)
             try:
                 with mmap.mmap(-1, request_bytes) as buffer:  # page-aligned, as direct I/O wants it
-                    while time.perf_counter() < deadline:
+                    while not done[reader] or time.perf_counter() < deadline:
                         offset = rng.randrange(num_places) * request_bytes
                         if not is_direct and hasattr(os, "posix_fadvise"):
                             os.posix_fadvise(fd, offset, request_bytes, os.POSIX_FADV_DONTNEED)
-                        done[reader] += os.preadv(fd, [buffer], offset)
+                        count = os.preadv(fd, [buffer], offset)
+                        if count == 0:
+                            raise OSError(errno.EIO, "the file ended while it was read", str(path))
+                        done[reader] += count
             finally:
                 os.close(fd)
         except OSError as error:

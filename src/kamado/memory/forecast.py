@@ -323,9 +323,11 @@ class _Planner:
             expert_bytes = shared - split.scratch
             is_smallest = rows == _STEP_ROWS[-1] or self._given_rows is not None
             if expert_bytes >= least_expert_bytes and (split.scratch * _SCRATCH_SHARE <= shared or is_smallest):
-                # Whole megabytes, so that the same budget gives the same slots whatever else changed by a few bytes.
+                # The executor takes whole huge pages.
                 expert_bytes = min(expert_bytes, self.needs.most_useful_bytes)
-                return dataclasses.replace(split, expert_bytes=max(least_expert_bytes, expert_bytes & -(1 << 20)))
+                return dataclasses.replace(
+                    split, expert_bytes=max(least_expert_bytes, expert_bytes & -sizes.HUGE_PAGE_BYTES)
+                )
         return None
 
     def _contexts(self) -> list[int]:

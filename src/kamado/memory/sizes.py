@@ -34,7 +34,7 @@ FILE_PAGE_BYTES = 4096
 # Pieces of experts on their way from the disk to a slot, which expert_bytes pays for too: native/experts/stream.cpp.
 _REQUEST_BYTES = 2 << 20
 _LEAST_BUFFERS, _MOST_BUFFERS = 2, 12  # the second: three for each of four readers
-_HUGE_PAGE_BYTES = 2 << 20
+HUGE_PAGE_BYTES = 2 << 20
 # Assignments (row, expert) whose results are held at once: kMaxAssignments of native/executor/impl.h.
 _MAX_ASSIGNMENTS = 1024
 _THREAD_BYTES = 1 << 20  # stack and kernel scratch of one thread, touched part
@@ -54,21 +54,25 @@ class ExpertNeeds:
     least_bytes: int = 0  # slots and read buffers below which a single layer's picks have no room
     largest_record_bytes: int = 0
     buffer_bytes: int = 0  # of one read buffer
+    least_slots_bytes: int = 0  # of `least_bytes`, the slots
 
     def slots_of(self, expert_bytes: int) -> int:
         """Bytes that are left for slots of `expert_bytes`."""
-        num_buffers = max(_LEAST_BUFFERS, min(_MOST_BUFFERS, expert_bytes // 16 // max(1, self.buffer_bytes)))
+        if expert_bytes >= HUGE_PAGE_BYTES:
+            expert_bytes = expert_bytes // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        for_buffers = min(expert_bytes // 16, expert_bytes - self.least_slots_bytes)
+        num_buffers = max(_LEAST_BUFFERS, min(_MOST_BUFFERS, for_buffers // max(1, self.buffer_bytes)))
         return max(0, expert_bytes - num_buffers * self.buffer_bytes)
 
     @property
     def most_useful_bytes(self) -> int:
         """`expert_bytes` that hold every expert: more is of no use."""
-        return self.packed_bytes + _MOST_BUFFERS * self.buffer_bytes + _HUGE_PAGE_BYTES
+        return self.packed_bytes + _MOST_BUFFERS * self.buffer_bytes + HUGE_PAGE_BYTES
 
     @property
     def cycle_expert_bytes(self) -> int:
         """`expert_bytes` whose slots hold what one token picks."""
-        return self.cycle_bytes + max(_LEAST_BUFFERS * self.buffer_bytes, self.cycle_bytes // 12) + _HUGE_PAGE_BYTES
+        return self.cycle_bytes + max(_LEAST_BUFFERS * self.buffer_bytes, self.cycle_bytes // 12) + HUGE_PAGE_BYTES
 
 
 def packed_bytes(ref: TensorRef) -> int:
@@ -111,9 +115,10 @@ def expert_needs(program: Program) -> ExpertNeeds:
         classes[max(sizes)] = max(classes.get(max(sizes), 0), picks)
     # Layers of mixed layouts have slots of several sizes, and each size must hold one layer's picks.
     buffer = _round_up(request, FILE_PAGE_BYTES) + 2 * FILE_PAGE_BYTES
-    least = sum(size * picks for size, picks in classes.items()) + _LEAST_BUFFERS * buffer
-    least = _round_up(least, _HUGE_PAGE_BYTES)
-    return ExpertNeeds(len(layers), num, top_k, stored, packed, cycle, cycle_file, least, largest, buffer)
+    least_slots = sum(size * picks for size, picks in classes.items())
+    least = least_slots + _LEAST_BUFFERS * buffer
+    least = _round_up(least, HUGE_PAGE_BYTES if least >= HUGE_PAGE_BYTES else FILE_PAGE_BYTES)
+    return ExpertNeeds(len(layers), num, top_k, stored, packed, cycle, cycle_file, least, largest, buffer, least_slots)
 
 
 def dense_weight_bytes(program: Program) -> int:

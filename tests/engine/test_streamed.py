@@ -1,0 +1,100 @@
+"""A model that does not fit its budget: the same bits as in memory, and the ledger adds up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kamado
+from kamado.checkpoint import open_checkpoint
+from kamado.checkpoint.gguf_writer import GgufWriter
+from kamado.checkpoint.synth import synthesize
+from kamado.errors import KamadoError, MemoryBudgetError, ModelChangedError
+from kamado.memory import sizes
+from kamado.models import build_program
+
+pytest.importorskip("kamado._native", reason="the native module is not built")
+
+TOKENS = [int(i) for i in np.random.default_rng(4).integers(0, 512, 70)]
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 layers of 32 experts, 4 a token, 28 MB of experts."""
+    folder = tmp_path_factory.mktemp("moe")
+    writer = GgufWriter("llama")
+    writer.add("tokenizer.ggml.model", "gpt2")
+    writer.add("tokenizer.ggml.pre", "default")
+    writer.add("tokenizer.ggml.tokens", ["a", "b", "ab", *(f"t{i}" for i in range(509))])
+    writer.add("tokenizer.ggml.token_type", [1] * 512)
+    writer.add("tokenizer.ggml.merges", ["a b"])
+    writer.add("tokenizer.ggml.eos_token_id", 511)
+    with writer.open(folder / "tokenizer.gguf"):
+        pass
+    synthesize(
+        folder / "moe.gguf", "qwen3moe", tokenizer_from=open_checkpoint(folder / "tokenizer.gguf"), layers=8,
+        hidden=256, heads=4, kv_heads=2, head_dim=64, experts=32, top_k=4, expert_width=256, layout="q4_k",
+    )  # fmt: skip
+    return folder / "moe.gguf"
+
+
+def least_bytes(path: Path) -> int:
+    with pytest.raises(MemoryBudgetError) as caught:
+        kamado.load(path, memory="8MiB")
+    assert "the least that works is" in str(caught.value)
+    checkpoint = open_checkpoint(path)
+    from kamado.memory.forecast import plan
+
+    return plan(checkpoint, build_program(checkpoint), memory=1 << 20).least_bytes
+
+
+def answers(path: Path, **settings: object) -> tuple[np.ndarray, list[int], kamado.Stats]:
+    with kamado.load(path, max_logit_rows=80, context=256, **settings) as model:  # type: ignore[arg-type]
+        logits = model.logits(TOKENS)
+        tokens = [piece.token for piece in model.generate(TOKENS, temperature=0, max_tokens=20)]
+        return logits, tokens, model.stats
+
+
+def test_every_budget_gives_the_same_bits(moe: Path) -> None:
+    logits, tokens, stats = answers(moe)
+    assert stats.ledger is None
+    least = least_bytes(moe)
+    for extra, settings in ((2 << 20, {}), (8 << 20, {"threads": 1}), (8 << 20, {"max_rows": 32})):
+        streamed, streamed_tokens, streamed_stats = answers(moe, memory=least + extra, **settings)
+        assert np.array_equal(streamed, logits), (extra, settings)
+        assert streamed_tokens == tokens
+        ledger = streamed_stats.ledger
+        assert ledger is not None
+        assert len(ledger.layers) == 8
+        total = ledger.total
+        assert total.misses > 0
+        record = sizes.expert_needs(build_program(open_checkpoint(moe))).largest_record_bytes
+        assert total.bytes_read >= total.misses * record - total.lookahead_hits * record
+        assert streamed_stats.bytes_by_owner["experts"] <= streamed_stats.planned_by_owner["experts"]
+        json.dumps(streamed_stats.to_dict())
+
+
+def test_the_slots_that_were_planned_are_the_slots_there_are(moe: Path) -> None:
+    least = least_bytes(moe)
+    for extra in (0, 3 << 20, 12 << 20):
+        with kamado.load(moe, memory=least + extra) as model:
+            ledger = model.stats.ledger
+            assert ledger is not None
+            assert ledger.slots == pytest.approx(model.plan.expert_slots, rel=0.1, abs=4)
+            assert ledger.slot_bytes <= (model.plan.expert_bytes or 0)
+
+
+def test_a_file_that_changes_while_it_streams_is_an_error(moe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "changing.gguf"
+    path.write_bytes(moe.read_bytes())
+    with kamado.load(path, memory=least_bytes(path) + (1 << 20), context=256) as model:
+        list(model.generate(TOKENS, temperature=0, max_tokens=2))
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+        with pytest.raises(KamadoError) as caught:
+            list(model.generate([*reversed(TOKENS)], temperature=0, max_tokens=8))
+        assert isinstance(caught.value, (ModelChangedError, kamado.NativeError))
+        assert "chang" in str(caught.value)
