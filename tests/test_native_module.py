@@ -56,7 +56,7 @@ def stub_signatures() -> dict[str, list[str]]:
             if isinstance(node, ast.ClassDef):
                 found[node.name] = []
                 visit(node.body, node.name + ".")
-            elif isinstance(node, ast.FunctionDef):
+            elif isinstance(node, ast.FunctionDef) and (node.name == "__init__" or not node.name.startswith("_")):
                 found[prefix + node.name] = [argument.arg for argument in node.args.args if argument.arg != "self"]
 
     visit(ast.parse(stub.read_text()).body, "")

@@ -1,14 +1,15 @@
 // What the linear kernels of both instruction sets share before their primitives.
 
-#define INLINE inline __attribute__((always_inline))
-#define INLINE_LAMBDA __attribute__((always_inline))
-
-// Instrumented code of every register block takes minutes and gigabytes to compile; small blocks run the same templates.
+// Instrumented code of every register block takes minutes and gigabytes to compile. Sanitizer builds run the same templates
+// on small blocks, and leave out the undefined-behaviour checks here: what can go wrong in these files is an address.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr bool kSmallBuild = true;
+#define INLINE_LAMBDA __attribute__((always_inline, no_sanitize("undefined")))
 #else
 constexpr bool kSmallBuild = false;
+#define INLINE_LAMBDA __attribute__((always_inline))
 #endif
+#define INLINE inline INLINE_LAMBDA
 
 // Range of the codes handed to dot_step: it decides how many steps fit in 16 bits (AVX2).
 enum class CodeKind { kU4, kU5, kU6, kSigned };  // <= 15, <= 31, <= 63, any int8 (AVX-512: uint8, offset by 128)
