@@ -111,13 +111,12 @@ class PyExecutor {
 
 PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows, int32_t max_logit_rows,
                  int64_t max_kv_tokens, int32_t max_sequences, const std::string& kv, std::optional<std::string> tier,
-                 const std::optional<nb::callable>& progress, std::optional<uint64_t> expert_bytes,
-                 int32_t num_readers, const std::string& direct_io, bool verify_slots, const std::string& look_ahead) {
+                 const std::optional<nb::callable>& progress, std::optional<uint64_t> expert_bytes, int32_t num_readers,
+                 const std::string& direct_io, bool verify_slots, const std::string& look_ahead) {
   if (kv != "f32" && kv != "f16") throw std::invalid_argument("kv must be \"f32\" or \"f16\", got \"" + kv + "\"");
   const kamado::ExecutorOptions options{
-      num_threads,  max_rows,    max_logit_rows,          max_kv_tokens, max_sequences,
-      kv == "f16",  std::move(tier), expert_bytes, num_readers, direct_io_of(direct_io),
-      verify_slots, look_ahead_of(look_ahead)};
+      num_threads,     max_rows,     max_logit_rows, max_kv_tokens,           max_sequences, kv == "f16",
+      std::move(tier), expert_bytes, num_readers,    direct_io_of(direct_io), verify_slots,  look_ahead_of(look_ahead)};
   kamado::Program program = builder.finish();
   const auto report = [&progress](uint64_t done, uint64_t total) {
     const nb::gil_scoped_acquire gil;
@@ -219,7 +218,8 @@ nb::ndarray<nb::numpy, int32_t, nb::ndim<2>> routing(const PyExecutor& self) {
   const auto columns = static_cast<size_t>(executor.routing_columns());
   const size_t shape[2] = {rows->size() / columns, columns};
   int32_t* data = rows->data();
-  const nb::capsule owner(rows.get(), [](void* pointer) noexcept { delete static_cast<std::vector<int32_t>*>(pointer); });
+  const nb::capsule owner(rows.get(),
+                          [](void* pointer) noexcept { delete static_cast<std::vector<int32_t>*>(pointer); });
   rows.release();
   return {data, 2, shape, owner};
 }
@@ -334,9 +334,8 @@ void bind_builder(nb::module_& m) {
           },
           "x"_a, "weight"_a, "bias"_a.none(), "scale"_a, "softcap"_a)
       .def("build", &build, "num_threads"_a, "max_rows"_a, "max_logit_rows"_a, "max_kv_tokens"_a, "max_sequences"_a,
-           "kv"_a, "tier"_a.none() = nb::none(), "progress"_a.none() = nb::none(),
-           "expert_bytes"_a.none() = nb::none(), "num_readers"_a = 4, "direct_io"_a = "auto",
-           "verify_slots"_a = false, "look_ahead"_a = "auto");
+           "kv"_a, "tier"_a.none() = nb::none(), "progress"_a.none() = nb::none(), "expert_bytes"_a.none() = nb::none(),
+           "num_readers"_a = 4, "direct_io"_a = "auto", "verify_slots"_a = false, "look_ahead"_a = "auto");
 }
 
 void bind_executor(nb::module_& m) {

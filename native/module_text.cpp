@@ -55,8 +55,7 @@ StringTable table_of(const nb::list& texts) {
 
 nb::tuple scan(const nb::bytes& data, size_t begin, uint64_t count) {
   StringTable table;
-  const StringScan result =
-      scan_strings(static_cast<const uint8_t*>(data.data()), data.size(), begin, count, table);
+  const StringScan result = scan_strings(static_cast<const uint8_t*>(data.data()), data.size(), begin, count, table);
   if (!result.is_complete) return nb::make_tuple(nb::none(), result.begin, result.length);
   return nb::make_tuple(nb::cast(std::move(table)), result.begin, result.length);
 }
@@ -97,8 +96,9 @@ nb::ndarray<nb::numpy, int64_t, nb::ndim<1>> select_top_ids(
 
 void bind_text(nb::module_& m) {
   nb::class_<StringTable>(m, "StringTable")
-      .def("__init__", [](StringTable* self, const nb::list& texts) { new (self) StringTable(table_of(texts)); },
-           "texts"_a)
+      .def(
+          "__init__", [](StringTable* self, const nb::list& texts) { new (self) StringTable(table_of(texts)); },
+          "texts"_a)
       .def("__len__", &StringTable::size)
       .def("tolist", &to_list);
   m.def("scan_strings", &scan, "data"_a, "begin"_a, "count"_a);

@@ -1,5 +1,5 @@
-// Speed of the linear kernels: GB/s of packed weights at n = 1 (from a working set larger than the caches, and from a small
-// one) and GOPS (2 per weight and row) at larger n, by layout and tier.
+// Speed of the linear kernels: GB/s of packed weights at n = 1 (from a working set larger than the caches, and from a
+// small one) and GOPS (2 per weight and row) at larger n, by layout and tier.
 //
 //   bench_linear [tier,... | all] [layout,... | all] [n,...] [threads,...] [cols] [rows]
 //
@@ -25,8 +25,8 @@ using namespace kamado;
 
 namespace {
 
-constexpr Layout kLayouts[] = {Layout::Q4_K, Layout::Q6_K, Layout::Q5_0,   Layout::Q4_1,   Layout::Q8_0, Layout::F16,
-                               Layout::BF16, Layout::F32,  Layout::Q4_0,   Layout::Q5_1,   Layout::Q2_K, Layout::Q3_K,
+constexpr Layout kLayouts[] = {Layout::Q4_K, Layout::Q6_K,   Layout::Q5_0,   Layout::Q4_1, Layout::Q8_0, Layout::F16,
+                               Layout::BF16, Layout::F32,    Layout::Q4_0,   Layout::Q5_1, Layout::Q2_K, Layout::Q3_K,
                                Layout::Q5_K, Layout::IQ4_NL, Layout::IQ4_XS, Layout::MXFP4};
 
 // Advised to use huge pages, as the executor's weights should be.
@@ -101,7 +101,8 @@ std::vector<std::string> split(const char* text) {
 }
 
 bool has(const std::vector<std::string>& list, const char* name) {
-  return std::find(list.begin(), list.end(), name) != list.end() || std::find(list.begin(), list.end(), "all") != list.end();
+  return std::find(list.begin(), list.end(), name) != list.end() ||
+         std::find(list.begin(), list.end(), "all") != list.end();
 }
 
 }  // namespace

@@ -62,7 +62,8 @@ void add_look_ahead(Program& program) {
     }
     if (route == nullptr) continue;
     const int64_t linear_at = last_write(program, route_at, route->logits);
-    const auto* linear = linear_at <= begin ? nullptr : std::get_if<LinearOp>(&program.ops[static_cast<size_t>(linear_at)]);
+    const auto* linear =
+        linear_at <= begin ? nullptr : std::get_if<LinearOp>(&program.ops[static_cast<size_t>(linear_at)]);
     if (linear == nullptr) continue;
     const int64_t norm_at = last_write(program, linear_at, linear->x);
     const auto* norm = norm_at <= begin ? nullptr : std::get_if<NormOp>(&program.ops[static_cast<size_t>(norm_at)]);
@@ -73,8 +74,8 @@ void add_look_ahead(Program& program) {
     }
     const int64_t after = last_write(program, attend_at, norm->x);
     if (attend_at == norm_at || after <= begin) continue;  // nothing to hide reads behind
-    const auto part = static_cast<size_t>(std::find(linear->outs.begin(), linear->outs.end(), route->logits) -
-                                          linear->outs.begin());
+    const auto part =
+        static_cast<size_t>(std::find(linear->outs.begin(), linear->outs.end(), route->logits) - linear->outs.begin());
     Guess guess{static_cast<size_t>(after), *norm, {}, {*route, this_layer}};
     guess.linear.weights = {linear->weights[part]};
     if (!linear->biases.empty()) guess.linear.biases = {linear->biases[part]};

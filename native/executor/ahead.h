@@ -1,5 +1,6 @@
-// Look-ahead: while attention of a layer runs, the disk reads what the layer's router will probably pick. The guess is the
-// router applied to the hidden state before attention has added to it. A wrong guess costs time and changes nothing.
+// Look-ahead: while attention of a layer runs, the disk reads what the layer's router will probably pick. The guess is
+// the router applied to the hidden state before attention has added to it. A wrong guess costs time and changes
+// nothing.
 #pragma once
 #include "kamado/executor.h"
 
@@ -19,10 +20,10 @@ class AheadControl {
   void add(double seconds);  // of a step of one row
 
  private:
-  static constexpr int32_t kBlock = 4;        // steps of one kind in a row, so that one's cache serves its own
+  static constexpr int32_t kBlock = 4;  // steps of one kind in a row, so that one's cache serves its own
   static constexpr int32_t kTrial = 8 * kBlock;
   static constexpr int32_t kKept = 8 * kTrial;
-  static constexpr double kGain = 0.99;       // it must pay to be used: it wears the disk
+  static constexpr double kGain = 0.99;  // it must pay to be used: it wears the disk
 
   LookAhead mode_;
   int32_t step_ = 0;

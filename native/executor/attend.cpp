@@ -211,10 +211,10 @@ void Executor::Impl::attend_single(const AttendNode& node, const Units& list, co
       float* partial = is_split ? slot_of(page, g) : worker.partials + static_cast<size_t>(g) * partial_stride;
       worker.queries[g] = {q + g * op.head_dim, lo, hi, partial};
     }
-    attention.attend_page_then(kv->type(), kv->k_block(unit.sequence, page, op.layer, head),
-                               kv->v_block(unit.sequence, page, op.layer, head), op.head_dim, op.v_dim, op.scale,
-                               op.softcap, worker.queries, group, worker.scratch,
-                               page + 1 < item.page_end ? kv->k_block(unit.sequence, page + 1, op.layer, head) : nullptr);
+    attention.attend_page_then(
+        kv->type(), kv->k_block(unit.sequence, page, op.layer, head), kv->v_block(unit.sequence, page, op.layer, head),
+        op.head_dim, op.v_dim, op.scale, op.softcap, worker.queries, group, worker.scratch,
+        page + 1 < item.page_end ? kv->k_block(unit.sequence, page + 1, op.layer, head) : nullptr);
     for (int32_t g = 0; g < group && !is_split; ++g) {
       attention.merge(worker.running + static_cast<size_t>(g) * partial_stride,
                       worker.partials + static_cast<size_t>(g) * partial_stride, op.v_dim);

@@ -71,10 +71,12 @@ Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const 
   }
   // First, so that a budget that is too small is told before anything is read.
   if (options.expert_bytes) {
-    stream = std::make_unique<ExpertStream>(
-        program, *kernels.linear,
-        ExpertStream::Options{static_cast<size_t>(*options.expert_bytes), options.num_readers, options.direct_io,
-                              options.verify_slots, {}});
+    stream = std::make_unique<ExpertStream>(program, *kernels.linear,
+                                            ExpertStream::Options{static_cast<size_t>(*options.expert_bytes),
+                                                                  options.num_readers,
+                                                                  options.direct_io,
+                                                                  options.verify_slots,
+                                                                  {}});
   }
   if (stream != nullptr && !program.is_ahead.empty()) ahead = AheadControl(options.look_ahead);
   weights = load_weights(program, *kernels.linear, pool, stream != nullptr, progress);

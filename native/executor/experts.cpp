@@ -69,9 +69,9 @@ void Executor::Impl::run_experts(const Node& node, const Segment& segment, int32
         pool.barrier();
         const ExpertStream::Batch& ready = *expert_batch;
         is_last = ready.is_last;
-        compute_experts(node, segment, thread,
-                        {wave, wave_end, ready.experts.data(), static_cast<int32_t>(ready.experts.size()),
-                         ready.num_pack_items});
+        compute_experts(
+            node, segment, thread,
+            {wave, wave_end, ready.experts.data(), static_cast<int32_t>(ready.experts.size()), ready.num_pack_items});
         if (thread == 0) stream->end_batch();  // the others wait for the next one, or sum
       }
     }
@@ -114,8 +114,9 @@ void Executor::Impl::compute_experts(const Node& node, const Segment& segment, i
       run(expert, begin_of(expert), end_of(expert) - begin_of(expert), tile, std::min(tile + tiles, num_tiles));
     }
   };
-  // With many rows about 64 KiB of weights an item share the work out evenly. With one row an item is a stream from memory
-  // that the prefetcher must start anew: 512 KiB took 14 ms of experts a token where 64 KiB took 20 (see the lab notes).
+  // With many rows about 64 KiB of weights an item share the work out evenly. With one row an item is a stream from
+  // memory that the prefetcher must start anew: 512 KiB took 14 ms of experts a token where 64 KiB took 20 (see the lab
+  // notes).
   const auto tiles_an_item = [&](size_t tile_bytes) {
     const size_t bytes = segment.is_one ? kOneItemBytes : kManyItemBytes;
     return static_cast<int32_t>(
@@ -210,10 +211,10 @@ void Executor::Impl::sum_experts(const ExpertsNode& experts, const Segment& segm
     for (int32_t i = 0; i < top_k; ++i) {
       const int32_t place = worker.place[row * top_k + i];
       if (place < wave || place >= wave_end) continue;
-      kernels.vector->axpy(shares[i],
-                           reinterpret_cast<const float*>(expert_outs + static_cast<size_t>(place - wave) *
-                                                                            expert_out_stride),
-                           experts.width, out);
+      kernels.vector->axpy(
+          shares[i],
+          reinterpret_cast<const float*>(expert_outs + static_cast<size_t>(place - wave) * expert_out_stride),
+          experts.width, out);
     }
   }
 }

@@ -29,14 +29,27 @@ struct Operand {
   bool is_private = false;
 };
 
-enum class RowKind { kEmbed, kNorm, kRopeTable, kRope, kGate, kAdd, kScale, kSoftcap, kRoute, kQuantize, kGather, kPredict };
+enum class RowKind {
+  kEmbed,
+  kNorm,
+  kRopeTable,
+  kRope,
+  kGate,
+  kAdd,
+  kScale,
+  kSoftcap,
+  kRoute,
+  kQuantize,
+  kGather,
+  kPredict
+};
 
 // A row-wise operation. `out`, `a`, `b` are values (-1: none) and, once resolved, their places.
 struct RowOp {
   explicit RowOp(RowKind row_kind) : kind(row_kind) {}
 
   RowKind kind;
-  bool is_ahead = false;  // look-ahead's: left out of steps without it
+  bool is_ahead = false;   // look-ahead's: left out of steps without it
   const Op* op = nullptr;  // its parameters; none for Quantize and Gather
   ActKind act = ActKind::kF32;
   int32_t width = 0;  // floats; of Gather: bytes
@@ -62,7 +75,7 @@ struct LinearNode {
   bool has_gate_b = false;
   Activation activation = Activation::kNone;
   bool is_head = false;
-  bool is_ahead = false;  // look-ahead's
+  bool is_ahead = false;         // look-ahead's
   float scale = 1, softcap = 0;  // of a head
   std::vector<Chunk> chunks;
   int32_t row_block = 1;  // rows of one product call

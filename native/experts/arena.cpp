@@ -57,8 +57,8 @@ void share_slots(std::vector<SlotClass>& classes, size_t bytes) {
     SlotClass* poorest = nullptr;
     for (SlotClass& size : classes) {
       if (size.slot_bytes > left || size.num_slots >= size.num_records) continue;
-      if (poorest == nullptr || int64_t{size.num_slots} * poorest->num_records <
-                                    int64_t{poorest->num_slots} * size.num_records) {
+      if (poorest == nullptr ||
+          int64_t{size.num_slots} * poorest->num_records < int64_t{poorest->num_slots} * size.num_records) {
         poorest = &size;
       }
     }

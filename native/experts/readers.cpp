@@ -170,15 +170,14 @@ void Readers::forget(int32_t record) {
   const auto is_of = [record](const ReadRequest& request) { return record == -1 || request.record == record; };
   urgent_.erase(std::remove_if(urgent_.begin() + static_cast<std::ptrdiff_t>(urgent_head_), urgent_.end(), is_of),
                 urgent_.end());
-  idle_.erase(std::remove_if(idle_.begin() + static_cast<std::ptrdiff_t>(idle_head_), idle_.end(), is_of),
-              idle_.end());
+  idle_.erase(std::remove_if(idle_.begin() + static_cast<std::ptrdiff_t>(idle_head_), idle_.end(), is_of), idle_.end());
 }
 
 void Readers::hurry(int32_t record) {
   const std::lock_guard lock(mutex_);
   const auto begin = idle_.begin() + static_cast<std::ptrdiff_t>(idle_head_);
-  const auto rest = std::stable_partition(
-      begin, idle_.end(), [record](const ReadRequest& request) { return request.record != record; });
+  const auto rest = std::stable_partition(begin, idle_.end(),
+                                          [record](const ReadRequest& request) { return request.record != record; });
   urgent_.insert(urgent_.end(), rest, idle_.end());
   idle_.erase(rest, idle_.end());
 }
@@ -222,8 +221,8 @@ void Readers::work() {
     const Clock::time_point begin = Clock::now();
     if (num_reading_++ == 0) busy_since_ = begin;
     lock.unlock();
-    arrival.error = read(arrival.request, buffers_.data + static_cast<size_t>(arrival.buffer) * buffers_.bytes,
-                         &arrival.data);
+    arrival.error =
+        read(arrival.request, buffers_.data + static_cast<size_t>(arrival.buffer) * buffers_.bytes, &arrival.data);
     lock.lock();
     const Clock::time_point end = Clock::now();
     arrival.seconds = std::chrono::duration<double>(end - begin).count();
@@ -254,8 +253,8 @@ int32_t Readers::read_from(const Source& source, bool is_direct, const ReadReque
   size_t got = 0;
   while (got < wanted) {
     const auto offset = static_cast<off_t>(begin + got);
-    const ssize_t part = read_ ? read_(fd, buffer + got, count - got, offset)
-                               : ::pread(fd, buffer + got, count - got, offset);
+    const ssize_t part =
+        read_ ? read_(fd, buffer + got, count - got, offset) : ::pread(fd, buffer + got, count - got, offset);
     if (part < 0 && errno == EINTR) continue;
     if (part < 0) return errno;
     if (part == 0) return EIO;  // the file ended before

@@ -89,7 +89,8 @@ ExpertStream::ExpertStream(const Program& program, const LinearKernels& kernels,
         if (known.second) files_.push_back(spec.file);
         const int32_t tiles = num_tiles(spec);
         const size_t bytes = stored_bytes(spec, 0, tiles), tile = kTileRows * row_bytes(spec.layout, spec.cols);
-        const auto at_most = static_cast<int32_t>(std::clamp<size_t>(kRequestBytes / tile, 1, static_cast<size_t>(tiles)));
+        const auto at_most =
+            static_cast<int32_t>(std::clamp<size_t>(kRequestBytes / tile, 1, static_cast<size_t>(tiles)));
         const int32_t pieces = (tiles + at_most - 1) / at_most;
         record.parts[p] = {id, known.first->second, (tiles + pieces - 1) / pieces};
         record.matrices[p] = {spec.layout, spec.rows, spec.cols, nullptr, packed_tile_bytes(spec.layout, spec.cols)};
@@ -434,8 +435,8 @@ void ExpertStream::verify(const Record& record) {
     const size_t bytes = matrix.tile_bytes * static_cast<size_t>(num_tiles(spec));
     if (hash_bytes(matrix.data, bytes, kHashSeed) != wanted) {
       throw ReadError(EBADMSG, spec.file->path(),
-                      spec.file->path() + ": the slot of " + name_of(record) + " does not hold what the file has at byte " +
-                          std::to_string(spec.offset));
+                      spec.file->path() + ": the slot of " + name_of(record) +
+                          " does not hold what the file has at byte " + std::to_string(spec.offset));
     }
   }
 }
@@ -467,7 +468,8 @@ void ExpertStream::swap_slots_for_test(int32_t layer, int32_t a, int32_t b) {
   const Record& x = records_.at(static_cast<size_t>(first + a));
   const Record& y = records_.at(static_cast<size_t>(first + b));
   if (x.slot == -1 || y.slot == -1 || x.size_class != y.size_class) {
-    throw std::invalid_argument("experts " + std::to_string(a) + " and " + std::to_string(b) + " are not both in slots");
+    throw std::invalid_argument("experts " + std::to_string(a) + " and " + std::to_string(b) +
+                                " are not both in slots");
   }
   size_t bytes = 0;
   for (int p = 0; p < 3; ++p) {

@@ -12,14 +12,16 @@ namespace kamado {
 namespace {
 
 #include "../kernels/linear_common.inc.h"
-#include "../kernels/linear_prims_avx2.inc.h"
-#include "../kernels/linear_layouts.inc.h"
-#include "../kernels/linear_quantised.inc.h"
 #include "../kernels/linear_float.inc.h"
+#include "../kernels/linear_layouts.inc.h"
+#include "../kernels/linear_prims_avx2.inc.h"
+#include "../kernels/linear_quantised.inc.h"
 #include "../kernels/linear_table.inc.h"
 
 }  // namespace
 
-const LinearKernels* linear_kernels_avx2() { return &kLinearTable; }
+const LinearKernels* linear_kernels_avx2() {
+  return &kLinearTable;
+}
 
 }  // namespace kamado

@@ -17,14 +17,16 @@ namespace kamado {
 namespace {
 
 #include "../kernels/linear_common.inc.h"
-#include "../kernels/linear_prims_avx512.inc.h"
-#include "../kernels/linear_layouts.inc.h"
-#include "../kernels/linear_quantised.inc.h"
 #include "../kernels/linear_float.inc.h"
+#include "../kernels/linear_layouts.inc.h"
+#include "../kernels/linear_prims_avx512.inc.h"
+#include "../kernels/linear_quantised.inc.h"
 #include "../kernels/linear_table.inc.h"
 
 }  // namespace
 
-const LinearKernels* linear_kernels_avx512() { return &kLinearTable; }
+const LinearKernels* linear_kernels_avx512() {
+  return &kLinearTable;
+}
 
 }  // namespace kamado

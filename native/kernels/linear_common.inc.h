@@ -1,7 +1,8 @@
 // What the linear kernels of both instruction sets share before their primitives.
 
-// Instrumented code of every register block takes minutes and gigabytes to compile. Sanitizer builds run the same templates
-// on small blocks, and leave out the undefined-behaviour checks here: what can go wrong in these files is an address.
+// Instrumented code of every register block takes minutes and gigabytes to compile. Sanitizer builds run the same
+// templates on small blocks, and leave out the undefined-behaviour checks here: what can go wrong in these files is an
+// address.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr bool kSmallBuild = true;
 #define INLINE_LAMBDA __attribute__((always_inline, no_sanitize("undefined")))
@@ -18,7 +19,8 @@ enum class CodeKind { kU4, kU5, kU6, kSigned };  // <= 15, <= 31, <= 63, any int
 template <class Index>
 constexpr int value_of = std::remove_cvref_t<Index>::value;
 
-// Calls f(integral_constant<int, 0>) ... f(integral_constant<int, N - 1>), so that arrays indexed by it stay in registers.
+// Calls f(integral_constant<int, 0>) ... f(integral_constant<int, N - 1>), so that arrays indexed by it stay in
+// registers.
 template <int... kI, class F>
 INLINE void unroll_sequence(std::integer_sequence<int, kI...>, F&& f) {
   (f(std::integral_constant<int, kI>{}), ...);

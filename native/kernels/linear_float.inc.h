@@ -36,7 +36,8 @@ void multiply_float_block(const Job& job, int32_t tile_index, int32_t first_row)
   }
   unroll<kTiles>([&](auto i) INLINE_LAMBDA {
     const int32_t row = (tile_index + i) * kTileRows;
-    unroll<T>([&](auto t) INLINE_LAMBDA { store_rows(job.out_rows[first_row + t] + row, acc[i][t], job.w->rows - row); });
+    unroll<T>([&](auto t)
+                  INLINE_LAMBDA { store_rows(job.out_rows[first_row + t] + row, acc[i][t], job.w->rows - row); });
   });
 }
 

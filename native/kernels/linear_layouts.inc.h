@@ -3,14 +3,19 @@
 // A layout's `step(planes, p, i, c)` gives `kLanes` code words of 16 rows; lane l of step i of phase p holds the values
 // 4 * group(p, l, i) ... + 3 of the block. Shifts that cross byte borders are masked afterwards.
 
-constexpr int kSignedOffset = kHasVnni ? 128 : 0;  // VNNI multiplies unsigned codes; AVX2 moves the sign to the activation
+constexpr int kSignedOffset =
+    kHasVnni ? 128 : 0;  // VNNI multiplies unsigned codes; AVX2 moves the sign to the activation
 
 INLINE Bytes signed_codes(Bytes v) {
   if constexpr (kHasVnni) return flip_bytes(v, 0x80);
   return v;
 }
-INLINE Bytes low_nibbles(Bytes v) { return and_bytes(v, 15); }
-INLINE Bytes high_nibbles(Bytes v) { return and_bytes(shift_words<4>(v), 15); }
+INLINE Bytes low_nibbles(Bytes v) {
+  return and_bytes(v, 15);
+}
+INLINE Bytes high_nibbles(Bytes v) {
+  return and_bytes(shift_words<4>(v), 15);
+}
 
 // ---- 32-value blocks ------------------------------------------------------------------------------------------------
 
@@ -162,8 +167,12 @@ struct Quarters256 : Block256<kLayout, kCodeKind, 16, kCodeOffset, kWithMin> {
 };
 
 struct LayoutQ2_K : Quarters256<Layout::Q2_K, CodeKind::kU4, 0, true> {
-  INLINE Pair scale_pair(const uint8_t* header, int j) const { return and_pairs(load_pairs_u8(header + 64 + j * 32), 15); }
-  INLINE Pair min_pair(const uint8_t* header, int j) const { return shift_pairs<4>(load_pairs_u8(header + 64 + j * 32)); }
+  INLINE Pair scale_pair(const uint8_t* header, int j) const {
+    return and_pairs(load_pairs_u8(header + 64 + j * 32), 15);
+  }
+  INLINE Pair min_pair(const uint8_t* header, int j) const {
+    return shift_pairs<4>(load_pairs_u8(header + 64 + j * 32));
+  }
   template <class P, class L, class I>
   INLINE Scale scale(const uint8_t* header, P p, L lane, I) const {
     const Pair pair = scale_pair(header, p * 4 + lane);

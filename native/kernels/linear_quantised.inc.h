@@ -1,13 +1,18 @@
-// Products with quantised weights. One arithmetic routine a block family (multiply_block32, multiply_block256) serves both
-// ways of reading weights: decoded in registers for a few activation rows, or decoded once into an L1 buffer for many.
+// Products with quantised weights. One arithmetic routine a block family (multiply_block32, multiply_block256) serves
+// both ways of reading weights: decoded in registers for a few activation rows, or decoded once into an L1 buffer for
+// many.
 
 constexpr int fold_steps(CodeKind kind) {
   if (kHasVnni) return 64;  // int32 from the start: never before the sub-block ends
   switch (kind) {
-    case CodeKind::kU4: return 8;
-    case CodeKind::kU5: return 4;
-    case CodeKind::kU6: return 2;
-    default: return 1;
+    case CodeKind::kU4:
+      return 8;
+    case CodeKind::kU5:
+      return 4;
+    case CodeKind::kU6:
+      return 2;
+    default:
+      return 1;
   }
 }
 
@@ -23,7 +28,9 @@ struct Buffer32 {
   static constexpr int kLanes = 1, kSteps = 8;
   static constexpr int group(int, int i) { return i; }
   template <class I>
-  INLINE void step(const uint8_t* planes, I i, Bytes* c) const { c[0] = load_bytes(planes + i * kPlaneBytes); }
+  INLINE void step(const uint8_t* planes, I i, Bytes* c) const {
+    c[0] = load_bytes(planes + i * kPlaneBytes);
+  }
   INLINE F32 d(const uint8_t* header, int b) const { return load_f32(header + b * 64); }
   INLINE F32 m(const uint8_t* header, int b) const { return load_f32(header + 512 + b * 64); }
 };
@@ -43,7 +50,9 @@ struct Buffer256 {
     c[0] = load_bytes(planes + (p * kSteps + i) * kPlaneBytes);
   }
   template <class P, class Lane, class I>
-  INLINE Scale scale(const uint8_t* header, P p, Lane, I) const { return load_scale(header + p * 64); }
+  INLINE Scale scale(const uint8_t* header, P p, Lane, I) const {
+    return load_scale(header + p * 64);
+  }
   INLINE Pair scale_pair(const uint8_t* header, int j) const { return load_pairs(header + 1024 + j * 64); }
   INLINE Pair min_pair(const uint8_t* header, int j) const { return load_pairs(header + 1024 + j * 64); }
   INLINE F32 d(const uint8_t* header) const { return load_f32(header + 1536); }
@@ -104,8 +113,9 @@ INLINE void multiply_block32(const L& layout, const uint8_t* header, int in_grou
   });
 }
 
-// acc[t] += block * x[t] for one 256-value block of 16 rows. With code offsets the integers stay below 2^31 for any bytes:
-// Q6_K 256 * 63 * 127 * 128 = 262 M, IQ4_XS (VNNI) 256 * 241 * 127 * 32 = 251 M, their corrections at most 133 M.
+// acc[t] += block * x[t] for one 256-value block of 16 rows. With code offsets the integers stay below 2^31 for any
+// bytes: Q6_K 256 * 63 * 127 * 128 = 262 M, IQ4_XS (VNNI) 256 * 241 * 127 * 32 = 251 M, their corrections at most 133
+// M.
 template <int T, class L>
 INLINE void multiply_block256(const L& layout, const uint8_t* header, const uint8_t* planes, const uint8_t* const* x,
                               F32* acc) {
@@ -224,7 +234,8 @@ void unpack(const L& layout, const uint8_t* tile, int64_t first_block, int block
       unroll<L::kSteps>([&](auto i) INLINE_LAMBDA {
         Bytes codes[L::kLanes];
         layout.step(planes, p, i, codes);
-        unroll<L::kLanes>([&](auto lane) INLINE_LAMBDA { store_bytes(buffer + L::group(p, lane, i) * kPlaneBytes, codes[lane]); });
+        unroll<L::kLanes>([&](auto lane)
+                              INLINE_LAMBDA { store_bytes(buffer + L::group(p, lane, i) * kPlaneBytes, codes[lane]); });
       });
     };
     for_phases<L>(phase);
@@ -250,7 +261,8 @@ void unpack(const L& layout, const uint8_t* tile, int64_t first_block, int block
       unroll<L::kSteps>([&](auto i) INLINE_LAMBDA {
         Bytes codes[L::kLanes];
         layout.step(planes, i, codes);
-        unroll<L::kLanes>([&](auto lane) INLINE_LAMBDA { store_bytes(codes_out + L::group(lane, i) * kPlaneBytes, codes[lane]); });
+        unroll<L::kLanes>([&](auto lane)
+                              INLINE_LAMBDA { store_bytes(codes_out + L::group(lane, i) * kPlaneBytes, codes[lane]); });
       });
       store_f32(out + j * 64, layout.d(header, in_group));
       if constexpr (L::kHasMin) store_f32(out + 512 + j * 64, layout.m(header, in_group));
@@ -317,7 +329,8 @@ void multiply_chunk(const Job& job) {
       }
     }
     const int32_t row = tile_index * kTileRows;
-    for (int32_t i = 0; i < job.n; ++i) store_rows(job.out_rows[i] + row, load_f32(acc + i * kTileRows), job.w->rows - row);
+    for (int32_t i = 0; i < job.n; ++i)
+      store_rows(job.out_rows[i] + row, load_f32(acc + i * kTileRows), job.w->rows - row);
   }
 }
 

@@ -36,22 +36,38 @@ void multiply(const PackedMatrix& w, int32_t tile_begin, int32_t tile_end, const
   // The layouts of the models we ship get kernels for a few rows without a buffer; each costs compile time.
   const Job job{&w, tile_begin, tile_end, act_rows, n, out_rows, scratch};
   switch (w.layout) {
-    case Layout::F32: return multiply_float<WeightsF32>(job);
-    case Layout::F16: return multiply_float<WeightsF16>(job);
-    case Layout::BF16: return multiply_float<WeightsBF16>(job);
-    case Layout::Q4_0: return multiply_quantised<LayoutQ4_0, 1>(job);
-    case Layout::Q4_1: return multiply_quantised<LayoutQ4_1, kMaxFusedTokens>(job);
-    case Layout::Q5_0: return multiply_quantised<LayoutQ5_0, kMaxFusedTokens>(job);
-    case Layout::Q5_1: return multiply_quantised<LayoutQ5_1, 1>(job);
-    case Layout::Q8_0: return multiply_quantised<LayoutQ8_0, kMaxFusedTokens>(job);
-    case Layout::IQ4_NL: return multiply_quantised<LayoutIQ4_NL, 1>(job);
-    case Layout::MXFP4: return multiply_quantised<LayoutMXFP4, 1>(job);
-    case Layout::Q2_K: return multiply_quantised<LayoutQ2_K, 1>(job);
-    case Layout::Q3_K: return multiply_quantised<LayoutQ3_K, 1>(job);
-    case Layout::Q4_K: return multiply_quantised<LayoutQ4_K, kMaxFusedTokens>(job);
-    case Layout::Q5_K: return multiply_quantised<LayoutQ5_K, 1>(job);
-    case Layout::Q6_K: return multiply_quantised<LayoutQ6_K, kMaxFusedWide>(job);
-    case Layout::IQ4_XS: return multiply_quantised<LayoutIQ4_XS, 1>(job);
+    case Layout::F32:
+      return multiply_float<WeightsF32>(job);
+    case Layout::F16:
+      return multiply_float<WeightsF16>(job);
+    case Layout::BF16:
+      return multiply_float<WeightsBF16>(job);
+    case Layout::Q4_0:
+      return multiply_quantised<LayoutQ4_0, 1>(job);
+    case Layout::Q4_1:
+      return multiply_quantised<LayoutQ4_1, kMaxFusedTokens>(job);
+    case Layout::Q5_0:
+      return multiply_quantised<LayoutQ5_0, kMaxFusedTokens>(job);
+    case Layout::Q5_1:
+      return multiply_quantised<LayoutQ5_1, 1>(job);
+    case Layout::Q8_0:
+      return multiply_quantised<LayoutQ8_0, kMaxFusedTokens>(job);
+    case Layout::IQ4_NL:
+      return multiply_quantised<LayoutIQ4_NL, 1>(job);
+    case Layout::MXFP4:
+      return multiply_quantised<LayoutMXFP4, 1>(job);
+    case Layout::Q2_K:
+      return multiply_quantised<LayoutQ2_K, 1>(job);
+    case Layout::Q3_K:
+      return multiply_quantised<LayoutQ3_K, 1>(job);
+    case Layout::Q4_K:
+      return multiply_quantised<LayoutQ4_K, kMaxFusedTokens>(job);
+    case Layout::Q5_K:
+      return multiply_quantised<LayoutQ5_K, 1>(job);
+    case Layout::Q6_K:
+      return multiply_quantised<LayoutQ6_K, kMaxFusedWide>(job);
+    case Layout::IQ4_XS:
+      return multiply_quantised<LayoutIQ4_XS, 1>(job);
   }
 }
 

@@ -1,12 +1,12 @@
 // The tile format and the stored activations: private to the linear kernels, shared by packing and by every tier.
 //
 // A tile holds 16 output rows. Its blocks follow each other along the row; `group_blocks` of them share one header (so
-// that everything stays 64-byte aligned), then come their planes. A plane is one 4-byte word of each row's block, in the
-// file's own order: 16 rows x 4 bytes = 64 bytes = one AVX-512 register or two AVX2 registers, in which a 4-byte word of
-// activations is broadcast against all rows. Planes are stored in the order in which the kernels first read them (see
-// high_plane, low_plane): only one ascending stream of addresses gets the full bandwidth of memory. Packed bits keep the
-// file's positions; only Q5_0's and Q5_1's high bits move (value k = 4g + j from bit k to byte j, bit g), so that one
-// shift serves a plane.
+// that everything stays 64-byte aligned), then come their planes. A plane is one 4-byte word of each row's block, in
+// the file's own order: 16 rows x 4 bytes = 64 bytes = one AVX-512 register or two AVX2 registers, in which a 4-byte
+// word of activations is broadcast against all rows. Planes are stored in the order in which the kernels first read
+// them (see high_plane, low_plane): only one ascending stream of addresses gets the full bandwidth of memory. Packed
+// bits keep the file's positions; only Q5_0's and Q5_1's high bits move (value k = 4g + j from bit k to byte j, bit g),
+// so that one shift serves a plane.
 //
 //   layout        header (bytes)                                          planes
 //   Q4_0 IQ4_NL   2 blocks: d[16] f16, d[16] f16                          4 nibbles
@@ -47,19 +47,32 @@ constexpr int32_t kPlaneBytes = kTileRows * 4;
 constexpr TileGeometry tile_geometry(Layout layout) {
   switch (layout) {
     case Layout::Q4_0:
-    case Layout::IQ4_NL: return {32, 2, 64, 4};
-    case Layout::Q4_1: return {32, 1, 64, 4};
-    case Layout::Q5_0: return {32, 2, 64, 5};
-    case Layout::Q5_1: return {32, 1, 64, 5};
-    case Layout::Q8_0: return {32, 2, 64, 8};
-    case Layout::MXFP4: return {32, 4, 64, 4};
-    case Layout::Q2_K: return {256, 1, 320, 16};
-    case Layout::Q3_K: return {256, 1, 320, 24};
-    case Layout::Q4_K: return {256, 1, 320, 32};
-    case Layout::Q5_K: return {256, 1, 320, 40};
-    case Layout::Q6_K: return {256, 1, 320, 48};
-    case Layout::IQ4_XS: return {256, 1, 192, 32};
-    default: return {1, 1, 0, 0};
+    case Layout::IQ4_NL:
+      return {32, 2, 64, 4};
+    case Layout::Q4_1:
+      return {32, 1, 64, 4};
+    case Layout::Q5_0:
+      return {32, 2, 64, 5};
+    case Layout::Q5_1:
+      return {32, 1, 64, 5};
+    case Layout::Q8_0:
+      return {32, 2, 64, 8};
+    case Layout::MXFP4:
+      return {32, 4, 64, 4};
+    case Layout::Q2_K:
+      return {256, 1, 320, 16};
+    case Layout::Q3_K:
+      return {256, 1, 320, 24};
+    case Layout::Q4_K:
+      return {256, 1, 320, 32};
+    case Layout::Q5_K:
+      return {256, 1, 320, 40};
+    case Layout::Q6_K:
+      return {256, 1, 320, 48};
+    case Layout::IQ4_XS:
+      return {256, 1, 192, 32};
+    default:
+      return {1, 1, 0, 0};
   }
 }
 
@@ -67,25 +80,33 @@ constexpr TileGeometry tile_geometry(Layout layout) {
 constexpr int high_plane(Layout layout, int i) {
   switch (layout) {
     case Layout::Q3_K:
-    case Layout::Q5_K: return 2 * i;  // 8 words, between the first 8 of the low field
-    case Layout::Q6_K: return 3 * i;  // before the two words of the low field that need it
-    default: return i;
+    case Layout::Q5_K:
+      return 2 * i;  // 8 words, between the first 8 of the low field
+    case Layout::Q6_K:
+      return 3 * i;  // before the two words of the low field that need it
+    default:
+      return i;
   }
 }
 constexpr int low_plane(Layout layout, int i) {
   switch (layout) {
     case Layout::Q3_K:
-    case Layout::Q5_K: return i < 8 ? 2 * i + 1 : 8 + i;
-    case Layout::Q6_K: return 3 * (i / 16 * 8 + i % 8) + 1 + i / 8 % 2;
+    case Layout::Q5_K:
+      return i < 8 ? 2 * i + 1 : 8 + i;
+    case Layout::Q6_K:
+      return 3 * (i / 16 * 8 + i % 8) + 1 + i / 8 % 2;
     case Layout::Q5_0:
-    case Layout::Q5_1: return 1 + i;
-    default: return i;
+    case Layout::Q5_1:
+      return 1 + i;
+    default:
+      return i;
   }
 }
 
 // Where block b's group header and block b's planes begin within a tile.
 constexpr size_t tile_header_offset(TileGeometry g, int64_t b) {
-  return static_cast<size_t>(b / g.group_blocks) * static_cast<size_t>(g.header_bytes + g.group_blocks * g.planes * kPlaneBytes);
+  return static_cast<size_t>(b / g.group_blocks) *
+         static_cast<size_t>(g.header_bytes + g.group_blocks * g.planes * kPlaneBytes);
 }
 constexpr size_t tile_planes_offset(TileGeometry g, int64_t b) {
   return tile_header_offset(g, b) + static_cast<size_t>(g.header_bytes + (b % g.group_blocks) * g.planes * kPlaneBytes);
@@ -113,7 +134,8 @@ constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 
 constexpr int8_t kMxfp4Values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 // LinearKernels::pack_tile of every tier.
-void pack_tile_all_tiers(Layout layout, const uint8_t* rows, size_t row_stride, int n_rows, int64_t cols, uint8_t* tile);
+void pack_tile_all_tiers(Layout layout, const uint8_t* rows, size_t row_stride, int n_rows, int64_t cols,
+                         uint8_t* tile);
 
 // Scratch of one thread (linear_scratch_bytes): one unpacked block of 256 values x 16 rows, then float accumulators.
 constexpr size_t kUnpackedBytes = 4096 + 1024 + 512 + 128;

@@ -26,7 +26,9 @@ inline float f16_to_f32(uint16_t h) {
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-24f));
 }
 
-inline float bf16_to_f32(uint16_t h) { return std::bit_cast<float>(static_cast<uint32_t>(h) << 16); }
+inline float bf16_to_f32(uint16_t h) {
+  return std::bit_cast<float>(static_cast<uint32_t>(h) << 16);
+}
 
 // 2^(e - 128), down to the subnormals.
 inline float e8m0_half(uint8_t e) {
@@ -41,19 +43,32 @@ struct BlockFields {
 constexpr BlockFields block_fields(Layout layout) {
   switch (layout) {
     case Layout::Q4_0:
-    case Layout::IQ4_NL: return {0, -1, -1, -1, 2};
-    case Layout::Q4_1: return {0, 2, -1, -1, 4};
-    case Layout::Q5_0: return {0, -1, -1, 2, 6};
-    case Layout::Q5_1: return {0, 2, -1, 4, 8};
-    case Layout::Q8_0: return {0, -1, -1, -1, 2};
-    case Layout::MXFP4: return {0, -1, -1, -1, 1};
-    case Layout::Q2_K: return {80, 82, 0, -1, 16};
-    case Layout::Q3_K: return {108, -1, 96, 0, 32};
-    case Layout::Q4_K: return {0, 2, 4, -1, 16};
-    case Layout::Q5_K: return {0, 2, 4, 16, 48};
-    case Layout::Q6_K: return {208, -1, 192, 128, 0};
-    case Layout::IQ4_XS: return {0, -1, 4, -1, 8};
-    default: return {-1, -1, -1, -1, -1};
+    case Layout::IQ4_NL:
+      return {0, -1, -1, -1, 2};
+    case Layout::Q4_1:
+      return {0, 2, -1, -1, 4};
+    case Layout::Q5_0:
+      return {0, -1, -1, 2, 6};
+    case Layout::Q5_1:
+      return {0, 2, -1, 4, 8};
+    case Layout::Q8_0:
+      return {0, -1, -1, -1, 2};
+    case Layout::MXFP4:
+      return {0, -1, -1, -1, 1};
+    case Layout::Q2_K:
+      return {80, 82, 0, -1, 16};
+    case Layout::Q3_K:
+      return {108, -1, 96, 0, 32};
+    case Layout::Q4_K:
+      return {0, 2, 4, -1, 16};
+    case Layout::Q5_K:
+      return {0, 2, 4, 16, 48};
+    case Layout::Q6_K:
+      return {208, -1, 192, 128, 0};
+    case Layout::IQ4_XS:
+      return {0, -1, 4, -1, 8};
+    default:
+      return {-1, -1, -1, -1, -1};
   }
 }
 
@@ -61,11 +76,15 @@ constexpr BlockFields block_fields(Layout layout) {
 constexpr int high_bytes(Layout layout) {
   switch (layout) {
     case Layout::Q5_0:
-    case Layout::Q5_1: return 4;
+    case Layout::Q5_1:
+      return 4;
     case Layout::Q3_K:
-    case Layout::Q5_K: return 32;
-    case Layout::Q6_K: return 64;
-    default: return 0;
+    case Layout::Q5_K:
+      return 32;
+    case Layout::Q6_K:
+      return 64;
+    default:
+      return 0;
   }
 }
 
@@ -126,7 +145,8 @@ inline void decode_codes(Layout layout, const uint8_t* low, const uint8_t* high,
         codes[k] = kIq4Values[(low[k / 32 * 16 + within % 16] >> (within / 16 * 4)) & 15];
       }
       break;
-    default: break;
+    default:
+      break;
   }
 }
 
@@ -163,7 +183,8 @@ inline void decode_scales(Layout layout, const uint8_t* block, int* scales, int*
       }
       break;
     }
-    default: break;
+    default:
+      break;
   }
 }
 

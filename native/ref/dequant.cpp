@@ -45,26 +45,42 @@ void dequantize_block256(Layout layout, const uint8_t* block, float* dst) {
 
 const LayoutInfo* layout_info(Layout layout) {
   static constexpr LayoutInfo kF32{"F32", 1, 4}, kF16{"F16", 1, 2}, kBF16{"BF16", 1, 2}, kQ4_0{"Q4_0", 32, 18},
-      kQ4_1{"Q4_1", 32, 20}, kQ5_0{"Q5_0", 32, 22}, kQ5_1{"Q5_1", 32, 24}, kQ8_0{"Q8_0", 32, 34}, kQ2_K{"Q2_K", 256, 84},
-      kQ3_K{"Q3_K", 256, 110}, kQ4_K{"Q4_K", 256, 144}, kQ5_K{"Q5_K", 256, 176}, kQ6_K{"Q6_K", 256, 210},
-      kIQ4_NL{"IQ4_NL", 32, 18}, kIQ4_XS{"IQ4_XS", 256, 136}, kMXFP4{"MXFP4", 32, 17};
+      kQ4_1{"Q4_1", 32, 20}, kQ5_0{"Q5_0", 32, 22}, kQ5_1{"Q5_1", 32, 24}, kQ8_0{"Q8_0", 32, 34},
+      kQ2_K{"Q2_K", 256, 84}, kQ3_K{"Q3_K", 256, 110}, kQ4_K{"Q4_K", 256, 144}, kQ5_K{"Q5_K", 256, 176},
+      kQ6_K{"Q6_K", 256, 210}, kIQ4_NL{"IQ4_NL", 32, 18}, kIQ4_XS{"IQ4_XS", 256, 136}, kMXFP4{"MXFP4", 32, 17};
   switch (layout) {
-    case Layout::F32: return &kF32;
-    case Layout::F16: return &kF16;
-    case Layout::BF16: return &kBF16;
-    case Layout::Q4_0: return &kQ4_0;
-    case Layout::Q4_1: return &kQ4_1;
-    case Layout::Q5_0: return &kQ5_0;
-    case Layout::Q5_1: return &kQ5_1;
-    case Layout::Q8_0: return &kQ8_0;
-    case Layout::Q2_K: return &kQ2_K;
-    case Layout::Q3_K: return &kQ3_K;
-    case Layout::Q4_K: return &kQ4_K;
-    case Layout::Q5_K: return &kQ5_K;
-    case Layout::Q6_K: return &kQ6_K;
-    case Layout::IQ4_NL: return &kIQ4_NL;
-    case Layout::IQ4_XS: return &kIQ4_XS;
-    case Layout::MXFP4: return &kMXFP4;
+    case Layout::F32:
+      return &kF32;
+    case Layout::F16:
+      return &kF16;
+    case Layout::BF16:
+      return &kBF16;
+    case Layout::Q4_0:
+      return &kQ4_0;
+    case Layout::Q4_1:
+      return &kQ4_1;
+    case Layout::Q5_0:
+      return &kQ5_0;
+    case Layout::Q5_1:
+      return &kQ5_1;
+    case Layout::Q8_0:
+      return &kQ8_0;
+    case Layout::Q2_K:
+      return &kQ2_K;
+    case Layout::Q3_K:
+      return &kQ3_K;
+    case Layout::Q4_K:
+      return &kQ4_K;
+    case Layout::Q5_K:
+      return &kQ5_K;
+    case Layout::Q6_K:
+      return &kQ6_K;
+    case Layout::IQ4_NL:
+      return &kIQ4_NL;
+    case Layout::IQ4_XS:
+      return &kIQ4_XS;
+    case Layout::MXFP4:
+      return &kMXFP4;
   }
   return nullptr;
 }
@@ -79,14 +95,17 @@ void dequantize_row(Layout layout, const uint8_t* src, float* dst, int64_t n) {
   const LayoutInfo* info = layout_info(layout);
   if (info == nullptr || n <= 0) return;
   switch (layout) {
-    case Layout::F32: std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(float)); return;
+    case Layout::F32:
+      std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(float));
+      return;
     case Layout::F16:
       for (int64_t k = 0; k < n; ++k) dst[k] = f16_to_f32(load_u16(src + 2 * k));
       return;
     case Layout::BF16:
       for (int64_t k = 0; k < n; ++k) dst[k] = bf16_to_f32(load_u16(src + 2 * k));
       return;
-    default: break;
+    default:
+      break;
   }
   for (int64_t b = 0; b < n / info->block_values; ++b, src += info->block_bytes, dst += info->block_values) {
     if (info->block_values == 32) {

@@ -8,9 +8,13 @@ namespace kamado {
 
 namespace {
 
-constexpr size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+constexpr size_t round_up(size_t n, size_t to) {
+  return (n + to - 1) / to * to;
+}
 
-void store_u16(uint8_t* p, uint16_t v) { std::memcpy(p, &v, sizeof v); }
+void store_u16(uint8_t* p, uint16_t v) {
+  std::memcpy(p, &v, sizeof v);
+}
 
 // Bits k = 4g + j of a 32-bit word to byte j, bit g.
 uint32_t spread_high_bits(uint32_t bits) {
@@ -73,10 +77,12 @@ void pack_values(const uint8_t* rows, size_t row_stride, int n_rows, int64_t col
 
 }  // namespace
 
-void pack_tile_all_tiers(Layout layout, const uint8_t* rows, size_t row_stride, int n_rows, int64_t cols, uint8_t* tile) {
+void pack_tile_all_tiers(Layout layout, const uint8_t* rows, size_t row_stride, int n_rows, int64_t cols,
+                         uint8_t* tile) {
   std::memset(tile, 0, packed_tile_bytes(layout, cols));
   if (layout == Layout::F32) return pack_values<uint32_t>(rows, row_stride, n_rows, cols, tile);
-  if (layout == Layout::F16 || layout == Layout::BF16) return pack_values<uint16_t>(rows, row_stride, n_rows, cols, tile);
+  if (layout == Layout::F16 || layout == Layout::BF16)
+    return pack_values<uint16_t>(rows, row_stride, n_rows, cols, tile);
 
   const TileGeometry g = tile_geometry(layout);
   const BlockFields f = block_fields(layout);
@@ -110,18 +116,24 @@ void pack_tile_all_tiers(Layout layout, const uint8_t* rows, size_t row_stride, 
 
 ActKind act_kind(Layout layout) {
   switch (tile_geometry(layout).block_values) {
-    case 32: return ActKind::kQ8x32;
-    case 256: return ActKind::kQ8x256;
-    default: return ActKind::kF32;
+    case 32:
+      return ActKind::kQ8x32;
+    case 256:
+      return ActKind::kQ8x256;
+    default:
+      return ActKind::kF32;
   }
 }
 
 size_t act_bytes(ActKind kind, int64_t cols) {
   const size_t n = static_cast<size_t>(cols);
   switch (kind) {
-    case ActKind::kF32: return round_up(n * sizeof(float), 64);
-    case ActKind::kQ8x32: return round_up(n / 32 * sizeof(ActBlock32), 64);
-    case ActKind::kQ8x256: return n / 256 * sizeof(ActBlock256);
+    case ActKind::kF32:
+      return round_up(n * sizeof(float), 64);
+    case ActKind::kQ8x32:
+      return round_up(n / 32 * sizeof(ActBlock32), 64);
+    case ActKind::kQ8x256:
+      return n / 256 * sizeof(ActBlock256);
   }
   return 0;
 }

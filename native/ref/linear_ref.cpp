@@ -37,7 +37,9 @@ int sum_codes(const int8_t* codes, int n) {
 void quantize(ActKind kind, const float* x, int64_t cols, uint8_t* out) {
   std::memset(out, 0, act_bytes(kind, cols));
   switch (kind) {
-    case ActKind::kF32: std::memcpy(out, x, static_cast<size_t>(cols) * sizeof(float)); break;
+    case ActKind::kF32:
+      std::memcpy(out, x, static_cast<size_t>(cols) * sizeof(float));
+      break;
     case ActKind::kQ8x32:
       for (int64_t b = 0; b < cols / 32; ++b) {
         ActBlock32 block{};
@@ -62,7 +64,8 @@ void quantize(ActKind kind, const float* x, int64_t cols, uint8_t* out) {
 void read_planes(Layout layout, const uint8_t* planes, int r, uint8_t* high, uint8_t* low) {
   const int words = tile_geometry(layout).planes;
   const int high_words = high_bytes(layout) / 4;
-  for (int i = 0; i < high_words; ++i) std::memcpy(high + 4 * i, planes + high_plane(layout, i) * kPlaneBytes + r * 4, 4);
+  for (int i = 0; i < high_words; ++i)
+    std::memcpy(high + 4 * i, planes + high_plane(layout, i) * kPlaneBytes + r * 4, 4);
   for (int i = 0; i < words - high_words; ++i) {
     std::memcpy(low + 4 * i, planes + low_plane(layout, i) * kPlaneBytes + r * 4, 4);
   }
@@ -113,7 +116,8 @@ float dot_q32(Layout layout, const uint8_t* tile, int r, int64_t cols, const uin
 }
 
 // Worst |isum| and |msum| of a 256-value block, any bytes in the file: Q6_K 256 * 32 * 127 * 128 = 133 M, IQ4_XS
-// 256 * 127 * 127 * 32 = 132 M, Q3_K 256 * 4 * 127 * 32, Q5_K 256 * 31 * 127 * 63 = 63 M, mins 256 * 127 * 63: all < 2^31.
+// 256 * 127 * 127 * 32 = 132 M, Q3_K 256 * 4 * 127 * 32, Q5_K 256 * 31 * 127 * 63 = 63 M, mins 256 * 127 * 63: all <
+// 2^31.
 float dot_q256(Layout layout, const uint8_t* tile, int r, int64_t cols, const uint8_t* act) {
   const TileGeometry g = tile_geometry(layout);
   const bool has_min = block_fields(layout).dmin >= 0;
@@ -157,8 +161,12 @@ void multiply(const PackedMatrix& w, int32_t tile_begin, int32_t tile_end, const
         case ActKind::kF32:
           out_rows[i][row] = dot_f32(w.layout, tile, r, w.cols, reinterpret_cast<const float*>(act_rows[i]));
           break;
-        case ActKind::kQ8x32: out_rows[i][row] = dot_q32(w.layout, tile, r, w.cols, act_rows[i]); break;
-        case ActKind::kQ8x256: out_rows[i][row] = dot_q256(w.layout, tile, r, w.cols, act_rows[i]); break;
+        case ActKind::kQ8x32:
+          out_rows[i][row] = dot_q32(w.layout, tile, r, w.cols, act_rows[i]);
+          break;
+        case ActKind::kQ8x256:
+          out_rows[i][row] = dot_q256(w.layout, tile, r, w.cols, act_rows[i]);
+          break;
       }
     }
   }

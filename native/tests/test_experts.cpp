@@ -261,7 +261,8 @@ Program make_program(const TestFile& file, int32_t layers) {
   const auto matrix = [&](int64_t rows, int64_t cols) {
     const uint64_t at = offset;
     offset += static_cast<uint64_t>(rows * cols) * 2 + 32;
-    return b.matrix(std::string("m").append(std::to_string(at)), file.path, at, static_cast<int32_t>(Layout::F16), rows, cols);
+    return b.matrix(std::string("m").append(std::to_string(at)), file.path, at, static_cast<int32_t>(Layout::F16), rows,
+                    cols);
   };
   const int32_t x = b.buffer("x", kHidden), out = b.buffer("out", kHidden), logits = b.buffer("router", kExperts);
   b.append(EmbedOp{x, matrix(7, kHidden), 1});
@@ -328,7 +329,8 @@ struct StreamTest {
       for (int32_t t = 0; t < got.num_tiles(); ++t) {
         kernels.pack_tile(spec.layout, file.bytes.data() + spec.offset + static_cast<size_t>(t) * kTileRows * stride,
                           stride, std::min(kTileRows, spec.rows - t * kTileRows), spec.cols, tile.data());
-        if (std::memcmp(tile.data(), got.data + static_cast<size_t>(t) * got.tile_bytes, tile.size()) != 0) return false;
+        if (std::memcmp(tile.data(), got.data + static_cast<size_t>(t) * got.tile_bytes, tile.size()) != 0)
+          return false;
       }
     }
     return true;

@@ -16,8 +16,8 @@ using namespace kamado;
 
 namespace {
 
-constexpr Layout kLayouts[] = {Layout::F32,  Layout::F16,  Layout::BF16, Layout::Q4_0, Layout::Q4_1,   Layout::Q5_0,
-                               Layout::Q5_1, Layout::Q8_0, Layout::Q2_K, Layout::Q3_K, Layout::Q4_K,   Layout::Q5_K,
+constexpr Layout kLayouts[] = {Layout::F32,  Layout::F16,    Layout::BF16,   Layout::Q4_0, Layout::Q4_1, Layout::Q5_0,
+                               Layout::Q5_1, Layout::Q8_0,   Layout::Q2_K,   Layout::Q3_K, Layout::Q4_K, Layout::Q5_K,
                                Layout::Q6_K, Layout::IQ4_NL, Layout::IQ4_XS, Layout::MXFP4};
 
 struct Tier {
@@ -52,8 +52,8 @@ uint16_t small_f16(Random& random) {  // +-2^-7 ... 2^-4
   return static_cast<uint16_t>((r & 0x83ffu) | ((8u + (r >> 20) % 4u) << 10));
 }
 
-// Bytes of `rows` rows: random codes with small finite scales, or all codes and integer scales at an end of their range,
-// or anything at all.
+// Bytes of `rows` rows: random codes with small finite scales, or all codes and integer scales at an end of their
+// range, or anything at all.
 std::vector<uint8_t> make_weights(Layout layout, int rows, int cols, Fill fill, Random& random) {
   const LayoutInfo& info = *layout_info(layout);
   std::vector<uint8_t> data(static_cast<size_t>(rows) * row_bytes(layout, cols));
@@ -83,15 +83,27 @@ std::vector<uint8_t> make_weights(Layout layout, int rows, int cols, Fill fill, 
       case Layout::Q5_0:
       case Layout::Q8_0:
       case Layout::IQ4_NL:
-      case Layout::IQ4_XS: put(0); break;
+      case Layout::IQ4_XS:
+        put(0);
+        break;
       case Layout::Q4_1:
       case Layout::Q5_1:
       case Layout::Q4_K:
-      case Layout::Q5_K: put(0), put(2); break;
-      case Layout::Q2_K: put(80), put(82); break;
-      case Layout::Q3_K: put(108); break;
-      case Layout::Q6_K: put(208); break;
-      case Layout::MXFP4: block[0] = static_cast<uint8_t>(120 + random.next() % 8); break;
+      case Layout::Q5_K:
+        put(0), put(2);
+        break;
+      case Layout::Q2_K:
+        put(80), put(82);
+        break;
+      case Layout::Q3_K:
+        put(108);
+        break;
+      case Layout::Q6_K:
+        put(208);
+        break;
+      case Layout::MXFP4:
+        block[0] = static_cast<uint8_t>(120 + random.next() % 8);
+        break;
     }
     // The largest products of Q6_K need its scales at -128 and its codes at -32.
     if (layout == Layout::Q6_K && fill == Fill::kLowest) std::memset(block + 192, 0x80, 16);
@@ -104,7 +116,9 @@ std::vector<float> make_activations(int n, int cols, Fill fill, Random& random) 
   std::vector<float> x(static_cast<size_t>(n) * static_cast<size_t>(cols));
   for (size_t i = 0; i < x.size(); ++i) {
     const float v = random.uniform();
-    x[i] = fill == Fill::kRandom || fill == Fill::kGarbage ? v * (i % 97 == 0 ? 20.0f : 1.0f) : i / 64 % 3 == 0 ? -3.0f : 3.0f;
+    x[i] = fill == Fill::kRandom || fill == Fill::kGarbage ? v * (i % 97 == 0 ? 20.0f : 1.0f)
+           : i / 64 % 3 == 0                               ? -3.0f
+                                                           : 3.0f;
   }
   return x;
 }
@@ -135,7 +149,8 @@ std::vector<float> run(const LinearKernels& kernels, const Product& p) {
   std::vector<float*> out_rows;
   for (int i = 0; i < p.n; ++i) {
     acts.push_back(aligned(act_bytes(kind, p.cols)));
-    kernels.quantize(kind, p.x->data() + static_cast<size_t>(i) * static_cast<size_t>(p.cols), p.cols, acts.back().get());
+    kernels.quantize(kind, p.x->data() + static_cast<size_t>(i) * static_cast<size_t>(p.cols), p.cols,
+                     acts.back().get());
     act_rows.push_back(acts.back().get());
     out_rows.push_back(out.data() + static_cast<size_t>(i) * static_cast<size_t>(p.rows));
   }
@@ -164,7 +179,8 @@ std::string describe(const char* tier, const Product& p, const char* what) {
 
 // The reference against double arithmetic on the dequantised weights and the dequantised codes. The codes' own error is
 // not in question here, so what remains is rounding: each of the (at most 2 a block, or 1 a value) fma's, and each
-// product of scales, adds at most half an ulp of a partial sum bounded by the sum of magnitudes M. Steps * 2^-24 * 2 * M.
+// product of scales, adds at most half an ulp of a partial sum bounded by the sum of magnitudes M. Steps * 2^-24 * 2 *
+// M.
 void check_reference(Layout layout, Random& random) {
   const int cols = layout_info(layout)->block_values == 256 ? 1024 : 320, rows = 21, n = 3;
   const auto weights = make_weights(layout, rows, cols, Fill::kRandom, random);
@@ -189,7 +205,8 @@ void check_reference(Layout layout, Random& random) {
         sum += static_cast<double>(w[static_cast<size_t>(k)]) * v;
         magnitude += std::fabs(static_cast<double>(w[static_cast<size_t>(k)]) * v);
       }
-      // Weights with minimums: q*d and the minimum cancel, so the magnitude is that of the parts, at most 32 times larger.
+      // Weights with minimums: q*d and the minimum cancel, so the magnitude is that of the parts, at most 32 times
+      // larger.
       const bool has_min = layout == Layout::Q4_1 || layout == Layout::Q5_1 || layout == Layout::Q2_K ||
                            layout == Layout::Q4_K || layout == Layout::Q5_K;
       const double steps = block > 1 ? 4.0 * cols / block + 4.0 : cols;
@@ -216,14 +233,15 @@ void check_quantize(const Tier& tier, Random& random) {
         for (float& v : x) v *= 1e37f;
       }
       if (round == 6) {
-        for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>(i % 255) - 127) + 0.5f;  // ties
+        for (size_t i = 0; i < x.size(); ++i)
+          x[i] = static_cast<float>(static_cast<int>(i % 255) - 127) + 0.5f;  // ties
         for (size_t i = 0; i < x.size(); i += 32) x[i] = 127.0f;
       }
       const auto a = aligned(act_bytes(kind, cols)), b = aligned(act_bytes(kind, cols));
       linear_kernels_ref()->quantize(kind, x.data(), cols, a.get());
       tier.kernels->quantize(kind, x.data(), cols, b.get());
       CHECK_MSG(std::memcmp(a.get(), b.get(), act_bytes(kind, cols)) == 0,
-                 std::string(tier.name) + " quantize round " + std::to_string(round));
+                std::string(tier.name) + " quantize round " + std::to_string(round));
     }
   }
 }
@@ -235,14 +253,13 @@ void check_tier(const Tier& tier, Layout layout, Random& random) {
     int rows, cols, n;
     Fill fill;
   } cases[] = {
-      {1, narrow, 1, Fill::kRandom},   {16, wide, 1, Fill::kRandom},     {83, wide, 1, Fill::kRandom},
-      {37, wide, 2, Fill::kRandom},    {33, wide, 3, Fill::kRandom},     {17, 3 * narrow, 4, Fill::kRandom},
-      {48, wide, 5, Fill::kRandom},    {18, wide, 6, Fill::kRandom},     {49, wide, 7, Fill::kRandom},
-      {31, 5 * narrow, 8, Fill::kRandom}, {35, wide, 17, Fill::kRandom},
-      {16, wide, 64, Fill::kRandom},   {19, wide, 130, Fill::kRandom},   {20, narrow, 300, Fill::kRandom},
-      {40, wide, 1, Fill::kLowest},    {40, wide, 9, Fill::kLowest},     {40, wide, 1, Fill::kHighest},
-      {40, wide, 9, Fill::kHighest},   {40, wide, 1, Fill::kGarbage},    {40, wide, 3, Fill::kGarbage},
-      {40, wide, 9, Fill::kGarbage},
+      {1, narrow, 1, Fill::kRandom},      {16, wide, 1, Fill::kRandom},     {83, wide, 1, Fill::kRandom},
+      {37, wide, 2, Fill::kRandom},       {33, wide, 3, Fill::kRandom},     {17, 3 * narrow, 4, Fill::kRandom},
+      {48, wide, 5, Fill::kRandom},       {18, wide, 6, Fill::kRandom},     {49, wide, 7, Fill::kRandom},
+      {31, 5 * narrow, 8, Fill::kRandom}, {35, wide, 17, Fill::kRandom},    {16, wide, 64, Fill::kRandom},
+      {19, wide, 130, Fill::kRandom},     {20, narrow, 300, Fill::kRandom}, {40, wide, 1, Fill::kLowest},
+      {40, wide, 9, Fill::kLowest},       {40, wide, 1, Fill::kHighest},    {40, wide, 9, Fill::kHighest},
+      {40, wide, 1, Fill::kGarbage},      {40, wide, 3, Fill::kGarbage},    {40, wide, 9, Fill::kGarbage},
   };
   for (const auto& c : cases) {
     const auto weights = make_weights(layout, c.rows, c.cols, c.fill, random);
@@ -252,9 +269,11 @@ void check_tier(const Tier& tier, Layout layout, Random& random) {
     CHECK_MSG(same_bits(want, got), describe(tier.name, p, "same bits as the reference"));
     if (c.n == 17) {  // a row alone gives what it gives in company
       for (int i = 0; i < c.n; ++i) {
-        const std::vector<float> one(x.begin() + static_cast<ptrdiff_t>(i) * c.cols, x.begin() + static_cast<ptrdiff_t>(i + 1) * c.cols);
+        const std::vector<float> one(x.begin() + static_cast<ptrdiff_t>(i) * c.cols,
+                                     x.begin() + static_cast<ptrdiff_t>(i + 1) * c.cols);
         const Product single{layout, c.rows, c.cols, 1, &weights, &one};
-        const std::vector<float> company(got.begin() + static_cast<ptrdiff_t>(i) * c.rows, got.begin() + static_cast<ptrdiff_t>(i + 1) * c.rows);
+        const std::vector<float> company(got.begin() + static_cast<ptrdiff_t>(i) * c.rows,
+                                         got.begin() + static_cast<ptrdiff_t>(i + 1) * c.rows);
         CHECK_MSG(same_bits(company, run(*tier.kernels, single)), describe(tier.name, p, "row alone"));
       }
     }
@@ -274,7 +293,8 @@ void check_sizes() {
     }
     // The fast layouts grow by at most 4 % when packed.
     const bool is_fast = layout != Layout::Q3_K;
-    const double growth = static_cast<double>(packed_tile_bytes(layout, 2048)) / static_cast<double>(16 * row_bytes(layout, 2048));
+    const double growth =
+        static_cast<double>(packed_tile_bytes(layout, 2048)) / static_cast<double>(16 * row_bytes(layout, 2048));
     CHECK(growth >= 1.0 && growth <= (is_fast ? 1.04 : 1.06));
   }
 }
@@ -304,7 +324,8 @@ int main() {
 
   std::vector<Tier> tiers;
   __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vnni");

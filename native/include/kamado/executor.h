@@ -112,7 +112,8 @@ struct HeadOp {
   int32_t x, weight, bias;
   float scale, softcap;
 };
-// Put in by the executor itself (executor/ahead.h): what `route` would pick is read ahead for Experts operation `layer`.
+// Put in by the executor itself (executor/ahead.h): what `route` would pick is read ahead for Experts operation
+// `layer`.
 struct PredictOp {
   RouteOp route;
   int32_t layer;

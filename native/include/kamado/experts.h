@@ -8,8 +8,8 @@
 //
 // Readers never compute, and compute threads never touch the disk: a piece lands in a raw buffer, the compute threads
 // pack it into its slot by tiles (the same bits as packing at load), and the buffer goes back to the readers. So a slot
-// has the packed size, a piece may begin at any byte of the file, and nothing is ever written into a slot that was given
-// up: an abandoned read ends in a buffer that nobody looks at.
+// has the packed size, a piece may begin at any byte of the file, and nothing is ever written into a slot that was
+// given up: an abandoned read ends in a buffer that nobody looks at.
 #pragma once
 #include <sys/types.h>
 
@@ -100,7 +100,7 @@ class Readers {
 
   bool is_direct() const;  // all files are
   int32_t num_threads() const { return static_cast<int32_t>(threads_.size()); }
-  double busy_seconds() const;  // with at least one read under way
+  double busy_seconds() const;      // with at least one read under way
   bool is_of_this_process() const;  // false after fork()
 
  private:
@@ -241,7 +241,8 @@ class ExpertStream {
   // Any thread: packs the item'th piece of a batch.
   void pack(int32_t item);
 
-  // Between operations, by one thread: reads experts that are likely to be needed next, while the disk has nothing else.
+  // Between operations, by one thread: reads experts that are likely to be needed next, while the disk has nothing
+  // else.
   void look_ahead(int32_t layer, const int32_t* experts, int32_t count);
   int32_t max_look_ahead() const { return max_look_ahead_; }
 
@@ -259,7 +260,7 @@ class ExpertStream {
 
  private:
   struct Part {
-    int32_t matrix;             // id in the program
+    int32_t matrix;  // id in the program
     int32_t file;
     int32_t tiles_per_request;
   };

@@ -25,12 +25,13 @@ namespace kamado {
 
 // How the activations of one row are stored for a product.
 enum class ActKind : int32_t {
-  kF32,      // as they are
-  kQ8x32,    // int8 codes with one f32 scale per 32 values
-  kQ8x256,   // int8 codes with one f32 scale per 256 values and int16 sums per 16 values
+  kF32,     // as they are
+  kQ8x32,   // int8 codes with one f32 scale per 32 values
+  kQ8x256,  // int8 codes with one f32 scale per 256 values and int16 sums per 16 values
 };
-// Quantisation, per block: amax = max|x|; d = amax / 127; id = amax ? 127 / amax : 0; code = clamp(rint(x * id), -127, 127),
-// rint to nearest even. A non-finite input gives code 0 for NaN and a clamped code else; never undefined behaviour.
+// Quantisation, per block: amax = max|x|; d = amax / 127; id = amax ? 127 / amax : 0; code = clamp(rint(x * id), -127,
+// 127), rint to nearest even. A non-finite input gives code 0 for NaN and a clamped code else; never undefined
+// behaviour.
 
 constexpr int kTileRows = 16;  // output rows interleaved in one tile
 
@@ -46,8 +47,8 @@ struct PackedMatrix {
 };
 
 ActKind act_kind(Layout layout);
-size_t act_bytes(ActKind kind, int64_t cols);            // bytes of one quantised row, multiple of 64
-size_t packed_tile_bytes(Layout layout, int64_t cols);   // multiple of 64
+size_t act_bytes(ActKind kind, int64_t cols);           // bytes of one quantised row, multiple of 64
+size_t packed_tile_bytes(Layout layout, int64_t cols);  // multiple of 64
 
 struct LinearKernels {
   // Quantises one row of `cols` floats into act_bytes(kind, cols) bytes (64-byte aligned). kF32 copies.
@@ -59,8 +60,8 @@ struct LinearKernels {
   // out_rows[i][r] = dot(x_i, W_r) for r in [tile_begin*16, min(tile_end*16, rows)), i in [0, n). `scratch` is
   // private to the calling thread, scratch_bytes() long, 64-byte aligned. Pointers are per row so that callers can
   // gather (experts) without copying. GEMV (n = 1) and GEMM are the same function.
-  void (*multiply)(const PackedMatrix& w, int32_t tile_begin, int32_t tile_end, const uint8_t* const* act_rows, int32_t n,
-                   float* const* out_rows, uint8_t* scratch);
+  void (*multiply)(const PackedMatrix& w, int32_t tile_begin, int32_t tile_end, const uint8_t* const* act_rows,
+                   int32_t n, float* const* out_rows, uint8_t* scratch);
 };
 
 size_t linear_scratch_bytes(int64_t max_cols, int32_t max_rows);
