@@ -11,12 +11,15 @@ namespace kamado {
 
 namespace {
 
+// Each needs what stands before it.
+// clang-format off
 #include "../kernels/linear_common.inc.h"
-#include "../kernels/linear_float.inc.h"
-#include "../kernels/linear_layouts.inc.h"
 #include "../kernels/linear_prims_avx2.inc.h"
+#include "../kernels/linear_layouts.inc.h"
 #include "../kernels/linear_quantised.inc.h"
+#include "../kernels/linear_float.inc.h"
 #include "../kernels/linear_table.inc.h"
+// clang-format on
 
 }  // namespace
 
