@@ -269,7 +269,9 @@ def test_a_budget_that_is_too_small_names_the_least() -> None:
     ):
         made.require_fit()
     tight = plan(CHECKPOINT, program, context=4096, on=on(1 << 20))
-    with pytest.raises(MemoryBudgetError, match=r"this machine has 1\.00 MiB to give: the least that works is .* 256 tokens"):
+    with pytest.raises(
+        MemoryBudgetError, match=r"this machine has 1\.00 MiB to give: the least that works is .* 256 tokens"
+    ):
         tight.require_fit()
     exact = plan(CHECKPOINT, program, context=256, on=on(1 << 34), memory=tight.least_bytes)
     exact.require_fit()
