@@ -34,12 +34,13 @@ def table(document: dict[str, Any]) -> str:
         )
         for item in _limits(document)
     )
+    measured = f"Limits measured in the same run: {limits}. " if limits else ""
     peers = ", ".join(f"{name} {digest[:12]}" for name, digest in document["peers"].items())
     lines = [
         (
             f"{document['date']}, commit {document['commit']}, {machine.get('cpu_model')} ({machine.get('tier')} "
             f"tier), medians of {document['runs']} alternating runs, tokens/s. "
-            f"Limits measured in the same run: {limits}. Peer files (sha256): {peers}."
+            f"{measured}Peer files (sha256): {peers}."
         ),
         "",
         "| Model | Work | Threads | Kamado | llama.cpp, its best setting | Ratio | Of bandwidth | Of int8 peak |",
@@ -58,7 +59,7 @@ def table(document: dict[str, Any]) -> str:
 
 def _limits(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The measured limits by thread count, each once."""
-    found = {item["num_threads"]: item for items in document["limits"].values() for item in items}
+    found = {item["num_threads"]: item for items in document.get("limits", {}).values() for item in items}
     return [found[threads] for threads in sorted(found)]
 
 
