@@ -14,7 +14,7 @@ REAL_MODELS = {
     "smollm2:135m": "smollm2-135m-instruct-q4_1.gguf",
     "gemma3:270m": "gemma-3-270m-q4_k_m.gguf",
     "qwen2.5-coder:1.5b": "qwen2.5-coder-1.5b.gguf",
-    "all-minilm:l6-v2": "minilm",
+    "minilm:l6": "minilm",
 }
 
 # Read once, before the autouse fixture points them elsewhere.
