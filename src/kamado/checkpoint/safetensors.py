@@ -32,6 +32,7 @@ _DTYPE_BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
     "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
+_MAX_NAME_BYTES = 255  # of a file, on every file system we know
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
@@ -203,7 +204,8 @@ def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
         raise MetadataError(f"{index_file}: key 'weight_map' is missing or empty")
     for name, shard in where.items():
         plain = isinstance(shard, str) and shard not in ("", ".", "..") and not any(c in shard for c in "/\\:\0")
-        if not plain or not shard.endswith(".safetensors"):
+        # The file system answers a longer name with an OSError.
+        if not plain or not shard.endswith(".safetensors") or len(shard.encode("utf-8", "replace")) > _MAX_NAME_BYTES:
             raise CorruptFileError(
                 f"{index_file}: tensor {name!r} lies in {str(shard)[:80]!r}, not in a plain file name"
             )
