@@ -3,8 +3,8 @@
 
     performance_page.py RESULTS.json… [--docs DIR]
 
-The text of the page is written by hand; everything between its pair of markers is replaced. The picture is the machine's
-roofline with each two-thread workload on it.
+The text of the page is written by hand; everything between its pair of markers is replaced. The picture is the
+machine's roofline with each two-thread workload on it.
 """
 
 from __future__ import annotations
