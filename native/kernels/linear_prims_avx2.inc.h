@@ -2,10 +2,9 @@
 // 8-15.
 
 constexpr bool kHasVnni = false;
-constexpr int kMaxTokens = kSmallBuild ? 2 : 4;  // widest register block of the quantised GEMM
-constexpr int kMaxFusedTokens =
-    kSmallBuild ? 2 : 4;  // up to here weights are decoded in registers, from here into a buffer;
-constexpr int kMaxFusedWide = kSmallBuild ? 2 : 3;  // the same for Q6_K, which has four code words a step
+constexpr int kMaxTokens = kSmallBuild ? 2 : 4;       // widest register block of the quantised GEMM
+constexpr int kMaxFusedTokens = kSmallBuild ? 2 : 4;  // up to here decoded in registers, from here into a buffer
+constexpr int kMaxFusedWide = kMaxFusedTokens;        // the same for Q6_K, which has four code words a step
 constexpr int kMaxFloatTokens = kSmallBuild ? 2 : 6;
 
 struct Int2 {

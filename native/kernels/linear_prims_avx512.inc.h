@@ -1,10 +1,9 @@
 // Vector primitives of the linear kernels, AVX-512 + VNNI: one register holds a 4-byte word of each of the 16 rows.
 
 constexpr bool kHasVnni = true;
-constexpr int kMaxTokens = kSmallBuild ? 2 : 8;  // widest register block of the quantised GEMM
-constexpr int kMaxFusedTokens =
-    kSmallBuild ? 2 : 8;  // up to here weights are decoded in registers, from here into a buffer;
-constexpr int kMaxFusedWide = kSmallBuild ? 2 : 5;  // the same for Q6_K, which has four code words a step
+constexpr int kMaxTokens = kSmallBuild ? 2 : 8;       // widest register block of the quantised GEMM
+constexpr int kMaxFusedTokens = kSmallBuild ? 2 : 8;  // up to here decoded in registers, from here into a buffer
+constexpr int kMaxFusedWide = kSmallBuild ? 2 : 5;    // the same for Q6_K, which has four code words a step
 constexpr int kMaxFloatTokens = kSmallBuild ? 2 : 8;
 
 using Bytes = __m512i;  // 16 rows x 4 codes
