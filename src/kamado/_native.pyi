@@ -107,9 +107,18 @@ class Builder:
         direct_io: str = "auto",
         verify_slots: bool = False,
         look_ahead: str = "auto",
+        kv_bits: Sequence[tuple[int, int]] | None = None,
+        kv_reuse_points: int = 0,
     ) -> Executor:
         """Packs all weights (GIL released; `progress(done_bytes, total_bytes)` is called from this thread at most
         every 50 ms; an exception it raises stops the build). kv is "f32" or "f16".
+
+        kv_bits: None keeps every token of every layer exactly, and any length may be forked or truncated to. Else (key
+        bits, value bits) of each KV layer, from {0 (exact), 2, 3, 4, 8}, both or neither 0 ("f16" only): pages that no
+        next query reads exactly are kept as codes, and layers with a causal window (whose bits must be 0) keep their
+        window only. Then a sequence can be forked or truncated only where its exact pages still are: see mark_reuse.
+        kv_reuse_points: how many points, of all sequences together, certainly keep their pages. ValueError for bits
+        that do not fit the program.
 
         With expert_bytes, experts are not loaded but read when they are needed, into slots that take at most
         expert_bytes together with their read buffers; ValueError names the least that works. direct_io "auto" reads by
@@ -129,9 +138,55 @@ class Executor:
     def vocab_size(self) -> int: ...
     def create_sequence(self) -> int: ...
     def free_sequence(self, sequence: int) -> None: ...
-    def fork_sequence(self, sequence: int, num_tokens: int) -> int: ...
-    def truncate(self, sequence: int, num_tokens: int) -> None: ...
+    def fork_sequence(self, sequence: int, num_tokens: int) -> int:
+        """A new sequence that begins with the first `num_tokens`: whole pages are shared, a partial one is copied. It
+        has the parent's reuse points up to there, `num_tokens` itself included. ValueError when `num_tokens` is past
+        the end or no exact pages are left there (`last_reusable` tells where), or when no sequence or page is free."""
+    def truncate(self, sequence: int, num_tokens: int) -> None:
+        """Forgets what comes after the first `num_tokens`, reuse points too. ValueError as fork_sequence."""
     def length(self, sequence: int) -> int: ...
+    @property
+    def can_reuse_anywhere(self) -> bool:
+        """Whether any length may be forked or truncated to: nothing is encoded, no layer keeps only a window."""
+    def mark_reuse(self, sequence: int) -> None:
+        """The present length becomes a reuse point: its last two pages (of a windowed layer, its window) stay exact,
+        shared with the sequence while it needs them too. Nothing is copied or allocated. When exact pages run out,
+        the points that were used longest ago are given up (never what a sequence needs to go on), so ask
+        `reuse_points` or `last_reusable` right before a fork."""
+    def unmark_reuse(self, sequence: int, num_tokens: int) -> None:
+        """Gives a reuse point's pages back; ValueError when it is none."""
+    def reuse_points(self, sequence: int) -> list[int]:
+        """Lengths that were marked, inherited by a fork or imported, and are still kept; ascending."""
+    def last_reusable(self, sequence: int, num_tokens: int) -> int:
+        """The greatest length up to `num_tokens` that fork_sequence, truncate and export_tail take; at least 0.
+        `num_tokens` itself where can_reuse_anywhere (or the sequence's length when that is less)."""
+    @property
+    def kv_fingerprint(self) -> str:
+        """Names what exported bytes mean: codec version, element type, shapes, bits and windows; the same on all
+        tiers. Import only what was exported under the same one."""
+    def page_bytes(self) -> int:
+        """Bytes of one page in export_pages."""
+    def settled_pages(self, num_tokens: int) -> int:
+        """Pages that export_pages has for a point: whole pages but the last, max(0, num_tokens // 128 - 1). What comes
+        after them is in the tail."""
+    def tail_bytes(self, num_tokens: int) -> int:
+        """Bytes of export_tail at a point of that length."""
+    def export_pages(self, sequence: int, first_page: int, last_page: int) -> bytes:
+        """Pages [first_page, last_page) as they are kept, page_bytes() each, GIL released. last_page is at most
+        settled_pages(length). A page's bytes depend on the tokens up to its end alone, so they may be stored once for
+        all sequences that share them."""
+    def export_tail(self, sequence: int, num_tokens: int) -> bytes:
+        """The exact pages of a reuse point (any length that last_reusable gives), tail_bytes(num_tokens) long, from
+        page settled_pages(num_tokens) on; of windowed layers, the window. Slots behind num_tokens are zero."""
+    def import_sequence(
+        self,
+        pages: bytes | memoryview | NDArray[np.uint8],
+        tail: bytes | memoryview | NDArray[np.uint8],
+        num_tokens: int,
+    ) -> int:
+        """A new sequence of that length with it as its reuse point, from what export_pages(…, 0,
+        settled_pages(num_tokens)) and export_tail gave; ValueError when a size is another. The content is not
+        checked: wrong bytes give wrong numbers, never a crash."""
     def step(
         self,
         sequences: NDArray[np.int32],
@@ -151,8 +206,10 @@ class Executor:
     def cancel(self) -> None:
         """May be called from any thread: the running (or next) step raises Cancelled."""
     def stats(self) -> dict[str, float]:
-        """weight_bytes, kv_bytes (in use), scratch_bytes, steps, rows, seconds_total and its parts: seconds_linear,
-        _attend, _experts, _head, _rows (norms, rope, quantisation), each with the waiting that follows it."""
+        """weight_bytes, kv_bytes (in use) and its parts kv_bytes_exact and kv_bytes_encoded, kv_pages_shared (pages of
+        any kind that several sequences hold), kv_reuse_points (of all sequences), scratch_bytes, steps, rows,
+        seconds_total and its parts: seconds_linear, _attend, _experts, _head, _rows (norms, rope, quantisation), each
+        with the waiting that follows it; seconds_encode (part of _attend)."""
     def ledger(self) -> dict[str, Any]:
         """What experts cost: "layers", a list (by Experts operation) of dicts with layer; hits, misses and
         lookahead_hits, which sum to the experts that operations needed (in a slot, not, or read ahead),
