@@ -32,7 +32,11 @@ class FakeCancelled(RuntimeError):
 
 
 class FakeExecutor:
-    """`logits_of(tokens)` gives the row after `tokens`; the default hashes them."""
+    """`logits_of(tokens)` gives the row after `tokens`; the default hashes them.
+
+    With `encodes`, exact pages are there only for a sequence's last two pages and those of `num_points` reuse points,
+    as in the native cache. An exported page holds its tokens and a digest of all before it, and an import checks both.
+    """
 
     def __init__(
         self,
@@ -41,7 +45,14 @@ class FakeExecutor:
         max_sequences: int = 64,
         vocab_size: int = VOCAB,
         logits_of: Callable[[Sequence[int]], np.ndarray] | None = None,
+        encodes: bool = False,
+        num_points: int = 8,
     ) -> None:
+        self.encodes = encodes
+        self.num_points = num_points
+        self.points: dict[int, list[int]] = {}  # of each sequence
+        self._marks: list[tuple[int, int]] = []  # (sequence, length), the oldest first
+        self.num_imports = 0
         self.vocab_size = vocab_size
         self.tier = "fake"
         self.num_threads = 1
@@ -81,16 +92,22 @@ class FakeExecutor:
         assert len(self.sequences) < self.max_sequences
         self._next_id += 1
         self.sequences[self._next_id] = ([], [])
+        self.points[self._next_id] = []
         return self._next_id
 
     def free_sequence(self, sequence: int) -> None:
         self._check_thread()
         self._release(self.sequences.pop(sequence)[1], 0)
+        self._forget_marks(sequence, 0)
+        del self.points[sequence]
 
     def fork_sequence(self, sequence: int, num_tokens: int) -> int:
         tokens, pages = self.sequences[sequence]
         assert 0 < num_tokens <= len(tokens)
+        if self.last_reusable(sequence, num_tokens) != num_tokens:
+            raise ValueError(f"no exact pages at {num_tokens}")
         fork = self.create_sequence()
+        self.points[fork] = [p for p in self.points[sequence] if p < num_tokens]
         shared = pages[: num_tokens // PAGE_TOKENS]
         for page in shared:
             page[0] += 1
@@ -102,11 +119,99 @@ class FakeExecutor:
         self._check_thread()
         tokens, pages = self.sequences[sequence]
         assert num_tokens <= len(tokens)
+        if self.last_reusable(sequence, num_tokens) != num_tokens:
+            raise ValueError(f"no exact pages at {num_tokens}")
         del tokens[num_tokens:]
+        self._forget_marks(sequence, num_tokens)
         self._release(pages, -(-num_tokens // PAGE_TOKENS))
 
     def length(self, sequence: int) -> int:
         return len(self.sequences[sequence][0])
+
+    @property
+    def can_reuse_anywhere(self) -> bool:
+        return not self.encodes
+
+    @property
+    def kv_fingerprint(self) -> str:
+        return f"fake encodes={self.encodes}"
+
+    def mark_reuse(self, sequence: int) -> None:
+        self._check_thread()
+        length = self.length(sequence)
+        if length not in self.points[sequence]:
+            self.points[sequence].append(length)
+            self._marks.append((sequence, length))
+        while len(self._marks) > self.num_points:
+            owner, length = self._marks.pop(0)
+            self.points[owner].remove(length)
+
+    def last_reusable(self, sequence: int, num_tokens: int) -> int:
+        length = self.length(sequence)
+        num_tokens = min(num_tokens, length)
+        if not self.encodes:
+            return num_tokens
+        best = 0
+        for point in (*self.points[sequence], length):
+            # A point keeps the page of its last token and the one before: any length in that page needs no other.
+            usable = min(num_tokens, point)
+            if usable > (point - 1) // PAGE_TOKENS * PAGE_TOKENS or usable == point:
+                best = max(best, usable)
+        return best
+
+    def page_bytes(self) -> int:
+        return 4 * PAGE_TOKENS + 4
+
+    def settled_pages(self, num_tokens: int) -> int:
+        return max(0, num_tokens // PAGE_TOKENS - 1)
+
+    def tail_bytes(self, num_tokens: int) -> int:
+        return 2 * self.page_bytes()
+
+    def export_pages(self, sequence: int, first_page: int, last_page: int) -> bytes:
+        self._check_thread()
+        tokens = self.sequences[sequence][0]
+        assert 0 <= first_page < last_page <= self.settled_pages(len(tokens))
+        return b"".join(self._page(tokens, page) for page in range(first_page, last_page))
+
+    def export_tail(self, sequence: int, num_tokens: int) -> bytes:
+        self._check_thread()
+        assert self.last_reusable(sequence, num_tokens) == num_tokens > 0
+        tokens = self.sequences[sequence][0][:num_tokens]
+        page = self.settled_pages(num_tokens)
+        tail = self._page(tokens, page)
+        if num_tokens > (page + 1) * PAGE_TOKENS:
+            tail += self._page(tokens, page + 1)
+        return tail.ljust(self.tail_bytes(num_tokens), b"\0")
+
+    def import_sequence(self, pages, tail, num_tokens: int) -> int:
+        if len(pages) != self.settled_pages(num_tokens) * self.page_bytes() or len(tail) != self.tail_bytes(num_tokens):
+            raise ValueError("sizes")
+        sequence = self.create_sequence()
+        data = bytes(pages) + bytes(tail)
+        size = self.page_bytes()
+        tokens: list[int] = []
+        for begin in range(0, -(-num_tokens // PAGE_TOKENS) * size, size):
+            part = np.frombuffer(data[begin : begin + size], np.int32).tolist()[:PAGE_TOKENS]
+            tokens += part[: num_tokens - len(tokens)]
+        for page in range(-(-num_tokens // PAGE_TOKENS)):
+            assert self._page(tokens, page) == data[page * size : (page + 1) * size], "these are other tokens' bytes"
+        self._reserve(sequence, num_tokens)
+        self.sequences[sequence][0].extend(tokens)
+        self.mark_reuse(sequence)
+        self.num_imports += 1
+        return sequence
+
+    def _page(self, tokens: list[int], page: int) -> bytes:
+        part = np.zeros(PAGE_TOKENS, np.int32)
+        held = tokens[page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS]
+        part[: len(held)] = held
+        seed = zlib.crc32(np.array(tokens[: (page + 1) * PAGE_TOKENS], np.int32).tobytes())
+        return part.tobytes() + seed.to_bytes(4, "little")
+
+    def _forget_marks(self, sequence: int, length: int) -> None:
+        self.points[sequence] = [p for p in self.points[sequence] if p <= length]
+        self._marks = [m for m in self._marks if m[0] != sequence or m[1] <= length]
 
     def step(self, sequences, counts, tokens, logit_rows) -> np.ndarray:
         self._check_thread()

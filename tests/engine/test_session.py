@@ -23,7 +23,7 @@ def append(cache: SessionCache, session, tokens: list[int]) -> bool:
         np.array(tokens, np.int32),
         np.array([], np.int32),
     )
-    session.tokens += tokens
+    cache.extend(session, tokens)
     return True
 
 

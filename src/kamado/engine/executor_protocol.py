@@ -25,11 +25,56 @@ class ExecutorProtocol(Protocol):
         ...
 
     def fork_sequence(self, sequence: int, num_tokens: int) -> int:
-        """A new sequence that begins with the first `num_tokens`; full pages are shared, a partial one is copied."""
+        """A new sequence that begins with the first `num_tokens`; full pages are shared, a partial one is copied.
+
+        ValueError where `last_reusable` gives less.
+        """
         ...
 
     def truncate(self, sequence: int, num_tokens: int) -> None:
         """Forgets what comes after the first `num_tokens`."""
+        ...
+
+    @property
+    def can_reuse_anywhere(self) -> bool:
+        """Whether any length may be forked or truncated to."""
+        ...
+
+    def mark_reuse(self, sequence: int) -> None:
+        """The present length becomes a reuse point, kept while exact pages last."""
+        ...
+
+    def last_reusable(self, sequence: int, num_tokens: int) -> int:
+        """The greatest length up to `num_tokens` that may be forked, truncated to or exported."""
+        ...
+
+    @property
+    def kv_fingerprint(self) -> str:
+        """Names what exported bytes mean."""
+        ...
+
+    def page_bytes(self) -> int:
+        """Bytes of one exported page."""
+        ...
+
+    def settled_pages(self, num_tokens: int) -> int:
+        """Pages that `export_pages` has for a prefix of that length."""
+        ...
+
+    def tail_bytes(self, num_tokens: int) -> int:
+        """Bytes of `export_tail` at that length."""
+        ...
+
+    def export_pages(self, sequence: int, first_page: int, last_page: int) -> bytes:
+        """Pages [first_page, last_page) as they are kept."""
+        ...
+
+    def export_tail(self, sequence: int, num_tokens: int) -> bytes:
+        """What comes after the settled pages at a reusable length."""
+        ...
+
+    def import_sequence(self, pages: memoryview, tail: memoryview, num_tokens: int) -> int:
+        """A new sequence from what the two exports gave; ValueError when a size is wrong."""
         ...
 
     def length(self, sequence: int) -> int:

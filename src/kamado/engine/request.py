@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from queue import SimpleQueue
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from .piece import FinishReason, Piece, Usage
 from .sampler import Sampler, Sampling, log_probabilities
 from .session import Session
 from .stops import StopMatcher
+
+if TYPE_CHECKING:
+    from .keeper import Restore
 
 # Pieces that wait for a slow consumer before its request pauses: a second or two of reading.
 MAX_QUEUED_PIECES = 64
@@ -58,7 +61,10 @@ class Request:
         stop_ids: frozenset[int] = frozenset(),
         logprobs: int | None = None,
         is_background: bool = False,
+        owner: str = "",
+        label: str = "",
     ) -> None:
+        """`owner`: whose cached prefixes it may use and adds to. `label`: the named session it belongs to."""
         self.tokens = list(prompt)  # the prompt, then what was picked
         self.num_prompt = len(self.tokens)
         self.end = self.num_prompt + max_tokens  # length of `tokens` at which the answer is cut
@@ -67,7 +73,12 @@ class Request:
         self.output: SimpleQueue[Piece | BaseException | None] = SimpleQueue()  # None: cancelled
         self.is_cancelled = False
         self.is_paused = False  # the consumer is slow; it wakes the scheduler when it has read
+        self.owner = owner
+        self.label = label
         self.session: Session | None = None
+        self.restore: Restore | None = None  # what is read from the prefix store for it
+        self.has_looked = False  # in the prefix store
+        self.mark_at: int | None = None  # a length at which other conversations part from this one
         self.last_served = 0
         self.num_reused: int | None = None  # set at the first admission
         self._text = text or NoText()

@@ -8,6 +8,7 @@ step that it is part of is aborted, and the others do that step again: an aborte
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -21,12 +22,15 @@ import numpy as np
 from ..errors import ClosedError, NativeError
 from ..memory.forecast import PAGE_TOKENS
 from .executor_protocol import ExecutorProtocol
+from .keeper import Keeper
 from .ledger import read_ledger
 from .request import Request
-from .session import SessionCache, common_prefix
+from .session import Session, SessionCache, common_prefix
 from .stats import Counters, Snapshot
 
 T = TypeVar("T")
+
+_log = logging.getLogger("kamado.scheduler")
 
 
 class NoRoomError(NativeError):
@@ -65,6 +69,8 @@ class _Chunk:
 
     def __init__(self, request: Request, num_rows: int) -> None:
         begin = request.num_cached
+        if request.mark_at is not None and begin < request.mark_at:
+            num_rows = min(num_rows, request.mark_at - begin)  # it stops where others may start from
         self.request = request
         self.tokens = request.tokens[begin : begin + num_rows]
         self.is_last = begin + num_rows == len(request.tokens)  # a token is picked after it
@@ -84,15 +90,18 @@ class Scheduler:
         cancelled_error: type[BaseException],
         max_live: int | None = None,
         after_rows: tuple[int, Callable[[], None]] | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
-        """`after_rows`: a number of rows, and what to call between steps whenever that many more were computed."""
+        """`after_rows`: a number of rows, and what to call between steps whenever that many more were computed.
+        `keeper`: saves prefixes to disk and restores them."""
         assert min(max_rows, max_logit_rows) >= 2, "a decode row and a prompt's end must fit in one step"
         self._executor = executor
         self._max_rows = max_rows
         self._max_logit_rows = min(max_logit_rows, max_rows)
         self._max_live = min(max_live or max_sequences, max_sequences)
         self._cancelled_error = cancelled_error
-        self._sessions = SessionCache(executor, kv_tokens=kv_tokens, max_sequences=max_sequences)
+        self._keeper = keeper
+        self._sessions = SessionCache(executor, kv_tokens=kv_tokens, max_sequences=max_sequences, keeper=keeper)
         self._counters = Counters()
 
         self._inbox: deque[Request | _Job[object]] = deque()
@@ -110,6 +119,8 @@ class Scheduler:
         self._row_seconds = 0.0
         self._after_rows = after_rows
         self._num_rows_since = 0
+        if keeper is not None:
+            keeper.attach(self._news.set)
         self._thread = threading.Thread(target=self._main, name="kamado-scheduler", daemon=True)
         self._thread.start()
 
@@ -202,12 +213,27 @@ class Scheduler:
                 chunks = self._plan_step()
                 if chunks:
                     self._run_step(chunks)
-                else:
+                    if self._keeper is not None:
+                        self._keeper.advance()
+                elif self._keeper is None or not self._keeper.advance():
                     self._news.wait()
         except BaseException as error:
             self._close(error)
         finally:
+            self._keep_the_rest()
             self._end_all(self._closing or ClosedError("the model was closed"))
+
+    def _keep_the_rest(self) -> None:
+        """Saves what is worth it before the executor goes."""
+        if self._keeper is None:
+            return
+        try:
+            for request in self._live:
+                self._save(request)
+            self._keeper.flush()
+        except Exception as error:  # the executor may be what failed
+            _log.warning("prefixes could not be saved: %s", error)
+        self._keeper.close()
 
     def _end_all(self, reason: BaseException) -> None:
         for request in (*self._live, *self._waiting):
@@ -274,9 +300,16 @@ class Scheduler:
         """A live request is done: what it has cached is kept for the next that begins so."""
         self._live.remove(request)
         if request.session is not None:
+            self._sessions.mark(request.session)
+            self._save(request)
             self._sessions.release(request.session)
             request.session = None
         self._retry_delayed()
+
+    def _save(self, request: Request) -> None:
+        """Hands the request's session to the prefix store as far as it is."""
+        if self._keeper is not None and request.session is not None and request.session.tokens:
+            self._keeper.save(request.session, request.session.length, request.label)
 
     def _fail(self, request: Request, error: Exception) -> None:
         self._live.remove(request)
@@ -342,7 +375,7 @@ class Scheduler:
                 if num_rows > 0:
                     chunk = _Chunk(request, num_rows)
                     logits_left -= chunk.is_last
-                    rows_left -= num_rows
+                    rows_left -= len(chunk.tokens)
                     chunks.append(chunk)
 
     def _admit(self) -> None:
@@ -354,15 +387,17 @@ class Scheduler:
             num_pages = -(-(len(request.tokens) + 1) // PAGE_TOKENS)
             if self._live and num_pages > room:
                 return  # in order: a large one is not starved by small ones behind it
-            if self._is_worth_waiting(request):
+            if self._is_worth_waiting(request) or self._is_restoring(request):
                 continue
+            shared = 0 if self._sessions.is_exact else self._sessions.num_shared(request.tokens, request.owner)
             try:
-                request.session = self._sessions.acquire(request.tokens)
+                request.session = self._sessions.acquire(request.tokens, request.owner)
             except Exception as error:
                 self._waiting.remove(request)
                 request.output.put(error)
                 continue
             self._waiting.remove(request)
+            self._plan_mark(request, shared)
             if request.num_reused is None:
                 request.num_reused = request.num_cached
                 request.started_at = time.perf_counter()
@@ -383,15 +418,64 @@ class Scheduler:
     def _is_worth_waiting(self, request: Request) -> bool:
         """Whether a live request is about to compute a long beginning that this one shares, as n answers do."""
         for other in self._live:
-            if other.num_cached >= other.num_prompt or (other.is_background and not request.is_background):
+            if other.owner != request.owner or other.num_cached >= other.num_prompt:
+                continue
+            if other.is_background and not request.is_background:
                 continue
             num_shared = min(common_prefix(request.tokens, other.tokens), len(request.tokens) - 1)
-            if (
-                num_shared > other.num_cached
-                and num_shared - self._sessions.num_reusable(request.tokens, but=other.session) >= _WORTH_WAITING_TOKENS
-            ):
+            if not self._sessions.is_exact and num_shared < other.num_prompt - 1:
+                num_shared = num_shared // PAGE_TOKENS * PAGE_TOKENS  # the other one stops there, if it has no stop yet
+                if other.mark_at != num_shared and other.mark_at is not None and other.num_cached < other.mark_at:
+                    continue
+            gained = num_shared - self._num_reusable(request, but=other.session)
+            if num_shared > other.num_cached and gained >= _WORTH_WAITING_TOKENS:
+                if num_shared < other.num_prompt - 1:
+                    other.mark_at = num_shared
                 return True
         return False
+
+    def _num_reusable(self, request: Request, but: Session | None = None) -> int:
+        return self._sessions.num_reusable(request.tokens, but=but, owner=request.owner)
+
+    def _is_restoring(self, request: Request) -> bool:
+        """Whether a beginning of the request is being read from disk. What was read goes to the executor."""
+        if self._keeper is None:
+            return False
+        if not request.has_looked:
+            request.has_looked = True
+            if self._sessions.num_pages_of_live < self._sessions.num_pages:
+                request.restore = self._keeper.begin_restore(
+                    request.tokens[:-1],
+                    request.owner,
+                    above=self._num_reusable(request),
+                    max_tokens=(self._sessions.num_pages - self._num_pages_promised()) * PAGE_TOKENS,
+                )
+        restore = request.restore
+        if restore is None:
+            return False
+        if not restore.is_done:
+            return True
+        request.restore = None
+        if restore.pages is not None and restore.tail is not None:
+            is_taken = False
+            try:
+                is_taken = (
+                    self._sessions.adopt(restore.tokens, request.owner, memoryview(restore.pages), restore.tail)
+                    is not None
+                )
+            except Exception as error:
+                _log.warning("a stored prefix could not be used: %s", error)
+            self._keeper.finish_restore(restore, is_taken=is_taken)
+        return False
+
+    def _plan_mark(self, request: Request, num_shared: int) -> None:
+        """Where other conversations part from this prompt, and nothing could be reused, the next ones may start."""
+        if self._sessions.is_exact:
+            return
+        if self._keeper is not None:
+            num_shared = max(num_shared, self._keeper.num_shared(request.tokens, request.owner))
+        place = min(num_shared, request.num_prompt - 1) // PAGE_TOKENS * PAGE_TOKENS
+        request.mark_at = place if place - request.num_cached >= PAGE_TOKENS else None
 
     def _with_pages(self, chunks: list[_Chunk]) -> list[_Chunk]:
         """Pages for every chunk; when there are too few, the youngest request gives up its own and waits again."""
@@ -452,9 +536,13 @@ class Scheduler:
         for chunk in chunks:
             request = chunk.request
             assert request.session is not None
-            request.session.tokens += chunk.tokens
+            self._sessions.extend(request.session, chunk.tokens)
             self._num_served += 1
             request.last_served = self._num_served
+            if request.session.length in (request.mark_at, request.num_prompt):
+                self._sessions.mark(request.session)
+                if request.session.length == request.mark_at:
+                    self._save(request)
             if not chunk.is_last:
                 continue
             row = logits[next_logits]

@@ -1,11 +1,13 @@
 """Sessions: sequences of the executor with the tokens they hold, kept for reuse until their pages are needed.
 
-A request starts from the session that shares the longest beginning with its tokens, to the token: what the cache
-holds is exact, so any point of it may be continued. The session is taken over when little of it would be lost, else
-forked: full pages are then shared. Pages are counted here as the executor counts them, so that a step never finds the
-cache full.
+A request starts from the session of its owner that shares the longest usable beginning with its tokens, to the token.
+Where the cache is exact any length may be used; else the lengths at which the executor still has exact pages: the end
+of a prompt, the end of an answer, a place that was marked because conversations part there. The session is taken over
+when little of it would be lost, else forked: full pages are then shared. When pages run out, what was used longest ago
+goes first, from its end, after it was handed to the prefix store.
 
-All of this belongs to the scheduler's thread.
+Pages are counted here as the executor counts them, so that a step never finds the cache full. All of this belongs to
+the scheduler's thread.
 """
 
 from __future__ import annotations
@@ -13,9 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Protocol
 
 from ..memory.forecast import PAGE_TOKENS
 from .executor_protocol import ExecutorProtocol
+from .prefix import PrefixTree, common_prefix
+
+__all__ = ["PAGE_TOKENS", "Keeping", "Session", "SessionCache", "common_prefix"]
 
 # A session whose tail past the common beginning is longer than this is kept and forked: it is another conversation.
 _DISCARDED_TAIL = PAGE_TOKENS
@@ -32,6 +38,7 @@ class Session:
 
     sequence: int
     tokens: list[int]
+    owner: str = ""  # who may reuse it: an API key's name; "" is the local user
     pages: list[_Page] = field(default_factory=list)
     is_live: bool = True  # a request uses it; otherwise it may be taken over, forked or dropped
     last_used: int = 0
@@ -42,37 +49,34 @@ class Session:
         return len(self.tokens)
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common beginning. Slices that grow are compared in C: 1 µs if short, 50 for 10k tokens."""
-    low, size = 0, 16
-    end = min(len(a), len(b))
-    while low < end and a[low : low + size] == b[low : low + size]:
-        low += size
-        size *= 4
-    if low >= end:
-        return end
-    high = min(low + size, end)
-    if high == end and a[low:end] == b[low:end]:  # the longer one's slice went on
-        return end
-    while high - low > 1:  # equal before low, different before high
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
+class Keeping(Protocol):
+    """Who is told what happens to sessions: the prefix store's keeper."""
+
+    def cut(self, session: Session, length: int) -> None:
+        """The session is about to be cut to `length`, 0 when it goes: the last moment to save what comes after."""
+        ...
 
 
 class SessionCache:
     """All sessions of one executor, live and idle."""
 
-    def __init__(self, executor: ExecutorProtocol, *, kv_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self, executor: ExecutorProtocol, *, kv_tokens: int, max_sequences: int, keeper: Keeping | None = None
+    ) -> None:
         self.executor = executor
         self.num_pages = kv_tokens // PAGE_TOKENS
         self._max_sequences = max_sequences
+        self._keeper = keeper
         self._num_used_pages = 0
         self._sessions: list[Session] = []
+        self._tree = PrefixTree()
         self._clock = count(1)
+        self._is_exact = executor.can_reuse_anywhere
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a session may be cut or forked at any length."""
+        return self._is_exact
 
     @property
     def num_free_pages(self) -> int:
@@ -93,32 +97,61 @@ class SessionCache:
         """Whether one more session can be live."""
         return len(self._sessions) < self._max_sequences or any(not session.is_live for session in self._sessions)
 
-    def num_reusable(self, tokens: Sequence[int], but: Session | None = None) -> int:
-        """Tokens of the longest beginning that sessions hold now, one of them left aside."""
-        return self._best(tokens, but)[1]
+    def num_reusable(self, tokens: Sequence[int], but: Session | None = None, owner: str = "") -> int:
+        """Tokens of the longest usable beginning that sessions hold now, one of them left aside."""
+        return self._best(tokens, owner, but)[1]
 
-    def acquire(self, tokens: Sequence[int]) -> Session:
+    def num_shared(self, tokens: Sequence[int], owner: str = "") -> int:
+        """Tokens of the longest beginning that any of the owner's sessions shares, usable or not."""
+        return max((length for _, length in self._tree.match(owner, tokens)), default=0)
+
+    def acquire(self, tokens: Sequence[int], owner: str = "") -> Session:
         """A live session that holds a beginning of `tokens`, the longest there is, but never all of them.
 
         The caller has checked `can_admit`.
         """
-        source, length = self._best(tokens)
+        source, length = self._best(tokens, owner)
         if source is None:
-            return self._create()
+            return self._create(owner)
         if source.is_live or source.length - length > _DISCARDED_TAIL:
             forked = self._fork(source, length)
             if forked is not None:
                 return forked
-        if source.is_live:  # no room even for the fork's partial page
-            return self._create()
+        length = self.usable(source, length)  # making room may have cost exact pages
+        if source.is_live or not length:  # no room even for the fork's partial page
+            return self._create(owner)
         self.truncate(source, length)
         source.is_live = True
         source.last_used = next(self._clock)
         return source
 
+    def adopt(self, tokens: Sequence[int], owner: str, pages: memoryview, tail: memoryview) -> Session | None:
+        """An idle session with tokens that were restored; None when there is no room for it.
+
+        Raises what the executor does when the bytes are not of the sizes it wants.
+        """
+        num_pages = -(-len(tokens) // PAGE_TOKENS)
+        if not self.can_admit() or not self._make_sequence() or not self._make_room(num_pages):
+            return None
+        session = self._add(self.executor.import_sequence(pages, tail, len(tokens)), list(tokens), owner)
+        session.pages = [_Page() for _ in range(num_pages)]
+        self._num_used_pages += num_pages
+        session.is_live = False
+        return session
+
     def create_empty(self) -> Session | None:
         """A live session without tokens, for a job; None when all sequences are live."""
-        return self._create() if self.can_admit() else None
+        return self._create("") if self.can_admit() else None
+
+    def extend(self, session: Session, tokens: Sequence[int]) -> None:
+        """A step has appended `tokens`."""
+        session.tokens += tokens
+        self._tree.update(session)
+
+    def mark(self, session: Session) -> None:
+        """The session's present length is a place that others may start from."""
+        if not self._is_exact and session.tokens:
+            self.executor.mark_reuse(session.sequence)
 
     def release(self, session: Session) -> None:
         """The session is idle: kept for reuse until its pages are needed."""
@@ -130,6 +163,7 @@ class SessionCache:
     def drop(self, session: Session) -> None:
         """Frees the session and its pages."""
         self._sessions.remove(session)
+        self._tree.remove(session)
         self._give_back(session, 0)
         self.executor.free_sequence(session.sequence)
 
@@ -142,8 +176,11 @@ class SessionCache:
         """Forgets what comes after the first `length` tokens."""
         if length == session.length:
             return
+        if self._keeper is not None:
+            self._keeper.cut(session, length)
         self.executor.truncate(session.sequence, length)
         del session.tokens[length:]
+        self._tree.update(session)
         self._give_back(session, -(-length // PAGE_TOKENS))
 
     def reserve(self, session: Session, length: int) -> bool:
@@ -164,22 +201,30 @@ class SessionCache:
             self._num_used_pages += num_more
         return True
 
-    def _best(self, tokens: Sequence[int], but: Session | None = None) -> tuple[Session | None, int]:
+    def usable(self, session: Session, length: int) -> int:
+        """The greatest length up to `length` at which the session may be cut, forked or saved."""
+        if self._is_exact:
+            return min(length, session.length)
+        return self.executor.last_reusable(session.sequence, min(length, session.length))
+
+    def _best(self, tokens: Sequence[int], owner: str, but: Session | None = None) -> tuple[Session | None, int]:
         """The session with the longest usable common beginning; at least one token is left to compute."""
         best: Session | None = None
         best_rank = (0, False, 0)
-        for session in self._sessions:
-            length = best_rank[0]
-            if session is not but and session.length >= length and tokens[:length] == session.tokens[:length]:
-                length = min(common_prefix(tokens, session.tokens), len(tokens) - 1)
-                rank = (length, not session.is_live, -session.length)  # an idle one, and one with little to lose
-                if length and (best is None or rank > best_rank):
-                    best, best_rank = session, rank
+        for session, shared in self._tree.match(owner, tokens):
+            assert isinstance(session, Session)
+            shared = min(shared, len(tokens) - 1)
+            if shared < best_rank[0] or session is but:
+                continue
+            length = self.usable(session, shared)
+            rank = (length, not session.is_live, -session.length)  # an idle one, and one with little to lose
+            if length and (best is None or rank > best_rank):
+                best, best_rank = session, rank
         return best, best_rank[0]
 
-    def _create(self) -> Session:
+    def _create(self, owner: str) -> Session:
         self._make_sequence()
-        return self._add(self.executor.create_sequence(), [])
+        return self._add(self.executor.create_sequence(), [], owner)
 
     def _fork(self, source: Session, length: int) -> Session | None:
         num_full = length // PAGE_TOKENS
@@ -190,7 +235,11 @@ class SessionCache:
                 return None
         finally:
             source.is_live = was_live
-        session = self._add(self.executor.fork_sequence(source.sequence, length), source.tokens[:length])
+        if self.usable(source, length) != length:
+            return None
+        source.last_used = next(self._clock)
+        sequence = self.executor.fork_sequence(source.sequence, length)
+        session = self._add(sequence, source.tokens[:length], source.owner)
         session.pages = source.pages[:num_full]
         for page in session.pages:
             page.num_owners += 1
@@ -199,27 +248,51 @@ class SessionCache:
             self._num_used_pages += 1
         return session
 
-    def _add(self, sequence: int, tokens: list[int]) -> Session:
-        session = Session(sequence, tokens, last_used=next(self._clock))
+    def _add(self, sequence: int, tokens: list[int], owner: str) -> Session:
+        session = Session(sequence, tokens, owner, last_used=next(self._clock))
         self._sessions.append(session)
+        self._tree.add(session)
         return session
 
     def _make_sequence(self) -> bool:
         """Room for one more sequence, an idle one dropped if need be."""
-        return len(self._sessions) < self._max_sequences or self._drop_oldest(None)
+        if len(self._sessions) < self._max_sequences:
+            return True
+        oldest = self._oldest_idle(None)
+        if oldest is not None:
+            self._drop_saved(oldest)
+        return oldest is not None
 
     def _make_room(self, num_pages: int, keep: Session | None = None) -> bool:
         while self.num_free_pages < num_pages:
-            if not self._drop_oldest(keep):
+            oldest = self._oldest_idle(keep)
+            if oldest is None:
                 return False
+            self._shrink(oldest, num_pages - self.num_free_pages)
         return True
 
-    def _drop_oldest(self, keep: Session | None) -> bool:
+    def _shrink(self, session: Session, num_pages: int) -> None:
+        """Gives back an idle session's last pages, so that its beginning can still be reused; all if nothing usable is
+        left."""
+        length = max(0, len(session.pages) - num_pages) * PAGE_TOKENS
+        while length > 0:
+            length = self.usable(session, length)
+            if length == 0 or any(page.num_owners == 1 for page in session.pages[-(-length // PAGE_TOKENS) :]):
+                break
+            length = (-(-length // PAGE_TOKENS) - 1) * PAGE_TOKENS  # what came after is shared: nothing would be freed
+        if length > 0:
+            self.truncate(session, length)
+        else:
+            self._drop_saved(session)
+
+    def _drop_saved(self, session: Session) -> None:
+        if self._keeper is not None:
+            self._keeper.cut(session, 0)
+        self.drop(session)
+
+    def _oldest_idle(self, keep: Session | None) -> Session | None:
         idle = [session for session in self._sessions if not session.is_live and session is not keep]
-        if not idle:
-            return False
-        self.drop(min(idle, key=lambda session: session.last_used))
-        return True
+        return min(idle, key=lambda session: session.last_used, default=None)
 
     def _give_back(self, session: Session, num_kept: int) -> None:
         for page in session.pages[num_kept:]:
