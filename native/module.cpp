@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/function.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -15,6 +16,7 @@
 
 #include "kamado/executor.h"
 #include "kamado/experts.h"
+#include "kamado/kv.h"
 #include "kamado/limits.h"
 #include "kamado/tables.h"
 #include "module_text.h"
@@ -112,11 +114,16 @@ class PyExecutor {
 PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows, int32_t max_logit_rows,
                  int64_t max_kv_tokens, int32_t max_sequences, const std::string& kv, std::optional<std::string> tier,
                  const std::optional<nb::callable>& progress, std::optional<uint64_t> expert_bytes, int32_t num_readers,
-                 const std::string& direct_io, bool verify_slots, const std::string& look_ahead) {
+                 const std::string& direct_io, bool verify_slots, const std::string& look_ahead,
+                 std::optional<std::vector<std::pair<int32_t, int32_t>>> kv_bits, int32_t kv_reuse_points) {
   if (kv != "f32" && kv != "f16") throw std::invalid_argument("kv must be \"f32\" or \"f16\", got \"" + kv + "\"");
-  const kamado::ExecutorOptions options{
-      num_threads,     max_rows,     max_logit_rows, max_kv_tokens,           max_sequences, kv == "f16",
-      std::move(tier), expert_bytes, num_readers,    direct_io_of(direct_io), verify_slots,  look_ahead_of(look_ahead)};
+  const kamado::ExecutorOptions options{num_threads,        max_rows,
+                                        max_logit_rows,     max_kv_tokens,
+                                        max_sequences,      kv == "f16",
+                                        std::move(tier),    expert_bytes,
+                                        num_readers,        direct_io_of(direct_io),
+                                        verify_slots,       look_ahead_of(look_ahead),
+                                        std::move(kv_bits), kv_reuse_points};
   kamado::Program program = builder.finish();
   const auto report = [&progress](uint64_t done, uint64_t total) {
     const nb::gil_scoped_acquire gil;
@@ -163,6 +170,54 @@ nb::ndarray<nb::numpy, double, nb::ndim<1>> score(const PyExecutor& self, int32_
   without_gil([&] { executor.score(sequence, tokens.data(), targets.data(), tokens.size(), values.get(), poll); });
   const nb::capsule owner(values.get(), [](void* pointer) noexcept { delete[] static_cast<double*>(pointer); });
   return {values.release(), {tokens.size()}, owner};
+}
+
+// A bytes object of num_bytes that `fill` writes to, without the GIL.
+template <class Fill>
+nb::bytes bytes_of(size_t num_bytes, Fill fill) {
+  if (num_bytes > static_cast<size_t>(PY_SSIZE_T_MAX)) throw std::bad_alloc();
+  const nb::object object = nb::steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(num_bytes)));
+  if (!object.is_valid()) nb::raise_python_error();
+  auto* out = reinterpret_cast<uint8_t*>(PyBytes_AsString(object.ptr()));
+  without_gil([&] { fill(out); });
+  return nb::borrow<nb::bytes>(object);
+}
+
+nb::bytes export_pages(const PyExecutor& self, int32_t sequence, int64_t first_page, int64_t last_page) {
+  const Executor& executor = self.get();
+  const size_t num_bytes = executor.export_pages_bytes(sequence, first_page, last_page);
+  return bytes_of(num_bytes, [&](uint8_t* out) { executor.export_pages(sequence, first_page, last_page, out); });
+}
+
+nb::bytes export_tail(const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
+  Executor& executor = self.get();
+  const size_t num_bytes = executor.export_tail_bytes(sequence, num_tokens);
+  return bytes_of(num_bytes, [&](uint8_t* out) { executor.export_tail(sequence, num_tokens, out); });
+}
+
+// Read-only memory of anything that has the buffer protocol.
+class BytesView {
+ public:
+  explicit BytesView(nb::handle object) {
+    if (PyObject_GetBuffer(object.ptr(), &buffer_, PyBUF_SIMPLE) != 0) nb::raise_python_error();
+  }
+  ~BytesView() { PyBuffer_Release(&buffer_); }
+  BytesView(const BytesView&) = delete;
+  BytesView& operator=(const BytesView&) = delete;
+  const uint8_t* data() const { return static_cast<const uint8_t*>(buffer_.buf); }
+  size_t size() const { return static_cast<size_t>(buffer_.len); }
+
+ private:
+  Py_buffer buffer_;
+};
+
+int32_t import_sequence(const PyExecutor& self, nb::handle pages, nb::handle tail, int64_t num_tokens) {
+  Executor& executor = self.get();
+  const BytesView page_bytes(pages), tail_bytes(tail);
+  return without_gil([&] {
+    return executor.import_sequence(page_bytes.data(), page_bytes.size(), tail_bytes.data(), tail_bytes.size(),
+                                    num_tokens);
+  });
 }
 
 nb::ndarray<nb::numpy, float, nb::ndim<1>> dequantize(int32_t layout, const Array<uint8_t>& data, int64_t num_values) {
@@ -335,7 +390,8 @@ void bind_builder(nb::module_& m) {
           "x"_a, "weight"_a, "bias"_a.none(), "scale"_a, "softcap"_a)
       .def("build", &build, "num_threads"_a, "max_rows"_a, "max_logit_rows"_a, "max_kv_tokens"_a, "max_sequences"_a,
            "kv"_a, "tier"_a.none() = nb::none(), "progress"_a.none() = nb::none(), "expert_bytes"_a.none() = nb::none(),
-           "num_readers"_a = 4, "direct_io"_a = "auto", "verify_slots"_a = false, "look_ahead"_a = "auto");
+           "num_readers"_a = 4, "direct_io"_a = "auto", "verify_slots"_a = false, "look_ahead"_a = "auto",
+           "kv_bits"_a.none() = nb::none(), "kv_reuse_points"_a = 0);
 }
 
 void bind_executor(nb::module_& m) {
@@ -361,6 +417,35 @@ void bind_executor(nb::module_& m) {
           "sequence"_a, "num_tokens"_a)
       .def(
           "length", [](const PyExecutor& self, int32_t sequence) { return self.get().length(sequence); }, "sequence"_a)
+      .def_prop_ro("can_reuse_anywhere", [](const PyExecutor& self) { return self.get().can_reuse_anywhere(); })
+      .def(
+          "mark_reuse", [](const PyExecutor& self, int32_t sequence) { self.get().mark_reuse(sequence); }, "sequence"_a)
+      .def(
+          "unmark_reuse",
+          [](const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
+            self.get().unmark_reuse(sequence, num_tokens);
+          },
+          "sequence"_a, "num_tokens"_a)
+      .def(
+          "reuse_points", [](const PyExecutor& self, int32_t sequence) { return self.get().reuse_points(sequence); },
+          "sequence"_a)
+      .def(
+          "last_reusable",
+          [](const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
+            return self.get().last_reusable(sequence, num_tokens);
+          },
+          "sequence"_a, "num_tokens"_a)
+      .def_prop_ro("kv_fingerprint", [](const PyExecutor& self) { return self.get().kv_fingerprint(); })
+      .def("page_bytes", [](const PyExecutor& self) { return self.get().page_bytes(); })
+      .def(
+          "settled_pages", [](const PyExecutor&, int64_t num_tokens) { return kamado::settled_pages(num_tokens); },
+          "num_tokens"_a)
+      .def(
+          "tail_bytes", [](const PyExecutor& self, int64_t num_tokens) { return self.get().tail_bytes(num_tokens); },
+          "num_tokens"_a)
+      .def("export_pages", &export_pages, "sequence"_a, "first_page"_a, "last_page"_a)
+      .def("export_tail", &export_tail, "sequence"_a, "num_tokens"_a)
+      .def("import_sequence", &import_sequence, "pages"_a, "tail"_a, "num_tokens"_a)
       .def("step", &step, "sequences"_a.noconvert(), "counts"_a.noconvert(), "tokens"_a.noconvert(),
            "logit_rows"_a.noconvert())
       .def("score", &score, "sequence"_a, "tokens"_a.noconvert(), "targets"_a.noconvert())

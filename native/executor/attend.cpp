@@ -1,6 +1,9 @@
 // Attention: which thread does which (rows, head, pages). Every query makes one partial a page, and partials are merged
 // in ascending page order, so a row gets the same bits in a block of a prefill chunk, alone, or with its pages shared
 // out.
+//
+// In an encoded layer a query reads its own page and the one before exactly and older ones as codes, whose partials are
+// in the rotated space of values: after the last of them the running result is turned back, once (kv_codec.h).
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -22,6 +25,11 @@ Range visible(int64_t position, int64_t total, int32_t window, bool is_causal) {
   return {begin, end};
 }
 
+// Pages below are read as codes by a query of an encoded layer.
+int64_t code_pages(int64_t position) {
+  return std::max<int64_t>(0, position / kPageTokens - 1);
+}
+
 void clear(float* running, int32_t v_dim) {
   running[0] = -std::numeric_limits<float>::infinity();
   std::memset(running + 1, 0, static_cast<size_t>(v_dim + 1) * sizeof(float));
@@ -35,10 +43,13 @@ void Executor::Impl::make_units(const Batch& given) {
     const UnitKind& kind = plan.unit_kinds[k];
     Units& list = units[k];
     list.stores.clear();
+    list.encodes.clear();
+    list.reads_encodes = false;
     list.blocks.clear();
     list.singles.clear();
     list.items.clear();
     const int32_t block_rows = std::max(1, kMaxQueries / kind.group);
+    const bool may_encode = has_codes && kind.window == 0 && kind.is_causal;
     int32_t row = 0;
     for (size_t s = 0; s < given.num_sequences; ++s) {
       const int32_t sequence = given.sequences[s], count = given.counts[s], end = row + count;
@@ -46,6 +57,10 @@ void Executor::Impl::make_units(const Batch& given) {
       const int64_t total = start + end;
       const auto wanted = [&](int32_t r) { return !kind.is_last || is_wanted[static_cast<size_t>(r)] != 0; };
       const bool stores_itself = count == 1 && wanted(row) && kind.is_causal;
+      if (may_encode) {
+        for (const int32_t page : kv->encodes(sequence)) list.encodes.push_back({sequence, page});
+        list.reads_encodes = list.reads_encodes || code_pages(total - 1) > settled_pages(total - count);
+      }
       if (!stores_itself) {
         for (int32_t r = row; r < end;) {
           const int64_t position = start + r;
@@ -61,8 +76,12 @@ void Executor::Impl::make_units(const Batch& given) {
           ++r;
           continue;
         }
-        for (int32_t done_rows = 0; done_rows < run; done_rows += block_rows) {
-          const int32_t rows = std::min(block_rows, run - done_rows), first = r + done_rows;
+        for (int32_t done_rows = 0, rows; done_rows < run; done_rows += rows) {
+          const int32_t first = r + done_rows;
+          rows = std::min(block_rows, run - done_rows);
+          // All rows of a block read the same pages as codes.
+          if (may_encode)
+            rows = static_cast<int32_t>(std::min<int64_t>(rows, kPageTokens - (start + first) % kPageTokens));
           if (rows > 1) {
             list.blocks.push_back({sequence, first, rows, start + first, total});
           } else {
@@ -127,6 +146,7 @@ void Executor::Impl::run_attend(const Node& node, int32_t thread) {
     }
     pool.barrier();
   }
+  if (!list.encodes.empty() && codecs[static_cast<size_t>(op.layer)].k_bits > 0) run_encodes(node, list, thread);
   Counter& counter = counters[static_cast<size_t>(node.counter) + 1];
   const auto num_blocks = static_cast<int32_t>(list.blocks.size()) * heads;
   const int32_t num_items = num_blocks + static_cast<int32_t>(list.items.size()) * heads;
@@ -141,6 +161,49 @@ void Executor::Impl::run_attend(const Node& node, int32_t thread) {
   }
 }
 
+// Encodes the pages that leave the exact zone, a head at a time.
+void Executor::Impl::run_encodes(const Node& node, const Units& list, int32_t thread) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point begin = Clock::now();
+  const AttendOp& op = *node.attend.op;
+  Worker& worker = workers[static_cast<size_t>(thread)];
+  Counter& counter = counters[static_cast<size_t>(node.counter) + 2];
+  const int32_t heads = op.num_kv_heads, num_items = static_cast<int32_t>(list.encodes.size()) * heads;
+  for (int32_t index; (index = counter.take()) < num_items;) {
+    check_cancel(thread);
+    const auto [sequence, page] = list.encodes[static_cast<size_t>(index / heads)];
+    const int32_t head = index % heads;
+    const KvCodeBlock codes = kv->codes(sequence, page, op.layer, head);
+    kernels.kv_codec->encode_page(codecs[static_cast<size_t>(op.layer)],
+                                  static_cast<const uint16_t*>(kv->k_block(sequence, page, op.layer, head)),
+                                  static_cast<const uint16_t*>(kv->v_block(sequence, page, op.layer, head)), codes.k,
+                                  codes.v, codes.sinks, worker.scratch);
+  }
+  if (list.reads_encodes) pool.barrier();
+  if (thread == 0) seconds_encode += std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// The query heads of one row, for its encoded pages; places `first` and on.
+void Executor::Impl::rotate_queries(const AttendNode& node, int32_t row, int32_t head, int32_t first,
+                                    Worker& worker) const {
+  const AttendOp& op = *node.op;
+  const int32_t group = op.num_heads / op.num_kv_heads;
+  const float* q = floats_at(node.q_at, row, worker) + head * group * op.head_dim;
+  for (int32_t g = 0; g < group; ++g) {
+    uint8_t* rotated = worker.rotated + static_cast<size_t>(first + g) * rotated_stride;
+    kernels.kv_codec->rotate_query(codecs[static_cast<size_t>(op.layer)], q + g * op.head_dim, rotated);
+    worker.code_queries[first + g] = {q + g * op.head_dim, rotated, 0, kPageTokens, nullptr};
+  }
+}
+
+void Executor::Impl::attend_code_page(const AttendNode& node, int32_t sequence, int64_t page, int32_t head,
+                                      int32_t num_queries, const void* next, Worker& worker) const {
+  const AttendOp& op = *node.op;
+  const KvCodeBlock codes = kv->codes(sequence, page, op.layer, head);
+  kernels.kv_codec->attend_page(codecs[static_cast<size_t>(op.layer)], codes.k, codes.v, codes.sinks, op.scale,
+                                op.softcap, worker.code_queries, num_queries, worker.scratch, next);
+}
+
 void Executor::Impl::attend_block(const AttendNode& node, const BlockUnit& unit, int32_t head, Worker& worker) {
   const AttendOp& op = *node.op;
   const AttentionKernels& attention = *kernels.attention;
@@ -148,7 +211,25 @@ void Executor::Impl::attend_block(const AttendNode& node, const BlockUnit& unit,
   for (int32_t i = 0; i < num_queries; ++i) clear(worker.running + static_cast<size_t>(i) * partial_stride, op.v_dim);
   const Range first = visible(unit.position, unit.total, op.window, op.is_causal);
   const Range last = visible(unit.position + unit.num_rows - 1, unit.total, op.window, op.is_causal);
-  for (int64_t page = first.begin / kPageTokens; page * kPageTokens < last.end; ++page) {
+  const KvCodec& codec = codecs[static_cast<size_t>(op.layer)];
+  const int64_t num_coded = codec.k_bits > 0 ? code_pages(unit.position) : 0;
+  if (num_coded > 0) {
+    for (int32_t i = 0; i < unit.num_rows; ++i) rotate_queries(node, unit.row_begin + i, head, i * group, worker);
+    for (int32_t i = 0; i < num_queries; ++i)
+      worker.code_queries[i].partial = worker.partials + static_cast<size_t>(i) * partial_stride;
+    for (int64_t page = 0; page < num_coded; ++page) {
+      const void* next = page + 1 < num_coded ? kv->codes(unit.sequence, page + 1, op.layer, head).k
+                                              : kv->k_block(unit.sequence, page + 1, op.layer, head);
+      attend_code_page(node, unit.sequence, page, head, num_queries, next, worker);
+      for (int32_t i = 0; i < num_queries; ++i) {
+        attention.merge(worker.running + static_cast<size_t>(i) * partial_stride,
+                        worker.partials + static_cast<size_t>(i) * partial_stride, op.v_dim);
+      }
+    }
+    for (int32_t i = 0; i < num_queries; ++i)
+      kernels.kv_codec->unrotate(codec, worker.running + static_cast<size_t>(i) * partial_stride);
+  }
+  for (int64_t page = std::max(num_coded, first.begin / kPageTokens); page * kPageTokens < last.end; ++page) {
     const int64_t page_begin = page * kPageTokens;
     int32_t n = 0;
     for (int32_t i = 0; i < unit.num_rows; ++i) {
@@ -203,79 +284,58 @@ void Executor::Impl::attend_single(const AttendNode& node, const Units& list, co
   if (!is_split) {
     for (int32_t g = 0; g < group; ++g) clear(worker.running + static_cast<size_t>(g) * partial_stride, op.v_dim);
   }
-  for (int32_t page = item.page_begin; page < item.page_end; ++page) {
+  const auto merge_page = [&](const auto& partial_of) {
+    for (int32_t g = 0; g < group; ++g)
+      attention.merge(worker.running + static_cast<size_t>(g) * partial_stride, partial_of(g), op.v_dim);
+  };
+  const KvCodec& codec = codecs[static_cast<size_t>(op.layer)];
+  const auto num_coded = static_cast<int32_t>(codec.k_bits > 0 ? code_pages(unit.position) : 0);
+  const auto unrotate = [&] {
+    for (int32_t g = 0; g < group; ++g)
+      kernels.kv_codec->unrotate(codec, worker.running + static_cast<size_t>(g) * partial_stride);
+  };
+  const auto partial_at = [&](int32_t page, int32_t g) {
+    return is_split ? slot_of(page, g) : worker.partials + static_cast<size_t>(g) * partial_stride;
+  };
+  const int32_t code_end = std::min(num_coded, item.page_end);
+  if (item.page_begin < code_end) rotate_queries(node, unit.row, head, 0, worker);
+  for (int32_t page = item.page_begin; page < code_end; ++page) {
+    for (int32_t g = 0; g < group; ++g) worker.code_queries[g].partial = partial_at(page, g);
+    const void* next = page + 1 >= item.page_end ? nullptr
+                       : page + 1 < code_end     ? kv->codes(unit.sequence, page + 1, op.layer, head).k
+                                                 : kv->k_block(unit.sequence, page + 1, op.layer, head);
+    attend_code_page(node, unit.sequence, page, head, group, next, worker);
+    if (!is_split) merge_page([&](int32_t g) { return partial_at(page, g); });
+  }
+  if (!is_split && code_end > 0) unrotate();
+  for (int32_t page = std::max(item.page_begin, code_end); page < item.page_end; ++page) {
     const int64_t page_begin = int64_t{page} * kPageTokens;
     const auto lo = static_cast<int32_t>(std::max<int64_t>(keys.begin - page_begin, 0));
     const auto hi = static_cast<int32_t>(std::min<int64_t>(keys.end - page_begin, kPageTokens));
     for (int32_t g = 0; g < group; ++g) {
-      float* partial = is_split ? slot_of(page, g) : worker.partials + static_cast<size_t>(g) * partial_stride;
-      worker.queries[g] = {q + g * op.head_dim, lo, hi, partial};
+      worker.queries[g] = {q + g * op.head_dim, lo, hi, partial_at(page, g)};
     }
     attention.attend_page_then(
         kv->type(), kv->k_block(unit.sequence, page, op.layer, head), kv->v_block(unit.sequence, page, op.layer, head),
         op.head_dim, op.v_dim, op.scale, op.softcap, worker.queries, group, worker.scratch,
         page + 1 < item.page_end ? kv->k_block(unit.sequence, page + 1, op.layer, head) : nullptr);
-    for (int32_t g = 0; g < group && !is_split; ++g) {
-      attention.merge(worker.running + static_cast<size_t>(g) * partial_stride,
-                      worker.partials + static_cast<size_t>(g) * partial_stride, op.v_dim);
-    }
+    if (!is_split) merge_page([&](int32_t g) { return partial_at(page, g); });
   }
   if (is_split) {
     // The thread that finishes a head's last item merges all of its pages.
     std::atomic<int32_t>& finished = done[static_cast<size_t>(unit.done * max_kv_heads + head)];
     if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 < unit.num_items) return;
     finished.store(0, std::memory_order_relaxed);
-    for (int32_t g = 0; g < group; ++g) {
-      float* running = worker.running + static_cast<size_t>(g) * partial_stride;
-      clear(running, op.v_dim);
-      for (int32_t page = unit.page_begin; page < unit.page_end; ++page)
-        attention.merge(running, slot_of(page, g), op.v_dim);
+    for (int32_t g = 0; g < group; ++g) clear(worker.running + static_cast<size_t>(g) * partial_stride, op.v_dim);
+    for (int32_t page = unit.page_begin; page < unit.page_end; ++page) {
+      merge_page([&](int32_t g) { return slot_of(page, g); });
+      if (page + 1 == num_coded) unrotate();
     }
   }
   for (int32_t g = 0; g < group; ++g) {
     attention.finish(worker.running + static_cast<size_t>(g) * partial_stride, op.v_dim,
                      floats_at(node.out_at, unit.row, worker) + (head * group + g) * op.v_dim);
   }
-}
-
-// Page by page: whole pages are copied from whole pages, what is left token by token.
-void Executor::Impl::tile_kv(int32_t sequence, int64_t num_tokens) {
-  const int64_t start = length(sequence);
-  if (start == 0) throw std::invalid_argument("sequence " + std::to_string(sequence) + " is empty: nothing to repeat");
-  if (num_tokens <= start) return;
-  kv->reserve(sequence, num_tokens);
-  const size_t element = kv->type() == KvType::kF16 ? sizeof(uint16_t) : sizeof(float);
-  const int64_t whole = std::max<int64_t>(1, start / kPageTokens);  // a partial page 0 is filled first
-  for (int64_t page = start / kPageTokens; page * kPageTokens < num_tokens; ++page) {
-    const int64_t first = std::max<int64_t>(start - page * kPageTokens, 0);
-    for (size_t layer = 0; layer < kv_shapes.size(); ++layer) {
-      const KvLayerShape& shape = kv_shapes[layer];
-      const size_t v_row = static_cast<size_t>(shape.v_dim) * element;
-      for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
-        const auto k_of = [&](int64_t p) {
-          return static_cast<uint8_t*>(kv->k_block(sequence, p, static_cast<int32_t>(layer), head));
-        };
-        const auto v_of = [&](int64_t p) {
-          return static_cast<uint8_t*>(kv->v_block(sequence, p, static_cast<int32_t>(layer), head));
-        };
-        if (first == 0) {
-          std::memcpy(k_of(page), k_of(page % whole), static_cast<size_t>(shape.k_dim) * kPageTokens * element);
-          std::memcpy(v_of(page), v_of(page % whole), kPageTokens * v_row);
-          continue;
-        }
-        for (int64_t slot = first; slot < kPageTokens; ++slot) {
-          const int64_t from = (page * kPageTokens + slot) % start, from_page = from / kPageTokens;
-          const auto from_slot = static_cast<size_t>(from % kPageTokens), to_slot = static_cast<size_t>(slot);
-          std::memcpy(v_of(page) + to_slot * v_row, v_of(from_page) + from_slot * v_row, v_row);
-          for (size_t d = 0; d < static_cast<size_t>(shape.k_dim); ++d) {
-            std::memcpy(k_of(page) + (d * kPageTokens + to_slot) * element,
-                        k_of(from_page) + (d * kPageTokens + from_slot) * element, element);
-          }
-        }
-      }
-    }
-  }
-  kv->commit(sequence, num_tokens);
 }
 
 }  // namespace kamado

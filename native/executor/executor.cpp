@@ -28,6 +28,10 @@ ExecutorOptions checked(const ExecutorOptions& options) {
   check("max_kv_tokens", options.max_kv_tokens, int64_t{1} << 30);
   check("max_sequences", options.max_sequences, 1 << 16);
   check("num_readers", options.num_readers, 256);
+  if (options.kv_reuse_points < 0 || options.kv_reuse_points > 1 << 16) {
+    refuse("kv_reuse_points must be from 0 to " + std::to_string(1 << 16) + ", got " +
+           std::to_string(options.kv_reuse_points));
+  }
   return options;
 }
 
@@ -55,16 +59,12 @@ Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const 
       kernels(table_for(options.tier)),
       pool(options.num_threads),
       plan(make_plan(program, options.num_threads, options.max_rows, options.max_logit_rows)) {
+  add_kv_layers();
   allocate();
-  for (const Op& op : program.ops) {
-    const auto* attend = std::get_if<AttendOp>(&op);
-    if (attend == nullptr) continue;
-    kv_shapes.resize(std::max(kv_shapes.size(), static_cast<size_t>(attend->layer) + 1));
-    kv_shapes[static_cast<size_t>(attend->layer)] = {attend->num_kv_heads, attend->head_dim, attend->v_dim};
-  }
   // Any sequences whose lengths sum to max_kv_tokens fit: each may leave its last page nearly empty.
   const int64_t pages = (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + options.max_sequences - 1;
-  kv = std::make_unique<KvCache>(kv_shapes, options.kv_f16 ? KvType::kF16 : KvType::kF32, pages, options.max_sequences);
+  kv = std::make_unique<KvCache>(kv_shapes, options.kv_f16 ? KvType::kF16 : KvType::kF32, pages, options.max_sequences,
+                                 options.max_rows, options.kv_reuse_points);
   for (const Op& op : program.ops) {
     if (const auto* route_op = std::get_if<RouteOp>(&op)) max_top_k = std::max(max_top_k, route_op->top_k);
     if (std::holds_alternative<ExpertsOp>(op)) resident_ledger.emplace_back();
@@ -80,6 +80,39 @@ Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const 
   }
   if (stream != nullptr && !program.is_ahead.empty()) ahead = AheadControl(options.look_ahead);
   weights = load_weights(program, *kernels.linear, pool, stream != nullptr, progress);
+}
+
+void Executor::Impl::add_kv_layers() {
+  for (const Op& op : program.ops) {
+    const auto* attend = std::get_if<AttendOp>(&op);
+    if (attend == nullptr) continue;
+    const auto layer = static_cast<size_t>(attend->layer);
+    kv_shapes.resize(std::max(kv_shapes.size(), layer + 1));
+    codecs.resize(kv_shapes.size());
+    KvLayerShape& shape = kv_shapes[layer];
+    shape = {attend->num_kv_heads, attend->head_dim, attend->v_dim};
+    if (!options.kv_bits) continue;
+    if (attend->is_causal) shape.window = attend->window;
+    if (layer >= options.kv_bits->size()) continue;  // refused below
+    const auto [k_bits, v_bits] = (*options.kv_bits)[layer];
+    if (k_bits == 0 && v_bits == 0) continue;
+    const std::string which = "kv_bits of layer " + std::to_string(layer) + ": ";
+    if (!attend->is_causal) refuse(which + "a layer that is not causal is not encoded");
+    if (attend->window > 0) refuse(which + "a layer with a window is not encoded");
+    if (!options.kv_f16) refuse(which + "only an f16 cache is encoded");
+    shape.k_bits = k_bits;
+    shape.v_bits = v_bits;
+    codecs[layer] = {attend->head_dim, attend->v_dim, k_bits, v_bits};
+    if (!is_valid_codec(codecs[layer])) {
+      refuse(which + "heads of " + std::to_string(attend->head_dim) + " and " + std::to_string(attend->v_dim) +
+             " values cannot be encoded with " + std::to_string(k_bits) + " and " + std::to_string(v_bits) + " bits");
+    }
+    has_codes = true;
+  }
+  if (options.kv_bits && options.kv_bits->size() != kv_shapes.size()) {
+    refuse("kv_bits has " + std::to_string(options.kv_bits->size()) + " layers, the program has " +
+           std::to_string(kv_shapes.size()));
+  }
 }
 
 int64_t Executor::Impl::length(int32_t sequence) const {
@@ -302,6 +335,83 @@ int64_t Executor::length(int32_t sequence) const {
   return impl_->length(sequence);
 }
 
+bool Executor::can_reuse_anywhere() const {
+  return impl_->kv->can_reuse_anywhere();
+}
+
+void Executor::mark_reuse(int32_t sequence) {
+  impl_->length(sequence);
+  impl_->kv->mark_reuse(sequence);
+}
+
+void Executor::unmark_reuse(int32_t sequence, int64_t num_tokens) {
+  impl_->length(sequence);
+  impl_->kv->unmark_reuse(sequence, num_tokens);
+}
+
+std::vector<int64_t> Executor::reuse_points(int32_t sequence) const {
+  impl_->length(sequence);
+  return impl_->kv->reuse_points(sequence);
+}
+
+int64_t Executor::last_reusable(int32_t sequence, int64_t num_tokens) const {
+  impl_->length(sequence);
+  return impl_->kv->last_reusable(sequence, num_tokens);
+}
+
+std::string Executor::kv_fingerprint() const {
+  return impl_->kv->fingerprint();
+}
+
+size_t Executor::page_bytes() const {
+  return impl_->kv->stored_page_bytes();
+}
+
+size_t Executor::tail_bytes(int64_t num_tokens) const {
+  if (num_tokens < 0 || num_tokens > impl_->options.max_kv_tokens) {
+    refuse("the cache holds " + std::to_string(impl_->options.max_kv_tokens) + " tokens, got " +
+           std::to_string(num_tokens));
+  }
+  return impl_->kv->stored_tail_bytes(num_tokens);
+}
+
+size_t Executor::export_pages_bytes(int32_t sequence, int64_t first_page, int64_t last_page) const {
+  const int64_t settled = settled_pages(impl_->length(sequence));
+  if (first_page < 0 || first_page > last_page || last_page > settled) {
+    refuse("cannot export pages " + std::to_string(first_page) + " to " + std::to_string(last_page) +
+           " of a sequence with " + std::to_string(settled) + " settled pages");
+  }
+  return static_cast<size_t>(last_page - first_page) * page_bytes();
+}
+
+void Executor::export_pages(int32_t sequence, int64_t first_page, int64_t last_page, uint8_t* out) const {
+  impl_->kv->export_pages(sequence, first_page, last_page, out);
+}
+
+size_t Executor::export_tail_bytes(int32_t sequence, int64_t num_tokens) const {
+  const int64_t length = impl_->length(sequence);
+  if (num_tokens < 0 || num_tokens > length) {
+    refuse("cannot export at " + std::to_string(num_tokens) + " tokens of a sequence of " + std::to_string(length));
+  }
+  return impl_->kv->stored_tail_bytes(num_tokens);
+}
+
+void Executor::export_tail(int32_t sequence, int64_t num_tokens, uint8_t* out) {
+  impl_->kv->export_tail(sequence, num_tokens, out);
+}
+
+int32_t Executor::import_sequence(const uint8_t* pages, size_t pages_bytes, const uint8_t* tail, size_t tail_size,
+                                  int64_t num_tokens) {
+  const size_t wanted_tail = tail_bytes(num_tokens);
+  const size_t wanted_pages = static_cast<size_t>(settled_pages(num_tokens)) * page_bytes();
+  if (pages_bytes != wanted_pages || tail_size != wanted_tail) {
+    refuse("pages of " + std::to_string(pages_bytes) + " and a tail of " + std::to_string(tail_size) + " bytes for " +
+           std::to_string(num_tokens) + " tokens, which take " + std::to_string(wanted_pages) + " and " +
+           std::to_string(wanted_tail));
+  }
+  return impl_->kv->import_sequence(pages, tail, num_tokens);
+}
+
 const float* Executor::step(const Batch& batch, const Poll& poll) {
   return impl_->run_step(batch, poll);
 }
@@ -317,6 +427,8 @@ void Executor::score(int32_t sequence, const int32_t* tokens, const int32_t* tar
   }
   const int64_t start = impl.length(sequence);
   std::fill_n(out, count, 0.0);
+  // What is undone when a later step fails.
+  const ReuseHere here(*impl.kv, sequence);
   try {
     const auto max_rows = static_cast<size_t>(impl.options.max_rows);
     for (size_t begin = 0; begin < count; begin += max_rows) {
@@ -396,16 +508,22 @@ void Executor::swap_slots_for_test(int32_t layer, int32_t a, int32_t b) {
 
 std::vector<std::pair<std::string, double>> Executor::stats() const {
   const Impl& impl = *impl_;
+  const KvUsage usage = impl.kv->usage();
   return {
       {"weight_bytes", static_cast<double>(impl.weights.bytes)},
       {"expert_bytes", static_cast<double>(impl.stream == nullptr ? 0 : impl.stream->total_bytes())},
       {"kv_bytes", static_cast<double>(impl.kv->bytes_used())},
+      {"kv_bytes_exact", static_cast<double>(usage.bytes_exact)},
+      {"kv_bytes_encoded", static_cast<double>(usage.bytes_encoded)},
+      {"kv_pages_shared", static_cast<double>(usage.pages_shared)},
+      {"kv_reuse_points", static_cast<double>(usage.reuse_points)},
       {"scratch_bytes", static_cast<double>(impl.scratch_bytes)},
       {"steps", static_cast<double>(impl.num_steps)},
       {"rows", static_cast<double>(impl.num_rows)},
       {"seconds_total", impl.seconds_total},
       {"seconds_linear", impl.seconds[kTimeLinear]},
       {"seconds_attend", impl.seconds[kTimeAttend]},
+      {"seconds_encode", impl.seconds_encode},
       {"seconds_experts", impl.seconds[kTimeExperts]},
       {"seconds_head", impl.seconds[kTimeHead]},
       {"seconds_rows", impl.seconds[kTimeRows]},

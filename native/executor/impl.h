@@ -50,11 +50,16 @@ struct SingleUnit {  // one row; its pages may be shared out
 struct SingleItem {
   int32_t unit, page_begin, page_end;
 };
+struct EncodeUnit {  // a page that leaves the exact zone in this step
+  int32_t sequence, page;
+};
 struct Units {
   std::vector<StoreUnit> stores;
+  std::vector<EncodeUnit> encodes;
   std::vector<BlockUnit> blocks;
   std::vector<SingleUnit> singles;
   std::vector<SingleItem> items;
+  bool reads_encodes = false;  // of this step
 };
 
 struct alignas(64) Counter {
@@ -66,22 +71,24 @@ struct alignas(64) Counter {
 // One thread's own memory.
 struct Worker {
   Memory memory;
-  uint8_t* values = nullptr;        // private values, one row each
-  uint8_t* scratch = nullptr;       // of a kernel
-  uint8_t* table_row = nullptr;     // stored bytes of an embedding
-  const uint8_t** acts = nullptr;   // [rows]
-  float** outs = nullptr;           // [rows]
-  float** gate_outs = nullptr;      // [rows]
-  float* gate_values = nullptr;     // second product of a fused gate
-  AttendQuery* queries = nullptr;   // [kMaxQueries or the group]
-  int32_t* query_ids = nullptr;     // [same]
-  float* partials = nullptr;        // [same][partial_stride]
-  float* running = nullptr;         // [same][partial_stride]
-  float* scores = nullptr;          // [3 * experts]: router
-  int32_t* expert_begin = nullptr;  // [experts + 1]: where an expert's rows begin in `order`
-  int32_t* order = nullptr;         // [rows * top_k]: row * top_k + pick, by expert
-  int32_t* place = nullptr;         // [rows * top_k]: inverse of `order`
-  int32_t* picked = nullptr;        // [experts]: those that any row picked, ascending
+  uint8_t* values = nullptr;          // private values, one row each
+  uint8_t* scratch = nullptr;         // of a kernel
+  uint8_t* table_row = nullptr;       // stored bytes of an embedding
+  const uint8_t** acts = nullptr;     // [rows]
+  float** outs = nullptr;             // [rows]
+  float** gate_outs = nullptr;        // [rows]
+  float* gate_values = nullptr;       // second product of a fused gate
+  AttendQuery* queries = nullptr;     // [kMaxQueries or the group]
+  int32_t* query_ids = nullptr;       // [same]
+  CodeQuery* code_queries = nullptr;  // [same]
+  uint8_t* rotated = nullptr;         // [same][rotated_stride]
+  float* partials = nullptr;          // [same][partial_stride]
+  float* running = nullptr;           // [same][partial_stride]
+  float* scores = nullptr;            // [3 * experts]: router
+  int32_t* expert_begin = nullptr;    // [experts + 1]: where an expert's rows begin in `order`
+  int32_t* order = nullptr;           // [rows * top_k]: row * top_k + pick, by expert
+  int32_t* place = nullptr;           // [rows * top_k]: inverse of `order`
+  int32_t* picked = nullptr;          // [experts]: those that any row picked, ascending
   int32_t num_picked = 0;
 };
 
@@ -142,8 +149,17 @@ struct Executor::Impl {
   void run_attend(const Node& node, int32_t thread);
   void attend_block(const AttendNode& node, const BlockUnit& unit, int32_t head, Worker& worker);
   void attend_single(const AttendNode& node, const Units& units, const SingleItem& item, int32_t head, Worker& worker);
-  void tile_kv(int32_t sequence, int64_t num_tokens);
+  void run_encodes(const Node& node, const Units& units, int32_t thread);
+  void rotate_queries(const AttendNode& node, int32_t row, int32_t head, int32_t first, Worker& worker) const;
+  void attend_code_page(const AttendNode& node, int32_t sequence, int64_t page, int32_t head, int32_t num_queries,
+                        const void* next, Worker& worker) const;
 
+  // --- tile.cpp ---
+  void tile_kv(int32_t sequence, int64_t num_tokens);
+  void tile_page(int32_t sequence, int64_t page, int64_t begin, int64_t end, int64_t source, int64_t period) const;
+  void tile_codes(int32_t sequence, int64_t page, int64_t same_page);
+
+  void add_kv_layers();
   void allocate();
 
   const Program program;
@@ -155,12 +171,15 @@ struct Executor::Impl {
   std::unique_ptr<ExpertStream> stream;  // nullptr: all experts are resident
   std::unique_ptr<KvCache> kv;
   std::vector<KvLayerShape> kv_shapes;
+  std::vector<KvCodec> codecs;  // by layer; k_bits 0: exact
+  bool has_codes = false;
 
   Memory shared;                   // values, then what is below
   float* partial_slots = nullptr;  // [num_partial_slots][num_heads][partial_stride]
   int64_t num_partial_slots = 0;
   size_t partial_stride = 0;  // floats: maximum, sum, vector
   size_t partial_slot_floats = 0;
+  size_t rotated_stride = 0;       // bytes of a rotated query
   uint8_t* hidden = nullptr;       // [assignments][hidden_stride]: an expert's gated values
   uint8_t* hidden_acts = nullptr;  // [assignments][hidden_act_stride]
   uint8_t* expert_outs = nullptr;  // [assignments][expert_out_stride]
@@ -197,7 +216,7 @@ struct Executor::Impl {
   int32_t max_top_k = 0;
 
   double seconds[kNumTimed] = {};
-  double seconds_total = 0;
+  double seconds_total = 0, seconds_encode = 0;
   int64_t num_steps = 0, num_rows = 0;
 };
 

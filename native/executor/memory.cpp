@@ -59,6 +59,12 @@ void Executor::Impl::allocate() {
     kernel_scratch =
         std::max(kernel_scratch, attention_scratch_bytes(static_cast<int32_t>(max_queries), head_dim, v_dim));
   }
+  for (const KvCodec& codec : codecs) {
+    if (codec.k_bits == 0) continue;
+    kernel_scratch = std::max({kernel_scratch, encode_scratch_bytes(codec),
+                               attend_codes_scratch_bytes(codec, static_cast<int32_t>(max_queries))});
+    rotated_stride = std::max(rotated_stride, align_up(rotated_query_bytes(codec)));
+  }
   partial_stride = align_up(static_cast<size_t>(v_dim) + 2, 16);
   partial_slot_floats = max_heads * partial_stride;
   num_partial_slots = plan.has_attend ? (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + 1 : 0;
@@ -99,6 +105,8 @@ void Executor::Impl::allocate() {
       layout.take(worker.gate_values, gate_values);
       layout.take(worker.queries, max_queries);
       layout.take(worker.query_ids, max_queries);
+      layout.take(worker.code_queries, has_codes ? max_queries : 0);
+      layout.take(worker.rotated, max_queries * rotated_stride);
       layout.take(worker.partials, max_queries * partial_stride);
       layout.take(worker.running, max_queries * partial_stride);
       layout.take(worker.scores, 3 * experts);
@@ -123,6 +131,7 @@ void Executor::Impl::allocate() {
   units.resize(plan.unit_kinds.size());
   for (Units& list : units) {
     list.stores.reserve(cap_rows);
+    list.encodes.reserve(has_codes ? cap_rows : 0);
     list.blocks.reserve(cap_rows);
     list.singles.reserve(cap_rows);
     list.items.reserve(cap_rows + static_cast<size_t>(max_singles_split));

@@ -200,6 +200,21 @@ class Resolver {
   Hazards hazards_;
 };
 
+// Counters of work items that a node takes.
+int32_t num_counters(NodeKind kind) {
+  switch (kind) {
+    case NodeKind::kRow:
+      return 0;
+    case NodeKind::kLinear:
+      return 1;
+    case NodeKind::kAttend:
+      return 3;
+    case NodeKind::kExperts:
+      return 2;
+  }
+  return 0;
+}
+
 // --- work items
 // -------------------------------------------------------------------------------------------------------
 
@@ -243,8 +258,8 @@ void finish_nodes(const Program& program, std::vector<Node>& nodes, bool is_one,
                   int32_t counter, Plan& plan) {
   for (Node& node : nodes) {
     node.counter = counter;
+    counter += num_counters(node.kind);
     if (node.kind == NodeKind::kLinear) {
-      counter += 1;
       make_chunks(program, node.linear, is_one, num_threads);
       node.linear.row_block = max_rows;
       for (const LinearPart& part : node.linear.parts) {
@@ -254,8 +269,6 @@ void finish_nodes(const Program& program, std::vector<Node>& nodes, bool is_one,
         plan.max_cols = std::max<int64_t>(plan.max_cols, spec.cols);
       }
       plan.max_row_block = std::max(plan.max_row_block, node.linear.row_block);
-    } else if (node.kind == NodeKind::kAttend || node.kind == NodeKind::kExperts) {
-      counter += 2;
     }
     if (node.kind == NodeKind::kExperts) {
       for (const auto* list : {&node.experts.op->gate, &node.experts.op->down}) {
@@ -304,9 +317,7 @@ Plan make_plan(const Program& program, int32_t num_threads, int32_t max_rows, in
   plan.shared_bytes += align_up(plan.logits.stride * static_cast<size_t>(max_logit_rows));
 
   int32_t main_counters = 0;
-  for (const Node& node : flat.main.nodes) {
-    main_counters += node.kind == NodeKind::kLinear ? 1 : node.kind == NodeKind::kRow ? 0 : 2;
-  }
+  for (const Node& node : flat.main.nodes) main_counters += num_counters(node.kind);
   plan.tail_counters_begin = main_counters;
   for (const bool main_is_one : {false, true}) {
     Resolver main(flat.main, main_slots, main_is_one, -1, {});

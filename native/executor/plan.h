@@ -105,7 +105,7 @@ struct Node {
 
   NodeKind kind;
   bool has_barrier = false;  // before it
-  int32_t counter = -1;      // of its work items; Attend uses 2, Experts 2 (see there)
+  int32_t counter = -1;      // of its work items; Attend uses 3, Experts 2 (see there)
   std::vector<RowOp> rows;
   LinearNode linear;
   AttendNode attend;

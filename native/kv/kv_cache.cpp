@@ -1,256 +1,324 @@
-// The paged KV cache of kv.h. One arena of address space holds max_pages pages of all layers; the kernel gives memory
-// on first touch. A page is [layer][head]{K [k_dim][128], V [128][v_dim]}, each block on its own cache line.
-//
-// Huge pages: only when a page of the cache is at least as big as one of the machine's (2 MiB). Pages are handed out
-// from the lowest address up and lie side by side, so at most one huge page is touched early; a smaller cache page
-// would let a short sequence pin far more than it uses.
-#include "kamado/kv.h"
-
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <cerrno>
+// Sequences of the KV cache and the pages they hold (kv.h). A page of exact layers is [layer][head]{K [k_dim][128], V
+// [128][v_dim]}, a page of codes [layer][head]{K codes, V codes}, each block on its own cache line.
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
-#include <string>
+
+#include "kv/kv_impl.h"
 
 namespace kamado {
 namespace {
 
 constexpr size_t kCacheLine = 64;
-constexpr size_t kHugePage = size_t{2} << 20;
-// Free pages that stay resident for the next sequence; what is above goes back to the system.
-constexpr size_t kKeepBytes = size_t{64} << 20;
-constexpr size_t kKeepPages = 2;
 
 size_t round_up(size_t n, size_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
-size_t checked_mul(size_t a, size_t b) {
-  size_t product;
-  if (__builtin_mul_overflow(a, b, &product))
-    throw std::length_error("the key-value cache is larger than the address space");
-  return product;
+// Pages of one kind that do not stay: for every sequence, for a step's rows, and for reuse points; two points more are
+// for the executor's own use.
+int64_t transient_pages(int32_t reach, int64_t max_pages, int32_t max_sequences, int32_t max_step_rows,
+                        int32_t num_reuse_points) {
+  const int64_t a_point = reach == kReachRecent ? 2 : pages_for(reach - 1) + 1;
+  // A sequence holds a point's pages; a step adds the page that it begins in and what its rows fill.
+  const int64_t live = int64_t{max_sequences} * (a_point + 1) + max_step_rows / kPageTokens + 1;
+  return std::min(max_pages, live) + a_point * (int64_t{num_reuse_points} + 2);
 }
 
-int64_t pages_for(int64_t num_tokens) {
-  return (num_tokens + kPageTokens - 1) / kPageTokens;
+void check_shape(const KvLayerShape& shape, KvType type) {
+  if (shape.num_kv_heads < 0 || shape.k_dim < 1 || shape.v_dim < 1 || shape.window < 0) {
+    throw std::invalid_argument("a key-value layer needs positive dimensions");
+  }
+  if (shape.k_bits == 0 && shape.v_bits == 0) return;
+  if (shape.window > 0) throw std::invalid_argument("a layer with a window is not encoded");
+  if (type != KvType::kF16) throw std::invalid_argument("only an f16 key-value cache is encoded");
+  if (!is_valid_codec({shape.k_dim, shape.v_dim, shape.k_bits, shape.v_bits})) {
+    throw std::invalid_argument("heads of " + std::to_string(shape.k_dim) + " and " + std::to_string(shape.v_dim) +
+                                " values cannot be encoded with " + std::to_string(shape.k_bits) + " and " +
+                                std::to_string(shape.v_bits) + " bits");
+  }
 }
 
-struct Block {  // where a layer's heads lie within a page
-  size_t offset;
-  size_t k_bytes;
-  size_t head_bytes;  // K and V of one head
-};
-
-struct Sequence {
-  bool live = false;
-  int64_t length = 0;
-  std::vector<int32_t> pages;
-};
+int32_t reach_of(const KvLayerShape& shape) {
+  if (shape.k_bits > 0) return kReachRecent;
+  return shape.window > 0 ? shape.window : kReachAll;
+}
 
 }  // namespace
 
-struct KvCache::Impl {
-  std::vector<KvLayerShape> shapes;
-  std::vector<Block> blocks;
-  KvType type;
-  size_t element_bytes;
-  size_t page_bytes = 0;
-  int32_t max_pages;
+KvCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t max_pages, int32_t max_sequences,
+                    int32_t max_step_rows, int32_t num_reuse_points)
+    : shapes(std::move(layers)),
+      type(kv_type),
+      element_bytes(kv_type == KvType::kF16 ? 2 : 4),
+      codes(0, 0),
+      sinks(0, 0) {
+  if (type != KvType::kF16 && type != KvType::kF32) throw std::invalid_argument("unknown key-value type");
+  if (max_pages < 1 || max_pages > std::numeric_limits<int32_t>::max()) {
+    throw std::invalid_argument("max_pages must be in [1, 2^31), got " + std::to_string(max_pages));
+  }
+  if (max_sequences < 1)
+    throw std::invalid_argument("max_sequences must be at least 1, got " + std::to_string(max_sequences));
+  if (max_step_rows < 1 || num_reuse_points < 0) throw std::invalid_argument("a negative number of rows or points");
 
-  uint8_t* arena = nullptr;
-  void* mapping = nullptr;
-  size_t mapping_bytes = 0;
-
-  std::vector<int32_t> references;  // by page
-  std::vector<int32_t> fresh;       // free, never touched or given back; taken from the back: lowest address first
-  std::vector<int32_t> warm;        // free, still resident; finite values of earlier tokens
-  size_t keep_warm;
-  std::vector<Sequence> sequences;
-
-  Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t pages, int32_t max_sequences)
-      : shapes(std::move(layers)), type(kv_type), element_bytes(kv_type == KvType::kF16 ? 2 : 4) {
-    if (type != KvType::kF16 && type != KvType::kF32) throw std::invalid_argument("unknown key-value type");
-    if (pages < 1 || pages > std::numeric_limits<int32_t>::max()) {
-      throw std::invalid_argument("max_pages must be in [1, 2^31), got " + std::to_string(pages));
+  std::vector<int32_t> reaches;
+  std::vector<size_t> kind_bytes;
+  size_t code_bytes = 0, sink_bytes = 0;
+  for (const KvLayerShape& shape : shapes) {
+    check_shape(shape, type);
+    const int32_t reach = reach_of(shape);
+    const auto known = std::find(reaches.begin(), reaches.end(), reach);
+    const auto kind = static_cast<size_t>(known - reaches.begin());
+    if (known == reaches.end()) {
+      reaches.push_back(reach);
+      kind_bytes.push_back(0);
     }
-    if (max_sequences < 1)
-      throw std::invalid_argument("max_sequences must be at least 1, got " + std::to_string(max_sequences));
-    max_pages = static_cast<int32_t>(pages);
-    for (const auto& shape : shapes) {
-      if (shape.num_kv_heads < 0 || shape.k_dim < 1 || shape.v_dim < 1) {
-        throw std::invalid_argument("a key-value layer needs positive dimensions");
-      }
-      const size_t row = checked_mul(kPageTokens, element_bytes);
-      Block block{page_bytes, round_up(checked_mul(row, static_cast<size_t>(shape.k_dim)), kCacheLine), 0};
-      block.head_bytes = block.k_bytes + round_up(checked_mul(row, static_cast<size_t>(shape.v_dim)), kCacheLine);
-      if (__builtin_add_overflow(page_bytes, checked_mul(block.head_bytes, static_cast<size_t>(shape.num_kv_heads)),
-                                 &page_bytes)) {
-        throw std::length_error("the key-value cache is larger than the address space");
-      }
-      blocks.push_back(block);
+    const auto heads = static_cast<size_t>(shape.num_kv_heads);
+    const size_t row = kPageTokens * element_bytes;
+    LayerPlace place{};
+    place.kind = kind;
+    place.offset = kind_bytes[kind];
+    place.k_bytes = round_up(checked_mul(row, static_cast<size_t>(shape.k_dim)), kCacheLine);
+    place.head_bytes = place.k_bytes + round_up(checked_mul(row, static_cast<size_t>(shape.v_dim)), kCacheLine);
+    kind_bytes[kind] = checked_add(kind_bytes[kind], checked_mul(place.head_bytes, heads));
+    if (reach == kReachRecent) {
+      const KvCodec codec{shape.k_dim, shape.v_dim, shape.k_bits, shape.v_bits};
+      place.is_coded = true;
+      place.code_offset = code_bytes;
+      place.code_k_bytes = encoded_k_page_bytes(shape.k_dim, shape.k_bits);
+      place.code_head_bytes = place.code_k_bytes + encoded_v_page_bytes(shape.v_dim, shape.v_bits);
+      place.sink_offset = sink_bytes;
+      place.sink_bytes = round_up(encoded_sink_bytes(codec), kCacheLine);
+      code_bytes = checked_add(code_bytes, checked_mul(place.code_head_bytes, heads));
+      sink_bytes = checked_add(sink_bytes, checked_mul(place.sink_bytes, heads));
     }
-    // Whole system pages, so that giving one page back never touches its neighbours.
-    page_bytes = round_up(page_bytes, static_cast<size_t>(sysconf(_SC_PAGESIZE)));
-    references.assign(static_cast<size_t>(max_pages), 0);
-    fresh.reserve(static_cast<size_t>(max_pages));
-    for (int32_t page = max_pages; page-- > 0;) fresh.push_back(page);
-    warm.reserve(static_cast<size_t>(max_pages));
-    sequences.resize(static_cast<size_t>(max_sequences));
-    keep_warm = page_bytes ? kKeepBytes / page_bytes : 0;
-    if (keep_warm < kKeepPages) keep_warm = kKeepPages;
-    if (page_bytes) map();
+    places.push_back(place);
   }
-
-  ~Impl() {
-    if (mapping) munmap(mapping, mapping_bytes);
+  if (reaches.empty()) {  // a model without attention: its pages are only counted
+    reaches.push_back(kReachAll);
+    kind_bytes.push_back(0);
   }
+  for (size_t kind = 0; kind < reaches.size(); ++kind) {
+    const int64_t pages = reaches[kind] == kReachAll ? max_pages
+                                                     : transient_pages(reaches[kind], max_pages, max_sequences,
+                                                                       max_step_rows, num_reuse_points);
+    kinds.push_back({reaches[kind], {}, PageArena(kind_bytes[kind], pages)});
+    if (reaches[kind] == kReachRecent) recent_kind = kind;
+  }
+  for (size_t layer = 0; layer < places.size(); ++layer)
+    kinds[places[layer].kind].layers.push_back(static_cast<int32_t>(layer));
+  if (recent_kind != SIZE_MAX) {
+    codes = PageArena(code_bytes, max_pages);
+    sinks = PageArena(sink_bytes, int64_t{max_sequences});
+    code_of.assign(static_cast<size_t>(kinds[recent_kind].arena.max_pages()), kNoPage);
+    source_of.assign(static_cast<size_t>(max_pages), kNoPage);
+    sinks_of.assign(static_cast<size_t>(max_pages), kNoPage);
+  }
+  sequences.resize(static_cast<size_t>(max_sequences));
+  wanted.resize(kinds.size());
+}
 
-  void map() {
-    const bool huge = page_bytes >= kHugePage;
-    mapping_bytes = checked_mul(page_bytes, static_cast<size_t>(max_pages));
-    if (__builtin_add_overflow(mapping_bytes, kHugePage, &mapping_bytes))
-      throw std::length_error("the key-value cache is larger than the address space");
-    mapping = mmap(nullptr, mapping_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (mapping == MAP_FAILED) {
-      mapping = nullptr;
-      throw std::runtime_error("cannot reserve " + std::to_string(mapping_bytes) +
-                               " bytes of address space for the key-value cache: " + std::strerror(errno));
+Sequence& KvCache::Impl::live(int32_t seq) {
+  if (seq < 0 || static_cast<size_t>(seq) >= sequences.size() || !sequences[static_cast<size_t>(seq)].is_live) {
+    throw std::out_of_range("sequence " + std::to_string(seq) + " is not live");
+  }
+  return sequences[static_cast<size_t>(seq)];
+}
+
+int32_t KvCache::Impl::create() {
+  for (size_t id = 0; id < sequences.size(); ++id) {
+    Sequence& s = sequences[id];
+    if (s.is_live) continue;
+    s.exact.resize(kinds.size());
+    s.low.assign(kinds.size(), 0);
+    s.is_live = true;
+    return static_cast<int32_t>(id);
+  }
+  throw std::length_error("all " + std::to_string(sequences.size()) + " sequences are in use");
+}
+
+void KvCache::Impl::refuse_full(const PageArena& arena, int64_t num_pages) {
+  throw std::length_error("the key-value cache is full: " + std::to_string(num_pages) + " pages of " +
+                          std::to_string(kPageTokens) + " tokens needed, " + std::to_string(arena.num_free()) + " of " +
+                          std::to_string(arena.max_pages()) + " free");
+}
+
+void KvCache::Impl::make_room(size_t kind, int64_t num_pages) {
+  const PageArena& arena = kinds[kind].arena;
+  while (num_pages > arena.num_free()) {
+    if (!give_up_point(kind)) refuse_full(arena, num_pages);
+  }
+}
+
+void KvCache::Impl::forget_code(int32_t recent_page) {
+  int32_t& code = code_of[static_cast<size_t>(recent_page)];
+  if (code == kNoPage) return;
+  source_of[static_cast<size_t>(code)] = kNoPage;
+  code = kNoPage;
+}
+
+void KvCache::Impl::drop_exact(size_t kind, int32_t page) {
+  if (kinds[kind].arena.drop(page) && kind == recent_kind) forget_code(page);
+}
+
+void KvCache::Impl::drop_code(int32_t code) {
+  if (!codes.drop(code)) return;
+  int32_t& source = source_of[static_cast<size_t>(code)];
+  if (source != kNoPage) code_of[static_cast<size_t>(source)] = kNoPage;
+  source = kNoPage;
+  int32_t& sink = sinks_of[static_cast<size_t>(code)];
+  if (sink != kNoPage) sinks.drop(sink);
+  sink = kNoPage;
+}
+
+void KvCache::Impl::share_code(Sequence& s, int32_t code) {
+  codes.share(code);
+  s.codes.push_back(code);
+}
+
+// The exact page whose codes another sequence may have made already; kNoPage when its tokens are yet to be written.
+int32_t KvCache::Impl::code_source(const Sequence& s, int64_t page) const {
+  return page < s.length / kPageTokens ? s.exact[recent_kind][static_cast<size_t>(page)] : kNoPage;
+}
+
+// Copies the first num_tokens tokens of a page. K lies by dimension, so its whole block is copied; V only its rows.
+void KvCache::Impl::copy(size_t kind, int32_t from, int32_t to, int64_t num_tokens) {
+  const PageArena& arena = kinds[kind].arena;
+  for (const int32_t layer : kinds[kind].layers) {
+    const LayerPlace& place = places[static_cast<size_t>(layer)];
+    const KvLayerShape& shape = shapes[static_cast<size_t>(layer)];
+    const size_t v_bytes = static_cast<size_t>(num_tokens) * static_cast<size_t>(shape.v_dim) * element_bytes;
+    for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
+      const size_t offset = place.offset + static_cast<size_t>(head) * place.head_bytes;
+      std::memcpy(arena.at(to) + offset, arena.at(from) + offset, place.k_bytes);
+      std::memcpy(arena.at(to) + offset + place.k_bytes, arena.at(from) + offset + place.k_bytes, v_bytes);
     }
-    arena = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<size_t>(mapping), kHugePage));
-    const size_t usable = page_bytes * static_cast<size_t>(max_pages);
-    (void)madvise(arena, usable, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);  // advice: an old kernel may refuse it
-    (void)madvise(arena, usable, MADV_DONTDUMP);                           // conversations stay out of core files
   }
+}
 
-  Sequence& live(int32_t seq) {
-    if (seq < 0 || static_cast<size_t>(seq) >= sequences.size() || !sequences[static_cast<size_t>(seq)].live) {
-      throw std::out_of_range("sequence " + std::to_string(seq) + " is not live");
+// Keeps what a sequence of num_tokens tokens has; those before must be no more than its length.
+void KvCache::Impl::shrink(Sequence& s, int64_t num_tokens) {
+  while (!s.points.empty() && s.points.back().num_tokens > num_tokens) s.points.pop_back();
+  for (size_t kind = 0; kind < kinds.size(); ++kind) {
+    auto& table = s.exact[kind];
+    while (static_cast<int64_t>(table.size()) > pages_for(num_tokens)) {
+      if (table.back() != kNoPage) drop_exact(kind, table.back());
+      table.pop_back();
     }
-    return sequences[static_cast<size_t>(seq)];
+    s.low[kind] = std::min(s.low[kind], kinds[kind].first_needed(num_tokens));
   }
+  while (has_codes() && static_cast<int64_t>(s.codes.size()) > settled_pages(num_tokens)) {
+    drop_code(s.codes.back());
+    s.codes.pop_back();
+  }
+  s.encodes.clear();
+  s.length = num_tokens;
+}
 
-  int64_t free_pages() const { return static_cast<int64_t>(fresh.size() + warm.size()); }
+void KvCache::Impl::clear(Sequence& s) {
+  s.points.clear();
+  shrink(s, 0);
+  s.is_live = false;
+}
 
-  void require_free(int64_t needed) const {
-    if (needed > free_pages()) {
-      throw std::length_error("the key-value cache is full: " + std::to_string(needed) + " pages of " +
-                              std::to_string(kPageTokens) + " tokens needed, " + std::to_string(free_pages()) + " of " +
-                              std::to_string(max_pages) + " free");
+// Gives back the exact pages that neither the next query nor a reuse point reads.
+void KvCache::Impl::release(Sequence& s) {
+  for (size_t kind = 0; kind < kinds.size(); ++kind) {
+    const int64_t end = kinds[kind].first_needed(s.length);
+    for (int64_t page = s.low[kind]; page < end; ++page) {
+      int32_t& entry = s.exact[kind][static_cast<size_t>(page)];
+      if (entry == kNoPage || is_kept(s, kind, page)) continue;
+      drop_exact(kind, entry);
+      entry = kNoPage;
     }
+    s.low[kind] = std::max(s.low[kind], end);
   }
+}
 
-  int32_t take() {
-    auto& from = warm.empty() ? fresh : warm;
-    const int32_t page = from.back();
-    from.pop_back();
-    references[static_cast<size_t>(page)] = 1;
-    return page;
+uint8_t* KvCache::Impl::exact_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
+  const Sequence& s = live(seq);
+  if (layer >= 0 && static_cast<size_t>(layer) < places.size() && page >= 0 && page < num_pages(s) && head >= 0 &&
+      head < shapes[static_cast<size_t>(layer)].num_kv_heads) {
+    const LayerPlace& place = places[static_cast<size_t>(layer)];
+    const int32_t entry = s.exact[place.kind][static_cast<size_t>(page)];
+    if (entry != kNoPage)
+      return kinds[place.kind].arena.at(entry) + place.offset + static_cast<size_t>(head) * place.head_bytes;
   }
+  throw std::out_of_range("no key-value block for page " + std::to_string(page) + ", layer " + std::to_string(layer) +
+                          ", head " + std::to_string(head));
+}
 
-  uint8_t* address(int32_t page) const { return arena + static_cast<size_t>(page) * page_bytes; }
-
-  void drop(int32_t page) {
-    if (--references[static_cast<size_t>(page)] > 0) return;
-    if (warm.size() < keep_warm || madvise(address(page), page_bytes, MADV_DONTNEED) != 0) {
-      warm.push_back(page);
-    } else {
-      fresh.push_back(page);
-    }
-  }
-
-  // Copies the first num_tokens tokens of a page. K lies by dimension, so its whole block is copied; V only its rows.
-  void copy(int32_t from, int32_t to, int64_t num_tokens) {
-    for (size_t layer = 0; layer < shapes.size(); ++layer) {
-      const Block& block = blocks[layer];
-      const size_t v_bytes = static_cast<size_t>(num_tokens) * static_cast<size_t>(shapes[layer].v_dim) * element_bytes;
-      for (int32_t head = 0; head < shapes[layer].num_kv_heads; ++head) {
-        const size_t offset = block.offset + static_cast<size_t>(head) * block.head_bytes;
-        memcpy(address(to) + offset, address(from) + offset, block.k_bytes);
-        memcpy(address(to) + offset + block.k_bytes, address(from) + offset + block.k_bytes, v_bytes);
-      }
-    }
-  }
-
-  void shrink(Sequence& s, int64_t num_pages) {
-    while (static_cast<int64_t>(s.pages.size()) > num_pages) {
-      drop(s.pages.back());
-      s.pages.pop_back();
-    }
-  }
-
-  uint8_t* block(int32_t seq, int64_t page, int32_t layer, int32_t head) {
-    const Sequence& s = live(seq);
-    if (page < 0 || page >= static_cast<int64_t>(s.pages.size()) || layer < 0 ||
-        static_cast<size_t>(layer) >= blocks.size() || head < 0 ||
-        head >= shapes[static_cast<size_t>(layer)].num_kv_heads) {
-      throw std::out_of_range("no key-value block for page " + std::to_string(page) + ", layer " +
-                              std::to_string(layer) + ", head " + std::to_string(head));
-    }
-    const Block& b = blocks[static_cast<size_t>(layer)];
-    return address(s.pages[static_cast<size_t>(page)]) + b.offset + static_cast<size_t>(head) * b.head_bytes;
-  }
-};
-
-KvCache::KvCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences)
-    : impl_(std::make_unique<Impl>(std::move(layers), type, max_pages, max_sequences)) {}
+KvCache::KvCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
+                 int32_t max_step_rows, int32_t num_reuse_points)
+    : impl_(
+          std::make_unique<Impl>(std::move(layers), type, max_pages, max_sequences, max_step_rows, num_reuse_points)) {}
 
 KvCache::~KvCache() = default;
 
 int32_t KvCache::create() {
-  for (size_t id = 0; id < impl_->sequences.size(); ++id) {
-    if (impl_->sequences[id].live) continue;
-    impl_->sequences[id] = Sequence{true, 0, {}};
-    return static_cast<int32_t>(id);
-  }
-  throw std::length_error("all " + std::to_string(impl_->sequences.size()) + " sequences are in use");
+  return impl_->create();
 }
 
 void KvCache::free(int32_t seq) {
-  Sequence& s = impl_->live(seq);
-  impl_->shrink(s, 0);
-  s = Sequence{};
+  impl_->clear(impl_->live(seq));
 }
 
 int32_t KvCache::fork(int32_t seq, int64_t num_tokens) {
   Impl& impl = *impl_;
-  const int64_t length = impl.live(seq).length;
-  if (num_tokens < 0 || num_tokens > length) {
-    throw std::invalid_argument("cannot fork " + std::to_string(num_tokens) + " tokens of a sequence of " +
-                                std::to_string(length));
-  }
+  Sequence& parent = impl.live(seq);
+  impl.require_reusable(parent, num_tokens, "fork");
   const int64_t whole = num_tokens / kPageTokens, rest = num_tokens % kPageTokens;
-  if (rest) impl.require_free(1);
   const int32_t id = create();
   Sequence& child = impl.sequences[static_cast<size_t>(id)];
-  const Sequence& parent = impl.live(seq);
   try {
-    child.pages.reserve(static_cast<size_t>(whole + 1));
+    const auto last = std::upper_bound(parent.points.begin(), parent.points.end(), num_tokens,
+                                       [](int64_t n, const ReusePoint& point) { return n < point.num_tokens; });
+    child.points.assign(parent.points.begin(), last);
+    if (impl.is_point(parent, num_tokens)) impl.mark(parent, num_tokens);
+    impl.mark(child, num_tokens);
+    child.length = num_tokens;
+    for (size_t kind = 0; kind < impl.kinds.size(); ++kind) {
+      const auto& from = parent.exact[kind];
+      auto& table = child.exact[kind];
+      table.reserve(static_cast<size_t>(pages_for(num_tokens)));
+      child.low[kind] = impl.kinds[kind].first_needed(num_tokens);
+      for (int64_t page = 0; page < pages_for(num_tokens); ++page) {
+        int32_t entry = from[static_cast<size_t>(page)];
+        if (page < child.low[kind] && !impl.is_kept(child, kind, page)) entry = kNoPage;
+        if (entry != kNoPage) impl.kinds[kind].arena.share(entry);
+        table.push_back(entry);
+      }
+    }
+    if (impl.has_codes()) {
+      child.codes.reserve(static_cast<size_t>(settled_pages(num_tokens)));
+      for (int64_t page = 0; page < settled_pages(num_tokens); ++page)
+        impl.share_code(child, parent.codes[static_cast<size_t>(page)]);
+    }
+    // Points may be given up for these copies, but what the child holds already stays.
+    for (size_t kind = 0; rest > 0 && kind < impl.kinds.size(); ++kind) {
+      impl.make_room(kind, 1);
+      int32_t& entry = child.exact[kind][static_cast<size_t>(whole)];
+      const int32_t own = impl.kinds[kind].arena.take();
+      impl.copy(kind, entry, own, rest);
+      impl.drop_exact(kind, entry);
+      entry = own;
+    }
   } catch (...) {
-    child = Sequence{};
+    impl.clear(child);
     throw;
   }
-  child.pages.assign(parent.pages.begin(), parent.pages.begin() + whole);
-  for (const int32_t page : child.pages) ++impl.references[static_cast<size_t>(page)];
-  if (rest) {
-    child.pages.push_back(impl.take());
-    impl.copy(parent.pages[static_cast<size_t>(whole)], child.pages.back(), rest);
-  }
-  child.length = num_tokens;
   return id;
 }
 
 void KvCache::truncate(int32_t seq, int64_t num_tokens) {
-  Sequence& s = impl_->live(seq);
-  if (num_tokens < 0 || num_tokens > s.length) {
-    throw std::invalid_argument("cannot truncate a sequence of " + std::to_string(s.length) + " tokens to " +
-                                std::to_string(num_tokens));
+  Impl& impl = *impl_;
+  Sequence& s = impl.live(seq);
+  if (num_tokens != s.length) {
+    impl.require_reusable(s, num_tokens, "truncate");
+    if (impl.is_point(s, num_tokens)) impl.mark(s, num_tokens);
   }
-  impl_->shrink(s, pages_for(num_tokens));
-  s.length = num_tokens;
+  impl.shrink(s, num_tokens);
 }
 
 int64_t KvCache::length(int32_t seq) const {
@@ -262,55 +330,137 @@ void KvCache::reserve(int32_t seq, int64_t num_tokens) {
   Sequence& s = impl.live(seq);
   if (num_tokens < 0) throw std::invalid_argument("cannot reserve " + std::to_string(num_tokens) + " tokens");
   if (num_tokens <= s.length) return;
-  if (num_tokens > static_cast<int64_t>(impl.max_pages) * kPageTokens)
-    impl.require_free(std::numeric_limits<int64_t>::max());
-  const int64_t rest = s.length % kPageTokens;
-  const auto partial = static_cast<size_t>(s.length / kPageTokens);
-  const bool is_shared = rest && impl.references[static_cast<size_t>(s.pages[partial])] > 1;
-  const int64_t missing = pages_for(num_tokens) - static_cast<int64_t>(s.pages.size());
-  impl.require_free((missing > 0 ? missing : 0) + is_shared);
-  if (missing > 0) s.pages.reserve(s.pages.size() + static_cast<size_t>(missing));
-  if (is_shared) {
-    const int32_t own = impl.take();
-    impl.copy(s.pages[partial], own, rest);
-    impl.drop(s.pages[partial]);
-    s.pages[partial] = own;
+  if (num_tokens > int64_t{std::numeric_limits<int32_t>::max()}) {
+    Impl::refuse_full(impl.kinds.front().arena, std::numeric_limits<int64_t>::max());
   }
-  for (int64_t i = 0; i < missing; ++i) s.pages.push_back(impl.take());
+  const auto partial = static_cast<size_t>(s.length / kPageTokens);
+  const int64_t rest = s.length % kPageTokens, num_pages = pages_for(num_tokens);
+  const auto is_shared = [&](size_t kind) {
+    return rest > 0 && impl.kinds[kind].arena.references(s.exact[kind][partial]) > 1;
+  };
+  const auto made_already = [&](int64_t page) {
+    const int32_t source = impl.code_source(s, page);
+    return source == kNoPage ? kNoPage : impl.code_of[static_cast<size_t>(source)];
+  };
+  const int64_t code_begin = static_cast<int64_t>(s.codes.size());
+  const int64_t code_end = impl.has_codes() ? settled_pages(num_tokens) : 0;
+  int64_t num_codes = 0;
+  for (int64_t page = code_begin; page < code_end; ++page) num_codes += made_already(page) == kNoPage;
+  if (num_codes > impl.codes.num_free()) Impl::refuse_full(impl.codes, num_codes);
+  for (size_t kind = 0; kind < impl.kinds.size(); ++kind) {
+    const int64_t missing = num_pages - impl.num_pages(s);
+    impl.wanted[kind] = std::max<int64_t>(missing, 0) + is_shared(kind);
+    // Those that stay first: no point is given up for a reservation that is refused anyway.
+    if (impl.kinds[kind].reach == kReachAll) impl.make_room(kind, impl.wanted[kind]);
+  }
+  for (size_t kind = 0; kind < impl.kinds.size(); ++kind) impl.make_room(kind, impl.wanted[kind]);
+  for (auto& table : s.exact) table.reserve(static_cast<size_t>(std::max(num_pages, impl.num_pages(s))));
+  if (code_end > code_begin) {
+    s.codes.reserve(static_cast<size_t>(code_end));
+    s.encodes.reserve(static_cast<size_t>(code_end));
+  }
+
+  for (size_t kind = 0; kind < impl.kinds.size(); ++kind) {
+    auto& table = s.exact[kind];
+    PageArena& arena = impl.kinds[kind].arena;
+    if (is_shared(kind)) {
+      const int32_t own = arena.take();
+      impl.copy(kind, table[partial], own, rest);
+      impl.drop_exact(kind, table[partial]);
+      table[partial] = own;
+    } else if (rest > 0 && kind == impl.recent_kind) {
+      impl.forget_code(table[partial]);  // of what it held before a truncation
+    }
+    while (static_cast<int64_t>(table.size()) < num_pages) table.push_back(arena.take());
+  }
+  for (int64_t page = code_begin; page < code_end; ++page) {
+    const int32_t made = made_already(page);
+    if (made != kNoPage) {
+      impl.share_code(s, made);
+      continue;
+    }
+    const int32_t code = impl.codes.take(), source = impl.code_source(s, page);
+    s.codes.push_back(code);
+    s.encodes.push_back(static_cast<int32_t>(page));
+    if (page == 0) impl.sinks_of[static_cast<size_t>(code)] = impl.sinks.take();
+    if (source == kNoPage) continue;
+    impl.code_of[static_cast<size_t>(source)] = code;
+    impl.source_of[static_cast<size_t>(code)] = source;
+  }
 }
 
 void KvCache::commit(int32_t seq, int64_t num_tokens) {
-  Sequence& s = impl_->live(seq);
-  if (num_tokens < s.length || pages_for(num_tokens) > static_cast<int64_t>(s.pages.size())) {
+  Impl& impl = *impl_;
+  Sequence& s = impl.live(seq);
+  if (num_tokens < s.length || pages_for(num_tokens) > impl.num_pages(s)) {
     throw std::invalid_argument("cannot commit " + std::to_string(num_tokens) + " tokens: " + std::to_string(s.length) +
-                                " are cached, " + std::to_string(s.pages.size()) + " pages reserved");
+                                " are cached, " + std::to_string(impl.num_pages(s)) + " pages reserved");
   }
-  s.length = num_tokens;
+  impl.shrink(s, num_tokens);
+  impl.release(s);
+}
+
+const std::vector<int32_t>& KvCache::encodes(int32_t seq) const {
+  return impl_->live(seq).encodes;
 }
 
 void* KvCache::k_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
-  return impl_->block(seq, page, layer, head);
+  return impl_->exact_block(seq, page, layer, head);
 }
 
 void* KvCache::v_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
-  uint8_t* k = impl_->block(seq, page, layer, head);
-  return k + impl_->blocks[static_cast<size_t>(layer)].k_bytes;
+  return impl_->exact_block(seq, page, layer, head) + impl_->places[static_cast<size_t>(layer)].k_bytes;
+}
+
+KvCodeBlock KvCache::codes(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
+  const Impl& impl = *impl_;
+  const Sequence& s = impl.live(seq);
+  if (layer < 0 || static_cast<size_t>(layer) >= impl.places.size() ||
+      !impl.places[static_cast<size_t>(layer)].is_coded || page < 0 || page >= static_cast<int64_t>(s.codes.size()) ||
+      head < 0 || head >= impl.shapes[static_cast<size_t>(layer)].num_kv_heads) {
+    throw std::out_of_range("no codes for page " + std::to_string(page) + ", layer " + std::to_string(layer) +
+                            ", head " + std::to_string(head));
+  }
+  const LayerPlace& place = impl.places[static_cast<size_t>(layer)];
+  const int32_t code = s.codes[static_cast<size_t>(page)], sink = impl.sinks_of[static_cast<size_t>(code)];
+  uint8_t* k = impl.codes.at(code) + place.code_offset + static_cast<size_t>(head) * place.code_head_bytes;
+  uint8_t* sinks =
+      page > 0 ? nullptr : impl.sinks.at(sink) + place.sink_offset + static_cast<size_t>(head) * place.sink_bytes;
+  return {k, k + place.code_k_bytes, sinks};
 }
 
 KvType KvCache::type() const {
   return impl_->type;
 }
+
 size_t KvCache::page_bytes() const {
-  return impl_->page_bytes;
+  size_t bytes = impl_->codes.page_bytes();
+  for (const ExactKind& kind : impl_->kinds) bytes += kind.reach == kReachAll ? kind.arena.page_bytes() : 0;
+  return bytes;
 }
+
 int64_t KvCache::pages_used() const {
-  return impl_->max_pages - impl_->free_pages();
+  return impl_->kinds.front().arena.num_used();
 }
+
 int64_t KvCache::pages_free() const {
-  return impl_->free_pages();
+  return impl_->kinds.front().arena.num_free();
 }
+
 size_t KvCache::bytes_used() const {
-  return static_cast<size_t>(pages_used()) * impl_->page_bytes;
+  const KvUsage now = usage();
+  return now.bytes_exact + now.bytes_encoded;
+}
+
+KvUsage KvCache::usage() const {
+  const Impl& impl = *impl_;
+  KvUsage usage{0, impl.codes.bytes_used() + impl.sinks.bytes_used(), impl.codes.num_shared(), 0};
+  for (const ExactKind& kind : impl.kinds) {
+    usage.bytes_exact += kind.arena.bytes_used();
+    usage.pages_shared += kind.arena.num_shared();
+  }
+  for (const Sequence& s : impl.sequences) usage.reuse_points += static_cast<int64_t>(s.points.size());
+  return usage;
 }
 
 }  // namespace kamado

@@ -193,6 +193,10 @@ struct ExecutorOptions {
   DirectIo direct_io = DirectIo::kAuto;
   bool verify_slots = false;  // compare every expert used with the file: slow, for tests
   LookAhead look_ahead = LookAhead::kAuto;
+  // (key bits, value bits) of each KV layer, 0 and 0: exact; then layers with a window keep their window only. None:
+  // all of every layer is kept exactly.
+  std::optional<std::vector<std::pair<int32_t, int32_t>>> kv_bits;
+  int32_t kv_reuse_points = 0;  // of all sequences together, whose pages are certainly kept
 };
 
 // What experts cost, by Experts operation in program order.
@@ -241,6 +245,23 @@ class Executor {
   int32_t fork_sequence(int32_t sequence, int64_t num_tokens);
   void truncate(int32_t sequence, int64_t num_tokens);
   int64_t length(int32_t sequence) const;
+
+  // Reuse points and storage: see kamado/kv.h and _native.pyi.
+  bool can_reuse_anywhere() const;
+  void mark_reuse(int32_t sequence);
+  void unmark_reuse(int32_t sequence, int64_t num_tokens);
+  std::vector<int64_t> reuse_points(int32_t sequence) const;
+  int64_t last_reusable(int32_t sequence, int64_t num_tokens) const;
+  std::string kv_fingerprint() const;
+  size_t page_bytes() const;
+  size_t tail_bytes(int64_t num_tokens) const;
+  // The first checks and gives the size of what the second writes.
+  size_t export_pages_bytes(int32_t sequence, int64_t first_page, int64_t last_page) const;
+  void export_pages(int32_t sequence, int64_t first_page, int64_t last_page, uint8_t* out) const;
+  size_t export_tail_bytes(int32_t sequence, int64_t num_tokens) const;
+  void export_tail(int32_t sequence, int64_t num_tokens, uint8_t* out);
+  int32_t import_sequence(const uint8_t* pages, size_t pages_bytes, const uint8_t* tail, size_t tail_bytes,
+                          int64_t num_tokens);
 
   struct Batch {
     const int32_t* sequences;  // [num_sequences]

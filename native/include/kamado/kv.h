@@ -1,48 +1,123 @@
-// The KV cache: fixed pages of 128 tokens, reference-counted, shared between sequences that were forked. The naive
-// first form: exact pages (f16 or f32) in one reserved arena whose pages the kernel fills in on first touch.
+// The KV cache: fixed pages of 128 tokens, reference-counted, shared between sequences that were forked.
+//
+// What a layer keeps of a page:
+//   exact layer            the page, as f16 or f32, for good
+//   layer with a window    the page while a next query's window reaches it
+//   encoded layer          the page (f16) while a next query reads it exactly, which is its own page and the one
+//   before;
+//                          from then on its codes (kv_codec.h), made once
+// A sequence can therefore be cut or forked only where the exact pages still are: at its end's page, and at its reuse
+// points, whose pages are kept beside the codes. A point is a promise about memory only: when exact pages run out, the
+// points that were used longest ago are given up. One sequence has one page for a position, however many points use it.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "kamado/attention.h"
+#include "kamado/kv_codec.h"
 
 namespace kamado {
+
+// Changes whenever stored pages mean something else.
+constexpr int kKvFormatVersion = 1;
 
 struct KvLayerShape {
   int32_t num_kv_heads;
   int32_t k_dim;
   int32_t v_dim;
+  int32_t k_bits = 0, v_bits = 0;  // of codes; both 0: exact
+  int32_t window = 0;              // tokens that a query sees, its own included; 0: all
 };
+
+// One head's block of an encoded page. sinks: nullptr but on page 0.
+struct KvCodeBlock {
+  uint8_t* k;
+  uint8_t* v;
+  uint8_t* sinks;
+};
+
+struct KvUsage {
+  size_t bytes_exact, bytes_encoded;
+  int64_t pages_shared, reuse_points;
+};
+
+// Whole pages before the exact zone of a sequence of that length; encoded layers have codes of exactly these.
+constexpr int64_t settled_pages(int64_t num_tokens) {
+  return num_tokens < 2 * kPageTokens ? 0 : num_tokens / kPageTokens - 1;
+}
 
 class KvCache {
  public:
-  // Reserves address space for max_pages pages; no memory is used until tokens are written.
-  KvCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences);
+  // Reserves address space for max_pages pages of tokens; no memory is used until tokens are written. Of exact pages
+  // that do not stay there are as many as max_sequences sequences, a step of max_step_rows and num_reuse_points need.
+  KvCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
+          int32_t max_step_rows = 512, int32_t num_reuse_points = 0);
   ~KvCache();
 
   int32_t create();                               // new empty sequence id; throws std::length_error when none is free
   void free(int32_t seq);                         // throws std::out_of_range for an id that is not live (all calls do)
-  int32_t fork(int32_t seq, int64_t num_tokens);  // shares full pages, copies the partial one
+  int32_t fork(int32_t seq, int64_t num_tokens);  // shares full pages, copies the partial one; keeps the points before
   void truncate(int32_t seq, int64_t num_tokens);
   int64_t length(int32_t seq) const;              // tokens cached
   void reserve(int32_t seq, int64_t num_tokens);  // makes pages for positions < num_tokens; throws std::length_error if
                                                   // none left; copies a shared partial page before it is written
-  void commit(int32_t seq, int64_t num_tokens);   // sets the length after a step succeeded
+  void commit(int32_t seq, int64_t num_tokens);   // sets the length after a step succeeded; the encodes were done
+  // Pages that this sequence has to encode between reserve and commit, ascending. Another sequence of the same step may
+  // do it for pages that both share.
+  const std::vector<int32_t>& encodes(int32_t seq) const;
+
+  bool can_reuse_anywhere() const;
+  void mark_reuse(int32_t seq);
+  void unmark_reuse(int32_t seq, int64_t num_tokens);  // throws std::invalid_argument when it is no point
+  bool is_reuse_point(int32_t seq, int64_t num_tokens) const;
+  std::vector<int64_t> reuse_points(int32_t seq) const;
+  int64_t last_reusable(int32_t seq, int64_t num_tokens) const;
+
+  // Copies for storage; sizes are the caller's to check, and that points are reusable.
+  size_t stored_page_bytes() const;
+  size_t stored_tail_bytes(int64_t num_tokens) const;
+  void export_pages(int32_t seq, int64_t first_page, int64_t last_page, uint8_t* out) const;
+  void export_tail(int32_t seq, int64_t num_tokens, uint8_t* out);
+  int32_t import_sequence(const uint8_t* pages, const uint8_t* tail, int64_t num_tokens);
+  std::string fingerprint() const;
 
   void* k_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const;
   void* v_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const;
+  KvCodeBlock codes(int32_t seq, int64_t page, int32_t layer, int32_t head) const;
 
   KvType type() const;
-  size_t page_bytes() const;  // all layers, one page
+  size_t page_bytes() const;  // all layers, one page of tokens that stays
   int64_t pages_used() const;
   int64_t pages_free() const;
   size_t bytes_used() const;
+  KvUsage usage() const;
 
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
+};
+
+// Makes a sequence's present length a reuse point while this lives, so that it can be gone back to.
+class ReuseHere {
+ public:
+  ReuseHere(KvCache& kv, int32_t seq) : kv_(kv), seq_(seq), num_tokens_(kv.length(seq)) {
+    was_point_ = num_tokens_ == 0 || kv.is_reuse_point(seq, num_tokens_);
+    kv.mark_reuse(seq);
+  }
+  ~ReuseHere() {
+    if (!was_point_ && kv_.is_reuse_point(seq_, num_tokens_)) kv_.unmark_reuse(seq_, num_tokens_);
+  }
+  ReuseHere(const ReuseHere&) = delete;
+  ReuseHere& operator=(const ReuseHere&) = delete;
+
+ private:
+  KvCache& kv_;
+  int32_t seq_;
+  int64_t num_tokens_;
+  bool was_point_;
 };
 
 }  // namespace kamado

@@ -1,0 +1,121 @@
+// Huge pages: only when a page of the arena is at least as big as one of the machine's (2 MiB). Pages are handed out
+// from the lowest address up and lie side by side, so at most one huge page is touched early; a smaller arena page
+// would let a short sequence pin far more than it uses.
+#include "kv/page_arena.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace kamado {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+// Free pages that stay resident for the next sequence; what is above goes back to the system.
+constexpr size_t kKeepBytes = size_t{64} << 20;
+constexpr size_t kKeepPages = 2;
+
+size_t round_up(size_t n, size_t unit) {
+  return (n + unit - 1) / unit * unit;
+}
+
+[[noreturn]] void too_large() {
+  throw std::length_error("the key-value cache is larger than the address space");
+}
+
+}  // namespace
+
+size_t checked_mul(size_t a, size_t b) {
+  size_t product;
+  if (__builtin_mul_overflow(a, b, &product)) too_large();
+  return product;
+}
+
+size_t checked_add(size_t a, size_t b) {
+  size_t sum;
+  if (__builtin_add_overflow(a, b, &sum)) too_large();
+  return sum;
+}
+
+PageArena::PageArena(size_t payload_bytes, int64_t max_pages) : payload_bytes_(payload_bytes) {
+  if (max_pages < 0 || max_pages > std::numeric_limits<int32_t>::max()) {
+    throw std::invalid_argument("max_pages must be in [1, 2^31), got " + std::to_string(max_pages));
+  }
+  const auto system_page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  if (payload_bytes > std::numeric_limits<size_t>::max() - system_page) too_large();
+  // Whole system pages, so that giving one page back never touches its neighbours.
+  page_bytes_ = round_up(payload_bytes, system_page);
+  const auto count = static_cast<size_t>(max_pages);
+  (void)checked_add(checked_mul(page_bytes_, count), kHugePage);  // refused before the lists are made
+  keep_warm_ = page_bytes_ ? kKeepBytes / page_bytes_ : 0;
+  if (keep_warm_ < kKeepPages) keep_warm_ = kKeepPages;
+  references_.assign(count, 0);
+  fresh_.reserve(count);
+  warm_.reserve(count);
+  for (auto page = static_cast<int32_t>(max_pages); page-- > 0;) fresh_.push_back(page);
+  if (page_bytes_ > 0 && count > 0) map();
+}
+
+PageArena& PageArena::operator=(PageArena&& other) noexcept {
+  std::swap(payload_bytes_, other.payload_bytes_);
+  std::swap(page_bytes_, other.page_bytes_);
+  std::swap(keep_warm_, other.keep_warm_);
+  std::swap(base_, other.base_);
+  std::swap(mapping_, other.mapping_);
+  std::swap(mapping_bytes_, other.mapping_bytes_);
+  std::swap(num_shared_, other.num_shared_);
+  references_.swap(other.references_);
+  fresh_.swap(other.fresh_);
+  warm_.swap(other.warm_);
+  return *this;
+}
+
+PageArena::~PageArena() {
+  if (mapping_ != nullptr) munmap(mapping_, mapping_bytes_);
+}
+
+void PageArena::map() {
+  const size_t usable = page_bytes_ * references_.size();
+  mapping_bytes_ = usable + kHugePage;
+  void* mapping =
+      mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapping == MAP_FAILED) {
+    throw std::runtime_error("cannot reserve " + std::to_string(mapping_bytes_) +
+                             " bytes of address space for the key-value cache: " + std::strerror(errno));
+  }
+  mapping_ = mapping;
+  base_ = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<size_t>(mapping), kHugePage));
+  // Advice: an old kernel may refuse it.
+  (void)madvise(base_, usable, page_bytes_ >= kHugePage ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+  (void)madvise(base_, usable, MADV_DONTDUMP);  // conversations stay out of core files
+}
+
+int32_t PageArena::take() {
+  auto& from = warm_.empty() ? fresh_ : warm_;
+  const int32_t page = from.back();
+  from.pop_back();
+  references_[static_cast<size_t>(page)] = 1;
+  return page;
+}
+
+bool PageArena::drop(int32_t page) {
+  const int32_t left = --references_[static_cast<size_t>(page)];
+  if (left > 0) {
+    num_shared_ -= left == 1;
+    return false;
+  }
+  if (page_bytes_ == 0 || warm_.size() < keep_warm_ || madvise(at(page), page_bytes_, MADV_DONTNEED) != 0) {
+    warm_.push_back(page);
+  } else {
+    fresh_.push_back(page);
+  }
+  return true;
+}
+
+}  // namespace kamado
