@@ -17,7 +17,8 @@ constexpr int kNumTiers = 3;
 constexpr const char* kTierNames[kNumTiers] = {"scalar", "avx2", "avx512"};  // each includes those before it
 
 const KernelTable& scalar_table() {
-  static const KernelTable table = {kTierNames[0], linear_kernels_ref(), vector_kernels_ref(), attention_kernels_ref()};
+  static const KernelTable table = {kTierNames[0], linear_kernels_ref(), vector_kernels_ref(), attention_kernels_ref(),
+                                    kv_codec_kernels_ref()};
   return table;
 }
 
@@ -30,7 +31,7 @@ const KernelTable* supported(int tier) {
     return nullptr;
   if (tier == 1) {
     static const KernelTable table = {kTierNames[1], linear_kernels_avx2(), vector_kernels_avx2(),
-                                      attention_kernels_avx2()};
+                                      attention_kernels_avx2(), kv_codec_kernels_avx2()};
     return &table;
   }
 #endif
@@ -39,7 +40,7 @@ const KernelTable* supported(int tier) {
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vnni")) {
     static const KernelTable table = {kTierNames[2], linear_kernels_avx512(), vector_kernels_avx512(),
-                                      attention_kernels_avx512()};
+                                      attention_kernels_avx512(), kv_codec_kernels_avx512()};
     return &table;
   }
 #endif
@@ -47,7 +48,7 @@ const KernelTable* supported(int tier) {
 }
 
 bool is_complete(const KernelTable& table) {
-  return table.linear != nullptr && table.vector != nullptr && table.attention != nullptr;
+  return table.linear != nullptr && table.vector != nullptr && table.attention != nullptr && table.kv_codec != nullptr;
 }
 
 // --- self-test: a tier must give the reference's bits before it is used (about 1 ms in all)
@@ -190,6 +191,43 @@ bool attention_agrees(const AttentionKernels& ref, const AttentionKernels& wide)
   return true;
 }
 
+bool kv_codec_agrees(const KvCodecKernels& ref, const KvCodecKernels& wide) {
+  constexpr int32_t kQueries = 3;
+  uint32_t state = 4;
+  const KvCodecKernels* kernels[2] = {&ref, &wide};
+  for (const KvCodec codec : {KvCodec{64, 80, 4, 3}, KvCodec{80, 64, 8, 2}}) {
+    const size_t floats = static_cast<size_t>(kPageTokens) * 80;
+    Bytes x(floats * sizeof(float)), k(floats * 2), v(floats * 2), q(kQueries * 80 * sizeof(float));
+    for (Bytes* half : {&k, &v}) {
+      fill(x.floats(), floats, state);
+      vector_kernels_ref()->to_f16(x.floats(), static_cast<int32_t>(floats),
+                                   reinterpret_cast<uint16_t*>(half->data.get()));
+    }
+    fill(q.floats(), kQueries * 80, state);
+    const size_t k_bytes = encoded_k_page_bytes(codec.head_dim, codec.k_bits);
+    const size_t v_bytes = encoded_v_page_bytes(codec.v_dim, codec.v_bits), query_bytes = rotated_query_bytes(codec);
+    const size_t sink_bytes = encoded_sink_bytes(codec);
+    const size_t total = k_bytes + v_bytes + sink_bytes + kQueries * (query_bytes + 512);
+    Bytes outs[2] = {Bytes(total), Bytes(total)};
+    Bytes scratch(encode_scratch_bytes(codec) + attend_codes_scratch_bytes(codec, kQueries));
+    for (int i = 0; i < 2; ++i) {
+      uint8_t* keys = outs[i].data.get();
+      uint8_t *values = keys + k_bytes, *sinks = values + v_bytes, *at = sinks + sink_bytes;
+      kernels[i]->encode_page(codec, reinterpret_cast<const uint16_t*>(k.data.get()),
+                              reinterpret_cast<const uint16_t*>(v.data.get()), keys, values, sinks, scratch.data.get());
+      CodeQuery queries[kQueries];
+      for (int32_t n = 0; n < kQueries; ++n, at += query_bytes + 512) {
+        queries[n] = {q.floats() + n * 80, at, n * 3, 128 - n * 19, reinterpret_cast<float*>(at + query_bytes)};
+        kernels[i]->rotate_query(codec, queries[n].q, at);
+      }
+      kernels[i]->attend_page(codec, keys, values, sinks, 0.2f, 0.0f, queries, kQueries, scratch.data.get(), nullptr);
+      kernels[i]->unrotate(codec, queries[1].partial);
+    }
+    if (!(outs[0] == outs[1])) return false;
+  }
+  return true;
+}
+
 int cap_from_environment() {
   const char* name = std::getenv("KAMADO_TIER");
   if (name == nullptr || *name == '\0') return kNumTiers - 1;
@@ -205,7 +243,8 @@ const KernelTable& choose() {
     if (table == nullptr || !is_complete(*table)) continue;
     if (linear_agrees(*scalar_table().linear, *table->linear) &&
         vector_agrees(*scalar_table().vector, *table->vector) &&
-        attention_agrees(*scalar_table().attention, *table->attention)) {
+        attention_agrees(*scalar_table().attention, *table->attention) &&
+        kv_codec_agrees(*scalar_table().kv_codec, *table->kv_codec)) {
       return *table;
     }
     std::fprintf(stderr, "kamado: the %s kernels differ from the reference on this CPU: falling back\n",

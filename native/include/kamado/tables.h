@@ -1,6 +1,7 @@
 // The one function-pointer table an ISA tier offers, and how it is chosen.
 #pragma once
 #include "kamado/attention.h"
+#include "kamado/kv_codec.h"
 #include "kamado/linear.h"
 #include "kamado/vector.h"
 
@@ -11,6 +12,7 @@ struct KernelTable {
   const LinearKernels* linear;
   const VectorKernels* vector;
   const AttentionKernels* attention;
+  const KvCodecKernels* kv_codec;
 };
 
 // The best tier this CPU (and its OS) runs. The environment variable KAMADO_TIER can only lower it; an unknown value
