@@ -410,7 +410,7 @@ void test_accuracy(const KvCodecKernels& kernels, const std::string& tier) {
     KvCodec codec;
     double limit;  // of |o - exact| / |exact|, root mean square
   } cases[] = {{{128, 128, 4, 4}, 0.02}, {{64, 96, 3, 3}, 0.02},  {{192, 80, 2, 2}, 0.02},
-               {{80, 64, 4, 2}, 0.02},   {{96, 256, 8, 8}, 3e-4}, {{256, 192, 8, 4}, 0.01}};
+               {{80, 64, 4, 2}, 0.02},   {{96, 256, 8, 8}, 3e-4}, {{256, 192, 8, 4}, 0.02}};
   for (const auto& [codec, limit] : cases) {
     for (const bool is_first : {false, true}) {
       for (const float cap : {0.0f, 3.0f}) {
