@@ -23,7 +23,7 @@ int64_t transient_pages(int32_t reach, int64_t max_pages, int32_t max_sequences,
   const int64_t a_point = reach == kReachRecent ? 2 : pages_for(reach - 1) + 1;
   // A sequence holds a point's pages; a step adds the page that it begins in and what its rows fill.
   const int64_t live = int64_t{max_sequences} * (a_point + 1) + max_step_rows / kPageTokens + 1;
-  return std::min(max_pages, live) + a_point * (int64_t{num_reuse_points} + 2);
+  return std::min(max_pages, live + a_point * (int64_t{num_reuse_points} + 2));
 }
 
 void check_shape(const KvLayerShape& shape, KvType type) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
@@ -47,6 +47,8 @@ def build_executor(
     direct_io: Literal["auto", "on", "off"] = "auto",
     verify_slots: bool = False,
     look_ahead: Literal["auto", "on", "off"] = "auto",
+    kv_bits: Sequence[tuple[int, int]] | None = None,
+    kv_reuse_points: int = 0,
     progress: Progress | None = None,
 ) -> _native.Executor:
     """An executor of `program` with its weights packed into memory.
@@ -55,6 +57,10 @@ def build_executor(
     threads, into slots that take at most that many bytes; results are the same bits. `direct_io` "auto": past the page
     cache where the file system can. `verify_slots` compares every expert used with its bytes in the file: for tests.
     `look_ahead` "auto": the next layer's experts are read ahead, by guess, while that is measured to pay.
+
+    `kv_bits`: (key bits, value bits) of each KV layer, (0, 0) for exact ones; layers with a window then keep their
+    window only, and sequences can be cut and forked at reuse points (`_native.Executor.mark_reuse`), of which
+    `kv_reuse_points` certainly keep their pages. None: everything is kept exactly.
 
     Tensors that two operations share are loaded once. A table that only Embed uses stays on disk, read row by row.
     `progress(done_bytes, total_bytes)` is called from this thread at most every 50 ms; what it raises stops the load.
@@ -93,6 +99,8 @@ def build_executor(
             kv=kv,
             tier=tier,
             progress=report if progress is not None else None,
+            kv_bits=None if kv_bits is None else list(kv_bits),
+            kv_reuse_points=kv_reuse_points,
             **streaming,
         )
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:

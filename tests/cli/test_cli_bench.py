@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kamado.cli.measure import Bench, Cost, cost_of
+from kamado.memory.kv_presets import KvLayer
 from kamado.memory.profile import DeviceProfile
 
 PROFILE = DeviceProfile("cpu", 2, "avx2", read_bytes_per_second=1000.0, int8_ops_per_second=4000.0)
@@ -24,6 +25,7 @@ class ScriptedExecutor:
         self.lengths: dict[int, int] = {}
         self.steps: list[tuple[list[int], list[int], list[int]]] = []
         self.tiled: list[tuple[int, int]] = []
+        self.marked: list[int] = []
 
     def clock(self) -> float:
         return self.now
@@ -38,6 +40,9 @@ class ScriptedExecutor:
     def truncate(self, sequence: int, num_tokens: int) -> None:
         assert num_tokens <= self.lengths[sequence]
         self.lengths[sequence] = num_tokens
+
+    def mark_reuse(self, sequence: int) -> None:
+        self.marked.append(self.lengths[sequence])
 
     def tile_kv(self, sequence: int, num_tokens: int) -> None:
         self.tiled.append((self.lengths[sequence], num_tokens))
@@ -61,7 +66,8 @@ class ScriptedExecutor:
 
 
 def make(executor: ScriptedExecutor, profile: DeviceProfile | None = PROFILE) -> Bench:
-    cost = Cost(weight_bytes=100, ops_without_head=1000, head_ops=200, attends=((4, None), (4, 8)))
+    layers = (KvLayer(None, 4 * 128, 0, 0), KvLayer(8, 4 * 128, 0, 0))
+    cost = Cost(weight_bytes=100, ops_without_head=1000, head_ops=200, kv_layers=layers)
     return Bench(executor, cost, max_rows=8, profile=profile, repetitions=2, clock=executor.clock)  # type: ignore[arg-type]
 
 
@@ -81,6 +87,7 @@ def test_decode_at_depth_tiles_real_tokens_and_says_so() -> None:
     executor = ScriptedExecutor()
     result = make(executor).decode(4, 1000)
     assert executor.tiled == [(256, 1000)]
+    assert executor.marked == [1000]  # what every repetition goes back to
     assert result.kv_tiled
     assert result.to_dict()["kv"] == "tiled: for speed only"
     assert result.tokens_per_second == 1.0

@@ -159,7 +159,7 @@ def _measure_model(
     from ..checkpoint import open_checkpoint
     from ..engine.ledger import read_ledger
     from ..engine.trace import Tracer
-    from ..memory.forecast import kv_token_bytes, plan
+    from ..memory.forecast import plan
     from ..memory.usage import BudgetWatch
     from ..models import build_program
     from .measure import WARM_UP_STEPS, Bench, cost_of, reset_peak_rss
@@ -184,6 +184,7 @@ def _measure_model(
         kv_tokens=kv_tokens,
         max_rows=None if chunk is None else max(chunk, max_sequences),
         max_logit_rows=logit_rows,
+        max_sequences=max_sequences,
         profile=profile,
         on=here,
     )
@@ -191,7 +192,7 @@ def _measure_model(
     chunk = chunk or forecast.max_rows
     # As kamado.load: a budget that was asked for covers cached pages of the files.
     is_strict = memory is not None or forecast.is_streamed
-    cost = cost_of(program, forecast.weight_bytes_per_token, forecast.ops_per_token, kv)
+    cost = cost_of(program, forecast.weight_bytes_per_token, forecast.ops_per_token, forecast.kv)
     reset_peak_rss()
     watch = BudgetWatch(forecast.memory_bytes, checkpoint.files if is_strict else ())
     start = time.perf_counter()
@@ -204,7 +205,9 @@ def _measure_model(
             expert_bytes=forecast.expert_bytes,
             max_kv_tokens=kv_tokens,
             max_sequences=max_sequences,
-            kv="f32" if kv == "f32" else "f16",
+            kv="f32" if forecast.kv_element == "f32" else "f16",
+            kv_bits=forecast.kv_bits,
+            kv_reuse_points=forecast.kv_reuse_points,
             progress=progress,
         )
     try:
@@ -227,9 +230,9 @@ def _measure_model(
             "architecture": program.architecture,
             "weight_bytes": checkpoint.weight_bytes,
             "weight_bytes_per_token": cost.weight_bytes,
-            "kv_bytes_per_token": kv_token_bytes(program, kv),
+            "kv_bytes_per_token": forecast.kv_bytes_per_token,
             "tier": here.tier,
-            "kv": kv,
+            "kv": forecast.kv,
             "chunk": chunk,
             "load_seconds": round(load_seconds, 4),
             "peak_bytes": watch.peak_bytes,

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..memory.forecast import kv_element_bytes
+from ..memory.forecast import kv_read_bytes
+from ..memory.kv_presets import KvLayer, kv_layers, num_kv_layers, parse_kv
 from ..memory.profile import DeviceProfile
-from ..program import Attend, Head, Program
+from ..program import Head, Program
 
 if TYPE_CHECKING:
     from .._native import Executor
@@ -32,23 +33,18 @@ class Cost:
     weight_bytes: int  # read for one decoded token
     ops_without_head: int  # integer operations of one prefilled token, two a product
     head_ops: int
-    attends: tuple[tuple[int, int | None], ...]  # (cache bytes a token, window) of each layer
+    kv_layers: tuple[KvLayer, ...]
 
     def kv_bytes(self, depth: float) -> float:
         """Cache bytes that a decoded token at `depth` reads."""
-        return sum(size * (depth if window is None else min(depth, window)) for size, window in self.attends)
+        return kv_read_bytes(self.kv_layers, depth)
 
 
 def cost_of(program: Program, weight_bytes: int, ops: int, kv: str) -> Cost:
     """The cost of a token, from the plan's `weight_bytes_per_token` and `ops_per_token`."""
     head_ops = sum(2 * op.weight.num_values for op in program.ops if isinstance(op, Head))
-    element = kv_element_bytes(kv)
-    attends = tuple(
-        (op.num_kv_heads * (op.head_dim + op.v_dim) * element, op.window)
-        for op in program.ops
-        if isinstance(op, Attend)
-    )
-    return Cost(weight_bytes, ops - head_ops, head_ops, attends)
+    layers = kv_layers(program, parse_kv(kv, num_kv_layers(program)))
+    return Cost(weight_bytes, ops - head_ops, head_ops, tuple(layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +131,7 @@ class Bench:
         try:
             for sequence in sequences:
                 self._fill(sequence, depth)
+                self._executor.mark_reuse(sequence)
             samples = []
             for _ in range(self._repetitions):
                 self._decode_steps(sequences, WARM_UP_STEPS)

@@ -49,6 +49,7 @@ def command(
         if size:
             click.echo(f"  {owner.replace('_', ' '):12}{format_size(size):>10}")
     click.echo(f"context {forecast.context} tokens, KV cache {forecast.kv}, {forecast.num_threads} threads")
+    click.echo(f"KV cache of a sequence: {forecast.kv_formula}")
     if forecast.is_streamed and forecast.fits:
         click.echo(
             f"experts are streamed: {forecast.expert_slots} of {forecast.num_experts} in memory, a token reads "

@@ -12,11 +12,12 @@ from ..errors import UsageError
 from ..memory import forecast
 from ..memory.budget import parse_size
 from ..memory.forecast import Plan
+from ..memory.kv_presets import check_kv
 from ..memory.profile import load_device_profile, machine
 from ..memory.usage import BudgetWatch
 from ..program import Program
 from .executor_protocol import ExecutorProtocol
-from .model import MAX_SEQUENCES, Model, is_whole
+from .model import Model, is_whole
 from .trace import Tracer
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def load_model(
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """See `kamado.load`."""
-    forecast.kv_element_bytes(kv)
+    check_kv(kv)
     budget_bytes = None if memory is None else parse_size(memory)
     for name, value, low, high in (
         ("threads", threads, 1, MAX_THREADS),
@@ -103,8 +104,10 @@ def _build(
         max_rows=plan.max_rows,
         max_logit_rows=plan.max_logit_rows,
         max_kv_tokens=plan.kv_tokens,
-        max_sequences=MAX_SEQUENCES,
-        kv="f32" if plan.kv == "f32" else "f16",
+        max_sequences=plan.max_sequences,
+        kv="f32" if plan.kv_element == "f32" else "f16",
+        kv_bits=plan.kv_bits,
+        kv_reuse_points=plan.kv_reuse_points,
         tier=tier,
         expert_bytes=plan.expert_bytes,
         progress=_forgetting(watch, progress) if watch.files else progress,
@@ -120,6 +123,7 @@ def _build(
             tokenizer=reader.result(),
             cancelled_error=_native.Cancelled,
             watch=watch,
+            max_sequences=plan.max_sequences,
         )
     except BaseException:
         executor.close()

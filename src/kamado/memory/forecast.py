@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -12,16 +12,30 @@ from ..errors import MemoryBudgetError, UsageError
 from ..program import Program
 from . import sizes
 from .budget import format_size
+from .kv_presets import (
+    PAGE_TOKENS,
+    Bits,
+    KvLayer,
+    KvNeeds,
+    KvPlan,
+    kv_layers,
+    kv_needs,
+    num_kv_layers,
+    pages_for,
+    parse_kv,
+)
 from .profile import DeviceProfile, Machine, machine
 from .sizes import ExpertNeeds
 
-PAGE_TOKENS = 128  # tokens of one KV page
 DEFAULT_CONTEXT = 4096
 DEFAULT_MAX_ROWS = 512
 LEAST_CONTEXT = 256  # what the message of a budget that is too small falls back to
 
-_KV_BYTES = {"f32": 4, "exact": 2, "auto": 2}
-_LATER_PRESETS = ("safe", "balanced", "small")
+MAX_SEQUENCES = 64  # of one executor
+# Each sequence of a cache with codes or windows holds exact pages, so fewer of them: one for every so many tokens.
+_SEQUENCE_TOKENS = 2048
+_LEAST_SEQUENCES = 4
+_REUSE_POINTS = 8  # places to which conversations go back, kept exactly
 
 _LOGIT_BYTES = 32 << 20  # scratch for logits: 16 rows at the least, whatever the vocabulary
 _STREAMED_LOGIT_BYTES = 8 << 20  # where every byte is wanted for slots
@@ -53,7 +67,7 @@ class Plan:
     architecture: str
     context: int  # tokens of one conversation
     kv_tokens: int  # tokens of all conversations together
-    kv: str
+    kv: str  # the whole name: see kv_presets.parse_kv
     num_threads: int
     max_rows: int  # rows of a step
     max_logit_rows: int
@@ -71,6 +85,12 @@ class Plan:
     expert_slots: int = 0  # experts that are in memory at once, roughly when layers differ in size
     expert_bytes_per_token: int = 0  # read from disk for a token that finds none of its experts in memory
     miss_bytes_per_token: int = 0  # with flat routing, the worst for a cache
+    kv_element: str = "f16"  # of exact pages: "f16" or "f32"
+    kv_bits: tuple[Bits, ...] = ()  # (keys, values) of each KV layer, (0, 0): exact
+    kv_formula: str = ""  # what a sequence takes, in words
+    kv_bytes_per_token: float = 0.0  # of a long sequence, past its exact pages
+    max_sequences: int = MAX_SEQUENCES
+    kv_reuse_points: int = 0  # of all sequences together, certainly kept
 
     @property
     def is_streamed(self) -> bool:
@@ -123,16 +143,6 @@ def _owners(bytes_by_owner: Mapping[str, int]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {format_size(size)}" for name, size in bytes_by_owner.items() if size)
 
 
-def kv_element_bytes(kv: str) -> int:
-    """Bytes of one cached number under a KV preset. Raises UsageError for an unknown one."""
-    size = _KV_BYTES.get(kv)
-    if size is None:
-        if kv in _LATER_PRESETS or "=" in kv:
-            raise UsageError(f"kv={kv!r} is not in this version: choose from {', '.join(_KV_BYTES)}")
-        raise UsageError(f"kv={kv!r} is no KV preset: choose from {', '.join(_KV_BYTES)}")
-    return size
-
-
 def check_context(program: Program, context: object) -> None:
     """Raises UsageError below 2 or above what the model was trained for."""
     if isinstance(context, bool) or not isinstance(context, int) or not 2 <= context <= program.context_length:
@@ -157,6 +167,8 @@ def plan(
     kv_tokens: int | None = None,
     max_rows: int | None = None,
     max_logit_rows: int | None = None,
+    max_sequences: int | None = None,
+    kv_recommended: str | None = None,
     profile: DeviceProfile | None = None,
     on: Machine | None = None,
 ) -> Plan:
@@ -165,14 +177,17 @@ def plan(
     `memory` None: what the machine and its cgroups really have to give, less a margin. `context` None: the model's own
     length up to 4096, halved until the plan fits, down to 256. `max_rows` None: 512, less when that does not fit, up to
     2048 when experts are streamed. When everything fits, everything is resident; when it does not, and the model has
-    experts, they are streamed through slots that take what is left of the budget. Nothing is loaded. Raises UsageError
-    for values out of range; a plan that does not fit is returned, not raised.
+    experts, they are streamed through slots that take what is left of the budget. `kv_recommended` is what kv="auto"
+    stands for, "exact" when None. `max_sequences` None: 64, or fewer where each holds exact pages beside codes. Nothing
+    is loaded. Raises UsageError for values out of range; a plan that does not fit is returned, not raised.
     """
     on = on or machine()
     if context is not None:
         check_context(program, context)
-    kv_element_bytes(kv)
-    planner = _Planner(checkpoint, program, kv, threads or on.cpus, kv_tokens, max_rows, max_logit_rows)
+    kv_plan = parse_kv(kv, num_kv_layers(program), kv_recommended).for_program(program)
+    planner = _Planner(
+        checkpoint, program, kv_plan, threads or on.cpus, kv_tokens, max_rows, max_logit_rows, max_sequences
+    )
     memory_bytes, limited_by = (on.usable_bytes or on.memory_bytes), on.memory_limited_by
     if memory is not None:
         memory_bytes, limited_by = min((memory, "budget"), (on.memory_bytes, on.memory_limited_by))
@@ -191,8 +206,8 @@ def plan(
     decode_speed = prefill_speed = None
     if profile is not None:
         # A decoded token reads every active weight and, halfway through the context, half of the cache.
-        token_bytes = kv_token_bytes(program, kv)
-        seconds = (active_bytes + token_bytes * split.context // 2) / profile.read_bytes_per_second
+        cache_bytes = kv_read_bytes(kv_layers(program, kv_plan), split.context / 2)
+        seconds = (active_bytes + cache_bytes) / profile.read_bytes_per_second
         disk_speed = profile.disk_bytes_per_second
         if miss_bytes and disk_speed:
             seconds = max(seconds, miss_bytes / disk_speed)
@@ -206,7 +221,7 @@ def plan(
         architecture=program.architecture,
         context=split.context,
         kv_tokens=split.kv_tokens,
-        kv=kv,
+        kv=kv_plan.name,
         num_threads=planner.num_threads,
         max_rows=split.max_rows,
         max_logit_rows=split.max_logit_rows,
@@ -224,6 +239,12 @@ def plan(
         expert_slots=expert_slots,
         expert_bytes_per_token=needs.cycle_file_bytes if is_streamed else 0,
         miss_bytes_per_token=miss_bytes,
+        kv_element=kv_plan.element,
+        kv_bits=kv_plan.bits,
+        kv_formula=planner.kv.formula(),
+        kv_bytes_per_token=planner.kv.token_bytes,
+        max_sequences=split.max_sequences,
+        kv_reuse_points=planner.reuse_points,
     )
 
 
@@ -240,6 +261,7 @@ class _Split:
     scratch: int
     interpreter: int
     file_cache: int
+    max_sequences: int = MAX_SEQUENCES
     expert_bytes: int | None = None  # None: resident
 
     @property
@@ -268,11 +290,12 @@ class _Planner:
         self,
         checkpoint: Checkpoint,
         program: Program,
-        kv: str,
+        kv: KvPlan,
         num_threads: int,
         kv_tokens: int | None,
         max_rows: int | None,
         max_logit_rows: int | None,
+        max_sequences: int | None,
     ) -> None:
         self.needs = sizes.expert_needs(program)
         self.num_threads = num_threads
@@ -281,7 +304,9 @@ class _Planner:
         self._given_logit_rows = max_logit_rows
         self._kv_tokens = kv_tokens
         self._scratch = sizes.scratch_needs(program)
-        self._token_bytes = kv_token_bytes(program, kv)
+        self._given_sequences = max_sequences
+        self.kv: KvNeeds = kv_needs(program, kv)
+        self.reuse_points = 0 if self.kv.can_reuse_anywhere else _REUSE_POINTS
         self._weights = sizes.dense_weight_bytes(program)
         self._interpreter = _INTERPRETER_BYTES + _tokenizer_bytes(checkpoint, program.vocab_size)
 
@@ -341,8 +366,14 @@ class _Planner:
             return [self._given_rows]
         return [n for n in _STEP_ROWS if n <= largest and (at_most is None or n <= max(at_most, _STEP_ROWS[-1]))]
 
+    def _sequences(self, kv_tokens: int) -> int:
+        if self.kv.can_reuse_anywhere:
+            return MAX_SEQUENCES
+        return min(MAX_SEQUENCES, max(_LEAST_SEQUENCES, kv_tokens // _SEQUENCE_TOKENS))
+
     def _split(self, context: int, rows: int, logit_bytes: int = _LOGIT_BYTES) -> _Split:
         kv_tokens = round_to_pages(max(context, self._kv_tokens or context))
+        max_sequences = self._given_sequences or self._sequences(kv_tokens)
         logit_rows = self._given_logit_rows or choose_logit_rows(self._program.vocab_size, rows, logit_bytes)
         return _Split(
             context=context,
@@ -350,7 +381,10 @@ class _Planner:
             max_rows=rows,
             max_logit_rows=logit_rows,
             weights=self._weights,
-            kv=self._token_bytes * kv_tokens,
+            kv=self.kv.bytes_of(
+                kv_tokens=kv_tokens, max_sequences=max_sequences, max_rows=rows, reuse_points=self.reuse_points
+            ),
+            max_sequences=max_sequences,
             scratch=self._scratch.bytes_of(rows, logit_rows, self.num_threads),
             interpreter=self._interpreter,
             file_cache=sizes.table_page_bytes(self._program, context) + _FILE_CACHE_BYTES,
@@ -359,12 +393,24 @@ class _Planner:
 
 def round_to_pages(num_tokens: int) -> int:
     """`num_tokens` rounded up to whole KV pages."""
-    return -(-num_tokens // PAGE_TOKENS) * PAGE_TOKENS
+    return pages_for(num_tokens) * PAGE_TOKENS
 
 
-def kv_token_bytes(program: Program, kv: str) -> int:
-    """Bytes that one token takes in the cache, all layers."""
-    return sizes.kv_values_per_token(program) * kv_element_bytes(kv)
+def kv_token_bytes(program: Program, kv: str) -> float:
+    """Bytes that one more token of a long sequence takes in the cache, all layers."""
+    return kv_needs(program, parse_kv(kv, num_kv_layers(program))).token_bytes
+
+
+def kv_read_bytes(layers: Iterable[KvLayer], depth: float) -> float:
+    """Bytes of the cache that a decoded token at `depth` reads: at most two pages as f16 where there are codes."""
+    total = 0.0
+    for layer in layers:
+        exact_tokens = min(depth, layer.window or depth)
+        if layer.code_bytes:
+            exact_tokens = min(depth, 1.5 * PAGE_TOKENS)
+            total += layer.code_bytes / PAGE_TOKENS * (depth - exact_tokens)
+        total += layer.exact_bytes / PAGE_TOKENS * exact_tokens
+    return total
 
 
 def _tokenizer_bytes(checkpoint: Checkpoint, vocab_size: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..checkpoint.types import Layout, TensorRef
-from ..program import Attend, Buffer, Embed, Experts, Head, Linear, Norm, Program, Route
+from ..program import Buffer, Embed, Experts, Head, Linear, Norm, Program, Route
 
 _TILE_ROWS = 16
 _PLANE_BYTES = 64
@@ -200,12 +200,6 @@ def scratch_needs(program: Program) -> ScratchNeeds:
     row_bytes = 4 * sum(widths.values())
     row_bytes += 2 * max(widths.values(), default=0)  # int8 codes, scales and sums of the widest input
     return ScratchNeeds(row_bytes, inner, program.top_k, program.vocab_size)
-
-
-def kv_values_per_token(program: Program) -> int:
-    """Numbers that one token adds to the cache, all layers."""
-    shapes = {op.layer: op.num_kv_heads * (op.head_dim + op.v_dim) for op in program.ops if isinstance(op, Attend)}
-    return sum(shapes.values())
 
 
 def _matrices(program: Program) -> Iterator[tuple[TensorRef, float]]:

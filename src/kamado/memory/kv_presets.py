@@ -1,0 +1,236 @@
+"""What `kv=` may say: presets and explicit bits, and what a program's layers then keep in how many bytes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..errors import UsageError
+from ..program import Attend, Program
+
+PAGE_TOKENS = 128  # tokens of one KV page
+SINK_TOKENS = 4  # of page 0, kept exactly beside its codes
+CODE_BITS = (1, 2, 3, 4, 8)  # 1: a control for quality tests, of no other use
+CODE_DIMS = (64, 80, 96, 128, 192, 256)  # head sizes that can be rotated
+AUTO = "auto"
+
+Bits = tuple[int, int]  # of keys and of values; (0, 0): exact
+
+_EXACT: Bits = (0, 0)
+_CODED: dict[str, Bits] = {"safe": (8, 4), "balanced": (4, 4), "small": (3, 2)}
+PRESETS = ("f32", "exact", *_CODED)
+
+_MAX_TEXT = 4096
+_SYSTEM_PAGE_BYTES = 4096
+_LINE_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class KvPlan:
+    """What each KV layer keeps. `name` says it in full: two plans of one name and one program store the same bytes."""
+
+    name: str
+    element: Literal["f32", "f16"]
+    bits: tuple[Bits, ...]  # by layer
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether any layer is."""
+        return any(bits != _EXACT for bits in self.bits)
+
+    def for_program(self, program: Program) -> KvPlan:
+        """The same, exact where a layer cannot be encoded: it has a window, is not causal, or has an odd head size."""
+        layers = _layers(program)
+        if len(layers) != len(self.bits):
+            raise UsageError(f"kv={self.name!r} was made for {len(self.bits)} layers, the program has {len(layers)}")
+        pairs = zip(layers, self.bits, strict=True)
+        return replace(self, bits=tuple(bits if _can_encode(layer) else _EXACT for layer, bits in pairs))
+
+
+def parse_kv(text: str, num_layers: int, recommended: str | None = None) -> KvPlan:
+    """The plan that `text` names for a model of `num_layers` KV layers.
+
+    A preset: f32, exact (f16), safe (keys of 8 bits, values of 4), balanced (4, 4), small (3, 2). Or bits: "k=4,v=3",
+    from 2, 3, 4 and 8 (1 for tests). Either may be followed by layers that differ: "balanced,layers=0-1:exact" or
+    "k=3,v=2,layers=0+26-27:k8v4". "auto" is `recommended`, what was measured as safe for the model, else exact.
+    Raises UsageError for anything else.
+    """
+    _check_text(text)
+    if text == AUTO:
+        text = recommended or "exact"
+    base, *items = [item.strip() for item in text.split(",")]
+    element: Literal["f32", "f16"] = "f32" if base == "f32" else "f16"
+    if base in PRESETS:
+        bits, name = _CODED.get(base, _EXACT), base
+    elif base.startswith("k=") and items and items[0].startswith("v="):
+        bits = _bits(text, base[2:]), _bits(text, items.pop(0)[2:])
+        name = f"k={bits[0]},v={bits[1]}"
+    else:
+        raise UsageError(
+            f"kv={text!r} is no KV preset: choose from {', '.join((AUTO, *PRESETS))}, or bits as 'k=4,v=3'"
+        )
+    layers = [bits] * num_layers
+    for item in items:
+        _apply(text, item, element, layers)
+        name += f",{item}"
+    return KvPlan(name, element, tuple(layers))
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str) or len(text) > _MAX_TEXT:
+        raise UsageError("kv= takes a preset or bits, such as 'balanced' or 'k=4,v=3'")
+
+
+def check_kv(text: str) -> None:
+    """Raises UsageError unless parse_kv would take the text for some model."""
+    parse_kv(text, 1 << 16)
+
+
+def _bits(text: str, value: str) -> int:
+    if value not in map(str, CODE_BITS):
+        raise UsageError(f"kv={text!r}: bits are 2, 3, 4 or 8, not {value!r}")
+    return int(value)
+
+
+def _apply(text: str, item: str, element: str, layers: list[Bits]) -> None:
+    """Changes the layers that an exception such as "layers=0-1+5:k8v4" names."""
+    match = re.fullmatch(r"layers=([0-9+-]+):(?:(exact)|k([0-9])v([0-9]))", item)
+    if match is None:
+        raise UsageError(f"kv={text!r}: {item!r} is no exception: write 'layers=0-1:exact' or 'layers=0+5-7:k8v4'")
+    if element == "f32":
+        raise UsageError(f"kv={text!r}: an f32 cache is exact in all layers")
+    bits = _EXACT if match[2] else (_bits(text, match[3]), _bits(text, match[4]))
+    for part in match[1].split("+"):
+        span = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
+        first, last = (int(span[1]), int(span[2] or span[1])) if span else (1, 0)
+        if not first <= last < len(layers):
+            raise UsageError(f"kv={text!r}: layers {part!r} are not among 0-{len(layers) - 1}")
+        layers[first : last + 1] = [bits] * (last - first + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayer:
+    """One layer's part of a page, in bytes; the same arithmetic as native/kv."""
+
+    window: int | None  # tokens whose pages are kept; None: all
+    exact_bytes: int  # as f16 or f32
+    code_bytes: int  # 0: not encoded
+    sink_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvNeeds:
+    """Bytes of a program's KV cache. A page is 128 tokens of all layers that keep it equally long."""
+
+    kept_page_bytes: int  # exact layers
+    code_page_bytes: int  # encoded layers, past the exact pages
+    recent_page_bytes: int  # encoded layers, f16, while a query still reads the page exactly
+    sink_bytes: int  # a sequence
+    windows: tuple[tuple[int, int], ...]  # (tokens, page bytes) of layers with a window
+
+    @property
+    def can_reuse_anywhere(self) -> bool:
+        """Whether sequences may be cut and forked at any length."""
+        return not self.code_page_bytes and not self.windows
+
+    @property
+    def token_bytes(self) -> float:
+        """Bytes that one more token of a long sequence takes for good."""
+        return (self.kept_page_bytes + self.code_page_bytes) / PAGE_TOKENS
+
+    @property
+    def exact_page_bytes(self) -> int:
+        """A page of all layers as a query's own."""
+        return self.kept_page_bytes + self.recent_page_bytes + sum(size for _, size in self.windows)
+
+    def bytes_of(self, *, kv_tokens: int, max_sequences: int, max_rows: int, reuse_points: int) -> int:
+        """The most that `kv_tokens` tokens in whole pages take, with the exact pages of that many sequences, a step
+        of `max_rows` and the reuse points."""
+        pages = pages_for(kv_tokens)
+
+        def transient(a_point: int) -> int:
+            live = max_sequences * (a_point + 1) + max_rows // PAGE_TOKENS + 1
+            return min(pages, live + a_point * (reuse_points + 2))
+
+        total = pages * (self.kept_page_bytes + self.code_page_bytes)
+        if self.code_page_bytes:
+            total += transient(2) * self.recent_page_bytes + min(pages, max_sequences) * self.sink_bytes
+        for window, page_bytes in self.windows:
+            total += transient(pages_for(window - 1) + 1) * page_bytes
+        return total
+
+    def formula(self) -> str:
+        """In words, for people: what a sequence of n tokens takes."""
+        parts = []
+        if self.token_bytes:
+            parts.append(f"{self.token_bytes:,.0f} B a token")
+        if self.recent_page_bytes:
+            parts.append(f"2 to 3 exact pages of {self.recent_page_bytes:,} B for the end and 2 for a reuse point")
+        for window, page_bytes in self.windows:
+            parts.append(f"{pages_for(window - 1) + 1} pages of {page_bytes:,} B for windows of {window} tokens")
+        return " + ".join(parts) or "nothing"
+
+
+def kv_layers(program: Program, plan: KvPlan) -> list[KvLayer]:
+    """What each KV layer of the program keeps under a plan."""
+    element = 4 if plan.element == "f32" else 2
+    result = []
+    for op, (k_bits, v_bits) in zip(_layers(program), plan.for_program(program).bits, strict=True):
+        row = PAGE_TOKENS * element
+        exact = op.num_kv_heads * (_round_up(row * op.head_dim, _LINE_BYTES) + _round_up(row * op.v_dim, _LINE_BYTES))
+        codes = sinks = 0
+        if k_bits:
+            codes = op.num_kv_heads * (
+                _round_up(2 * op.head_dim, _LINE_BYTES) + _codes(op.head_dim, k_bits) + _codes(op.v_dim, v_bits)
+            )
+            sinks = op.num_kv_heads * _round_up((op.head_dim + op.v_dim) * SINK_TOKENS * 2, _LINE_BYTES)
+        result.append(KvLayer((op.window or None) if op.causal else None, exact, codes, sinks))
+    return result
+
+
+def kv_needs(program: Program, plan: KvPlan) -> KvNeeds:
+    """Sizes of the program's cache under a plan."""
+    layers = kv_layers(program, plan)
+    windows: dict[int, int] = {}
+    for layer in layers:
+        if layer.window is not None:
+            windows[layer.window] = windows.get(layer.window, 0) + layer.exact_bytes
+    return KvNeeds(
+        kept_page_bytes=_pages(sum(la.exact_bytes for la in layers if la.window is None and not la.code_bytes)),
+        code_page_bytes=_pages(sum(layer.code_bytes for layer in layers)),
+        recent_page_bytes=_pages(sum(layer.exact_bytes for layer in layers if layer.code_bytes)),
+        sink_bytes=_pages(sum(layer.sink_bytes for layer in layers)),
+        windows=tuple((window, _pages(size)) for window, size in sorted(windows.items())),
+    )
+
+
+def num_kv_layers(program: Program) -> int:
+    """KV layers of a program: its Attend operations."""
+    return len(_layers(program))
+
+
+def pages_for(num_tokens: int) -> int:
+    """Pages that `num_tokens` begin."""
+    return -(-num_tokens // PAGE_TOKENS)
+
+
+def _layers(program: Program) -> list[Attend]:
+    return sorted((op for op in program.ops if isinstance(op, Attend)), key=lambda op: op.layer)
+
+
+def _can_encode(op: Attend) -> bool:
+    return op.causal and not op.window and op.head_dim in CODE_DIMS and op.v_dim in CODE_DIMS
+
+
+def _codes(dim: int, bits: int) -> int:
+    """Codes of a page, an f16 scale a vector and a 4-bit gain per 32 values: native/kernels/kv_codec_layout.h."""
+    return 2 * PAGE_TOKENS + -(-dim // 32) * PAGE_TOKENS // 2 + dim * PAGE_TOKENS // 8 * bits
+
+
+def _pages(num_bytes: int) -> int:
+    return _round_up(num_bytes, _SYSTEM_PAGE_BYTES)
+
+
+def _round_up(value: int, to: int) -> int:
+    return -(-value // to) * to

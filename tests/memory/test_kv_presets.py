@@ -1,0 +1,120 @@
+"""What kv= may say, and that the formula counts what the native cache takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from native_programs import VOCAB, dense, random_tokens, step
+
+from kamado.errors import UsageError
+from kamado.lower import build_executor
+from kamado.memory.kv_presets import kv_layers, kv_needs, parse_kv
+from kamado.program import Attend, Program
+
+SHAPE: dict[str, Any] = {"hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 64, "layers": 3}
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """Three layers, the second with a window of 40 tokens."""
+    return dense(tmp_path_factory.mktemp("weights") / "weights.bin", **SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("text", "element", "bits"),
+    [
+        ("f32", "f32", [(0, 0)] * 4),
+        ("exact", "f16", [(0, 0)] * 4),
+        ("safe", "f16", [(8, 4)] * 4),
+        ("balanced", "f16", [(4, 4)] * 4),
+        ("small", "f16", [(3, 2)] * 4),
+        ("k=4,v=3", "f16", [(4, 3)] * 4),
+        (" k=8 , v=2 ", "f16", [(8, 2)] * 4),
+        ("balanced,layers=0-1:exact", "f16", [(0, 0), (0, 0), (4, 4), (4, 4)]),
+        ("k=3,v=2,layers=0+2-3:k8v4,layers=3:exact", "f16", [(8, 4), (3, 2), (8, 4), (0, 0)]),
+        ("exact,layers=2:k4v4", "f16", [(0, 0), (0, 0), (4, 4), (0, 0)]),
+        ("auto", "f16", [(0, 0)] * 4),
+    ],
+)
+def test_presets_bits_and_exceptions(text: str, element: str, bits: list[tuple[int, int]]) -> None:
+    plan = parse_kv(text, 4)
+    assert (plan.element, list(plan.bits)) == (element, bits)
+    assert plan.is_encoded == any(k for k, _ in bits)
+    assert parse_kv(plan.name, 4) == plan  # the name says everything
+
+
+def test_auto_is_what_was_measured() -> None:
+    assert parse_kv("auto", 2, "k=4,v=3") == parse_kv("k=4,v=3", 2)
+    assert parse_kv("exact", 2, "small") == parse_kv("exact", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense", "is no KV preset: choose from auto, f32, exact, safe, balanced, small"),
+        ("", "is no KV preset"),
+        ("k=4", "is no KV preset"),
+        ("v=3,k=4", "is no KV preset"),
+        ("k=5,v=4", "bits are 2, 3, 4 or 8, not '5'"),
+        ("k=4,v=04", "bits are 2, 3, 4 or 8, not '04'"),
+        ("k=4,v=3,v=2", "'v=2' is no exception"),
+        ("balanced,", "'' is no exception"),
+        ("balanced,layers=0:k4", "is no exception"),
+        ("balanced,layers=0:k4v7", "bits are 2, 3, 4 or 8, not '7'"),
+        ("balanced,layers=3-4:exact", "layers '3-4' are not among 0-3"),
+        ("balanced,layers=2-1:exact", "layers '2-1' are not among 0-3"),
+        ("balanced,layers=0-:exact", "layers '0-' are not among 0-3"),
+        ("balanced,layers=" + "9" * 99 + ":exact", "are not among 0-3"),
+        ("f32,layers=0:k4v4", "an f32 cache is exact in all layers"),
+        ("balanced" * 1000, "takes a preset or bits"),
+        (4, "takes a preset or bits"),
+    ],
+)
+def test_anything_else_is_refused(text: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_kv(text, 4)
+
+
+def test_layers_that_cannot_be_encoded_stay_exact(program: Program) -> None:
+    plan = parse_kv("balanced", 3).for_program(program)
+    assert plan.bits == ((4, 4), (0, 0), (4, 4))  # the second has a window
+    with pytest.raises(UsageError, match="was made for 2 layers, the program has 3"):
+        parse_kv("balanced", 2).for_program(program)
+
+
+def test_a_vector_of_128_takes_what_the_design_says(program: Program) -> None:
+    wide = [
+        op if not isinstance(op, Attend) else Attend(op.out, op.q, op.k, op.v, op.layer, 4, 1, 128, 128, 1.0)
+        for op in program.ops
+    ]
+    layer = kv_layers(Program("wide", wide, 3, 64, VOCAB, 4096), parse_kv("balanced", 3))[0]
+    assert layer.code_bytes == 128 * (70 + 68)  # keys are centred: 2 bytes a token for the page's mean
+    assert layer.exact_bytes == 128 * 2 * 256
+
+
+@pytest.mark.parametrize("text", ["exact", "balanced", "small", "safe", "balanced,layers=0:exact"])
+def test_the_formula_is_what_the_cache_takes(program: Program, text: str) -> None:
+    plan = parse_kv(text, 3).for_program(program)
+    needs = kv_needs(program, plan)
+    executor = build_executor(
+        program, num_threads=1, max_rows=256, max_logit_rows=1, max_kv_tokens=4096, max_sequences=2, kv="f16",
+        kv_bits=plan.bits, kv_reuse_points=1,
+    )  # fmt: skip
+    sequence = executor.create_sequence()
+    for _ in range(8):
+        step(executor, [(sequence, random_tokens(256))], rows=[])
+    before = executor.stats()
+    for _ in range(4):
+        step(executor, [(sequence, random_tokens(256))], rows=[])
+    after = executor.stats()
+    assert after["kv_bytes"] - before["kv_bytes"] == 1024 * needs.token_bytes
+    exact = kv_needs(program, parse_kv("exact", 3))
+    assert needs.token_bytes <= exact.token_bytes
+    assert after["kv_bytes_encoded"] == 23 * needs.code_page_bytes + needs.sink_bytes
+    step(executor, [(sequence, random_tokens(100))], rows=[])
+    most = needs.bytes_of(kv_tokens=4096, max_sequences=2, max_rows=256, reuse_points=1)
+    assert executor.stats()["kv_bytes"] <= most
+    assert executor.page_bytes() <= needs.kept_page_bytes + needs.code_page_bytes
+    assert needs.can_reuse_anywhere == executor.can_reuse_anywhere is False  # the second layer has a window
