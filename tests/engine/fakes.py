@@ -17,7 +17,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from kamado.checkpoint.types import Checkpoint, TokenizerSource
+from kamado.engine.keeper import Keeper
 from kamado.engine.model import Model
+from kamado.engine.store import PrefixStore
 from kamado.memory.forecast import PAGE_TOKENS, Plan, round_to_pages
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
@@ -372,7 +374,15 @@ def make_plan(*, context=1024, kv_tokens=None, max_rows=64, max_logit_rows=16) -
 
 
 def make_model(
-    executor: FakeExecutor | None = None, *, tokenizer="bytes", template=CHATML, sampling=None, max_sequences=64, **plan
+    executor: FakeExecutor | None = None,
+    *,
+    tokenizer="bytes",
+    template=CHATML,
+    sampling=None,
+    max_sequences=64,
+    store: PrefixStore | None = None,
+    binding: str = "fake",
+    **plan,
 ) -> Model:
     plan = make_plan(**plan)
     executor = executor or FakeExecutor(kv_tokens=plan.kv_tokens, max_sequences=max_sequences)
@@ -395,6 +405,7 @@ def make_model(
         tokenizer=ByteTokenizer() if tokenizer == "bytes" else tokenizer,
         cancelled_error=FakeCancelled,
         max_sequences=max_sequences,
+        keeper=None if store is None else Keeper(store, executor, binding={"model": binding}, about={"model": "fake"}),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..errors import ClosedError, ExpertReadError, KamadoError, ModelChangedError, NativeError
 from .piece import Piece, Usage
@@ -14,11 +14,16 @@ from .scheduler import Scheduler
 class Generation(Iterator[Piece]):
     """The pieces of one answer, as they come. Dropping it, `close()` or Ctrl-C ends the work for it."""
 
-    def __init__(self, request: Request, scheduler: Scheduler, owner: object) -> None:
+    def __init__(
+        self, request: Request, scheduler: Scheduler, owner: object, *, on_end: Callable[[str], None] | None = None
+    ) -> None:
+        """`on_end` is called once with the text that was taken, when the answer has ended or was stopped."""
         self._request = request
         self._scheduler = scheduler
         self._owner = owner  # the model must not be closed by garbage collection while an answer runs
         self._is_done = False
+        self._on_end = on_end
+        self._texts: list[str] = []
         scheduler.submit(request)
 
     def __next__(self) -> Piece:
@@ -33,9 +38,12 @@ class Generation(Iterator[Piece]):
         if request.is_paused:
             self._scheduler.wake()
         if isinstance(item, Piece):
-            self._is_done = item.finish_reason is not None
+            if self._on_end is not None:
+                self._texts.append(item.text)
+            if item.finish_reason is not None:
+                self._end()
             return item
-        self._is_done = True
+        self._end()
         if item is None:
             raise StopIteration
         raise public_error(item)
@@ -43,8 +51,14 @@ class Generation(Iterator[Piece]):
     def close(self) -> None:
         """Stops the answer. Its executor is free within 250 ms; may be called again, and from another thread."""
         if not self._is_done:
-            self._is_done = True
             self._scheduler.cancel(self._request)
+            self._end()
+
+    def _end(self) -> None:
+        self._is_done = True
+        if self._on_end is not None:
+            on_end, self._on_end = self._on_end, None
+            on_end("".join(self._texts))
 
     def __del__(self) -> None:
         if not getattr(self, "_is_done", True):

@@ -22,8 +22,10 @@ from ..errors import (
 from ..memory.forecast import Plan
 from ..memory.usage import BudgetWatch
 from .chat import ChatEncoder
+from .conversations import ConversationStore, check_name, conversation_label
 from .executor_protocol import ExecutorProtocol
 from .generation import Generation, public_error
+from .keeper import Keeper
 from .request import Request
 from .sampler import MAX_LOGPROBS, sampling_from
 from .scheduler import NoRoomError, Scheduler
@@ -63,7 +65,12 @@ class Model:
         cancelled_error: type[BaseException],
         max_sequences: int = MAX_SEQUENCES,
         watch: BudgetWatch | None = None,
+        keeper: Keeper | None = None,
+        conversations: ConversationStore | None = None,
     ) -> None:
+        """`keeper`: the prefix store's, if prefixes outlive the process. `conversations`: where sessions are kept."""
+        self._keeper = keeper
+        self._conversations = conversations or ConversationStore()
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._executor = executor
@@ -79,6 +86,7 @@ class Model:
             max_live=MAX_LIVE,
             cancelled_error=cancelled_error,
             after_rows=(plan.context, self._watch.forget_files) if self._watch.files else None,
+            keeper=keeper,
         )
         self._finalizer = weakref.finalize(self, self._scheduler.close)  # also at interpreter exit
 
@@ -106,7 +114,7 @@ class Model:
     def stats(self) -> Stats:
         """Totals since the model was loaded: tokens, seconds by stage, bytes by owner, whether the budget was kept, and
         the ledger of streamed experts. Waits for the running step."""
-        return make_stats(self._scheduler.snapshot(), self.plan, self._watch)
+        return make_stats(self._scheduler.snapshot(), self.plan, self._watch, self._keeper)
 
     def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """Token ids of `text`. With `special`, special tokens written in it become their ids; else they are plain text.
@@ -137,6 +145,7 @@ class Model:
         logprobs: int | None = None,
         special: bool = False,
         background: bool = False,
+        owner: str = "",
     ) -> Generation:
         """Continues `prompt` (text, or token ids as they are) and yields one Piece a token, as soon as it is there.
 
@@ -144,7 +153,8 @@ class Model:
         everything else off. temperature 0 always takes the most likely token. See engine/sampler.py for the order.
         `max_tokens` None: until the model ends its turn or the context is full. `stop`: strings that end the answer and
         are not part of it. `logprobs` n (0 to 64): log-probabilities of the token and of the n most likely. `special`:
-        special tokens written in a text prompt become their ids. `background`: interactive requests go first.
+        special tokens written in a text prompt become their ids. `background`: interactive requests go first. `owner`:
+        what was computed for one owner is never reused for another, in memory or on disk; "" is the local user.
 
         Raises, at once, UsageError for a value out of range, ContextOverflowError when the prompt leaves no room for
         one token, TokenizerError for text without a tokenizer, ClosedError. While iterating: NativeError,
@@ -160,6 +170,7 @@ class Model:
             stop=stop,
             logprobs=logprobs,
             background=background,
+            owner=owner,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -188,6 +199,8 @@ class Model:
         stop: str | Sequence[str] | None = None,
         logprobs: int | None = None,
         background: bool = False,
+        owner: str = "",
+        session: str | None = None,
     ) -> Generation:
         """Answers a conversation: messages with "role" and "content", through the model's own chat template.
 
@@ -195,16 +208,23 @@ class Model:
         computed again. Parameters are those of `generate`. Raises TemplateError when the model has no template or it
         refuses the messages, UsageError for malformed ones, and what `generate` raises.
 
+        `session`: a name under which the conversation outlives the process. When the answer has ended, `messages` and
+        it (as far as it came) are recorded there for `conversation` to return, and what was computed stays in the
+        prefix store. Raises UsageError for a name that cannot be used.
+
             answer = model.chat([{"role": "user", "content": "Why is the sky blue?"}])
             print("".join(piece.text for piece in answer))
         """
         return self._answer(
             self._prompt_tokens(self.encode_chat(messages), special=False),
             continues=False,
+            session=None if session is None else check_name(session),
+            messages=messages,
             max_tokens=max_tokens,
             stop=stop,
             logprobs=logprobs,
             background=background,
+            owner=owner,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -225,9 +245,14 @@ class Model:
         stop: str | Sequence[str] | None,
         logprobs: int | None,
         background: bool,
+        owner: str,
+        session: str | None = None,
+        messages: Sequence[Mapping[str, str]] = (),
         **explicit: object,
     ) -> Generation:
         """Starts an answer. `continues`: its text goes on from the prompt's, so a leading space belongs to it."""
+        if not isinstance(owner, str):
+            raise UsageError(f"owner must be a text, not {owner!r}")
         sampling = sampling_from(self._checkpoint.sampling, **explicit)
         if max_tokens is not None and (not is_whole(max_tokens) or max_tokens < 1):
             raise UsageError(f"max_tokens must be a whole number, 1 or more, not {max_tokens!r}")
@@ -249,8 +274,26 @@ class Model:
             stop_ids=self._tokenizer.stop_ids if self._tokenizer else frozenset(),
             logprobs=None if logprobs is None else int(logprobs),
             is_background=background,
+            owner=owner,
+            label="" if session is None else conversation_label(session, owner),
         )
-        return Generation(request, self._scheduler, self)
+        if session is None:
+            return Generation(request, self._scheduler, self)
+        name, history, store, model = session, [dict(m) for m in messages], self._conversations, self.name
+
+        def keep(text: str) -> None:
+            answer = [{"role": "assistant", "content": text}] if text else []
+            store.record(name, model, [*history, *answer], owner)
+
+        return Generation(request, self._scheduler, self, on_end=keep)
+
+    def conversation(self, session: str, *, owner: str = "") -> list[dict[str, str]]:
+        """The messages of a named conversation, to be continued with `chat(..., session=...)`; none if it is new.
+
+        Raises UsageError for a name that cannot be used, CorruptFileError when its file is damaged.
+        """
+        found = self._conversations.load(session, owner)
+        return [] if found is None else found.messages
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The token ids that `chat` would send for `messages`. Raises as `chat` does."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..memory.forecast import Plan
 from ..memory.usage import BudgetWatch
+from .keeper import Keeper
 from .ledger import Ledger
 
 # The executor's names of owners and ours.
@@ -53,6 +54,7 @@ class Stats:
     cgroup_cache_bytes: int | None = None  # of all files that our cgroup was charged for
     cgroup_peak_bytes: int | None = None
     ledger: Ledger | None = None  # of streamed experts
+    prefix_store: dict[str, float] | None = None  # prefixes saved, restored, refused, given up; None: it is off
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -70,7 +72,7 @@ class Snapshot:
     ledger: Ledger | None = None
 
 
-def make_stats(snapshot: Snapshot, plan: Plan, watch: BudgetWatch) -> Stats:
+def make_stats(snapshot: Snapshot, plan: Plan, watch: BudgetWatch, keeper: Keeper | None = None) -> Stats:
     """Turns a snapshot into what callers see, and looks at the memory in use."""
     c = snapshot.counters
     use = watch.sample()
@@ -111,4 +113,5 @@ def make_stats(snapshot: Snapshot, plan: Plan, watch: BudgetWatch) -> Stats:
         cgroup_cache_bytes=use.cgroup_cache_bytes,
         cgroup_peak_bytes=use.cgroup_peak_bytes,
         ledger=snapshot.ledger,
+        prefix_store=None if keeper is None else dataclasses.asdict(keeper.stats),
     )
