@@ -342,8 +342,7 @@ struct CodeAttention {
 
   // ---- entry points ----
 
-  static void attend_block(const Page& page, const CodeQuery* queries, int32_t n, uint8_t* scratch,
-                           const void* next_k) {
+  static void attend_block(const Page& page, const CodeQuery* queries, int32_t n, uint8_t* scratch, const void* next) {
     const KvCodec& codec = *page.codec;
     const int32_t k_passes = num_passes(codec.k_bits), v_passes = num_passes(codec.v_bits);
     Query list[kCodeBlock];
@@ -367,7 +366,12 @@ struct CodeAttention {
                                           list[i].sums + pass * codec.v_dim};
       }
     }
-    const auto* fetch = reinterpret_cast<const char*>(page.v.scales);
+    // While a walk goes through its codes, the same of the next page come into the second-level cache: a page ahead, as
+    // the walks take less time than memory needs to answer.
+    const auto* fetch = static_cast<const char*>(next);
+    const size_t k_head = static_cast<size_t>(page.k.codes - page.k.mean);
+    for (size_t i = 0; i < k_head; i += 64) __builtin_prefetch(fetch + i, 0, 2);
+    fetch += k_head;
     const int32_t num_keys = n * k_passes, num_values = n * v_passes;
     switch (codec.k_bits) {
       case 1:
@@ -390,7 +394,10 @@ struct CodeAttention {
       softmax(page, list[i]);
       steps[i] = round_weights(page, list[i]);
     }
-    fetch = static_cast<const char*>(next_k);
+    fetch += code_bytes(codec.head_dim, codec.k_bits);
+    const size_t v_head = static_cast<size_t>(page.v.codes - page.v.scales);
+    for (size_t i = 0; i < v_head; i += 64) __builtin_prefetch(fetch + i, 0, 2);
+    fetch += v_head;
     switch (codec.v_bits) {
       case 1:
         values<1>(page.v, codec.v_dim, values_of, num_values, fetch);
@@ -412,7 +419,7 @@ struct CodeAttention {
 
   static void attend_page(const KvCodec& codec, const uint8_t* k_codes, const uint8_t* v_codes, const uint8_t* sinks,
                           float scale, float softcap, const CodeQuery* queries, int32_t n, uint8_t* scratch,
-                          const void* next_k) {
+                          const void* next) {
     Page page{};
     page.codec = &codec;
     page.k = view_block(k_codes, codec.head_dim, true);
@@ -428,7 +435,7 @@ struct CodeAttention {
     scratch += code_page_scratch(codec);
     for (int32_t i = 0; i < n; i += kCodeBlock) {
       const bool is_last = i + kCodeBlock >= n;
-      attend_block(page, queries + i, is_last ? n - i : kCodeBlock, scratch, is_last && next_k ? next_k : k_codes);
+      attend_block(page, queries + i, is_last ? n - i : kCodeBlock, scratch, is_last && next ? next : k_codes);
     }
   }
 

@@ -43,12 +43,13 @@ struct KvCodecKernels {
                       uint8_t* sinks, uint8_t* scratch);
   // Rotates and quantises one query, once for all pages. rotated: rotated_query_bytes(), 64-byte aligned.
   void (*rotate_query)(const KvCodec& codec, const float* q, uint8_t* rotated);
-  // Attention of n >= 1 queries over one encoded page. `sinks` as in encode_page: nullptr but for page 0. Towards its
-  // end it fetches the first KiB of `next_k`, the block this thread attends to next (nullptr: none).
+  // Attention of n >= 1 queries over one encoded page. `sinks` as in encode_page: nullptr but for page 0. While
+  // it works it fetches the page that this thread attends to next: the K block at `next` and a V block right behind it
+  // (a hint; nullptr: none). Three times as fast with few queries.
   // scratch: attend_codes_scratch_bytes(), 64-byte aligned, private to the thread.
   void (*attend_page)(const KvCodec& codec, const uint8_t* k_codes, const uint8_t* v_codes, const uint8_t* sinks,
                       float scale, float softcap, const CodeQuery* queries, int32_t n, uint8_t* scratch,
-                      const void* next_k);
+                      const void* next);
   // o of {m, l, o[v_dim]} back from the rotated space, in place.
   void (*unrotate)(const KvCodec& codec, float* running);
   // What the codes stand for, in the original space: k [128][head_dim], v [128][v_dim]. For tests and measurements.
