@@ -102,6 +102,7 @@ def load(
     max_logit_rows: int | None = None,
     tier: str | None = None,
     trace: str | Path | None = None,
+    prefix_cache: str | int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Loads a model: a GGUF file, a safetensors directory, or a name in the store such as "smollm2:135m".
@@ -110,7 +111,9 @@ def load(
               of the model's files; None: what this machine and its cgroups have to give, less a margin. A model with
               experts that does not fit runs all the same, to the same bits: its experts are read from disk as needed
     threads   compute threads; None: the processors this process may use
-    kv        KV cache: "exact" (f16), "f32", or "auto", which is "exact" in this version
+    kv        KV cache: "exact" (f16), "f32", "safe" (keys of 8 bits, values of 4), "balanced" (4 and 4), "small" (3 and
+              2), bits such as "k=4,v=3", layers that differ: "balanced,layers=0-1:exact"; "auto" is what `kamado kv`
+              measured as safe for this very model, and "exact" until it was run
     context   tokens of a prompt and its answer together; None: the model's own length up to 4096, or the largest half,
               quarter … of that which fits the budget (256 at the least)
     kv_tokens tokens of all conversations together, running and kept for reuse; None: as many as `context`
@@ -118,6 +121,8 @@ def load(
               or less, up to 2048 when experts are streamed
     max_logit_rows  rows that `logits` may return; None: 32 MiB of them, 16 at the least
     tier      lowers the kernels' instruction set, e.g. "avx2"; None: the best that this processor has
+    prefix_cache  a cap such as "2GiB" for prompts and conversations that are kept on disk, so that none is computed
+              twice, not even after a restart; None or "off": nothing is kept
     trace     a file to write the steps to, for Perfetto (ui.perfetto.dev)
     progress  called with (done bytes, total bytes) while weights are packed; an exception it raises stops the load
 
@@ -141,6 +146,7 @@ def load(
         max_logit_rows=max_logit_rows,
         tier=tier,
         trace=trace,
+        prefix_cache=prefix_cache,
         progress=progress,
     )
 

@@ -20,7 +20,8 @@ from kamado.checkpoint.types import Checkpoint, TokenizerSource
 from kamado.engine.keeper import Keeper
 from kamado.engine.model import Model
 from kamado.engine.store import PrefixStore
-from kamado.memory.forecast import PAGE_TOKENS, Plan, round_to_pages
+from kamado.memory.forecast import Plan, round_to_pages
+from kamado.memory.kv_presets import PAGE_TOKENS
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
 BOS, EOS, IM_START, IM_END = range(256, 260)

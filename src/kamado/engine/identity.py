@@ -48,13 +48,19 @@ def changed_at(checkpoint: Checkpoint) -> str:
 
 def build_identity(tier: str) -> str:
     """Version, native module and kernel tier: what the bits of a computed key depend on beside the model."""
-    from .. import __version__, _native
+    from importlib import metadata
 
+    from .. import _native
+
+    try:
+        version = metadata.version("kamado")
+    except metadata.PackageNotFoundError:  # run from its source tree
+        version = "source"
     state = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     with open(_native.__file__, "rb") as file:
         while part := file.read(1 << 20):
             state.update(part)
-    return f"{__version__} {state.hexdigest()} {tier}"
+    return f"{version} {state.hexdigest()} {tier}"
 
 
 def _read(fd: int, size: int, offset: int) -> bytes:

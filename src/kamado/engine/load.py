@@ -12,18 +12,24 @@ from ..errors import UsageError
 from ..memory import forecast
 from ..memory.budget import parse_size
 from ..memory.forecast import Plan
-from ..memory.kv_presets import check_kv
+from ..memory.kv_presets import AUTO, check_kv
 from ..memory.profile import load_device_profile, machine
 from ..memory.usage import BudgetWatch
 from ..program import Program
 from .executor_protocol import ExecutorProtocol
+from .identity import build_identity, changed_at, model_identity
+from .keeper import Keeper
+from .kv_record import load_record
 from .model import Model, is_whole
+from .store import PrefixStore
 from .trace import Tracer
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
 
 MAX_THREADS = 1024
+# What the prefix store's queue and the prefix it writes take, counted with the interpreter.
+_STORE_BYTES = 32 << 20
 _FORGET_BYTES = 64 << 20  # read between two calls that give the page cache back
 
 
@@ -39,10 +45,12 @@ def load_model(
     max_logit_rows: int | None = None,
     tier: str | None = None,
     trace: str | Path | None = None,
+    prefix_cache: str | int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """See `kamado.load`."""
     check_kv(kv)
+    cap_bytes = _prefix_cap(prefix_cache)
     budget_bytes = None if memory is None else parse_size(memory)
     for name, value, low, high in (
         ("threads", threads, 1, MAX_THREADS),
@@ -60,6 +68,8 @@ def load_model(
 
     checkpoint = open_checkpoint(Store().resolve(str(model)))
     program = build_program(checkpoint)
+    identity = model_identity(checkpoint) if cap_bytes or kv == AUTO else ""
+    record = load_record(identity) if kv == AUTO else None
     here = machine()
     num_threads = threads or here.cpus
     plan = forecast.plan(
@@ -72,6 +82,8 @@ def load_model(
         kv_tokens=kv_tokens,
         max_rows=max_rows,
         max_logit_rows=max_logit_rows,
+        kv_recommended=None if record is None else record.recommended,
+        reserved_bytes=_STORE_BYTES if cap_bytes else 0,
         profile=load_device_profile(here.cpu_model, num_threads, here.tier),
         on=here,
     )
@@ -80,7 +92,35 @@ def load_model(
     # takes them back when it needs them, and the next load is faster.
     is_strict = memory is not None or plan.is_streamed
     watch = BudgetWatch(plan.memory_bytes, checkpoint.files if is_strict else ())
-    return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, progress=progress)
+    keeps = None if not cap_bytes else _keeper_maker(PrefixStore(cap_bytes=cap_bytes), checkpoint, identity, plan)
+    return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, make_keeper=keeps, progress=progress)
+
+
+def _prefix_cap(prefix_cache: str | int | None) -> int:
+    """Bytes that the prefix store may take; 0: it is off."""
+    if prefix_cache is None or prefix_cache == "off":
+        return 0
+    return parse_size(prefix_cache)
+
+
+def _keeper_maker(
+    store: PrefixStore, checkpoint: Checkpoint, identity: str, plan: Plan
+) -> Callable[[ExecutorProtocol, str], Keeper]:
+    """What makes the keeper once there is an executor: prefixes are bound to the file, the build and the format."""
+
+    def make(executor: ExecutorProtocol, tier: str) -> Keeper:
+        binding = {
+            "model": identity,
+            "changed": changed_at(checkpoint),
+            "build": build_identity(tier),
+            "format": executor.kv_fingerprint,
+            "kv": plan.kv,
+        }
+        spare = max(0, plan.memory_bytes - plan.peak_bytes) + _STORE_BYTES // 2
+        about = {"model": plan.model, "kv": plan.kv}
+        return Keeper(store, executor, binding=binding, about=about, spare_bytes=lambda: spare)
+
+    return make
 
 
 def _build(
@@ -91,6 +131,7 @@ def _build(
     *,
     tier: str | None,
     trace: str | Path | None,
+    make_keeper: Callable[[ExecutorProtocol, str], Keeper] | None,
     progress: Callable[[int, int], None] | None,
 ) -> Model:
     """Packs the weights while a second thread reads the tokenizer, which takes as long for a large vocabulary."""
@@ -98,7 +139,7 @@ def _build(
     from ..lower import build_executor
 
     reader = _TokenizerReader(checkpoint)
-    executor: ExecutorProtocol = build_executor(
+    native = build_executor(
         program,
         num_threads=plan.num_threads,
         max_rows=plan.max_rows,
@@ -112,9 +153,11 @@ def _build(
         expert_bytes=plan.expert_bytes,
         progress=_forgetting(watch, progress) if watch.files else progress,
     )
+    executor: ExecutorProtocol = native
     try:
+        keeper = None if make_keeper is None else make_keeper(native, native.tier)
         if trace is not None:
-            executor = Tracer(executor, Path(trace))
+            executor = Tracer(native, Path(trace))
         watch.forget_files()
         return Model(
             checkpoint=checkpoint,
@@ -124,6 +167,7 @@ def _build(
             cancelled_error=_native.Cancelled,
             watch=watch,
             max_sequences=plan.max_sequences,
+            keeper=keeper,
         )
     except BaseException:
         executor.close()

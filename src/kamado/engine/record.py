@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import KamadoError
-from ..memory.forecast import PAGE_TOKENS
+from ..memory.kv_presets import PAGE_TOKENS
 
 VERSION = 1
 PAGE, POINT = 1, 2

@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ..errors import ClosedError, NativeError
-from ..memory.forecast import PAGE_TOKENS
+from ..memory.kv_presets import PAGE_TOKENS
 from .executor_protocol import ExecutorProtocol
 from .keeper import Keeper
 from .ledger import read_ledger

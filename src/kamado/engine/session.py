@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
 
-from ..memory.forecast import PAGE_TOKENS
+from ..memory.kv_presets import PAGE_TOKENS
 from .executor_protocol import ExecutorProtocol
 from .prefix import PrefixTree, common_prefix
 

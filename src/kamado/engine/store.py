@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..memory.forecast import PAGE_TOKENS
+from ..memory.kv_presets import PAGE_TOKENS
 from . import record
 from .record import PAGE, POINT, Buffer, DamagedRecordError
 

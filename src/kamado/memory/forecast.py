@@ -169,6 +169,7 @@ def plan(
     max_logit_rows: int | None = None,
     max_sequences: int | None = None,
     kv_recommended: str | None = None,
+    reserved_bytes: int = 0,
     profile: DeviceProfile | None = None,
     on: Machine | None = None,
 ) -> Plan:
@@ -178,8 +179,8 @@ def plan(
     length up to 4096, halved until the plan fits, down to 256. `max_rows` None: 512, less when that does not fit, up to
     2048 when experts are streamed. When everything fits, everything is resident; when it does not, and the model has
     experts, they are streamed through slots that take what is left of the budget. `kv_recommended` is what kv="auto"
-    stands for, "exact" when None. `max_sequences` None: 64, or fewer where each holds exact pages beside codes. Nothing
-    is loaded. Raises UsageError for values out of range; a plan that does not fit is returned, not raised.
+    stands for, "exact" when None. `max_sequences` None: 64, or fewer where each holds exact pages beside codes.
+    `reserved_bytes`: what the engine takes beside, counted with the interpreter. Nothing is loaded. Raises UsageError for values out of range; a plan that does not fit is returned, not raised.
     """
     on = on or machine()
     if context is not None:
@@ -188,6 +189,7 @@ def plan(
     planner = _Planner(
         checkpoint, program, kv_plan, threads or on.cpus, kv_tokens, max_rows, max_logit_rows, max_sequences
     )
+    planner.reserve(reserved_bytes)
     memory_bytes, limited_by = (on.usable_bytes or on.memory_bytes), on.memory_limited_by
     if memory is not None:
         memory_bytes, limited_by = min((memory, "budget"), (on.memory_bytes, on.memory_limited_by))
@@ -309,6 +311,10 @@ class _Planner:
         self.reuse_points = 0 if self.kv.can_reuse_anywhere else _REUSE_POINTS
         self._weights = sizes.dense_weight_bytes(program)
         self._interpreter = _INTERPRETER_BYTES + _tokenizer_bytes(checkpoint, program.vocab_size)
+
+    def reserve(self, num_bytes: int) -> None:
+        """Counts what the engine takes beside the model."""
+        self._interpreter += num_bytes
 
     def best(self, memory_bytes: int, context: int | None) -> _Split:
         """The split to load with; the first one tried when none fits."""

@@ -1,0 +1,106 @@
+"""What `kamado kv` measured on a model, kept so that kv="auto" can use it: one small JSON file a model.
+
+A file is bound to the model's content and to the codec's version. A measurement that was interrupted is kept as well
+and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import uuid
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from ..errors import UsageError
+from ..memory.kv_presets import check_kv
+
+CODEC_VERSION = 1  # that of native/kv: `Executor.kv_fingerprint` begins with "kv1-"
+_RECORD_VERSION = 1
+_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class KvRow:
+    """One preset on one model, against the exact cache."""
+
+    kv: str
+    bytes_per_token: float  # of a long sequence, all layers
+    perplexity: float
+    rise_percent: float  # of perplexity
+    rise_error_percent: float  # standard error of that, text by text, pairs of tokens
+    divergence: float  # mean Kullback-Leibler divergence of the output, in nats
+    divergence_worst: float  # the 99.9th percentile over tokens
+    same_top_percent: float  # how often the most likely token is the same
+    num_tokens: int  # scored
+
+
+@dataclass(slots=True)
+class KvRecord:
+    """All that is known of a model's KV cache."""
+
+    identity: str
+    model: str
+    recommended: str | None = None
+    measured_at: str = ""  # ISO 8601, UTC
+    text: str = ""  # digest of the texts and settings that were used
+    rows: list[KvRow] = field(default_factory=list)
+
+
+def records_root() -> Path:
+    """Below KAMADO_HOME if set, else the user's XDG cache directory."""
+    home = os.environ.get("KAMADO_HOME")
+    if home:
+        return Path(home).expanduser().absolute() / "kv"
+    import platformdirs
+
+    return platformdirs.user_cache_path("kamado", appauthor=False) / "kv"
+
+
+def load_record(identity: str, root: Path | None = None) -> KvRecord | None:
+    """What was measured for the model; None when nothing was, or what is there cannot be believed."""
+    path = _path(identity, root)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        document = json.loads(data) if len(data) <= _MAX_BYTES else {}
+        if (document["version"], document["codec"], document["identity"]) != (_RECORD_VERSION, CODEC_VERSION, identity):
+            return None
+        rows = [_row(values) for values in document["rows"]]
+        recommended = document["recommended"]
+        if recommended is not None:
+            check_kv(recommended)
+        texts = [str(document[name]) for name in ("model", "measured_at", "text")]
+        return KvRecord(identity, texts[0], recommended, texts[1], texts[2], rows)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError):
+        return None  # a cache: it is measured again
+
+
+def save_record(record: KvRecord, root: Path | None = None) -> Path:
+    """Writes the record whole or not at all. Raises OSError."""
+    path = _path(record.identity, root)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    document = {"version": _RECORD_VERSION, "codec": CODEC_VERSION, **asdict(record)}
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def _path(identity: str, root: Path | None) -> Path:
+    assert identity.isalnum()
+    return (root or records_root()) / f"{identity}.json"
+
+
+def _row(values: dict[str, object]) -> KvRow:
+    row = KvRow(**{f.name: values[f.name] for f in fields(KvRow)})  # type: ignore[arg-type]
+    check_kv(row.kv)
+    if not all(isinstance(v, (int, float)) and math.isfinite(v) for k, v in asdict(row).items() if k != "kv"):
+        raise ValueError("no number")
+    return row
