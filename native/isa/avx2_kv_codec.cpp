@@ -1,5 +1,6 @@
 // The KV codec for AVX2 + FMA + F16C.
 #include "kernels/kv_attend.inc.h"
+#include "kernels/kv_encode.inc.h"
 
 namespace kamado {
 namespace {
@@ -16,7 +17,7 @@ using Tier = CodeAttention<Ints256, Blocking>;
 }  // namespace
 
 const KvCodecKernels* kv_codec_kernels_avx2() {
-  static const KvCodecKernels table = {kv_codec_kernels_ref()->encode_page, Tier::rotate_query, Tier::attend_page,
+  static const KvCodecKernels table = {CodeEncoder<Ints256>::encode_page, Tier::rotate_query, Tier::attend_page,
                                        Tier::unrotate, kv_codec_kernels_ref()->decode_page};
   return &table;
 }

@@ -1,5 +1,6 @@
 // The KV codec for AVX-512 F, BW, DQ, VL and VNNI.
 #include "kernels/kv_attend.inc.h"
+#include "kernels/kv_encode.inc.h"
 
 namespace kamado {
 namespace {
@@ -17,7 +18,7 @@ using Tier = CodeAttention<Ints512, Blocking>;
 }  // namespace
 
 const KvCodecKernels* kv_codec_kernels_avx512() {
-  static const KvCodecKernels table = {kv_codec_kernels_ref()->encode_page, Tier::rotate_query, Tier::attend_page,
+  static const KvCodecKernels table = {CodeEncoder<Ints512>::encode_page, Tier::rotate_query, Tier::attend_page,
                                        Tier::unrotate, kv_codec_kernels_ref()->decode_page};
   return &table;
 }

@@ -61,6 +61,14 @@ struct Ints256 {
     return {{_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))},
             {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))}};
   }
+  // sum + (t >= border ? difference : 0) for whole numbers
+  static KAMADO_INLINE Floats add_from(Floats sum, Floats t, Floats border, Floats difference) {
+    const auto part = [](F8 a, F8 x, F8 y, F8 d) {
+      return F8{_mm256_add_ps(a.v, _mm256_and_ps(_mm256_cmp_ps(x.v, y.v, _CMP_GE_OQ), d.v))};
+    };
+    return {part(sum.lo, t.lo, border.lo, difference.lo), part(sum.hi, t.hi, border.hi, difference.hi)};
+  }
+  static KAMADO_INLINE Floats sqrt(Floats x) { return {{_mm256_sqrt_ps(x.lo.v)}, {_mm256_sqrt_ps(x.hi.v)}}; }
   static KAMADO_INLINE Floats load_ints(const int32_t* p) {
     return {{_mm256_cvtepi32_ps(load(p))}, {_mm256_cvtepi32_ps(load(p + 8))}};
   }
@@ -113,6 +121,10 @@ struct Ints512 {
   }
 
   static KAMADO_INLINE Floats float_bytes(__m128i bytes) { return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))}; }
+  static KAMADO_INLINE Floats add_from(Floats sum, Floats t, Floats border, Floats difference) {
+    return {_mm512_mask_add_ps(sum.v, _mm512_cmp_ps_mask(t.v, border.v, _CMP_GE_OQ), sum.v, difference.v)};
+  }
+  static KAMADO_INLINE Floats sqrt(Floats x) { return {_mm512_sqrt_ps(x.v)}; }
   static KAMADO_INLINE Floats load_ints(const int32_t* p) { return {_mm512_cvtepi32_ps(load(p))}; }
   static KAMADO_INLINE void store_bytes(Floats x, int shift, int width, uint8_t* out) {
     const __m512i shifted = _mm512_srli_epi32(_mm512_castps_si512(x.v), static_cast<unsigned>(shift));
