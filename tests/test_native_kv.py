@@ -201,19 +201,11 @@ def test_only_where_exact_pages_are_left(executor: Any, sequence: int) -> None:
     prefill(executor, sequence, LONG[:400])
     executor.mark_reuse(sequence)
     prefill(executor, sequence, LONG[400:])
-    # The end's page, but for the window's 40 tokens, whose page 4 has gone; the point; the beginning.
-    for wanted, last in (
-        (700, 700),
-        (680, 680),
-        (679, 679),
-        (640, 400),
-        (639, 400),
-        (400, 400),
-        (399, 399),
-        (9000, 700),
-    ):
+    # The end's page, but for the window's 40 tokens that reach back into page 4, which has gone; the point's pages, to
+    # the end of the last one; the beginning.
+    for wanted, last in ((9000, 700), (700, 700), (679, 679), (678, 512), (511, 511), (400, 400), (384, 384), (0, 0)):
         assert executor.last_reusable(sequence, wanted) == last, wanted
-    with pytest.raises(ValueError, match="cannot fork at 600 tokens, where the exact pages are gone: .* before is 400"):
+    with pytest.raises(ValueError, match="cannot fork at 600 tokens, where the exact pages are gone: .* before is 512"):
         executor.fork_sequence(sequence, 600)
     with pytest.raises(
         ValueError, match="cannot truncate at 256 tokens, where the exact pages are gone: .* before is 0"
@@ -251,24 +243,26 @@ def test_children_share_the_codes_of_a_page_whoever_makes_them(executor: Any, ex
 
 def test_points_give_way_before_a_step_fails(program: p.Program, expected: np.ndarray) -> None:
     """More points than there are exact pages: the oldest go, those that are listed keep their promise."""
-    executor = build(program, max_sequences=3, kv_reuse_points=2, max_rows=64, max_logit_rows=64)
-    sequences = [executor.create_sequence() for _ in range(2)]
+    executor = build(program, max_sequences=4, kv_reuse_points=0, max_rows=64, max_logit_rows=64)
+    sequences = [executor.create_sequence() for _ in range(3)]
     for begin in range(0, len(LONG), 20):
         for sequence in sequences:
             prefill(executor, sequence, LONG[begin : begin + 20])
             executor.mark_reuse(sequence)
+    assert executor.stats()["kv_reuse_points"] < 3 * len(LONG) / 20
+    num_forks = 0
     for sequence in sequences:
         points = executor.reuse_points(sequence)
-        assert 2 <= len(points) < 35
-        assert points[-1] == 700
+        assert points[-2:] == [680, 700]
         for point in points[:-1]:
+            if point not in executor.reuse_points(sequence):
+                continue  # given up for a child
             child = executor.fork_sequence(sequence, point)
-            assert (
-                prefill(executor, child, LONG[point : point + 9], 64).tobytes() == expected[point : point + 9].tobytes()
-            )
+            part = LONG[point : point + 9]
+            assert prefill(executor, child, part).tobytes() == expected[point : point + 9].tobytes()
             executor.free_sequence(child)
-            if executor.last_reusable(sequence, point) != point:
-                pytest.fail("a fork cost its own point")
+            num_forks += 1
+    assert num_forks > 20
 
 
 def test_an_error_leaves_the_sequences_as_before(executor: Any, expected: np.ndarray) -> None:
@@ -294,7 +288,7 @@ def test_an_error_leaves_the_sequences_as_before(executor: Any, expected: np.nda
 def test_tiling_leaves_what_a_long_prompt_leaves(program: p.Program) -> None:
     rows = []
     for start, threads in ((256, 1), (256, 2), (300, 1), (90, 1)):
-        executor = build(program, num_threads=threads)
+        executor = build(program, num_threads=threads, max_kv_tokens=8192)
         sequence = executor.create_sequence()
         prefill(executor, sequence, LONG[:start])
         executor.tile_kv(sequence, 3000)
@@ -487,11 +481,13 @@ def test_memory_grows_by_the_formula(tmp_path: Path) -> None:
         kv_reuse_points=0,
     )  # fmt: skip
     sequence = executor.create_sequence()
-    prefill(executor, sequence, random_tokens(4096), 512)
+    for _ in range(8):
+        step(executor, [(sequence, random_tokens(512))], rows=[])
     before, start = executor.stats()["kv_bytes"], resident_bytes()
     for _ in range(16):
         step(executor, [(sequence, random_tokens(512))], rows=[])
     grown, resident = executor.stats()["kv_bytes"] - before, resident_bytes() - start
-    codes = 3 * 8 * ((64 * 4 // 8 + 1 + 2 + 1) + (64 * 4 // 8 + 1 + 2))  # bits, gains, scale, the page's mean
-    assert grown == 8192 * codes
+    # A token of a head: codes of 4 bits, gains, a scale, and keys' share of the page's mean.
+    page = 128 * 3 * 8 * ((64 * 4 // 8 + 1 + 2 + 1) + (64 * 4 // 8 + 1 + 2))
+    assert grown == 8192 / 128 * (-(-page // 4096) * 4096)
     assert resident == pytest.approx(grown, rel=0.05)
