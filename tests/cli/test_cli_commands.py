@@ -95,7 +95,7 @@ def test_run_passes_on_only_what_was_given(model: FakeModel) -> None:
     _, messages, sampling = model.calls[0]
     assert messages[0] == {"role": "system", "content": "be brief"}
     assert sampling == {"temperature": 0, "top_k": 5, "stop": ["a", "b"], "logit_bias": {7: -1.5}, "seed": 3}
-    assert model.options == {"memory": "2GiB", "threads": 2, "context": 512, "kv": "f32"}
+    assert model.options == {"memory": "2GiB", "threads": 2, "context": 512, "kv": "f32", "prefix_cache": "2GiB"}
 
 
 def test_run_raw_uses_no_template(model: FakeModel) -> None:

@@ -22,11 +22,13 @@ from .options import (
     given,
     load_options,
     model_argument,
+    prefix_option,
     sampling_options,
     stats_options,
     typed,
 )
 from .report import report_stats
+from .sessions import complete_session
 from .terminal import is_tty, note, printable, styled
 
 if TYPE_CHECKING:
@@ -43,30 +45,79 @@ Message = dict[str, str]
 @click.command("chat")
 @model_argument
 @click.option("--system", metavar="TEXT", help="System message.")
+@click.option(
+    "--session",
+    metavar="NAME",
+    shell_complete=complete_session,
+    help="Keep the conversation under this name, and go on with it if it is there.",
+)
 @click.option("--pull", is_flag=True, help="Fetch the model first when it is not here.")
 @stats_options
 @sampling_options
 @load_options
-def command(model: str, system: str | None, pull: bool, stats: bool, trace: Path | None, **values: Any) -> None:
-    """Talk with MODEL. Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands."""
+@prefix_option
+def command(
+    model: str,
+    system: str | None,
+    session: str | None,
+    pull: bool,
+    stats: bool,
+    trace: Path | None,
+    **values: Any,
+) -> None:
+    """Talk with MODEL. Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands.
+
+    With --session the conversation outlives the program, what was computed for it included: 'kamado sessions' lists
+    them.
+    """
+    kept = None if session is None else Kept(typed(session))
     path = backend.locate(model, pull=pull)
     with backend.load(path, given(values | {"trace": trace}, LOAD_NAMES)) as loaded:
         if not loaded.has_chat_template:
             raise UsageError(f"{model} has no chat template (a base model?): use kamado run --raw")
-        Conversation(loaded, system=system, sampling=given(values, SAMPLING_NAMES), stats=stats).run()
+        Conversation(loaded, system=system, sampling=given(values, SAMPLING_NAMES), stats=stats, kept=kept).run()
         if stats:
             report_stats(loaded)
+
+
+class Kept:
+    """A session on disk, read before the model is loaded so that a wrong name costs no time."""
+
+    def __init__(self, name: str) -> None:
+        from ..engine.conversations import ConversationStore, check_name
+
+        self.name = check_name(name)
+        self._store = ConversationStore()
+        found = self._store.load(name)
+        self.messages: list[Message] = [] if found is None else found.messages
+
+    def write(self, model: str, messages: list[Message]) -> None:
+        """Makes `messages` the session's content, if they are other ones."""
+        if messages != self.messages:
+            try:
+                self._store.record(self.name, model, messages)
+                self.messages = [dict(message) for message in messages]
+            except OSError as error:
+                note(f"kamado: warning: the session is not kept: {error.strerror or error}")
 
 
 class Conversation:
     """The messages so far and the loop that adds to them."""
 
-    def __init__(self, model: Model, *, system: str | None, sampling: dict[str, Any], stats: bool) -> None:
+    def __init__(
+        self, model: Model, *, system: str | None, sampling: dict[str, Any], stats: bool, kept: Kept | None = None
+    ) -> None:
         self.model = model
+        self._kept = kept
         self.sampling = sampling
         self.stats = stats
         self.system = None if system is None else typed(system)
         self.messages: list[Message] = []  # without the system message
+        if kept is not None and kept.messages:
+            self.messages = list(kept.messages)
+            if self.messages[0]["role"] == "system":
+                first = self.messages.pop(0)["content"]
+                self.system = first if self.system is None else self.system
         self._interactive = is_tty(sys.stdin)
         self._commands: dict[str, tuple[Callable[[str], bool], str]] = {
             "help": (self._help, "show this list"),
@@ -86,15 +137,25 @@ class Conversation:
         with _history(self._interactive):
             if self._interactive:
                 note('/help lists the commands; """ begins and ends a text of several lines')
+            if self._kept is not None and self.messages:
+                note(f"(session {self._kept.name} goes on: {len(self.messages)} messages)")
             while True:
                 try:
                     text = self._read()
                     if text is None or (text.strip() and not self._handle(text)):
                         break
+                    self._keep()
                 except KeyboardInterrupt:
                     note("\n(Ctrl-D or /bye leaves)")
                 except KamadoError as error:  # a wrong value or a full context ends no conversation
                     note(f"kamado: error: {printable(' '.join(str(error).split()))}")
+
+    def _keep(self) -> None:
+        if self._kept is not None:
+            self._kept.write(self.model.name, [*self._system_messages(), *self.messages])
+
+    def _system_messages(self) -> list[Message]:
+        return [{"role": "system", "content": self.system}] if self.system is not None else []
 
     def _handle(self, text: str) -> bool:
         """Answers a message or carries out a command; False ends the conversation."""
@@ -144,10 +205,10 @@ class Conversation:
         """Streams the answer to `text`. A stopped answer stays in the conversation as far as it came."""
         self.messages.append({"role": "user", "content": text})
         answer = Answer()
-        system = [{"role": "system", "content": self.system}] if self.system is not None else []
+        session: dict[str, Any] = {} if self._kept is None else {"session": self._kept.name}
         usage = None
         try:
-            pieces = self.model.chat([*system, *self.messages], **self.sampling)
+            pieces = self.model.chat([*self._system_messages(), *self.messages], **session, **self.sampling)
             try:
                 answer.stream(pieces)
             finally:

@@ -13,9 +13,12 @@ from click.shell_completion import CompletionItem
 
 from ..errors import UsageError
 
+KV_HELP = "KV cache: exact, safe, balanced, small, auto, or bits as k=4,v=3.  [default: auto]"
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-LOAD_NAMES = ("memory", "threads", "context", "kv", "trace")
+LOAD_NAMES = ("memory", "threads", "context", "kv", "trace", "prefix_cache")
+DEFAULT_PREFIX_CACHE = "2GiB"
 SAMPLING_NAMES = (
     "max_tokens",
     "temperature",
@@ -53,7 +56,7 @@ def model_argument(function: Function) -> Function:
 def load_options(function: Function) -> Function:
     """--memory --threads --context --kv."""
     for option in (
-        click.option("--kv", metavar="PRESET", help="KV cache: f32, exact (f16) or auto.  [default: auto]"),
+        click.option("--kv", metavar="PRESET", help=KV_HELP),
         click.option(
             "--context", type=click.IntRange(min=1), metavar="N", help="Tokens that prompt and answer may take."
         ),
@@ -68,6 +71,17 @@ def load_options(function: Function) -> Function:
     ):
         function = option(function)
     return function
+
+
+def prefix_option(function: Function) -> Function:
+    """--prefix-cache, on unless it is switched off."""
+    return click.option(
+        "--prefix-cache",
+        metavar="SIZE|off",
+        default=DEFAULT_PREFIX_CACHE,
+        show_default=True,
+        help="Disk for prompts and conversations, so that none is computed twice.",
+    )(function)
 
 
 def stats_options(function: Function) -> Function:

@@ -8,7 +8,7 @@ import click
 
 from ..errors import UsageError
 from . import backend
-from .options import given, model_argument, read_text
+from .options import KV_HELP, given, model_argument, read_text
 from .terminal import Progress, echo_json, styled
 
 
@@ -22,7 +22,7 @@ from .terminal import Progress, echo_json, styled
     "--threads", "-j", type=click.IntRange(min=1), metavar="N", help="Compute threads.  [default: the processors]"
 )
 @click.option("--memory", metavar="SIZE", help="Byte budget, e.g. 6GiB.  [default: what the machine allows]")
-@click.option("--kv", metavar="PRESET", help="KV cache: f32, exact (f16) or auto.  [default: auto]")
+@click.option("--kv", metavar="PRESET", help=KV_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, file: str, context: int, as_json: bool, **values: Any) -> None:
     """Score the text in FILE (or standard input).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ from .stops import check_stops
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
+
+_log = logging.getLogger("kamado.model")
 
 # Sequences of the executor: conversations that run or wait in the cache for their next turn.
 MAX_SEQUENCES = 64
@@ -282,8 +285,11 @@ class Model:
         name, history, store, model = session, [dict(m) for m in messages], self._conversations, self.name
 
         def keep(text: str) -> None:
-            answer = [{"role": "assistant", "content": text}] if text else []
-            store.record(name, model, [*history, *answer], owner)
+            if text:  # a question without an answer is none of the conversation's
+                try:
+                    store.record(name, model, [*history, {"role": "assistant", "content": text}], owner)
+                except OSError as error:
+                    _log.warning("the session %s could not be kept: %s", name, error)
 
         return Generation(request, self._scheduler, self, on_end=keep)
 
@@ -327,6 +333,30 @@ class Model:
 
         self._with_sequence(len(ids), run)
         return out
+
+    def visit_logits(self, tokens: Sequence[int], visit: Callable[[int, NDArray[np.float32]], None]) -> None:
+        """Calls `visit(begin, float32[n, vocab_size])` for all positions in order; row i predicts the token after
+        tokens[begin + i].
+
+        The rows are valid during the call only, which is on the scheduler's thread. All of it may begin anew, so what
+        `visit` does must not depend on how often it is called. Raises ContextOverflowError, UsageError.
+        """
+        checked = self._check_tokens(tokens)
+        if not checked:
+            raise UsageError("logits needs one token at least")
+        if len(checked) > self.context:
+            raise ContextOverflowError(len(checked), self.context)
+        ids = np.array(checked, np.int32)
+        size = min(self.plan.max_rows, self.plan.max_logit_rows)
+
+        def run(executor: ExecutorProtocol, sequence: int) -> None:
+            for begin in range(0, len(ids), size):
+                part = ids[begin : begin + size]
+                rows = np.arange(len(part), dtype=np.int32)
+                counts = np.array([len(part)], np.int32)
+                visit(begin, executor.step(np.array([sequence], np.int32), counts, part, rows))
+
+        self._with_sequence(len(ids), run)
 
     def score(self, prompt: str | Sequence[int]) -> NDArray[np.float64]:
         """float64[n - 1]: the natural log-probability of every token but the first, given those before it.

@@ -180,7 +180,8 @@ def plan(
     2048 when experts are streamed. When everything fits, everything is resident; when it does not, and the model has
     experts, they are streamed through slots that take what is left of the budget. `kv_recommended` is what kv="auto"
     stands for, "exact" when None. `max_sequences` None: 64, or fewer where each holds exact pages beside codes.
-    `reserved_bytes`: what the engine takes beside, counted with the interpreter. Nothing is loaded. Raises UsageError for values out of range; a plan that does not fit is returned, not raised.
+    `reserved_bytes`: what the engine takes beside, counted with the interpreter. Nothing is loaded. Raises
+    UsageError for values out of range; a plan that does not fit is returned, not raised.
     """
     on = on or machine()
     if context is not None:

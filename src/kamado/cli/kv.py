@@ -1,0 +1,96 @@
+"""`kamado kv`: measures how small a model's KV cache may be, and records it for --kv auto."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..errors import UsageError
+from . import backend
+from .options import model_argument
+from .terminal import Progress, echo_json, echo_table, note, styled
+
+
+@click.command("kv")
+@model_argument
+@click.option(
+    "--presets", metavar="LIST", default="safe,balanced,small", show_default=True, help="By commas, or by ; for bits."
+)
+@click.option(
+    "--tokens", type=click.IntRange(384, 1 << 20), default=2048, show_default=True, metavar="N", help="Of each text."
+)
+@click.option("--fresh", is_flag=True, help="Measure again what an earlier run measured.")
+@click.option(
+    "--threads", "-j", type=click.IntRange(min=1), metavar="N", help="Compute threads.  [default: the processors]"
+)
+@click.option("--memory", metavar="SIZE", help="Byte budget, e.g. 6GiB.  [default: what the machine allows]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    model: str, presets: str, tokens: int, fresh: bool, threads: int | None, memory: str | None, as_json: bool
+) -> None:
+    """Measure on MODEL itself what a smaller KV cache costs, and record what is safe.
+
+    Three built-in texts are scored with each preset and with the exact cache. Afterwards --kv auto, the default of all
+    commands, takes the smallest one that is safe for this model. Ctrl-C keeps what was measured so far; the next run
+    goes on from there.
+    """
+    from ..engine.kv_measure import MAX_DIVERGENCE, MAX_RISE_PERCENT, is_safe, measure_kv
+    from ..memory.kv_presets import AUTO, check_kv
+
+    names = [name.strip() for name in presets.split(";" if ";" in presets else ",") if name.strip()]
+    for name in names:
+        check_kv(name)
+        if name == AUTO:
+            raise UsageError("auto is what this command finds out: name the presets to measure")
+    if not names:
+        raise UsageError("--presets names nothing to measure")
+    path = backend.locate(model)
+    options: dict[str, Any] = {"threads": threads, "memory": memory}
+    with Progress("measuring", unit="tokens") as progress:
+        found = measure_kv(
+            path,
+            presets=[name for name in names if name != "exact"],
+            num_tokens=tokens,
+            is_fresh=fresh,
+            progress=progress,
+            **{key: value for key, value in options.items() if value is not None},
+        )
+    rows = [row for row in found.rows if row.kv == "exact" or row.kv in names]
+    exact_bytes = next(row.bytes_per_token for row in rows if row.kv == "exact")
+    if as_json:
+        echo_json(
+            {
+                "model": found.model,
+                "path": str(path),
+                "recommended": found.recommended,
+                "limits": {"rise_percent": MAX_RISE_PERCENT, "divergence": MAX_DIVERGENCE},
+                "measured_at": found.measured_at,
+                "presets": [
+                    {name: getattr(row, name) for name in row.__slots__}
+                    | {"is_safe": is_safe(row), "times_smaller": exact_bytes / row.bytes_per_token}
+                    for row in rows
+                ],
+            }
+        )
+        return
+    table = [
+        (
+            row.kv,
+            f"{row.bytes_per_token:,.0f}",
+            f"{exact_bytes / row.bytes_per_token:.2f}x",
+            f"{row.perplexity:.3f}",
+            "" if row.kv == "exact" else f"{row.rise_percent:+.2f} % ± {row.rise_error_percent:.2f}",
+            "" if row.kv == "exact" else f"{row.divergence:.4f}",
+            "" if row.kv == "exact" else f"{row.same_top_percent:.1f} %",
+            "" if row.kv == "exact" else ("yes" if is_safe(row) else "no"),
+        )
+        for row in rows
+    ]
+    header = ("kv", "bytes a token", "smaller", "perplexity", "rise", "divergence", "same top token", "safe")
+    echo_table(header, table, right=(1, 2, 3, 4, 5, 6))
+    click.echo(f"--kv auto now takes {styled(str(found.recommended), bold=True)} for {found.model}")
+    note(
+        f"safe: perplexity rises by {MAX_RISE_PERCENT:g} % at most with two standard errors, and the mean divergence "
+        f"of the next token is {MAX_DIVERGENCE:g} nats at most; {rows[0].num_tokens} tokens were scored"
+    )
