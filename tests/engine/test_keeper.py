@@ -60,6 +60,14 @@ def test_an_exact_cache_restores_a_beginning_that_went_on_differently(tmp_path: 
         assert generation.usage.num_reused_tokens == 400
 
 
+def test_the_same_prompt_after_a_restart_starts_at_its_end(tmp_path: Path, expected: list[int]) -> None:
+    for reused in (0, 701):
+        with model_on(tmp_path) as model:
+            generation = model.generate([*PROMPT, 1, 2], **OPTIONS)
+            assert tokens_of(generation) == expected
+            assert generation.usage.num_reused_tokens == reused, "the answer ended in the same page"
+
+
 def test_the_place_where_prompts_part_is_stored_as_well(tmp_path: Path) -> None:
     reused = []
     for i in range(4):

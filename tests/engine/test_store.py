@@ -163,13 +163,16 @@ def test_equal_digests_are_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         folder.read_point(point, other, max_payload=1 << 20)
 
 
-def test_an_overlap_of_an_exact_cache_is_found() -> None:
+@pytest.mark.parametrize(
+    ("common", "exact", "found"),
+    [(450, True, True), (450, False, False), (650, False, True), (639, False, False), (50, True, False)],
+)
+def test_an_entry_that_goes_on_differently_is_found_where_it_can_be_cut(common: int, exact: bool, found: bool) -> None:
+    """The entry has 700 tokens: of an encoded cache only its last page, from 640 on, can be cut."""
     folder = PrefixStore().folder(BINDING)
     put(folder)
-    found = folder.find_overlap(TOKENS[: 4 * 450] + token_bytes([1, 2, 3]), above=100)
-    assert found is not None
-    assert (found[0].length, found[1]) == (700, 450)
-    assert folder.find_overlap(TOKENS[: 4 * 50], above=100) is None
+    point = folder.find_overlap(TOKENS[: 4 * common] + token_bytes([1, 2, 3]), above=100, is_exact=exact)
+    assert (None if point is None else point.length) == (700 if found else None)
 
 
 # --- room -------------------------------------------------------------------------------------------------------------

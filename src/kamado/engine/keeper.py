@@ -296,18 +296,18 @@ class Keeper:
     def begin_restore(self, tokens: Sequence[int], owner: str, *, above: int, max_tokens: int) -> Restore | None:
         """Starts to read the deepest stored beginning of `tokens` that is worth it; None when there is none.
 
-        Worth it: a page more than the `above` tokens that are in memory. Of an exact cache also a prefix that goes on
-        differently, since it can be cut. Not more than `max_tokens`.
+        Worth it: a page more than the `above` tokens that are in memory. Also a prefix that goes on differently, where
+        it can be cut. Not more than `max_tokens`.
         """
         folder = self._folder(owner)
         wanted = record.token_bytes(tokens)
         least = above + _WORTH_TOKENS - 1
         try:
             candidates = list(folder.find(wanted, above=least))[:4]
-            if self._executor.can_reuse_anywhere:
-                overlap = folder.find_overlap(wanted, above=max(least, candidates[0].length if candidates else 0))
-                if overlap is not None:
-                    candidates.insert(0, overlap[0])
+            deepest = candidates[0].length if candidates else 0
+            overlap = folder.find_overlap(wanted, above=max(least, deepest), is_exact=self._executor.can_reuse_anywhere)
+            if overlap is not None:
+                candidates.insert(0, overlap)
         except OSError:
             return None
         page_bytes = self._executor.page_bytes()

@@ -284,23 +284,36 @@ class PrefixFolder:
                 if record.digest(base, b"point", tokens[num_pages * size : 4 * length]) == key:
                     yield StoredPoint(path, length, tuple(keys[:num_pages]))
 
-    def find_overlap(self, tokens: bytes, *, above: int) -> tuple[StoredPoint, int] | None:
-        """The point that shares the longest beginning with `tokens`, longer than `above`, and that beginning's length.
+    def find_overlap(self, tokens: bytes, *, above: int, is_exact: bool) -> StoredPoint | None:
+        """The point that shares the longest usable beginning with `tokens`, longer than `above`, and goes on otherwise.
 
-        For caches that can be cut anywhere. The point may have other tokens after it: `point_tokens` has them.
+        Of an exact cache any beginning is usable; else one that ends in the point's last page, since the exact pages
+        before it are the same ones.
         """
         wanted = np.frombuffer(tokens, "<i4")
-        best: tuple[StoredPoint, int] | None = None
-        for items in self._refreshed().values():
+        best: tuple[int, StoredPoint] | None = None
+        for items in self._overlapping(tokens, is_exact):
             for _, _, path in items:
                 held = np.frombuffer(self.point_tokens(path), "<i4")
                 size = min(len(held), len(wanted))
                 differs = np.flatnonzero(held[:size] != wanted[:size])
                 length = int(differs[0]) if len(differs) else size
-                if length > (best[1] if best else above):
+                is_usable = is_exact or length // PAGE_TOKENS == len(held) // PAGE_TOKENS
+                if is_usable and length > (best[0] if best else above):
                     keys = record.chain(self.binding, held.tobytes())[: record.settled_pages(len(held))]
-                    best = StoredPoint(path, len(held), tuple(keys)), length
-        return best
+                    best = length, StoredPoint(path, len(held), tuple(keys))
+        return None if best is None else best[1]
+
+    def _overlapping(self, tokens: bytes, is_exact: bool) -> Iterator[list[tuple[int, bytes, Path]]]:
+        """Points worth comparing: all, or those whose settled pages are all shared."""
+        index = self._refreshed()
+        if is_exact:
+            yield from list(index.values())
+            return
+        keys = [self.binding, *record.chain(self.binding, tokens)]
+        for key in keys[: record.settled_pages(len(tokens) // 4) + 1]:
+            if key in index:
+                yield index[key]
 
     def point_tokens(self, path: Path) -> bytes:
         """All tokens of a point, as its head has them; none when it cannot be read."""
