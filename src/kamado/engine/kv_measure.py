@@ -38,8 +38,8 @@ DEFAULT_TOKENS = 2048
 MAX_RISE_PERCENT = 1.0
 MAX_DIVERGENCE = 0.01
 
-_FIRST_SCORED = 256  # before it a query reads its whole past exactly
-_REFERENCE_BYTES = 256 << 20
+FIRST_SCORED = 256  # before it a query reads its whole past exactly
+REFERENCE_BYTES = 256 << 20
 _LOGIT_ROWS = 128
 
 Progress = Callable[[int, int], None]
@@ -78,8 +78,8 @@ def measure_kv(
     an interrupt keeps those that were finished. `options` go to `load`. Raises UsageError for a number of tokens out of
     range, TokenizerError for a model without one, and what loading raises.
     """
-    if not _FIRST_SCORED + 128 <= num_tokens <= 1 << 20:
-        raise UsageError(f"tokens must be from {_FIRST_SCORED + 128} to {1 << 20}, not {num_tokens}")
+    if not FIRST_SCORED + 128 <= num_tokens <= 1 << 20:
+        raise UsageError(f"tokens must be from {FIRST_SCORED + 128} to {1 << 20}, not {num_tokens}")
     checkpoint = open_checkpoint(path)
     if checkpoint.tokenizer is None:
         raise TokenizerError(f"{path} has no tokenizer, so no text can be scored with it")
@@ -89,21 +89,52 @@ def measure_kv(
     found = None if is_fresh else load_record(identity)
     if found is None or found.text != setting:
         found = KvRecord(identity, checkpoint.name or checkpoint.path.name, text=setting)
+    done = found
     missing = [kv for kv in presets if kv not in {row.kv for row in found.rows}]
+
+    def keep(row: KvRow) -> None:
+        if row.kv != "exact":
+            done.rows.append(row)
+            save_record(done)
+        elif not any(known.kv == "exact" for known in done.rows):
+            done.rows.insert(0, row)
+
     if missing:
-        steps = _Steps(progress, 1 + len(missing))
-        with _reference_file() as file:
-            run = _Run(path, texts, num_tokens, load, options, file)
-            exact = run.score("exact", steps)
-            if not any(row.kv == "exact" for row in found.rows):
-                found.rows.insert(0, _row("exact", exact, exact))
-            for kv in missing:
-                found.rows.append(_row(kv, run.score(kv, steps), exact))
-                save_record(found)
+        compare_presets(path, missing, texts, num_tokens, progress=progress, load=load, on_row=keep, **options)
     found.recommended = recommend(found.rows)
     found.measured_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     save_record(found)
     return found
+
+
+def compare_presets(
+    path: Path,
+    presets: Sequence[str],
+    texts: Sequence[str | Sequence[int]],
+    num_tokens: int,
+    *,
+    first_scored: int = FIRST_SCORED,
+    reference_bytes: int = REFERENCE_BYTES,
+    progress: Progress | None = None,
+    load: Callable[..., Model] = load_model,
+    on_row: Callable[[KvRow], None] | None = None,
+    **options: Any,
+) -> list[KvRow]:
+    """Rows of the exact cache and of `presets` on the first `num_tokens` of each text (or of its tokens), scored from
+    `first_scored` on. Nothing is recorded; `on_row` gets each row when it is there.
+
+    `reference_bytes`: what the exact cache's distributions may take on disk; divergences are sampled to fit.
+    """
+    steps = _Steps(progress, 1 + len(presets))
+    with _reference_file() as file:
+        run = _Run(path, texts, num_tokens, first_scored, reference_bytes, load, options, file)
+        exact = run.score("exact", steps)
+        rows = []
+        for kv in ("exact", *presets):
+            rows.append(_row(kv, exact if kv == "exact" else run.score(kv, steps), exact))
+            if on_row is not None:
+                on_row(rows[-1])
+    return rows
 
 
 def recommend(rows: Sequence[KvRow]) -> str:
@@ -159,8 +190,10 @@ class _Run:
     def __init__(
         self,
         path: Path,
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[int]],
         num_tokens: int,
+        first_scored: int,
+        reference_bytes: int,
         load: Callable[..., Model],
         options: dict[str, Any],
         file: Any,
@@ -168,6 +201,8 @@ class _Run:
         self._path = path
         self._texts = texts
         self._num_tokens = num_tokens
+        self._first_scored = first_scored
+        self._reference_bytes = reference_bytes
         self._load = load
         self._options = options
         self._file = file
@@ -181,13 +216,16 @@ class _Run:
         with self._load(
             self._path, kv=kv, context=self._num_tokens, max_logit_rows=_LOGIT_ROWS, **self._options
         ) as model:
-            prompts = [model.tokenize(text)[: self._num_tokens] for text in self._texts]
-            prompts = [prompt for prompt in prompts if len(prompt) > _FIRST_SCORED + 1]
+            prompts = [
+                (model.tokenize(text) if isinstance(text, str) else list(text))[: self._num_tokens]
+                for text in self._texts
+            ]
+            prompts = [prompt for prompt in prompts if len(prompt) > self._first_scored + 1]
             total = sum(len(prompt) for prompt in prompts)
             is_reference = self._reference is None
             if self._reference is None:
-                num_scored = total - _FIRST_SCORED * len(prompts)
-                most = max(1, _REFERENCE_BYTES // (4 * model.vocab_size))
+                num_scored = total - self._first_scored * len(prompts)
+                most = max(1, self._reference_bytes // (4 * model.vocab_size))
                 self._stride = max(1, -(-num_scored // most))
                 shape = (-(-num_scored // self._stride), model.vocab_size)
                 self._reference = np.memmap(self._file, np.float32, "w+", shape=shape)
@@ -196,7 +234,7 @@ class _Run:
             divergences = np.zeros(len(self._reference))
             begin = done = 0
             for i, prompt in enumerate(prompts):
-                first = begin - _FIRST_SCORED  # a position's place among all scored ones, less its own index
+                first = begin - self._first_scored  # a position's place among all scored ones, less its own index
 
                 def visit(
                     at: int, logits: NDArray[np.float32], i: int = i, first: int = first, done: int = done
@@ -205,11 +243,11 @@ class _Run:
                     progress(done + at + len(logits), total)
 
                 model.visit_logits(prompt, visit)
-                begin += len(prompt) - _FIRST_SCORED
+                begin += len(prompt) - self._first_scored
                 done += len(prompt)
             return _Scores(
-                np.concatenate([part[_FIRST_SCORED:-1] for part in scores]),
-                np.concatenate([part[_FIRST_SCORED:-1] for part in best]),
+                np.concatenate([part[self._first_scored : -1] for part in scores]),
+                np.concatenate([part[self._first_scored : -1] for part in best]),
                 np.zeros(0) if is_reference else divergences,
                 model.plan.kv_bytes_per_token,
                 any(bits != (0, 0) for bits in model.plan.kv_bits),
@@ -230,7 +268,7 @@ class _Run:
         assert self._reference is not None
         for row in range(len(logits)):
             position = at + row
-            if position < _FIRST_SCORED:
+            if position < self._first_scored:
                 continue
             x = logits[row].astype(np.float64)
             x -= x.max()
