@@ -16,6 +16,7 @@ from .terminal import echo_json, echo_table, printable, styled
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
+    from ..program import Program
 
 _LONGEST_VALUE = 100  # characters of one metadata value in the plain listing
 
@@ -84,7 +85,9 @@ def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
         entry["values"] += tensor.num_values
         entry["bytes"] += tensor.nbytes
     parameters = sum(entry["values"] for entry in layouts.values())
-    runs, why = _runs(checkpoint)
+    program, why = _program_of(checkpoint)
+    runs = None if program is None else _shape(program)
+    cache = {} if program is None else _cache_formulas(program)
     if as_json:
         echo_json(
             {
@@ -99,6 +102,7 @@ def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
                 "weight_bytes": checkpoint.weight_bytes,
                 "layouts": layouts,
                 "shape": runs,
+                "kv_cache": cache,
                 "has_tokenizer": checkpoint.tokenizer is not None,
                 "has_chat_template": checkpoint.chat_template is not None,
                 "sampling": dict(checkpoint.sampling),
@@ -118,6 +122,7 @@ def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
         **{key.replace("_", " "): f"{value:,}" for key, value in (runs or {}).items()},
         "tokenizer": "none" if checkpoint.tokenizer is None else checkpoint.tokenizer.kind,
         "chat template": "none" if checkpoint.chat_template is None else f"{len(checkpoint.chat_template)} characters",
+        **{f"KV cache {preset}": formula for preset, formula in cache.items()},
         "sampling": ", ".join(f"{k} {v:g}" for k, v in checkpoint.sampling.items()) or "none recommended",
     }
     width = max(map(len, facts))
@@ -130,16 +135,28 @@ def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
     echo_table(("metadata", "value"), [(key, _short(value)) for key, value in sorted(checkpoint.metadata.items())])
 
 
-def _runs(checkpoint: Checkpoint) -> tuple[dict[str, int] | None, str | None]:
-    """The shape of the forward pass, or None and the reason why this version cannot run the file."""
+def _program_of(checkpoint: Checkpoint) -> tuple[Program | None, str | None]:
+    """The forward pass, or None and the reason why this version cannot run the file."""
     from ..models import build_program
 
     try:
-        program = build_program(checkpoint)
+        return build_program(checkpoint), None
     except KamadoError as error:
         return None, str(error)
+
+
+def _shape(program: Program) -> dict[str, int]:
     names = ("num_layers", "hidden", "vocab_size", "context_length", "num_experts", "top_k")
-    return {name: value for name in names if (value := getattr(program, name))}, None
+    return {name: value for name in names if (value := getattr(program, name))}
+
+
+def _cache_formulas(program: Program) -> dict[str, str]:
+    """What a sequence takes in the KV cache, by preset."""
+    from ..memory.kv_presets import kv_needs, num_kv_layers, parse_kv
+
+    num_layers = num_kv_layers(program)
+    plans = {preset: parse_kv(preset, num_layers) for preset in ("exact", "balanced", "small")}
+    return {preset: kv_needs(program, plan).formula() for preset, plan in plans.items()}
 
 
 def _plain(value: Any) -> Any:
