@@ -37,8 +37,8 @@ CODES = {"balanced": "4,4", "k=4,v=4": "4,4", "k=4,v=3": "4,3", "k=3,v=3": "3,3"
 PEER_TYPES = ("q8_0", "q5_1", "q4_0")
 WRECKED_PERCENT = 20.0  # the control's perplexity must rise by more
 
-COLOURS = ["red", "blue", "green", "white", "black", "silver", "golden", "purple", "orange", "brown"]
-ANIMALS = ["fox", "owl", "bear", "wolf", "crane", "otter", "heron", "badger", "salmon", "beetle"]
+# Keys whose first tokens differ, so that a small model can tell the facts apart.
+CITIES = (Path(__file__).resolve().parent / "data" / "cities.txt").read_text().split()
 
 
 def scored(options: argparse.Namespace, model: Path) -> list[dict[str, Any]]:
@@ -139,12 +139,13 @@ def _run(command: list[str]) -> str:
 def haystack(model: kamado.Model, num_tokens: int, num_facts: int) -> tuple[list[int], list[tuple[str, str]]]:
     """Tokens of a text of that length with facts spread over it, and what to ask: (question, answer)."""
     rng = random.Random(num_tokens)
-    names = [f"{colour} {animal}" for colour in COLOURS for animal in ANIMALS]
-    while len(names) < num_facts:
-        names += [f"old {name}" for name in names[:100]]
+    names = [*CITIES, *(f"New {city}" for city in CITIES)]
+    if num_facts > len(names):
+        sys.exit(f"there are {len(names)} names for facts, not {num_facts}")
+    names = names[: max(num_facts, len(CITIES))]
     rng.shuffle(names)
     facts = [(name, str(rng.randrange(1000, 10_000))) for name in names[:num_facts]]
-    needles = [model.tokenize(f"\nThe code of the {name} is {code}.\n", add_bos=False) for name, code in facts]
+    needles = [model.tokenize(f"\nThe secret number of {name} is {code}.\n", add_bos=False) for name, code in facts]
     filler = model.tokenize("\n".join(builtin_texts()), add_bos=False)
     room = num_tokens - sum(map(len, needles)) - 1
     if room < num_facts:
@@ -154,7 +155,7 @@ def haystack(model: kamado.Model, num_tokens: int, num_facts: int) -> tuple[list
         begin, end = (room * j // num_facts for j in (i, i + 1))
         tokens += [filler[j % len(filler)] for j in range(begin, end)]
         tokens += needle
-    return tokens, [(f"\nThe code of the {name} is", code) for name, code in facts]
+    return tokens, [(f"\nThe secret number of {name} is", code) for name, code in facts]
 
 
 def needles(options: argparse.Namespace, model: Path) -> list[dict[str, Any]]:

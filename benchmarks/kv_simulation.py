@@ -100,10 +100,16 @@ def f16(x: Floats) -> Floats:
     return np.clip(x, -65504, 65504).astype(np.float16).astype(np.float32)
 
 
+@cache
+def level_table(bits: int) -> Floats:
+    """Level by twice the magnitude, rounded down: all borders are multiples of a half."""
+    levels = np.array(LEVELS[bits], np.float32)
+    return levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, np.arange(128) / 2, side="right")]
+
+
 def nearest_levels(size: Floats, bits: int) -> Floats:
     """The level nearest to each magnitude, both in units of the integer levels."""
-    levels = np.array(LEVELS[bits], np.float32)
-    return levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, size, side="right")]
+    return level_table(bits)[np.minimum(size * 2, 127).astype(np.uint8)]
 
 
 def code_groups(x: Floats, bits: int, s: Floats) -> Floats:
@@ -113,7 +119,8 @@ def code_groups(x: Floats, bits: int, s: Floats) -> Floats:
     def attempt(number: NDArray[np.int64]) -> tuple[Floats, Floats]:
         a = s * GAINS[number]
         levels = nearest_levels(size / a[:, None], bits)
-        return ((size - a[:, None] * levels) ** 2).sum(1), GAINS[number][:, None] * levels
+        error = size - a[:, None] * levels
+        return np.einsum("ij,ij->i", error, error), GAINS[number][:, None] * levels
 
     best = np.zeros(len(x), np.int64)
     error, coded = attempt(best)
