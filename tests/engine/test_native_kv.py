@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import kamado
+from kamado.checkpoint.gguf_writer import GgufWriter
+from kamado.checkpoint.types import Layout
 from kamado.engine.kv_record import CODEC_VERSION
 
 from .fakes import FOREVER
@@ -38,6 +41,91 @@ def test_a_restored_prefix_changes_no_bit(tiny_checkpoint: Path) -> None:
         generation = model.generate([*text, 1, 2], max_tokens=1)
         tokens_of(generation)
         assert generation.usage.num_reused_tokens == 0, "another preset"
+
+
+@pytest.fixture(scope="module")
+def codable_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As tiny_checkpoint, with two heads of 64 values over one of keys: its cache can be encoded. Context 2048."""
+    hidden, ffn = 128, 128
+    writer = GgufWriter("llama")
+    for key, value in {
+        "general.name": "codable",
+        "llama.block_count": 2,
+        "llama.context_length": 2048,
+        "llama.embedding_length": hidden,
+        "llama.feed_forward_length": ffn,
+        "llama.attention.head_count": 2,
+        "llama.attention.head_count_kv": 1,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.freq_base": 10000.0,
+        "llama.vocab_size": 256,
+    }.items():
+        writer.add(key, value)
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (256, hidden), "output_norm.weight": (hidden,)}
+    for i in range(2):
+        for name, shape in {
+            "attn_norm": (hidden,),
+            "attn_q": (hidden, hidden),
+            "attn_k": (64, hidden),
+            "attn_v": (64, hidden),
+            "attn_output": (hidden, hidden),
+            "ffn_norm": (hidden,),
+            "ffn_gate": (ffn, hidden),
+            "ffn_up": (ffn, hidden),
+            "ffn_down": (hidden, ffn),
+        }.items():
+            shapes[f"blk.{i}.{name}.weight"] = shape
+    for name, shape in shapes.items():
+        writer.add_tensor(name, shape, Layout.F16 if len(shape) == 2 else Layout.F32)
+    rng = np.random.default_rng(3)
+    path = tmp_path_factory.mktemp("codable") / "codable.gguf"
+    with writer.open(path) as sink:
+        for name, shape in shapes.items():
+            if len(shape) == 1:
+                sink.write(name, np.ones(shape, np.float32))
+            else:
+                sink.write(name, (rng.standard_normal(shape) * 2 / np.sqrt(shape[1])).astype(np.float16))
+    return path
+
+
+FREE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+@pytest.mark.parametrize("kv", ["balanced", "small", "safe", "k=4,v=3,layers=0:exact"])
+def test_a_restored_encoded_prefix_changes_no_bit(codable_checkpoint: Path, kv: str) -> None:
+    text = prompt(1, 900)
+    settings = {**FREE, "seed": 5, "max_tokens": 30}
+    with kamado.load(codable_checkpoint, kv=kv) as model:
+        expected = tokens_of(model.generate([*text, 1, 2], **settings))
+    with kamado.load(codable_checkpoint, kv=kv, prefix_cache="1GiB") as model:
+        tokens_of(model.generate(text, max_tokens=1))
+    for max_rows in (37, 512):
+        with kamado.load(codable_checkpoint, kv=kv, prefix_cache="1GiB", max_rows=max_rows) as model:
+            generation = model.generate([*text, 1, 2], **settings)
+            assert tokens_of(generation) == expected
+            assert generation.usage.num_reused_tokens >= 900
+
+
+def test_a_random_life_of_an_encoded_cache_gives_the_answers_of_fresh_ones(codable_checkpoint: Path) -> None:
+    """Forks, turns and evictions at random: whatever was reused, every answer is that of a model without a past."""
+    rng = random.Random(8)
+    texts = [prompt(i, 700) for i in range(3)]
+    cases = []
+    for i in range(14):
+        text = rng.choice(texts)
+        tokens = text[: rng.randrange(1, len(text) + 1)] + prompt(100 + i, rng.randrange(1, 200))
+        cases.append((tokens, {**FREE, "seed": i, "max_tokens": rng.randrange(1, 40)}))
+        texts.append(tokens)
+    with kamado.load(codable_checkpoint, kv="balanced", context=1024, prefix_cache="1GiB") as model:
+        lived = [model.generate(tokens, **settings) for tokens, settings in cases[:4]]  # in company
+        answers = [tokens_of(generation) for generation in lived]
+        for tokens, settings in cases[4:]:
+            lived.append(model.generate(tokens, **settings))
+            answers.append(tokens_of(lived[-1]))
+    assert sum(generation.usage.num_reused_tokens for generation in lived) > 500
+    for (tokens, settings), answer in zip(cases, answers, strict=True):
+        with kamado.load(codable_checkpoint, kv="balanced", context=1024) as fresh:
+            assert tokens_of(fresh.generate(tokens, **settings)) == answer
 
 
 def test_nothing_is_kept_by_default(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

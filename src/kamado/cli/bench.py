@@ -157,6 +157,7 @@ def _measure_model(
     kv: str,
 ) -> list[Measurement]:
     from ..checkpoint import open_checkpoint
+    from ..engine.kv_record import recommended_for
     from ..engine.ledger import read_ledger
     from ..engine.trace import Tracer
     from ..memory.forecast import plan
@@ -185,6 +186,7 @@ def _measure_model(
         max_rows=None if chunk is None else max(chunk, max_sequences),
         max_logit_rows=logit_rows,
         max_sequences=max_sequences,
+        kv_recommended=recommended_for(checkpoint, kv),
         profile=profile,
         on=here,
     )

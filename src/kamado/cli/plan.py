@@ -22,6 +22,7 @@ def command(
     Shows who gets how many bytes of --memory. Speeds are upper bounds from the limits that `kamado bench --limits`
     measured. The exit code is 0 also when it does not fit.
     """
+    from ..engine.kv_record import recommended_for
     from ..memory.forecast import plan
     from ..memory.profile import load_device_profile, machine
     from ..models import build_program
@@ -35,6 +36,7 @@ def command(
         kv=kv or "auto",
         threads=threads,
         memory=parse_size(memory) if memory is not None else None,
+        kv_recommended=recommended_for(checkpoint, kv or "auto"),
         profile=load_device_profile(here.cpu_model, threads or here.cpus, here.tier),
         on=here,
     )

@@ -14,8 +14,10 @@ import uuid
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from ..checkpoint.types import Checkpoint
 from ..errors import UsageError
-from ..memory.kv_presets import check_kv
+from ..memory.kv_presets import AUTO, check_kv
+from .identity import model_identity
 
 CODEC_VERSION = 1  # that of native/kv: `Executor.kv_fingerprint` begins with "kv1-"
 _RECORD_VERSION = 1
@@ -76,6 +78,12 @@ def load_record(identity: str, root: Path | None = None) -> KvRecord | None:
         return KvRecord(identity, texts[0], recommended, texts[1], texts[2], rows)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError):
         return None  # a cache: it is measured again
+
+
+def recommended_for(checkpoint: Checkpoint, kv: str) -> str | None:
+    """What kv="auto" stands for on this model; None when nothing was measured, or `kv` is another."""
+    record = load_record(model_identity(checkpoint)) if kv == AUTO else None
+    return None if record is None else record.recommended
 
 
 def save_record(record: KvRecord, root: Path | None = None) -> Path:

@@ -12,14 +12,14 @@ from ..errors import UsageError
 from ..memory import forecast
 from ..memory.budget import parse_size
 from ..memory.forecast import Plan
-from ..memory.kv_presets import AUTO, check_kv
+from ..memory.kv_presets import check_kv
 from ..memory.profile import load_device_profile, machine
 from ..memory.usage import BudgetWatch
 from ..program import Program
 from .executor_protocol import ExecutorProtocol
 from .identity import build_identity, changed_at, model_identity
 from .keeper import Keeper
-from .kv_record import load_record
+from .kv_record import recommended_for
 from .model import Model, is_whole
 from .store import PrefixStore
 from .trace import Tracer
@@ -68,8 +68,7 @@ def load_model(
 
     checkpoint = open_checkpoint(Store().resolve(str(model)))
     program = build_program(checkpoint)
-    identity = model_identity(checkpoint) if cap_bytes or kv == AUTO else ""
-    record = load_record(identity) if kv == AUTO else None
+    identity = model_identity(checkpoint) if cap_bytes else ""
     here = machine()
     num_threads = threads or here.cpus
     plan = forecast.plan(
@@ -82,7 +81,7 @@ def load_model(
         kv_tokens=kv_tokens,
         max_rows=max_rows,
         max_logit_rows=max_logit_rows,
-        kv_recommended=None if record is None else record.recommended,
+        kv_recommended=recommended_for(checkpoint, kv),
         reserved_bytes=_STORE_BYTES if cap_bytes else 0,
         profile=load_device_profile(here.cpu_model, num_threads, here.tier),
         on=here,
