@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .errors import (
     CheckpointError,
     ClosedError,
+    ConstraintError,
     ContextOverflowError,
     CorruptFileError,
     DownloadError,
@@ -23,6 +24,7 @@ from .errors import (
     KamadoError,
     MemoryBudgetError,
     MetadataError,
+    MissingPackageError,
     MissingTensorError,
     ModelChangedError,
     ModelNotFoundError,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "ClosedError",
+    "ConstraintError",
     "ContextOverflowError",
     "CorruptFileError",
     "DownloadError",
@@ -59,6 +62,7 @@ __all__ = [
     "LedgerRow",
     "MemoryBudgetError",
     "MetadataError",
+    "MissingPackageError",
     "MissingTensorError",
     "Model",
     "ModelChangedError",

@@ -22,8 +22,10 @@ from ..errors import (
 from ..memory.forecast import Plan
 from ..memory.usage import BudgetWatch
 from .chat import ChatEncoder
+from .constraint import ConstraintCompiler
 from .executor_protocol import ExecutorProtocol
 from .generation import Generation, public_error
+from .grammar import Grammar, Schema, make_grammar
 from .request import Request
 from .sampler import MAX_LOGPROBS, sampling_from
 from .scheduler import NoRoomError, Scheduler
@@ -135,6 +137,9 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         logprobs: int | None = None,
+        schema: Schema | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         special: bool = False,
         background: bool = False,
     ) -> Generation:
@@ -145,10 +150,14 @@ class Model:
         `max_tokens` None: until the model ends its turn or the context is full. `stop`: strings that end the answer and
         are not part of it. `logprobs` n (0 to 64): log-probabilities of the token and of the n most likely. `special`:
         special tokens written in a text prompt become their ids. `background`: interactive requests go first.
+        At most one of `schema` (JSON Schema: a dict, its text, or True for any JSON), `regex` (the whole answer matches
+        it) and `grammar` (Lark, rule `start`) gives the answer's form: tokens that would break it are not picked. It
+        holds for every answer that was not cut by `max_tokens` or a stop string.
 
         Raises, at once, UsageError for a value out of range, ContextOverflowError when the prompt leaves no room for
-        one token, TokenizerError for text without a tokenizer, ClosedError. While iterating: NativeError,
-        ClosedError; ExpertReadError and ModelChangedError when experts are streamed and cannot be.
+        one token, TokenizerError for text without a tokenizer, ConstraintError for a form that cannot be kept,
+        MissingPackageError when that needs a package that is not there, ClosedError. While iterating: NativeError,
+        ClosedError, ConstraintError; ExpertReadError and ModelChangedError when experts are streamed and cannot be.
 
             for piece in model.generate("Once upon a time", max_tokens=50):
                 print(piece.text, end="", flush=True)
@@ -159,6 +168,7 @@ class Model:
             max_tokens=max_tokens,
             stop=stop,
             logprobs=logprobs,
+            form=make_grammar(schema, regex, grammar),
             background=background,
             temperature=temperature,
             top_k=top_k,
@@ -187,6 +197,9 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         logprobs: int | None = None,
+        schema: Schema | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         background: bool = False,
     ) -> Generation:
         """Answers a conversation: messages with "role" and "content", through the model's own chat template.
@@ -204,6 +217,7 @@ class Model:
             max_tokens=max_tokens,
             stop=stop,
             logprobs=logprobs,
+            form=make_grammar(schema, regex, grammar),
             background=background,
             temperature=temperature,
             top_k=top_k,
@@ -224,6 +238,7 @@ class Model:
         max_tokens: int | None,
         stop: str | Sequence[str] | None,
         logprobs: int | None,
+        form: Grammar | None,
         background: bool,
         **explicit: object,
     ) -> Generation:
@@ -248,6 +263,7 @@ class Model:
             stops=stops,
             stop_ids=self._tokenizer.stop_ids if self._tokenizer else frozenset(),
             logprobs=None if logprobs is None else int(logprobs),
+            constraint=None if form is None else self._constraints.compile(form),
             is_background=background,
         )
         return Generation(request, self._scheduler, self)
@@ -361,6 +377,10 @@ class Model:
             for i in (tokenizer.bos_id, tokenizer.eos_id)
         )
         return ChatEncoder(tokenizer, ChatTemplate(source, bos_token=bos, eos_token=eos))
+
+    @cached_property
+    def _constraints(self) -> ConstraintCompiler:
+        return ConstraintCompiler(self._require_tokenizer(), self._vocab_size)
 
     def _require_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:

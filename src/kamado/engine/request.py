@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .constraint import Constraint
 from .piece import FinishReason, Piece, Usage
 from .sampler import Sampler, Sampling, log_probabilities
 from .session import Session
@@ -57,6 +58,7 @@ class Request:
         stops: Sequence[str] = (),
         stop_ids: frozenset[int] = frozenset(),
         logprobs: int | None = None,
+        constraint: Constraint | None = None,
         is_background: bool = False,
     ) -> None:
         self.tokens = list(prompt)  # the prompt, then what was picked
@@ -74,6 +76,7 @@ class Request:
         self._stops = StopMatcher(stops)
         self._stop_ids = stop_ids
         self._logprobs = logprobs
+        self._constraint = constraint
         self.submitted_at = time.perf_counter()
         self.started_at = self.first_at = self.last_at = 0.0
 
@@ -94,7 +97,11 @@ class Request:
 
     def accept(self, logits: NDArray[np.float32]) -> bool:
         """Picks the next token from float32[vocab] and puts its piece out; True when that was the last."""
-        token = self.sampler.pick(logits, len(self.tokens))
+        constraint = self._constraint
+        allowed = None if constraint is None else constraint.allowed()
+        token = self.sampler.pick(logits, len(self.tokens), allowed)
+        if constraint is not None:
+            constraint.accept(token)
         logprob, top = (None, ()) if self._logprobs is None else log_probabilities(logits, token, self._logprobs)
         self.tokens.append(token)
         finish: FinishReason | None = None
@@ -103,8 +110,9 @@ class Request:
             finish = "stop"
         else:
             text = self._stops.push(self._text.push(token))
-            if not self._stops.is_stopped and len(self.tokens) >= self.end:
-                finish = "length"
+            is_complete = constraint is not None and constraint.is_complete
+            if not self._stops.is_stopped and (is_complete or len(self.tokens) >= self.end):
+                finish = "stop" if is_complete else "length"
                 text += self._stops.push(self._text.flush())
                 text += self._stops.flush()
             if self._stops.is_stopped:
