@@ -42,7 +42,7 @@ class KeyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str = "key"
     key: str | None = None
     sha256: str | None = None
-    scopes: list[str] = ["infer", "read"]
+    scopes: tuple[str, ...] = ("infer", "read")
 
 
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
