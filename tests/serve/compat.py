@@ -51,7 +51,8 @@ _pending = pytest.StashKey[list[Assertion]]()
 def _assertion(test: str, endpoint: str, parameter: str, status: str, note: str) -> Assertion:
     assert status in STATUSES, f"{test}: {status!r} is no status: {', '.join(STATUSES)}"
     method, _, path = endpoint.partition(" ")
-    assert method in ("GET", "POST", "DELETE", "HEAD") and path.startswith("/"), f"{test}: {endpoint!r} is no endpoint"
+    assert method in ("GET", "POST", "DELETE", "HEAD"), f"{test}: {endpoint!r} has no method"
+    assert path.startswith("/"), f"{test}: {endpoint!r} has no path"
     return Assertion(endpoint, parameter, status, note, test)
 
 
