@@ -57,7 +57,7 @@ class WebFile:
 
 @cache
 def web_files() -> Mapping[str, WebFile]:
-    """All files of the page by name. Read once; only these can be asked for, so that no path is ever made of a request."""
+    """All files of the page by name. Only these can be asked for: no path is made of a request."""
     found = {}
     for path in sorted(_FOLDER.iterdir()):
         if path.suffix in _MEDIA_TYPES:
