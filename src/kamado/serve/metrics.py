@@ -38,7 +38,9 @@ class _Metric:
 
     def _line(self, suffix: str, labels: Iterable[tuple[str, str]], value: float) -> str:
         inside = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels)
-        return f"{self.name}{suffix}{{{inside}}} {_number(value)}" if inside else f"{self.name}{suffix} {_number(value)}"
+        return (
+            f"{self.name}{suffix}{{{inside}}} {_number(value)}" if inside else f"{self.name}{suffix} {_number(value)}"
+        )
 
 
 M = TypeVar("M", bound=_Metric)

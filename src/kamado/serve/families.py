@@ -1,0 +1,19 @@
+"""All routes of all families, and which family a path belongs to. A new family is two lines here."""
+
+from __future__ import annotations
+
+from .routes import Family, Route
+
+
+def all_routes() -> list[Route]:
+    """Every route there is. Imported when asked: the table is the first that needs the families."""
+    from . import openai, ops
+
+    return [*ops.ROUTES, *openai.ROUTES]
+
+
+def family_of(path: str) -> Family:
+    """The family in whose shape a fault on `path` is written when no route says so."""
+    from . import openai
+
+    return openai.FAMILY
