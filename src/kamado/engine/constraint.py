@@ -45,6 +45,7 @@ _KINDS = {
     "json_schema": "the JSON Schema cannot be used",
     "regex": "the regular expression cannot be used",
     "lark": "the grammar cannot be used",
+    "parts": "the tools or the answer's form cannot be used",
 }
 # What the matcher calls its ends.
 _STOPS = {
@@ -130,8 +131,10 @@ class ConstraintCompiler:
                 source = matchers.grammar_from_json_schema(grammar.text, overrides=options)
             elif grammar.kind == "regex":
                 source = matchers.grammar_from_regex(grammar.text)
-            else:
+            elif grammar.kind == "lark":
                 source = matchers.grammar_from_lark(grammar.text)
+            else:
+                source = grammar.text
             matcher = matchers(self._trie, source, log_level=0, limits=package.LLParserLimits(**_LIMITS))
         except ValueError as error:
             raise ConstraintError(f"{_KINDS[grammar.kind]}: {_reason(str(error))}") from None

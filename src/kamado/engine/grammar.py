@@ -23,19 +23,20 @@ MAX_ALL_PROPERTIES = 4096
 MAX_INTEGER_BITS = 63
 _RULE_KEY = "x-guidance"  # the compiler's own options inside a schema are not the schema's author's to change
 # Formats that the compiler can enforce; any other is a remark, as JSON Schema says.
-_FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
+_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
 
 Schema = Mapping[str, Any] | bool | str
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A constraint that was checked for size. `text` is JSON for a schema, else the expression or the grammar.
+    """A constraint that was checked for size. `text` is JSON for a schema, else the expression or the grammar; of
+    "parts", JSON of several grammars that name each other, the first of which is the whole.
 
     `is_lenient`: keywords that cannot be enforced are left out instead of refused.
     """
 
-    kind: Literal["json_schema", "regex", "lark"]
+    kind: Literal["json_schema", "regex", "lark", "parts"]
     text: str
     is_lenient: bool = False
 
@@ -46,7 +47,7 @@ def schema_grammar(schema: Schema, *, lenient: bool = False) -> Grammar:
     Raises ConstraintError when it is no schema, too large or too deep, or false.
     """
     if isinstance(schema, str):
-        _check_length("the schema", schema)
+        check_length("the schema", schema)
         try:
             schema = json.loads(schema)
         except (ValueError, RecursionError) as error:
@@ -69,7 +70,7 @@ def schema_text(schema: object) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise ConstraintError("the schema has half a character (a lone surrogate)") from None
-    _check_length("the schema", text)
+    check_length("the schema", text)
     return text
 
 
@@ -147,10 +148,11 @@ def _count_properties(value: Mapping[Any, Any], counts: _Counts) -> None:
 def _checked_text(what: str, text: object) -> str:
     if not isinstance(text, str):
         raise ConstraintError(f"{what} must be text, not {type(text).__name__}")
-    _check_length(what, text)
+    check_length(what, text)
     return text
 
 
-def _check_length(what: str, text: str) -> None:
+def check_length(what: str, text: str) -> None:
+    """Raises ConstraintError for a text that is too long."""
     if len(text) > MAX_CHARACTERS:
         raise ConstraintError(f"{what} has {len(text)} characters: {MAX_CHARACTERS} are allowed")

@@ -22,16 +22,20 @@ from ..errors import (
 from ..memory.forecast import Plan
 from ..memory.usage import BudgetWatch
 from .chat import ChatEncoder
+from .chat_types import Message, OutputFormat, Think, Tool, ToolChoice
 from .constraint import ConstraintCompiler
 from .executor_protocol import ExecutorProtocol
 from .generation import Generation, public_error
 from .grammar import Grammar, Schema, make_grammar
-from .request import Request
+from .request import Request, TokenRule
 from .sampler import MAX_LOGPROBS, sampling_from
 from .scheduler import NoRoomError, Scheduler
 from .session import SessionCache
 from .stats import Stats, make_stats
 from .stops import check_stops
+from .think_budget import ThinkBudget
+from .tool_format import ChatFormat, choose_format
+from .turn import Turn, TurnMaker, TurnStream
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
@@ -230,6 +234,80 @@ class Model:
             seed=seed,
         )
 
+    def prepare_turn(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice | None = None,
+        output: OutputFormat | None = None,
+        think: Think | None = None,
+        continue_last: bool = False,
+        template_options: Mapping[str, object] | None = None,
+    ) -> Turn:
+        """A prompt with tools and an output format, in the model's own form: what `answer_turn` answers.
+
+        Whatever the model does, calls in the answer are whole and their arguments match the tool's schema, and text
+        has the output format. `think.enabled` switches reasoning where the template can; `think.max_tokens` ends it.
+        `template_options`: plain data for variables of the template. Raises UsageError (a model that cannot use tools,
+        with the reason; a name or message that is wrong), ConstraintError for schemas that cannot be used,
+        MissingPackageError, TemplateError.
+        """
+        return self._turn_maker.prepare(
+            messages,
+            tools=tools,
+            tool_choice=tool_choice or ToolChoice(),
+            output=output or OutputFormat(),
+            think=think or Think(),
+            continue_last=continue_last,
+            options=template_options or {},
+            compile_form=lambda form: self._constraints.compile(form),
+        )
+
+    def answer_turn(
+        self,
+        turn: Turn,
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: int | None = None,
+        choice: int = 0,
+        background: bool = False,
+        **sampling: object,
+    ) -> TurnStream:
+        """Answers a prepared turn: an iterator over events of engine/chat_types.py, `Finish` the last.
+
+        Parameters and errors are those of `generate`; `stop` strings end the answer's text, not its reasoning or calls.
+        `choice` marks the events of one of several answers.
+        """
+        stops = check_stops(stop)
+        generation = self._answer(
+            list(turn.tokens),
+            continues=False,
+            max_tokens=max_tokens,
+            stop=None,
+            logprobs=logprobs,
+            form=turn.form,
+            background=background,
+            turn=turn,
+            **sampling,
+        )
+        return TurnStream(
+            turn,
+            self._turn_maker.format,
+            self._require_tokenizer(),
+            generation,
+            stops=stops,
+            choice=choice,
+            has_logprobs=logprobs is not None,
+        )
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """How the model writes reasoning and calls, found and proved by rendering its template; `refusal` says why
+        tools cannot be used. Raises TemplateError for a model without a template."""
+        return self._turn_maker.format
+
     def _answer(
         self,
         tokens: list[int],
@@ -240,6 +318,7 @@ class Model:
         logprobs: int | None,
         form: Grammar | None,
         background: bool,
+        turn: Turn | None = None,
         **explicit: object,
     ) -> Generation:
         """Starts an answer. `continues`: its text goes on from the prompt's, so a leading space belongs to it."""
@@ -263,7 +342,7 @@ class Model:
             stops=stops,
             stop_ids=self._tokenizer.stop_ids if self._tokenizer else frozenset(),
             logprobs=None if logprobs is None else int(logprobs),
-            constraint=None if form is None else self._constraints.compile(form),
+            constraint=self._rule(form, turn),
             is_background=background,
         )
         return Generation(request, self._scheduler, self)
@@ -377,6 +456,21 @@ class Model:
             for i in (tokenizer.bos_id, tokenizer.eos_id)
         )
         return ChatEncoder(tokenizer, ChatTemplate(source, bos_token=bos, eos_token=eos))
+
+    @cached_property
+    def _turn_maker(self) -> TurnMaker:
+        encoder = self._chat_encoder
+        source = self._checkpoint.chat_template or ""
+        return TurnMaker(encoder, choose_format(encoder.template, self._require_tokenizer()), source)
+
+    def _rule(self, form: Grammar | None, turn: Turn | None) -> TokenRule | None:
+        """What binds the tokens of an answer."""
+        inner = None if form is None else self._constraints.compile(form)
+        if turn is None or turn.think_tokens is None or turn.plain_tags is None:
+            return inner
+        return ThinkBudget(
+            self._require_tokenizer(), turn.plain_tags, turn.think_tokens, is_reasoning=turn.is_reasoning, inner=inner
+        )
 
     @cached_property
     def _constraints(self) -> ConstraintCompiler:

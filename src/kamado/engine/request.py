@@ -10,7 +10,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .constraint import Constraint
 from .piece import FinishReason, Piece, Usage
 from .sampler import Sampler, Sampling, log_probabilities
 from .session import Session
@@ -18,6 +17,23 @@ from .stops import StopMatcher
 
 # Pieces that wait for a slow consumer before its request pauses: a second or two of reading.
 MAX_QUEUED_PIECES = 64
+
+
+class TokenRule(Protocol):
+    """Says which tokens may come next; engine/constraint.py and engine/think_budget.py have one each."""
+
+    def allowed(self) -> NDArray[np.int64] | None:
+        """Ids, ascending, at least one; None: all."""
+        ...
+
+    def accept(self, token: int, /) -> None:
+        """The token that was picked."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but an end may follow."""
+        ...
 
 
 class TextStream(Protocol):
@@ -58,7 +74,7 @@ class Request:
         stops: Sequence[str] = (),
         stop_ids: frozenset[int] = frozenset(),
         logprobs: int | None = None,
-        constraint: Constraint | None = None,
+        constraint: TokenRule | None = None,
         is_background: bool = False,
     ) -> None:
         self.tokens = list(prompt)  # the prompt, then what was picked

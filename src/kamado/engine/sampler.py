@@ -1,6 +1,7 @@
 """From a row of logits to a token: one documented order, its own random numbers, no thread or batch in the result.
 
-Order: the form of the answer rules tokens out (engine/constraint.py) → logit bias → penalties (repetition, then presence and frequency) → temperature → top-k → top-p → min-p → draw.
+Order: the answer's form rules tokens out (engine/constraint.py) → logit bias → penalties (repetition, then presence and
+frequency) → temperature → top-k → top-p → min-p → draw.
 Temperature 0 takes the largest logit after bias and penalties; equal logits go to the lower token id, everywhere.
 
   repetition   over the prompt and the answer: a positive logit is divided by it, a negative one multiplied
