@@ -6,8 +6,6 @@ are read here, not by their declared types, so that a refusal can say why.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -31,6 +29,8 @@ from .backend import (
     ToolChoice,
 )
 from .faults import RequestError
+from .images import image_from_base64
+from .schemas import check_schema
 
 MAX_TOOLS = 256
 _EFFORTS: Mapping[str, Effort] = {"low": "low", "medium": "medium", "high": "high"}
@@ -249,7 +249,10 @@ def chat_request(body: PromptBody, *, owner: str, request_id: str, max_image_byt
 
 
 def _output(config: OutputConfig) -> OutputFormat:
-    return OutputFormat() if config.format is None else OutputFormat(kind="json_schema", schema=config.format.schema)
+    if config.format is None:
+        return OutputFormat()
+    check_schema(config.format.schema, "output_config.format.schema")
+    return OutputFormat(kind="json_schema", schema=config.format.schema)
 
 
 def _think(thinking: ThinkingBody | None, config: OutputConfig) -> Think:
@@ -318,6 +321,7 @@ def _tools(raw: Sequence[Mapping[str, Any]]) -> Iterator[Tool]:
         if tool.name in names:
             raise RequestError(f"{where}: there are two tools {tool.name!r}", param=f"{where}.name")
         names.add(tool.name)
+        check_schema(tool.input_schema, f"{where}.input_schema")
         description = tool.description or ""
         for example in tool.input_examples or ():
             description += f"\nExample of its input: {json.dumps(example, ensure_ascii=False)}"
@@ -409,17 +413,7 @@ class _Reader:
                 f"{where}: this server fetches nothing from other hosts; send the image's bytes (base64)", param=where
             )
         image = _convert(source, _Base64, where)
-        try:
-            data = base64.b64decode(image.data, validate=True)
-        except (binascii.Error, ValueError):
-            raise RequestError(f"{where}.data is no base64", param=f"{where}.data") from None
-        if len(data) > self._max_image_bytes:
-            raise RequestError(
-                f"{where}: {len(data)} bytes are more than the {self._max_image_bytes} allowed",
-                param=where,
-                kind="too_large",
-            )
-        return ImagePart(data, image.media_type)
+        return image_from_base64(image.data, f"{where}.data", self._max_image_bytes)
 
     def _document(self, document: _Document, where: str) -> str:
         if document.citations and document.citations.get("enabled"):

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from .faults import Fault, FaultError
-from .http import sse
-from .routes import Call, Family, Response
+from .http import json_response, sse
+from .routes import Call, Family, Response, Route
 
 _FOLDER = Path(__file__).parent / "web"
 _MEDIA_TYPES = {
@@ -87,3 +87,31 @@ async def _file(call: Call[None]) -> Response:
     if call.headers.get("if-none-match") == file.etag:
         return Response(status=304, media_type=file.media_type, headers=headers)
     return Response(content=file.content, media_type=file.media_type, headers=headers)
+
+
+async def _status(call: Call[None]) -> Response:
+    """What the page shows: models that can chat, what is loaded, bytes by owner."""
+    service = call.server.service
+    models = [
+        {"name": info.name, "context": info.context}
+        for info in await service.models()
+        if not info.capabilities or "chat" in info.capabilities  # none are known before a model was loaded
+    ]
+    loaded = [
+        {
+            "name": model.info.name,
+            "context": model.info.context,
+            "memory_bytes": model.memory_bytes,
+            "num_active": model.num_active,
+            "bytes_by_owner": dict(model.bytes_by_owner),
+        }
+        for model in service.loaded()
+    ]
+    return json_response({"models": models, "loaded": loaded})
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/", _file, "public", PAGE, "The page", is_hidden=True),
+    Route("GET", "/web/status.json", _status, "read", PAGE, "What the page shows", is_hidden=True),
+    Route("GET", "/web/{name}", _file, "public", PAGE, "A file of the page", is_hidden=True),
+)
