@@ -7,13 +7,16 @@ from .routes import Family, Route
 
 def all_routes() -> list[Route]:
     """Every route there is. Imported when asked: the table is the first that needs the families."""
-    from . import openai, ops
+    from . import anthropic, ollama, ollama_library, openai, ops, page
 
-    return [*ops.ROUTES, *openai.ROUTES]
+    modules = (ops, openai, anthropic, ollama, ollama_library, page)
+    return [route for module in modules for route in module.ROUTES]
 
 
 def family_of(path: str) -> Family:
     """The family in whose shape a fault on `path` is written when no route says so."""
-    from . import openai
+    from . import anthropic, ollama, openai
 
-    return openai.FAMILY
+    if path.startswith("/api/"):
+        return ollama.FAMILY
+    return anthropic.FAMILY if path.startswith("/v1/messages") else openai.FAMILY
