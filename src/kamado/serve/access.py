@@ -1,4 +1,4 @@
-"""Who may reach the server at all: names in Host headers against rebinding, pages in Origin headers against others' sites.
+"""Who may reach the server at all: Host headers are checked against rebinding, Origin headers against foreign pages.
 
 A page of another site can make its visitor's browser send requests to a server on his machine. Two headers that a
 browser sets and a page cannot forge stop it: Host has the name that the page was told (a rebound name is not on the
@@ -44,11 +44,12 @@ class Access:
         )
 
     def check_origin(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """Headers that let the asking page read the answer; {} when no page asks. Raises FaultError for a foreign page."""
+        """Headers that let the asking page read the answer; {} when none asks. Raises FaultError for a foreign page."""
         origin = headers.get("origin")
         if origin is None:
-            # A browser that says the request is another site's, but not which (an image, a form of old): no page of ours.
-            if headers.get("sec-fetch-site") in ("cross-site", "same-site") and headers.get("sec-fetch-mode") != "navigate":
+            # A browser that says the request is another site's, but not which: an image, say. A link may lead here.
+            is_foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+            if is_foreign and headers.get("sec-fetch-mode") != "navigate":
                 raise FaultError(Fault("forbidden", "requests of other sites are not taken"))
             return {}
         match = _ORIGIN.fullmatch(origin)
@@ -73,9 +74,9 @@ class Access:
             **cors,
             "access-control-allow-methods": ", ".join(methods),
             "access-control-allow-headers": "authorization, content-type, x-api-key, x-request-id, anthropic-version, "
-            "anthropic-beta, anthropic-dangerous-direct-browser-access, user-agent, openai-organization, openai-project, "
-            "openai-beta, x-stainless-arch, x-stainless-lang, x-stainless-os, x-stainless-package-version, "
-            "x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, x-stainless-timeout, "
+            "anthropic-beta, anthropic-dangerous-direct-browser-access, user-agent, openai-organization, "
+            "openai-project, openai-beta, x-stainless-arch, x-stainless-lang, x-stainless-os, "
+            "x-stainless-package-version, x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, x-stainless-timeout, "
             "x-stainless-async, x-stainless-poll-helper, x-stainless-helper-method, x-stainless-read-timeout",
             "access-control-max-age": _MAX_AGE_SECONDS,
         }

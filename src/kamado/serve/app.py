@@ -28,6 +28,7 @@ from .faults import Fault, FaultError, fault_of
 from .http import to_json
 from .keys import NOBODY, Key, KeyRing
 from .metrics import Registry
+from .model_stats import register_model_stats
 from .routes import Call, Family, Response, Route
 from .service import Service
 from .writer import Writer
@@ -41,6 +42,7 @@ _log = logging.getLogger("kamado.serve")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,80}")
 _PARAMETER = re.compile(r"\{([a-z_]+)(:path)?\}")
 _MAX_QUERY_BYTES = 8192
+_STATS_SECONDS = 1.0
 _MAX_PATH_CHARACTERS = 2048
 
 # What a page of ours may do, and nothing else: no other host, no inline script.
@@ -90,9 +92,13 @@ class Server:
         self._table = _Table(self.routes)
         self._access = Access(config)
         self._limits = BodyLimits(config.max_body_bytes, config.max_json_depth, config.body_timeout)
-        self._requests = metrics.counter("kamado_http_requests_total", "Answers, by route and status.", ("route", "status"))
+        self._requests = metrics.counter(
+            "kamado_http_requests_total", "Answers, by route and status.", ("route", "status")
+        )
         self._http_seconds = metrics.histogram("kamado_http_seconds", "From a request to the end of its answer.")
         self._num_open = 0
+        self._model_stats: dict[str, Mapping[str, Any]] = {}
+        register_model_stats(metrics, lambda: self._model_stats)
         metrics.gauge("kamado_http_open", "Requests being answered.", lambda: [((), float(self._num_open))])
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,6 +113,16 @@ class Server:
             await self._lifespan(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
+
+    async def refresh_model_stats(self) -> None:
+        """What engines counted, for /metrics. A model in the middle of a long step is shown as it was before."""
+        for slot in self.service.pool.slots:
+            if slot.model is not None:
+                with suppress(TimeoutError, ClosedError):
+                    async with asyncio.timeout(_STATS_SECONDS):
+                        self._model_stats[slot.name] = await slot.model.stats()
+        loaded = {slot.name for slot in self.service.pool.slots}
+        self._model_stats = {name: stats for name, stats in self._model_stats.items() if name in loaded}
 
     def drain(self) -> None:
         """Takes no more requests; those that run may end. `Service.close` cuts them."""

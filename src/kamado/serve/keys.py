@@ -73,7 +73,7 @@ class KeyRing:
         return entry
 
     def find(self, key: str | None) -> Key | None:
-        """Whose key this is. LOCAL when there are no keys; None when it is not one of ours. Takes the same time for all."""
+        """Whose key this is: LOCAL when there are no keys, None when it is not one of ours. Time says nothing of it."""
         if not self._keys:
             return LOCAL
         if key is None or len(key) > MAX_KEY_CHARACTERS:

@@ -119,7 +119,7 @@ class Service:
         return self.pool.loaded()
 
     async def load(self, name: str, *, keep_alive: float | None = None, pinned: bool = False) -> ModelInfo:
-        """Loads a model without a request. `keep_alive` seconds; math.inf: for ever. `pinned`: only unload() ends it."""
+        """Loads a model without a request. `keep_alive` math.inf: for ever. `pinned`: only unload() ends it."""
         async with self._admitted(""), self.pool.use(self.real_name(name), keep_alive=keep_alive, pinned=pinned) as m:
             return m.info
 

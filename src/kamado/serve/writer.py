@@ -77,9 +77,7 @@ class Writer:
         """Leaves the answer incomplete, so that the connection is closed and the client knows."""
         self.is_complete = True
 
-    async def _keep_company(
-        self, begin: Callable[[], Awaitable[None]], comment: bytes, seconds: float
-    ) -> None:
+    async def _keep_company(self, begin: Callable[[], Awaitable[None]], comment: bytes, seconds: float) -> None:
         """Writes `comment` whenever nothing else was written for `seconds`."""
         loop = asyncio.get_running_loop()
         while True:
