@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -12,7 +13,7 @@ import pytest
 from kamado.engine.constraint import ConstraintCompiler
 from kamado.engine.grammar import lark_grammar, make_grammar, regex_grammar, schema_grammar
 from kamado.engine.sampler import Sampler, Sampling
-from kamado.errors import ConstraintError, KamadoError, MissingPackageError
+from kamado.errors import ConstraintError, MissingPackageError
 
 from .fakes import EOS, IM_END, VOCAB, ByteTokenizer, FakeExecutor, make_model
 
@@ -194,11 +195,9 @@ def test_a_schema_that_cannot_be_kept_is_refused(compiler, schema, words) -> Non
 )
 def test_a_hostile_schema_is_compiled_or_refused_and_never_hangs(compiler, schema) -> None:
     constraint = compiler.compile(schema_grammar(schema))
-    try:
+    with contextlib.suppress(ConstraintError):  # it may run out of fuel
         for _ in range(50):
             constraint.accept(int(constraint.allowed()[0]))
-    except KamadoError as error:
-        assert isinstance(error, ConstraintError)
 
 
 def test_what_cannot_be_enforced_may_be_left_out(compiler) -> None:

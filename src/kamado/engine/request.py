@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -34,6 +34,19 @@ class TokenRule(Protocol):
     def is_complete(self) -> bool:
         """Whether nothing but an end may follow."""
         ...
+
+
+class Outbox(SimpleQueue["Piece | BaseException | None"]):
+    """Pieces on their way to a consumer; an error or None (cancelled) is the last."""
+
+    listener: Callable[[], None] | None = None  # called by the scheduler's thread whenever something was put in
+
+    def put(self, item: Piece | BaseException | None, block: bool = True, timeout: float | None = None) -> None:
+        """Never blocks."""
+        super().put(item)
+        listener = self.listener
+        if listener is not None:
+            listener()
 
 
 class TextStream(Protocol):
@@ -82,7 +95,7 @@ class Request:
         self.end = self.num_prompt + max_tokens  # length of `tokens` at which the answer is cut
         self.sampler = Sampler(sampling, vocab_size, self.tokens)
         self.is_background = is_background
-        self.output: SimpleQueue[Piece | BaseException | None] = SimpleQueue()  # None: cancelled
+        self.output = Outbox()
         self.is_cancelled = False
         self.is_paused = False  # the consumer is slow; it wakes the scheduler when it has read
         self.session: Session | None = None

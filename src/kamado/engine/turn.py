@@ -221,6 +221,25 @@ class TurnStream(Iterator[ContentEvent | Finish]):
             self._take(next(self._generation))
         return self._ready.popleft()
 
+    def poll(self) -> ContentEvent | Finish | None:
+        """The next event if it is there already, else None. Raises StopIteration after the last."""
+        while not self._ready:
+            if self._is_done:
+                raise StopIteration
+            if not self._generation.is_ready:
+                return None
+            self._take(next(self._generation))
+        return self._ready.popleft()
+
+    def on_news(self, listener: Callable[[], None] | None) -> None:
+        """`listener` is called, by the scheduler's thread, when `poll` may have something."""
+        self._generation.on_news(listener)
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens of the prompt and the answer that were computed so far."""
+        return self._generation.num_computed_tokens
+
     def _take(self, piece: Piece) -> None:
         if self._has_logprobs:
             self._logprobs.append(self._logprob(piece))

@@ -76,7 +76,7 @@ class AnswerGrammar:
     def _reasoning(self) -> str:
         if self._tags is None:
             return ""
-        if is_mark(self._tags.close):
+        if is_mark(self._tags.close[0]):
             self._rules.append(f"reasoning: REASONING? {self._literal(self._tags.close)}")
             self._rules.append(f"REASONING: /{_ANY}+/")
         else:
@@ -162,10 +162,8 @@ class AnswerGrammar:
             check_length("the regular expression", output.grammar)
             self._parts.append({"name": "form", "lark_grammar": f"start: /{_slashes(output.grammar)}/"})
         else:
-            schema: dict[str, Any] = (
-                {"type": "object"} if output.kind == "json" or output.schema is None else output.schema
-            )
-            plain: dict[str, Any] = json.loads(schema_text(schema))
+            has_schema = output.kind == "json_schema" and output.schema is not None
+            plain: dict[str, Any] = json.loads(schema_text(output.schema if has_schema else {"type": "object"}))
             plain["x-guidance"] = {"whitespace_pattern": WHITESPACE}
             self._parts.append({"name": "form", "json_schema": plain})
 
