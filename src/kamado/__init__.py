@@ -106,6 +106,7 @@ def load(
     max_logit_rows: int | None = None,
     tier: str | None = None,
     trace: str | Path | None = None,
+    chat_template: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Loads a model: a GGUF file, a safetensors directory, or a name in the store such as "smollm2:135m".
@@ -123,6 +124,7 @@ def load(
     max_logit_rows  rows that `logits` may return; None: 32 MiB of them, 16 at the least
     tier      lowers the kernels' instruction set, e.g. "avx2"; None: the best that this processor has
     trace     a file to write the steps to, for Perfetto (ui.perfetto.dev)
+    chat_template  Jinja source in place of the file's own
     progress  called with (done bytes, total bytes) while weights are packed; an exception it raises stops the load
 
     Nothing is downloaded: `kamado pull NAME` does that. Raises ModelNotFoundError, CheckpointError and its kinds for a
@@ -145,15 +147,19 @@ def load(
         max_logit_rows=max_logit_rows,
         tier=tier,
         trace=trace,
+        chat_template=chat_template,
         progress=progress,
     )
 
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("kamado")
+        try:
+            return version("kamado")
+        except PackageNotFoundError:  # a source tree that was not installed
+            return "0+source"
     if name in _LAZY:
         from importlib import import_module
 

@@ -17,6 +17,7 @@ from .terminal import note, printable
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Answer one prompt."),
     "chat": ("chat", "Talk with a model."),
+    "serve": ("serve", "Serve models over HTTP: OpenAI's, Ollama's and Anthropic's protocols."),
     "pull": ("pull", "Fetch a model and check it."),
     "list": ("list_models", "List the models that were fetched."),
     "show": ("show", "Show what a model file holds."),

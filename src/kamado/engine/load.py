@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ def load_model(
     max_logit_rows: int | None = None,
     tier: str | None = None,
     trace: str | Path | None = None,
+    chat_template: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """See `kamado.load`."""
@@ -57,7 +59,9 @@ def load_model(
     from ..checkpoint.store import Store
     from ..models import build_program
 
-    checkpoint = open_checkpoint(Store().resolve(str(model)))
+    checkpoint = open_checkpoint(Store().resolve(model if isinstance(model, Path) else str(model)))
+    if chat_template is not None:
+        checkpoint = dataclasses.replace(checkpoint, chat_template=chat_template, chat_templates={})
     program = build_program(checkpoint)
     here = machine()
     num_threads = threads or here.cpus

@@ -22,11 +22,12 @@ from ..errors import (
 from ..memory.forecast import Plan
 from ..memory.usage import BudgetWatch
 from .chat import ChatEncoder
-from .chat_types import Message, OutputFormat, Think, Tool, ToolChoice
+from .chat_types import Message, OutputFormat, Think, TokenLogprob, Tool, ToolChoice
 from .constraint import ConstraintCompiler
 from .executor_protocol import ExecutorProtocol
 from .generation import Generation, public_error
 from .grammar import Grammar, Schema, make_grammar
+from .prompt_scores import PromptScores
 from .request import Request, TokenRule
 from .sampler import MAX_LOGPROBS, sampling_from
 from .scheduler import NoRoomError, Scheduler
@@ -109,6 +110,11 @@ class Model:
         return self._checkpoint.chat_template is not None
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether texts can be used, or token ids only."""
+        return self._tokenizer is not None
+
+    @property
     def stats(self) -> Stats:
         """Totals since the model was loaded: tokens, seconds by stage, bytes by owner, whether the budget was kept, and
         the ledger of streamed experts. Waits for the running step."""
@@ -124,6 +130,10 @@ class Model:
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
         return self._require_tokenizer().decode(self._check_tokens(tokens))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, perhaps no whole character; of a special one, its name."""
+        return self._require_tokenizer().token_bytes(token)
 
     def generate(
         self,
@@ -392,6 +402,30 @@ class Model:
             raise ContextOverflowError(len(tokens), self.context)
         return self._score(tokens, 0)
 
+    def prompt_logprobs(self, tokens: Sequence[int], top: int = 0, *, owner: str = "") -> tuple[TokenLogprob, ...]:
+        """Log-probabilities of a prompt's tokens with the `top` likeliest in their places; the first one's is NaN.
+
+        Beginnings that earlier calls of the same `owner` shared are not computed again. Raises ContextOverflowError.
+        """
+        checked = self._check_tokens(tokens)
+        if not checked:
+            raise UsageError("the prompt is empty: it must have one token at least")
+        if len(checked) > self.context:
+            raise ContextOverflowError(len(checked), self.context)
+        if not is_whole(top) or not 0 <= top <= MAX_LOGPROBS:
+            raise UsageError(f"top must be a whole number from 0 to {MAX_LOGPROBS}, not {top!r}")
+        try:
+            scores = self._prompt_scores.scores(checked, top, owner) if len(checked) > 1 else []
+        except KamadoError:
+            raise
+        except Exception as error:
+            raise public_error(error) from error
+        out = [TokenLogprob(checked[0], self.token_bytes(checked[0]), math.nan)]
+        for token, (value, best) in zip(checked[1:], scores, strict=True):
+            alternatives = tuple((other, self.token_bytes(other), logprob) for other, logprob in best)
+            out.append(TokenLogprob(token, self.token_bytes(token), value, alternatives))
+        return tuple(out)
+
     def perplexity(
         self,
         prompt: str | Sequence[int],
@@ -439,6 +473,11 @@ class Model:
     def __repr__(self) -> str:
         state = "closed" if self._scheduler.is_closed else f"context {self.context}"
         return f"<kamado.Model {self.name!r}, {self.plan.architecture}, {state}>"
+
+    @cached_property
+    def _prompt_scores(self) -> PromptScores:
+        rows = min(self.plan.max_rows, self.plan.max_logit_rows)
+        return PromptScores(self._scheduler, max_rows=rows, vocab_size=self._vocab_size)
 
     @cached_property
     def _chat_encoder(self) -> ChatEncoder:

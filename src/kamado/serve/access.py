@@ -17,6 +17,21 @@ from .faults import Fault, FaultError
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
 _ORIGIN = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
 _MAX_AGE_SECONDS = "600"
+# What the official clients send from browsers.
+_ALLOWED_HEADERS = ", ".join(
+    (
+        "authorization", "content-type", "user-agent", "x-api-key", "x-request-id",
+        "anthropic-version", "anthropic-beta", "anthropic-dangerous-direct-browser-access",
+        "openai-organization", "openai-project", "openai-beta",
+        *(
+            f"x-stainless-{name}"
+            for name in (
+                "arch", "async", "helper-method", "lang", "os", "package-version", "poll-helper", "read-timeout",
+                "retry-count", "runtime", "runtime-version", "timeout",
+            )
+        ),
+    )
+)  # fmt: skip
 
 
 class Access:
@@ -73,11 +88,7 @@ class Access:
         return {
             **cors,
             "access-control-allow-methods": ", ".join(methods),
-            "access-control-allow-headers": "authorization, content-type, x-api-key, x-request-id, anthropic-version, "
-            "anthropic-beta, anthropic-dangerous-direct-browser-access, user-agent, openai-organization, "
-            "openai-project, openai-beta, x-stainless-arch, x-stainless-lang, x-stainless-os, "
-            "x-stainless-package-version, x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, x-stainless-timeout, "
-            "x-stainless-async, x-stainless-poll-helper, x-stainless-helper-method, x-stainless-read-timeout",
+            "access-control-allow-headers": _ALLOWED_HEADERS,
             "access-control-max-age": _MAX_AGE_SECONDS,
         }
 
