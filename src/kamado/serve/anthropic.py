@@ -207,9 +207,7 @@ async def _whole(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
 
 async def _events(call: Call[MessagesBody]) -> AsyncGenerator[dict[str, Any], None]:
     body = call.body
-    request = chat_request(
-        body, owner=call.key.id, request_id=call.id, max_image_bytes=call.server.config.max_image_bytes
-    )
+    request = chat_request(call)
     blocks = _Blocks(body, body.model)
     async with aclosing(call.server.service.chat(body.model, request)) as events:
         async for event in events:
@@ -240,9 +238,7 @@ async def messages(call: Call[MessagesBody]) -> Response:
 async def count_tokens(call: Call[CountTokensBody]) -> Response:
     """POST /v1/messages/count_tokens."""
     call.notes["model"] = call.body.model
-    request = chat_request(
-        call.body, owner=call.key.id, request_id=call.id, max_image_bytes=call.server.config.max_image_bytes
-    )
+    request = chat_request(call)
     return json_response({"input_tokens": await call.server.service.count_chat_tokens(call.body.model, request)})
 
 

@@ -30,6 +30,7 @@ from .backend import (
 )
 from .faults import RequestError
 from .images import image_from_base64
+from .routes import Call
 from .schemas import check_schema
 
 MAX_TOOLS = 256
@@ -169,8 +170,6 @@ class PromptBody(Struct, forbid_unknown_fields=True, kw_only=True):
     speed: Literal["standard", "fast"] | None = None
     mcp_servers: list[Any] | None = None
     context_management: dict[str, Any] | None = None
-    user_profile_id: str | None = None
-    workspace_id: str | None = None
 
 
 class MessagesBody(PromptBody, forbid_unknown_fields=True, kw_only=True):
@@ -200,13 +199,18 @@ REFUSED: Mapping[str, str] = {
     "diagnostics": "there are none here: usage.cache_read_input_tokens says what was found in the cache",
     "inference_geo": "the answer is computed on this machine, in no other region",
     "mcp_servers": "this server calls no other: connect to MCP servers in the client and send their tools",
-    "user_profile_id": "there are no user profiles here: keys are this server's own",
-    "workspace_id": "there are no workspaces here: keys are this server's own",
+}
+REFUSED_HEADERS: Mapping[str, str] = {
+    "anthropic-user-profile-id": "there are no user profiles here: keys are this server's own",
+    "anthropic-workspace-id": "there are no workspaces here: keys are this server's own",
 }
 
 
-def check_refused(body: PromptBody) -> None:
+def check_refused(body: PromptBody, headers: Mapping[str, str]) -> None:
     """Raises RequestError for a parameter that cannot be honoured."""
+    for name, reason in REFUSED_HEADERS.items():
+        if name in headers:
+            raise RequestError(f"{name}: {reason}", param=name)
     for name, reason in REFUSED.items():
         if getattr(body, name, None) is not None:
             raise RequestError(f"{name}: {reason}", param=name)
@@ -214,9 +218,11 @@ def check_refused(body: PromptBody) -> None:
         raise RequestError("speed: there is one speed here, the standard one", param="speed")
 
 
-def chat_request(body: PromptBody, *, owner: str, request_id: str, max_image_bytes: int) -> ChatRequest:
-    """The conversation to continue. Raises RequestError naming the parameter."""
-    check_refused(body)
+def chat_request(call: Call[Any]) -> ChatRequest:
+    """The conversation that a call's body asks to continue. Raises RequestError naming the parameter."""
+    body: PromptBody = call.body
+    check_refused(body, call.headers)
+    max_image_bytes = call.server.config.max_image_bytes
     tools = tuple(_tools(body.tools or []))
     messages = _messages(body, max_image_bytes)
     config = body.output_config or OutputConfig()
@@ -242,8 +248,8 @@ def chat_request(body: PromptBody, *, owner: str, request_id: str, max_image_byt
         output=_output(config),
         think=_think(body.thinking, config),
         continue_last=messages[-1].role == "assistant",
-        owner=owner,
-        request_id=request_id,
+        owner=call.key.id,
+        request_id=call.id,
         **own,
     )
 

@@ -8,8 +8,8 @@
     .IsThinkSet
 
 Anything else (define, template, block, printf, call, methods, dates) is refused by name: a template that means
-something else than its author thought would show in every answer. Nothing is run here: the result is source text, and Jinja's
-sandbox bounds it like every other template.
+something else than its author thought would show in every answer. Nothing is run here: the result is source text, and
+Jinja's sandbox bounds it like every other template.
 
 A template without .Messages is Ollama's older kind: it says one turn of .System, .Prompt and .Response, is repeated for
 every turn, and ends before .Response for the one to be answered.
@@ -386,8 +386,8 @@ def _call(name: str, operands: Sequence[str]) -> str:
         "slice": (n in (2, 3), lambda: f"{operands[0]}[{operands[1]}:{operands[2] if n == 3 else ''}]"),
         "json": (n == 1, lambda: f"({operands[0]} | tojson)"),
     }
-    for function, mark in _COMPARE.items():
-        calls[function] = (n == 2, lambda mark=mark: f"({operands[0]} {mark} {operands[1]})")
+    if name in _COMPARE:
+        calls[name] = (n == 2, lambda: f"({operands[0]} {_COMPARE[name]} {operands[1]})")
     if name not in calls:
         raise UsageError(f"the template uses the function {name[:40]!r}, which is not supported")
     fits, make = calls[name]
