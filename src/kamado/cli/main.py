@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "Forecast memory and speed before loading."),
     "bench": ("bench", "Measure prefill, decode and this machine's limits."),
     "perplexity": ("perplexity", "Score a text; comparable with llama-perplexity."),
+    "embed": ("embed", "Turn texts into vectors."),
     "synth": ("synth", "Write a random-weight model of a family's shape."),
     "doctor": ("doctor", "Look over the machine and the model store."),
     "completion": ("completion", "Print a shell completion script."),

@@ -63,6 +63,8 @@ def load_model(
     if chat_template is not None:
         checkpoint = dataclasses.replace(checkpoint, chat_template=chat_template, chat_templates={})
     program = build_program(checkpoint)
+    if program.is_encoder and kv == "auto":
+        kv = "f32"  # texts are short and are not kept, so exactness costs little
     here = machine()
     num_threads = threads or here.cpus
     plan = forecast.plan(
@@ -124,6 +126,8 @@ def _build(
             tokenizer=reader.result(),
             cancelled_error=_native.Cancelled,
             watch=watch,
+            pooling=program.pooling,
+            is_encoder=program.is_encoder,
         )
     except BaseException:
         executor.close()

@@ -21,9 +21,11 @@ from ..errors import (
 )
 from ..memory.forecast import Plan
 from ..memory.usage import BudgetWatch
+from ..program import Pooling
 from .chat import ChatEncoder
 from .chat_types import Message, OutputFormat, Think, TokenLogprob, Tool, ToolChoice
 from .constraint import ConstraintCompiler
+from .embed import Embedded, Embedder, shortened
 from .executor_protocol import ExecutorProtocol
 from .generation import Generation, public_error
 from .grammar import Grammar, Schema, make_grammar
@@ -70,11 +72,15 @@ class Model:
         cancelled_error: type[BaseException],
         max_sequences: int = MAX_SEQUENCES,
         watch: BudgetWatch | None = None,
+        pooling: Pooling | None = None,
+        is_encoder: bool = False,
     ) -> None:
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._executor = executor
         self._vocab_size = executor.vocab_size
+        self._pooling: Pooling = pooling or "mean"
+        self.is_encoder = is_encoder  # it makes vectors of texts, and no text
         self.plan: Plan = plan
         self._watch = watch or BudgetWatch(plan.memory_bytes, ())
         self._scheduler = Scheduler(
@@ -332,6 +338,7 @@ class Model:
         **explicit: object,
     ) -> Generation:
         """Starts an answer. `continues`: its text goes on from the prompt's, so a leading space belongs to it."""
+        self._require_generator()
         sampling = sampling_from(self._checkpoint.sampling, **explicit)
         if max_tokens is not None and (not is_whole(max_tokens) or max_tokens < 1):
             raise UsageError(f"max_tokens must be a whole number, 1 or more, not {max_tokens!r}")
@@ -367,6 +374,7 @@ class Model:
         Raises UsageError when that is more than the scratch that was planned (`plan.max_logit_rows` rows): use
         `score` or `perplexity`, which never hold all logits at once.
         """
+        self._require_generator()
         checked = self._check_tokens(tokens)
         if not checked:
             raise UsageError("logits needs one token at least")
@@ -390,11 +398,45 @@ class Model:
         self._with_sequence(len(ids), run)
         return out
 
+    def embed(
+        self, texts: Sequence[str | Sequence[int]], *, dimensions: int | None = None, truncate: bool = False
+    ) -> NDArray[np.float32]:
+        """float32[len(texts), d]: a vector of length 1 for each text (or its token ids), whatever the others are.
+
+        An encoder's rows are pooled as its file says (mean, first or last); a generating model's too, by their mean
+        when the file does not say. `dimensions`: only the first so many values. `truncate`: longer texts are cut to the
+        context; else they raise ContextOverflowError. Raises UsageError for texts that are empty or malformed.
+        """
+        return self.embed_counted(texts, dimensions=dimensions, truncate=truncate).vectors
+
+    def embed_counted(
+        self, texts: Sequence[str | Sequence[int]], *, dimensions: int | None = None, truncate: bool = False
+    ) -> Embedded:
+        """As `embed`, with the number of tokens of each text."""
+        if isinstance(texts, str):
+            raise UsageError("texts must be a list of texts, not one text")
+        ids = [self._prompt_tokens(text, special=False) for text in texts]
+        if truncate:
+            ids = [self._cut(tokens) for tokens in ids]
+        longest = max(map(len, ids), default=0)
+        if longest > self.context:
+            raise ContextOverflowError(longest, self.context)
+        vectors = shortened(self._embedder.embed(ids), dimensions)
+        return Embedded(vectors, tuple(map(len, ids)))
+
+    def _cut(self, tokens: list[int]) -> list[int]:
+        """At most the context; the token that ends a text stays."""
+        if len(tokens) <= self.context:
+            return tokens
+        end = tokens[-1:] if self._tokenizer is not None and self._tokenizer.add_eos else []
+        return tokens[: self.context - len(end)] + end
+
     def score(self, prompt: str | Sequence[int]) -> NDArray[np.float64]:
         """float64[n - 1]: the natural log-probability of every token but the first, given those before it.
 
         Raises ContextOverflowError when the prompt is longer than the context.
         """
+        self._require_generator()
         tokens = self._prompt_tokens(prompt, special=False)
         if len(tokens) < 2:
             raise UsageError("score needs two tokens at least")
@@ -407,6 +449,7 @@ class Model:
 
         Beginnings that earlier calls of the same `owner` shared are not computed again. Raises ContextOverflowError.
         """
+        self._require_generator()
         checked = self._check_tokens(tokens)
         if not checked:
             raise UsageError("the prompt is empty: it must have one token at least")
@@ -439,6 +482,7 @@ class Model:
         token), and its second half is scored. The rest after the last whole window is left out; a text shorter than a
         window is one. `progress(done, total)` counts windows.
         """
+        self._require_generator()
         tokens = self._prompt_tokens(prompt, special=False)
         if not is_whole(window) or not 4 <= window <= self.context:
             raise UsageError(f"window must be a whole number from 4 to {self.context}, the context, not {window!r}")
@@ -514,6 +558,21 @@ class Model:
     @cached_property
     def _constraints(self) -> ConstraintCompiler:
         return ConstraintCompiler(self._require_tokenizer(), self._vocab_size)
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return Embedder(
+            self._scheduler,
+            pooling=self._pooling,
+            width=self._executor.hidden_width,
+            max_rows=self.plan.max_rows,
+            max_pooled_rows=self.plan.max_logit_rows,
+            kv_tokens=self.plan.kv_tokens,
+        )
+
+    def _require_generator(self) -> None:
+        if self.is_encoder:
+            raise UsageError(f"{self.name} is an encoder: it makes vectors of texts, and no text; use embed()")
 
     def _require_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:

@@ -18,6 +18,7 @@ from .sizes import ExpertNeeds
 PAGE_TOKENS = 128  # tokens of one KV page
 DEFAULT_CONTEXT = 4096
 DEFAULT_MAX_ROWS = 512
+_ENCODER_KV_TOKENS = 8 * PAGE_TOKENS  # of the texts that a step of an encoder embeds together: a page each at least
 LEAST_CONTEXT = 256  # what the message of a budget that is too small falls back to
 
 _KV_BYTES = {"f32": 4, "exact": 2, "auto": 2}
@@ -280,6 +281,7 @@ class _Planner:
         self._given_rows = max_rows
         self._given_logit_rows = max_logit_rows
         self._kv_tokens = kv_tokens
+        self._default_kv_tokens = 0 if program.is_causal else _ENCODER_KV_TOKENS
         self._scratch = sizes.scratch_needs(program)
         self._token_bytes = kv_token_bytes(program, kv)
         self._weights = sizes.dense_weight_bytes(program)
@@ -339,11 +341,13 @@ class _Planner:
     def _rows(self, largest: int, at_most: int | None = None) -> list[int]:
         if self._given_rows is not None:
             return [self._given_rows]
+        if not self._program.is_causal:  # a text is computed in one step
+            return [round_to_pages(min(self._program.context_length, DEFAULT_CONTEXT))]
         return [n for n in _STEP_ROWS if n <= largest and (at_most is None or n <= max(at_most, _STEP_ROWS[-1]))]
 
     def _split(self, context: int, rows: int, logit_bytes: int = _LOGIT_BYTES) -> _Split:
-        kv_tokens = round_to_pages(max(context, self._kv_tokens or context))
-        logit_rows = self._given_logit_rows or choose_logit_rows(self._program.vocab_size, rows, logit_bytes)
+        kv_tokens = round_to_pages(max(context, self._kv_tokens or self._default_kv_tokens))
+        logit_rows = self._given_logit_rows or choose_logit_rows(self._program.output_width, rows, logit_bytes)
         return _Split(
             context=context,
             kv_tokens=kv_tokens,

@@ -285,7 +285,7 @@ class EngineModel:
         if "embedding" not in self.info.capabilities:
             raise UsageError(f"{self.info.name} generates text and makes no embeddings: use an encoder such as minilm")
         result = await self._in_thread(
-            partial(self._model.embed, request.inputs, dimensions=request.dimensions, truncate=request.truncate)
+            partial(self._model.embed_counted, request.inputs, dimensions=request.dimensions, truncate=request.truncate)
         )
         return Embeddings(np.asarray(result.vectors, np.float32), tuple(result.num_tokens))
 
