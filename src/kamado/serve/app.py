@@ -189,7 +189,7 @@ class Server:
             return
         work = asyncio.current_task()
         assert work is not None
-        watcher = asyncio.create_task(_cancel_on_disconnect(receive, work, exchange.notes))
+        watcher = asyncio.create_task(_cancel_on_disconnect(receive, work, writer, exchange.notes))
         try:
             response = await route.handler(call)
             await self._write(exchange, writer, response)
@@ -311,7 +311,7 @@ class Server:
         self._http_seconds.observe(seconds)
         if not _log.isEnabledFor(logging.INFO):
             return
-        is_quiet = exchange.route is not None and exchange.route.scope == "public" and (writer.status or 500) < 400
+        is_quiet = exchange.route is not None and exchange.route.scope == "public"  # asked every few seconds
         _log.log(
             logging.DEBUG if is_quiet else logging.INFO,
             "request",
@@ -328,10 +328,14 @@ class Server:
         )
 
 
-async def _cancel_on_disconnect(receive: Receive, work: asyncio.Task[Any], notes: dict[str, Any]) -> None:
+async def _cancel_on_disconnect(
+    receive: Receive, work: asyncio.Task[Any], writer: Writer, notes: dict[str, Any]
+) -> None:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
+            if writer.is_complete:  # it is said of a complete answer too
+                return
             notes["outcome"] = "client left"
             work.cancel()
             return

@@ -61,7 +61,7 @@ def _message(item: Mapping[str, Any], where: str, max_image_bytes: int) -> Messa
                 f"{where}.{key[:60]} is not known in a message of this role", param=f"{where}.{key[:60]}"
             )
     role = _ROLES[name]
-    parts = _parts(item.get("content"), role, f"{where}.content", max_image_bytes)
+    parts = content_parts(item.get("content"), role, f"{where}.content", max_image_bytes)
     if role == "assistant":
         return _assistant(item, parts, where)
     if item.get("content") is None:
@@ -110,7 +110,8 @@ def _call(call: Any, where: str) -> ToolCall:
     return ToolCall(_text(call, "id", where), name, arguments or "{}")
 
 
-def _parts(content: Any, role: Role, where: str, max_image_bytes: int) -> tuple[Part, ...]:
+def content_parts(content: Any, role: Role, where: str, max_image_bytes: int) -> tuple[Part, ...]:
+    """Text, or a list of parts of either of OpenAI's endpoints. Raises RequestError naming the part."""
     if content is None:
         return ()
     if isinstance(content, str):
