@@ -27,7 +27,6 @@ from ..errors import UsageError
 MAX_CHARACTERS = 64 << 10
 MAX_DEPTH = 32
 
-_ACTION = re.compile(r"\{\{(- )?(.*?)( -)?\}\}", re.DOTALL)
 _TOKEN = re.compile(
     r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+(?:\.\d+)?)|(?P<path>\$?\w*(?:\.\w+)+|\$\w*|\.)"""
     r"""|(?P<word>\w+)|(?P<mark>:=|[(),|=]))"""
