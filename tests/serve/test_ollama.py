@@ -543,7 +543,7 @@ def test_create(client: Any, world: FakeWorld) -> None:
     assert [step.status for step in steps][-1] == "success"
     recipe = world.library.recipes["mine"]
     assert (recipe.base, recipe.system, recipe.license) == ("fake", "be brief", "one\n\ntwo")
-    assert recipe.parameters == {"temperature": 0.5, "stop": ["X"], "repetition_penalty": 1.1, "context": 32}
+    assert recipe.parameters == {"temperature": 0.5, "stop": ["X"], "repeat_penalty": 1.1, "num_ctx": 32}
     assert recipe.messages == (Message("user", (TextPart("hi"),)),)
     assert "kmd.prompt" in recipe.template
     shown = client.show("mine")

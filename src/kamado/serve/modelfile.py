@@ -181,12 +181,9 @@ def write_modelfile(info: ModelInfo) -> str:
 
 
 def parameter_lines(parameters: Mapping[str, Any]) -> list[str]:
-    """Parameters as Ollama lists them: one `name value` a line, under Ollama's names."""
-    from .ollama_options import OLLAMA_NAMES
-
-    lines = []
-    for name, value in parameters.items():
-        shown = OLLAMA_NAMES.get(name, name)
-        for item in value if isinstance(value, (list, tuple)) else (value,):
-            lines.append(f'{shown:<30} "{item}"' if isinstance(item, str) else f"{shown:<30} {item}")
-    return lines
+    """Parameters as Ollama lists them: one `name value` a line."""
+    return [
+        f'{name:<30} "{item}"' if isinstance(item, str) else f"{name:<30} {item}"
+        for name, value in parameters.items()
+        for item in (value if isinstance(value, (list, tuple)) else (value,))
+    ]

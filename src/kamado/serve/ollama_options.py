@@ -13,13 +13,6 @@ from .faults import RequestError
 
 MAX_STOPS = 64
 
-# Our names of a recipe's parameters → Ollama's, for those that differ.
-OLLAMA_NAMES: Mapping[str, str] = {
-    "repetition_penalty": "repeat_penalty",
-    "max_tokens": "num_predict",
-    "context": "num_ctx",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -129,23 +122,23 @@ def _stops(value: Any, where: str) -> tuple[str, ...]:
 
 
 def recipe_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's PARAMETERs under our names. Raises RequestError as `read_options` does."""
+    """A recipe's PARAMETERs, checked, under Ollama's own names: those that mean something here. Raises RequestError."""
     options = read_options(raw, where="parameters")
-    sampling = options.sampling
-    values: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "repetition_penalty": sampling.repetition_penalty,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "seed": sampling.seed,
-        "max_tokens": options.max_tokens,
-        "context": options.context,
-        "stop": list(options.stop) or None,
-    }
-    return {name: value for name, value in values.items() if value is not None}
+    kept = {name: value for name, value in raw.items() if name in _RANGES and value is not None}
+    if kept.pop("repeat_last_n", None) == 0:
+        kept["repeat_penalty"] = 1.0
+    if options.max_tokens is None:  # -1: no limit, which is what happens without it
+        kept.pop("num_predict", None)
+    kept.pop("num_keep", None)
+    if options.sampling.seed is None:
+        kept.pop("seed", None)
+    else:
+        kept["seed"] = options.sampling.seed
+    if options.sampling.top_p is not None:
+        kept["top_p"] = options.sampling.top_p
+    if options.stop:
+        kept["stop"] = list(options.stop)
+    return kept
 
 
 def keep_alive_seconds(value: float | str | None) -> float | None:
