@@ -39,7 +39,9 @@ def running(
     """Starts a server on a free port of loopback; it is gone after the block."""
     server = make_server(config or ServeConfig(port=0), library, loader, keys=keys or KeyRing())
     web = uvicorn.Server(
-        uvicorn.Config(server.app, host="127.0.0.1", port=0, log_config=None, access_log=False, ws="none", interface="asgi3")
+        uvicorn.Config(
+            server.app, host="127.0.0.1", port=0, log_config=None, access_log=False, ws="none", interface="asgi3"
+        )
     )
     found: dict[str, Any] = {}
     is_up = threading.Event()

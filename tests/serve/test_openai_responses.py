@@ -191,7 +191,7 @@ def test_the_answers_format(client: openai.OpenAI, world: FakeWorld) -> None:
 @compat(RESPONSES, "truncation")
 def test_truncation(client: openai.OpenAI) -> None:
     items: Any = [
-        {"role": "user", "content": "o " * 60},
+        {"role": "user", "content": "o " * 70},
         {"role": "assistant", "content": "yes"},
         {"role": "user", "content": "last"},
     ]

@@ -39,6 +39,13 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def lenient(server: Running) -> Iterator[openai.OpenAI]:
+    """The client's types know no null where OpenAI itself sends it: unfinished choices, a prompt's first token."""
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as found:
+        yield found
+
+
 @compat(
     COMPLETIONS, "prompt", "model", "max_tokens", "temperature", "top_p", "n", "seed", "stop", "user", "suffix",
     "presence_penalty", "frequency_penalty", "logit_bias",
@@ -66,9 +73,9 @@ def test_a_completion(client: openai.OpenAI, world: FakeWorld) -> None:
 
 
 @compat(COMPLETIONS, "stream", "stream_options")
-def test_a_streamed_completion(client: openai.OpenAI) -> None:
+def test_a_streamed_completion(lenient: openai.OpenAI) -> None:
     chunks = list(
-        client.completions.create(
+        lenient.completions.create(
             model="fake", prompt=["a b", "c"], stream=True, stream_options={"include_usage": True}
         )
     )
@@ -82,10 +89,10 @@ def test_a_streamed_completion(client: openai.OpenAI) -> None:
 
 
 @compat(COMPLETIONS, "echo", "logprobs", "prompt: token ids")
-def test_what_evaluation_harnesses_ask(client: openai.OpenAI, world: FakeWorld) -> None:
+def test_what_evaluation_harnesses_ask(lenient: openai.OpenAI, world: FakeWorld) -> None:
     world.model.known.update({token_of(w): w for w in ("good", " morning")})
     ids = [token_of("good"), token_of(" morning")]
-    done = client.completions.create(model="fake", prompt=[ids, ids], echo=True, logprobs=1, max_tokens=0)
+    done = lenient.completions.create(model="fake", prompt=[ids, ids], echo=True, logprobs=1, max_tokens=0)
     for choice in done.choices:
         assert choice.text == "good morning"
         assert choice.logprobs is not None
@@ -93,11 +100,11 @@ def test_what_evaluation_harnesses_ask(client: openai.OpenAI, world: FakeWorld) 
         assert choice.logprobs.token_logprobs == [None, -0.5]
         assert choice.logprobs.text_offset == [0, 4]
         assert choice.logprobs.top_logprobs == [None, {" morning": -0.5}]
-    more = client.completions.create(model="fake", prompt="x y", echo=True, logprobs=0, max_tokens=1)
+    more = lenient.completions.create(model="fake", prompt="x y", echo=True, logprobs=0, max_tokens=1)
     assert more.choices[0].text == "x yX"
     assert more.choices[0].logprobs is not None
     assert more.choices[0].logprobs.token_logprobs == [None, -0.5, -0.5]
-    plain = client.completions.create(model="fake", prompt=ids, echo=True, max_tokens=1)
+    plain = lenient.completions.create(model="fake", prompt=ids, echo=True, max_tokens=1)
     assert plain.choices[0].text == "good morningGOOD"
 
 
@@ -143,7 +150,7 @@ def test_embeddings_are_the_same_as_numbers_and_as_base64(client: openai.OpenAI,
 
 @compat(EMBEDDINGS, "dimensions")
 def test_fewer_dimensions(client: openai.OpenAI) -> None:
-    assert len(client.embeddings.create(model="fake", input="a", dimensions=4).data[0].embedding) == 4
+    assert len(client.embeddings.create(model="fake", input="a", dimensions=4, encoding_format="float").data[0].embedding) == 4
     with pytest.raises(openai.BadRequestError, match="dimensions"):
         client.embeddings.create(model="fake", input="a", dimensions=400)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -23,12 +24,14 @@ from .backend import (
     ToolCallEnd,
     ToolCallStart,
 )
-from .faults import FaultError, RequestError, fault_of
+from .faults import RequestError, fault_of
 from .http import json_response, sse, stream_response, to_json, until_started
 from .openai import FAMILY, keep_alive_of, new_id, note_counts, owner_of
 from .openai_results import account_of, token_text
 from .responses_bodies import ENCRYPTED, ResponsesBody, input_items, responses_request
 from .routes import Call, Response, Route
+
+_log = logging.getLogger("kamado.serve")
 
 _MAX_STORED_BYTES = 64 << 20  # of all stored responses
 
@@ -140,8 +143,9 @@ async def _events(
             fault = fault_of(error)
             for item in maker.fail(fault.message):
                 yield sse(item, event=item["type"])
-            if not isinstance(error, FaultError) and fault.kind == "internal":
-                raise
+            call.notes["fault"] = fault.kind
+            if fault.kind == "internal":
+                _log.exception("a response failed", extra={"id": call.id})
 
 
 class ResponseMaker:
