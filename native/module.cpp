@@ -64,6 +64,13 @@ kamado::LookAhead look_ahead_of(const std::string& name) {
   throw std::invalid_argument("look_ahead must be \"auto\", \"on\" or \"off\", got \"" + name + "\"");
 }
 
+kamado::EmbedBy embed_by(const std::string& name) {
+  if (name == "token") return kamado::EmbedBy::kToken;
+  if (name == "position") return kamado::EmbedBy::kPosition;
+  if (name == "first") return kamado::EmbedBy::kFirst;
+  throw std::invalid_argument("unknown index of a table: " + name);
+}
+
 kamado::RouteScore score_of(const std::string& name) {
   if (name == "softmax") return kamado::RouteScore::kSoftmax;
   if (name == "sigmoid") return kamado::RouteScore::kSigmoid;
@@ -140,22 +147,23 @@ PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows,
 
 nb::ndarray<nb::numpy, float, nb::ndim<2>> step(const PyExecutor& self, const Array<int32_t>& sequences,
                                                 const Array<int32_t>& counts, const Array<int32_t>& tokens,
-                                                const Array<int32_t>& logit_rows) {
+                                                const Array<int32_t>& logit_rows, bool hidden) {
   Executor& executor = self.get();
   if (sequences.size() != counts.size()) {
     throw std::invalid_argument(std::to_string(sequences.size()) + " sequences and " + std::to_string(counts.size()) +
                                 " counts");
   }
-  const Executor::Batch batch{sequences.data(), counts.data(),     sequences.size(), tokens.data(),
-                              tokens.size(),    logit_rows.data(), logit_rows.size()};
+  const Executor::Batch batch{sequences.data(), counts.data(),     sequences.size(),  tokens.data(),
+                              tokens.size(),    logit_rows.data(), logit_rows.size(), hidden};
   const Executor::Poll poll = poll_for_this_thread();
-  const float* logits = without_gil([&] { return executor.step(batch, poll); });
+  const float* rows = without_gil([&] { return executor.step(batch, poll); });
   auto keep = std::make_unique<std::shared_ptr<Executor>>(self.shared());
   const nb::capsule owner(keep.get(),
                           [](void* pointer) noexcept { delete static_cast<std::shared_ptr<Executor>*>(pointer); });
   keep.release();
-  const size_t shape[2] = {logit_rows.size(), static_cast<size_t>(executor.vocab_size())};
-  return {const_cast<float*>(logits), 2, shape, owner};
+  const int32_t width = hidden ? executor.hidden_width() : executor.vocab_size();
+  const size_t shape[2] = {logit_rows.size(), static_cast<size_t>(width)};
+  return {const_cast<float*>(rows), 2, shape, owner};
 }
 
 nb::ndarray<nb::numpy, double, nb::ndim<1>> score(const PyExecutor& self, int32_t sequence,
@@ -310,10 +318,10 @@ void bind_builder(nb::module_& m) {
       .def("buffer", &ProgramBuilder::buffer, "name"_a, "width"_a)
       .def(
           "embed",
-          [](ProgramBuilder& self, int32_t out, int32_t table, float scale) {
-            self.append(kamado::EmbedOp{out, table, scale});
+          [](ProgramBuilder& self, int32_t out, int32_t table, float scale, const std::string& by) {
+            self.append(kamado::EmbedOp{out, table, scale, embed_by(by)});
           },
-          "out"_a, "table"_a, "scale"_a)
+          "out"_a, "table"_a, "scale"_a, "by"_a = "token")
       .def(
           "norm",
           [](ProgramBuilder& self, int32_t out, int32_t x, OptionalId weight, OptionalId bias, float eps,
@@ -384,10 +392,10 @@ void bind_builder(nb::module_& m) {
           "out"_a, "x"_a, "cap"_a)
       .def(
           "head",
-          [](ProgramBuilder& self, int32_t x, int32_t weight, OptionalId bias, float scale, float softcap) {
-            self.append(kamado::HeadOp{x, weight, id_of(bias), scale, softcap});
+          [](ProgramBuilder& self, int32_t x, OptionalId weight, OptionalId bias, float scale, float softcap) {
+            self.append(kamado::HeadOp{x, id_of(weight), id_of(bias), scale, softcap});
           },
-          "x"_a, "weight"_a, "bias"_a.none(), "scale"_a, "softcap"_a)
+          "x"_a, "weight"_a.none(), "bias"_a.none(), "scale"_a, "softcap"_a)
       .def("build", &build, "num_threads"_a, "max_rows"_a, "max_logit_rows"_a, "max_kv_tokens"_a, "max_sequences"_a,
            "kv"_a, "tier"_a.none() = nb::none(), "progress"_a.none() = nb::none(), "expert_bytes"_a.none() = nb::none(),
            "num_readers"_a = 4, "direct_io"_a = "auto", "verify_slots"_a = false, "look_ahead"_a = "auto",
@@ -399,6 +407,7 @@ void bind_executor(nb::module_& m) {
       .def_prop_ro("tier", [](const PyExecutor& self) { return self.get().tier(); })
       .def_prop_ro("num_threads", [](const PyExecutor& self) { return self.get().num_threads(); })
       .def_prop_ro("vocab_size", [](const PyExecutor& self) { return self.get().vocab_size(); })
+      .def_prop_ro("hidden_width", [](const PyExecutor& self) { return self.get().hidden_width(); })
       .def("create_sequence", [](const PyExecutor& self) { return self.get().create_sequence(); })
       .def(
           "free_sequence", [](const PyExecutor& self, int32_t sequence) { self.get().free_sequence(sequence); },
@@ -447,7 +456,7 @@ void bind_executor(nb::module_& m) {
       .def("export_tail", &export_tail, "sequence"_a, "num_tokens"_a)
       .def("import_sequence", &import_sequence, "pages"_a, "tail"_a, "num_tokens"_a)
       .def("step", &step, "sequences"_a.noconvert(), "counts"_a.noconvert(), "tokens"_a.noconvert(),
-           "logit_rows"_a.noconvert())
+           "logit_rows"_a.noconvert(), "hidden"_a = false)
       .def("score", &score, "sequence"_a, "tokens"_a.noconvert(), "targets"_a.noconvert())
       .def(
           "tile_kv",

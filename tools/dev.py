@@ -143,7 +143,7 @@ def build_environment() -> dict[str, str]:
 def install() -> None:
     """The venv with locked dependencies and Kamado itself (not editable: the tests see what a user gets)."""
     prepare_build()
-    install_lock("core")
+    install_lock("serve")  # core and what `kamado serve` needs
 
     def build() -> None:
         say("building and installing kamado (one to three minutes the first time)")

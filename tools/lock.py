@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # lock -> what it is made from; test agrees with core because it is resolved under core's versions.
 LOCKS: dict[str, list[str]] = {
     "core": ["pyproject.toml"],
-    "test": ["pyproject.toml", "--extra", "test", "-c", "requirements/core.txt"],
+    "serve": ["pyproject.toml", "--extra", "serve", "-c", "requirements/core.txt"],
+    "test": ["pyproject.toml", "--extra", "test", "--extra", "serve", "-c", "requirements/serve.txt"],
     "build": ["requirements/build.in"],
     "build-tools": ["requirements/build-tools.in"],
     "pip": ["requirements/pip.in"],

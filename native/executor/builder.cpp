@@ -313,6 +313,10 @@ void ProgramBuilder::check(const SoftcapOp& op) {
 
 void ProgramBuilder::check(const HeadOp& op) {
   read(op.x, "head");
+  if (op.weight == -1) {
+    if (op.bias != -1) refuse("head: a bias without a matrix");
+    return;
+  }
   const int32_t rows = product(op.weight, buffer_of(op.x).width, "head");
   check_vector(op.bias, rows, "head");
   if (!(op.softcap >= 0)) refuse("head: the softcap must not be negative");
@@ -330,7 +334,8 @@ Program ProgramBuilder::finish() {
   bool has_embed = false;
   for (const Op& op : program_.ops) {
     if (const auto* attend = std::get_if<AttendOp>(&op)) layers.push_back(attend->layer);
-    has_embed = has_embed || std::holds_alternative<EmbedOp>(op);
+    const auto* embed = std::get_if<EmbedOp>(&op);
+    has_embed = has_embed || (embed != nullptr && embed->by == EmbedBy::kToken);
   }
   if (!has_embed) refuse("the program has no embed");
   std::sort(layers.begin(), layers.end());

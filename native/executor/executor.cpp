@@ -132,6 +132,13 @@ void Executor::Impl::check_batch(const Batch& given, bool is_scoring) const {
       refuse("sequence " + std::to_string(sequence) + " has a count of " + std::to_string(given.counts[i]));
     }
     total += given.counts[i];
+    if (cached + given.counts[i] > plan.num_positions) {
+      refuse("sequence " + std::to_string(sequence) + " would have " + std::to_string(cached + given.counts[i]) +
+             " tokens, the model has " + std::to_string(plan.num_positions) + " positions");
+    }
+    if (!plan.is_causal && cached > 0) {
+      refuse("sequence " + std::to_string(sequence) + " has tokens already, and this model reads a text in one step");
+    }
     if (cached + given.counts[i] > options.max_kv_tokens) {
       refuse("sequence " + std::to_string(sequence) + " would have " + std::to_string(cached + given.counts[i]) +
              " tokens, the cache holds " + std::to_string(options.max_kv_tokens));
@@ -152,6 +159,9 @@ void Executor::Impl::check_batch(const Batch& given, bool is_scoring) const {
       refuse("token " + std::to_string(given.tokens[i]) + " is outside the vocabulary of " +
              std::to_string(plan.num_tokens));
     }
+  }
+  if (plan.vocab_size == 0 && given.num_logit_rows > 0 && !given.wants_hidden) {
+    refuse("logits are wanted and the model has no head");
   }
   if (!is_scoring && given.num_logit_rows > static_cast<size_t>(options.max_logit_rows)) {
     refuse("logits of " + std::to_string(given.num_logit_rows) + " rows are wanted, at most " +
@@ -183,7 +193,8 @@ const float* Executor::Impl::run_step(const Batch& given, const Poll& given_poll
   }
   num_steps += 1;
   num_rows += static_cast<int64_t>(given.num_tokens);
-  return reinterpret_cast<const float*>(shared.data() + plan.logits.offset);
+  return reinterpret_cast<const float*>(shared.data() +
+                                        (given.wants_hidden ? plan.hidden.offset : plan.logits.offset));
 }
 
 void Executor::Impl::run(const Batch& given, const Poll& given_poll) {
@@ -265,6 +276,7 @@ void Executor::Impl::run_nodes(const std::vector<Node>& nodes, const Segment& se
         }
         break;
       case NodeKind::kLinear:
+        if (node.linear.is_head && batch->wants_hidden) break;
         if (!node.linear.is_ahead || looks_ahead) run_linear(node, segment, thread);
         break;
       case NodeKind::kAttend:
@@ -309,7 +321,10 @@ int32_t Executor::num_threads() const {
   return impl_->options.num_threads;
 }
 int32_t Executor::vocab_size() const {
-  return impl_->plan.vocab_size;
+  return impl_->plan.vocab_size > 0 ? impl_->plan.vocab_size : impl_->plan.num_tokens;
+}
+int32_t Executor::hidden_width() const {
+  return impl_->plan.hidden_width;
 }
 
 int32_t Executor::create_sequence() {

@@ -316,6 +316,8 @@ class Fuser {
 
   void emit(const Op&, const HeadOp& o) {
     const int32_t x = value_of(o.x);
+    row(RowKind::kOutput, nullptr, width(o.x)).a = x;
+    if (o.weight == -1) return;
     Node node{NodeKind::kLinear};
     LinearPart part;
     part.matrix = o.weight;
@@ -372,7 +374,9 @@ void for_each_read(const Node& node, const std::function<void(int32_t)>& visit) 
 }
 
 void for_each_write(const Node& node, const std::function<void(int32_t)>& visit) {
-  for (const RowOp& op : node.rows) visit(op.out);
+  for (const RowOp& op : node.rows) {
+    if (op.out != -1) visit(op.out);
+  }
   for (const LinearPart& part : node.linear.parts) {
     if (part.out != -1) visit(part.out);
   }

@@ -289,11 +289,17 @@ Plan make_plan(const Program& program, int32_t num_threads, int32_t max_rows, in
   Plan plan;
   plan.unit_kinds = flat.unit_kinds;
   plan.has_attend = flat.has_attend;
-  plan.vocab_size = program.matrices[static_cast<size_t>(std::get<HeadOp>(program.ops.back()).weight)].rows;
-  plan.num_tokens = std::numeric_limits<int32_t>::max();
+  const auto& head = std::get<HeadOp>(program.ops.back());
+  if (head.weight != -1) plan.vocab_size = program.matrices[static_cast<size_t>(head.weight)].rows;
+  plan.hidden_width = program.buffers[static_cast<size_t>(head.x)].width;
+  plan.num_tokens = plan.num_positions = std::numeric_limits<int32_t>::max();
   for (const Op& op : program.ops) {
     if (const auto* embed = std::get_if<EmbedOp>(&op)) {
-      plan.num_tokens = std::min(plan.num_tokens, program.matrices[static_cast<size_t>(embed->table)].rows);
+      const int32_t rows = program.matrices[static_cast<size_t>(embed->table)].rows;
+      if (embed->by == EmbedBy::kToken) plan.num_tokens = std::min(plan.num_tokens, rows);
+      if (embed->by == EmbedBy::kPosition) plan.num_positions = std::min(plan.num_positions, rows);
+    } else if (const auto* attend = std::get_if<AttendOp>(&op)) {
+      plan.is_causal = plan.is_causal && attend->is_causal;
     }
   }
   std::vector<int32_t> gathered;
@@ -315,6 +321,8 @@ Plan make_plan(const Program& program, int32_t num_threads, int32_t max_rows, in
   lay_out(tail_slots, max_logit_rows);
   plan.logits = {plan.shared_bytes, static_cast<size_t>(plan.vocab_size) * sizeof(float), false};
   plan.shared_bytes += align_up(plan.logits.stride * static_cast<size_t>(max_logit_rows));
+  plan.hidden = {plan.shared_bytes, static_cast<size_t>(plan.hidden_width) * sizeof(float), false};
+  plan.shared_bytes += align_up(plan.hidden.stride * static_cast<size_t>(max_logit_rows));
 
   int32_t main_counters = 0;
   for (const Node& node : flat.main.nodes) main_counters += num_counters(node.kind);

@@ -18,8 +18,11 @@ void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segmen
       const auto& embed = std::get<EmbedOp>(*op.op);
       const MatrixSpec& table = program.matrices[static_cast<size_t>(embed.table)];
       const size_t stored = row_bytes(table.layout, table.cols);
-      const auto token = static_cast<uint64_t>(batch->tokens[segment.source[row]]);
-      table.file->read(table.offset + token * stored, worker.table_row, stored);
+      const auto source = static_cast<size_t>(segment.source[row]);
+      const int32_t index = embed.by == EmbedBy::kToken      ? batch->tokens[source]
+                            : embed.by == EmbedBy::kPosition ? positions[source]
+                                                             : 0;
+      table.file->read(table.offset + static_cast<uint64_t>(index) * stored, worker.table_row, stored);
       dequantize_row(table.layout, worker.table_row, out, table.cols);
       if (embed.scale != 1) math.scale(out, embed.scale, op.width, out);
       break;
@@ -72,6 +75,12 @@ void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segmen
     case RowKind::kPredict:
       // One row only (see run): all threads are here, the one that talks to the stream does it.
       if (&worker == workers.data()) predict(std::get<PredictOp>(*op.op), a, reinterpret_cast<uint8_t*>(out));
+      break;
+    case RowKind::kOutput:
+      // One row is in every thread's own memory; one of them hands it out.
+      if (batch->wants_hidden && (!segment.is_one || &worker == workers.data())) {
+        std::memcpy(floats_at(plan.hidden, row, worker), a, plan.hidden.stride);
+      }
       break;
     case RowKind::kQuantize:
       kernels.linear->quantize(op.act, a, op.width, reinterpret_cast<uint8_t*>(out));

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .errors import (
     CheckpointError,
     ClosedError,
+    ConstraintError,
     ContextOverflowError,
     CorruptFileError,
     DownloadError,
@@ -23,6 +24,7 @@ from .errors import (
     KamadoError,
     MemoryBudgetError,
     MetadataError,
+    MissingPackageError,
     MissingTensorError,
     ModelChangedError,
     ModelNotFoundError,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError",
     "ClosedError",
+    "ConstraintError",
     "ContextOverflowError",
     "CorruptFileError",
     "DownloadError",
@@ -59,6 +62,7 @@ __all__ = [
     "LedgerRow",
     "MemoryBudgetError",
     "MetadataError",
+    "MissingPackageError",
     "MissingTensorError",
     "Model",
     "ModelChangedError",
@@ -103,6 +107,7 @@ def load(
     tier: str | None = None,
     trace: str | Path | None = None,
     prefix_cache: str | int | None = None,
+    chat_template: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Loads a model: a GGUF file, a safetensors directory, or a name in the store such as "smollm2:135m".
@@ -124,6 +129,7 @@ def load(
     prefix_cache  a cap such as "2GiB" for prompts and conversations that are kept on disk, so that none is computed
               twice, not even after a restart; None or "off": nothing is kept
     trace     a file to write the steps to, for Perfetto (ui.perfetto.dev)
+    chat_template  Jinja source in place of the file's own
     progress  called with (done bytes, total bytes) while weights are packed; an exception it raises stops the load
 
     Nothing is downloaded: `kamado pull NAME` does that. Raises ModelNotFoundError, CheckpointError and its kinds for a
@@ -147,15 +153,19 @@ def load(
         tier=tier,
         trace=trace,
         prefix_cache=prefix_cache,
+        chat_template=chat_template,
         progress=progress,
     )
 
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("kamado")
+        try:
+            return version("kamado")
+        except PackageNotFoundError:  # a source tree that was not installed
+            return "0+source"
     if name in _LAZY:
         from importlib import import_module
 

@@ -16,6 +16,16 @@ class UsageError(KamadoError):
     exit_code = 2
 
 
+class ConstraintError(UsageError):
+    """A schema, expression or grammar for the answer is wrong, unsupported, too large, or cannot be followed."""
+
+
+class MissingPackageError(KamadoError):
+    """An optional package is not installed. The message names the extra that brings it."""
+
+    exit_code = 2
+
+
 class CheckpointError(KamadoError):
     """A model file cannot be used. Base of the checkpoint faults."""
 

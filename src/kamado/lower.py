@@ -22,6 +22,7 @@ from .program import (
     Linear,
     Norm,
     Op,
+    Pool,
     Program,
     Rope,
     Route,
@@ -159,7 +160,7 @@ class _Lowering:
         build = self.builder
         match op:
             case Embed():
-                build.embed(self.buffer(op.out), self.matrix(op.table), op.scale)
+                build.embed(self.buffer(op.out), self.matrix(op.table), op.scale, op.index)
             case Norm():
                 x = self.buffer(op.x)
                 weight, bias = self.vector(op.weight, op.weight_offset), self.vector(op.bias)
@@ -205,6 +206,8 @@ class _Lowering:
             case Head():
                 weight = self.matrix(op.weight)
                 build.head(self.buffer(op.x), weight, self.vector(op.bias), op.scale, op.softcap or 0.0)
+            case Pool():
+                build.head(self.buffer(op.x), None, None, 1.0, 0.0)
             case _:
                 assert_never(op)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .checkpoint.types import TensorRef
 
+Pooling = Literal["mean", "first", "last"]
 Activation = Literal["silu", "gelu_tanh", "gelu_erf", "relu", "none"]
 
 
@@ -30,11 +31,15 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """out[r] = table[token[r]] · scale. `table` is (vocabulary, width)."""
+    """out[r] = table[token[r]] · scale. `table` is (vocabulary, width).
+
+    `index` "position": the row's position in its sequence instead of its token; "first": row 0 of the table for all.
+    """
 
     out: Buffer
     table: TensorRef
     scale: float = 1.0
+    index: Literal["token", "position", "first"] = "token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +202,19 @@ class Head:
     softcap: float | None = None
 
 
-Op = Embed | Norm | Linear | Rope | Attend | Gate | Route | Experts | Add | Scale | Softcap | Head
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The vector of a sequence: the mean of its rows of x, the first of them ([CLS]) or the last.
+
+    Ends the program of a model that makes vectors, not text, in the place of Head. The executor gives the rows, whose
+    mean the engine takes; what follows the last Attend is computed only for the rows that are needed.
+    """
+
+    x: Buffer
+    kind: Pooling
+
+
+Op = Embed | Norm | Linear | Rope | Attend | Gate | Route | Experts | Add | Scale | Softcap | Head | Pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +229,23 @@ class Program:
     context_length: int  # what the model was trained for
     num_experts: int = 0
     top_k: int = 0
+    pooling: Pooling | None = None  # how the rows of a text become its vector, where the file says so
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether it makes vectors of texts, and no text."""
+        return isinstance(self.ops[-1], Pool)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether no row sees later ones; otherwise a text must be computed in one step."""
+        return all(op.causal for op in self.ops if isinstance(op, Attend))
+
+    @property
+    def output_width(self) -> int:
+        """Numbers a row of the result has: logits, or the values of a vector."""
+        return self.hidden if self.is_encoder else self.vocab_size
 
 
 def tensors(op: Op) -> Iterator[TensorRef]:
@@ -258,7 +291,7 @@ def writes(op: Op) -> tuple[Buffer, ...]:
             return op.outs
         case Rope():
             return (op.x,)
-        case Route() | Head():
+        case Route() | Head() | Pool():
             return ()
         case _:
             return (op.out,)
@@ -268,7 +301,7 @@ def validate(program: Program) -> None:
     """Raises ValueError, naming the operation, when the program cannot be run: an invariant of the family files.
 
     Checked: every buffer has one width and is written before it is read; operands and tensors fit each other;
-    layers attend in order, once each; Route precedes its Experts; Head is last and there is exactly one.
+    layers attend in order, once each; Route precedes its Experts; Head or Pool is last and there is exactly one.
     """
     widths: dict[str, int] = {}
     written: set[str] = set()
@@ -298,7 +331,7 @@ def validate(program: Program) -> None:
             route = routes.get(op.logits.name)
             if route is None or route.num_experts != len(op.gate):
                 problem = f"{len(op.gate)} experts without a route over as many"
-        elif isinstance(op, Head) and i != len(program.ops) - 1:
+        elif isinstance(op, Head | Pool) and i != len(program.ops) - 1:
             problem = "is not the last operation"
         if problem:
             raise fail(problem)
@@ -306,8 +339,8 @@ def validate(program: Program) -> None:
             written.add(buffer.name)
             if not isinstance(op, Route):
                 routes.pop(buffer.name, None)
-    if not isinstance(program.ops[-1], Head):
-        raise ValueError("a program ends with Head")
+    if not isinstance(program.ops[-1], Head | Pool):
+        raise ValueError("a program ends with Head or Pool")
     if num_attends != program.num_layers:
         raise ValueError(f"{num_attends} attend operations in a program of {program.num_layers} layers")
 
@@ -316,7 +349,10 @@ def _misfit(op: Op, program: Program) -> str | None:
     """What does not fit within one operation, None when all does."""
     match op:
         case Embed():
-            problem = _shape(op.table, (program.vocab_size, op.out.width))
+            rows = program.vocab_size if op.index == "token" else op.table.rows
+            if op.index == "position" and rows < program.context_length:
+                return f"table {op.table.name!r} has {rows} positions, the model {program.context_length}"
+            problem = _shape(op.table, (rows, op.out.width))
             return problem or (None if math.isfinite(op.scale) else "scale is not finite")
         case Norm():
             group = op.x.width if op.group is None else op.group
@@ -444,7 +480,7 @@ def _describe(op: Op, *, fold: bool) -> str:
 
     match op:
         case Embed():
-            text = f"{out(op.out)} = {show(op.table)}[token]" + (f" · {op.scale:g}" if op.scale != 1.0 else "")
+            text = f"{out(op.out)} = {show(op.table)}[{op.index}]" + (f" · {op.scale:g}" if op.scale != 1.0 else "")
         case Norm():
             offset = f"({show(op.weight)} + {op.weight_offset:g})" if op.weight_offset else show(op.weight)
             text = f"{out(op.out)} = {op.kind}({op.x.name}) · {offset}{plus(op.bias)}" + given(
@@ -485,4 +521,6 @@ def _describe(op: Op, *, fold: bool) -> str:
             text = f"logits = {op.x.name} · {show(op.weight)}{plus(op.bias)}" + given(
                 scale=None if op.scale == 1.0 else op.scale, softcap=op.softcap
             )
+        case Pool():
+            text = f"vector = {op.kind} of {op.x.name}"
     return f"{type(op).__name__.lower():<8}{text}"

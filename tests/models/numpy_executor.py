@@ -59,7 +59,7 @@ class NumpyExecutor:
         return self._tensors[ref.name]
 
     def forward(self, tokens: Any, sequence: Sequence | None = None) -> Array:
-        """Logits [tokens, vocab] of `tokens` appended to `sequence`, a new one when None."""
+        """Logits [tokens, vocab] of `tokens` appended to `sequence`, a new one when None; of an encoder its rows."""
         ids = np.asarray(tokens, dtype=np.int64)
         sequence = sequence or Sequence()
         positions = sequence.length + np.arange(len(ids))
@@ -69,7 +69,8 @@ class NumpyExecutor:
         for op in self.program.ops:
             match op:
                 case p.Embed():
-                    buffers[op.out.name] = self._get(op.table)[ids] * self.dtype(op.scale)
+                    index = {"token": ids, "position": positions, "first": np.zeros_like(ids)}[op.index]
+                    buffers[op.out.name] = self._get(op.table)[index] * self.dtype(op.scale)
                 case p.Norm():
                     buffers[op.out.name] = self._norm(op, buffers[op.x.name])
                 case p.Linear():
@@ -101,6 +102,8 @@ class NumpyExecutor:
                         logits = logits + self._get(op.bias)
                     if op.softcap is not None:
                         logits = op.softcap * np.tanh(logits / op.softcap)
+                case p.Pool():
+                    logits = buffers[op.x.name]
         sequence.length += len(ids)
         assert logits is not None
         return logits

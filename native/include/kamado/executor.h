@@ -53,9 +53,11 @@ struct BufferSpec {
 };
 
 // Operands are ids: of buffers, matrices, vectors (-1: none) and constants, in the order they were declared.
+enum class EmbedBy : int32_t { kToken, kPosition, kFirst };  // which row of the table: kFirst, the first for all
 struct EmbedOp {
   int32_t out, table;
   float scale;
+  EmbedBy by = EmbedBy::kToken;
 };
 struct NormOp {
   int32_t out, x, weight, bias;
@@ -109,7 +111,7 @@ struct SoftcapOp {
   float cap;
 };
 struct HeadOp {
-  int32_t x, weight, bias;
+  int32_t x, weight, bias;  // weight -1: no logits; x itself is what a step can return
   float scale, softcap;
 };
 // Put in by the executor itself (executor/ahead.h): what `route` would pick is read ahead for Experts operation
@@ -239,6 +241,7 @@ class Executor {
   const char* tier() const;
   int32_t num_threads() const;
   int32_t vocab_size() const;
+  int32_t hidden_width() const;  // of the head's input
 
   int32_t create_sequence();
   void free_sequence(int32_t sequence);
@@ -271,8 +274,9 @@ class Executor {
     size_t num_tokens;
     const int32_t* logit_rows;  // [num_logit_rows], indexes into tokens
     size_t num_logit_rows;
+    bool wants_hidden = false;  // the head's input instead of logits
   };
-  // float[num_logit_rows][vocab_size], valid until the next step.
+  // float[num_logit_rows][vocab_size, or hidden_width], valid until the next step.
   const float* step(const Batch& batch, const Poll& poll);
   // out[i] = log p(targets[i] | tokens up to i), 0 where targets[i] is -1.
   void score(int32_t sequence, const int32_t* tokens, const int32_t* targets, size_t count, double* out,

@@ -35,6 +35,7 @@ _DTYPE_BITS = {
 _MAX_NAME_BYTES = 255  # of a file, on every file system we know
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+POOLING_KEY = "sentence_transformers_pooling"  # where a checkpoint's metadata has that file
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 _SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -62,6 +63,9 @@ def open_safetensors(path: Path) -> Checkpoint:
         name = min(lost)
         raise CorruptFileError(f"{path / where[name]}: tensor {name!r} is missing, though {_INDEX} lists it")
     extra = {name: _json_object(path / name) for name in _TOKENIZER_FILES if (path / name).is_file()}
+    pooling = path / "1_Pooling" / "config.json"  # beside models of the sentence-transformers library
+    if pooling.is_file():
+        config = {**config, POOLING_KEY: _json_object(pooling)}
     template, named = _chat_templates(path, extra.get("tokenizer_config.json", {}))
     tokenizer_file = path / "tokenizer.json"
     return Checkpoint(

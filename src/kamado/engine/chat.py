@@ -23,14 +23,17 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checkpoint.tokenizer.special import SpecialMatcher
-from ..errors import UsageError
+from ..errors import TemplateError, UsageError
 
 if TYPE_CHECKING:
     from ..checkpoint.template import ChatTemplate
     from ..checkpoint.tokenizer import Tokenizer
+
+# What is looked at to see whether a prompt ends in opened reasoning.
+_TAIL_CHARACTERS = 256
 
 _ROLE = re.compile(r"[a-z_]{1,32}")
 
@@ -56,12 +59,19 @@ def _check_message(i: int, message: object) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
+class EncodedChat(NamedTuple):
+    """A prompt, and the last characters of its text."""
+
+    tokens: list[int]
+    tail: str
+
+
 class ChatEncoder:
     """Encodes conversations for one tokenizer and template. Thread-safe once made."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._tokenizer = tokenizer
-        self._template = template
+        self.template = template
         literals = {_literal(tokenizer, token): token for token in sorted(tokenizer.special_ids, reverse=True)}
         # One character or blanks alone are what plain text has too: as a control id they would say no more.
         self._ids = {text: token for text, token in literals.items() if len(text) > 1 and not text.isspace()}
@@ -74,23 +84,61 @@ class ChatEncoder:
 
         Raises UsageError for malformed messages and TemplateError when the template refuses them.
         """
-        checked = check_messages(messages)
+        return self.encode_turns(check_messages(messages)).tokens
+
+    def encode_turns(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
+        continue_last: bool = False,
+    ) -> EncodedChat:
+        """As `encode`, for turns as the template reads them, with tools and further variables of the template.
+
+        Every text in them, however deep, is plain text to the model. `continue_last`: the last turn is the assistant's
+        and is left open at the end of its content. Raises UsageError and TemplateError as `encode` does.
+        """
         words = _Words()
-        guarded_contents = [self._guard(m["content"], words) for m in checked]
+        guarded_turns, tools, options = self._guard_all((list(turns), tools, dict(options or {})), words)
         has_literals = bool(words)
+        end = ""
+        if continue_last:
+            end = words.stand_for("")
+            guarded_turns[-1]["content"] = guarded_turns[-1]["content"] + end
         # An empty content stays empty: templates leave out what is not there.
-        opaque_contents = [words.stand_for(m["content"]) if m["content"] else "" for m in checked]
-        guarded = self._render(checked, guarded_contents)
-        opaque = self._render(checked, opaque_contents)
+        opaque_turns = [
+            {**guarded, "content": words.stand_for(turn["content"]) if turn["content"] else guarded["content"]}
+            for guarded, turn in zip(guarded_turns, turns, strict=True)
+        ]
+        if continue_last:
+            opaque_turns[-1]["content"] += end if turns[-1]["content"] else ""
+        guarded = self._render(guarded_turns, tools, options, end)
+        opaque = self._render(opaque_turns, tools, options, end)
         wanted = self._literals(opaque)
         if self._literals(guarded) != wanted:
-            return self._encode_parts(opaque, words)
+            return EncodedChat(self._encode_parts(opaque, words), words.restore(opaque[-_TAIL_CHARACTERS:]))
+        tail = words.restore(guarded[-_TAIL_CHARACTERS:])
         if not has_literals:
             ids = self._tokenizer.encode(guarded, special=True, add_bos=False, add_eos=False)
             found = [token for token in ids if token in self._tokenizer.special_ids]
             if found == [self._ids[text] for text in wanted]:
-                return self._with_bos(ids)
-        return self._encode_parts(guarded, words)
+                return EncodedChat(self._with_bos(ids), tail)
+        return EncodedChat(self._encode_parts(guarded, words), tail)
+
+    def encode_literals(self, text: str) -> list[int]:
+        """Token ids of text of our own, whose special literals are meant."""
+        return self._tokenizer.encode(text, special=True, add_bos=False, add_eos=False)
+
+    def _guard_all(self, value: Any, words: _Words) -> Any:
+        """A copy with `_guard` applied to every text, keys too."""
+        if isinstance(value, str):
+            return self._guard(value, words)
+        if isinstance(value, Mapping):
+            return {self._guard_all(key, words): self._guard_all(item, words) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._guard_all(item, words) for item in value]
+        return value
 
     def _guard(self, text: str, words: _Words) -> str:
         """`text` with words in the places of special literals."""
@@ -101,11 +149,21 @@ class ChatEncoder:
         """The special literals in `text`, in order."""
         return [self._texts[piece] for piece in self._special.split(text) if isinstance(piece, int)]
 
-    def _render(self, messages: list[dict[str, str]], contents: list[str]) -> str:
-        return self._template.render(
-            [{**message, "content": content} for message, content in zip(messages, contents, strict=True)],
-            add_generation_prompt=True,
-        )
+    def _render(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        options: Mapping[str, Any],
+        end: str,
+    ) -> str:
+        """The rendered prompt; when the last turn goes on, what comes before the word `end` at its end."""
+        text = self.template.render(turns, tools=tools, add_generation_prompt=not end, **options)
+        if not end:
+            return text
+        at = text.rfind(end)
+        if at < 0:
+            raise TemplateError("the chat template leaves out the last message, so it cannot be continued")
+        return text[:at]
 
     def _encode_parts(self, text: str, words: _Words) -> list[int]:
         """Special literals to their ids; what lies between, words turned back, as plain text."""

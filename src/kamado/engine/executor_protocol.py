@@ -16,6 +16,11 @@ class ExecutorProtocol(Protocol):
         """Width of a row of logits."""
         ...
 
+    @property
+    def hidden_width(self) -> int:
+        """Width of a row from which logits are made."""
+        ...
+
     def create_sequence(self) -> int:
         """A new empty sequence's id."""
         ...
@@ -87,8 +92,11 @@ class ExecutorProtocol(Protocol):
         counts: NDArray[np.int32],
         tokens: NDArray[np.int32],
         logit_rows: NDArray[np.int32],
+        hidden: bool = False,
     ) -> NDArray[np.float32]:
         """Appends `counts[i]` tokens to `sequences[i]`; float32[len(logit_rows), vocab], valid until the next step.
+
+        With `hidden`, the rows from which logits would be made: float32[len(logit_rows), hidden_width].
 
         When it raises, the sequences are as before it.
         """

@@ -48,6 +48,22 @@ class Generation(Iterator[Piece]):
             raise StopIteration
         raise public_error(item)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether `next` would not wait: a piece, the end or an error is there."""
+        return self._is_done or not self._request.output.empty()
+
+    def on_news(self, listener: Callable[[], None] | None) -> None:
+        """`listener` is called when something comes, by the scheduler's thread: it must be short and not raise."""
+        self._request.output.listener = listener
+        if listener is not None and self.is_ready:
+            listener()
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens of the prompt and the answer that the executor has computed so far."""
+        return self._request.num_cached
+
     def close(self) -> None:
         """Stops the answer. Its executor is free within 250 ms; may be called again, and from another thread."""
         if not self._is_done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ def load_model(
     tier: str | None = None,
     trace: str | Path | None = None,
     prefix_cache: str | int | None = None,
+    chat_template: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """See `kamado.load`."""
@@ -66,9 +68,13 @@ def load_model(
     from ..checkpoint.store import Store
     from ..models import build_program
 
-    checkpoint = open_checkpoint(Store().resolve(str(model)))
+    checkpoint = open_checkpoint(Store().resolve(model if isinstance(model, Path) else str(model)))
+    if chat_template is not None:
+        checkpoint = dataclasses.replace(checkpoint, chat_template=chat_template, chat_templates={})
     program = build_program(checkpoint)
     identity = model_identity(checkpoint) if cap_bytes else ""
+    if program.is_encoder and kv == "auto":
+        kv = "f32"  # texts are short and are not kept, so exactness costs little
     here = machine()
     num_threads = threads or here.cpus
     plan = forecast.plan(
@@ -167,6 +173,8 @@ def _build(
             watch=watch,
             max_sequences=plan.max_sequences,
             keeper=keeper,
+            pooling=program.pooling,
+            is_encoder=program.is_encoder,
         )
     except BaseException:
         executor.close()

@@ -22,17 +22,26 @@ from ..errors import (
 )
 from ..memory.forecast import Plan
 from ..memory.usage import BudgetWatch
+from ..program import Pooling
 from .chat import ChatEncoder
+from .chat_types import Message, OutputFormat, Think, TokenLogprob, Tool, ToolChoice
+from .constraint import ConstraintCompiler
 from .conversations import ConversationStore, check_name, conversation_label
+from .embed import Embedded, Embedder, shortened
 from .executor_protocol import ExecutorProtocol
 from .generation import Generation, public_error
+from .grammar import Grammar, Schema, make_grammar
 from .keeper import Keeper
-from .request import Request
+from .prompt_scores import PromptScores
+from .request import Request, TokenRule
 from .sampler import MAX_LOGPROBS, sampling_from
 from .scheduler import NoRoomError, Scheduler
 from .session import SessionCache
 from .stats import Stats, make_stats
 from .stops import check_stops
+from .think_budget import ThinkBudget
+from .tool_format import ChatFormat, choose_format
+from .turn import Turn, TurnMaker, TurnStream
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
@@ -70,6 +79,8 @@ class Model:
         watch: BudgetWatch | None = None,
         keeper: Keeper | None = None,
         conversations: ConversationStore | None = None,
+        pooling: Pooling | None = None,
+        is_encoder: bool = False,
     ) -> None:
         """`keeper`: the prefix store's, if prefixes outlive the process. `conversations`: where sessions are kept."""
         self._keeper = keeper
@@ -78,6 +89,8 @@ class Model:
         self._tokenizer = tokenizer
         self._executor = executor
         self._vocab_size = executor.vocab_size
+        self._pooling: Pooling = pooling or "mean"
+        self.is_encoder = is_encoder  # it makes vectors of texts, and no text
         self.plan: Plan = plan
         self._watch = watch or BudgetWatch(plan.memory_bytes, ())
         self._scheduler = Scheduler(
@@ -114,6 +127,11 @@ class Model:
         return self._checkpoint.chat_template is not None
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether texts can be used, or token ids only."""
+        return self._tokenizer is not None
+
+    @property
     def stats(self) -> Stats:
         """Totals since the model was loaded: tokens, seconds by stage, bytes by owner, whether the budget was kept, and
         the ledger of streamed experts. Waits for the running step."""
@@ -129,6 +147,10 @@ class Model:
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
         return self._require_tokenizer().decode(self._check_tokens(tokens))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, perhaps no whole character; of a special one, its name."""
+        return self._require_tokenizer().token_bytes(token)
 
     def generate(
         self,
@@ -146,6 +168,9 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         logprobs: int | None = None,
+        schema: Schema | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         special: bool = False,
         background: bool = False,
         owner: str = "",
@@ -158,10 +183,14 @@ class Model:
         are not part of it. `logprobs` n (0 to 64): log-probabilities of the token and of the n most likely. `special`:
         special tokens written in a text prompt become their ids. `background`: interactive requests go first. `owner`:
         what was computed for one owner is never reused for another, in memory or on disk; "" is the local user.
+        At most one of `schema` (JSON Schema: a dict, its text, or True for any JSON), `regex` (the whole answer matches
+        it) and `grammar` (Lark, rule `start`) gives the answer's form: tokens that would break it are not picked. It
+        holds for every answer that was not cut by `max_tokens` or a stop string.
 
         Raises, at once, UsageError for a value out of range, ContextOverflowError when the prompt leaves no room for
-        one token, TokenizerError for text without a tokenizer, ClosedError. While iterating: NativeError,
-        ClosedError; ExpertReadError and ModelChangedError when experts are streamed and cannot be.
+        one token, TokenizerError for text without a tokenizer, ConstraintError for a form that cannot be kept,
+        MissingPackageError when that needs a package that is not there, ClosedError. While iterating: NativeError,
+        ClosedError, ConstraintError; ExpertReadError and ModelChangedError when experts are streamed and cannot be.
 
             for piece in model.generate("Once upon a time", max_tokens=50):
                 print(piece.text, end="", flush=True)
@@ -172,6 +201,7 @@ class Model:
             max_tokens=max_tokens,
             stop=stop,
             logprobs=logprobs,
+            form=make_grammar(schema, regex, grammar),
             background=background,
             owner=owner,
             temperature=temperature,
@@ -201,6 +231,9 @@ class Model:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         logprobs: int | None = None,
+        schema: Schema | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
         background: bool = False,
         owner: str = "",
         session: str | None = None,
@@ -226,6 +259,7 @@ class Model:
             max_tokens=max_tokens,
             stop=stop,
             logprobs=logprobs,
+            form=make_grammar(schema, regex, grammar),
             background=background,
             owner=owner,
             temperature=temperature,
@@ -239,6 +273,80 @@ class Model:
             seed=seed,
         )
 
+    def prepare_turn(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice | None = None,
+        output: OutputFormat | None = None,
+        think: Think | None = None,
+        continue_last: bool = False,
+        template_options: Mapping[str, object] | None = None,
+    ) -> Turn:
+        """A prompt with tools and an output format, in the model's own form: what `answer_turn` answers.
+
+        Whatever the model does, calls in the answer are whole and their arguments match the tool's schema, and text
+        has the output format. `think.enabled` switches reasoning where the template can; `think.max_tokens` ends it.
+        `template_options`: plain data for variables of the template. Raises UsageError (a model that cannot use tools,
+        with the reason; a name or message that is wrong), ConstraintError for schemas that cannot be used,
+        MissingPackageError, TemplateError.
+        """
+        return self._turn_maker.prepare(
+            messages,
+            tools=tools,
+            tool_choice=tool_choice or ToolChoice(),
+            output=output or OutputFormat(),
+            think=think or Think(),
+            continue_last=continue_last,
+            options=template_options or {},
+            compile_form=lambda form: self._constraints.compile(form),
+        )
+
+    def answer_turn(
+        self,
+        turn: Turn,
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logprobs: int | None = None,
+        choice: int = 0,
+        background: bool = False,
+        **sampling: object,
+    ) -> TurnStream:
+        """Answers a prepared turn: an iterator over events of engine/chat_types.py, `Finish` the last.
+
+        Parameters and errors are those of `generate`; `stop` strings end the answer's text, not its reasoning or calls.
+        `choice` marks the events of one of several answers.
+        """
+        stops = check_stops(stop)
+        generation = self._answer(
+            list(turn.tokens),
+            continues=False,
+            max_tokens=max_tokens,
+            stop=None,
+            logprobs=logprobs,
+            form=turn.form,
+            background=background,
+            turn=turn,
+            **sampling,
+        )
+        return TurnStream(
+            turn,
+            self._turn_maker.format,
+            self._require_tokenizer(),
+            generation,
+            stops=stops,
+            choice=choice,
+            has_logprobs=logprobs is not None,
+        )
+
+    @property
+    def chat_format(self) -> ChatFormat:
+        """How the model writes reasoning and calls, found and proved by rendering its template; `refusal` says why
+        tools cannot be used. Raises TemplateError for a model without a template."""
+        return self._turn_maker.format
+
     def _answer(
         self,
         tokens: list[int],
@@ -247,13 +355,16 @@ class Model:
         max_tokens: int | None,
         stop: str | Sequence[str] | None,
         logprobs: int | None,
+        form: Grammar | None,
         background: bool,
         owner: str,
         session: str | None = None,
         messages: Sequence[Mapping[str, str]] = (),
+        turn: Turn | None = None,
         **explicit: object,
     ) -> Generation:
         """Starts an answer. `continues`: its text goes on from the prompt's, so a leading space belongs to it."""
+        self._require_generator()
         if not isinstance(owner, str):
             raise UsageError(f"owner must be a text, not {owner!r}")
         sampling = sampling_from(self._checkpoint.sampling, **explicit)
@@ -276,6 +387,7 @@ class Model:
             stops=stops,
             stop_ids=self._tokenizer.stop_ids if self._tokenizer else frozenset(),
             logprobs=None if logprobs is None else int(logprobs),
+            constraint=self._rule(form, turn),
             is_background=background,
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
@@ -311,6 +423,7 @@ class Model:
         Raises UsageError when that is more than the scratch that was planned (`plan.max_logit_rows` rows): use
         `score` or `perplexity`, which never hold all logits at once.
         """
+        self._require_generator()
         checked = self._check_tokens(tokens)
         if not checked:
             raise UsageError("logits needs one token at least")
@@ -358,17 +471,76 @@ class Model:
 
         self._with_sequence(len(ids), run)
 
+    def embed(
+        self, texts: Sequence[str | Sequence[int]], *, dimensions: int | None = None, truncate: bool = False
+    ) -> NDArray[np.float32]:
+        """float32[len(texts), d]: a vector of length 1 for each text (or its token ids), whatever the others are.
+
+        An encoder's rows are pooled as its file says (mean, first or last); a generating model's too, by their mean
+        when the file does not say. `dimensions`: only the first so many values. `truncate`: longer texts are cut to the
+        context; else they raise ContextOverflowError. Raises UsageError for texts that are empty or malformed.
+        """
+        return self.embed_counted(texts, dimensions=dimensions, truncate=truncate).vectors
+
+    def embed_counted(
+        self, texts: Sequence[str | Sequence[int]], *, dimensions: int | None = None, truncate: bool = False
+    ) -> Embedded:
+        """As `embed`, with the number of tokens of each text."""
+        if isinstance(texts, str):
+            raise UsageError("texts must be a list of texts, not one text")
+        ids = [self._prompt_tokens(text, special=False) for text in texts]
+        if truncate:
+            ids = [self._cut(tokens) for tokens in ids]
+        longest = max(map(len, ids), default=0)
+        if longest > self.context:
+            raise ContextOverflowError(longest, self.context)
+        vectors = shortened(self._embedder.embed(ids), dimensions)
+        return Embedded(vectors, tuple(map(len, ids)))
+
+    def _cut(self, tokens: list[int]) -> list[int]:
+        """At most the context; the token that ends a text stays."""
+        if len(tokens) <= self.context:
+            return tokens
+        end = tokens[-1:] if self._tokenizer is not None and self._tokenizer.add_eos else []
+        return tokens[: self.context - len(end)] + end
+
     def score(self, prompt: str | Sequence[int]) -> NDArray[np.float64]:
         """float64[n - 1]: the natural log-probability of every token but the first, given those before it.
 
         Raises ContextOverflowError when the prompt is longer than the context.
         """
+        self._require_generator()
         tokens = self._prompt_tokens(prompt, special=False)
         if len(tokens) < 2:
             raise UsageError("score needs two tokens at least")
         if len(tokens) > self.context:
             raise ContextOverflowError(len(tokens), self.context)
         return self._score(tokens, 0)
+
+    def prompt_logprobs(self, tokens: Sequence[int], top: int = 0, *, owner: str = "") -> tuple[TokenLogprob, ...]:
+        """Log-probabilities of a prompt's tokens with the `top` likeliest in their places; the first one's is NaN.
+
+        Beginnings that earlier calls of the same `owner` shared are not computed again. Raises ContextOverflowError.
+        """
+        self._require_generator()
+        checked = self._check_tokens(tokens)
+        if not checked:
+            raise UsageError("the prompt is empty: it must have one token at least")
+        if len(checked) > self.context:
+            raise ContextOverflowError(len(checked), self.context)
+        if not is_whole(top) or not 0 <= top <= MAX_LOGPROBS:
+            raise UsageError(f"top must be a whole number from 0 to {MAX_LOGPROBS}, not {top!r}")
+        try:
+            scores = self._prompt_scores.scores(checked, top, owner) if len(checked) > 1 else []
+        except KamadoError:
+            raise
+        except Exception as error:
+            raise public_error(error) from error
+        out = [TokenLogprob(checked[0], self.token_bytes(checked[0]), math.nan)]
+        for token, (value, best) in zip(checked[1:], scores, strict=True):
+            alternatives = tuple((other, self.token_bytes(other), logprob) for other, logprob in best)
+            out.append(TokenLogprob(token, self.token_bytes(token), value, alternatives))
+        return tuple(out)
 
     def perplexity(
         self,
@@ -383,6 +555,7 @@ class Model:
         token), and its second half is scored. The rest after the last whole window is left out; a text shorter than a
         window is one. `progress(done, total)` counts windows.
         """
+        self._require_generator()
         tokens = self._prompt_tokens(prompt, special=False)
         if not is_whole(window) or not 4 <= window <= self.context:
             raise UsageError(f"window must be a whole number from 4 to {self.context}, the context, not {window!r}")
@@ -419,6 +592,11 @@ class Model:
         return f"<kamado.Model {self.name!r}, {self.plan.architecture}, {state}>"
 
     @cached_property
+    def _prompt_scores(self) -> PromptScores:
+        rows = min(self.plan.max_rows, self.plan.max_logit_rows)
+        return PromptScores(self._scheduler, max_rows=rows, vocab_size=self._vocab_size)
+
+    @cached_property
     def _chat_encoder(self) -> ChatEncoder:
         source = self._checkpoint.chat_template
         if source is None:
@@ -434,6 +612,40 @@ class Model:
             for i in (tokenizer.bos_id, tokenizer.eos_id)
         )
         return ChatEncoder(tokenizer, ChatTemplate(source, bos_token=bos, eos_token=eos))
+
+    @cached_property
+    def _turn_maker(self) -> TurnMaker:
+        encoder = self._chat_encoder
+        source = self._checkpoint.chat_template or ""
+        return TurnMaker(encoder, choose_format(encoder.template, self._require_tokenizer()), source)
+
+    def _rule(self, form: Grammar | None, turn: Turn | None) -> TokenRule | None:
+        """What binds the tokens of an answer."""
+        inner = None if form is None else self._constraints.compile(form)
+        if turn is None or turn.think_tokens is None or turn.plain_tags is None:
+            return inner
+        return ThinkBudget(
+            self._require_tokenizer(), turn.plain_tags, turn.think_tokens, is_reasoning=turn.is_reasoning, inner=inner
+        )
+
+    @cached_property
+    def _constraints(self) -> ConstraintCompiler:
+        return ConstraintCompiler(self._require_tokenizer(), self._vocab_size)
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return Embedder(
+            self._scheduler,
+            pooling=self._pooling,
+            width=self._executor.hidden_width,
+            max_rows=self.plan.max_rows,
+            max_pooled_rows=self.plan.max_logit_rows,
+            kv_tokens=self.plan.kv_tokens,
+        )
+
+    def _require_generator(self) -> None:
+        if self.is_encoder:
+            raise UsageError(f"{self.name} is an encoder: it makes vectors of texts, and no text; use embed()")
 
     def _require_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +20,36 @@ if TYPE_CHECKING:
 
 # Pieces that wait for a slow consumer before its request pauses: a second or two of reading.
 MAX_QUEUED_PIECES = 64
+
+
+class TokenRule(Protocol):
+    """Says which tokens may come next; engine/constraint.py and engine/think_budget.py have one each."""
+
+    def allowed(self) -> NDArray[np.int64] | None:
+        """Ids, ascending, at least one; None: all."""
+        ...
+
+    def accept(self, token: int, /) -> None:
+        """The token that was picked."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but an end may follow."""
+        ...
+
+
+class Outbox(SimpleQueue["Piece | BaseException | None"]):
+    """Pieces on their way to a consumer; an error or None (cancelled) is the last."""
+
+    listener: Callable[[], None] | None = None  # called by the scheduler's thread whenever something was put in
+
+    def put(self, item: Piece | BaseException | None, block: bool = True, timeout: float | None = None) -> None:
+        """Never blocks."""
+        super().put(item)
+        listener = self.listener
+        if listener is not None:
+            listener()
 
 
 class TextStream(Protocol):
@@ -60,6 +90,7 @@ class Request:
         stops: Sequence[str] = (),
         stop_ids: frozenset[int] = frozenset(),
         logprobs: int | None = None,
+        constraint: TokenRule | None = None,
         is_background: bool = False,
         owner: str = "",
         label: str = "",
@@ -70,7 +101,7 @@ class Request:
         self.end = self.num_prompt + max_tokens  # length of `tokens` at which the answer is cut
         self.sampler = Sampler(sampling, vocab_size, self.tokens)
         self.is_background = is_background
-        self.output: SimpleQueue[Piece | BaseException | None] = SimpleQueue()  # None: cancelled
+        self.output = Outbox()
         self.is_cancelled = False
         self.is_paused = False  # the consumer is slow; it wakes the scheduler when it has read
         self.owner = owner
@@ -85,6 +116,7 @@ class Request:
         self._stops = StopMatcher(stops)
         self._stop_ids = stop_ids
         self._logprobs = logprobs
+        self._constraint = constraint
         self.submitted_at = time.perf_counter()
         self.started_at = self.first_at = self.last_at = 0.0
 
@@ -105,7 +137,11 @@ class Request:
 
     def accept(self, logits: NDArray[np.float32]) -> bool:
         """Picks the next token from float32[vocab] and puts its piece out; True when that was the last."""
-        token = self.sampler.pick(logits, len(self.tokens))
+        constraint = self._constraint
+        allowed = None if constraint is None else constraint.allowed()
+        token = self.sampler.pick(logits, len(self.tokens), allowed)
+        if constraint is not None:
+            constraint.accept(token)
         logprob, top = (None, ()) if self._logprobs is None else log_probabilities(logits, token, self._logprobs)
         self.tokens.append(token)
         finish: FinishReason | None = None
@@ -114,8 +150,9 @@ class Request:
             finish = "stop"
         else:
             text = self._stops.push(self._text.push(token))
-            if not self._stops.is_stopped and len(self.tokens) >= self.end:
-                finish = "length"
+            is_complete = constraint is not None and constraint.is_complete
+            if not self._stops.is_stopped and (is_complete or len(self.tokens) >= self.end):
+                finish = "stop" if is_complete else "length"
                 text += self._stops.push(self._text.flush())
                 text += self._stops.flush()
             if self._stops.is_stopped:

@@ -1,6 +1,7 @@
 """From a row of logits to a token: one documented order, its own random numbers, no thread or batch in the result.
 
-Order: logit bias → penalties (repetition, then presence and frequency) → temperature → top-k → top-p → min-p → draw.
+Order: the answer's form rules tokens out (engine/constraint.py) → logit bias → penalties (repetition, then presence and
+frequency) → temperature → top-k → top-p → min-p → draw.
 Temperature 0 takes the largest logit after bias and penalties; equal logits go to the lower token id, everywhere.
 
   repetition   over the prompt and the answer: a positive logit is divided by it, a negative one multiplied
@@ -147,10 +148,10 @@ class Sampler:
         self._biases = np.fromiter(sampling.logit_bias.values(), np.float32, len(sampling.logit_bias))
         self._penalties = _Penalties(sampling, prompt) if sampling.has_penalties else None
 
-    def pick(self, logits: NDArray[np.float32], position: int) -> int:
+    def pick(self, logits: NDArray[np.float32], position: int, allowed: NDArray[np.int64] | None = None) -> int:
         """The token that follows at `position`, the number of tokens before it. `logits` float32[vocab], not changed.
 
-        Raises NativeError when the logits are no numbers.
+        `allowed`: ids, ascending, of which one is picked; None: all. Raises NativeError when the logits are no numbers.
         """
         if self._penalties is not None or self._bias_ids.size:
             logits = logits.copy()
@@ -158,6 +159,8 @@ class Sampler:
                 logits[self._bias_ids] += self._biases
             if self._penalties is not None:
                 self._penalties.apply(logits)
+        if allowed is not None:
+            logits = logits[allowed]  # places keep the order of ids, and with it the rule for equal logits
         best = int(logits.argmax())  # the first NaN if there is one, so it is also the check
         if not math.isfinite(logits[best]):
             raise NativeError(
@@ -165,6 +168,8 @@ class Sampler:
                 "damaged (compare its checksum), or its weights overflow float32"
             )
         token = best if self._inverse_temperature == 0.0 else self._draw(logits, best, position)
+        if allowed is not None:
+            token = int(allowed[token])
         if self._penalties is not None:
             self._penalties.add(token)
         return token

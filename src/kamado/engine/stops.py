@@ -36,6 +36,7 @@ class StopMatcher:
         self._longest = max(map(len, stops), default=0)
         self._held = ""
         self.is_stopped = False
+        self.matched: str | None = None  # the stop string that came
 
     def push(self, text: str) -> str:
         """What may be shown now that `text` came. After a match: what came before it, and `is_stopped` is set."""
@@ -46,6 +47,7 @@ class StopMatcher:
         match = min(((at + len(s), at) for s in self._stops if (at := text.find(s)) >= 0), default=None)
         if match is not None:
             self.is_stopped = True
+            self.matched = text[match[1] : match[0]]
             self._held = ""
             return text[: match[1]]
         for size in range(min(self._longest - 1, len(text)), 0, -1):

@@ -55,11 +55,12 @@ class Tracer:
         counts: NDArray[np.int32],
         tokens: NDArray[np.int32],
         logit_rows: NDArray[np.int32],
+        hidden: bool = False,
     ) -> NDArray[np.float32]:
         """The executor's, with an event."""
         begin = time.perf_counter()
         try:
-            return self._executor.step(sequences, counts, tokens, logit_rows)
+            return self._executor.step(sequences, counts, tokens, logit_rows, hidden)
         finally:
             self._record(begin, len(counts), len(tokens))
 

@@ -29,6 +29,7 @@ from .sizes import ExpertNeeds
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_MAX_ROWS = 512
+_ENCODER_KV_TOKENS = 8 * PAGE_TOKENS  # of the texts that a step of an encoder embeds together: a page each at least
 LEAST_CONTEXT = 256  # what the message of a budget that is too small falls back to
 
 MAX_SEQUENCES = 64  # of one executor
@@ -306,6 +307,7 @@ class _Planner:
         self._given_rows = max_rows
         self._given_logit_rows = max_logit_rows
         self._kv_tokens = kv_tokens
+        self._default_kv_tokens = 0 if program.is_causal else _ENCODER_KV_TOKENS
         self._scratch = sizes.scratch_needs(program)
         self._given_sequences = max_sequences
         self.kv: KvNeeds = kv_needs(program, kv)
@@ -371,6 +373,8 @@ class _Planner:
     def _rows(self, largest: int, at_most: int | None = None) -> list[int]:
         if self._given_rows is not None:
             return [self._given_rows]
+        if not self._program.is_causal:  # a text is computed in one step
+            return [round_to_pages(min(self._program.context_length, DEFAULT_CONTEXT))]
         return [n for n in _STEP_ROWS if n <= largest and (at_most is None or n <= max(at_most, _STEP_ROWS[-1]))]
 
     def _sequences(self, kv_tokens: int) -> int:
@@ -379,9 +383,9 @@ class _Planner:
         return min(MAX_SEQUENCES, max(_LEAST_SEQUENCES, kv_tokens // _SEQUENCE_TOKENS))
 
     def _split(self, context: int, rows: int, logit_bytes: int = _LOGIT_BYTES) -> _Split:
-        kv_tokens = round_to_pages(max(context, self._kv_tokens or context))
+        kv_tokens = round_to_pages(max(context, self._kv_tokens or self._default_kv_tokens))
         max_sequences = self._given_sequences or self._sequences(kv_tokens)
-        logit_rows = self._given_logit_rows or choose_logit_rows(self._program.vocab_size, rows, logit_bytes)
+        logit_rows = self._given_logit_rows or choose_logit_rows(self._program.output_width, rows, logit_bytes)
         return _Split(
             context=context,
             kv_tokens=kv_tokens,

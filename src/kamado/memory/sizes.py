@@ -169,7 +169,7 @@ class ScratchNeeds:
     row_bytes: int
     assignment_bytes: int  # the inner row of a picked expert, its codes, and its result
     top_k: int
-    vocab_size: int
+    output_width: int  # of a row of logits
 
     def bytes_of(self, max_rows: int, max_logit_rows: int, num_threads: int) -> int:
         """Row buffers, logits and threads."""
@@ -178,7 +178,7 @@ class ScratchNeeds:
         return (
             self.row_bytes * rows
             + self.assignment_bytes * assignments
-            + 4 * max_logit_rows * self.vocab_size
+            + 4 * max_logit_rows * self.output_width
             + num_threads * _THREAD_BYTES
         )
 
@@ -199,7 +199,7 @@ def scratch_needs(program: Program) -> ScratchNeeds:
                     widths[buffer.name] = max(widths.get(buffer.name, 0), buffer.width)
     row_bytes = 4 * sum(widths.values())
     row_bytes += 2 * max(widths.values(), default=0)  # int8 codes, scales and sums of the widest input
-    return ScratchNeeds(row_bytes, inner, program.top_k, program.vocab_size)
+    return ScratchNeeds(row_bytes, inner, program.top_k, program.output_width)
 
 
 def _matrices(program: Program) -> Iterator[tuple[TensorRef, float]]:

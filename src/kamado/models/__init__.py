@@ -7,13 +7,17 @@ one that needs no new operation is a file here, a line in the table below, and a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..checkpoint.types import Checkpoint
 from ..errors import UnsupportedError
 from ..program import Program, validate
-from . import gemma3, granitemoe, llama, mistral, mixtral, olmoe, qwen2, qwen3, qwen3moe
+from . import bert, gemma3, granitemoe, llama, mistral, mixtral, olmoe, qwen2, qwen3, qwen3moe
+from .config import Config
+from .pooling import read_pooling
 
 _FAMILIES: dict[tuple[str, str], Callable[[Checkpoint], Program]] = {
+    ("gguf", "bert"): bert.build,
     ("gguf", "llama"): llama.build,
     ("gguf", "qwen2"): qwen2.build,
     ("gguf", "qwen3"): qwen3.build,
@@ -21,6 +25,7 @@ _FAMILIES: dict[tuple[str, str], Callable[[Checkpoint], Program]] = {
     ("gguf", "gemma3"): gemma3.build,
     ("gguf", "olmoe"): olmoe.build,
     ("gguf", "granitemoe"): granitemoe.build,
+    ("safetensors", "bert"): bert.build,
     ("safetensors", "llama"): llama.build,
     ("safetensors", "mistral"): mistral.build,
     ("safetensors", "mixtral"): mixtral.build,
@@ -48,6 +53,8 @@ def build_program(checkpoint: Checkpoint) -> Program:
             f"{checkpoint.format} files may be {', '.join(known)}"
         )
     program = family(checkpoint)
+    if program.pooling is None:
+        program = replace(program, pooling=read_pooling(Config.of(checkpoint)))
     validate(program)
     return program
 

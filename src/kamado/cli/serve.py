@@ -1,0 +1,109 @@
+"""`kamado serve`: models over HTTP."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import MissingPackageError
+from .backend import locate, open_store
+from .options import complete_model
+from .terminal import note
+
+
+@click.command("serve")
+@click.argument("model", metavar="[MODEL]", required=False, shell_complete=complete_model)
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Settings in TOML.")
+@click.option("--host", metavar="ADDRESS", help="Where to listen.  [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="0 takes a free one.  [default: 8417]")
+@click.option("--api-key", metavar="KEY", help="Needed from every client. Made and shown once if others can connect.")
+@click.option("--memory", metavar="SIZE", help="Byte budget of all models, e.g. 6GiB.")
+@click.option("--context", type=click.IntRange(min=2), metavar="N", help="Tokens of prompt and answer together.")
+@click.option("--threads", "-j", type=click.IntRange(min=1), metavar="N", help="Compute threads.")
+@click.option("--kv", metavar="PRESET", help="KV cache: f32, exact (f16) or auto.")
+@click.option("--keep-alive", metavar="TIME", help="Unload a model that is idle for so long, e.g. 10m; -1 never.")
+@click.option("--max-requests", type=click.IntRange(min=1), metavar="N", help="That run or wait; more get status 429.")
+@click.option("--deadline", metavar="TIME", help="Ends answers that take longer.")
+@click.option("--allow-origin", "origins", multiple=True, metavar="URL", help="A web page that may call; repeatable.")
+@click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A name of this server; repeatable.")
+@click.option("--log", type=click.Choice(["json", "text"]), help="Form of the log on stderr.")
+@click.option("--pull", is_flag=True, help="Fetch MODEL first when it is not here.")
+@click.option("--unit", is_flag=True, help="Print a systemd (macOS: launchd) unit for these options, and leave.")
+def command(model: str | None, config: Path | None, api_key: str | None, pull: bool, unit: bool, **values: Any) -> None:
+    """Serve MODEL, or without one all that were pulled, each loaded when it is first used.
+
+    Speaks the OpenAI, Ollama and Anthropic protocols and has a chat page at /. Only this machine can connect unless
+    --host says otherwise. Settings come from the file, then KAMADO_SERVE_… variables, then these options.
+    """
+    flags = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    flags = {name: value for name, value in flags.items() if value not in (None, [])}
+    try:
+        from ..serve.config import load_config
+        from ..serve.library import StoreLibrary
+        from ..serve.loader import EngineLoader, EngineSettings
+        from ..serve.run import bind, make_keys, make_server, run
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(f"{error.name} is missing: pip install 'kamado[serve]'") from None
+    if api_key is not None:
+        flags["api_keys"] = [{"name": "command line", "key": api_key, "scopes": _scopes()}]
+    store = open_store()
+    files: dict[str, Path] = {}
+    if model is not None:
+        path = locate(model, pull=pull)
+        stored = {entry.path: entry.name for entry in store.list()}
+        name = stored.get(path)
+        if name is None:
+            name = _name_of(path)
+            files[name] = path
+        flags["models"] = [name]
+    settings, sources = load_config(file=config, environment=os.environ, flags=flags)
+    if unit:
+        from ..serve.unit import unit_text
+
+        click.echo(unit_text(_command_line(click.get_current_context(), model)), nl=False)
+        return
+    keys = make_keys(settings, announce=_announce)
+    library = StoreLibrary(store, files)
+    loader = EngineLoader(library, EngineSettings(settings.threads, settings.kv, settings.context))
+    server = make_server(settings, library, loader, keys=keys)
+    listener = bind(settings)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    if sources:
+        note(f"settings from {', '.join(sources)}")
+    note(f"kamado serves on http://{shown}:{port} (OpenAI clients: http://{shown}:{port}/v1)")
+    run(settings, server, listener)
+
+
+def _scopes() -> list[str]:
+    from ..serve.routes import SCOPES
+
+    return list(SCOPES)
+
+
+def _announce(key: str) -> None:
+    note("an API key was made, since others can connect. It is shown this once:")
+    note(f"  {key}")
+
+
+def _name_of(path: Path) -> str:
+    """A name for a file outside the store: its own, without what a name may not have."""
+    stem = path.name.removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9._@+-]+", "-", stem).strip("-.") or "model"
+
+
+def _command_line(context: click.Context, model: str | None) -> list[str]:
+    """These options as they were typed, for a unit file. A key does not belong into one."""
+    words = [] if model is None else [model]
+    for param in context.command.params:
+        if not isinstance(param, click.Option) or param.name in ("unit", "pull", "api_key"):
+            continue
+        value = context.params.get(param.name or "")
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None:
+                words += [param.opts[0], str(item.absolute() if isinstance(item, Path) else item)]
+    return words

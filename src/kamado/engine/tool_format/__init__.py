@@ -1,0 +1,15 @@
+"""Tool calls in each family's own form: how tools go into the prompt, and how calls come out of the answer.
+
+choose.py    which format a model has, proved by a round trip through its template
+turns.py     messages and tools as templates read them
+grammar.py   what an answer may be, so that every call is whole and fits its schema
+parser.py    from output to events
+hermes, llama3, mistral, granite, gemma, generic: one family each, written down in syntax.py's terms
+"""
+
+from __future__ import annotations
+
+from .choose import ChatFormat, choose_format
+from .parser import AnswerParser
+
+__all__ = ["AnswerParser", "ChatFormat", "choose_format"]

@@ -1,0 +1,38 @@
+"""What a chat format says about tools, and the list of all formats in the order in which they are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..chat_types import Tool
+from .syntax import CallSyntax
+
+__all__ = ["ToolFormat"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """A family's way with tools.
+
+    `syntaxes` are tried one after the other against what the template renders. A format with `instructions` is for
+    templates that know nothing of tools: the instructions go into the system message, calls and results into messages.
+    """
+
+    name: str
+    syntaxes: tuple[CallSyntax, ...]
+    instructions: str | None = None  # has {tools}, one JSON object a line
+    result: tuple[str, str] = ("", "")  # what is put around a tool's result
+    id_length: int | None = None  # templates that refuse ids of another length
+    tool_key: Literal["function", "bare"] = "function"
+
+    @property
+    def is_prompted(self) -> bool:
+        """Whether we tell the model of its tools, not the template."""
+        return self.instructions is not None
+
+
+def tool_names(tools: Sequence[Tool]) -> list[str]:
+    """Names in order."""
+    return [tool.name for tool in tools]

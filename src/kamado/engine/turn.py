@@ -1,0 +1,305 @@
+"""One turn of a conversation: messages and tools to a prompt and a form, the model's output to events.
+
+    turn = model.prepare_turn(messages, tools=tools)           # tokens, grammar; everything that can be refused
+    for event in model.answer_turn(turn, max_tokens=500):      # ReasoningDelta, TextDelta, ToolCall…, last Finish
+        ...
+
+A turn is immutable and may be answered several times, also at once (n > 1): the answers share the prompt's cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConstraintError, UsageError
+from .chat import ChatEncoder
+from .chat_types import (
+    ContentEvent,
+    Finish,
+    FinishReason,
+    Message,
+    OutputFormat,
+    ReasoningDelta,
+    TextDelta,
+    Think,
+    TokenLogprob,
+    Tool,
+    ToolCallEnd,
+    ToolChoice,
+)
+from .generation import Generation
+from .grammar import Grammar
+from .piece import Piece, Usage
+from .stops import StopMatcher
+from .tool_format import AnswerParser, ChatFormat
+from .tool_format.grammar import AnswerGrammar
+from .tool_format.reasoning import ReasoningTags, switch_of
+from .tool_format.syntax import CallSyntax, without_marks
+from .tool_format.turns import check_tools, make_turns
+
+if TYPE_CHECKING:
+    from ..checkpoint.tokenizer import Tokenizer
+
+_OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_TAKEN = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
+_ROLES = frozenset(("system", "user", "assistant", "tool"))
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A prompt and what its answer must be. Made by `Model.prepare_turn`."""
+
+    tokens: tuple[int, ...]
+    form: Grammar | None
+    tags: ReasoningTags | None  # bound to marks
+    is_reasoning: bool  # the prompt has opened it
+    syntax: CallSyntax | None  # bound to marks; None: no tools
+    names: frozenset[str]
+    think_tokens: int | None = None
+    plain_tags: ReasoningTags | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.tokens)
+
+
+class TurnMaker:
+    """Prepares turns for one model. Thread-safe."""
+
+    def __init__(self, encoder: ChatEncoder, chat_format: ChatFormat, template_source: str) -> None:
+        self._encoder = encoder
+        self.format = chat_format
+        self._switch = switch_of(template_source)
+
+    @property
+    def can_think(self) -> bool:
+        """Whether the model reasons before it answers, or may."""
+        return self.format.tags is not None
+
+    def prepare(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool],
+        tool_choice: ToolChoice,
+        output: OutputFormat,
+        think: Think,
+        continue_last: bool,
+        options: Mapping[str, Any],
+        compile_form: Callable[[Grammar], object],
+    ) -> Turn:
+        """See `Model.prepare_turn`."""
+        chat = self.format
+        _check_messages(messages, continue_last)
+        offered = self._offered(tools, tool_choice)
+        if offered and chat.tools is None:
+            raise UsageError(f"this model cannot use tools: {chat.refusal}")
+        if continue_last and (offered or output.kind != "text"):
+            raise UsageError("an answer that goes on from a given beginning can have neither tools nor a form")
+        shown = tools if offered else ()
+        turns, objects = make_turns(messages, shown, chat.tools, chat.syntax, chat.system_in_user)
+        encoded = self._encoder.encode_turns(
+            turns, tools=objects, options=self._options(options, think), continue_last=continue_last
+        )
+        tags = chat.tags
+        is_reasoning = tags is not None and encoded.tail.rstrip().endswith(tags.open)
+        tokens = tuple(encoded.tokens)
+        if tags is not None and is_reasoning and think.enabled is False:
+            tokens += tuple(self._encoder.encode_literals(f"\n{tags.close}\n\n"))
+            is_reasoning = False
+        bound = _bound_tags(chat)
+        syntax = chat.syntax.bind(chat.marks) if chat.syntax is not None and offered else None
+        may_reason = bound if is_reasoning or think.enabled is not False else None
+        form: Grammar | None = None
+        for any_arguments in (False, True):
+            form = AnswerGrammar(
+                chat.marks,
+                tags=may_reason,
+                is_reasoning=is_reasoning,
+                syntax=syntax,
+                tools=offered,
+                is_required=tool_choice.mode == "required",
+                is_parallel=tool_choice.parallel and chat.is_parallel,
+                output=output,
+                any_arguments=any_arguments,
+            ).build()
+            try:
+                if form is not None:
+                    compile_form(form)
+                break
+            except ConstraintError:
+                if any_arguments or all(tool.strict for tool in offered):
+                    raise
+        return Turn(
+            tokens=tokens,
+            form=form,
+            tags=bound,
+            is_reasoning=is_reasoning,
+            syntax=syntax,
+            names=frozenset(tool.name for tool in offered),
+            think_tokens=think.max_tokens if tags is not None else None,
+            plain_tags=tags,
+        )
+
+    def _offered(self, tools: Sequence[Tool], choice: ToolChoice) -> tuple[Tool, ...]:
+        """The tools that may be called."""
+        check_tools(tools)
+        unknown = sorted(choice.names - {tool.name for tool in tools})
+        if unknown:
+            raise UsageError(f"tool_choice names {unknown[0][:80]!r}, which is none of the tools")
+        if choice.mode == "none":
+            return ()
+        if choice.mode == "required" and not tools:
+            raise UsageError("tool_choice asks for a call, and there are no tools")
+        return tuple(tool for tool in tools if not choice.names or tool.name in choice.names)
+
+    def _options(self, options: Mapping[str, Any], think: Think) -> dict[str, Any]:
+        for name in options:
+            if not _OPTION.fullmatch(name) or name in _TAKEN:
+                raise UsageError(f"{repr(name)[:80]} cannot be given to the chat template")
+        chosen = dict(options)
+        if think.enabled is not None and self._switch is not None:
+            chosen.setdefault(self._switch, think.enabled)
+        if think.effort is not None:
+            chosen.setdefault("reasoning_effort", think.effort)
+        return chosen
+
+
+def _bound_tags(chat: ChatFormat) -> ReasoningTags | None:
+    if chat.tags is None:
+        return None
+    return ReasoningTags(chat.marks.encode(chat.tags.open), chat.marks.encode(chat.tags.close))
+
+
+def _check_messages(messages: Sequence[Message], continue_last: bool) -> None:
+    if not messages:
+        raise UsageError("messages must not be empty")
+    for i, message in enumerate(messages):
+        if message.role not in _ROLES:
+            raise UsageError(f"message {i} needs a role of {', '.join(sorted(_ROLES))}, not {repr(message.role)[:40]}")
+    if continue_last and (messages[-1].role != "assistant" or messages[-1].tool_calls):
+        raise UsageError("only an assistant's message without calls can be continued")
+
+
+class TurnStream(Iterator[ContentEvent | Finish]):
+    """The events of one answer, as they come; `Finish` is the last. Dropping it or `close()` ends the work for it."""
+
+    def __init__(
+        self,
+        turn: Turn,
+        chat: ChatFormat,
+        tokenizer: Tokenizer,
+        generation: Generation,
+        *,
+        stops: Sequence[str] = (),
+        choice: int = 0,
+        has_logprobs: bool = False,
+    ) -> None:
+        self._generation = generation
+        self._tokenizer = tokenizer
+        self._marks = chat.marks
+        self._parser = AnswerParser(
+            tags=turn.tags, is_reasoning=turn.is_reasoning, syntax=turn.syntax, names=turn.names, choice=choice
+        )
+        self._stops = StopMatcher(stops)
+        self._choice = choice
+        self._has_logprobs = has_logprobs
+        self._logprobs: list[TokenLogprob] = []  # of tokens whose text has not come out yet
+        self._ready: deque[ContentEvent | Finish] = deque()
+        self._is_done = False
+        self.num_reasoning_tokens = 0
+
+    def __next__(self) -> ContentEvent | Finish:
+        while not self._ready:
+            if self._is_done:
+                raise StopIteration
+            self._take(next(self._generation))
+        return self._ready.popleft()
+
+    def poll(self) -> ContentEvent | Finish | None:
+        """The next event if it is there already, else None. Raises StopIteration after the last."""
+        while not self._ready:
+            if self._is_done:
+                raise StopIteration
+            if not self._generation.is_ready:
+                return None
+            self._take(next(self._generation))
+        return self._ready.popleft()
+
+    def on_news(self, listener: Callable[[], None] | None) -> None:
+        """`listener` is called, by the scheduler's thread, when `poll` may have something."""
+        self._generation.on_news(listener)
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens of the prompt and the answer that were computed so far."""
+        return self._generation.num_computed_tokens
+
+    def _take(self, piece: Piece) -> None:
+        if self._has_logprobs:
+            self._logprobs.append(self._logprob(piece))
+        text = self._marks.of_token(piece.token) + without_marks(piece.text)
+        events = self._parser.push(text)
+        self.num_reasoning_tokens += self._parser.is_reasoning
+        if piece.finish_reason is not None:
+            events += self._parser.finish()
+        for event in events:
+            self._show(event)
+            if self._stops.is_stopped:
+                self._generation.close()
+                self._finish("stop_sequence")
+                return
+        if piece.finish_reason is not None:
+            self._show_text(self._stops.flush())
+            has_calls = self._parser.num_calls > 0
+            self._finish("tool_calls" if has_calls and piece.finish_reason == "stop" else piece.finish_reason)
+
+    def _show(self, event: ContentEvent) -> None:
+        if isinstance(event, TextDelta):
+            self._show_text(self._stops.push(event.text))
+            return
+        self._show_text(self._stops.flush())
+        if isinstance(event, ReasoningDelta):
+            event = replace(event, logprobs=self._taken_logprobs())
+        elif isinstance(event, ToolCallEnd):
+            self._logprobs.clear()  # no protocol has a place for those of calls
+        self._ready.append(event)
+
+    def _show_text(self, text: str) -> None:
+        if text:
+            self._ready.append(TextDelta(text, self._taken_logprobs(), self._choice))
+
+    def _taken_logprobs(self) -> tuple[TokenLogprob, ...]:
+        taken, self._logprobs = tuple(self._logprobs), []
+        return taken
+
+    def _finish(self, reason: FinishReason) -> None:
+        if self._logprobs and reason != "tool_calls":
+            self._ready.append(TextDelta("", self._taken_logprobs(), self._choice))
+        self._ready.append(Finish(reason, self._stops.matched, self._choice))
+        self._is_done = True
+
+    def _logprob(self, piece: Piece) -> TokenLogprob:
+        bytes_of = self._tokenizer.token_bytes
+        top = tuple((token, bytes_of(token), value) for token, value in piece.top_logprobs)
+        return TokenLogprob(piece.token, bytes_of(piece.token), piece.logprob or 0.0, top)
+
+    def close(self) -> None:
+        """Stops the answer. May be called again, and from another thread."""
+        self._is_done = True
+        self._generation.close()
+
+    @property
+    def seed(self) -> int:
+        """The seed in use."""
+        return self._generation.seed
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens and seconds so far."""
+        return self._generation.usage

@@ -1,0 +1,498 @@
+"""What a client of Anthropic's Messages API sends, and the conversation it means.
+
+Every documented parameter is honoured or refused with the reason; an unknown one is refused by name. Blocks and tools
+are read here, not by their declared types, so that a refusal can say why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from .backend import (
+    ChatRequest,
+    Effort,
+    ImagePart,
+    Message,
+    OutputFormat,
+    Part,
+    Role,
+    SamplingOptions,
+    TextPart,
+    Think,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+from .faults import RequestError
+from .images import image_from_base64
+from .routes import Call
+from .schemas import check_schema
+
+MAX_TOOLS = 256
+_EFFORTS: Mapping[str, Effort] = {"low": "low", "medium": "medium", "high": "high"}
+
+S = TypeVar("S", bound=Struct)
+
+
+class CacheControl(Struct, forbid_unknown_fields=True):
+    """Every beginning is cached here, without being asked and for as long as there is memory: any marker is met."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+class _Text(Struct, forbid_unknown_fields=True):
+    type: str
+    text: str
+    cache_control: CacheControl | None = None
+    citations: list[Any] | None = None
+
+
+class _Image(Struct, forbid_unknown_fields=True):
+    type: str
+    source: dict[str, Any]
+    cache_control: CacheControl | None = None
+    transformations: dict[str, Any] | None = None
+
+
+class _Document(Struct, forbid_unknown_fields=True):
+    type: str
+    source: dict[str, Any]
+    title: str | None = None
+    context: str | None = None
+    cache_control: CacheControl | None = None
+    citations: dict[str, Any] | None = None
+
+
+class _ToolUse(Struct, forbid_unknown_fields=True):
+    type: str
+    id: str
+    name: str
+    input: dict[str, Any]
+    cache_control: CacheControl | None = None
+    caller: dict[str, Any] | None = None
+    toolset_name: str | None = None
+
+
+class _ToolResult(Struct, forbid_unknown_fields=True):
+    type: str
+    tool_use_id: str
+    content: str | list[dict[str, Any]] = ""
+    is_error: bool | None = None
+    cache_control: CacheControl | None = None
+    toolset_name: str | None = None
+
+
+class _Thinking(Struct, forbid_unknown_fields=True):
+    type: str
+    thinking: str
+    signature: str = ""
+
+
+class _Base64(Struct, forbid_unknown_fields=True):
+    type: str
+    media_type: Literal["image/png", "image/jpeg", "image/gif", "image/webp"]
+    data: str
+
+
+class _CustomTool(Struct, forbid_unknown_fields=True):
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.\-]{1,128}$")]
+    input_schema: dict[str, Any]
+    type: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    cache_control: CacheControl | None = None
+    eager_input_streaming: bool | None = None  # arguments are always streamed as they come
+    input_examples: list[dict[str, Any]] | None = None
+    allowed_callers: list[str] | None = None
+    defer_loading: bool | None = None
+
+
+class ToolChoiceBody(Struct, forbid_unknown_fields=True):
+    """Which tools may or must be called."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class ThinkingBody(Struct, forbid_unknown_fields=True):
+    """How much to think."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Annotated[int, Meta(ge=1)] | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class OutputFormatBody(Struct, forbid_unknown_fields=True):
+    """A JSON Schema that the answer must match."""
+
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+class OutputConfig(Struct, forbid_unknown_fields=True):
+    """Effort and format of the answer."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormatBody | None = None
+
+
+class Metadata(Struct, forbid_unknown_fields=True):
+    """Who the client's own user is: goes to the log line."""
+
+    user_id: Annotated[str, Meta(max_length=512)] | None = None
+
+
+class MessageBody(Struct, forbid_unknown_fields=True):
+    """One turn."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[dict[str, Any]]
+
+
+class PromptBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What /v1/messages and /v1/messages/count_tokens share."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    messages: Annotated[list[MessageBody], Meta(min_length=1, max_length=100_000)]
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: ToolChoiceBody | None = None
+    thinking: ThinkingBody | None = None
+    output_config: OutputConfig | None = None
+    cache_control: CacheControl | None = None
+    speed: Literal["standard", "fast"] | None = None
+    mcp_servers: list[Any] | None = None
+    context_management: dict[str, Any] | None = None
+
+
+class MessagesBody(PromptBody, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /v1/messages."""
+
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    stream: bool = False
+    stop_sequences: list[Annotated[str, Meta(min_length=1)]] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_k: Annotated[int, Meta(ge=0)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None  # there is one tier, the standard one
+    container: str | dict[str, Any] | None = None
+    diagnostics: dict[str, Any] | None = None
+    inference_geo: str | None = None
+
+
+class CountTokensBody(PromptBody, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /v1/messages/count_tokens."""
+
+
+# What belongs to Anthropic's own machinery, and why it cannot be met here. None of them may be given, null aside.
+REFUSED: Mapping[str, str] = {
+    "container": "there are no containers here: this server runs no code",
+    "context_management": "contexts are not edited here: send the messages that the model is to see",
+    "diagnostics": "there are none here: usage.cache_read_input_tokens says what was found in the cache",
+    "inference_geo": "the answer is computed on this machine, in no other region",
+    "mcp_servers": "this server calls no other: connect to MCP servers in the client and send their tools",
+}
+REFUSED_HEADERS: Mapping[str, str] = {
+    "anthropic-user-profile-id": "there are no user profiles here: keys are this server's own",
+    "anthropic-workspace-id": "there are no workspaces here: keys are this server's own",
+}
+
+
+def check_refused(body: PromptBody, headers: Mapping[str, str]) -> None:
+    """Raises RequestError for a parameter that cannot be honoured."""
+    for name, reason in REFUSED_HEADERS.items():
+        if name in headers:
+            raise RequestError(f"{name}: {reason}", param=name)
+    for name, reason in REFUSED.items():
+        if getattr(body, name, None) is not None:
+            raise RequestError(f"{name}: {reason}", param=name)
+    if body.speed == "fast":
+        raise RequestError("speed: there is one speed here, the standard one", param="speed")
+
+
+def chat_request(call: Call[Any]) -> ChatRequest:
+    """The conversation that a call's body asks to continue. Raises RequestError naming the parameter."""
+    body: PromptBody = call.body
+    check_refused(body, call.headers)
+    max_image_bytes = call.server.config.max_image_bytes
+    tools = tuple(_tools(body.tools or []))
+    messages = _messages(body, max_image_bytes)
+    config = body.output_config or OutputConfig()
+    own: dict[str, Any] = {}
+    if isinstance(body, MessagesBody):
+        budget = body.thinking.budget_tokens if body.thinking is not None else None
+        if budget is not None and budget >= max(1, body.max_tokens):
+            raise RequestError(
+                f"thinking.budget_tokens is {budget} and max_tokens {body.max_tokens}: thinking counts towards "
+                "max_tokens, so its budget must be smaller",
+                param="thinking.budget_tokens",
+            )
+        own = {
+            # 0 asks for the prompt to be computed and kept, nothing more: one token is computed and not sent.
+            "max_tokens": max(1, body.max_tokens),
+            "stop": tuple(body.stop_sequences or ()),
+            "sampling": SamplingOptions(temperature=body.temperature, top_k=body.top_k, top_p=body.top_p),
+        }
+    return ChatRequest(
+        messages=tuple(messages),
+        tools=tools,
+        tool_choice=_tool_choice(body.tool_choice, tools),
+        output=_output(config),
+        think=_think(body.thinking, config),
+        continue_last=messages[-1].role == "assistant",
+        owner=call.key.id,
+        request_id=call.id,
+        **own,
+    )
+
+
+def _output(config: OutputConfig) -> OutputFormat:
+    if config.format is None:
+        return OutputFormat()
+    check_schema(config.format.schema, "output_config.format.schema")
+    return OutputFormat(kind="json_schema", schema=config.format.schema)
+
+
+def _think(thinking: ThinkingBody | None, config: OutputConfig) -> Think:
+    effort = None
+    if config.effort is not None:
+        effort = _EFFORTS.get(config.effort)
+        if effort is None:
+            raise RequestError(
+                f"output_config.effort: {config.effort!r} is more than models here know of: low, medium or high",
+                param="output_config.effort",
+            )
+    if thinking is None:
+        return Think(effort=effort)
+    if thinking.type == "enabled" and thinking.budget_tokens is None:
+        raise RequestError(
+            "thinking.budget_tokens is missing: give the tokens to think", param="thinking.budget_tokens"
+        )
+    if thinking.type != "enabled" and thinking.budget_tokens is not None:
+        raise RequestError(
+            f"thinking.budget_tokens does not go with the type {thinking.type!r}", param="thinking.budget_tokens"
+        )
+    enabled = {"enabled": True, "disabled": False, "adaptive": None}[thinking.type]
+    return Think(enabled=enabled, effort=effort, max_tokens=thinking.budget_tokens)
+
+
+def _tool_choice(choice: ToolChoiceBody | None, tools: Sequence[Tool]) -> ToolChoice:
+    if choice is None:
+        return ToolChoice()
+    if (choice.name is not None) != (choice.type == "tool"):
+        raise RequestError("tool_choice.name goes with the type 'tool', and only with it", param="tool_choice.name")
+    if choice.type != "none" and not tools:
+        raise RequestError("tool_choice needs tools", param="tool_choice")
+    parallel = not choice.disable_parallel_tool_use
+    if choice.name is not None:
+        if choice.name not in {tool.name for tool in tools}:
+            raise RequestError(f"tool_choice.name: there is no tool {choice.name[:80]!r}", param="tool_choice.name")
+        return ToolChoice("required", frozenset((choice.name,)), parallel)
+    mode: Literal["auto", "none", "required"] = "auto"
+    if choice.type == "any":
+        mode = "required"
+    elif choice.type == "none":
+        mode = "none"
+    return ToolChoice(mode, parallel=parallel)
+
+
+def _tools(raw: Sequence[Mapping[str, Any]]) -> Iterator[Tool]:
+    if len(raw) > MAX_TOOLS:
+        raise RequestError(f"tools: {len(raw)} are more than the {MAX_TOOLS} allowed", param="tools")
+    names = set()
+    for i, item in enumerate(raw):
+        where = f"tools[{i}]"
+        if item.get("type", "custom") not in ("custom", None):
+            raise RequestError(
+                f"{where}: {str(item['type'])[:60]!r} is run by Anthropic's own servers or made for its own models; "
+                "give a tool with name and input_schema, which the client runs",
+                param=where,
+            )
+        tool = _convert(item, _CustomTool, where)
+        if tool.defer_loading:
+            raise RequestError(f"{where}.defer_loading: there is no tool search here", param=f"{where}.defer_loading")
+        if tool.allowed_callers is not None and tool.allowed_callers != ["direct"]:
+            raise RequestError(
+                f"{where}.allowed_callers: only the model itself calls tools here (direct)",
+                param=f"{where}.allowed_callers",
+            )
+        if tool.name in names:
+            raise RequestError(f"{where}: there are two tools {tool.name!r}", param=f"{where}.name")
+        names.add(tool.name)
+        check_schema(tool.input_schema, f"{where}.input_schema")
+        description = tool.description or ""
+        for example in tool.input_examples or ():
+            description += f"\nExample of its input: {json.dumps(example, ensure_ascii=False)}"
+        yield Tool(tool.name, description.lstrip("\n"), tool.input_schema, strict=tool.strict is not False)
+
+
+def _messages(body: PromptBody, max_image_bytes: int) -> list[Message]:
+    reader = _Reader(max_image_bytes)
+    if body.system is not None:
+        parts = tuple(reader.text_parts(body.system, "system"))
+        if parts:
+            reader.add("system", parts)
+    for i, message in enumerate(body.messages):
+        reader.read(message, f"messages[{i}]")
+    if not any(message.role != "system" for message in reader.messages):
+        raise RequestError("messages: there is nothing to answer", param="messages")
+    return reader.messages
+
+
+class _Reader:
+    """Turns Anthropic's turns, in which everything is a block, into messages."""
+
+    def __init__(self, max_image_bytes: int) -> None:
+        self.messages: list[Message] = []
+        self._max_image_bytes = max_image_bytes
+        self._tool_names: dict[str, str] = {}  # of the calls so far, by id
+
+    def add(self, role: Role, parts: tuple[Part, ...], **fields: Any) -> None:
+        """Adds a message; turns of one role that follow each other are one turn."""
+        last = self.messages[-1] if self.messages else None
+        if last is not None and last.role == role and role in ("user", "assistant"):
+            between = (TextPart("\n"),) if last.parts and parts else ()
+            reasoning = last.reasoning + fields.get("reasoning", "")
+            calls = last.tool_calls + fields.get("tool_calls", ())
+            self.messages[-1] = Message(role, last.parts + between + parts, reasoning, calls)
+        else:
+            self.messages.append(Message(role, parts, **fields))
+
+    def read(self, message: MessageBody, where: str) -> None:
+        """Adds one turn."""
+        if isinstance(message.content, str):
+            self.add(message.role, (TextPart(message.content),))
+            return
+        if not message.content:
+            raise RequestError(f"{where}.content is empty", param=f"{where}.content")
+        if message.role == "assistant":
+            self._read_assistant(message.content, f"{where}.content")
+        elif message.role == "system":
+            self.add("system", tuple(self.text_parts(message.content, f"{where}.content")))
+        else:
+            self._read_user(message.content, f"{where}.content")
+
+    def text_parts(self, content: str | Sequence[Mapping[str, Any]], where: str) -> Iterator[Part]:
+        """Text only."""
+        if isinstance(content, str):
+            if content:
+                yield TextPart(content)
+            return
+        for i, block in enumerate(content):
+            if block.get("type") != "text":
+                raise RequestError(f"{where}[{i}]: only text blocks may stand here", param=f"{where}[{i}]")
+            yield from self._parts(block, f"{where}[{i}]", is_first=i == 0)
+
+    def _parts(self, block: Mapping[str, Any], where: str, *, is_first: bool) -> Iterator[Part]:
+        """What a text, image or document block says."""
+        kind = block.get("type")
+        if kind == "text":
+            text = _convert(block, _Text, where)
+            if not is_first:
+                yield TextPart("\n")
+            yield TextPart(text.text)
+        elif kind == "image":
+            image = _convert(block, _Image, where)
+            if image.transformations:
+                raise RequestError(f"{where}.transformations: images are not transformed here", param=where)
+            yield self._image(image.source, f"{where}.source")
+        elif kind == "document":
+            yield TextPart(("" if is_first else "\n") + self._document(_convert(block, _Document, where), where))
+        else:
+            raise RequestError(
+                f"{where}: a block of type {str(kind)[:60]!r} cannot be read here: text, images, plain-text documents, "
+                "tool_use, tool_result and thinking can",
+                param=where,
+            )
+
+    def _image(self, source: Mapping[str, Any], where: str) -> ImagePart:
+        if source.get("type") != "base64":
+            raise RequestError(
+                f"{where}: this server fetches nothing from other hosts; send the image's bytes (base64)", param=where
+            )
+        image = _convert(source, _Base64, where)
+        return image_from_base64(image.data, f"{where}.data", self._max_image_bytes)
+
+    def _document(self, document: _Document, where: str) -> str:
+        if document.citations and document.citations.get("enabled"):
+            raise RequestError(f"{where}.citations: answers have no citations here", param=f"{where}.citations")
+        source = document.source
+        if source.get("type") == "text" and isinstance(source.get("data"), str):
+            text = source["data"]
+        elif source.get("type") == "content" and isinstance(source.get("content"), (str, list)):
+            parts = self.text_parts(source["content"], f"{where}.source.content")
+            text = "".join(part.text for part in parts if isinstance(part, TextPart))
+        else:
+            raise RequestError(
+                f"{where}.source: documents are read as plain text only (type 'text'); turn a PDF into text first",
+                param=f"{where}.source",
+            )
+        return "\n".join(part for part in (document.title, document.context, text) if part)
+
+    def _read_user(self, blocks: Sequence[Mapping[str, Any]], where: str) -> None:
+        parts: list[Part] = []
+        for i, block in enumerate(blocks):
+            here = f"{where}[{i}]"
+            if block.get("type") != "tool_result":
+                parts += self._parts(block, here, is_first=not parts)
+                continue
+            if parts:
+                self.add("user", tuple(parts))
+                parts = []
+            self._read_result(_convert(block, _ToolResult, here), here)
+        if parts:
+            self.add("user", tuple(parts))
+
+    def _read_result(self, result: _ToolResult, where: str) -> None:
+        name = self._tool_names.get(result.tool_use_id)
+        if name is None:
+            raise RequestError(
+                f"{where}: no tool_use block before it has the id {result.tool_use_id[:80]!r}", param=where
+            )
+        if isinstance(result.content, str):
+            parts: list[Part] = [TextPart(result.content)]
+        else:
+            parts = []
+            for i, block in enumerate(result.content):
+                parts += self._parts(block, f"{where}.content[{i}]", is_first=i == 0)
+        if result.is_error:
+            parts.insert(0, TextPart("Error: "))
+        self.messages.append(Message("tool", tuple(parts), tool_call_id=result.tool_use_id, name=name))
+
+    def _read_assistant(self, blocks: Sequence[Mapping[str, Any]], where: str) -> None:
+        parts: list[Part] = []
+        calls: list[ToolCall] = []
+        reasoning = ""
+        for i, block in enumerate(blocks):
+            here = f"{where}[{i}]"
+            kind = block.get("type")
+            if kind == "tool_use":
+                use = _convert(block, _ToolUse, here)
+                self._tool_names[use.id] = use.name
+                calls.append(ToolCall(use.id, use.name, json.dumps(use.input, ensure_ascii=False)))
+            elif kind == "thinking":
+                reasoning += _convert(block, _Thinking, here).thinking
+            elif kind == "text":
+                parts += self._parts(block, here, is_first=not parts)
+            else:
+                raise RequestError(
+                    f"{here}: an assistant's turn has text, thinking and tool_use blocks here, not {str(kind)[:60]!r}",
+                    param=here,
+                )
+        self.add("assistant", tuple(parts), reasoning=reasoning, tool_calls=tuple(calls))
+
+
+def _convert(value: Mapping[str, Any], kind: type[S], where: str) -> S:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        text = str(error).replace("`$.", f"`{where}.").replace("`$`", f"`{where}`")
+        raise RequestError(f"{where}: {text}", param=where) from None

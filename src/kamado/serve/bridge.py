@@ -1,0 +1,96 @@
+"""From the engine's threads to the event loop: answers that are read without waiting in a thread for each.
+
+The engine puts pieces into a queue and calls a listener; the listener wakes the loop, once for any number of pieces.
+Whoever reads slowly fills his queue, and the engine passes him over until he has read: nothing piles up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from typing import Protocol, TypeVar
+
+T = TypeVar("T", covariant=True)
+
+# Without news for so long, whoever waits is told how far the prompt has come.
+_PATIENCE_SECONDS = 1.0
+
+
+class Source(Protocol[T]):
+    """One answer that is being made: engine/turn.py's TurnStream, and what stands for it in completions.py."""
+
+    def poll(self) -> T | None:
+        """The next event if it is there, else None. Raises StopIteration after the last, and what the answer met."""
+        ...
+
+    def on_news(self, listener: Callable[[], None] | None) -> None:
+        """`listener` is called, from any thread, when `poll` may have something."""
+        ...
+
+    def close(self) -> None:
+        """Stops the answer."""
+        ...
+
+
+class Waker:
+    """Wakes one task of a loop from any thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+        self._is_called = False  # a wake-up is on its way
+
+    def __call__(self) -> None:
+        """News, from any thread."""
+        if not self._is_called:
+            self._is_called = True
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._is_called = False
+        self._event.set()
+
+    def clear(self) -> None:
+        """Before looking for news: what comes after it is not missed."""
+        self._event.clear()
+
+    async def wait(self, seconds: float) -> bool:
+        """Until news; False when none came in that time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+async def merge(sources: Sequence[Source[T]], idle: Callable[[], T | None]) -> AsyncGenerator[T, None]:
+    """The events of all sources as they come, those of one in order. `idle` may give an event while none comes.
+
+    Closing it stops all sources.
+    """
+    waker = Waker()
+    live = list(sources)
+    try:
+        for source in live:
+            source.on_news(waker)
+        while live:
+            waker.clear()
+            has_news = False
+            for source in list(live):
+                try:
+                    while (event := source.poll()) is not None:
+                        has_news = True
+                        yield event
+                except StopIteration:
+                    live.remove(source)
+            if live and not has_news and not await waker.wait(_PATIENCE_SECONDS):
+                event = idle()
+                if event is not None:
+                    yield event
+    finally:
+        for source in sources:
+            source.on_news(None)
+            source.close()

@@ -1,0 +1,95 @@
+"""What a model file says of itself, without loading it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import open_checkpoint
+from ..checkpoint.types import Checkpoint
+from .backend import Capability, ModelInfo
+
+_ENCODERS = frozenset({"bert", "nomic-bert", "xlm-roberta", "roberta"})
+_MAX_TEXT = 300
+_MAX_TEMPLATE = 100_000
+_MAX_LICENSE = 100_000
+# general.file_type of GGUF, as llama.cpp numbers them.
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 30: "IQ4_XS",
+    32: "BF16", 38: "MXFP4",
+}  # fmt: skip
+
+
+def describe(name: str, path: Path, *, digest: str, created: int, nbytes: int | None) -> ModelInfo:
+    """Reads the header. Raises CheckpointError for a file that is damaged."""
+    checkpoint = open_checkpoint(path)
+    metadata = checkpoint.metadata
+    template = checkpoint.chat_template or ""
+    prefix = checkpoint.architecture if checkpoint.format == "gguf" else ""
+    return ModelInfo(
+        name=name,
+        created=created,
+        nbytes=checkpoint.weight_bytes if nbytes is None else nbytes,
+        digest=digest,
+        format=checkpoint.format,
+        architecture=checkpoint.architecture,
+        parameter_count=sum(tensor.num_values for tensor in checkpoint.tensors.values()),
+        quantization=_quantization(checkpoint),
+        max_context=_number(metadata, f"{prefix}.context_length", "max_position_embeddings"),
+        embedding_length=_number(metadata, f"{prefix}.embedding_length", "hidden_size"),
+        capabilities=_capabilities(checkpoint, template),
+        template=template[:_MAX_TEMPLATE],
+        license=_short(metadata.get("general.license", metadata.get("license", "")), _MAX_LICENSE),
+        parameters=dict(checkpoint.sampling),
+        details=_details(metadata),
+    )
+
+
+def _capabilities(checkpoint: Checkpoint, template: str) -> frozenset[Capability]:
+    """A guess by the template; loading proves it."""
+    if checkpoint.architecture in _ENCODERS:
+        return frozenset({"embedding"})
+    found: set[Capability] = {"completion"}
+    if template:
+        found.add("chat")
+        if "tools" in template:
+            found.add("tools")
+        if "<think>" in template or "enable_thinking" in template:
+            found.add("thinking")
+    return frozenset(found)
+
+
+def _quantization(checkpoint: Checkpoint) -> str:
+    kind = checkpoint.metadata.get("general.file_type")
+    if isinstance(kind, int) and kind in _FILE_TYPES:
+        return _FILE_TYPES[kind]
+    values: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        values[tensor.layout.name] += tensor.num_values
+    return values.most_common(1)[0][0] if values else ""
+
+
+def _number(metadata: Mapping[str, Any], *keys: str) -> int:
+    for key in keys:
+        value = metadata.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40:
+            return value
+    return 0
+
+
+def _details(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Single values only: a vocabulary has no place in an answer."""
+    found: dict[str, Any] = {}
+    for key, value in metadata.items():
+        if isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= _MAX_TEXT):
+            found[key] = value
+        if len(found) >= 200:
+            break
+    return found
+
+
+def _short(value: object, limit: int) -> str:
+    return value[:limit] if isinstance(value, str) else ""

@@ -1,0 +1,436 @@
+"""The engine as the server sees it: `kamado.load`ed models behind the contract of backend.py."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from ..errors import ClosedError, ContextOverflowError, KamadoError, UsageError
+from .backend import (
+    Capability,
+    ChatRequest,
+    CompletionRequest,
+    Done,
+    Embeddings,
+    EmbedRequest,
+    Event,
+    Finish,
+    Message,
+    ModelInfo,
+    OutputFormat,
+    Progress,
+    PromptLogprobs,
+    Recipe,
+    SamplingOptions,
+    Started,
+    TextPart,
+    TokenCounts,
+    Truncated,
+)
+from .bridge import merge
+from .completions import CompletionSource, insert_marks
+
+if TYPE_CHECKING:
+    from ..engine.generation import Generation
+    from ..engine.model import Model
+    from ..engine.piece import Usage
+    from ..engine.turn import Turn
+
+T = TypeVar("T")
+
+# Templates and tokenizers hold the GIL for most of their work: more threads would only wait for each other.
+_NUM_THREADS = 2
+# A truncated prompt leaves room for an answer of this share of the context.
+_ANSWER_SHARE = 4
+
+
+class EngineModel:
+    """One loaded model; backend.py's ServedModel."""
+
+    def __init__(self, model: Model, info: ModelInfo, recipe: Recipe | None = None) -> None:
+        """`info` as the library has it. Proves the chat format, which takes some milliseconds: not for the loop."""
+        self._model = model
+        self._recipe = recipe
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kamado-serve")
+        self._marks = insert_marks(model) if model.has_tokenizer else None
+        self._is_closed = False
+        self.info = replace(info, context=model.context, capabilities=self._capabilities(info))
+        self.memory_bytes = model.plan.peak_bytes
+
+    def _capabilities(self, info: ModelInfo) -> frozenset[Capability]:
+        if "embedding" in info.capabilities and "completion" not in info.capabilities:
+            return info.capabilities
+        found: set[Capability] = {"completion"}
+        if self._model.has_chat_template:
+            with suppress(KamadoError):
+                chat = self._model.chat_format
+                found.add("chat")
+                if chat.tools is not None:
+                    found.add("tools")
+                if chat.tags is not None:
+                    found.add("thinking")
+        if self._marks is not None:
+            found.add("insert")
+        return frozenset(found)
+
+    # --- chat ---------------------------------------------------------------------------------------------------------
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        """See backend.py."""
+        if any(not isinstance(part, TextPart) for message in request.messages for part in message.parts):
+            raise UsageError(f"{self.info.name} cannot see pictures")
+        request = self._with_recipe(request)
+        context = min(request.context or self.info.context, self.info.context)
+        turn, truncated = await self._in_thread(partial(self._prepare, request, context))
+        seed = _first_seed(request.sampling)
+        sources = []
+        try:
+            for i in range(request.n):
+                sources.append(
+                    self._model.answer_turn(
+                        turn,
+                        max_tokens=_room(len(turn.tokens), context, request.max_tokens),
+                        stop=request.stop or None,
+                        logprobs=request.logprobs,
+                        choice=i,
+                        background=request.is_background,
+                        **_sampling(request.sampling, seed + i),
+                    )
+                )
+        except BaseException:
+            for source in sources:
+                source.close()
+            raise
+        yield Started(len(turn.tokens), context, truncated, seed)
+        progress = _PrefillProgress(lambda: sources[0].num_computed_tokens, len(turn.tokens))
+        events: AsyncGenerator[Event, None] = merge(sources, progress)
+        async with aclosing(events):
+            async for event in events:
+                progress.is_over = progress.is_over or not isinstance(event, Progress)
+                yield event
+        num_reasoning = sum(source.num_reasoning_tokens for source in sources)
+        yield Done(_counts([source.usage for source in sources], len(turn.tokens), num_reasoning))
+
+    def _with_recipe(self, request: ChatRequest) -> ChatRequest:
+        """What the recipe says where the request does not."""
+        recipe = self._recipe
+        if recipe is None:
+            return request
+        messages = request.messages
+        if recipe.messages:
+            messages = (*recipe.messages, *messages)
+        if recipe.system and not any(message.role == "system" for message in request.messages):
+            messages = (Message("system", (TextPart(recipe.system),)), *messages)
+        return replace(
+            request,
+            messages=messages,
+            sampling=_recipe_sampling(recipe, request.sampling),
+            stop=request.stop or _recipe_stop(recipe),
+            max_tokens=request.max_tokens if request.max_tokens is not None else _recipe_limit(recipe),
+            context=request.context or recipe.parameters.get("num_ctx"),
+        )
+
+    def _prepare(self, request: ChatRequest, context: int) -> tuple[Turn, Truncated | None]:
+        """The prompt, messages left out as the request allows. On a thread."""
+        turn = self._turn(request, request.messages)
+        num_tokens = len(turn.tokens)
+        if num_tokens < context:
+            return turn, None
+        if request.truncation == "refuse":
+            raise ContextOverflowError(num_tokens, context)
+        limit = context - max(1, min(request.max_tokens or context, context // _ANSWER_SHARE))
+        kept = list(request.messages)
+        size = num_tokens
+        while size > limit:
+            shorter = _without_oldest(kept, size - limit, size, from_middle=request.truncation == "drop_middle")
+            if shorter is None:
+                raise ContextOverflowError(size, context)
+            kept = shorter
+            turn = self._turn(request, tuple(kept))
+            size = len(turn.tokens)
+        return turn, Truncated(len(request.messages) - len(kept), num_tokens - size, request.truncation)
+
+    def _turn(self, request: ChatRequest, messages: tuple[Message, ...]) -> Turn:
+        return self._model.prepare_turn(
+            messages,
+            tools=request.tools,
+            tool_choice=request.tool_choice,
+            output=request.output,
+            think=request.think,
+            continue_last=request.continue_last,
+            template_options=request.template_options,
+        )
+
+    async def count_chat_tokens(self, request: ChatRequest) -> int:
+        """See backend.py."""
+        request = self._with_recipe(request)
+        turn = await self._in_thread(partial(self._turn, request, request.messages))
+        return len(turn.tokens)
+
+    # --- completions --------------------------------------------------------------------------------------------------
+
+    async def complete(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
+        """See backend.py."""
+        if self._recipe is not None:
+            request = replace(
+                request,
+                sampling=_recipe_sampling(self._recipe, request.sampling),
+                stop=request.stop or _recipe_stop(self._recipe),
+            )
+        context = min(request.context or self.info.context, self.info.context)
+        prompts, cut = await self._in_thread(partial(self._prompts, request, context))
+        num_prompt = sum(map(len, prompts))
+        seed = _first_seed(request.sampling)
+        truncated = Truncated(0, cut, "keep_end") if cut else None
+        sources: list[CompletionSource] = []
+        try:
+            if request.max_tokens != 0:
+                sources = self._start(request, prompts, context, seed)
+            yield Started(num_prompt, context, truncated, seed)
+            if request.prompt_logprobs is not None:
+                for p, tokens in enumerate(prompts):
+                    scored = await self._in_thread(
+                        partial(self._model.prompt_logprobs, tokens, request.prompt_logprobs, owner=request.owner)
+                    )
+                    for i in range(request.n):
+                        yield PromptLogprobs(scored, p * request.n + i)
+            if not sources:
+                for choice in range(len(prompts) * request.n):
+                    yield Finish("length", None, choice)
+                yield Done(TokenCounts(num_prompt, 0, 0))
+                return
+            progress = _PrefillProgress(lambda: sources[0].generation.num_computed_tokens, len(prompts[0]))
+            events: AsyncGenerator[Event, None] = merge(sources, progress)
+            async with aclosing(events):
+                async for event in events:
+                    progress.is_over = progress.is_over or not isinstance(event, Progress)
+                    yield event
+        finally:
+            for source in sources:
+                source.close()
+        yield Done(_counts([source.generation.usage for source in sources], num_prompt, 0))
+
+    def _start(
+        self, request: CompletionRequest, prompts: Sequence[list[int]], context: int, seed: int
+    ) -> list[CompletionSource]:
+        sources: list[CompletionSource] = []
+        try:
+            for p, tokens in enumerate(prompts):
+                for i in range(request.n):
+                    choice = p * request.n + i
+                    generation: Generation = self._model.generate(
+                        tokens,
+                        max_tokens=_room(len(tokens), context, request.max_tokens),
+                        stop=request.stop or None,
+                        logprobs=request.logprobs,
+                        background=request.is_background,
+                        **_form(request.output),
+                        **_sampling(request.sampling, seed + choice),
+                    )
+                    has_logprobs = request.logprobs is not None
+                    sources.append(CompletionSource(self._model, generation, choice=choice, has_logprobs=has_logprobs))
+        except BaseException:
+            for source in sources:
+                source.close()
+            raise
+        return sources
+
+    def _prompts(self, request: CompletionRequest, context: int) -> tuple[list[list[int]], int]:
+        """Token ids of every prompt, and how many were cut off. On a thread."""
+        prompts: list[list[int]] = []
+        num_cut = 0
+        for prompt in request.prompts:
+            if isinstance(prompt, str):
+                tokens = self._model.tokenize(prompt, special=request.special)
+            else:
+                tokens = list(prompt)
+                bad = next((token for token in tokens if token >= self._model.vocab_size), None)
+                if bad is not None:
+                    raise UsageError(f"token id {bad} is past the vocabulary of {self._model.vocab_size}")
+            if request.suffix is not None:
+                tokens = self._around_gap(prompt, request.suffix)
+            if not tokens:
+                raise UsageError("a prompt is empty: it must have one token at least")
+            room = 0 if request.max_tokens == 0 else 1  # scoring alone may fill the context
+            if len(tokens) + room > context:
+                if request.truncation == "refuse":
+                    raise ContextOverflowError(len(tokens), context)
+                keep = context - max(1, min(request.max_tokens or context, context // _ANSWER_SHARE))
+                num_cut += len(tokens) - keep
+                tokens = tokens[-keep:]
+            prompts.append(tokens)
+        return prompts, num_cut
+
+    def _around_gap(self, prompt: str | tuple[int, ...], suffix: str) -> list[int]:
+        if self._marks is None:
+            raise UsageError(f"{self.info.name} was not taught to fill a gap: suffix cannot be used")
+        if not isinstance(prompt, str):
+            raise UsageError("suffix needs a prompt of text")
+        begin, end, middle = self._marks
+        tokenize = partial(self._model.tokenize, add_bos=False)
+        return [begin, *tokenize(prompt), end, *tokenize(suffix), middle]
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """See backend.py."""
+        if "embedding" not in self.info.capabilities:
+            raise UsageError(f"{self.info.name} generates text and makes no embeddings: use an encoder such as minilm")
+        result = await self._in_thread(
+            partial(self._model.embed_counted, request.inputs, dimensions=request.dimensions, truncate=request.truncate)
+        )
+        return Embeddings(np.asarray(result.vectors, np.float32), tuple(result.num_tokens))
+
+    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """See backend.py."""
+        return await self._in_thread(partial(self._model.tokenize, text, special=special))
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """See backend.py."""
+        return await self._in_thread(partial(self._model.detokenize, tokens))
+
+    async def stats(self) -> Mapping[str, Any]:
+        """See backend.py."""
+        return await self._in_thread(lambda: self._model.stats.to_dict())
+
+    async def close(self) -> None:
+        """See backend.py."""
+        self._is_closed = True
+        await asyncio.to_thread(self._model.close)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        if self._is_closed:
+            raise ClosedError("the model was closed")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+class _PrefillProgress:
+    """Says how far the prompt has come, while nothing else comes and when it has come further."""
+
+    def __init__(self, read: Callable[[], int], total: int) -> None:
+        self._read = read
+        self._total = total
+        self._last = -1
+        self.is_over = False
+
+    def __call__(self) -> Progress | None:
+        done = min(self._read(), self._total)
+        if self.is_over or done == self._last:
+            return None
+        self._last = done
+        return Progress("prefill", done, self._total)
+
+
+def _without_oldest(
+    messages: Sequence[Message], num_over: int, num_tokens: int, *, from_middle: bool
+) -> list[Message] | None:
+    """Messages without the oldest ones that may go, about `num_over` tokens of them; None when none may.
+
+    System messages and the last turn stay; calls go together with their results, so that no result is left alone.
+    """
+    last = max((i for i, m in enumerate(messages) if m.role == "user"), default=len(messages) - 1)
+    first = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+    if from_middle and first < last:  # the opening exchange stays too
+        first = next((i for i in range(first + 1, last) if messages[i].role == "user"), last)
+    total = sum(_size(message) for message in messages) or 1
+    wanted = total * num_over / num_tokens
+    end = first
+    freed = 0.0
+    while end < last and (freed < wanted or messages[end].role == "tool" or end == first):
+        freed += _size(messages[end])
+        end += 1
+    if end == first:
+        return None
+    kept = [m for i, m in enumerate(messages) if not first <= i < end or m.role == "system"]
+    return kept if len(kept) < len(messages) else None
+
+
+def _size(message: Message) -> int:
+    """About how long a message is, in characters."""
+    return 8 + len(message.text) + sum(len(call.arguments) for call in message.tool_calls)
+
+
+def _room(num_prompt: int, context: int, max_tokens: int | None) -> int:
+    room = context - num_prompt
+    return room if max_tokens is None else min(room, max_tokens)
+
+
+def _first_seed(sampling: SamplingOptions) -> int:
+    return sampling.seed if sampling.seed is not None else secrets.randbits(53)
+
+
+def _sampling(options: SamplingOptions, seed: int) -> dict[str, Any]:
+    return {
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "min_p": options.min_p,
+        "repetition_penalty": options.repetition_penalty,
+        "presence_penalty": options.presence_penalty,
+        "frequency_penalty": options.frequency_penalty,
+        "logit_bias": options.logit_bias,
+        "seed": seed & ((1 << 64) - 1),
+    }
+
+
+def _form(output: OutputFormat) -> dict[str, Any]:
+    if output.kind == "json":
+        return {"schema": True}
+    if output.kind == "json_schema":
+        return {"schema": output.schema}
+    if output.kind == "regex":
+        return {"regex": output.grammar}
+    return {"grammar": output.grammar} if output.kind == "lark" else {}
+
+
+_RECIPE_NAMES = {
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repeat_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "seed": "seed",
+}
+
+
+def _recipe_sampling(recipe: Recipe, sampling: SamplingOptions) -> SamplingOptions:
+    given = {
+        name: recipe.parameters[key]
+        for key, name in _RECIPE_NAMES.items()
+        if key in recipe.parameters and getattr(sampling, name) is None
+    }
+    return replace(sampling, **given) if given else sampling
+
+
+def _recipe_stop(recipe: Recipe) -> tuple[str, ...]:
+    stop = recipe.parameters.get("stop") or ()
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _recipe_limit(recipe: Recipe) -> int | None:
+    limit = recipe.parameters.get("num_predict")
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def _counts(usages: Sequence[Usage], num_prompt: int, num_reasoning: int) -> TokenCounts:
+    """All choices together: the prompt once, time of the slowest."""
+    return TokenCounts(
+        num_prompt_tokens=num_prompt,
+        num_cached_tokens=min((usage.num_reused_tokens for usage in usages), default=0),
+        num_generated_tokens=sum(usage.num_generated_tokens for usage in usages),
+        num_reasoning_tokens=num_reasoning,
+        queue_seconds=max((usage.queue_seconds for usage in usages), default=0.0),
+        prefill_seconds=max((usage.prefill_seconds for usage in usages), default=0.0),
+        decode_seconds=max((usage.decode_seconds for usage in usages), default=0.0),
+    )

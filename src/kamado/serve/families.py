@@ -1,0 +1,22 @@
+"""All routes of all families, and which family a path belongs to. A new family is two lines here."""
+
+from __future__ import annotations
+
+from .routes import Family, Route
+
+
+def all_routes() -> list[Route]:
+    """Every route there is. Imported when asked: the table is the first that needs the families."""
+    from . import anthropic, ollama, ollama_library, openai, ops, page, responses
+
+    modules = (ops, openai, responses, anthropic, ollama, ollama_library, page)
+    return [route for module in modules for route in module.ROUTES]
+
+
+def family_of(path: str) -> Family:
+    """The family in whose shape a fault on `path` is written when no route says so."""
+    from . import anthropic, ollama, openai
+
+    if path.startswith("/api/"):
+        return ollama.FAMILY
+    return anthropic.FAMILY if path.startswith("/v1/messages") else openai.FAMILY

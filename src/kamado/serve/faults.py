@@ -1,0 +1,151 @@
+"""From an exception to an HTTP answer: one table, which each protocol family writes in its own shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ..errors import (
+    CheckpointError,
+    ClosedError,
+    ContextOverflowError,
+    DownloadError,
+    KamadoError,
+    MemoryBudgetError,
+    ModelNotFoundError,
+    TemplateError,
+    TokenizerError,
+    UsageError,
+)
+from .backend import DeadlineError, OverloadedError
+
+FaultKind = Literal[
+    "invalid_request",  # the request contradicts itself, or asks for what cannot be had
+    "context_overflow",  # both numbers are in `numbers`
+    "unauthorized",  # no API key, or not one of ours
+    "forbidden",  # the key lacks a scope; Host or Origin is not allowed
+    "not_found",  # no such path or object
+    "model_not_found",
+    "method_not_allowed",
+    "request_timeout",  # the client sent its body too slowly
+    "conflict",
+    "too_large",
+    "unsupported_media_type",
+    "header_too_large",
+    "rate_limited",  # the queue is full
+    "internal",
+    "upstream",  # a download failed
+    "unavailable",  # going down, or no memory for the model now
+    "timeout",  # the deadline passed
+]
+
+STATUS: dict[FaultKind, int] = {
+    "invalid_request": 400,
+    "context_overflow": 400,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "model_not_found": 404,
+    "method_not_allowed": 405,
+    "request_timeout": 408,
+    "conflict": 409,
+    "too_large": 413,
+    "unsupported_media_type": 415,
+    "header_too_large": 431,
+    "rate_limited": 429,
+    "internal": 500,
+    "upstream": 502,
+    "unavailable": 503,
+    "timeout": 504,
+}
+
+MAX_MESSAGE_CHARACTERS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One refusal or failure. `param` names the offending parameter, as a path such as `messages[2].content`."""
+
+    kind: FaultKind
+    message: str
+    param: str | None = None
+    code: str | None = None  # a short word for programs, where a family has a place for it
+    retry_after: float | None = None  # seconds
+    numbers: Mapping[str, int] = field(default_factory=dict)  # num_prompt_tokens, context_tokens
+    allow: str | None = None  # of 405: the methods that the path has
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return STATUS[self.kind]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes with it whatever the family."""
+        headers = {}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+        if self.kind == "unauthorized":
+            headers["www-authenticate"] = 'Bearer realm="kamado"'
+        if self.allow is not None:
+            headers["allow"] = self.allow
+        return headers
+
+
+class FaultError(KamadoError):
+    """A fault, raised where it was found."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.fault = fault
+
+
+class RequestError(FaultError):
+    """A protocol family refuses a request. `param` names the parameter."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, kind: FaultKind = "invalid_request", code: str | None = None
+    ) -> None:
+        super().__init__(Fault(kind, message, param=param, code=code))
+
+
+def fault_of(error: BaseException) -> Fault:
+    """The fault that answers an exception. What was not foreseen says nothing of our inside: the log has it."""
+    fault = _fault_of(error)
+    if len(fault.message) <= MAX_MESSAGE_CHARACTERS:
+        return fault
+    return replace(fault, message=fault.message[:MAX_MESSAGE_CHARACTERS] + " …")
+
+
+def _fault_of(error: BaseException) -> Fault:
+    text = str(error)
+    if isinstance(error, FaultError):
+        return error.fault
+    if isinstance(error, ContextOverflowError):
+        numbers = {"num_prompt_tokens": error.num_prompt_tokens, "context_tokens": error.context_tokens}
+        return Fault("context_overflow", text, code="context_length_exceeded", numbers=numbers)
+    if isinstance(error, OverloadedError):
+        if error.is_queue:
+            return Fault("rate_limited", text, code="queue_full", retry_after=error.retry_after)
+        return Fault("unavailable", text, code="model_unavailable", retry_after=error.retry_after)
+    if isinstance(error, DeadlineError):
+        return Fault("timeout", text, code="deadline_exceeded")
+    if isinstance(error, ModelNotFoundError):
+        return Fault("model_not_found", text, param="model", code="model_not_found")
+    if isinstance(error, MemoryBudgetError):
+        return Fault("unavailable", text, code="memory_budget", retry_after=60.0)
+    if isinstance(error, ClosedError):
+        return Fault("unavailable", text or "the server is going down", code="closed", retry_after=5.0)
+    if isinstance(error, DownloadError):
+        return Fault("upstream", text, code="download_failed")
+    if isinstance(error, (UsageError, TemplateError, TokenizerError)):
+        return Fault("invalid_request", text)
+    if isinstance(error, CheckpointError):
+        return Fault("unavailable", text, param="model", code="model_unusable")
+    if isinstance(error, RecursionError):
+        return Fault("invalid_request", "the request is nested too deeply")
+    if isinstance(error, MemoryError):
+        return Fault("unavailable", "out of memory", code="memory", retry_after=5.0)
+    return Fault("internal", "an error inside the server; its log has the details under this request's id")

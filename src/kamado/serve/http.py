@@ -1,0 +1,58 @@
+"""Answers: whole JSON, server-sent events, lines of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import msgspec
+
+from .backend import Event, Progress, Started
+from .routes import Response
+
+_encoder = msgspec.json.Encoder()
+
+
+def to_json(value: Any) -> bytes:
+    """Compact JSON of Structs, dataclasses and plain data. NaN and infinities become null."""
+    return _encoder.encode(value)
+
+
+def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A whole answer."""
+    return Response(status=status, content=to_json(value), headers=headers or {})
+
+
+def sse(value: Any, *, event: str | None = None) -> bytes:
+    """One server-sent event of JSON."""
+    data = to_json(value)  # line breaks inside strings are escaped, and there are none elsewhere
+    return b"data: %b\n\n" % data if event is None else b"event: %b\ndata: %b\n\n" % (event.encode(), data)
+
+
+def ndjson(value: Any) -> bytes:
+    """One line of JSON."""
+    return to_json(value) + b"\n"
+
+
+def stream_response(
+    chunks: AsyncGenerator[bytes, None],
+    *,
+    media_type: str = "text/event-stream",
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An answer in chunks. A fault before the first chunk becomes a status; after it, the family's fault event.
+
+    So a generator yields nothing before the request is known to be good: it iterates to `Started` first. When that
+    takes long, app.py begins the answer all the same and keeps the client company.
+    """
+    own = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # a proxy that buffers would hold tokens back
+    return Response(media_type=media_type, headers={**own, **(headers or {})}, chunks=chunks)
+
+
+async def until_started(events: AsyncGenerator[Event, None]) -> Started:
+    """Reads past Progress to Started. Raises what is wrong with the request."""
+    async for event in events:
+        if isinstance(event, Started):
+            return event
+        assert isinstance(event, Progress), "Started comes before all content"
+    raise AssertionError("a stream ended before Started")

@@ -1,0 +1,132 @@
+"""Loads models for the server, with a context and a cache that its memory affords."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from .backend import LoadOptions, ServedModel
+from .library import Located, StoreLibrary
+
+if TYPE_CHECKING:
+    from ..memory.forecast import Plan
+
+# A context is chosen up to this; who needs more says so.
+_MOST_CONTEXT = 32_768
+_LEAST_CONTEXT = 512
+# Conversations of a whole context that the cache has room for, as many of these as fit.
+_CONVERSATIONS = (8, 4, 2, 1)
+# Of what the machine has to give, when no budget was named: the rest is for the user's other programs.
+_MACHINE_SHARE = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What every load of this server is told."""
+
+    threads: int | None = None
+    kv: str = "auto"
+    context: int | None = None
+
+
+class EngineLoader:
+    """backend.py's Loader over `kamado.load`."""
+
+    def __init__(self, library: StoreLibrary, settings: EngineSettings) -> None:
+        self._library = library
+        self._settings = settings
+
+    async def estimate(self, name: str, options: LoadOptions) -> int:
+        """See backend.py: of the smallest choice that is worth loading."""
+
+        def work() -> int:
+            located = self._library.locate(name)
+            plan = self._planner(located, options, options.memory_bytes)
+            least = plan(*self._choices(located, options)[-1])
+            return least.least_bytes if least.is_streamed else least.peak_bytes
+
+        return await asyncio.to_thread(work)
+
+    async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
+        """See backend.py."""
+        return await asyncio.to_thread(self._load, name, options, memory_bytes)
+
+    def _load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
+        import kamado
+
+        from .engine_model import EngineModel
+
+        located = self._library.locate(name)
+        context, kv_tokens = self._choose(located, options, memory_bytes)
+        model = kamado.load(
+            located.path,
+            memory=memory_bytes,
+            threads=options.threads or self._settings.threads,
+            kv=self._settings.kv,
+            context=context,
+            kv_tokens=kv_tokens,
+            chat_template=located.recipe.template if located.recipe is not None else None,
+        )
+        try:
+            info = replace(located.info, max_context=located.info.max_context or model.context)
+            return EngineModel(model, info, located.recipe)
+        except BaseException:
+            model.close()
+            raise
+
+    def _choose(self, located: Located, options: LoadOptions, memory_bytes: int | None) -> tuple[int, int]:
+        """The first choice that fits; the last one when none does, whose load then says by how much."""
+        choices = self._choices(located, options)
+        plan_of = self._planner(located, options, memory_bytes)
+        for context, kv_tokens in choices:
+            plan = plan_of(context, kv_tokens)
+            limit = plan.memory_bytes if memory_bytes is not None else int(plan.memory_bytes * _MACHINE_SHARE)
+            if plan.peak_bytes <= limit:
+                return context, kv_tokens
+        return choices[-1]
+
+    def _choices(self, located: Located, options: LoadOptions) -> list[tuple[int, int]]:
+        """(context, tokens of the cache), best first: a long context before room for many conversations."""
+        most = located.info.max_context or _MOST_CONTEXT
+        wanted = options.context or self._settings.context
+        if wanted is not None:
+            return [(wanted, wanted * many) for many in _CONVERSATIONS]
+        found = []
+        for context in _halvings(min(most, _MOST_CONTEXT)):
+            found += [(context, context * many) for many in _CONVERSATIONS if many > 1 or context <= 4096]
+        return found
+
+    def _planner(self, located: Located, options: LoadOptions, memory_bytes: int | None) -> Callable[[int, int], Plan]:
+        """Plans by (context, tokens of the cache); the header is read once."""
+        from ..checkpoint import open_checkpoint
+        from ..memory import forecast
+        from ..memory.profile import machine
+        from ..models import build_program
+
+        checkpoint = open_checkpoint(located.path)
+        program = build_program(checkpoint)
+        here = machine()
+
+        def plan(context: int, kv_tokens: int) -> Plan:
+            return forecast.plan(
+                checkpoint,
+                program,
+                context=context,
+                kv=self._settings.kv,
+                threads=options.threads or self._settings.threads,
+                memory=memory_bytes,
+                kv_tokens=kv_tokens,
+                on=here,
+            )
+
+        return plan
+
+
+def _halvings(most: int) -> Iterator[int]:
+    context = most
+    while context >= min(most, _LEAST_CONTEXT):
+        yield context
+        context = math.ceil(context / 2)

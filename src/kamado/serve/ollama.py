@@ -1,0 +1,334 @@
+"""Ollama's API: chat, generate, embed and embeddings. Models are listed, fetched and made in ollama_library.py.
+
+Streams are lines of JSON, and a stream is the default. Durations are nanoseconds. A context that `options.num_ctx`
+asks for and the model was not given is refused with both numbers; so is a prompt that does not fit, unless `truncate`
+is true, and then the last line says what was left out.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any
+
+from ..errors import ModelNotFoundError
+from .backend import (
+    ChatRequest,
+    CompletionRequest,
+    Done,
+    EmbedRequest,
+    Event,
+    Finish,
+    ModelInfo,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
+)
+from .faults import Fault, RequestError
+from .http import json_response, ndjson, stream_response
+from .ollama_body import (
+    Asked,
+    ChatBody,
+    EmbedBody,
+    EmbeddingsBody,
+    GenerateBody,
+    chat_request,
+    embed_request,
+    generate_request,
+)
+from .ollama_options import keep_alive_seconds
+from .routes import Call, Family, Response, Route
+
+_NDJSON = "application/x-ndjson"
+_NS = 1_000_000_000
+
+
+def _fault_body(fault: Fault) -> dict[str, Any]:
+    message = fault.message
+    if fault.param is not None and fault.param.split("[")[0].split(".")[-1] not in message:
+        message = f"{fault.param}: {message}"
+    return {"error": message}
+
+
+FAMILY = Family(name="ollama", fault_body=_fault_body, fault_event=lambda fault: ndjson(_fault_body(fault)))
+
+
+def now() -> str:
+    """The time as Ollama writes it."""
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+async def find_model(call: Call[Any], name: str) -> ModelInfo:
+    """The model of this name; clients add ":latest" to names without a tag. Raises ModelNotFoundError."""
+    if not name:
+        raise RequestError("model is missing", param="model")
+    call.notes["model"] = name
+    service = call.server.service
+    try:
+        return await service.model(name)
+    except ModelNotFoundError:
+        bare = name.removesuffix(":latest")
+        if bare == name or not bare:
+            raise
+        return await service.model(bare)
+
+
+class _Writer:
+    """Turns a model's events into Ollama's lines. `part(text, thinking, calls)` is the field that carries content."""
+
+    def __init__(self, name: str, part: Callable[[str, str, list[Any]], dict[str, Any]], num_ctx: int | None) -> None:
+        self._name = name
+        self._part = part
+        self._num_ctx = num_ctx
+        self._began = time.perf_counter()
+        self._started: Started | None = None
+        self._finish = Finish("stop")
+        self._calls: dict[int, tuple[str, str, list[str]]] = {}  # id, name, pieces of the arguments
+
+    def lines(self, event: Event) -> list[dict[str, Any]]:
+        """The lines for one event."""
+        if isinstance(event, Started):
+            self._started = event
+            if self._num_ctx is not None and event.context < self._num_ctx:
+                raise RequestError(
+                    f"options.num_ctx asks for {self._num_ctx} tokens and {self._name} was given {event.context}: ask "
+                    "for less, or start the server with a larger --context",
+                    param="options.num_ctx",
+                )
+        elif isinstance(event, TextDelta):
+            if event.text or event.logprobs:
+                return [self._line(self._part(event.text, "", []), event.logprobs)]
+        elif isinstance(event, ReasoningDelta):
+            if event.text or event.logprobs:
+                return [self._line(self._part("", event.text, []), event.logprobs)]
+        elif isinstance(event, ToolCallStart):
+            self._calls[event.index] = (event.id, event.name, [])
+        elif isinstance(event, ToolCallDelta):
+            self._calls[event.index][2].append(event.arguments)
+        elif isinstance(event, ToolCallEnd):  # this API has no parts of calls: each comes whole
+            call_id, name, pieces = self._calls.pop(event.index)
+            function = {"index": event.index, "name": name, "arguments": json.loads("".join(pieces) or "{}")}
+            return [self._line(self._part("", "", [{"id": call_id, "function": function}]), ())]
+        elif isinstance(event, Finish):
+            self._finish = event
+        elif isinstance(event, Done):
+            return [self._last(event)]
+        return []
+
+    def _line(self, part: dict[str, Any], logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+        line = {"model": self._name, "created_at": now(), **part, "done": False}
+        if logprobs:
+            line["logprobs"] = [_logprob(item) for item in logprobs]
+        return line
+
+    def _last(self, done: Done) -> dict[str, Any]:
+        counts = done.counts
+        line = {
+            "model": self._name,
+            "created_at": now(),
+            **self._part("", "", []),
+            "done": True,
+            "done_reason": "length" if self._finish.reason == "length" else "stop",
+            "total_duration": int((time.perf_counter() - self._began) * _NS),
+            "load_duration": int(counts.load_seconds * _NS),
+            "prompt_eval_count": counts.num_prompt_tokens,
+            "prompt_eval_duration": int(counts.prefill_seconds * _NS),
+            "eval_count": counts.num_generated_tokens,
+            "eval_duration": int(counts.decode_seconds * _NS),
+        }
+        cut = self._started.truncated if self._started is not None else None
+        if cut is not None:
+            line["truncated"] = {"messages": cut.num_messages, "tokens": cut.num_tokens, "rule": cut.rule}
+        return line
+
+
+def _logprob(item: TokenLogprob) -> dict[str, Any]:
+    own = _token(item.text, item.logprob)
+    if item.top:
+        own["top_logprobs"] = [_token(text, logprob) for _, text, logprob in item.top]
+    return own
+
+
+def _token(text: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": text.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(text)}
+
+
+def _message_part(text: str, thinking: str, calls: list[Any]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if thinking:
+        message["thinking"] = thinking
+    if calls:
+        message["tool_calls"] = calls
+    return {"message": message}
+
+
+def _response_part(text: str, thinking: str, calls: list[Any]) -> dict[str, Any]:
+    part: dict[str, Any] = {"response": text}
+    if thinking:
+        part["thinking"] = thinking
+    if calls:
+        part["tool_calls"] = calls
+    return part
+
+
+async def _lines(events: AsyncGenerator[Event, None], writer: _Writer) -> AsyncGenerator[dict[str, Any], None]:
+    async with aclosing(events):
+        async for event in events:
+            for line in writer.lines(event):
+                yield line
+
+
+async def _whole(lines: AsyncIterator[Mapping[str, Any]]) -> dict[str, Any]:
+    """One answer of all lines: texts put together, the last line's figures."""
+    texts: dict[str, str] = {}
+    calls: list[Any] = []
+    logprobs: list[Any] = []
+    last: dict[str, Any] = {}
+    async for line in lines:
+        last = dict(line)
+        part = last.get("message", last)
+        for name in ("content", "response", "thinking"):
+            if name in part:
+                texts[name] = texts.get(name, "") + part[name]
+        calls += part.get("tool_calls", [])
+        logprobs += last.get("logprobs", [])
+    target = last.get("message", last)
+    target |= texts
+    if calls:
+        target["tool_calls"] = calls
+    if logprobs:
+        last["logprobs"] = logprobs
+    return last
+
+
+async def _answer(
+    call: Call[Any], body: Asked, info: ModelInfo, request: ChatRequest | CompletionRequest, part: Callable[..., Any]
+) -> Response:
+    service = call.server.service
+    keep_alive = keep_alive_seconds(body.keep_alive)
+    writer = _Writer(body.model, part, request.context)
+    if isinstance(request, ChatRequest):
+        events = service.chat(info.name, request, keep_alive=keep_alive)
+    else:
+        events = service.complete(info.name, request, keep_alive=keep_alive)
+    lines = _lines(events, writer)
+    if body.stream is False:
+        async with aclosing(lines):
+            return json_response(await _whole(lines))
+    return stream_response(_encoded(lines), media_type=_NDJSON)
+
+
+async def _encoded(lines: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(lines):
+        async for line in lines:
+            yield ndjson(line)
+
+
+async def _load_or_unload(call: Call[Any], body: Asked, info: ModelInfo, part: dict[str, Any]) -> Response:
+    """A request without a prompt loads the model, or with keep_alive 0 gives it up."""
+    keep_alive = keep_alive_seconds(body.keep_alive)
+    if keep_alive == 0:
+        await call.server.service.unload(info.name)
+    else:
+        await call.server.service.load(info.name, keep_alive=keep_alive)
+    reason = "unload" if keep_alive == 0 else "load"
+    line = {"model": body.model, "created_at": now(), **part, "done": True, "done_reason": reason}
+    return json_response(line)
+
+
+async def chat(call: Call[ChatBody]) -> Response:
+    """POST /api/chat."""
+    body = call.body
+    info = await find_model(call, body.model)
+    if not body.messages:
+        return await _load_or_unload(call, body, info, _message_part("", "", []))
+    limit = call.server.config.max_image_bytes
+    request = chat_request(body, owner=call.key.id, request_id=call.id, max_image_bytes=limit)
+    return await _answer(call, body, info, request, _message_part)
+
+
+async def generate(call: Call[GenerateBody]) -> Response:
+    """POST /api/generate."""
+    body = call.body
+    info = await find_model(call, body.model)
+    if not body.prompt and body.suffix is None and not body.images:
+        return await _load_or_unload(call, body, info, _response_part("", "", []))
+    if not info.capabilities:  # known once it was loaded
+        info = await call.server.service.load(info.name, keep_alive=keep_alive_seconds(body.keep_alive))
+    request = generate_request(
+        body,
+        can_chat="chat" in info.capabilities,
+        owner=call.key.id,
+        request_id=call.id,
+        max_image_bytes=call.server.config.max_image_bytes,
+    )
+    return await _answer(call, body, info, request, _response_part)
+
+
+async def _embed(call: Call[Any], request: EmbedRequest) -> tuple[list[list[float]], int, float]:
+    began = time.perf_counter()
+    info = await find_model(call, call.body.model)
+    keep_alive = keep_alive_seconds(call.body.keep_alive)
+    result = await call.server.service.embed(info.name, request, keep_alive=keep_alive)
+    return result.vectors.tolist(), sum(result.num_tokens), time.perf_counter() - began
+
+
+async def embed(call: Call[EmbedBody]) -> Response:
+    """POST /api/embed."""
+    body = call.body
+    inputs = [body.input] if isinstance(body.input, str) else body.input
+    if not inputs:
+        await find_model(call, body.model)
+        return json_response({"model": body.model, "embeddings": []})
+    request = embed_request(
+        inputs,
+        options=body.options,
+        truncate=bool(body.truncate),
+        dimensions=body.dimensions,
+        owner=call.key.id,
+        request_id=call.id,
+    )
+    vectors, num_tokens, seconds = await _embed(call, request)
+    return json_response(
+        {
+            "model": body.model,
+            "embeddings": vectors,
+            "total_duration": int(seconds * _NS),
+            "load_duration": 0,
+            "prompt_eval_count": num_tokens,
+        }
+    )
+
+
+async def embeddings(call: Call[EmbeddingsBody]) -> Response:
+    """POST /api/embeddings."""
+    body = call.body
+    request = embed_request(
+        [body.prompt], options=body.options, truncate=False, dimensions=None, owner=call.key.id, request_id=call.id
+    )
+    vectors, _, _ = await _embed(call, request)
+    return json_response({"embedding": vectors[0]})
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/api/chat", chat, "infer", FAMILY, "Answer a conversation (Ollama)", body=ChatBody, streams=_NDJSON),
+    Route(
+        "POST",
+        "/api/generate",
+        generate,
+        "infer",
+        FAMILY,
+        "Continue a text (Ollama)",
+        body=GenerateBody,
+        streams=_NDJSON,
+    ),
+    Route("POST", "/api/embed", embed, "infer", FAMILY, "Embed texts (Ollama)", body=EmbedBody),
+    Route("POST", "/api/embeddings", embeddings, "infer", FAMILY, "Embed one text (Ollama)", body=EmbeddingsBody),
+)

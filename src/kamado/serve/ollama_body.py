@@ -1,0 +1,391 @@
+"""What Ollama's clients send, and the conversation or text it means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, field
+
+from .backend import (
+    ChatRequest,
+    CompletionRequest,
+    Effort,
+    EmbedRequest,
+    Message,
+    OutputFormat,
+    Part,
+    TextPart,
+    Think,
+    Tool,
+    ToolCall,
+)
+from .faults import RequestError
+from .images import image_from_base64
+from .ollama_options import Options, read_options
+from .schemas import check_schema
+
+MAX_TOOLS = 256
+ModelName = Annotated[str, Meta(max_length=256)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+_EFFORTS: dict[str, Effort] = {"low": "low", "medium": "medium", "high": "high"}
+
+
+class FunctionCallBody(Struct, forbid_unknown_fields=True):
+    """A call of a tool."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+    index: int | None = None
+    description: str | None = None
+
+
+class ToolCallBody(Struct, forbid_unknown_fields=True):
+    """A call that the assistant made."""
+
+    function: FunctionCallBody
+    id: str | None = None
+    type: str | None = None
+
+
+class MessageBody(Struct, forbid_unknown_fields=True):
+    """One turn."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    thinking: str | None = None
+    images: list[str] | None = None
+    tool_calls: list[ToolCallBody] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class FunctionBody(Struct, forbid_unknown_fields=True):
+    """A tool's function."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolBody(Struct, forbid_unknown_fields=True):
+    """A tool."""
+
+    function: FunctionBody
+    type: Literal["function"] | None = None
+
+
+class Asked(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What /api/chat and /api/generate share."""
+
+    model: ModelName
+    stream: bool | None = None
+    options: dict[str, Any] | None = None
+    format: str | dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+    think: bool | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: TopLogprobs | None = None
+    truncate: bool | None = None
+    shift: bool | None = None
+
+
+class ChatBody(Asked, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /api/chat."""
+
+    messages: Annotated[list[MessageBody], Meta(max_length=100_000)] | None = None
+    tools: Annotated[list[ToolBody], Meta(max_length=MAX_TOOLS)] | None = None
+
+
+class GenerateBody(Asked, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /api/generate."""
+
+    prompt: str | None = None
+    suffix: str | None = None
+    system: str | None = None
+    template: str | None = None
+    context: list[int] | None = None
+    raw: bool | None = None
+    images: list[str] | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+
+
+class EmbedBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /api/embed."""
+
+    model: ModelName
+    input: str | Annotated[list[str], Meta(max_length=4096)]
+    truncate: bool | None = None
+    options: dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
+
+
+class EmbeddingsBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /api/embeddings, which /api/embed follows."""
+
+    model: ModelName
+    prompt: str
+    options: dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+
+
+class ShowBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /api/show."""
+
+    model: ModelName | None = None
+    name: ModelName | None = None  # older clients
+    verbose: bool | None = None
+    system: str | None = None
+    template: str | None = None
+    options: dict[str, Any] | None = None
+
+
+class PullBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /api/pull."""
+
+    model: ModelName | None = None
+    name: ModelName | None = None
+    stream: bool | None = None
+    insecure: bool | None = None
+    username: str | None = None
+    password: str | None = None
+
+
+class DeleteBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of DELETE /api/delete."""
+
+    model: ModelName | None = None
+    name: ModelName | None = None
+
+
+class CopyBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /api/copy."""
+
+    source: ModelName
+    destination: ModelName
+
+
+class CreateMessage(Struct, forbid_unknown_fields=True):
+    """A turn that a model's conversations begin with."""
+
+    role: str
+    content: str
+
+
+class CreateBody(Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /api/create."""
+
+    model: ModelName | None = None
+    name: ModelName | None = None
+    base: str | None = field(default=None, name="from")
+    modelfile: str | None = None  # older clients
+    system: str | None = None
+    template: str | None = None
+    license: str | list[str] | None = None
+    parameters: dict[str, Any] | None = None
+    messages: Annotated[list[CreateMessage], Meta(max_length=1000)] | None = None
+    stream: bool | None = None
+    files: dict[str, str] | None = None
+    adapters: dict[str, str] | None = None
+    quantize: str | None = None
+    quantization: str | None = None
+    path: str | None = None
+    renderer: str | None = None
+    parser: str | None = None
+    requires: str | None = None
+    info: dict[str, Any] | None = None
+
+
+def named(body: ShowBody | PullBody | DeleteBody | CreateBody) -> str:
+    """The model's name: `model`, or `name` as older clients say. Raises RequestError."""
+    name = body.model or body.name
+    if not name:
+        raise RequestError("model is missing", param="model")
+    return name
+
+
+def refuse(body: Struct, reasons: dict[str, str]) -> None:
+    """Raises RequestError for the first given parameter among `reasons`. false and null are as good as not given."""
+    for name, reason in reasons.items():
+        value = getattr(body, name)
+        if value is not None and value is not False:
+            raise RequestError(f"{name}: {reason}", param=name)
+
+
+def _check_asked(body: Asked) -> Options:
+    refuse(body, {"shift": "an answer ends where the context ends; nothing of it is dropped to go on"})
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+    options = read_options(body.options)
+    if body.truncate and options.num_keep:
+        raise RequestError(
+            "options.num_keep does not go with truncate: system messages and the last one are kept, whole messages go",
+            param="options.num_keep",
+        )
+    return options
+
+
+def _think(value: bool | str | None) -> Think:
+    if value is None or isinstance(value, bool):
+        return Think(enabled=value)
+    if value not in _EFFORTS:
+        raise RequestError(f"think must be true, false, low, medium or high, not {value[:40]!r}", param="think")
+    return Think(enabled=True, effort=_EFFORTS[value])
+
+
+def _output(value: str | dict[str, Any] | None) -> OutputFormat:
+    if value is None or value == "":
+        return OutputFormat()
+    if isinstance(value, dict):
+        check_schema(value, "format")
+        return OutputFormat(kind="json_schema", schema=value)
+    if value != "json":
+        raise RequestError(f"format must be 'json' or a JSON Schema, not {value[:40]!r}", param="format")
+    return OutputFormat(kind="json")
+
+
+def _images(images: Sequence[str] | None, where: str, max_bytes: int) -> list[Part]:
+    return [image_from_base64(image, f"{where}[{i}]", max_bytes) for i, image in enumerate(images or ())]
+
+
+def _message(message: MessageBody, i: int, max_image_bytes: int) -> Message:
+    where = f"messages[{i}]"
+    for name, role in (("thinking", "assistant"), ("tool_calls", "assistant"), ("tool_name", "tool")):
+        if getattr(message, name) and message.role != role:
+            raise RequestError(f"{where}.{name} belongs to messages of the role {role!r}", param=f"{where}.{name}")
+    if message.tool_call_id and message.role != "tool":
+        raise RequestError(f"{where}.tool_call_id belongs to the role 'tool'", param=f"{where}.tool_call_id")
+    parts = _images(message.images, f"{where}.images", max_image_bytes)
+    if message.content:
+        parts.append(TextPart(message.content))
+    calls = tuple(
+        ToolCall(call.id or "", call.function.name, json.dumps(call.function.arguments, ensure_ascii=False))
+        for call in message.tool_calls or ()
+    )
+    return Message(
+        message.role,
+        tuple(parts),
+        reasoning=message.thinking or "",
+        tool_calls=calls,
+        tool_call_id=message.tool_call_id or "",
+        name=message.tool_name or "",
+    )
+
+
+def _tools(body: ChatBody) -> tuple[Tool, ...]:
+    tools = tuple(
+        Tool(
+            tool.function.name,
+            tool.function.description or "",
+            tool.function.parameters or {},
+            strict=tool.function.strict is not False,
+        )
+        for tool in body.tools or ()
+    )
+    names: set[str] = set()
+    for i, tool in enumerate(tools):
+        check_schema(tool.parameters, f"tools[{i}].function.parameters")
+        if tool.name in names:
+            raise RequestError(f"tools: there are two called {tool.name[:80]!r}", param="tools")
+        names.add(tool.name)
+    return tools
+
+
+def _logprobs(body: Asked) -> int | None:
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def chat_request(body: ChatBody, *, owner: str, request_id: str, max_image_bytes: int) -> ChatRequest:
+    """The conversation of /api/chat. Raises RequestError naming the parameter."""
+    options = _check_asked(body)
+    messages = tuple(_message(m, i, max_image_bytes) for i, m in enumerate(body.messages or ()))
+    return _chat(body, options, messages, _tools(body), owner, request_id)
+
+
+def _chat(
+    body: Asked, options: Options, messages: tuple[Message, ...], tools: tuple[Tool, ...], owner: str, request_id: str
+) -> ChatRequest:
+    return ChatRequest(
+        messages=messages,
+        tools=tools,
+        output=_output(body.format),
+        think=_think(body.think),
+        sampling=options.sampling,
+        max_tokens=options.max_tokens,
+        stop=options.stop,
+        logprobs=_logprobs(body),
+        continue_last=messages[-1].role == "assistant",
+        context=options.context,
+        truncation="drop_oldest" if body.truncate else "refuse",
+        owner=owner,
+        request_id=request_id,
+    )
+
+
+_NO_PICTURES = "this server makes no images"
+_GENERATE_REFUSED = {
+    "template": "a template belongs to a model: make one with /api/create, or send raw: true",
+    "context": "token histories are not taken back: send the conversation to /api/chat, which reuses what was computed",
+    "width": _NO_PICTURES,
+    "height": _NO_PICTURES,
+    "steps": _NO_PICTURES,
+}
+
+
+def generate_request(
+    body: GenerateBody, *, can_chat: bool, owner: str, request_id: str, max_image_bytes: int
+) -> ChatRequest | CompletionRequest:
+    """What /api/generate asks: a conversation of one question through the template, or a text to continue as it is
+    (`raw`, a suffix, or a model without a template). Raises RequestError naming the parameter.
+    """
+    refuse(body, _GENERATE_REFUSED)
+    options = _check_asked(body)
+    is_plain = bool(body.raw) or body.suffix is not None or not can_chat
+    if not is_plain:
+        parts = _images(body.images, "images", max_image_bytes)
+        if body.prompt:
+            parts.append(TextPart(body.prompt))
+        system = (Message("system", (TextPart(body.system),)),) if body.system else ()
+        return _chat(body, options, (*system, Message("user", tuple(parts))), (), owner, request_id)
+    why = "raw" if body.raw else "suffix" if body.suffix is not None else "a model without a chat template"
+    for name in ("system", "images", "think"):
+        if getattr(body, name):
+            raise RequestError(f"{name} does not go with {why}", param=name)
+    if body.truncate:
+        raise RequestError(f"truncate does not go with {why}: there are no messages to leave out", param="truncate")
+    return CompletionRequest(
+        prompts=(body.prompt or "",),
+        suffix=body.suffix,
+        sampling=options.sampling,
+        output=_output(body.format),
+        max_tokens=options.max_tokens,
+        stop=options.stop,
+        logprobs=_logprobs(body),
+        special=bool(body.raw),
+        context=options.context,
+        owner=owner,
+        request_id=request_id,
+    )
+
+
+def embed_request(
+    inputs: Sequence[str],
+    *,
+    options: dict[str, Any] | None,
+    truncate: bool,
+    dimensions: int | None,
+    owner: str,
+    request_id: str,
+) -> EmbedRequest:
+    """Texts to embed. Options that change a text's tokens one by one have no place here. Raises RequestError."""
+    given = read_options(options)
+    if given != Options(context=given.context):
+        raise RequestError("options: an embedding is not sampled; only num_ctx can be given", param="options")
+    return EmbedRequest(
+        inputs=tuple(inputs), dimensions=dimensions, truncate=truncate, owner=owner, request_id=request_id
+    )

@@ -1,0 +1,274 @@
+"""Ollama's API, the library: tags, show, ps, pull, delete, copy, create, version."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import Any
+
+from ..errors import UsageError
+from .backend import ModelInfo, PullProgress
+from .faults import RequestError
+from .http import json_response, ndjson, stream_response
+from .modelfile import (
+    Instructions,
+    check_name,
+    make_recipe,
+    parameter_lines,
+    parameters_from_lines,
+    parse_modelfile,
+    write_modelfile,
+)
+from .ollama import FAMILY, find_model
+from .ollama_body import CopyBody, CreateBody, DeleteBody, PullBody, ShowBody, named, refuse
+from .routes import Call, Response, Route
+
+_NDJSON = "application/x-ndjson"
+# Clients ask for the version to know what the API has; this is the one whose API is spoken here.
+API_VERSION = "0.13.0"
+
+
+def _details(info: ModelInfo) -> dict[str, Any]:
+    return {
+        "parent_model": info.parent,
+        "format": info.format,
+        "family": info.architecture,
+        "families": [info.architecture] if info.architecture else [],
+        "parameter_size": _size(info.parameter_count),
+        "quantization_level": info.quantization,
+    }
+
+
+def _size(count: int) -> str:
+    """135000000 → "135M", 1543714304 → "1.5B"."""
+    if count <= 0:
+        return ""
+    return f"{count / 1e9:.1f}B" if count >= 999_500_000 else f"{count / 1e6:.4g}M"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+async def tags(call: Call[None]) -> Response:
+    """GET /api/tags."""
+    models = [
+        {
+            "name": info.name,
+            "model": info.name,
+            "modified_at": _time(info.created),
+            "size": info.nbytes,
+            "digest": info.digest,
+            "details": _details(info),
+        }
+        for info in await call.server.service.models()
+    ]
+    return json_response({"models": models})
+
+
+# How long a model that is never given up stays, for clients that want a date: Ollama's own answer.
+_FOREVER = "2318-10-05T00:00:00Z"
+
+
+async def ps(call: Call[None]) -> Response:
+    """GET /api/ps."""
+    models = [
+        {
+            "name": loaded.info.name,
+            "model": loaded.info.name,
+            "size": loaded.memory_bytes,
+            "digest": loaded.info.digest,
+            "details": _details(loaded.info),
+            "expires_at": _FOREVER if loaded.expires_at is None else _time(loaded.expires_at),
+            "size_vram": 0,
+            "context_length": loaded.info.context,
+        }
+        for loaded in call.server.service.loaded()
+    ]
+    return json_response({"models": models})
+
+
+async def show(call: Call[ShowBody]) -> Response:
+    """POST /api/show."""
+    body = call.body
+    reason = "nothing is rendered here: show says what the model has"
+    refuse(body, {"system": reason, "template": reason, "options": reason})
+    info = await find_model(call, named(body))
+    arch = info.architecture or "model"
+    model_info: dict[str, Any] = {
+        "general.architecture": info.architecture,
+        "general.parameter_count": info.parameter_count,
+        f"{arch}.context_length": info.max_context or info.context,
+        f"{arch}.embedding_length": info.embedding_length,
+        # What prompt and answer may have together as it is served here: less than it was trained for, perhaps.
+        "kamado.context": info.context,
+    }
+    if body.verbose:
+        model_info = {**info.details, **model_info}
+    return json_response(
+        {
+            "modelfile": write_modelfile(info),
+            "parameters": "\n".join(parameter_lines(info.parameters)),
+            "template": info.template,
+            "system": info.system,
+            "license": info.license,
+            "details": _details(info),
+            "model_info": model_info,
+            "capabilities": sorted(info.capabilities - {"chat"}),
+            "modified_at": _time(info.created),
+        }
+    )
+
+
+async def _pull_lines(call: Call[PullBody], name: str) -> AsyncGenerator[dict[str, Any], None]:
+    progress = call.server.service.library.pull(name)
+    try:
+        yield {"status": "pulling manifest"}
+        async for step in progress:
+            yield _pull_line(step)
+    finally:
+        close = getattr(progress, "aclose", None)  # a client that leaves stops the download; what came is kept
+        if close is not None:
+            await close()
+
+
+def _pull_line(step: PullProgress) -> dict[str, Any]:
+    if step.status == "downloading":
+        line: dict[str, Any] = {"status": f"pulling {(step.digest or step.file)[:12]}"}
+        if step.digest:
+            line["digest"] = f"sha256:{step.digest}"
+        return line | {"total": step.total_bytes, "completed": step.done_bytes}
+    return {
+        "status": {"resolving": "pulling manifest", "verifying": "verifying sha256 digest"}.get(
+            step.status, step.status
+        )
+    }
+
+
+async def _encoded(lines: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(lines):
+        async for line in lines:
+            yield ndjson(line)
+
+
+async def pull(call: Call[PullBody]) -> Response:
+    """POST /api/pull."""
+    body = call.body
+    refuse(
+        body,
+        {
+            "insecure": "what comes from elsewhere is always checked",
+            "username": "there is no registry with users here",
+            "password": "there is no registry with users here",
+        },
+    )
+    name = named(body)
+    check_name(name, "model")
+    call.notes["model"] = name
+    lines = _pull_lines(call, name)
+    if body.stream is False:
+        async with aclosing(lines):
+            async for _ in lines:
+                pass
+        return json_response({"status": "success"})
+    return stream_response(_encoded(lines), media_type=_NDJSON)
+
+
+async def delete(call: Call[DeleteBody]) -> Response:
+    """DELETE /api/delete."""
+    info = await find_model(call, named(call.body))
+    await call.server.service.unload(info.name)
+    await call.server.service.library.delete(info.name)
+    return Response()
+
+
+async def copy(call: Call[CopyBody]) -> Response:
+    """POST /api/copy."""
+    info = await find_model(call, call.body.source)
+    check_name(call.body.destination, "destination")
+    if not call.body.destination:
+        raise RequestError("destination is missing", param="destination")
+    await call.server.service.library.copy(info.name, call.body.destination)
+    return Response()
+
+
+_NO_FILES = "files are not taken over HTTP: put them where the server can read them, or pull the model"
+_CREATE_REFUSED = {
+    "files": _NO_FILES,
+    "path": _NO_FILES,
+    "adapters": "adapters are not supported",
+    "quantize": "models are served as they are; nothing is quantised here",
+    "quantization": "models are served as they are; nothing is quantised here",
+    "renderer": "Ollama's built-in renderers are not here: give a template",
+    "parser": "Ollama's built-in parsers are not here: the model's own format is recognised from its template",
+    "requires": "this is not Ollama: its version says nothing here",
+    "info": "a model's metadata is what its file says",
+}
+
+
+async def _create(call: Call[CreateBody]) -> AsyncGenerator[dict[str, Any], None]:
+    body = call.body
+    refuse(body, _CREATE_REFUSED)
+    name = named(body)
+    check_name(name, "model")
+    written = Instructions() if body.modelfile is None else parse_modelfile(body.modelfile)
+    parameters = {**parameters_from_lines(written.parameters), **(body.parameters or {})}
+    given = "\n\n".join(body.license) if isinstance(body.license, list) else body.license
+    messages = written.messages if body.messages is None else [(m.role, m.content) for m in body.messages]
+    recipe = make_recipe(
+        base=body.base or written.base,
+        system=body.system if body.system is not None else written.system,
+        template=body.template if body.template is not None else written.template,
+        license_text=given if given is not None else written.license,
+        parameters=parameters,
+        messages=messages,
+    )
+    base = await find_model(call, recipe.base)
+    if base.name == name:
+        raise UsageError(f"from: {name!r} cannot be made of itself")
+    yield {"status": f"using existing model {base.name}"}
+    await call.server.service.library.create(name, recipe)
+    await call.server.service.unload(name)  # a model of this name that is loaded is the old one
+    yield {"status": "writing manifest"}
+    yield {"status": "success"}
+
+
+async def create(call: Call[CreateBody]) -> Response:
+    """POST /api/create."""
+    call.notes["model"] = named(call.body)
+    lines = _create(call)
+    if call.body.stream is False:
+        async with aclosing(lines):
+            async for _ in lines:
+                pass
+        return json_response({"status": "success"})
+    return stream_response(_encoded(lines), media_type=_NDJSON)
+
+
+async def version(call: Call[None]) -> Response:
+    """GET /api/version."""
+    from .. import __version__
+
+    return json_response({"version": API_VERSION, "kamado": __version__})
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/api/tags", tags, "read", FAMILY, "Models that are here (Ollama)"),
+    Route("GET", "/api/ps", ps, "read", FAMILY, "Models in memory (Ollama)"),
+    Route("POST", "/api/show", show, "read", FAMILY, "What is known of a model (Ollama)", body=ShowBody),
+    Route("POST", "/api/pull", pull, "pull", FAMILY, "Fetch a model (Ollama)", body=PullBody, streams=_NDJSON),
+    Route("DELETE", "/api/delete", delete, "delete", FAMILY, "Forget a model (Ollama)", body=DeleteBody),
+    Route("POST", "/api/copy", copy, "admin", FAMILY, "A second name for a model (Ollama)", body=CopyBody),
+    Route(
+        "POST",
+        "/api/create",
+        create,
+        "admin",
+        FAMILY,
+        "A model made of another (Ollama)",
+        body=CreateBody,
+        streams=_NDJSON,
+    ),
+    Route("GET", "/api/version", version, "public", FAMILY, "Version (Ollama)"),
+)

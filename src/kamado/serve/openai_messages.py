@@ -1,0 +1,145 @@
+"""OpenAI's chat messages, read leniently where clients differ and strictly where meaning would be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .backend import Message, Part, Role, TextPart, ToolCall
+from .faults import RequestError
+from .images import image_from_url
+
+# How chat pages begin what they ask of themselves: titles, tags, follow-up questions (Open WebUI's task prompts).
+_TASK_BEGINNINGS = ("### Task:\n", "Create a concise, 3-5 word", "Generate a concise, 3-5 word")
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+_FIELDS: dict[str, frozenset[str]] = {
+    "system": frozenset({"role", "content", "name"}),
+    "developer": frozenset({"role", "content", "name"}),
+    "user": frozenset({"role", "content", "name"}),
+    "tool": frozenset({"role", "content", "tool_call_id", "name"}),
+    "assistant": frozenset(
+        # What servers answer with comes back: it must not be refused.
+        {"role", "content", "name", "tool_calls", "refusal", "audio", "function_call", "annotations"}
+        | {"reasoning_content", "reasoning", "thinking"}
+    ),
+}
+_MAX_CALLS = 512
+_MAX_NAME = 64
+
+
+def to_messages(raw: Sequence[Mapping[str, Any]], *, max_image_bytes: int) -> tuple[tuple[Message, ...], bool]:
+    """The messages, and whether the last is a chat page's own errand. Raises RequestError naming the message."""
+    messages = tuple(_message(item, f"messages[{i}]", max_image_bytes) for i, item in enumerate(raw))
+    known: set[str] = set()
+    for i, message in enumerate(messages):
+        known.update(call.id for call in message.tool_calls)
+        if message.role == "tool" and message.tool_call_id not in known:
+            raise RequestError(
+                f"messages[{i}].tool_call_id {message.tool_call_id[:80]!r} answers no call made before it",
+                param=f"messages[{i}].tool_call_id",
+            )
+    last = messages[-1]
+    return messages, last.role == "user" and last.text.startswith(_TASK_BEGINNINGS)
+
+
+def _message(item: Mapping[str, Any], where: str, max_image_bytes: int) -> Message:
+    name = item.get("role")
+    if not isinstance(name, str) or name not in _ROLES:
+        raise RequestError(
+            f"{where}.role must be one of {', '.join(_ROLES)}, not {str(name)[:40]!r}", param=f"{where}.role"
+        )
+    for key, value in item.items():
+        if key not in _FIELDS[name] and value is not None:
+            raise RequestError(
+                f"{where}.{key[:60]} is not known in a message of this role", param=f"{where}.{key[:60]}"
+            )
+    role = _ROLES[name]
+    parts = content_parts(item.get("content"), role, f"{where}.content", max_image_bytes)
+    if role == "assistant":
+        return _assistant(item, parts, where)
+    if item.get("content") is None:
+        raise RequestError(f"{where}.content is missing", param=f"{where}.content")
+    return Message(
+        role=role,
+        parts=parts,
+        tool_call_id=_text(item, "tool_call_id", where) if role == "tool" else "",
+        name=_text(item, "name", where, optional=True),
+    )
+
+
+def _assistant(item: Mapping[str, Any], parts: tuple[Part, ...], where: str) -> Message:
+    for name in ("audio", "function_call"):
+        if item.get(name) is not None:
+            raise RequestError(f"{where}.{name} cannot be honoured here", param=f"{where}.{name}")
+    if item.get("refusal"):
+        parts = (*parts, TextPart(_text(item, "refusal", where)))
+    calls = item.get("tool_calls") or []
+    if not isinstance(calls, list) or len(calls) > _MAX_CALLS:
+        raise RequestError(f"{where}.tool_calls must be a list", param=f"{where}.tool_calls")
+    if item.get("content") is None and not calls and not item.get("refusal"):
+        parts = ()
+    reasoning = ""
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        reasoning = reasoning or _text(item, name, where, optional=True)
+    return Message(
+        role="assistant",
+        parts=parts,
+        reasoning=reasoning,
+        tool_calls=tuple(_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)),
+        name=_text(item, "name", where, optional=True),
+    )
+
+
+def _call(call: Any, where: str) -> ToolCall:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or call.get("type", "function") != "function":
+        raise RequestError(f"{where} must be a function call", param=where)
+    name = _text(function, "name", f"{where}.function")
+    if not 0 < len(name) <= _MAX_NAME:
+        raise RequestError(f"{where}.function.name must have 1 to {_MAX_NAME} characters", param=where)
+    arguments = function.get("arguments", "{}")
+    if not isinstance(arguments, str):
+        raise RequestError(f"{where}.function.arguments must be JSON text", param=f"{where}.function.arguments")
+    return ToolCall(_text(call, "id", where), name, arguments or "{}")
+
+
+def content_parts(content: Any, role: Role, where: str, max_image_bytes: int) -> tuple[Part, ...]:
+    """Text, or a list of parts of either of OpenAI's endpoints. Raises RequestError naming the part."""
+    if content is None:
+        return ()
+    if isinstance(content, str):
+        return (TextPart(content),)
+    if not isinstance(content, list):
+        raise RequestError(f"{where} must be text or a list of parts", param=where)
+    return tuple(_part(part, role, f"{where}[{i}]", max_image_bytes) for i, part in enumerate(content))
+
+
+def _part(part: Any, role: Role, where: str, max_image_bytes: int) -> Part:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("text", "input_text", "output_text", "refusal"):
+        return TextPart(_text(part, "refusal" if kind == "refusal" else "text", where))
+    if kind == "image_url" and role == "user":
+        image = part.get("image_url")
+        url = image.get("url") if isinstance(image, dict) else image
+        return image_from_url(url, f"{where}.image_url", max_image_bytes)
+    if kind == "input_image" and role == "user":
+        return image_from_url(part.get("image_url"), f"{where}.image_url", max_image_bytes)
+    if kind in ("input_audio", "file", "input_file"):
+        raise RequestError(f"{where}: content of type {kind} cannot be honoured here", param=where)
+    raise RequestError(f"{where}.type must be text or image_url, not {str(kind)[:40]!r}", param=where)
+
+
+def _text(item: Mapping[str, Any], name: str, where: str, *, optional: bool = False) -> str:
+    value = item.get(name)
+    if value is None and optional:
+        return ""
+    if not isinstance(value, str):
+        raise RequestError(f"{where}.{name} must be text", param=f"{where}.{name}")
+    return value

@@ -1,0 +1,117 @@
+"""The page at `/`: files of `web/`, and what the page shows of models and memory.
+
+    GET /                  index.html        GET /web/app.js, style.css, …    the rest of web/
+    GET /web/status.json   models, what is loaded, bytes by owner
+
+There is no build step and nothing is fetched from elsewhere. The policy sent with every file lets the page load scripts
+and styles from this server only, talk to this server only, and never make HTML of a text (Trusted Types without a
+policy): what a model writes can become text nodes and nothing else. Files are public, they say nothing of this server;
+what they show comes through routes that want a key like every other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .faults import Fault, FaultError
+from .http import json_response, sse
+from .routes import Call, Family, Response, Route
+
+_FOLDER = Path(__file__).parent / "web"
+_MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+HEADERS: Mapping[str, str] = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "cache-control": "no-cache",  # asked again each time, answered with 304: an update shows at once
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WebFile:
+    """One file of the page."""
+
+    content: bytes
+    media_type: str
+    etag: str
+
+
+@cache
+def web_files() -> Mapping[str, WebFile]:
+    """All files of the page by name. Only these can be asked for: no path is made of a request."""
+    found = {}
+    for path in sorted(_FOLDER.iterdir()):
+        if path.suffix in _MEDIA_TYPES:
+            content = path.read_bytes()
+            etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+            found[path.name] = WebFile(content, _MEDIA_TYPES[path.suffix], etag)
+    return found
+
+
+def _fault_body(fault: Fault) -> dict[str, Any]:
+    return {"error": {"message": fault.message, "type": fault.kind, "param": fault.param, "code": fault.code}}
+
+
+def _fault_event(fault: Fault) -> bytes:
+    return sse(_fault_body(fault))
+
+
+PAGE = Family(name="page", fault_body=_fault_body, fault_event=_fault_event)
+
+
+async def _file(call: Call[None]) -> Response:
+    name = call.path.get("name", "index.html")
+    file = web_files().get(name)
+    if file is None:
+        raise FaultError(Fault("not_found", f"the page has no file {name[:80]!r}"))
+    headers = {**HEADERS, "etag": file.etag}
+    if call.headers.get("if-none-match") == file.etag:
+        return Response(status=304, media_type=file.media_type, headers=headers)
+    return Response(content=file.content, media_type=file.media_type, headers=headers)
+
+
+async def _status(call: Call[None]) -> Response:
+    """What the page shows: models that can chat, what is loaded, bytes by owner."""
+    service = call.server.service
+    models = [
+        {"name": info.name, "context": info.context}
+        for info in await service.models()
+        if not info.capabilities or "chat" in info.capabilities  # none are known before a model was loaded
+    ]
+    loaded = [
+        {
+            "name": model.info.name,
+            "context": model.info.context,
+            "memory_bytes": model.memory_bytes,
+            "num_active": model.num_active,
+            "bytes_by_owner": dict(model.bytes_by_owner),
+        }
+        for model in service.loaded()
+    ]
+    return json_response({"models": models, "loaded": loaded})
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/", _file, "public", PAGE, "The page", is_hidden=True),
+    Route("GET", "/web/status.json", _status, "read", PAGE, "What the page shows", is_hidden=True),
+    Route("GET", "/web/{name}", _file, "public", PAGE, "A file of the page", is_hidden=True),
+)

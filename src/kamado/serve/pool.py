@@ -1,0 +1,316 @@
+"""Models in memory: loaded when first used, given up when idle for long or when another needs the room.
+
+A model with work is never given up. Loads happen one at a time: two at once would each believe the memory theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from ..errors import ClosedError, MemoryBudgetError
+from .backend import Library, LoadedModel, Loader, LoadOptions, OverloadedError, ServedModel
+from .metrics import Registry
+
+_log = logging.getLogger("kamado.serve")
+
+_RETRY_SECONDS = 10.0
+
+
+@dataclass(eq=False)
+class Slot:
+    """One model that is loaded, or being so."""
+
+    name: str
+    keep_alive: float  # seconds without work; math.inf: for ever
+    model: ServedModel | None = None
+    load: asyncio.Task[ServedModel] | None = None
+    memory_bytes: int = 0
+    num_active: int = 0
+    idle_since: float = 0.0
+    is_doomed: bool = False  # unloaded when its work ends; no new work comes to it
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    is_pinned: bool = False  # loaded at the start: neither keep_alive nor another model ends it
+
+    def expires_at(self, now: float) -> float:
+        """When it is given up if nothing comes, on the clock of `now`; math.inf: never."""
+        if self.is_pinned or math.isinf(self.keep_alive):
+            return math.inf
+        return (now if self.num_active else self.idle_since) + self.keep_alive
+
+
+class ModelPool:
+    """All models in memory. One event loop's own."""
+
+    def __init__(
+        self,
+        library: Library,
+        loader: Loader,
+        *,
+        memory_bytes: int | None,
+        keep_alive: float,
+        load_wait: float,
+        metrics: Registry,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._library = library
+        self._loader = loader
+        self._memory_bytes = memory_bytes
+        self._keep_alive = keep_alive
+        self._load_wait = load_wait
+        self._clock = clock
+        self._slots: dict[str, Slot] = {}
+        self._resolved: dict[str, str] = {}
+        self._load_lock = asyncio.Lock()
+        self._freed = asyncio.Event()  # some model has become idle or gone
+        self._reaper: asyncio.Task[None] | None = None
+        self._reap_now = asyncio.Event()
+        self._closers: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+        self._loads = metrics.counter("kamado_model_loads_total", "Models that were loaded.", ("model",))
+        self._unloads = metrics.counter("kamado_model_unloads_total", "Models that were given up.", ("model", "reason"))
+        self._load_seconds = metrics.histogram("kamado_model_load_seconds", "Time to load a model.", labels=("model",))
+        metrics.gauge(
+            "kamado_model_memory_bytes",
+            "Memory planned for loaded models.",
+            lambda: [((s.name,), float(s.memory_bytes)) for s in self.slots if s.model is not None],
+            ("model",),
+        )
+        metrics.gauge(
+            "kamado_model_requests",
+            "Requests that run or wait, by model.",
+            lambda: [((s.name,), float(s.num_active)) for s in self.slots],
+            ("model",),
+        )
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """Models in memory or on their way."""
+        return tuple(self._slots.values())
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a model is on its way."""
+        return any(slot.model is None for slot in self._slots.values())
+
+    def find(self, name: str) -> Slot | None:
+        """The slot of a model by its exact name."""
+        return self._slots.get(name)
+
+    def is_ready(self, name: str) -> bool:
+        """Whether work on `name`, as a client writes it, would start without a load."""
+        slot = self._slots.get(self._resolved.get(name, name))
+        return slot is not None and slot.model is not None and not slot.is_doomed
+
+    def loaded(self) -> list[LoadedModel]:
+        """Models in memory, with Unix times."""
+        now, wall = self._clock(), time.time()
+        out = []
+        for slot in self.slots:
+            if slot.model is not None:
+                expires = slot.expires_at(now)
+                out.append(
+                    LoadedModel(
+                        slot.model.info,
+                        slot.memory_bytes,
+                        None if math.isinf(expires) else wall + (expires - now),
+                        slot.num_active,
+                    )
+                )
+        return out
+
+    @asynccontextmanager
+    async def use(
+        self, name: str, *, keep_alive: float | None = None, pinned: bool = False
+    ) -> AsyncIterator[ServedModel]:
+        """The model of this name for the time of the block; loaded first when it is not in memory.
+
+        Raises ModelNotFoundError, MemoryBudgetError when it can never fit, OverloadedError when others hold the memory.
+        """
+        info = await self._library.get(name)
+        if len(self._resolved) > 1000:
+            self._resolved.clear()
+        self._resolved[name] = info.name
+        slot = await self._slot(info.name, keep_alive)
+        slot.num_active += 1
+        slot.is_pinned |= pinned
+        if keep_alive is not None:
+            slot.keep_alive = keep_alive
+        try:
+            if slot.model is None:
+                assert slot.load is not None
+                await asyncio.shield(slot.load)
+            assert slot.model is not None
+            yield slot.model
+        finally:
+            slot.num_active -= 1
+            if slot.num_active == 0:
+                slot.idle_since = self._clock()
+                self._freed.set()
+                if slot.is_doomed or (slot.keep_alive <= 0 and not slot.is_pinned):
+                    self._give_up(slot, "keep_alive")
+                self._reap_now.set()
+
+    async def unload(self, name: str) -> bool:
+        """Gives a model up as soon as nothing runs on it, and waits for that; False when it is not loaded."""
+        slot = self._slots.get(name)
+        if slot is None:
+            return False
+        slot.is_doomed = True
+        if slot.num_active == 0 and slot.model is not None:
+            self._give_up(slot, "asked")
+        await slot.gone.wait()
+        return True
+
+    async def close(self) -> None:
+        """Gives all models up at once; their streams end with ClosedError."""
+        self._is_closed = True
+        if self._reaper is not None:
+            self._reaper.cancel()
+        for slot in self.slots:
+            if slot.load is not None and not slot.load.done():
+                slot.load.cancel()
+            self._give_up(slot, "closed")
+        if self._closers:
+            await asyncio.gather(*self._closers, return_exceptions=True)
+
+    async def _slot(self, name: str, keep_alive: float | None) -> Slot:
+        while True:
+            if self._is_closed:
+                raise ClosedError("the server is going down")
+            slot = self._slots.get(name)
+            if slot is None:
+                slot = Slot(name, self._keep_alive if keep_alive is None else keep_alive)
+                self._slots[name] = slot
+                slot.load = asyncio.create_task(self._load(slot), name=f"load {name}")
+                slot.load.add_done_callback(_consume)
+                return slot
+            if not slot.is_doomed:
+                return slot
+            await slot.gone.wait()
+
+    async def _load(self, slot: Slot) -> ServedModel:
+        if self._reaper is None:
+            self._reaper = asyncio.create_task(self._reap(), name="model reaper")
+        try:
+            async with self._load_lock:
+                started = self._clock()
+                slot.model = model = await self._load_when_room(slot)
+                slot.memory_bytes = model.memory_bytes
+                seconds = self._clock() - started
+        except BaseException:
+            self._forget(slot)
+            raise
+        self._loads.add(1, slot.name)
+        self._load_seconds.observe(seconds, slot.name)
+        _log.info(
+            "model loaded",
+            extra={
+                "model": slot.name,
+                "seconds": round(seconds, 3),
+                "memory_bytes": slot.memory_bytes,
+                "context": model.info.context,
+            },
+        )
+        if slot.num_active == 0:  # whoever asked has left meanwhile
+            slot.idle_since = self._clock()
+            self._reap_now.set()
+        return model
+
+    async def _load_when_room(self, slot: Slot) -> ServedModel:
+        """Loads, giving idle models up, least recently used first, until there is room; then waits for busy ones."""
+        options = LoadOptions()
+        give_up_at = self._clock() + self._load_wait
+        while True:
+            left = self._bytes_left(slot)
+            try:
+                if left is None or await self._loader.estimate(slot.name, options) <= left:
+                    return await self._loader.load(slot.name, options, left)
+                problem = MemoryBudgetError(f"{slot.name} does not fit into what other models leave of the budget")
+            except MemoryBudgetError as error:
+                problem = error
+            others = [s for s in self.slots if s is not slot and s.model is not None]
+            idle = [s for s in others if s.num_active == 0 and not s.is_pinned]
+            if idle:
+                oldest = min(idle, key=lambda s: s.idle_since)
+                self._give_up(oldest, "memory")
+                await oldest.gone.wait()
+                continue
+            if not any(not s.is_pinned for s in others):
+                raise problem  # no waiting would help
+            self._freed.clear()
+            seconds = give_up_at - self._clock()
+            try:
+                if seconds <= 0:
+                    raise TimeoutError
+                async with asyncio.timeout(seconds):
+                    await self._freed.wait()
+            except TimeoutError:
+                raise OverloadedError(
+                    f"{slot.name} cannot be loaded now: models with running requests hold the memory ({problem})",
+                    retry_after=_RETRY_SECONDS,
+                    is_queue=False,
+                ) from None
+
+    def _bytes_left(self, slot: Slot) -> int | None:
+        """Of the budget for `slot`; None: there is none."""
+        if self._memory_bytes is None:
+            return None
+        return max(0, self._memory_bytes - sum(s.memory_bytes for s in self.slots if s is not slot))
+
+    def _give_up(self, slot: Slot, reason: str) -> None:
+        if self._slots.get(slot.name) is not slot or slot.gone.is_set() or slot.model is None:
+            return
+        slot.is_doomed = True
+        model, slot.model = slot.model, None
+        task = asyncio.create_task(self._close_model(slot, model, reason), name=f"unload {slot.name}")
+        self._closers.add(task)
+        task.add_done_callback(self._closers.discard)
+
+    async def _close_model(self, slot: Slot, model: ServedModel, reason: str) -> None:
+        try:
+            await model.close()
+        except Exception:
+            _log.exception("a model did not close", extra={"model": slot.name})
+        finally:
+            self._unloads.add(1, slot.name, reason)
+            _log.info("model unloaded", extra={"model": slot.name, "reason": reason})
+            self._forget(slot)
+
+    def _forget(self, slot: Slot) -> None:
+        if self._slots.get(slot.name) is slot:
+            del self._slots[slot.name]
+        slot.gone.set()
+        self._freed.set()
+
+    async def _reap(self) -> None:
+        """Gives models up when their time is over."""
+        while True:
+            self._reap_now.clear()
+            now = self._clock()
+            times = []
+            for slot in self.slots:
+                if slot.model is None or slot.num_active:
+                    continue
+                expires = slot.expires_at(now)
+                if slot.is_doomed or expires <= now:
+                    self._give_up(slot, "keep_alive")
+                else:
+                    times.append(expires - now)
+            seconds = min(times, default=math.inf)
+            try:
+                async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+                    await self._reap_now.wait()
+            except TimeoutError:
+                continue
+
+
+def _consume(task: asyncio.Task[ServedModel]) -> None:
+    """A load whose askers have all left may fail unheard."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,431 @@
+"""OpenAI's /v1/responses: items instead of messages, a lifecycle of events, and answers that can be gone on from."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .backend import (
+    Done,
+    Event,
+    Finish,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    TokenCounts,
+    TokenLogprob,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
+)
+from .faults import RequestError, fault_of
+from .http import json_response, sse, stream_response, to_json, until_started
+from .openai import FAMILY, keep_alive_of, new_id, note_counts, owner_of
+from .openai_results import account_of, token_text
+from .responses_bodies import ENCRYPTED, ResponsesBody, input_items, responses_request
+from .routes import Call, Response, Route
+
+_log = logging.getLogger("kamado.serve")
+
+_MAX_STORED_BYTES = 64 << 20  # of all stored responses
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A response that can be gone on from."""
+
+    owner: str
+    response: Mapping[str, Any]
+    own_input: Sequence[Mapping[str, Any]]
+    items: Sequence[Mapping[str, Any]]  # the whole conversation: what came before, input, output
+    nbytes: int
+
+
+class ResponseStore:
+    """The latest responses, in memory only: a restart forgets them."""
+
+    def __init__(self, max_responses: int) -> None:
+        self._max_responses = max_responses
+        self._found: OrderedDict[str, Stored] = OrderedDict()
+        self._nbytes = 0
+
+    def put(self, stored: Stored) -> None:
+        """Keeps one; the oldest go."""
+        if self._max_responses == 0 or stored.nbytes > _MAX_STORED_BYTES:
+            return
+        self._found[stored.response["id"]] = stored
+        self._nbytes += stored.nbytes
+        while len(self._found) > self._max_responses or self._nbytes > _MAX_STORED_BYTES:
+            self._nbytes -= self._found.popitem(last=False)[1].nbytes
+
+    def get(self, id_: str, owner: str, param: str | None = None) -> Stored:
+        """One of this owner's. Raises RequestError (404)."""
+        stored = self._found.get(id_)
+        if stored is None or stored.owner != owner:
+            raise RequestError(
+                f"there is no response {id_[:100]!r}: it was not stored, or it was long ago",
+                param=param,
+                kind="not_found",
+                code="response_not_found",
+            )
+        self._found.move_to_end(id_)
+        return stored
+
+    def remove(self, id_: str, owner: str) -> None:
+        """Forgets one. Raises RequestError (404)."""
+        self._nbytes -= self.get(id_, owner).nbytes
+        del self._found[id_]
+
+
+def _store(call: Call[Any]) -> ResponseStore:
+    state = call.server.state
+    if "responses" not in state:
+        state["responses"] = ResponseStore(call.server.config.max_stored_responses)
+    store: ResponseStore = state["responses"]
+    return store
+
+
+async def create(call: Call[ResponsesBody]) -> Response:
+    """POST /v1/responses."""
+    body, config = call.body, call.server.config
+    store = _store(call)
+    earlier: Sequence[Mapping[str, Any]] = ()
+    if body.previous_response_id is not None:
+        earlier = store.get(body.previous_response_id, call.key.id, "previous_response_id").items
+    request = responses_request(
+        body, earlier, max_schema_bytes=config.max_schema_bytes, max_image_bytes=config.max_image_bytes
+    )
+    request = replace(request, owner=owner_of(call, body.prompt_cache_key), request_id=call.id)
+    call.notes |= {"model": body.model, "user": body.user}
+    maker = ResponseMaker(body)
+    events = call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive))
+
+    def keep() -> None:
+        own = input_items(body.input)
+        if body.store is not False:
+            items = [*earlier, *own, *maker.response["output"]]
+            nbytes = len(to_json(items)) + 2000
+            store.put(Stored(call.key.id, maker.response, own, items, nbytes))
+
+    if body.stream:
+        return stream_response(_events(call, maker, events, keep))
+    async with aclosing(events):
+        async for event in events:
+            maker.take(event)
+            if isinstance(event, Done):
+                note_counts(call, event.counts)
+    keep()
+    return json_response(maker.response)
+
+
+async def _events(
+    call: Call[Any], maker: ResponseMaker, events: AsyncGenerator[Event, None], keep: Any
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        started = await until_started(events)
+        for item in maker.take(started):
+            yield sse(item, event=item["type"])
+        try:
+            async for event in events:
+                if isinstance(event, Done):
+                    note_counts(call, event.counts)
+                    maker.complete(event.counts)
+                    keep()
+                for item in maker.take(event):
+                    yield sse(item, event=item["type"])
+        except Exception as error:
+            fault = fault_of(error)
+            for item in maker.fail(fault.message):
+                yield sse(item, event=item["type"])
+            call.notes["fault"] = fault.kind
+            if fault.kind == "internal":
+                _log.exception("a response failed", extra={"id": call.id})
+
+
+class ResponseMaker:
+    """Puts a response together, and says each step as an event."""
+
+    def __init__(self, body: ResponsesBody) -> None:
+        self._number = 0
+        self._started: Started | None = None
+        self._item: dict[str, Any] | None = None  # the open one
+        self._text: list[str] = []  # of the open item
+        self._logprobs: list[dict[str, Any]] = []
+        self._calls: dict[int, int] = {}  # a call's index -> its place in the output
+        include = body.include or ()
+        self._has_logprobs = body.top_logprobs is not None or any("logprobs" in name for name in include)
+        self._seals_reasoning = ENCRYPTED in include
+        reasoning = body.reasoning
+        text_format = body.text.format if body.text is not None else None
+        self.response: dict[str, Any] = {
+            "id": new_id("resp_"),
+            "object": "response",
+            "created_at": int(time.time()),
+            "status": "in_progress",
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "max_tool_calls": None,
+            "model": body.model,
+            "output": [],
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "previous_response_id": body.previous_response_id,
+            "prompt_cache_key": body.prompt_cache_key,
+            "reasoning": {"effort": reasoning.effort if reasoning else None, "summary": None},
+            "safety_identifier": body.safety_identifier,
+            "service_tier": "default",
+            "store": body.store is not False,
+            "temperature": body.temperature,
+            "text": {"format": _format_of(text_format), "verbosity": "medium"},
+            "tool_choice": body.tool_choice if body.tool_choice is not None else "auto",
+            "tools": [_tool_of(tool) for tool in body.tools or ()],
+            "top_logprobs": body.top_logprobs or 0,
+            "top_p": body.top_p,
+            "truncation": body.truncation or "disabled",
+            "usage": None,
+            "user": body.user,
+            "metadata": body.metadata or {},
+        }
+
+    def take(self, event: Event) -> list[dict[str, Any]]:
+        """The response's events that one of the stream becomes."""
+        if isinstance(event, Started):
+            self._started = event
+            return [self._whole("response.created"), self._whole("response.in_progress")]
+        if isinstance(event, TextDelta):
+            return self._more("message", event.text, event.logprobs)
+        if isinstance(event, ReasoningDelta):
+            return self._more("reasoning", event.text, ())
+        if isinstance(event, ToolCallStart):
+            call = {
+                "type": "function_call",
+                "id": new_id("fc_"),
+                "call_id": event.id,
+                "name": event.name,
+                "arguments": "",
+                "status": "in_progress",
+            }
+            return [*self._close(), *self._open(call)]
+        if isinstance(event, ToolCallDelta):
+            assert self._item is not None
+            self._text.append(event.arguments)
+            place = self._place()
+            return [self._event("response.function_call_arguments.delta", **place, delta=event.arguments)]
+        if isinstance(event, ToolCallEnd):
+            return self._close()
+        if isinstance(event, Finish):
+            is_cut = event.reason == "length"
+            closing = self._close("incomplete" if is_cut else "completed")
+            self.response["status"] = "incomplete" if is_cut else "completed"
+            if is_cut:
+                self.response["incomplete_details"] = {"reason": "max_output_tokens"}
+            return closing
+        if isinstance(event, Done):
+            self.complete(event.counts)
+            return [self._whole(f"response.{self.response['status']}")]
+        return []
+
+    def complete(self, counts: TokenCounts) -> None:
+        """Adds the account."""
+        assert self._started is not None
+        self.response["usage"] = {
+            "input_tokens": counts.num_prompt_tokens,
+            "input_tokens_details": {"cached_tokens": counts.num_cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": counts.num_generated_tokens,
+            "output_tokens_details": {"reasoning_tokens": counts.num_reasoning_tokens},
+            "total_tokens": counts.num_prompt_tokens + counts.num_generated_tokens,
+        }
+        self.response["completed_at"] = int(time.time())
+        self.response["kamado"] = account_of(self._started, counts)
+
+    def fail(self, message: str) -> list[dict[str, Any]]:
+        """The last event of a response that met a fault."""
+        self.response["status"] = "failed"
+        self.response["error"] = {"code": "server_error", "message": message}
+        return [self._whole("response.failed")]
+
+    def _more(self, kind: str, text: str, logprobs: tuple[TokenLogprob, ...]) -> list[dict[str, Any]]:
+        events = []
+        if self._item is None or self._item["type"] != kind:
+            events += self._close()
+            item: dict[str, Any] = {"type": kind, "id": new_id("msg_" if kind == "message" else "rs_")}
+            if kind == "message":
+                item |= {"role": "assistant", "status": "in_progress", "content": []}
+            else:
+                item |= {"status": "in_progress", "summary": [], "content": []}
+            events += self._open(item)
+            events.append(self._event("response.content_part.added", **self._place(0), part=self._part("", [])))
+        self._text.append(text)
+        shown = [_logprob(token) for token in logprobs]
+        self._logprobs += shown
+        if kind == "message":
+            events.append(self._event("response.output_text.delta", **self._place(0), delta=text, logprobs=shown))
+        else:
+            events.append(self._event("response.reasoning_text.delta", **self._place(0), delta=text))
+        return events
+
+    def _open(self, item: dict[str, Any]) -> list[dict[str, Any]]:
+        self._item, self._text, self._logprobs = item, [], []
+        self.response["output"].append(item)
+        return [self._event("response.output_item.added", output_index=self._index(), item=dict(item))]
+
+    def _close(self, status: str = "completed") -> list[dict[str, Any]]:
+        item = self._item
+        if item is None:
+            return []
+        text = "".join(self._text)
+        item["status"] = status
+        events = []
+        if item["type"] == "function_call":
+            item["arguments"] = text
+            events.append(
+                self._event("response.function_call_arguments.done", **self._place(), arguments=text, name=item["name"])
+            )
+        else:
+            part = self._part(text, self._logprobs)
+            place = self._place(0)
+            if item["type"] == "message":
+                events.append(
+                    self._event("response.output_text.done", **place, text=text, logprobs=list(self._logprobs))
+                )
+            else:
+                events.append(self._event("response.reasoning_text.done", **place, text=text))
+            events.append(self._event("response.content_part.done", **place, part=part))
+            item["content"] = [part]
+            if item["type"] == "reasoning" and self._seals_reasoning:
+                item["encrypted_content"] = base64.b64encode(text.encode()).decode("ascii")
+        events.append(self._event("response.output_item.done", output_index=self._index(), item=dict(item)))
+        self._item = None
+        return events
+
+    def _part(self, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+        assert self._item is not None
+        if self._item["type"] == "reasoning":
+            return {"type": "reasoning_text", "text": text}
+        part: dict[str, Any] = {"type": "output_text", "text": text, "annotations": []}
+        if self._has_logprobs:
+            part["logprobs"] = list(logprobs)
+        return part
+
+    def _index(self) -> int:
+        return len(self.response["output"]) - 1
+
+    def _place(self, content_index: int | None = None) -> dict[str, Any]:
+        assert self._item is not None
+        place = {"item_id": self._item["id"], "output_index": self._index()}
+        return place if content_index is None else {**place, "content_index": content_index}
+
+    def _whole(self, kind: str) -> dict[str, Any]:
+        return self._event(kind, response={**self.response, "output": list(self.response["output"])})
+
+    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
+        self._number += 1
+        return {"type": kind, "sequence_number": self._number - 1, **fields}
+
+
+def _logprob(token: TokenLogprob) -> dict[str, Any]:
+    return {
+        "token": token_text(token.text),
+        "bytes": list(token.text),
+        "logprob": token.logprob,
+        "top_logprobs": [
+            {"token": token_text(data), "bytes": list(data), "logprob": value} for _, data, value in token.top
+        ],
+    }
+
+
+def _format_of(form: Any) -> dict[str, Any]:
+    if form is None:
+        return {"type": "text"}
+    if form.type != "json_schema":
+        return {"type": form.type}
+    return {
+        "type": form.type,
+        "name": form.name or "answer",
+        "description": form.description,
+        "schema": form.schema,
+        "strict": form.strict,
+    }
+
+
+def _tool_of(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "function",
+        "name": tool["name"],
+        "description": tool.get("description"),
+        "parameters": tool.get("parameters"),
+        "strict": tool.get("strict", True),
+    }
+
+
+async def retrieve(call: Call[None]) -> Response:
+    """GET /v1/responses/{id}."""
+    return json_response(_store(call).get(call.path["id"], call.key.id).response)
+
+
+async def remove(call: Call[None]) -> Response:
+    """DELETE /v1/responses/{id}."""
+    _store(call).remove(call.path["id"], call.key.id)
+    return json_response({"id": call.path["id"], "object": "response", "deleted": True})
+
+
+async def list_input(call: Call[None]) -> Response:
+    """GET /v1/responses/{id}/input_items."""
+    stored = _store(call).get(call.path["id"], call.key.id)
+    items = []
+    for i, item in enumerate(stored.own_input):
+        kind = item.get("type", "message")
+        shown = {"id": f"item_{i}", "type": kind, "status": "completed", **item}
+        if isinstance(shown.get("content"), str):
+            part = "output_text" if shown.get("role") == "assistant" else "input_text"
+            shown["content"] = [{"type": part, "text": shown["content"]}]
+        items.append(shown)
+    first, last = (items[0]["id"], items[-1]["id"]) if items else (None, None)
+    return json_response({"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": False})
+
+
+async def count_input(call: Call[ResponsesBody]) -> Response:
+    """POST /v1/responses/input_tokens."""
+    body, config = call.body, call.server.config
+    earlier: Sequence[Mapping[str, Any]] = ()
+    if body.previous_response_id is not None:
+        earlier = _store(call).get(body.previous_response_id, call.key.id, "previous_response_id").items
+    request = responses_request(
+        body, earlier, max_schema_bytes=config.max_schema_bytes, max_image_bytes=config.max_image_bytes
+    )
+    num_tokens = await call.server.service.count_chat_tokens(body.model, replace(request, owner=call.key.id))
+    return json_response({"object": "response.input_tokens", "input_tokens": num_tokens})
+
+
+_WORK = (404, 413, 415, 429, 500, 502, 503, 504)
+
+ROUTES = [
+    Route(
+        "POST", "/v1/responses", create, "infer", FAMILY, "Answer, and keep the answer to go on from.",
+        ResponsesBody, dict[str, Any], streams="text/event-stream", statuses=_WORK,
+    ),
+    Route(
+        "POST", "/v1/responses/input_tokens", count_input, "infer", FAMILY, "Count the tokens of an input.",
+        ResponsesBody, dict[str, Any], statuses=_WORK,
+    ),
+    Route(
+        "GET", "/v1/responses/{id}", retrieve, "infer", FAMILY, "A stored response.", result=dict[str, Any],
+        statuses=(404,),
+    ),
+    Route(
+        "DELETE", "/v1/responses/{id}", remove, "infer", FAMILY, "Forget a stored response.", result=dict[str, Any],
+        statuses=(404,),
+    ),
+    Route(
+        "GET", "/v1/responses/{id}/input_items", list_input, "infer", FAMILY, "The input of a stored response.",
+        result=dict[str, Any], statuses=(404,),
+    ),
+]  # fmt: skip

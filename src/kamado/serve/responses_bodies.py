@@ -1,0 +1,321 @@
+"""The body of /v1/responses and what it means: items of input to messages, parameters to a ChatRequest."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct
+
+from .backend import ChatRequest, Message, OutputFormat, Part, SamplingOptions, TextPart, Tool, ToolCall
+from .faults import RequestError
+from .openai_bodies import (
+    MAX_TOOLS,
+    Effort,
+    Extensions,
+    JsonObject,
+    Label,
+    MaxTokens,
+    ModelName,
+    Probability,
+    Temperature,
+    check_names,
+    refuse,
+    refuse_service,
+    refuse_verbosity,
+    think_of,
+    tool_choice_of,
+)
+from .openai_messages import content_parts
+from .schemas import check_schema
+
+_MAX_ITEMS = 10_000
+_LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"  # for clients that keep reasoning themselves: base64, it is theirs anyway
+_INCLUDABLE = (_LOGPROBS, ENCRYPTED)
+
+
+class Reasoning(Struct, forbid_unknown_fields=True):
+    """How much to reason. Summaries are written by another model elsewhere: here the reasoning itself is shown."""
+
+    effort: Effort | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None  # an extension
+
+
+class TextFormat(Struct, forbid_unknown_fields=True):
+    """What the answer must be; `regex` and `lark` are extensions."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "lark"]
+    name: str | None = None
+    description: str | None = None
+    schema: JsonObject | None = None
+    strict: bool | None = None
+    pattern: str | None = None
+    grammar: str | None = None
+
+
+class TextConfig(Struct, forbid_unknown_fields=True):
+    """Of the answer's text."""
+
+    format: TextFormat | None = None
+    verbosity: str | None = None
+
+
+class FunctionTool(Struct, forbid_unknown_fields=True):
+    """A function. Hosted tools (search, code, files) are not here."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    type: Literal["function"]
+    description: str | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    """Obfuscation is padding against eavesdroppers: there is none here."""
+
+    include_obfuscation: bool = False
+
+
+class ResponsesBody(Extensions, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/responses."""
+
+    model: ModelName
+    input: str | Annotated[list[JsonObject], Meta(max_length=_MAX_ITEMS)]
+    instructions: str | None = None
+    max_output_tokens: MaxTokens = None
+    metadata: dict[str, Annotated[str, Meta(max_length=512)]] | None = None
+    parallel_tool_calls: bool | None = None
+    previous_response_id: Annotated[str, Meta(max_length=100)] | None = None
+    prompt_cache_key: Label | None = None
+    reasoning: Reasoning | None = None
+    safety_identifier: Label | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Temperature | None = None
+    text: TextConfig | None = None
+    tool_choice: Any = None
+    tools: Annotated[list[JsonObject], Meta(max_length=MAX_TOOLS)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_p: Probability | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    user: Label | None = None
+    include: list[str] | None = None
+    background: bool | None = None
+    # Refused, each with its reason.
+    access_programs: Any = UNSET
+    background_options: Any = UNSET
+    context_management: Any = UNSET
+    conversation: Any = UNSET
+    image: Any = UNSET
+    max_tool_calls: Any = UNSET
+    moderation: Any = UNSET
+    prompt: Any = UNSET
+    prompt_cache_options: Any = UNSET
+    prompt_cache_retention: Any = UNSET
+
+
+REFUSED = {
+    "access_programs": "there are none here",
+    "background_options": "responses are not made in the background",
+    "context_management": "nothing is compacted; `truncation` may leave messages out",
+    "conversation": "conversations are carried on by `previous_response_id`",
+    "image": "no model here makes pictures",
+    "max_tool_calls": "it counts calls of hosted tools, and none is here",
+    "moderation": "no moderation model is here",
+    "prompt": "no prompt templates are stored here",
+    "prompt_cache_options": "the prefix cache works by itself, for all prompts",
+    "prompt_cache_retention": "how long prefixes are kept depends on memory, not on the request",
+}
+
+
+def responses_request(
+    body: ResponsesBody, earlier: Sequence[Mapping[str, Any]], *, max_schema_bytes: int, max_image_bytes: int
+) -> ChatRequest:
+    """What the body asks for, after the items of `earlier` responses. Raises RequestError naming the parameter."""
+    refuse(body, REFUSED)
+    if body.background:
+        raise RequestError(
+            "background cannot be honoured: stream the response, or ask again for less",
+            param="background",
+            code="unsupported_parameter",
+        )
+    for name in body.include or ():
+        if name not in _INCLUDABLE:
+            raise RequestError(
+                f"include: {name[:80]!r} cannot be honoured; {' and '.join(_INCLUDABLE)} can", param="include"
+            )
+    reasoning = body.reasoning or Reasoning()
+    for name in ("summary", "generate_summary"):
+        if getattr(reasoning, name) not in (None, "auto"):
+            raise RequestError(
+                f"reasoning.{name} cannot be honoured: reasoning is shown as it is", param=f"reasoning.{name}"
+            )
+    text = body.text or TextConfig()
+    refuse_verbosity(text.verbosity, "text.verbosity")
+    is_flex = refuse_service(body.service_tier)
+    tools = _tools(body.tools, max_schema_bytes)
+    messages = items_to_messages([*earlier, *input_items(body.input)], max_image_bytes=max_image_bytes)
+    if body.instructions:
+        messages = [Message("system", (TextPart(body.instructions),)), *messages]
+    if not messages:
+        raise RequestError("input must not be empty", param="input")
+    has_logprobs = body.top_logprobs is not None or _LOGPROBS in (body.include or ())
+    return ChatRequest(
+        messages=tuple(messages),
+        tools=tools,
+        tool_choice=tool_choice_of(body.tool_choice, [tool.name for tool in tools], body.parallel_tool_calls),
+        output=_output(text.format, max_schema_bytes),
+        think=think_of(reasoning.effort, reasoning.max_tokens),
+        sampling=SamplingOptions(
+            temperature=body.temperature,
+            top_p=body.top_p,
+            top_k=body.top_k,
+            min_p=body.min_p,
+            repetition_penalty=body.repetition_penalty,
+        ),
+        max_tokens=body.max_output_tokens,
+        logprobs=(body.top_logprobs or 0) if has_logprobs else None,
+        truncation="drop_oldest" if body.truncation == "auto" else "refuse",
+        is_background=is_flex,
+        deadline_seconds=body.deadline_seconds,
+    )
+
+
+def input_items(value: str | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The input as a list of items."""
+    if isinstance(value, str):
+        return [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": value}]}]
+    return list(value)
+
+
+def items_to_messages(items: Sequence[Mapping[str, Any]], *, max_image_bytes: int) -> list[Message]:
+    """Items of one turn (reasoning, text, calls) become one assistant message. Raises RequestError."""
+    messages: list[Message] = []
+    known: set[str] = set()
+    reasoning = ""
+    for i, item in enumerate(items):
+        where = f"input[{i}]"
+        kind = item.get("type", "message" if "role" in item else None)
+        if kind == "message":
+            message = _message(item, where, max_image_bytes)
+            if message.role == "assistant":
+                _append(messages, replace(message, reasoning=reasoning))
+                reasoning = ""
+            else:
+                messages.append(message)
+        elif kind == "reasoning":
+            reasoning += _reasoning(item, where)
+        elif kind == "function_call":
+            call = ToolCall(
+                _text(item, "call_id", where), _text(item, "name", where), _text(item, "arguments", where) or "{}"
+            )
+            known.add(call.id)
+            _append(messages, Message("assistant", reasoning=reasoning, tool_calls=(call,)))
+            reasoning = ""
+        elif kind == "function_call_output":
+            messages.append(_output_item(item, where, known, max_image_bytes))
+        elif kind == "item_reference":
+            raise RequestError(f"{where}: refer to a whole response by previous_response_id", param=where)
+        else:
+            raise RequestError(f"{where}.type {str(kind)[:60]!r} cannot be honoured here", param=f"{where}.type")
+    return messages
+
+
+def _append(messages: list[Message], message: Message) -> None:
+    """Adds to the assistant's message before it when both are of one turn: text never follows calls in one."""
+    last = messages[-1] if messages else None
+    if last is None or last.role != "assistant" or (message.parts and last.tool_calls):
+        messages.append(message)
+        return
+    messages[-1] = Message(
+        "assistant",
+        parts=(*last.parts, *message.parts),
+        reasoning=last.reasoning + message.reasoning,
+        tool_calls=(*last.tool_calls, *message.tool_calls),
+    )
+
+
+def _message(item: Mapping[str, Any], where: str, max_image_bytes: int) -> Message:
+    role = item.get("role")
+    if role not in ("user", "assistant", "system", "developer"):
+        raise RequestError(
+            f"{where}.role must be user, assistant, system or developer, not {str(role)[:40]!r}", param=f"{where}.role"
+        )
+    neutral = "system" if role == "developer" else role
+    content = item.get("content")
+    if content is None:
+        raise RequestError(f"{where}.content is missing", param=f"{where}.content")
+    return Message(neutral, content_parts(content, neutral, f"{where}.content", max_image_bytes))
+
+
+def _reasoning(item: Mapping[str, Any], where: str) -> str:
+    parts = item.get("content") or item.get("summary") or []
+    sealed = item.get("encrypted_content")
+    if not parts and isinstance(sealed, str):
+        try:
+            return base64.b64decode(sealed, validate=True).decode("utf-8")
+        except ValueError:
+            raise RequestError(f"{where}.encrypted_content was not made here", param=where) from None
+    if not isinstance(parts, list):
+        raise RequestError(f"{where}.content must be a list", param=where)
+    return "".join(_text(part, "text", where) for part in parts if isinstance(part, dict))
+
+
+def _output_item(item: Mapping[str, Any], where: str, known: set[str], max_image_bytes: int) -> Message:
+    call_id = _text(item, "call_id", where)
+    if call_id not in known:
+        raise RequestError(f"{where}.call_id {call_id[:80]!r} answers no call made before it", param=f"{where}.call_id")
+    output = item.get("output")
+    parts: tuple[Part, ...] = content_parts(output, "tool", f"{where}.output", max_image_bytes)
+    return Message("tool", parts, tool_call_id=call_id)
+
+
+def _text(item: Mapping[str, Any], name: str, where: str) -> str:
+    value = item.get(name)
+    if not isinstance(value, str):
+        raise RequestError(f"{where}.{name} must be text", param=f"{where}.{name}")
+    return value
+
+
+def _tools(raw: Sequence[Mapping[str, Any]] | None, max_schema_bytes: int) -> tuple[Tool, ...]:
+    tools = []
+    for i, item in enumerate(raw or ()):
+        where = f"tools[{i}]"
+        if item.get("type") != "function":
+            raise RequestError(
+                f"{where}: tools of type {str(item.get('type'))[:40]!r} are not here: functions are called by you",
+                param=where,
+            )
+        try:
+            spec = msgspec.convert(item, FunctionTool)
+        except msgspec.ValidationError as error:
+            raise RequestError(f"{where}: {str(error)[:200]}", param=where) from None
+        schema = spec.parameters or {}
+        check_schema(schema, f"{where}.parameters", max_schema_bytes)
+        tools.append(Tool(spec.name, spec.description or "", schema, strict=True))
+    check_names([tool.name for tool in tools])
+    return tuple(tools)
+
+
+def _output(form: TextFormat | None, max_schema_bytes: int) -> OutputFormat:
+    if form is None or form.type == "text":
+        return OutputFormat()
+    if form.type == "json_object":
+        return OutputFormat("json")
+    if form.type == "json_schema":
+        if form.schema is None:
+            raise RequestError("text.format.schema is missing, which the type json_schema needs", param="text.format")
+        check_schema(form.schema, "text.format.schema", max_schema_bytes)
+        return OutputFormat("json_schema", schema=form.schema)
+    source = form.pattern if form.type == "regex" else form.grammar
+    if not source or len(source) > max_schema_bytes:
+        raise RequestError(f"text.format of type {form.type} needs its pattern or grammar", param="text.format")
+    return OutputFormat(form.type, grammar=source)

@@ -1,0 +1,190 @@
+"""From settings to a server that listens: put together, bind, load what was asked for, go down with grace."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+import uvicorn
+
+from ..errors import KamadoError, UsageError
+from .app import JsonFormatter, Server, TextFormatter
+from .backend import Library, Loader
+from .config import ServeConfig
+from .keys import KeyRing, new_key
+from .metrics import Registry
+from .service import Limits, Service
+
+_log = logging.getLogger("kamado.serve")
+
+# Between the last words of cut streams and the end of the process.
+_LAST_WORDS_SECONDS = 2.0
+
+
+def make_server(config: ServeConfig, library: Library, loader: Loader, *, keys: KeyRing) -> Server:
+    """The server of these settings. Raises UsageError when it could be reached from elsewhere without a key."""
+    if not config.is_loopback and not len(keys):
+        raise UsageError(f"an API key is needed to serve on {config.host}: everybody in reach could use the server")
+    metrics = Registry()
+    service = Service(
+        library,
+        loader,
+        limits=Limits(config.max_requests, config.max_requests_per_key, config.deadline),
+        memory_bytes=config.memory_bytes,
+        keep_alive=config.keep_alive,
+        load_wait=config.load_wait,
+        aliases=config.aliases,
+        metrics=metrics,
+    )
+    return Server(config, service, metrics=metrics, keys=keys)
+
+
+def make_keys(config: ServeConfig, *, announce: Callable[[str], None]) -> KeyRing:
+    """The keys of the settings and of the key file; for an address that others reach one is made if there is none.
+
+    A key that was made is passed to `announce`, once: only its hash is kept.
+    """
+    from .config import config_dir
+
+    ring = KeyRing()
+    for entry in config.api_keys:
+        if (entry.key is None) == (entry.sha256 is None):
+            raise UsageError(f"the API key {entry.name!r} needs either key or sha256")
+        if entry.key is not None:
+            ring.add(entry.key, name=entry.name, scopes=entry.scopes)
+        else:
+            ring.add_hash(str(entry.sha256), name=entry.name, scopes=entry.scopes)
+    if config.is_loopback or len(ring):
+        return ring
+    path = config_dir() / "keys.json"
+    ring.load(path)
+    if not len(ring):
+        key = new_key()
+        ring.add(key, name="first")
+        ring.save(path)
+        announce(key)
+    return ring
+
+
+def bind(config: ServeConfig) -> socket.socket:
+    """A listening socket. Raises UsageError when the address cannot be had."""
+    host = config.host.strip("[]")
+    try:
+        found = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise UsageError(f"{config.host!r} is no address of this machine: {error}") from None
+    if config.is_loopback:  # a name such as localhost must not lead elsewhere
+        found = [entry for entry in found if str(entry[4][0]).startswith(("127.", "::1"))]
+    if not found:
+        raise UsageError(f"{config.host!r} is no address of this machine")
+    family, kind, protocol, _, address = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from None
+    listener.set_inheritable(False)
+    return listener
+
+
+class _Web(uvicorn.Server):
+    """uvicorn's server; at the first signal the application says farewell to its streams."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server = server
+        self._farewell: asyncio.Task[None] | None = None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._server.drain()
+        _log.info("draining", extra={"requests": self._server.service.num_active})
+        self._farewell = asyncio.create_task(self._cut_after(self._server.config.drain))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            self._farewell.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._farewell
+
+    async def _cut_after(self, seconds: float) -> None:
+        """Streams that still run get their last event, so that clients see an end and not a broken line."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._server.service.num_active:
+                    await asyncio.sleep(0.05)
+        await self._server.service.close()
+
+
+def run(
+    config: ServeConfig,
+    server: Server,
+    listener: socket.socket,
+    *,
+    on_ready: Callable[[], None] | None = None,
+) -> None:
+    """Serves until SIGTERM or SIGINT. Raises what loading the first models raised."""
+    set_up_logging(config)
+    web = _Web(
+        uvicorn.Config(
+            server.app,
+            interface="asgi3",
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=True,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=config.max_header_bytes,
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=int(config.drain + _LAST_WORDS_SECONDS + 1),
+            backlog=512,
+        ),
+        server,
+    )
+    failure: list[KamadoError] = []
+
+    async def main() -> None:
+        server.state["is_ready"] = not config.models
+        loading = asyncio.create_task(_load_first(config, server, web, failure))
+        if on_ready is not None:
+            on_ready()
+        await web.serve(sockets=[listener])
+        loading.cancel()
+        with suppress(asyncio.CancelledError):
+            await loading
+
+    asyncio.run(main())
+    if failure:
+        raise failure[0]
+
+
+async def _load_first(config: ServeConfig, server: Server, web: uvicorn.Server, failure: list[KamadoError]) -> None:
+    """Loads the models that the server was started for; one that cannot be loaded ends it."""
+    try:
+        for name in config.models:
+            await server.service.load(name, pinned=True)
+    except KamadoError as error:
+        failure.append(error)
+        web.should_exit = True
+        return
+    server.state["is_ready"] = True
+
+
+def set_up_logging(config: ServeConfig) -> None:
+    """Lines on stderr, for this package and for uvicorn's errors."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if config.log == "json" else TextFormatter())
+    for name, level in (("kamado.serve", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(level)

@@ -1,0 +1,460 @@
+// The page: what is shown, what runs, and what each key and button does.
+
+import { ServerError, chat, setKey, status } from "./api.js";
+import { readFiles } from "./attachments.js";
+import {
+  addMessage, branch, newConversation, requestMessages, requestSettings, settle, showVersion,
+} from "./conversation.js";
+import { el } from "./markdown.js";
+import { Store } from "./store.js";
+import { MessageView, byId, showContext, showConversations, showMemory, showNotice } from "./view.js";
+
+const SAVE_EVERY_MS = 2000;
+const SPEED_WINDOW_MS = 2000;
+const STATUS_EVERY_MS = 2000; // while the memory panel is open
+
+const store = await Store.open();
+const runs = new Map(); // conversation id → {abort, message}: answers on their way, also of conversations not shown
+let models = []; // [{name, context}]
+let current = newConversation("");
+let isSaved = false; // an empty conversation is not kept
+let views = new Map(); // message id → MessageView
+let files = []; // attached to the message being written
+
+// --- what is shown ---------------------------------------------------------------------------------------------------
+
+function actionsFor(conversation) {
+  const base = { copy: (message) => copy(message.text), version: (message) => turnTo(conversation, message) };
+  return runs.has(conversation.id) ? base : { ...base, edit: askAgain, retry };
+}
+
+function render() {
+  const actions = actionsFor(current);
+  views = new Map();
+  const nodes = branch(current).map((message) => {
+    const view = new MessageView(current, message, message.model || current.model || "Model", actions);
+    views.set(message.id, view);
+    return view.node;
+  });
+  byId("log").replaceChildren(...nodes);
+  byId("empty").hidden = nodes.length > 0;
+  document.title = current.title ? `${current.title} · Kamado` : "Kamado";
+  byId("system").value = current.settings.system ?? "";
+  for (const [id, name] of [["temperature", "temperature"], ["max-tokens", "max_tokens"], ["seed", "seed"]]) {
+    byId(id).value = current.settings[name] ?? "";
+  }
+  chooseModel();
+  showState();
+  scrollDown(true);
+}
+
+/** Buttons and figures that depend on whether an answer runs. */
+function showState() {
+  const isRunning = runs.has(current.id);
+  byId("send").hidden = isRunning;
+  byId("stop").hidden = !isRunning;
+  byId("log").setAttribute("aria-busy", String(isRunning));
+  if (!isRunning) byId("speed").textContent = "";
+  const last = branch(current).findLast((message) => message.usage);
+  showContext(last ? last.usage.total_tokens : 0, contextOf(current.model));
+}
+
+async function renderList() {
+  showConversations(await store.list(), current.id, new Set(runs.keys()), { open: openConversation, remove });
+}
+
+function contextOf(name) {
+  return models.find((model) => model.name === name)?.context ?? 0;
+}
+
+function isAtEnd() {
+  const box = byId("scroller");
+  return box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+}
+
+function scrollDown(always = false) {
+  if (always || isAtEnd()) byId("scroller").scrollTop = byId("scroller").scrollHeight;
+}
+
+function turnTo(conversation, message) {
+  showVersion(conversation, message);
+  save(conversation);
+  render();
+}
+
+// --- conversations ---------------------------------------------------------------------------------------------------
+
+async function save(conversation) {
+  if (conversation === current) isSaved = true;
+  try {
+    await store.put(conversation);
+  } catch (error) {
+    showNotice(`This browser does not keep the conversation: ${error.message}`);
+  }
+  await renderList();
+}
+
+function startConversation() {
+  current = newConversation(byId("model").value || current.model);
+  isSaved = false;
+  openSidebar(false);
+  render();
+  renderList();
+  byId("input").focus();
+}
+
+async function openConversation(id) {
+  const running = runs.get(id);
+  const found = running ? running.conversation : await store.get(id);
+  if (!found) return;
+  if (!running && settle(found)) await store.put(found);
+  current = found;
+  isSaved = true;
+  openSidebar(false);
+  render();
+  renderList();
+  byId("input").focus();
+}
+
+async function remove(conversation) {
+  runs.get(conversation.id)?.abort.abort();
+  runs.delete(conversation.id);
+  await store.remove(conversation.id);
+  if (conversation.id === current.id) startConversation();
+  else renderList();
+  const title = conversation.title || "New conversation";
+  showNotice(`“${title}” is deleted.`, "Undo", async () => {
+    settle(conversation);
+    await store.put(conversation);
+    openConversation(conversation.id);
+  });
+}
+
+// --- answers ---------------------------------------------------------------------------------------------------------
+
+function send() {
+  const input = byId("input");
+  const text = input.value.trim();
+  if ((!text && !files.length) || runs.has(current.id)) return;
+  if (!current.model) {
+    showNotice("There is no model yet. Fetch one with: kamado pull smollm2:135m");
+    return;
+  }
+  const question = addMessage(current, current.leaf, "user", { text, files });
+  input.value = "";
+  setFiles([]);
+  grow();
+  answer(current, question);
+}
+
+/** The edited question becomes another version beside the old one. */
+function askAgain(message, text) {
+  answer(current, addMessage(current, message.parent, "user", { text, files: message.files }));
+}
+
+function retry(message) {
+  const question = current.messages[message.parent];
+  if (question) answer(current, question);
+}
+
+async function answer(conversation, question) {
+  const message = addMessage(conversation, question.id, "assistant", { state: "running", model: conversation.model });
+  const run = { conversation, message, abort: new AbortController() };
+  runs.set(conversation.id, run);
+  await save(conversation);
+  if (conversation === current) render();
+  const begun = performance.now();
+  const arrivals = []; // times of the latest pieces, for the live speed
+  let first = 0;
+  let savedAt = begun;
+  let isDrawn = true;
+  let state = "stopped"; // until its last event says otherwise
+  const draw = () => {
+    isDrawn = true;
+    if (conversation !== current) return;
+    const follows = isAtEnd();
+    views.get(message.id)?.update();
+    if (follows) scrollDown(true);
+    const now = performance.now();
+    while (arrivals.length && now - arrivals[0] > SPEED_WINDOW_MS) arrivals.shift();
+    const seconds = Math.min(SPEED_WINDOW_MS, now - first) / 1000;
+    if (arrivals.length > 1) byId("speed").textContent = `≈ ${(arrivals.length / seconds).toFixed(1)} tokens/s`;
+  };
+  try {
+    const body = {
+      model: conversation.model, messages: requestMessages(conversation, question), ...requestSettings(conversation),
+    };
+    for await (const piece of chat(body, run.abort.signal)) {
+      if (piece.text || piece.thinking) {
+        const now = performance.now();
+        first ||= now;
+        arrivals.push(now);
+        message.text += piece.text;
+        message.thinking += piece.thinking;
+        if (isDrawn) {
+          isDrawn = false;
+          requestAnimationFrame(draw);
+        }
+        if (now - savedAt > SAVE_EVERY_MS) {
+          savedAt = now;
+          store.put(conversation).catch(() => {}); // the last save says when there is no space
+        }
+      }
+      if (piece.finish) state = piece.finish === "length" ? "cut" : "done";
+      if (piece.usage) message.usage = piece.usage;
+    }
+  } catch (error) {
+    if (error.name !== "AbortError") {
+      state = "failed";
+      message.error = error.message;
+      if (error instanceof ServerError && error.status === 401) askForKey();
+    }
+  }
+  message.state = state;
+  const end = performance.now();
+  message.seconds = { first: ((first || end) - begun) / 1000, answer: first ? (end - first) / 1000 : 0 };
+  if (runs.get(conversation.id) !== run) return; // deleted meanwhile
+  runs.delete(conversation.id);
+  conversation.updated = Date.now();
+  if (conversation === current) {
+    for (const view of views.values()) view.finish(conversation, actionsFor(conversation));
+    showState();
+    refreshStatus();
+  }
+  await save(conversation);
+}
+
+function stop() {
+  runs.get(current.id)?.abort.abort();
+}
+
+// --- models, memory, key ---------------------------------------------------------------------------------------------
+
+async function refreshStatus() {
+  try {
+    const found = await status();
+    models = found.models;
+    showModels();
+    showMemory(found.loaded);
+    showState();
+  } catch (error) {
+    if (error.status === 401) askForKey();
+    else showNotice(error.message);
+  }
+}
+
+function showModels() {
+  const select = byId("model");
+  const names = models.map((model) => model.name);
+  if (names.join("\n") !== Array.from(select.options, (option) => option.value).join("\n")) {
+    select.replaceChildren(...models.map((model) => {
+      const option = el("option", "", model.name);
+      option.value = model.name;
+      return option;
+    }));
+  }
+  select.disabled = names.length === 0;
+  chooseModel();
+}
+
+function chooseModel() {
+  const select = byId("model");
+  const names = models.map((model) => model.name);
+  if (!names.length) return;
+  if (!names.includes(current.model)) {
+    const last = localStorage.getItem("kamado.model");
+    current.model = names.includes(last) ? last : names[0];
+  }
+  select.value = current.model;
+}
+
+function askForKey() {
+  const dialog = byId("key-dialog");
+  if (dialog.open) return;
+  byId("key").value = "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  dialog.addEventListener("close", () => {
+    if (dialog.returnValue !== "ok") return;
+    setKey(byId("key").value);
+    refreshStatus();
+  }, { once: true });
+}
+
+// --- the form, keys and panels ---------------------------------------------------------------------------------------
+
+function grow() {
+  const input = byId("input");
+  input.style.height = "auto";
+  input.style.height = `${input.scrollHeight + 2}px`;
+}
+
+function setFiles(list) {
+  files = list;
+  byId("attachments").replaceChildren(...files.map((file) => {
+    const drop = el("button", "quiet", "✕");
+    drop.type = "button";
+    drop.setAttribute("aria-label", `Remove ${file.name}`);
+    drop.addEventListener("click", () => {
+      setFiles(files.filter((other) => other !== file));
+      byId("input").focus();
+    });
+    return el("li", "", file.name, drop);
+  }));
+}
+
+async function attach(list) {
+  const { read, refused } = await readFiles(list, files);
+  setFiles([...files, ...read]);
+  if (refused.length) showNotice(refused.join(" "));
+  byId("input").focus();
+}
+
+function openSidebar(isOpen) {
+  byId("sidebar").classList.toggle("open", isOpen);
+  byId("shade").hidden = !isOpen;
+  byId("open-sidebar").setAttribute("aria-expanded", String(isOpen));
+  if (isOpen) byId("close-sidebar").focus();
+}
+
+function togglePanel(panel, opener) {
+  panel.hidden = !panel.hidden;
+  opener.setAttribute("aria-expanded", String(!panel.hidden));
+}
+
+/** The clipboard API is missing on the plain-HTTP addresses of a LAN: there a hidden text field does it. */
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = el("textarea", "hidden");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  showNotice("Copied.");
+}
+
+function setTheme(theme) {
+  if (theme) document.documentElement.dataset.theme = theme;
+  else delete document.documentElement.dataset.theme;
+  localStorage.setItem("kamado.theme", theme);
+  byId("theme").value = theme;
+}
+
+function onNumber(id, name) {
+  byId(id).addEventListener("change", () => {
+    const { value, valueAsNumber } = byId(id);
+    if (value === "") delete current.settings[name];
+    else if (byId(id).reportValidity()) current.settings[name] = valueAsNumber;
+    if (isSaved) save(current);
+  });
+}
+
+function onKey(event) {
+  if (event.key === "Escape") {
+    if (byId("sidebar").classList.contains("open")) {
+      openSidebar(false);
+      byId("open-sidebar").focus();
+    } else if (!byId("key-dialog").open) {
+      stop();
+    }
+  } else if (event.altKey && event.code === "KeyN") {
+    event.preventDefault();
+    startConversation();
+  }
+}
+
+function listen() {
+  byId("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
+  byId("settings").addEventListener("submit", (event) => event.preventDefault());
+  byId("input").addEventListener("input", grow);
+  byId("input").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // isComposing: an input method's Enter
+    event.preventDefault();
+    send();
+  });
+  byId("input").addEventListener("paste", (event) => {
+    if (event.clipboardData.files.length) {
+      event.preventDefault();
+      attach(event.clipboardData.files);
+    }
+  });
+  byId("stop").addEventListener("click", () => {
+    stop();
+    byId("input").focus();
+  });
+  byId("attach").addEventListener("click", () => byId("files").click());
+  byId("files").addEventListener("change", async () => {
+    await attach(byId("files").files);
+    byId("files").value = "";
+  });
+  const main = document.querySelector("main");
+  for (const name of ["dragover", "dragleave", "drop"]) {
+    main.addEventListener(name, (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return;
+      event.preventDefault();
+      main.classList.toggle("dropping", name === "dragover");
+      if (name === "drop") attach(event.dataTransfer.files);
+    });
+  }
+  byId("new-chat").addEventListener("click", startConversation);
+  byId("open-sidebar").addEventListener("click", () => openSidebar(true));
+  byId("close-sidebar").addEventListener("click", () => {
+    openSidebar(false);
+    byId("open-sidebar").focus();
+  });
+  byId("shade").addEventListener("click", () => openSidebar(false));
+  byId("show-memory").addEventListener("click", () => {
+    togglePanel(byId("memory"), byId("show-memory"));
+    refreshStatus();
+  });
+  byId("show-settings").addEventListener("click", () => togglePanel(byId("settings"), byId("show-settings")));
+  byId("theme").addEventListener("change", () => setTheme(byId("theme").value));
+  byId("model").addEventListener("change", () => {
+    current.model = byId("model").value;
+    localStorage.setItem("kamado.model", current.model);
+    if (isSaved) save(current);
+    showState();
+  });
+  byId("system").addEventListener("change", () => {
+    current.settings.system = byId("system").value;
+    if (isSaved) save(current);
+  });
+  onNumber("temperature", "temperature");
+  onNumber("max-tokens", "max_tokens");
+  onNumber("seed", "seed");
+  byId("log").addEventListener("click", (event) => {
+    const source = event.target.closest("[data-copy]");
+    if (source) copy(source.closest(".code").querySelector("code").textContent);
+  });
+  document.addEventListener("keydown", onKey);
+  store.onChange(async (id) => {
+    renderList();
+    if (id !== current.id || runs.has(id) || !isSaved) return;
+    const found = await store.get(id);
+    if (found) {
+      current = found;
+      render();
+    } else {
+      startConversation(); // another tab deleted it
+    }
+  });
+  setInterval(() => {
+    if (!byId("memory").hidden && document.visibilityState === "visible") refreshStatus();
+  }, STATUS_EVERY_MS);
+}
+
+setTheme(localStorage.getItem("kamado.theme") ?? "");
+listen();
+render();
+await renderList();
+await refreshStatus();
+if (!store.isKept) showNotice("This browser keeps nothing: conversations end with this tab.");
+byId("input").focus();
+document.documentElement.dataset.ready = "true";

@@ -1,0 +1,7 @@
+"""Fixtures of the server's tests. `compat.py` has the mark that docs/compatibility.md is made from."""
+
+from __future__ import annotations
+
+from .compat import pytest_configure, pytest_runtest_makereport, pytest_sessionfinish, records
+
+__all__ = ["pytest_configure", "pytest_runtest_makereport", "pytest_sessionfinish", "records"]

@@ -1,0 +1,68 @@
+"""A server on a real socket in a thread of its own, for clients that know nothing of tests."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import uvicorn
+
+from kamado.serve.app import Server
+from kamado.serve.backend import Library, Loader
+from kamado.serve.config import ServeConfig
+from kamado.serve.keys import KeyRing
+from kamado.serve.run import make_server
+
+T = TypeVar("T")
+
+
+class Running:
+    """A server that runs; `url` is where."""
+
+    def __init__(self, server: Server, url: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self.url = url
+        self.loop = loop
+
+    def call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Runs a coroutine on the server's loop and waits for it."""
+        return asyncio.run_coroutine_threadsafe(work(), self.loop).result(30)
+
+
+@contextmanager
+def running(
+    library: Library, loader: Loader, config: ServeConfig | None = None, keys: KeyRing | None = None
+) -> Iterator[Running]:
+    """Starts a server on a free port of loopback; it is gone after the block."""
+    server = make_server(config or ServeConfig(port=0), library, loader, keys=keys or KeyRing())
+    web = uvicorn.Server(
+        uvicorn.Config(
+            server.app, host="127.0.0.1", port=0, log_config=None, access_log=False, ws="none", interface="asgi3"
+        )
+    )
+    found: dict[str, Any] = {}
+    is_up = threading.Event()
+
+    async def main() -> None:
+        found["loop"] = asyncio.get_running_loop()
+        task = asyncio.create_task(web.serve())
+        while not web.started and not task.done():
+            await asyncio.sleep(0.01)
+        if web.started:
+            found["port"] = web.servers[0].sockets[0].getsockname()[1]
+        is_up.set()
+        await task
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()), name="test-server", daemon=True)
+    thread.start()
+    assert is_up.wait(60)
+    assert "port" in found, "the server did not start"
+    try:
+        yield Running(server, f"http://127.0.0.1:{found['port']}", found["loop"])
+    finally:
+        web.should_exit = web.force_exit = True
+        thread.join(60)
+        assert not thread.is_alive(), "the server did not stop"
