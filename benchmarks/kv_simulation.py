@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import pydoc_data.topics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -255,13 +254,9 @@ class PagedAttention:
 
 
 def default_texts() -> dict[str, str]:
-    """Prose, reference documentation and program text that every installation has."""
-    topics = pydoc_data.topics.topics
-    return {
-        "prose": (Path(__file__).resolve().parent / "data" / "hearth.txt").read_text(),
-        "reference": "\n".join(topics[name] for name in sorted(topics))[:40_000],
-        "program": Path(argparse.__file__).read_text()[:40_000],
-    }
+    """The package's own texts: those that `kamado kv` and `kv_quality` measure on."""
+    folder = Path(__file__).resolve().parent.parent / "src" / "kamado" / "engine" / "texts"
+    return {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.txt"))}
 
 
 class Subject:
@@ -325,12 +320,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--codes", nargs="+", type=Codes.parse, default=[Codes(4, 4), Codes(3, 3), Codes(2, 2)])
-    parser.add_argument("--text", nargs="+", type=Path, help="files in place of the three built-in texts")
+    parser.add_argument("--text", nargs="+", type=Path, help="files in place of the package's texts")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--skip", type=int, default=512, help="first position that is scored")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    texts = {path.name: path.read_text() for path in options.text} if options.text else default_texts()
+    texts = {path.stem: path.read_text("utf-8") for path in options.text} if options.text else default_texts()
     results = []
     print("| Model | Text | Codes | Rise of perplexity | KLD | its error | 99 % |\n|---|---|---|--:|--:|--:|--:|")
     for path in options.models:
