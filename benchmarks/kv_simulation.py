@@ -32,6 +32,9 @@ import transformers
 from numpy.typing import NDArray
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from kamado.checkpoint import open_checkpoint
+from kamado.checkpoint.tokenizer import load_tokenizer
+
 Floats = NDArray[np.float32]
 
 PAGE_TOKENS = 128
@@ -266,7 +269,10 @@ class Subject:
         self.attention = PagedAttention()
         transformers.AttentionInterface.register("kamado_pages", self.attention)
         options: dict[str, Any] = {"gguf_file": path.name}
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **options)
+        source = open_checkpoint(path).tokenizer  # our own, so that the engine scores the very same tokens
+        if source is None:
+            sys.exit(f"{path.name} has no tokenizer")
+        self.tokenizer = load_tokenizer(source)
         config = transformers.AutoConfig.from_pretrained(path.parent, **options)
         self.model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         # from_pretrained would want accelerate, which has nothing to do here.
@@ -331,7 +337,7 @@ def main() -> int:
     for path in options.models:
         subject = Subject(path)
         for name, text in texts.items():
-            tokens = subject.tokenizer(text).input_ids[: options.tokens]
+            tokens = subject.tokenizer.encode(text)[: options.tokens]
             if len(tokens) < options.tokens:
                 sys.exit(f"{name} has {len(tokens)} tokens, {options.tokens} are wanted")
             exact = subject.hidden(tokens, None)
