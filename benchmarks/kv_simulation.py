@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import pydoc_data.topics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +31,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+from kamado.checkpoint import open_checkpoint
+from kamado.checkpoint.tokenizer import load_tokenizer
 
 Floats = NDArray[np.float32]
 
@@ -255,13 +257,9 @@ class PagedAttention:
 
 
 def default_texts() -> dict[str, str]:
-    """Prose, reference documentation and program text that every installation has."""
-    topics = pydoc_data.topics.topics
-    return {
-        "prose": (Path(__file__).resolve().parent / "data" / "hearth.txt").read_text(),
-        "reference": "\n".join(topics[name] for name in sorted(topics))[:40_000],
-        "program": Path(argparse.__file__).read_text()[:40_000],
-    }
+    """The package's own texts: those that `kamado kv` and `kv_quality` measure on."""
+    folder = Path(__file__).resolve().parent.parent / "src" / "kamado" / "engine" / "texts"
+    return {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.txt"))}
 
 
 class Subject:
@@ -271,7 +269,10 @@ class Subject:
         self.attention = PagedAttention()
         transformers.AttentionInterface.register("kamado_pages", self.attention)
         options: dict[str, Any] = {"gguf_file": path.name}
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **options)
+        source = open_checkpoint(path).tokenizer  # our own, so that the engine scores the very same tokens
+        if source is None:
+            sys.exit(f"{path.name} has no tokenizer")
+        self.tokenizer = load_tokenizer(source)
         config = transformers.AutoConfig.from_pretrained(path.parent, **options)
         self.model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         # from_pretrained would want accelerate, which has nothing to do here.
@@ -325,18 +326,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--codes", nargs="+", type=Codes.parse, default=[Codes(4, 4), Codes(3, 3), Codes(2, 2)])
-    parser.add_argument("--text", nargs="+", type=Path, help="files in place of the three built-in texts")
+    parser.add_argument("--text", nargs="+", type=Path, help="files in place of the package's texts")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--skip", type=int, default=512, help="first position that is scored")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    texts = {path.name: path.read_text() for path in options.text} if options.text else default_texts()
+    texts = {path.stem: path.read_text("utf-8") for path in options.text} if options.text else default_texts()
     results = []
     print("| Model | Text | Codes | Rise of perplexity | KLD | its error | 99 % |\n|---|---|---|--:|--:|--:|--:|")
     for path in options.models:
         subject = Subject(path)
         for name, text in texts.items():
-            tokens = subject.tokenizer(text).input_ids[: options.tokens]
+            tokens = subject.tokenizer.encode(text)[: options.tokens]
             if len(tokens) < options.tokens:
                 sys.exit(f"{name} has {len(tokens)} tokens, {options.tokens} are wanted")
             exact = subject.hidden(tokens, None)

@@ -193,8 +193,7 @@ const float* Executor::Impl::run_step(const Batch& given, const Poll& given_poll
   }
   num_steps += 1;
   num_rows += static_cast<int64_t>(given.num_tokens);
-  return reinterpret_cast<const float*>(shared.data() +
-                                        (given.wants_hidden ? plan.hidden.offset : plan.logits.offset));
+  return reinterpret_cast<const float*>(shared.data() + (given.wants_hidden ? plan.hidden.offset : plan.logits.offset));
 }
 
 void Executor::Impl::run(const Batch& given, const Poll& given_poll) {

@@ -128,12 +128,12 @@ struct Plan {
   size_t private_bytes = 0;  // one row of each, for one thread
   Operand logits, hidden;
   int32_t num_counters = 0, tail_counters_begin = 0;
-  int32_t vocab_size = 0;  // rows of the head; 0: it has no matrix
-  int32_t hidden_width = 0;  // of the head's input
-  int32_t num_tokens = 0;  // rows of the smallest embedding table: token ids are below
+  int32_t vocab_size = 0;     // rows of the head; 0: it has no matrix
+  int32_t hidden_width = 0;   // of the head's input
+  int32_t num_tokens = 0;     // rows of the smallest embedding table: token ids are below
   int32_t num_positions = 0;  // rows of the smallest table of positions
   bool is_causal = true;      // no operation looks ahead
-  int64_t max_cols = 0;    // widest product input
+  int64_t max_cols = 0;       // widest product input
   int32_t max_row_block = 1;
   bool has_attend = false;
 };

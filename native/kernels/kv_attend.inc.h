@@ -34,7 +34,7 @@ struct CodeAttention {
 
   // Products of kN vectors with one strip of keys.
   template <int kBits, int kN>
-  static void key_tile(const uint8_t* codes, const uint8_t* gains, int32_t dim, int32_t token, const KeyVector* vectors,
+  __attribute__((noinline)) static void key_tile(const uint8_t* codes, const uint8_t* gains, int32_t dim, int32_t token, const KeyVector* vectors,
                        const char* fetch) {
     constexpr int kBlocks = strip_blocks(kBits), kQuads = kChunkRegisters / kBlocks;
     constexpr size_t kChunk = 64 * kBits;
@@ -115,7 +115,7 @@ struct CodeAttention {
 
   // Sums of one group of 16 * kHalfGroups dimensions for kN vectors.
   template <int kBits, int kHalfGroups, int kN>
-  static void value_tile(const uint8_t* codes, int32_t group, const ValueVector* vectors, const char* fetch) {
+  __attribute__((noinline)) static void value_tile(const uint8_t* codes, int32_t group, const ValueVector* vectors, const char* fetch) {
     constexpr int kQuads = kChunkRegisters / kHalfGroups;  // of tokens in a chunk
     constexpr int kChains = Blocking::value_chains(kN * kHalfGroups);
     constexpr size_t kChunk = 64 * kBits;

@@ -7,7 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kamado.cli import backend
+from kamado.engine.embed import Embedded
 from kamado.engine.model import Perplexity
 from kamado.engine.piece import Piece, Usage
 from kamado.errors import ContextOverflowError
@@ -80,6 +83,13 @@ class FakeModel:
         self.calls.append(("perplexity", text, {"window": window}))
         progress(1, 1)
         return Perplexity(12.5, 0.25, 255)
+
+    def embed_counted(self, texts: Sequence[str], **options: Any) -> Embedded:
+        """Vectors of length 1 in the plane: the more letters, the steeper."""
+        self.calls.append(("embed", list(texts), options))
+        angles = np.array([len(text) / 10 for text in texts])
+        vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+        return Embedded(vectors, tuple(len(text.split()) for text in texts))
 
     def install(self, patch: Any) -> FakeModel:
         """Puts this model in the place of every load; `patch` has setattr, as pytest's monkeypatch."""

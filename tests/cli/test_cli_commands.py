@@ -281,6 +281,24 @@ def test_perplexity(model: FakeModel, tmp_path: Path) -> None:
     assert kamado("perplexity", "m", stdin=b"\xff\xfe").exit_code == 2
 
 
+def test_embed_prints_vectors_or_likeness(model: FakeModel, tmp_path: Path) -> None:
+    document = json.loads(kamado("embed", "m", "one", "two words", "--json", "--truncate").stdout)
+    assert model.calls[-1] == ("embed", ["one", "two words"], {"dimensions": None, "truncate": True})
+    assert document["dimensions"] == 2
+    assert [entry["tokens"] for entry in document["embeddings"]] == [1, 2]
+    assert document["embeddings"][0]["embedding"] == pytest.approx([0.955336, 0.295520], abs=1e-5)
+    lines = kamado("embed", "m", "one", "two words", "--dimensions", "2").stdout.splitlines()
+    assert lines[0] == "1.0000  +0.9553 +0.2955  one"
+    assert lines[1].startswith("0.8253  ")
+    file = tmp_path / "lines"
+    file.write_text("a\n\nb b\n")
+    assert kamado("embed", "m", "--file", str(file)).exit_code == 0
+    assert model.calls[-1][1] == ["a", "b b"]
+    assert kamado("embed", "m", stdin="piped\n").stdout == "+0.8776 +0.4794  piped\n"
+    assert kamado("embed", "m", "x", "--file", str(file)).exit_code == 2
+    assert kamado("embed", "m", stdin="\n").exit_code == 2
+
+
 def test_doctor_says_ok_or_what_is_broken(tiny_gguf: Path) -> None:
     document = json.loads(kamado("doctor", "--json").stdout)
     assert {"processor", "memory", "native", "limits", "store"} <= {finding["name"] for finding in document["findings"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import replace
 
 import numpy as np
@@ -165,7 +164,7 @@ def test_a_call_goes_round_through_prompt_answer_and_next_prompt(key) -> None:
 
 
 @pytest.mark.parametrize("key", FAMILIES)
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_whatever_the_logits_a_required_call_is_whole_and_fits_its_schema(key, seed) -> None:
     with family_model(FAMILIES[key]) as model:
         turn = model.prepare_turn(ASK, tools=TOOLS, tool_choice=REQUIRED, think=Think(enabled=False))
@@ -178,25 +177,25 @@ def test_whatever_the_logits_a_required_call_is_whole_and_fits_its_schema(key, s
 
 
 @pytest.mark.parametrize("key", FAMILIES)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_text_never_holds_half_a_call(key, seed) -> None:
     """Logits that love what begins calls, tags and the parts of them."""
     family = FAMILIES[key]
     with family_model(family) as model:
-        syntax, rng = model.chat_format.syntax, random.Random(seed)
+        syntax, rng = model.chat_format.syntax, np.random.default_rng(seed)
         loved = "".join(syntax.texts()) + "<think></think>"
         favourites = FamilyTokenizer(family.specials).encode(loved, special=True)
         model._executor.logits_of = lambda tokens: _random_row(rng, model.vocab_size, favourites)
         turn = model.prepare_turn(ASK, tools=TOOLS)
-        for i in range(6):
-            found = run(model, turn, seed=i, temperature=1.0, top_k=0, top_p=1.0, max_tokens=300)
+        for i in range(4):
+            found = run(model, turn, seed=i, temperature=1.0, top_k=0, top_p=1.0, max_tokens=200)
             if found[-1].reason != "length":
                 for name, arguments in calls_of(found):
                     check_arguments(name, arguments)
 
 
 def _random_row(rng, vocab_size: int, favourites: list[int]) -> np.ndarray:
-    row = np.array([rng.gauss(0, 1) for _ in range(vocab_size)], np.float32)
+    row = rng.standard_normal(vocab_size, np.float32)
     row[favourites] += 4.0
     return row
 

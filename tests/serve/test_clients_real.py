@@ -99,7 +99,8 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(ollama_client: 
 
 
 def test_a_model_made_from_a_modelfile(ollama_client: Any) -> None:
-    template = "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}" + (
+    template = (
+        "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}"
         "<|im_start|>user\n{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n{{ .Response }}<|im_end|>\n"
     )
     ollama_client.create("mine", from_=NAME, template=template, parameters=GREEDY, system="You are a helpful AI.")

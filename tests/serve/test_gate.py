@@ -165,7 +165,6 @@ def test_a_key_opens_what_its_scopes_say(locked: Running) -> None:
     assert ask("POST", "/v1/chat/completions", KEY) == 200
     assert ask("POST", "/v1/chat/completions", KEY, "x-api-key") == 200
     assert ask("GET", "/v1/models", KEY + "x") == 401
-    assert ask("GET", "/v1/models", "") == 401
 
 
 def test_prefixes_and_responses_belong_to_one_key(locked: Running, world: FakeWorld) -> None:
@@ -291,12 +290,14 @@ def test_a_silent_stream_shows_signs_of_life(server: Running) -> None:
 
 def test_a_full_queue_says_when_to_come_back(server: Running, http: httpx2.Client) -> None:
     with contextlib.ExitStack() as stack:
+        lines = []
         for _ in range(2):
             client = stack.enter_context(httpx2.Client(timeout=30))
             answer = stack.enter_context(
                 client.stream("POST", f"{server.url}/v1/chat/completions", json=body_of("slow", stream=True))
             )
-            next(answer.iter_lines())
+            lines.append(answer.iter_lines())  # kept: a stream whose iterator is gone is closed
+            next(lines[-1])
         refused = http.post("/v1/chat/completions", json=body_of("hi"))
         assert refused.status_code == 429
         assert 1 <= int(refused.headers["retry-after"]) <= 120

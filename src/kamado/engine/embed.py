@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import KamadoError, NativeError, UsageError
-from ..memory.forecast import PAGE_TOKENS
+from ..memory.kv_presets import PAGE_TOKENS
 from ..program import Pooling
 from .executor_protocol import ExecutorProtocol
 from .generation import public_error

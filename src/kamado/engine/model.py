@@ -312,6 +312,7 @@ class Model:
         logprobs: int | None = None,
         choice: int = 0,
         background: bool = False,
+        owner: str = "",
         **sampling: object,
     ) -> TurnStream:
         """Answers a prepared turn: an iterator over events of engine/chat_types.py, `Finish` the last.
@@ -328,6 +329,9 @@ class Model:
             logprobs=logprobs,
             form=turn.form,
             background=background,
+            owner=owner,
+            session=None,
+            messages=(),
             turn=turn,
             **sampling,
         )

@@ -102,6 +102,7 @@ class EngineModel:
                         logprobs=request.logprobs,
                         choice=i,
                         background=request.is_background,
+                        owner=request.owner,
                         **_sampling(request.sampling, seed + i),
                     )
                 )
@@ -232,6 +233,7 @@ class EngineModel:
                         stop=request.stop or None,
                         logprobs=request.logprobs,
                         background=request.is_background,
+                        owner=request.owner,
                         **_form(request.output),
                         **_sampling(request.sampling, seed + choice),
                     )

@@ -7,6 +7,7 @@ file; its model's weights are its base's.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import json
 import os
 import re
@@ -134,7 +135,7 @@ class StoreLibrary:
         names |= dict.fromkeys(model.name for model in self._store.list())
         return names | dict.fromkeys(self._recipe_names())
 
-    def _recipe_names(self) -> list[str]:
+    def _recipe_names(self) -> builtins.list[str]:
         found = []
         for path in sorted(self._recipes_dir.glob("*.json"))[:_MAX_RECIPES]:
             with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -164,7 +165,7 @@ class StoreLibrary:
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(names[:20]) or 'none'}"
         return f"there is no model called {name[:200]!r}; {hint}"
 
-    def _list(self) -> list[ModelInfo]:
+    def _list(self) -> builtins.list[ModelInfo]:
         found = []
         for name in sorted(self._names()):
             with suppress(ModelNotFoundError, CheckpointError, OSError):  # damaged, or gone at this moment

@@ -371,9 +371,9 @@ async def _completion_chunks(
                     yield chunk(TextChoice(event.choice, text, logprobs))
             elif isinstance(event, TextDelta):
                 top = request.logprobs
-                logprobs = None if top is None else _text_logprobs(event.logprobs, top, offsets[event.choice])
+                new = None if top is None else _text_logprobs(event.logprobs, top, offsets[event.choice])
                 offsets[event.choice] += len(event.text)
-                yield chunk(TextChoice(event.choice, event.text, logprobs))
+                yield chunk(TextChoice(event.choice, event.text, new))
             elif isinstance(event, Finish):
                 yield chunk(TextChoice(event.choice, "", None, FINISH[event.reason]))  # type: ignore[arg-type]
             elif isinstance(event, Done):

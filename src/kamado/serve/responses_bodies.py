@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct
 
-from .backend import ChatRequest, Message, OutputFormat, Part, SamplingOptions, TextPart, Tool, ToolCall
+from .backend import ChatRequest, Message, OutputFormat, Part, Role, SamplingOptions, TextPart, Tool, ToolCall
 from .faults import RequestError
 from .openai_bodies import (
     MAX_TOOLS,
@@ -249,7 +249,7 @@ def _message(item: Mapping[str, Any], where: str, max_image_bytes: int) -> Messa
         raise RequestError(
             f"{where}.role must be user, assistant, system or developer, not {str(role)[:40]!r}", param=f"{where}.role"
         )
-    neutral = "system" if role == "developer" else role
+    neutral: Role = "system" if role == "developer" else role
     content = item.get("content")
     if content is None:
         raise RequestError(f"{where}.content is missing", param=f"{where}.content")
