@@ -421,4 +421,5 @@ NB_MODULE(_native, m) {
   m.def("measure_bandwidth", &kamado::measure_bandwidth, "num_threads"_a, "megabytes"_a, "seconds"_a,
         nb::call_guard<nb::gil_scoped_release>());
   m.def("measure_int8", &kamado::measure_int8, "num_threads"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("measure_f32", &kamado::measure_f32, "num_threads"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -176,6 +176,10 @@ def measure_bandwidth(num_threads: int, megabytes: int, seconds: float) -> float
 def measure_int8(num_threads: int, seconds: float) -> float:
     """int8 multiply-add operations a second (2 per product) from L1, the active tier's instructions."""
 
+def measure_f32(num_threads: int, seconds: float) -> float:
+    """float32 multiply-add operations a second (2 per product) in registers: what F16, BF16 and F32 weights and
+    attention are bound by."""
+
 class StringTable:
     """Strings of a GGUF array as bytes, 1 ms for 150 000 of them; Python strings are made when asked for."""
 

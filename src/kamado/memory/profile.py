@@ -217,6 +217,7 @@ class DeviceProfile:
     read_bytes_per_second: float  # sequential reads, all threads together
     int8_ops_per_second: float  # two operations a product, from L1
     measured_at: str = ""  # UTC, ISO 8601
+    f32_ops_per_second: float | None = None  # multiply-adds in registers, two operations each
     disk_bytes_per_second: float | None = None  # reads of about 1 MiB at random places of a model's file
 
 
@@ -240,6 +241,7 @@ def measure_device(num_threads: int, *, megabytes: int = 512, seconds: float = 1
         tier=_native.active_tier(),
         read_bytes_per_second=_native.measure_bandwidth(num_threads, megabytes, seconds),
         int8_ops_per_second=_native.measure_int8(num_threads, seconds),
+        f32_ops_per_second=_native.measure_f32(num_threads, min(seconds, 0.5)),
         measured_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
 
