@@ -164,8 +164,13 @@ def policies(batches: Sequence[Batch], cycle: int) -> dict[str, Callable[[], Pol
     }
 
 
-def replay(batches: Sequence[Batch], num_slots: int, policy: Policy, warm: int) -> tuple[int, int]:
-    """(hits, misses) of the operations from number `warm` on, with `num_slots` slots that begin empty."""
+def replay(
+    batches: Sequence[Batch], num_slots: int, policy: Policy, warm: int, missed: dict[int, int] | None = None
+) -> tuple[int, int]:
+    """(hits, misses) of the operations from number `warm` on, with `num_slots` slots that begin empty.
+
+    `missed` gets the misses of each layer. What an operation needs beyond the slots is read and not kept.
+    """
     held: set[int] = set()
     hits = misses = 0
     for now, batch in enumerate(batches):
@@ -174,8 +179,13 @@ def replay(batches: Sequence[Batch], num_slots: int, policy: Policy, warm: int) 
         if now >= warm:
             hits += len(found)
             misses += len(pinned) - len(found)
+            if missed is not None:
+                for key in pinned - found:
+                    missed[key >> 16] = missed.get(key >> 16, 0) + 1
         for key in batch:
             if key not in held:
+                if len(pinned) > num_slots <= len(held) and held <= pinned:
+                    continue
                 if len(held) >= num_slots:
                     held.discard(policy.victim(pinned, now))
                 held.add(key)
