@@ -183,7 +183,7 @@ def plan(
     expert_slots, miss_share = needs.num_experts, 0.0
     if split.expert_bytes is not None:
         slots_bytes = needs.slots_of(split.expert_bytes)
-        expert_slots = min(needs.num_experts, needs.num_experts * slots_bytes // max(1, needs.packed_bytes))
+        expert_slots = min(needs.num_experts, needs.num_experts * slots_bytes // max(1, needs.slots_bytes))
         # An LRU that holds less than one token's experts finds none of them again.
         miss_share = 1.0 if slots_bytes < needs.cycle_bytes else 1 - expert_slots / needs.num_experts
     active_bytes, active_values = sizes.active_weights(program)
@@ -290,11 +290,13 @@ class _Planner:
         contexts = [context] if context is not None else self._contexts()
         first: _Split | None = None
         for tokens in contexts:
-            for rows in self._rows(DEFAULT_MAX_ROWS):
-                split = self._split(tokens, rows)
-                first = first or split
-                if split.peak_bytes(self.needs) <= memory_bytes:
-                    return split
+            # Everything resident, if need be with smaller steps and fewer rows of logits.
+            for logit_bytes in (_LOGIT_BYTES, _STREAMED_LOGIT_BYTES):
+                for rows in self._rows(DEFAULT_MAX_ROWS):
+                    split = self._split(tokens, rows, logit_bytes)
+                    first = first or split
+                    if split.peak_bytes(self.needs) <= memory_bytes:
+                        return split
             # One token's experts at least: with less, each token would find none of the last one's.
             streamed = self._streamed(tokens, memory_bytes, self.needs.cycle_expert_bytes)
             if streamed is not None:
