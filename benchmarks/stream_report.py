@@ -198,12 +198,15 @@ def _least(runs: Sequence[Run]) -> list[Claim]:
 
 
 def _beyond(runs: Sequence[Run]) -> list[Claim]:
-    return [
-        Claim(f"{run['tokens']} tokens beyond the machine: peak, of the budget", run["peak_bytes"] / run["budget_bytes"],
-              1, at_most=True, note=f"{run['tokens'] / run['seconds']:.2f} tokens/s, {format_size(run['budget_bytes'])}")
-        for run in runs
-        if run["cell"] == "beyond"
-    ]  # fmt: skip
+    found = []
+    for run in runs:
+        if run["cell"] == "beyond":
+            note = f"{run['tokens'] / run['seconds']:.2f} tokens/s, budget {format_size(run['budget_bytes'])}"
+            peak = run["peak_bytes"] / run["budget_bytes"]
+            found.append(
+                Claim(f"{run['tokens']} tokens, no cgroup: peak, of the budget", peak, 1, at_most=True, note=note)
+            )
+    return found
 
 
 def table(runs: Sequence[Run]) -> list[str]:

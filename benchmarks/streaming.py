@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from capped import TIMED_OUT, Capped, NotPossibleError, capped, device_of, drop_caches, read_ahead, run_capped
 from kamado.checkpoint import open_checkpoint
 from kamado.memory.budget import format_size, parse_size
@@ -125,7 +126,8 @@ class Bench:
         return charged | {name: value for name, value in last.items() if name != "event"} | {"parts": parts}
 
     def _listen(self, process: subprocess.Popen[str]) -> tuple[list[Run], Run | None]:
-        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdin is not None
         parts: list[Run] = []
         before = 0
         for text in process.stdout:
