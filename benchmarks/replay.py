@@ -206,14 +206,20 @@ def batches_of(rows: NDArray[np.int32]) -> list[Batch]:
     return out
 
 
-def hottest_half_share(rows: NDArray[np.int32]) -> float:
-    """Share of the picks that falls on each layer's hottest half, the mean over layers."""
+def hottest_half_share(rows: NDArray[np.int32], num_experts: int | None = None) -> float:
+    """Share of the picks that falls on each layer's hottest half of experts, the mean over layers.
+
+    Which half is the hottest is told by one half of the tokens and judged by the other, and the other way round: in a
+    short trace of flat routing the half that happened to be picked most would take far more than 50 %.
+    """
+    num = num_experts or int(rows[:, 3:].max()) + 1
     shares = []
     for layer in np.unique(rows[:, 1]):
         ids = rows[rows[:, 1] == layer, 3:]
-        counts = np.sort(np.bincount(ids[ids >= 0]))[::-1]
-        num = max(len(counts), int(rows[:, 3:].max()) + 1)
-        shares.append(counts[: num // 2].sum() / counts.sum())
+        counts = [np.bincount(part[part >= 0], minlength=num) for part in (ids[0::2], ids[1::2])]
+        for told, judged in (counts, counts[::-1]):
+            hottest = np.argsort(-told, kind="stable")[: num // 2]
+            shares.append(judged[hottest].sum() / max(1, judged.sum()))
     return float(np.mean(shares))
 
 

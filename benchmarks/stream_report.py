@@ -67,7 +67,7 @@ def _median(runs: Sequence[Run], value: Callable[[Run], float]) -> float:
 def _against_peer(runs: Sequence[Run]) -> list[Claim]:
     groups = _groups(runs, "decode")
     found = []
-    is_skewed = any(run.get("hottest_half", 0) > 0.7 for run in runs)
+    is_skewed = any(run.get("hottest_half", 0) > 0.75 for run in runs)
     for (budget, engine), theirs in groups.items():
         ours = groups.get((budget, "kamado"))
         if engine == "kamado" or not ours:
@@ -143,15 +143,16 @@ def _whole(runs: Sequence[Run]) -> list[Claim]:
 
 def _prefill(runs: Sequence[Run]) -> list[Claim]:
     by_budget = {run["budget"]: run for run in runs if run["cell"] == "prefill"}
-    capped, plain = by_budget.get("25%"), by_budget.get("none")
-    if capped is None:
+    plain = by_budget.pop("none", None)
+    if not by_budget:
         return []
+    budget, capped = by_budget.popitem()
     reads = max(step["most_misses_a_layer"] for part in capped["parts"] for step in part["steps"])
     a_layer = capped["experts_a_layer"]
     largest = max(step["bytes_read"] for part in capped["parts"] for step in part["steps"])
     once = max(reads / a_layer, largest / (a_layer * sum(capped["record_bytes"])))
     found = [
-        Claim("prefill at 25%: reads of an expert, a layer and chunk", once, 1, at_most=True,
+        Claim(f"prefill at {budget}: reads of an expert, a layer and chunk", once, 1, at_most=True,
               note=f"chunks of {capped['max_rows']} rows")
     ]  # fmt: skip
     if plain is not None:
@@ -164,7 +165,7 @@ def _prefill(runs: Sequence[Run]) -> list[Claim]:
         tokens = capped["parts"][0]["tokens"]
         note = f"in memory {compute:.1f} s"
         found.append(
-            Claim(f"prefill of {tokens} at 25%: time over max(disk, compute)", statistics.median(ratios), 1.25,
+            Claim(f"prefill of {tokens} at {budget}: time over max(disk, compute)", statistics.median(ratios), 1.25,
                   at_most=True, note=note)
         )  # fmt: skip
     return found

@@ -149,7 +149,9 @@ class Bench:
                     process.stdin.flush()
         return parts, None
 
-    def decode(self, cell: str, budget: str, limit: int | None, round_number: int = 0, *more: object) -> Run:
+    def decode(
+        self, cell: str, budget: str, limit: int | None, round_number: int = 0, *more: object, prompt: int = 0
+    ) -> Run:
         """kamado decoding, with what an ideal LRU and Belady's would have read in the same slots."""
         options = self.options
         engine = "kamado" if not more else f"kamado {' '.join(map(str, more))}"
@@ -160,7 +162,7 @@ class Bench:
                 warm = options.warm if limit is not None else min(options.warm, 8)
                 made = self.work(
                     "decode", limit, "--warm", warm, "--blocks", options.blocks, "--tokens", options.tokens,
-                    "--seconds", options.seconds, "--routing", routing, *more,
+                    "--seconds", options.seconds, "--routing", routing, "--prompt", prompt, *more,
                 )  # fmt: skip
                 return made if "failed" in made else made | decode_figures(made, routing)
 
@@ -223,6 +225,10 @@ class Bench:
             sys.exit(f"{self.model}: {planned['failed']}")
         return int(planned["resident_bytes"])
 
+    def share(self) -> tuple[str, int]:
+        """--share of what the model takes in memory: its name and bytes."""
+        return f"{self.options.share}%", self.resident_bytes() * self.options.share // 100
+
 
 # --- cells ------------------------------------------------------------------------------------------------------------
 
@@ -260,15 +266,16 @@ def cell_curve(bench: Bench) -> None:
 def cell_whole(bench: Bench) -> None:
     """A budget that holds everything, and streaming with a slot for every expert, against plain in-memory."""
     limit = bench.resident_bytes() * 115 // 100
+    prompt = 256  # touches every expert, so that nothing is left to read
     for round_number in range(bench.options.rounds):
-        bench.decode("whole", "none", None, round_number)
-        bench.decode("whole", "all", limit, round_number)
-        bench.decode("whole", "all", limit, round_number, "--all-slots")
+        bench.decode("whole", "none", None, round_number, prompt=prompt)
+        bench.decode("whole", "all", limit, round_number, prompt=prompt)
+        bench.decode("whole", "all", limit, round_number, "--all-slots", prompt=prompt)
 
 
 def cell_prefill(bench: Bench) -> None:
-    """A prompt of --prompt tokens at 25 %, and in memory."""
-    for budget, limit in (("none", None), ("25%", bench.resident_bytes() // 4)):
+    """A prompt of --prompt tokens at --share, and in memory."""
+    for budget, limit in (("none", None), bench.share()):
         arguments = ("--prompt", bench.options.prompt, "--blocks", 1 + bench.options.rounds)
         bench.results.make(
             bench.key("prefill", "kamado", budget), lambda limit=limit, a=arguments: bench.work("prefill", limit, *a)
@@ -276,8 +283,8 @@ def cell_prefill(bench: Bench) -> None:
 
 
 def cell_soak(bench: Bench) -> None:
-    """--minutes of generation at 25 %, its memory sampled from outside every second."""
-    limit = bench.resident_bytes() // 4
+    """--minutes of generation at --share, its memory sampled from outside every second."""
+    budget, limit = bench.share()
     options = bench.options
     options.timeout = max(options.timeout, 60 * options.minutes + 600)
 
@@ -286,7 +293,7 @@ def cell_soak(bench: Bench) -> None:
         made = bench.work("generate", limit, "--seconds", 60 * options.minutes, samples=samples)
         return made | soak_figures(samples) | {"samples": samples[:: max(1, len(samples) // 600)]}
 
-    bench.results.make(bench.key("soak", "kamado", "25%"), run)
+    bench.results.make(bench.key("soak", "kamado", budget), run)
 
 
 def cell_least(bench: Bench) -> None:
@@ -401,7 +408,7 @@ def decode_figures(run: Run, routing: Path) -> Run:
         rows, first = stored["routing"], int(stored["first"])
     if not len(rows):
         return figures
-    figures["hottest_half"] = hottest_half_share(rows)
+    figures["hottest_half"] = hottest_half_share(rows, run["num_experts"] // len(run["record_bytes"]))
     if not run["slots"]:
         return figures
     batches = batches_of(rows)
@@ -466,6 +473,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=8, help="tokens of a block")
     parser.add_argument("--seconds", type=float, default=120, help="after which no further block begins")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens of the prefill cell")
+    parser.add_argument("--share", type=int, default=25, help="per cent of prefill's and soak's budget")
     parser.add_argument("--minutes", type=float, default=30, help="of the soak cell")
     parser.add_argument("--long-tokens", type=int, default=1000, help="of the beyond cell")
     parser.add_argument("--memory", help="budget of the beyond cell; without it the machine's")
