@@ -64,11 +64,18 @@ void test_lru() {
   Random random;
   for (int i = 0; i < 20000; ++i) {
     const auto slot = static_cast<int32_t>(random(kSlots));
-    switch (random(4)) {
+    switch (random(5)) {
       case 0:
         lru.free(slot);
         naive.remove(slot);
         break;
+      case 4: {
+        const auto to = static_cast<int32_t>(random(kSlots));
+        if (to == slot || std::find(naive.begin(), naive.end(), to) != naive.end()) break;
+        lru.move(slot, to);
+        std::replace(naive.begin(), naive.end(), slot, to);
+        break;
+      }
       case 1:
         pins[static_cast<size_t>(slot)] = static_cast<int32_t>(random(3));
         break;
@@ -138,6 +145,54 @@ void test_arena() {
   arena.free(slots[0]);
   CHECK(!arena.is_pinned(slots[0]) && arena.record(slots[0]) == -1);
   CHECK(arena.acquire(0, 105, &evicted) == slots[0] && evicted == -1);
+}
+
+// The most recently used records stay with their bytes; a slot that a read still goes into is nobody's until it ends.
+void test_arena_shrinks() {
+  constexpr int32_t kSlots = 12;
+  constexpr size_t kBytes = kSlotAlign;
+  Random random;
+  for (int round = 0; round < 300; ++round) {
+    std::vector<SlotClass> classes{{kBytes, 50, 1, kSlots}, {2 * kBytes, 50, 1, 3}};
+    Memory memory(kSlots * kBytes + 6 * kBytes);
+    SlotArena arena(classes, memory.data());
+    std::vector<int32_t> slot_of(40, -1), order;  // by record; records by their last use
+    std::vector<int32_t> orphans;
+    int32_t evicted = -1;
+    for (int32_t record = 0; record < static_cast<int32_t>(random(40)); ++record) {
+      const int32_t slot = arena.acquire(0, record, &evicted);
+      if (slot == -1) break;
+      if (evicted != -1) slot_of[static_cast<size_t>(evicted)] = -1;
+      if (random(8) == 0 && orphans.size() < 3) {
+        arena.pin(slot);
+        arena.orphan(slot);
+        orphans.push_back(slot);
+        continue;
+      }
+      std::memset(arena.data(slot), record + 1, kBytes);
+      slot_of[static_cast<size_t>(record)] = slot;
+      order.push_back(record);
+    }
+    std::erase_if(order, [&](int32_t record) { return slot_of[static_cast<size_t>(record)] == -1; });
+    const auto left = static_cast<int32_t>(1 + random(kSlots));
+    classes[0].num_slots = left;
+    arena.shrink(classes, [&](int32_t record, int32_t slot) { slot_of[static_cast<size_t>(record)] = slot; });
+    CHECK(arena.num_slots() == left + 3);
+    const auto low = std::count_if(orphans.begin(), orphans.end(), [&](int32_t slot) { return slot < left; });
+    const size_t keeps = std::min(order.size(), static_cast<size_t>(std::max<int64_t>(0, left - low)));
+    for (size_t i = 0; i < order.size(); ++i) {
+      const int32_t record = order[i], slot = slot_of[static_cast<size_t>(record)];
+      CHECK((slot != -1) == (i >= order.size() - keeps));
+      if (slot == -1) continue;
+      CHECK(slot < left && arena.record(slot) == record);
+      CHECK(arena.data(slot)[0] == record + 1 && arena.data(slot)[kBytes - 1] == record + 1);
+    }
+    for (const int32_t slot : orphans) arena.free(slot);
+    std::vector<int32_t> taken;  // all slots that are left can be had, and no others
+    for (int32_t i = 0; i < left; ++i) taken.push_back(arena.acquire(0, 1000 + i, &evicted));
+    std::sort(taken.begin(), taken.end());
+    for (int32_t i = 0; i < left; ++i) CHECK(taken[static_cast<size_t>(i)] == i);
+  }
 }
 
 // Every phase of 32 bytes, lengths around a block's, the end of the file; direct and buffered, one and several readers.
@@ -465,6 +520,7 @@ int main() {
   test_lru();
   test_shares();
   test_arena();
+  test_arena_shrinks();
   test_reads("/tmp");
   test_reads("/dev/shm");
   test_read_faults();

@@ -335,7 +335,7 @@ def test_the_store_lists_and_removes_it(model: Path, capsys: pytest.CaptureFixtu
     store.adopt(copy, digest)
     path = store.add("moe:tiny", [StoredFile("moe.gguf", digest, model.stat().st_size)], {"kind": "test"})
     side_file = pack(path).path
-    for words, wanted in ((["list"], "packed"), (["rm", "moe:tiny"], "removed")):
+    for words, wanted in ((["list"], "PACKED"), (["rm", "moe:tiny"], "removed")):
         with pytest.raises(SystemExit):
             cli.main(words)
         assert wanted in capsys.readouterr().out

@@ -236,9 +236,7 @@ class _Writer:
         self._unsynced = 0
 
     def close(self) -> None:
-        """Gives the buffer and the second descriptor back."""
-        del self._values
-        self._buffer.close()
+        """Gives the second descriptor back."""
         if self._direct is not None:
             os.close(self._direct)
 

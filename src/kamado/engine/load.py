@@ -12,11 +12,13 @@ from ..errors import UsageError
 from ..memory import forecast
 from ..memory.budget import parse_size
 from ..memory.forecast import Plan
+from ..memory.limits import LimitWatch
 from ..memory.profile import load_device_profile, machine
 from ..memory.sizes import expert_records
 from ..memory.usage import BudgetWatch
 from ..program import Program
 from .executor_protocol import ExecutorProtocol
+from .guard import MemoryGuard
 from .model import MAX_SEQUENCES, Model, is_whole
 from .trace import Tracer
 
@@ -104,7 +106,8 @@ def _build(
     from ..lower import build_executor
 
     reader = _TokenizerReader(checkpoint)
-    executor: ExecutorProtocol = build_executor(
+    limits = LimitWatch()
+    native = build_executor(
         program,
         num_threads=plan.num_threads,
         max_rows=plan.max_rows,
@@ -117,6 +120,7 @@ def _build(
         packed=packed,
         progress=_forgetting(watch, progress) if watch.files else progress,
     )
+    executor: ExecutorProtocol = native
     try:
         if trace is not None:
             executor = Tracer(executor, Path(trace))
@@ -128,6 +132,7 @@ def _build(
             tokenizer=reader.result(),
             cancelled_error=_native.Cancelled,
             watch=watch,
+            before_step=MemoryGuard(plan, native, limits),
         )
     except BaseException:
         executor.close()
