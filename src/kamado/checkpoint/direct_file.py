@@ -28,8 +28,7 @@ class DirectFile:
                 raise
             self.is_direct = False
             self._fd = os.open(path, flags, 0o666)
-        self._buffer = mmap.mmap(-1, _BUFFER_BYTES)  # page-aligned, as direct I/O wants it
-        self._view = memoryview(self._buffer)
+        self._view = memoryview(mmap.mmap(-1, _BUFFER_BYTES))  # page-aligned, as direct I/O wants it
         self._filled = 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -85,8 +84,7 @@ class DirectFile:
         if self._fd != -1:
             os.close(self._fd)
             self._fd = -1
-            self._view.release()
-            self._buffer.close()
+            self._view = memoryview(b"")  # frees the buffer, unless an error's traceback still shows a part of it
 
     def __enter__(self) -> DirectFile:
         return self
