@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kamado.checkpoint.types import Checkpoint, Layout, TensorRef
 from kamado.errors import MemoryBudgetError, UsageError
-from kamado.memory.budget import format_size, parse_size
+from kamado.memory.budget import format_size, format_size_up, parse_size
 from kamado.memory.forecast import kv_token_bytes, plan
 from kamado.memory.profile import (
     DeviceProfile,
@@ -52,6 +52,11 @@ def test_what_is_no_size(bad: object) -> None:
 @given(st.integers(1, 1 << 60))
 def test_a_formatted_size_reads_back_within_half_a_percent(size: int) -> None:
     assert abs(parse_size(format_size(size)) - size) <= size * 0.006
+
+
+@given(st.integers(1, 1 << 50))
+def test_a_size_rounded_up_is_enough(size: int) -> None:
+    assert size <= parse_size(format_size_up(size)) <= size * 1.02 + 1
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

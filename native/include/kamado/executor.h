@@ -199,7 +199,7 @@ struct ExecutorOptions {
   DirectIo direct_io = DirectIo::kAuto;
   bool verify_slots = false;  // compare every expert used with the file: slow, for tests
   LookAhead look_ahead = LookAhead::kAuto;
-  PackedExperts packed;
+  PackedExperts packed = {};
 };
 
 // What experts cost, by Experts operation in program order.

@@ -234,7 +234,7 @@ class ExpertStream {
     DirectIo direct_io = DirectIo::kAuto;
     bool verify_slots = false;
     ReadFunction read;  // empty: pread
-    PackedExperts packed;
+    PackedExperts packed = {};
   };
   // What all threads do next: pack the pieces, compute the experts.
   struct Batch {

@@ -11,7 +11,7 @@ from ..checkpoint.types import Checkpoint
 from ..errors import MemoryBudgetError, UsageError
 from ..program import Program
 from . import sizes
-from .budget import format_size
+from .budget import format_size, format_size_up
 from .profile import DeviceProfile, Machine, machine
 from .sizes import ExpertNeeds
 
@@ -60,7 +60,7 @@ class Plan:
     bytes_by_owner: dict[str, int]  # "weights", "experts", "kv", "scratch", "interpreter", "file_cache"
     memory_bytes: int  # what may be used
     memory_limited_by: str  # "budget", "machine" or a cgroup's path
-    least_bytes: int  # peak with the smallest useful context
+    least_bytes: int  # peak with the smallest useful context, in whole pages
     weight_bytes_per_token: int  # weights that one decoded token reads
     ops_per_token: int  # integer operations of one token, two a product, without attention
     decode_tokens_per_second: float | None = None  # estimate
@@ -114,7 +114,7 @@ class Plan:
             text += f": load it with a smaller context than {self.context}"
         else:
             least = f" ({_owners(self.least_bytes_by_owner)})" if self.least_bytes_by_owner else ""
-            text += f": the least that works is {format_size(self.least_bytes)}{least}, with a context of "
+            text += f": the least that works is {format_size_up(self.least_bytes)}{least}, with a context of "
             text += f"{min(self.context, LEAST_CONTEXT)} tokens"
         raise MemoryBudgetError(text)
 
@@ -313,7 +313,9 @@ class _Planner:
         split = self._split(context, min(self._rows(DEFAULT_MAX_ROWS)), _STREAMED_LOGIT_BYTES)
         if self.needs.num_experts and self.needs.least_bytes < self.needs.packed_bytes:
             split = dataclasses.replace(split, expert_bytes=self.needs.least_bytes)
-        return split
+        # In whole pages, since a cgroup rounds its limit down to them.
+        rest = -split.peak_bytes(self.needs) % sizes.FILE_PAGE_BYTES
+        return dataclasses.replace(split, file_cache=split.file_cache + rest)
 
     def _streamed(self, context: int, memory_bytes: int, least_expert_bytes: int) -> _Split | None:
         """Streamed with what the rest leaves; None when that is less than `least_expert_bytes`, or all would fit."""
