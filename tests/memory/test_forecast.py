@@ -143,6 +143,16 @@ def test_the_least_that_is_named_works_and_a_page_less_does_not(moe: tuple[Check
     assert not plan(*moe, memory=least.least_bytes - 4096, on=here()).fits
 
 
+@pytest.mark.parametrize("context", [100, 256, 2048])
+def test_the_least_is_that_of_the_context_that_was_asked_for(moe: tuple[Checkpoint, Program], context: int) -> None:
+    stated = plan(*moe, memory=1 * MIB, context=context, on=here())
+    assert stated.least_context == context
+    assert plan(*moe, memory=stated.least_bytes, context=context, on=here()).fits
+    assert not plan(*moe, memory=stated.least_bytes - 4096, context=context, on=here()).fits
+    with pytest.raises(MemoryBudgetError, match=f"the least that works is .* with a context of {context} tokens"):
+        stated.require_fit()
+
+
 def test_a_context_that_was_asked_for_is_kept(moe: tuple[Checkpoint, Program]) -> None:
     everything = resident_bytes(moe)
     result = plan(*moe, memory=everything - 20 * MIB, context=1000, on=here())

@@ -63,7 +63,10 @@ def command(
             for owner, size in forecast.least_bytes_by_owner.items()
             if size
         )
-        click.echo(f"the least budget that works is {format_size_up(forecast.least_bytes)} ({owners})")
+        click.echo(
+            f"the least budget that works with a context of {forecast.least_context} tokens is "
+            f"{format_size_up(forecast.least_bytes)} ({owners})"
+        )
     if forecast.decode_tokens_per_second is None or forecast.prefill_tokens_per_second is None:
         click.echo("speed: unknown until `kamado bench --limits` has measured this machine")
     else:

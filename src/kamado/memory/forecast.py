@@ -60,12 +60,14 @@ class Plan:
     bytes_by_owner: dict[str, int]  # "weights", "experts", "kv", "scratch", "interpreter", "file_cache"
     memory_bytes: int  # what may be used
     memory_limited_by: str  # "budget", "machine" or a cgroup's path
-    least_bytes: int  # peak with the smallest useful context, in whole pages
+    least_bytes: int  # the least budget that works for the context that was asked for, else for `least_context`
     weight_bytes_per_token: int  # weights that one decoded token reads
     ops_per_token: int  # integer operations of one token, two a product, without attention
     decode_tokens_per_second: float | None = None  # estimate
     prefill_tokens_per_second: float | None = None  # estimate
     least_bytes_by_owner: Mapping[str, int] = field(default_factory=dict)
+    least_context: int = LEAST_CONTEXT  # tokens that `least_bytes` is for
+    shortest_bytes: int = 0  # the least budget for LEAST_CONTEXT tokens
     num_experts: int = 0  # in all layers together; 0: dense
     expert_bytes: int | None = None  # for slots and read buffers when experts are streamed; None: all are resident
     expert_slots: int = 0  # experts that are in memory at once, roughly when layers differ in size
@@ -110,12 +112,14 @@ class Plan:
         }.get(self.memory_limited_by, f"{self.memory_limited_by} has {format_size(self.memory_bytes)} to give")
         text = f"{self.model} needs {format_size(self.peak_bytes)} ({self.peak_bytes} bytes: "
         text += f"{_owners(self.bytes_by_owner)}) and {limit}"
-        if self.least_bytes <= self.memory_bytes:
-            text += f": load it with a smaller context than {self.context}"
-        else:
-            least = f" ({_owners(self.least_bytes_by_owner)})" if self.least_bytes_by_owner else ""
-            text += f": the least that works is {format_size_up(self.least_bytes)}{least}, with a context of "
-            text += f"{min(self.context, LEAST_CONTEXT)} tokens"
+        owners = f" ({_owners(self.least_bytes_by_owner)})" if self.least_bytes_by_owner else ""
+        text += f": the least that works is {format_size_up(self.least_bytes)}{owners}, with a context of "
+        text += f"{self.least_context} tokens"
+        if self.least_context > LEAST_CONTEXT:
+            if self.shortest_bytes <= self.memory_bytes:
+                text += f"; or load it with a smaller context than {self.least_context}"
+            else:
+                text += f", and {format_size_up(self.shortest_bytes)} with {LEAST_CONTEXT}"
         raise MemoryBudgetError(text)
 
 
@@ -177,7 +181,8 @@ def plan(
     if memory is not None:
         memory_bytes, limited_by = min((memory, "budget"), (on.memory_bytes, on.memory_limited_by))
     split = planner.best(memory_bytes, context)
-    least = planner.least(min(context or LEAST_CONTEXT, LEAST_CONTEXT, program.context_length))
+    shortest = planner.least(min(context or LEAST_CONTEXT, LEAST_CONTEXT, program.context_length))
+    least = shortest if context is None else planner.least(context)
     needs = planner.needs
     is_streamed = split.expert_bytes is not None
     expert_slots, miss_share = needs.num_experts, 0.0
@@ -219,6 +224,8 @@ def plan(
         decode_tokens_per_second=decode_speed,
         prefill_tokens_per_second=prefill_speed,
         least_bytes_by_owner=MappingProxyType(least.bytes_by_owner(needs)),
+        least_context=least.context,
+        shortest_bytes=shortest.peak_bytes(needs),
         num_experts=needs.num_experts,
         expert_bytes=split.expert_bytes,
         expert_slots=expert_slots,
