@@ -1,45 +1,47 @@
-// Slots: memory in size classes, least recently used first.
+// Slots: memory in size classes, and which of them is given up.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
+#include <utility>
 
 #include "executor/file.h"
 #include "kamado/experts.h"
 
 namespace kamado {
 
-Lru::Lru(int32_t num_slots) : links_(static_cast<size_t>(num_slots)) {}
+DecayedLfu::DecayedLfu(int32_t num_slots, int32_t num_records, int32_t num_ids)
+    : scores_(static_cast<size_t>(num_ids), -std::numeric_limits<double>::infinity()),
+      records_(static_cast<size_t>(num_slots), -1),
+      half_life_(kHalfLife * std::max(num_records, 1)) {}
 
-void Lru::use(int32_t slot) {
-  free(slot);
-  Link& link = links_[static_cast<size_t>(slot)];
-  link = {newest_, -1, true};
-  if (newest_ != -1) links_[static_cast<size_t>(newest_)].newer = slot;
-  newest_ = slot;
-  if (oldest_ == -1) oldest_ = slot;
+void DecayedLfu::use(int32_t slot, int32_t record) {
+  records_[static_cast<size_t>(slot)] = record;
+  double& score = scores_[static_cast<size_t>(record)];
+  const double time = static_cast<double>(++now_) / half_life_;
+  score = time + std::log2(1 + std::exp2(score - time));  // the sum of both powers
 }
 
-void Lru::free(int32_t slot) {
-  Link& link = links_[static_cast<size_t>(slot)];
-  if (!link.is_in) return;
-  (link.older == -1 ? oldest_ : links_[static_cast<size_t>(link.older)].newer) = link.newer;
-  (link.newer == -1 ? newest_ : links_[static_cast<size_t>(link.newer)].older) = link.older;
-  link = {};
+void DecayedLfu::free(int32_t slot) {
+  records_[static_cast<size_t>(slot)] = -1;
 }
 
-void Lru::move(int32_t from, int32_t to) {
-  free(to);
-  const Link link = links_[static_cast<size_t>(from)];
-  if (!link.is_in) return;
-  (link.older == -1 ? oldest_ : links_[static_cast<size_t>(link.older)].newer) = to;
-  (link.newer == -1 ? newest_ : links_[static_cast<size_t>(link.newer)].older) = to;
-  links_[static_cast<size_t>(to)] = link;
-  links_[static_cast<size_t>(from)] = {};
+void DecayedLfu::move(int32_t from, int32_t to) {
+  records_[static_cast<size_t>(to)] = std::exchange(records_[static_cast<size_t>(from)], -1);
 }
 
-int32_t Lru::victim(const std::vector<int32_t>& pins) const {
-  int32_t slot = oldest_;
-  while (slot != -1 && pins[static_cast<size_t>(slot)] > 0) slot = links_[static_cast<size_t>(slot)].newer;
-  return slot;
+int32_t DecayedLfu::victim(const std::vector<int32_t>& pins) const {
+  int32_t worst = -1;
+  double lowest = std::numeric_limits<double>::infinity();
+  for (size_t slot = 0; slot < records_.size(); ++slot) {
+    if (records_[slot] == -1 || pins[slot] > 0) continue;
+    const double score = scores_[static_cast<size_t>(records_[slot])];
+    if (score < lowest) {
+      lowest = score;
+      worst = static_cast<int32_t>(slot);
+    }
+  }
+  return worst;
 }
 
 size_t least_slot_bytes(const std::vector<SlotClass>& classes) {
@@ -80,6 +82,8 @@ void share_slots(std::vector<SlotClass>& classes, size_t bytes) {
 }
 
 SlotArena::SlotArena(const std::vector<SlotClass>& classes, uint8_t* memory) {
+  int32_t num_ids = 0;
+  for (const SlotClass& size : classes) num_ids += size.num_records;
   for (size_t c = 0; c < classes.size(); ++c) {
     const int32_t count = classes[c].num_slots;
     Class& size = classes_.emplace_back();
@@ -87,7 +91,7 @@ SlotArena::SlotArena(const std::vector<SlotClass>& classes, uint8_t* memory) {
     size.count = count;
     size.bytes = classes[c].slot_bytes;
     size.pins.assign(static_cast<size_t>(count), 0);
-    size.policy = std::make_unique<Lru>(count);
+    size.policy = std::make_unique<DecayedLfu>(count, classes[c].num_records, num_ids);
     for (int32_t i = 0; i < count; ++i) {
       slots_.push_back({memory, static_cast<int32_t>(c), i});
       memory += classes[c].slot_bytes;
@@ -110,7 +114,7 @@ int32_t SlotArena::acquire(int32_t size_class, int32_t record, int32_t* evicted)
   Slot& slot = slots_[static_cast<size_t>(size.first + index)];
   *evicted = slot.record;
   slot.record = record;
-  size.policy->use(index);
+  size.policy->use(index, record);
   return size.first + index;
 }
 
@@ -135,7 +139,7 @@ void SlotArena::orphan(int32_t id) {
 
 void SlotArena::use(int32_t id) {
   const Slot& slot = slots_[static_cast<size_t>(id)];
-  classes_[static_cast<size_t>(slot.size_class)].policy->use(slot.index);
+  classes_[static_cast<size_t>(slot.size_class)].policy->use(slot.index, slot.record);
 }
 
 void SlotArena::pin(int32_t id) {
