@@ -121,7 +121,7 @@ class LfuAging(Scored):
 
 
 class LfuDecay(Scored):
-    """Counts that halve every `half_life` accesses. Comparing logarithms at time 0 keeps all scores comparable."""
+    """Counts that halve every `half_life` operations. Comparing logarithms at time 0 keeps all scores comparable."""
 
     def __init__(self, half_life: float) -> None:
         super().__init__()
@@ -151,15 +151,15 @@ class Belady(Scored):
         return -uses[i] if i < len(uses) else -np.inf
 
 
-def policies(batches: Sequence[Batch], cycle: int) -> dict[str, Callable[[], Policy]]:
-    """All of them; `cycle` is the number of accesses of one token."""
+def policies(batches: Sequence[Batch], num_experts: int) -> dict[str, Callable[[], Policy]]:
+    """All of them. A decayed LFU's half-life is given in uses of an average expert; the executor's is 4."""
+    uses_in_operations = num_experts * len(batches) / max(1, sum(len(batch) for batch in batches))
     return {
         "LRU": Lru,
         "FIFO": Fifo,
         "LFU": Lfu,
         "LFUDA": LfuAging,
-        "decayed LFU, 16 tokens": lambda: LfuDecay(16 * cycle),
-        "decayed LFU, 128 tokens": lambda: LfuDecay(128 * cycle),
+        **{f"decayed LFU, {n} uses": lambda n=n: LfuDecay(n * uses_in_operations) for n in (0.5, 1, 2, 4, 8, 32)},
         "Belady": lambda: Belady(batches),
     }
 
@@ -299,7 +299,7 @@ def compare(options: argparse.Namespace) -> int:
     warm = len(batches) // 4
     results = []
     for num_slots, name in _slot_counts(options.shares, num_experts, int(trace["slots"])):
-        for policy_name, make in policies(batches, cycle).items():
+        for policy_name, make in policies(batches, num_experts).items():
             hits, misses = replay(batches, num_slots, make(), warm)
             rate = hits / max(1, hits + misses)
             results.append({"slots": num_slots, "share": name, "policy": policy_name, "hit_rate": rate})
