@@ -76,7 +76,8 @@ Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const 
                                                                   options.num_readers,
                                                                   options.direct_io,
                                                                   options.verify_slots,
-                                                                  {}});
+                                                                  {},
+                                                                  options.packed});
   }
   if (stream != nullptr && !program.is_ahead.empty()) ahead = AheadControl(options.look_ahead);
   weights = load_weights(program, *kernels.linear, pool, stream != nullptr, progress);
@@ -367,6 +368,7 @@ ExpertLedger Executor::ledger() const {
   ledger.total_bytes = stream.total_bytes();
   ledger.least_bytes = stream.least_bytes();
   ledger.record_bytes = stream.record_bytes();
+  ledger.is_packed = stream.is_packed();
   ledger.is_direct = stream.readers().is_direct();
   ledger.num_readers = stream.readers().num_threads();
   ledger.busy_seconds = stream.readers().busy_seconds();
@@ -387,6 +389,16 @@ int32_t Executor::routing_columns() const {
 
 void Executor::drop_file_cache() const {
   kamado::drop_file_cache(impl_->program);
+}
+
+void Executor::shrink_experts(uint64_t bytes) {
+  if (impl_->stream == nullptr) refuse("the experts are resident");
+  impl_->stream->shrink(static_cast<size_t>(bytes));
+}
+
+void Executor::delay_reads_for_test(int32_t milliseconds) {
+  if (impl_->stream == nullptr) refuse("the experts are resident");
+  impl_->stream->delay_reads_for_test(milliseconds);
 }
 
 void Executor::swap_slots_for_test(int32_t layer, int32_t a, int32_t b) {

@@ -267,7 +267,14 @@ def make_plan(*, context=1024, kv_tokens=None, max_rows=64, max_logit_rows=16) -
 
 
 def make_model(
-    executor: FakeExecutor | None = None, *, tokenizer="bytes", template=CHATML, sampling=None, max_sequences=64, **plan
+    executor: FakeExecutor | None = None,
+    *,
+    tokenizer="bytes",
+    template=CHATML,
+    sampling=None,
+    max_sequences=64,
+    before_step=None,
+    **plan,
 ) -> Model:
     plan = make_plan(**plan)
     executor = executor or FakeExecutor(kv_tokens=plan.kv_tokens, max_sequences=max_sequences)
@@ -290,6 +297,7 @@ def make_model(
         tokenizer=ByteTokenizer() if tokenizer == "bytes" else tokenizer,
         cancelled_error=FakeCancelled,
         max_sequences=max_sequences,
+        before_step=before_step,
     )
 
 

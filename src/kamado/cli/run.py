@@ -16,6 +16,7 @@ from .options import (
     given,
     load_options,
     model_argument,
+    packed_option,
     read_prompt,
     sampling_options,
     stats_options,
@@ -35,6 +36,7 @@ from .terminal import note
 @stats_options
 @sampling_options
 @load_options
+@packed_option
 def command(
     model: str,
     prompt: tuple[str, ...],

@@ -63,6 +63,7 @@ class Model:
         cancelled_error: type[BaseException],
         max_sequences: int = MAX_SEQUENCES,
         watch: BudgetWatch | None = None,
+        before_step: Callable[[], None] | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
@@ -79,6 +80,7 @@ class Model:
             max_live=MAX_LIVE,
             cancelled_error=cancelled_error,
             after_rows=(plan.context, self._watch.forget_files) if self._watch.files else None,
+            before_step=before_step,
         )
         self._finalizer = weakref.finalize(self, self._scheduler.close)  # also at interpreter exit
 
