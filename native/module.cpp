@@ -112,14 +112,11 @@ class PyExecutor {
 PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows, int32_t max_logit_rows,
                  int64_t max_kv_tokens, int32_t max_sequences, const std::string& kv, std::optional<std::string> tier,
                  const std::optional<nb::callable>& progress, std::optional<uint64_t> expert_bytes, int32_t num_readers,
-                 const std::string& direct_io, bool verify_slots, const std::string& look_ahead,
-                 const std::optional<std::string>& packed_path, std::vector<uint64_t> packed_offsets,
-                 std::vector<uint64_t> packed_checksums) {
+                 const std::string& direct_io, bool verify_slots, const std::string& look_ahead) {
   if (kv != "f32" && kv != "f16") throw std::invalid_argument("kv must be \"f32\" or \"f16\", got \"" + kv + "\"");
-  kamado::ExecutorOptions options{
+  const kamado::ExecutorOptions options{
       num_threads,     max_rows,     max_logit_rows, max_kv_tokens,           max_sequences, kv == "f16",
       std::move(tier), expert_bytes, num_readers,    direct_io_of(direct_io), verify_slots,  look_ahead_of(look_ahead)};
-  if (packed_path) options.packed = {*packed_path, std::move(packed_offsets), std::move(packed_checksums)};
   kamado::Program program = builder.finish();
   const auto report = [&progress](uint64_t done, uint64_t total) {
     const nb::gil_scoped_acquire gil;
@@ -210,7 +207,6 @@ nb::dict ledger(const PyExecutor& self) {
   result["least_expert_bytes"] = from.least_bytes;
   result["expert_record_bytes"] = from.record_bytes;
   result["direct_io"] = from.is_direct;
-  result["packed"] = from.is_packed;
   result["readers"] = from.num_readers;
   result["busy_seconds"] = from.busy_seconds;
   return result;
@@ -237,24 +233,6 @@ int64_t packed_bytes(int32_t layout, int64_t rows, int64_t cols) {
   }
   const int64_t tiles = (rows + kamado::kTileRows - 1) / kamado::kTileRows;
   return tiles * static_cast<int64_t>(kamado::packed_tile_bytes(kind, cols));
-}
-
-void pack_matrix(int32_t layout, int64_t rows, int64_t cols, const Array<uint8_t>& stored,
-                 const nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& out) {
-  const int64_t wanted = packed_bytes(layout, rows, cols);
-  const auto kind = static_cast<kamado::Layout>(layout);
-  if (rows > INT32_MAX || cols > INT32_MAX || out.size() != static_cast<size_t>(wanted) ||
-      stored.size() != kamado::row_bytes(kind, cols) * static_cast<size_t>(rows)) {
-    throw std::invalid_argument(std::to_string(rows) + " x " + std::to_string(cols) + " values in " +
-                                std::to_string(stored.size()) + " bytes, packed into " + std::to_string(out.size()));
-  }
-  const nb::gil_scoped_release release;
-  kamado::pack_matrix(kind, stored.data(), static_cast<int32_t>(rows), static_cast<int32_t>(cols), out.data());
-}
-
-uint64_t checksum(const Array<uint8_t>& data) {
-  const nb::gil_scoped_release release;
-  return kamado::checksum(data.data(), data.size());
 }
 
 std::vector<std::string> tiers() {
@@ -357,9 +335,7 @@ void bind_builder(nb::module_& m) {
           "x"_a, "weight"_a, "bias"_a.none(), "scale"_a, "softcap"_a)
       .def("build", &build, "num_threads"_a, "max_rows"_a, "max_logit_rows"_a, "max_kv_tokens"_a, "max_sequences"_a,
            "kv"_a, "tier"_a.none() = nb::none(), "progress"_a.none() = nb::none(), "expert_bytes"_a.none() = nb::none(),
-           "num_readers"_a = 4, "direct_io"_a = "auto", "verify_slots"_a = false, "look_ahead"_a = "auto",
-           "packed_path"_a.none() = nb::none(), "packed_offsets"_a = std::vector<uint64_t>(),
-           "packed_checksums"_a = std::vector<uint64_t>());
+           "num_readers"_a = 4, "direct_io"_a = "auto", "verify_slots"_a = false, "look_ahead"_a = "auto");
 }
 
 void bind_executor(nb::module_& m) {
@@ -449,9 +425,6 @@ NB_MODULE(_native, m) {
   m.def("active_tier", [] { return std::string(kamado::best_table().tier); });
   m.def("dequantize", &dequantize, "layout"_a, "data"_a.noconvert(), "num_values"_a);
   m.def("packed_bytes", &packed_bytes, "layout"_a, "rows"_a, "cols"_a);
-  m.def("pack_matrix", &pack_matrix, "layout"_a, "rows"_a, "cols"_a, "stored"_a.noconvert(), "out"_a.noconvert());
-  m.def("checksum", &checksum, "data"_a.noconvert());
-  m.attr("PACKED_VERSION") = kamado::kPackedVersion;
   m.def("available_cpus", &kamado::available_cpus);
   m.def("measure_bandwidth", &kamado::measure_bandwidth, "num_threads"_a, "megabytes"_a, "seconds"_a,
         nb::call_guard<nb::gil_scoped_release>());

@@ -19,11 +19,9 @@ from native_programs import VOCAB, moe, random_tokens, step
 
 from kamado import _native
 from kamado import program as p
-from kamado.checkpoint.packed import PackedFile, find_packed, pack_experts
-from kamado.checkpoint.types import Checkpoint, Layout
+from kamado.checkpoint.types import Layout
 from kamado.errors import MemoryBudgetError
 from kamado.lower import build_executor
-from kamado.memory.sizes import expert_records
 
 TOKENS = random_tokens(200)
 PROGRAMS: dict[str, Callable[[Path], p.Program]] = {
@@ -92,19 +90,6 @@ def tiny(tmp_path: Path) -> p.Program:
     return moe(tmp_path / "weights.bin")
 
 
-def packed_of(program: p.Program) -> PackedFile:
-    """The program's experts in a side file."""
-    records = expert_records(program)
-    path = records[0][0].file
-    checkpoint = Checkpoint(path, (path,), "gguf", "test", {}, {}, None, None)
-    found = find_packed(checkpoint, records)
-    if found is None:
-        pack_experts(checkpoint, records)
-        found = find_packed(checkpoint, records)
-        assert found is not None
-    return found
-
-
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -117,11 +102,11 @@ def totals(executor: Any) -> dict[str, float]:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.floats(0, 1.2), st.integers(1, 3), st.lists(st.integers(1, 120), max_size=4), st.integers(1, 6),
-    st.sampled_from(["auto", "off"]), st.sampled_from(["off", "on", "auto"]), st.booleans(), st.booleans(),
+    st.sampled_from(["auto", "off"]), st.sampled_from(["off", "on", "auto"]), st.booleans(),
 )  # fmt: skip
 def test_the_budget_changes_no_bit(
     program: p.Program, expected: bytes, least_bytes: int, budget: float, threads: int, chunks: list[int],
-    readers: int, direct_io: str, look_ahead: str, verify: bool, is_packed: bool,
+    readers: int, direct_io: str, look_ahead: str, verify: bool,
 ) -> None:  # fmt: skip
     experts = sum(ref.nbytes for op in program.ops if isinstance(op, p.Experts) for ref in (*op.gate, *op.up, *op.down))
     while sum(chunks) > 190:
@@ -129,7 +114,6 @@ def test_the_budget_changes_no_bit(
     executor = build(
         program, expert_bytes=least_bytes + int(budget * experts), num_threads=threads, num_readers=readers,
         direct_io=direct_io, look_ahead=look_ahead, verify_slots=verify,
-        packed=packed_of(program) if is_packed else None,
     )  # fmt: skip
     for _ in range(2):  # from empty slots, then from what is left in them
         got = run(executor, chunks)
@@ -137,11 +121,7 @@ def test_the_budget_changes_no_bit(
     ledger = executor.ledger()
     assert not ledger["resident"]
     assert ledger["slot_bytes"] <= ledger["expert_bytes"] <= least_bytes + int(budget * experts)
-    assert ledger["packed"] == is_packed
-    if is_packed:  # no read buffers
-        assert ledger["least_expert_bytes"] <= least_bytes
-    else:
-        assert ledger["least_expert_bytes"] == least_bytes
+    assert ledger["least_expert_bytes"] == least_bytes
 
 
 @pytest.mark.parametrize("tier", _native.tiers())
@@ -293,13 +273,9 @@ def test_a_replaced_file_changes_nothing(tiny: p.Program, tmp_path: Path) -> Non
     assert run(executor, [40]) == expected
 
 
-@pytest.mark.parametrize("is_packed", [False, True])
-def test_shrinking_changes_no_bit(program: p.Program, expected: bytes, least_bytes: int, is_packed: bool) -> None:
+def test_shrinking_changes_no_bit(program: p.Program, expected: bytes, least_bytes: int) -> None:
     experts = sum(ref.nbytes for op in program.ops if isinstance(op, p.Experts) for ref in (*op.gate, *op.up, *op.down))
-    executor = build(
-        program, expert_bytes=least_bytes + 2 * experts, verify_slots=True,
-        packed=packed_of(program) if is_packed else None,
-    )  # fmt: skip
+    executor = build(program, expert_bytes=least_bytes + 2 * experts, verify_slots=True)
     assert run(executor, [90]) == expected[: 96 * VOCAB * 4]
     full = executor.ledger()
     for share in (0.6, 0.3, 0.0):
@@ -341,12 +317,11 @@ def test_shrinking_keeps_what_was_used_last_and_gives_memory_back(tmp_path: Path
     assert first.tobytes() == second.tobytes()
 
 
-@pytest.mark.parametrize("is_packed", [False, True])
-def test_a_slow_read_does_not_hold_up_a_cancel(tmp_path: Path, is_packed: bool) -> None:
+def test_a_slow_read_does_not_hold_up_a_cancel(tmp_path: Path) -> None:
     """Reads that take far longer than the test waits; what they bring later is nobody's."""
     program = moe(tmp_path / "weights.bin")
     expected = run(build(program), [60])
-    executor = build(program, expert_bytes=least(program), packed=packed_of(program) if is_packed else None)
+    executor = build(program, expert_bytes=least(program))
     executor.delay_reads_for_test(20_000)
     sequence = executor.create_sequence()
     for interrupt, error in (
@@ -365,7 +340,7 @@ def test_a_slow_read_does_not_hold_up_a_cancel(tmp_path: Path, is_packed: bool) 
     begin = time.monotonic()
     executor.close()
     assert time.monotonic() - begin < 10
-    executor = build(program, expert_bytes=least(program), packed=packed_of(program) if is_packed else None)
+    executor = build(program, expert_bytes=least(program))
     executor.delay_reads_for_test(300)
     timer = threading.Timer(0.05, executor.cancel)
     timer.start()

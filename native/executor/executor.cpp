@@ -76,8 +76,7 @@ Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const 
                                                                   options.num_readers,
                                                                   options.direct_io,
                                                                   options.verify_slots,
-                                                                  {},
-                                                                  options.packed});
+                                                                  {}});
   }
   if (stream != nullptr && !program.is_ahead.empty()) ahead = AheadControl(options.look_ahead);
   weights = load_weights(program, *kernels.linear, pool, stream != nullptr, progress);
@@ -368,7 +367,6 @@ ExpertLedger Executor::ledger() const {
   ledger.total_bytes = stream.total_bytes();
   ledger.least_bytes = stream.least_bytes();
   ledger.record_bytes = stream.record_bytes();
-  ledger.is_packed = stream.is_packed();
   ledger.is_direct = stream.readers().is_direct();
   ledger.num_readers = stream.readers().num_threads();
   ledger.busy_seconds = stream.readers().busy_seconds();

@@ -124,17 +124,7 @@ void SlotArena::free(int32_t id) {
   slot.record = -1;
   size.pins[static_cast<size_t>(slot.index)] = 0;
   size.policy->free(slot.index);
-  if (slot.index < size.count) {
-    size.free.push_back(slot.index);
-  } else {  // a read was still going into it when the class shrank
-    give_back(slot.data, size.bytes);
-  }
-}
-
-void SlotArena::orphan(int32_t id) {
-  Slot& slot = slots_[static_cast<size_t>(id)];
-  slot.record = -1;
-  classes_[static_cast<size_t>(slot.size_class)].policy->free(slot.index);
+  size.free.push_back(slot.index);
 }
 
 void SlotArena::use(int32_t id) {
@@ -163,13 +153,9 @@ void SlotArena::shrink(const std::vector<SlotClass>& classes, const std::functio
     const int32_t before = size.count, after = classes[c].num_slots;
     if (after >= before) continue;
     const auto slot_of = [&](int32_t index) -> Slot& { return slots_[static_cast<size_t>(size.first + index)]; };
-    int32_t num_used = 0, num_orphans = 0;  // orphans below `after` keep their slots
-    for (int32_t i = 0; i < before; ++i) {
-      const bool is_used = slot_of(i).record != -1;
-      if (is_used) ++num_used;
-      if (!is_used && i < after && size.pins[static_cast<size_t>(i)] > 0) ++num_orphans;
-    }
-    for (; num_used + num_orphans > after; --num_used) {
+    int32_t num_used = 0;
+    for (int32_t i = 0; i < before; ++i) num_used += slot_of(i).record != -1 ? 1 : 0;
+    for (; num_used > after; --num_used) {
       const int32_t index = size.policy->victim(size.pins);
       if (index == -1) throw std::logic_error("slots are in use");
       moved(slot_of(index).record, -1);
@@ -188,13 +174,8 @@ void SlotArena::shrink(const std::vector<SlotClass>& classes, const std::functio
       size.policy->move(i, index);
       moved(to.record, size.first + index);
     }
-    // In one piece where no read is in the way, so that huge pages go back whole.
-    for (int32_t i = after; i < before;) {
-      int32_t end = i;
-      while (end < before && size.pins[static_cast<size_t>(end)] == 0) ++end;
-      if (end > i) give_back(slot_of(i).data, static_cast<size_t>(end - i) * size.bytes);
-      i = end + 1;
-    }
+    // In one piece, so that huge pages go back whole.
+    give_back(slot_of(after).data, static_cast<size_t>(before - after) * size.bytes);
   }
 }
 

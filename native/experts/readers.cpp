@@ -20,9 +20,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // At least what any common device wants; STATX_DIOALIGN may ask for more.
-constexpr size_t kReadAlign = kSlotAlign;
-// Of one call: what is read of a record when the readers are to end is waited for.
-constexpr size_t kMostBytesACall = size_t{8} << 20;
+constexpr size_t kReadAlign = 4096;
 
 // What direct reads of a file must be aligned to; 0: it has none.
 size_t direct_alignment(int fd) {
@@ -101,7 +99,7 @@ Readers::Readers(std::vector<std::shared_ptr<const File>> files, int32_t num_thr
   // A head moves on before its queue is emptied: twice the requests never move memory more than once a request.
   urgent_.reserve(2 * max_requests);
   idle_.reserve(2 * max_requests);
-  arrivals_.reserve(std::max(static_cast<size_t>(buffers.count), max_requests + static_cast<size_t>(num_threads)));
+  arrivals_.reserve(static_cast<size_t>(buffers.count));
   for (int32_t i = 0; i < buffers.count; ++i) free_buffers_.push_back(i);
   try {
     for (int32_t i = 0; i < num_threads; ++i) {
@@ -164,7 +162,6 @@ bool Readers::wait(std::chrono::milliseconds timeout) {
 }
 
 void Readers::release(int32_t buffer) {
-  if (buffer < 0) return;
   {
     const std::lock_guard lock(mutex_);
     if (buffer >= num_buffers_) {
@@ -186,14 +183,12 @@ void Readers::keep_buffers(int32_t count) {
   });
 }
 
-size_t Readers::forget(int32_t record) {
+void Readers::forget(int32_t record) {
   const std::lock_guard lock(mutex_);
   const auto is_of = [record](const ReadRequest& request) { return record == -1 || request.record == record; };
-  const size_t before = urgent_.size() + idle_.size();
   urgent_.erase(std::remove_if(urgent_.begin() + static_cast<std::ptrdiff_t>(urgent_head_), urgent_.end(), is_of),
                 urgent_.end());
   idle_.erase(std::remove_if(idle_.begin() + static_cast<std::ptrdiff_t>(idle_head_), idle_.end(), is_of), idle_.end());
-  return before - urgent_.size() - idle_.size();
 }
 
 void Readers::hurry(int32_t record) {
@@ -234,23 +229,18 @@ void Readers::work() {
   std::unique_lock lock(mutex_);
   for (;;) {
     has_work_.wait(lock, [this] {
-      return stop_ || ((!free_buffers_.empty() || buffers_.count == 0) &&
-                       (urgent_head_ < urgent_.size() || idle_head_ < idle_.size()));
+      return stop_ || (!free_buffers_.empty() && (urgent_head_ < urgent_.size() || idle_head_ < idle_.size()));
     });
     if (stop_) return;
     ReadArrival arrival{};
     if (!pop(urgent_, urgent_head_, &arrival.request)) pop(idle_, idle_head_, &arrival.request);
-    arrival.buffer = -1;
-    uint8_t* into = arrival.request.target;
-    if (into == nullptr) {
-      arrival.buffer = free_buffers_.back();
-      free_buffers_.pop_back();
-      into = buffers_.data + static_cast<size_t>(arrival.buffer) * buffers_.bytes;
-    }
+    arrival.buffer = free_buffers_.back();
+    free_buffers_.pop_back();
     const Clock::time_point begin = Clock::now();
     if (num_reading_++ == 0) busy_since_ = begin;
     lock.unlock();
-    arrival.error = read(arrival.request, into, &arrival.data);
+    arrival.error =
+        read(arrival.request, buffers_.data + static_cast<size_t>(arrival.buffer) * buffers_.bytes, &arrival.data);
     lock.lock();
     const Clock::time_point end = Clock::now();
     arrival.seconds = std::chrono::duration<double>(end - begin).count();
@@ -270,9 +260,7 @@ int32_t Readers::read(const ReadRequest& request, uint8_t* buffer, const uint8_t
     error = read_from(source, false, request, buffer, data);
   }
   // A file that was changed may have been read half old and half new, whatever pread said.
-  if (!source.file->is_unchanged()) return ESTALE;
-  if (error == 0 && request.checksum != 0 && checksum(*data, request.bytes) != request.checksum) return EBADMSG;
-  return error;
+  return source.file->is_unchanged() ? error : ESTALE;
 }
 
 int32_t Readers::read_from(const Source& source, bool is_direct, const ReadRequest& request, uint8_t* buffer,
@@ -283,10 +271,9 @@ int32_t Readers::read_from(const Source& source, bool is_direct, const ReadReque
   const size_t count = is_direct ? align_up(wanted, kReadAlign) : wanted;
   size_t got = 0;
   while (got < wanted) {
-    if (stop_) return ECANCELED;
-    const size_t most = std::min(count - got, kMostBytesACall);
     const auto offset = static_cast<off_t>(begin + got);
-    const ssize_t part = read_ ? read_(fd, buffer + got, most, offset) : ::pread(fd, buffer + got, most, offset);
+    const ssize_t part =
+        read_ ? read_(fd, buffer + got, count - got, offset) : ::pread(fd, buffer + got, count - got, offset);
     if (part < 0 && errno == EINTR) continue;
     if (part < 0) return errno;
     if (part == 0) return EIO;  // the file ended before

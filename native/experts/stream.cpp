@@ -22,7 +22,6 @@ constexpr size_t kPackItemBytes = size_t{64} << 10;
 // Rows computed between two looks at what has arrived, while reads are under way.
 constexpr int32_t kRowsWhileReading = 16;
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kPackedQueue = 16;                    // records that wait for a reader; each holds a slot
 constexpr auto kWait = std::chrono::milliseconds(10);  // between two looks at the cancel flag
 
 double seconds_since(Clock::time_point begin) {
@@ -63,7 +62,7 @@ constexpr uint64_t kHashSeed = 0xcbf29ce484222325u;
 }  // namespace
 
 ExpertStream::ExpertStream(const Program& program, const LinearKernels& kernels, const Options& options)
-    : program_(program), kernels_(kernels), verify_slots_(options.verify_slots), packed_(options.packed) {
+    : program_(program), kernels_(kernels), verify_slots_(options.verify_slots) {
   std::map<size_t, int32_t> class_of;  // slot bytes -> size class
   std::map<const File*, int32_t> file_of;
   std::map<int32_t, int32_t> top_ks;  // logits buffer -> top_k
@@ -116,15 +115,10 @@ ExpertStream::ExpertStream(const Program& program, const LinearKernels& kernels,
   if (layers_.empty()) throw std::invalid_argument("expert_bytes is given, but the program has no experts");
   for (SlotClass& size : classes) size.least = std::min(size.least, size.num_records);
 
-  if (is_packed()) {
-    files_ = {std::make_shared<const File>(packed_.path)};
-    check_packed();
-    most_requests = 1;
-  }
   int32_t most_picks = 0;
   for (const Layer& layer : layers_) most_picks = std::max(most_picks, layer.top_k);
-  // As many buffers as help: all experts of a row, and some to read into meanwhile. Packed records need none.
-  buffer_bytes_ = is_packed() ? 0 : Readers::buffer_bytes(largest_request);
+  // As many buffers as help: all experts of a row, and some to read into meanwhile.
+  buffer_bytes_ = Readers::buffer_bytes(largest_request);
   most_buffers_ = std::min<size_t>(static_cast<size_t>(most_picks) * most_requests, 24) +
                   static_cast<size_t>(std::max(options.num_readers, 1));
   least_slot_bytes_ = least_slot_bytes(classes);
@@ -141,8 +135,8 @@ ExpertStream::ExpertStream(const Program& program, const LinearKernels& kernels,
   memory_ = std::make_unique<Memory>(total_bytes_);
   arena_ = std::make_unique<SlotArena>(classes, memory_->data() + for_buffers);
 
-  queue_target_ = is_packed() ? kPackedQueue : 4 * num_buffers;
-  max_look_ahead_ = is_packed() ? most_picks : static_cast<int32_t>(num_buffers / most_requests);
+  queue_target_ = 4 * num_buffers;
+  max_look_ahead_ = static_cast<int32_t>(num_buffers / most_requests);
   const size_t max_requests = queue_target_ + most_requests * (1 + static_cast<size_t>(max_look_ahead_));
   readers_ = std::make_unique<Readers>(
       files_, options.num_readers, options.direct_io,
@@ -151,35 +145,16 @@ ExpertStream::ExpertStream(const Program& program, const LinearKernels& kernels,
   needs_.resize(static_cast<size_t>(most_experts));
   computed_.resize(static_cast<size_t>(most_experts));
   batch_.experts.reserve(static_cast<size_t>(most_experts));
-  batch_.pieces.reserve(std::max<size_t>(num_buffers, 1));
+  batch_.pieces.reserve(num_buffers);
   batch_.items_end.reserve(num_buffers);
-  items_left_ = std::make_unique<std::atomic<int32_t>[]>(std::max<size_t>(num_buffers, 1));
+  items_left_ = std::make_unique<std::atomic<int32_t>[]>(num_buffers);
   ahead_.reserve(static_cast<size_t>(std::max(max_look_ahead_, 1)));
   kept_.reserve(static_cast<size_t>(most_picks));
 }
 
 // A sixteenth of the budget, as long as more help.
 size_t ExpertStream::choose_buffers(size_t bytes) const {
-  if (is_packed()) return 0;
   return std::clamp(std::min(bytes / 16, bytes - least_slot_bytes_) / buffer_bytes_, size_t{2}, most_buffers_);
-}
-
-// The side file fits this program when its records lie within it, whole and aligned; whether they are the right bytes,
-// the checksums tell.
-void ExpertStream::check_packed() const {
-  const uint64_t size = files_[0]->size();
-  if (packed_.offsets.size() != records_.size() || packed_.checksums.size() != records_.size()) {
-    throw std::invalid_argument(packed_.path + ": has " + std::to_string(packed_.offsets.size()) + " records for " +
-                                std::to_string(records_.size()) + " experts");
-  }
-  for (size_t i = 0; i < records_.size(); ++i) {
-    const uint64_t offset = packed_.offsets[i];
-    const uint64_t bytes = classes_[static_cast<size_t>(records_[i].size_class)].slot_bytes;
-    if (offset % kSlotAlign != 0 || offset > size || bytes > size - offset || packed_.checksums[i] == 0) {
-      throw std::invalid_argument(packed_.path + ": the record of " + name_of(records_[i]) + " at byte " +
-                                  std::to_string(offset) + " is none");
-    }
-  }
 }
 
 ExpertStream::~ExpertStream() {
@@ -198,16 +173,6 @@ bool ExpertStream::start(Record& record, bool is_urgent) {
   record.slot = slot;
   record.ticket = ++next_ticket_;
   record.requests_left = 0;
-  if (is_packed()) {
-    uint8_t* const data = arena_->data(slot);
-    for (int p = 0; p < 3; ++p) record.matrices[p].data = data + record.slot_offsets[p];
-    const auto at = static_cast<size_t>(id);
-    readers_->submit({0, packed_.offsets[at], classes_[static_cast<size_t>(record.size_class)].slot_bytes, id, 0, 0, 0,
-                      record.ticket, data, slot, record.is_checked ? 0 : packed_.checksums[at]},
-                     is_urgent);
-    record.requests_left = 1;
-    return true;
-  }
   for (int p = 0; p < 3; ++p) {
     const Part& part = record.parts[p];
     const MatrixSpec& spec = program_.matrices[static_cast<size_t>(part.matrix)];
@@ -224,25 +189,14 @@ bool ExpertStream::start(Record& record, bool is_urgent) {
   return true;
 }
 
-// Forgets a record whose reads are not complete. A read into its slot that has begun, or has ended and was not looked
-// at, comes in with another ticket than the record's: then the slot is free.
+// Forgets a record whose reads are not complete. A read that has begun, or has ended and was not looked at, comes in
+// with another ticket than the record's.
 void ExpertStream::drop(Record& record) {
-  const size_t num_forgotten = readers_->forget(static_cast<int32_t>(&record - records_.data()));
-  if (is_packed() && num_forgotten == 0) {
-    arena_->orphan(record.slot);
-  } else {
-    arena_->free(record.slot);
-  }
+  readers_->forget(static_cast<int32_t>(&record - records_.data()));
+  arena_->free(record.slot);
   record.slot = -1;
   record.requests_left = 0;
   record.ticket = 0;
-}
-
-// One of its reads has ended and is in the slot.
-void ExpertStream::complete(Record& record) {
-  if (--record.requests_left > 0) return;
-  needs_[static_cast<size_t>(record.expert)] = Need::kReady;
-  --num_expected_;
 }
 
 void ExpertStream::begin(int32_t layer, const int32_t* expert_begin) {
@@ -344,22 +298,11 @@ bool ExpertStream::collect() {
     if (arrival.error == 0) ledger.bytes_read += static_cast<int64_t>(arrival.request.bytes);
     if (record.ticket != arrival.request.ticket) {
       readers_->release(arrival.buffer);
-      if (is_packed()) arena_->free(arrival.request.slot);
       continue;
     }
     if (arrival.error != 0) {
       readers_->release(arrival.buffer);
-      if (is_packed()) {  // nothing is on its way into the slot any more
-        arena_->free(record.slot);
-        record.slot = -1;
-        record.requests_left = 0;
-      }
       fail(arrival);
-    }
-    if (is_packed()) {
-      record.is_checked = true;
-      complete(record);
-      continue;
     }
     const MatrixSpec& spec = program_.matrices[static_cast<size_t>(record.parts[arrival.request.part].matrix)];
     const int32_t step = tiles_a_pack_item(spec);
@@ -412,7 +355,10 @@ void ExpertStream::end_batch() {
   }
   wave_left_ -= static_cast<int32_t>(batch_.experts.size());
   for (const ReadArrival& piece : batch_.pieces) {
-    complete(records_[static_cast<size_t>(piece.request.record)]);
+    Record& record = records_[static_cast<size_t>(piece.request.record)];
+    if (--record.requests_left > 0) continue;
+    needs_[static_cast<size_t>(record.expert)] = Need::kReady;
+    --num_expected_;
   }
   batch_.experts.clear();
   batch_.pieces.clear();
@@ -450,8 +396,8 @@ void ExpertStream::pack(int32_t item) {
 
 void ExpertStream::look_ahead(int32_t layer, const int32_t* experts, int32_t count) {
   const int32_t first = layers_[static_cast<size_t>(layer)].first;
-  // What is there already was used a whole token ago, so it is among the oldest: it must not be given up for the others
-  // that the same row wants. Without this a token read 1.03 to 1.05 times what an ideal LRU reads.
+  // What is there already must not be given up for the others that the same row wants. Without this a token read 1.03
+  // to 1.05 times what the replacement policy alone reads (measured when it was LRU).
   for (int32_t i = 0; i < count; ++i) {
     const Record& record = records_[static_cast<size_t>(first + experts[i])];
     if (record.slot == -1) continue;
@@ -494,10 +440,7 @@ void ExpertStream::shrink(size_t bytes) {
                                 "operation and their read buffers take " + std::to_string(least_bytes_));
   }
   ReadArrival arrival;  // what an abandoned step left
-  while (readers_->take(&arrival, 1) == 1) {
-    readers_->release(arrival.buffer);
-    if (is_packed()) arena_->free(arrival.request.slot);
-  }
+  while (readers_->take(&arrival, 1) == 1) readers_->release(arrival.buffer);
   const size_t num_buffers = choose_buffers(bytes);
   readers_->keep_buffers(static_cast<int32_t>(num_buffers));
   share_slots(classes_, bytes - num_buffers * buffer_bytes_);
@@ -547,11 +490,7 @@ void ExpertStream::fail(const ReadArrival& arrival) const {
   const Record& record = records_[static_cast<size_t>(request.record)];
   const std::string& path = files_[static_cast<size_t>(request.file)]->path();
   std::string what = path + ": ";
-  if (arrival.error == EBADMSG) {
-    what +=
-        "is damaged: a record has another checksum than when it was packed; pack the model again, or remove the "
-        "file (at ";
-  } else if (arrival.error == ESTALE) {
+  if (arrival.error == ESTALE) {
     what += "was changed while it is in use; it must be loaded again (at ";
   } else if (arrival.error == EIO) {
     what += "cannot be read, or ends too early (at ";

@@ -27,8 +27,6 @@ from .errors import (
     ModelChangedError,
     ModelNotFoundError,
     NativeError,
-    PackedFileError,
-    PackedFileWarning,
     TemplateError,
     TokenizerError,
     UnsupportedError,
@@ -66,8 +64,6 @@ __all__ = [
     "ModelChangedError",
     "ModelNotFoundError",
     "NativeError",
-    "PackedFileError",
-    "PackedFileWarning",
     "Perplexity",
     "Piece",
     "Plan",
@@ -106,7 +102,6 @@ def load(
     max_logit_rows: int | None = None,
     tier: str | None = None,
     trace: str | Path | None = None,
-    packed: str | Path | bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Loads a model: a GGUF file, a safetensors directory, or a name in the store such as "smollm2:135m".
@@ -124,8 +119,6 @@ def load(
     max_logit_rows  rows that `logits` may return; None: 32 MiB of them, 16 at the least
     tier      lowers the kernels' instruction set, e.g. "avx2"; None: the best that this processor has
     trace     a file to write the steps to, for Perfetto (ui.perfetto.dev)
-    packed    where streamed experts are read from: a file that `kamado pack` wrote, or False for the model's own; None:
-              the packed file beside the model if there is one (PackedFileWarning when it is none of this model's)
     progress  called with (done bytes, total bytes) while weights are packed; an exception it raises stops the load
 
     Nothing is downloaded: `kamado pull NAME` does that. Raises ModelNotFoundError, CheckpointError and its kinds for a
@@ -148,7 +141,6 @@ def load(
         max_logit_rows=max_logit_rows,
         tier=tier,
         trace=trace,
-        packed=packed,
         progress=progress,
     )
 

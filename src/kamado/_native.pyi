@@ -28,14 +28,6 @@ def dequantize(layout: int, data: NDArray[np.uint8], num_values: int) -> NDArray
 def packed_bytes(layout: int, rows: int, cols: int) -> int:
     """Bytes of a matrix once it is packed, resident or in a slot."""
 
-PACKED_VERSION: int  # of the format of packed tiles and slots
-
-def pack_matrix(layout: int, rows: int, cols: int, stored: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """Packs the file's bytes of a matrix into `packed_bytes` bytes, as a slot holds it (GIL released)."""
-
-def checksum(data: NDArray[np.uint8]) -> int:
-    """64 bits that tell damaged bytes, never 0 (GIL released)."""
-
 def available_cpus() -> int:
     """Processors this process may use: affinity and cgroup quota considered."""
 
@@ -115,9 +107,6 @@ class Builder:
         direct_io: str = "auto",
         verify_slots: bool = False,
         look_ahead: str = "auto",
-        packed_path: str | None = None,
-        packed_offsets: Sequence[int] = (),
-        packed_checksums: Sequence[int] = (),
     ) -> Executor:
         """Packs all weights (GIL released; `progress(done_bytes, total_bytes)` is called from this thread at most
         every 50 ms; an exception it raises stops the build). kv is "f32" or "f16".
@@ -127,8 +116,6 @@ class Builder:
         O_DIRECT where the file system takes it, else buffered, dropping what reads leave in the page cache; "on"
         insists, "off" never does. look_ahead reads what the next layer's router picks from the present hidden state:
         "auto" (while it pays), "on", "off". verify_slots compares every expert used with the file: slow, for tests.
-        packed_path is a side file whose records are slots as they are, by expert, layer after layer: they are read from
-        there, each checked against its checksum when it is read first.
         """
 
 class Executor:
@@ -172,7 +159,7 @@ class Executor:
         lookahead_wrong (read ahead in vain), bytes_read, requests, read_seconds (summed over requests), wait_seconds
         (with nothing to compute), compute_seconds; "resident"; and of streamed experts "slots", "slot_bytes" (all
         slots), "expert_bytes" (with read buffers), "least_expert_bytes", "expert_record_bytes" (the largest expert in
-        the file), "direct_io", "packed", "readers", "busy_seconds" (with at least one read under way)."""
+        the file), "direct_io", "readers", "busy_seconds" (with at least one read under way)."""
     def record_routing(self, enabled: bool) -> None: ...
     def routing(self) -> NDArray[np.int32]:
         """What was routed since recording began or this was last called, then forgotten: rows of step, layer, the

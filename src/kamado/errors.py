@@ -46,14 +46,6 @@ class ModelChangedError(CheckpointError):
     """A model's file was changed, cut short or replaced while it was in use. Load the model again."""
 
 
-class PackedFileError(CheckpointError):
-    """A file of packed experts cannot be written, or is none of this model's: foreign, older than it, damaged."""
-
-
-class PackedFileWarning(UserWarning):
-    """A file of packed experts lies beside the model and is not used; the message says why. Results do not change."""
-
-
 class ExpertReadError(KamadoError):
     """An expert could not be read from disk while the model ran. The message names the expert, the file and where."""
 

@@ -9,7 +9,6 @@ from typing import Any, Literal, assert_never
 import numpy as np
 
 from . import _native
-from .checkpoint.packed import PackedFile
 from .checkpoint.types import Layout, TensorRef
 from .errors import MemoryBudgetError, NativeError, UnsupportedError
 from .program import (
@@ -48,7 +47,6 @@ def build_executor(
     direct_io: Literal["auto", "on", "off"] = "auto",
     verify_slots: bool = False,
     look_ahead: Literal["auto", "on", "off"] = "auto",
-    packed: PackedFile | None = None,
     progress: Progress | None = None,
 ) -> _native.Executor:
     """An executor of `program` with its weights packed into memory.
@@ -56,8 +54,7 @@ def build_executor(
     `expert_bytes` None: all of them. Else experts are read from their files when they are needed, by `num_readers`
     threads, into slots that take at most that many bytes; results are the same bits. `direct_io` "auto": past the page
     cache where the file system can. `verify_slots` compares every expert used with its bytes in the file: for tests.
-    `look_ahead` "auto": the next layer's experts are read ahead, by guess, while that is measured to pay. `packed`: the
-    side file that they are read from, one read each.
+    `look_ahead` "auto": the next layer's experts are read ahead, by guess, while that is measured to pay.
 
     Tensors that two operations share are loaded once. A table that only Embed uses stays on disk, read row by row.
     `progress(done_bytes, total_bytes)` is called from this thread at most every 50 ms; what it raises stops the load.
@@ -83,12 +80,6 @@ def build_executor(
             "verify_slots": verify_slots,
             "look_ahead": look_ahead,
         }
-        if packed is not None:
-            streaming |= {
-                "packed_path": str(packed.path),
-                "packed_offsets": packed.offsets,
-                "packed_checksums": packed.checksums,
-            }
     try:
         lowering = _Lowering()
         for op in program.ops:

@@ -179,12 +179,6 @@ enum class DirectIo : int32_t { kAuto, kOn, kOff };
 // Reading ahead what the next layer's router picks from the present hidden state: never, always, or while it pays.
 enum class LookAhead : int32_t { kOff, kOn, kAuto };
 
-// A side file that `kamado pack` wrote: each expert is one record there, the bytes of its slot as they are.
-struct PackedExperts {
-  std::string path;                          // empty: none
-  std::vector<uint64_t> offsets, checksums;  // by expert, Experts operation after Experts operation
-};
-
 struct ExecutorOptions {
   int32_t num_threads = 1;
   int32_t max_rows = 512;
@@ -199,7 +193,6 @@ struct ExecutorOptions {
   DirectIo direct_io = DirectIo::kAuto;
   bool verify_slots = false;  // compare every expert used with the file: slow, for tests
   LookAhead look_ahead = LookAhead::kAuto;
-  PackedExperts packed = {};
 };
 
 // What experts cost, by Experts operation in program order.
@@ -223,7 +216,6 @@ struct ExpertLedger {
   size_t least_bytes = 0;   // the least expert_bytes that works
   size_t record_bytes = 0;  // of the largest expert in the file
   bool is_direct = false;
-  bool is_packed = false;  // read from the side file
   int32_t num_readers = 0;
   double busy_seconds = 0;  // with at least one read under way
 };

@@ -3,15 +3,13 @@
 //   Readers       threads that only read: one request is one explicit read of a piece of an expert into a raw buffer
 //   SlotArena     memory in size classes; a slot holds one expert record (gate, up and down, packed into tiles)
 //   Replacement   which slot is given up: decayed use counts
-//   PackedExperts a side file whose records are slots as they are: one read each, straight into the slot
 //   ExpertStream  ties them together for the executor: what an Experts operation needs is requested, what has arrived
 //                 is handed out to be packed and computed, what is in use is pinned
 //
 // Readers never compute, and compute threads never touch the disk: a piece lands in a raw buffer, the compute threads
 // pack it into its slot by tiles (the same bits as packing at load), and the buffer goes back to the readers. So a slot
 // has the packed size, a piece may begin at any byte of the file, and nothing is ever written into a slot that was
-// given up: an abandoned read ends in a buffer that nobody looks at. From a packed file reads go into the slot itself;
-// an abandoned one keeps the slot from others until it has ended.
+// given up: an abandoned read ends in a buffer that nobody looks at.
 #pragma once
 #include <sys/types.h>
 
@@ -37,8 +35,7 @@ namespace kamado {
 class Memory;  // native/executor/file.h
 
 // A read of an expert that failed. `code` is an errno: ESTALE when the file is not the one that was opened any more
-// (its size or time of change differ), EBADMSG when verify_slots found other bytes in a slot than in the file, or when
-// a packed record has another checksum than its table says.
+// (its size or time of change differ), EBADMSG when verify_slots found other bytes in a slot than in the file.
 struct ReadError : std::runtime_error {
   ReadError(int error_code, std::string file_path, const std::string& message)
       : std::runtime_error(message), code(error_code), path(std::move(file_path)) {}
@@ -58,17 +55,12 @@ struct ReadRequest {
   // The owner's:
   int32_t record, part, tile_begin, tile_end;
   uint32_t ticket;
-  // Of a packed record: where it goes, a whole number of blocks like offset and bytes; and what it must hold, 0: not
-  // checked.
-  uint8_t* target = nullptr;
-  int32_t slot = -1;
-  uint64_t checksum = 0;
 };
 
 struct ReadArrival {
   ReadRequest request;
   const uint8_t* data;  // of the first wanted byte, in a raw buffer
-  int32_t buffer;       // to be given back by release(); -1: the request had a target
+  int32_t buffer;       // to be given back by release()
   int32_t error;        // errno; 0: all bytes are there
   double seconds;
 };
@@ -78,7 +70,7 @@ class Readers {
   struct Buffers {
     uint8_t* data;  // kReadAlign-aligned
     size_t bytes;   // of one, a multiple of kReadAlign
-    int32_t count;  // 0: every request has a target
+    int32_t count;
   };
   // With kAuto a file is read by direct I/O where its file system takes it: experts that exceed the budget would only
   // push each other out of the page cache, at the cost of a copy and of memory outside the budget. Where it does not
@@ -101,8 +93,8 @@ class Readers {
   // Waits until something has arrived; false when nothing did in time.
   bool wait(std::chrono::milliseconds timeout);
   void release(int32_t buffer);
-  // Forgets queued requests of a record (-1: of all) and says how many; those being read still arrive.
-  size_t forget(int32_t record);
+  // Forgets queued requests of a record (-1: of all); those being read still arrive.
+  void forget(int32_t record);
   // Makes the queued requests of a record urgent.
   void hurry(int32_t record);
   // Only the first `count` buffers are used from now on; the memory of the others goes back to the system.
@@ -158,7 +150,7 @@ class Replacement {
 
 // Gives up what was used least, where a use counts half after every kHalfLife x num_records later ones (64 tokens of a
 // model that uses 8 of 128 experts). Counts outlive the slot: a record that comes back is known. On recorded routing it
-// missed 4 to 35 % less than the least recently used at a half and at a quarter of the experts (docs/lab-notes.md).
+// missed 3 to 33 % less than LRU with slots for 10 to 50 % of the experts (docs/lab-notes.md).
 class DecayedLfu final : public Replacement {
  public:
   static constexpr double kHalfLife = 4;
@@ -177,6 +169,9 @@ class DecayedLfu final : public Replacement {
   double half_life_;              // uses
   int64_t now_ = 0;
 };
+
+// Slots are whole pages, so that those that are given up go back to the system entirely.
+constexpr size_t kSlotAlign = 4096;
 
 // How many slots of each size class a budget gives. Classes get the same share of their records, since every layer runs
 // once a token.
@@ -198,17 +193,15 @@ class SlotArena {
   // A free slot or the policy's victim; what lay there is told by `evicted` (-1: nothing). -1: all are pinned.
   int32_t acquire(int32_t size_class, int32_t record, int32_t* evicted);
   void free(int32_t slot);
-  // Takes the record out of a slot that a read is still going into; free() it when that has ended.
-  void orphan(int32_t slot);
   void use(int32_t slot);
   void pin(int32_t slot);
   void unpin(int32_t slot);
   bool is_pinned(int32_t slot) const;
   uint8_t* data(int32_t slot) const { return slots_[static_cast<size_t>(slot)].data; }
   int32_t record(int32_t slot) const { return slots_[static_cast<size_t>(slot)].record; }
-  // Keeps that many slots of each class, as share_slots gave them: the least recently used records are given up, what
-  // stays moves to the first slots, and the memory behind goes back to the system. `moved(record, slot)` tells of
-  // each (-1: given up). No record may be pinned.
+  // Keeps that many slots of each class, as share_slots gave them: the policy's victims are given up, what stays moves
+  // to the first slots, and the memory behind goes back to the system. `moved(record, slot)` tells of each (-1: given
+  // up). No record may be pinned.
   void shrink(const std::vector<SlotClass>& classes, const std::function<void(int32_t, int32_t)>& moved);
   void swap_contents_for_test(int32_t a, int32_t b, size_t bytes);
   int32_t num_slots() const;
@@ -239,7 +232,6 @@ class ExpertStream {
     DirectIo direct_io = DirectIo::kAuto;
     bool verify_slots = false;
     ReadFunction read;  // empty: pread
-    PackedExperts packed = {};
   };
   // What all threads do next: pack the pieces, compute the experts.
   struct Batch {
@@ -282,7 +274,6 @@ class ExpertStream {
   void shrink(size_t bytes);
   void delay_reads_for_test(int32_t milliseconds) { readers_->delay_for_test(milliseconds); }
 
-  bool is_packed() const { return !packed_.path.empty(); }
   int32_t num_slots() const { return arena_->num_slots(); }
   size_t slot_bytes() const { return slot_bytes_; }    // of all slots
   size_t total_bytes() const { return total_bytes_; }  // slots and raw buffers
@@ -305,7 +296,6 @@ class ExpertStream {
     int32_t slot = -1;
     int32_t requests_left = 0;  // 0 with a slot: complete
     uint32_t ticket = 0;
-    bool is_checked = false;  // its packed record was read and had the right checksum
   };
   struct Layer {
     int32_t first, num_experts, top_k;
@@ -315,8 +305,6 @@ class ExpertStream {
   Record& record_of(int32_t expert) { return records_[static_cast<size_t>(layers_[layer_].first + expert)]; }
   bool start(Record& record, bool is_urgent);
   void drop(Record& record);
-  void complete(Record& record);
-  void check_packed() const;
   size_t choose_buffers(size_t bytes) const;
   void pump();
   bool give_up_later_hit(int32_t expert);
@@ -336,7 +324,6 @@ class ExpertStream {
   std::unique_ptr<SlotArena> arena_;
   std::unique_ptr<Readers> readers_;
   std::vector<LayerLedger> ledger_;
-  PackedExperts packed_;
   std::vector<SlotClass> classes_;
   size_t slot_bytes_ = 0, total_bytes_ = 0, least_bytes_ = 0, record_bytes_ = 0;
   size_t buffer_bytes_ = 0, most_buffers_ = 0, least_slot_bytes_ = 0;
@@ -358,18 +345,5 @@ class ExpertStream {
   std::vector<int32_t> ahead_;  // records that look-ahead reads
   std::vector<int32_t> kept_;   // records that it found there and pinned until their layer begins
 };
-
-// --- packed experts (packed.cpp) ---
-
-// Slots are whole blocks of this many bytes, so that a packed record can be read into one directly.
-constexpr size_t kSlotAlign = 4096;
-// Number of the format of tiles and slots: raised with every change of what pack_tile writes or where a slot's matrices
-// lie, so that files packed before are packed again.
-constexpr int32_t kPackedVersion = 1;
-
-// Never 0. Reads at memory speed; finds damage, not malice.
-uint64_t checksum(const uint8_t* data, size_t count);
-// Packs a stored matrix into num_tiles * packed_tile_bytes bytes, as a slot holds it.
-void pack_matrix(Layout layout, const uint8_t* stored, int32_t rows, int32_t cols, uint8_t* out);
 
 }  // namespace kamado

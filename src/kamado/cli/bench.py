@@ -12,7 +12,7 @@ import click
 from ..errors import UsageError
 from ..memory.budget import format_size, parse_size
 from . import backend
-from .options import complete_model, load_options, packed_option
+from .options import complete_model, load_options
 from .terminal import Progress, echo_json, echo_table, note, styled
 
 if TYPE_CHECKING:
@@ -75,7 +75,6 @@ class NumberList(click.ParamType[tuple[int, ...]]):
     help="Write the steps as a trace that ui.perfetto.dev opens.",
 )
 @load_options
-@packed_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     model: str | None,
@@ -91,7 +90,6 @@ def command(
     threads: int | None,
     context: int | None,
     kv: str | None,
-    packed: str | bool | None,
     as_json: bool,
 ) -> None:
     """Measure prefill and decode speed, and with --limits what the machine itself can do.
@@ -113,7 +111,7 @@ def command(
         results = _measure_model(
             document, here, model, profile=profile, prefill=prefill, decode=decode, depths=depth, batches=batch,
             repeat=repeat, chunk=chunk, trace=trace, memory=memory, num_threads=num_threads, context=context,
-            kv=kv or "auto", packed=packed,
+            kv=kv or "auto",
         )  # fmt: skip
         document["results"] = [result.to_dict() for result in results]
         if profile is None:
@@ -157,14 +155,11 @@ def _measure_model(
     num_threads: int,
     context: int | None,
     kv: str,
-    packed: str | bool | None,
 ) -> list[Measurement]:
     from ..checkpoint import open_checkpoint
-    from ..checkpoint.packed import choose_packed
     from ..engine.ledger import read_ledger
     from ..engine.trace import Tracer
     from ..memory.forecast import kv_token_bytes, plan
-    from ..memory.sizes import expert_records
     from ..memory.usage import BudgetWatch
     from ..models import build_program
     from .measure import WARM_UP_STEPS, Bench, cost_of, reset_peak_rss
@@ -198,9 +193,7 @@ def _measure_model(
     is_strict = memory is not None or forecast.is_streamed
     cost = cost_of(program, forecast.weight_bytes_per_token, forecast.ops_per_token, kv)
     reset_peak_rss()
-    side_file = choose_packed(checkpoint, expert_records(program), packed) if forecast.is_streamed else None
-    files = (*checkpoint.files, *([side_file.path] if side_file else []))
-    watch = BudgetWatch(forecast.memory_bytes, files if is_strict else ())
+    watch = BudgetWatch(forecast.memory_bytes, checkpoint.files if is_strict else ())
     start = time.perf_counter()
     with Progress("loading") as progress:
         executor = backend.build_executor(
@@ -209,7 +202,6 @@ def _measure_model(
             max_rows=max(chunk, max_sequences),
             max_logit_rows=logit_rows,
             expert_bytes=forecast.expert_bytes,
-            packed=side_file,
             max_kv_tokens=kv_tokens,
             max_sequences=max_sequences,
             kv="f32" if kv == "f32" else "f16",

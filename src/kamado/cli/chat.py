@@ -22,7 +22,6 @@ from .options import (
     given,
     load_options,
     model_argument,
-    packed_option,
     sampling_options,
     stats_options,
     typed,
@@ -48,7 +47,6 @@ Message = dict[str, str]
 @stats_options
 @sampling_options
 @load_options
-@packed_option
 def command(model: str, system: str | None, pull: bool, stats: bool, trace: Path | None, **values: Any) -> None:
     """Talk with MODEL. Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands."""
     path = backend.locate(model, pull=pull)

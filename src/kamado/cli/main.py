@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
 
-from ..errors import KamadoError, PackedFileWarning
+from ..errors import KamadoError
 from .terminal import note, printable
 
 # name -> (module, one line for --help). The line stands here so that `kamado --help` imports no command.
@@ -25,7 +24,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "Forecast memory and speed before loading."),
     "bench": ("bench", "Measure prefill, decode and this machine's limits."),
     "perplexity": ("perplexity", "Score a text; comparable with llama-perplexity."),
-    "pack": ("pack", "Pack a model's experts for faster streaming."),
     "synth": ("synth", "Write a random-weight model of a family's shape."),
     "doctor": ("doctor", "Look over the machine and the model store."),
     "completion": ("completion", "Print a shell completion script."),
@@ -93,7 +91,6 @@ class KamadoGroup(click.Group):
         **extra: Any,
     ) -> NoReturn:
         """Runs the command line and leaves with its exit code; no traceback but for KAMADO_DEBUG=1."""
-        warnings.showwarning = _show_warning
         try:
             result = super().main(
                 args,
@@ -111,17 +108,6 @@ class KamadoGroup(click.Group):
                 raise
             code = _report(error)
         sys.exit(code)
-
-
-_show_others = warnings.showwarning
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-    """Our own warnings as one sentence, without a line of source."""
-    if issubclass(category, PackedFileWarning):
-        note(f"kamado: warning: {printable(' '.join(str(message).split()))}")
-    else:
-        _show_others(message, category, *where, **more)
 
 
 def _report(error: Exception) -> int:

@@ -15,7 +15,7 @@ from ..errors import UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-LOAD_NAMES = ("memory", "threads", "context", "kv", "trace", "packed")
+LOAD_NAMES = ("memory", "threads", "context", "kv", "trace")
 SAMPLING_NAMES = (
     "max_tokens",
     "temperature",
@@ -68,16 +68,6 @@ def load_options(function: Function) -> Function:
     ):
         function = option(function)
     return function
-
-
-def packed_option(function: Function) -> Function:
-    """--packed."""
-    return click.option(
-        "--packed",
-        metavar="FILE",
-        callback=lambda _ctx, _param, value: False if value == "off" else value,
-        help="Read streamed experts from what `kamado pack` wrote, or off.  [default: the file beside MODEL, if any]",
-    )(function)
 
 
 def stats_options(function: Function) -> Function:

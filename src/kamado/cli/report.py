@@ -48,8 +48,6 @@ def ledger_lines(ledger: Ledger) -> list[str]:
     """One line a layer, the total, and what the columns mean."""
     header, rows = ledger.table()
     kind = "direct reads" if ledger.is_direct else "buffered reads"
-    if ledger.is_packed:
-        kind += " of packed experts"
     return [
         f"experts: {ledger.slots} slots in {format_size(ledger.slot_bytes)}, {kind} by {ledger.num_readers} threads",
         *aligned(header, rows, right=tuple(range(len(header)))),

@@ -16,7 +16,6 @@ from .options import (
     given,
     load_options,
     model_argument,
-    packed_option,
     read_prompt,
     sampling_options,
     stats_options,
@@ -36,7 +35,6 @@ from .terminal import note
 @stats_options
 @sampling_options
 @load_options
-@packed_option
 def command(
     model: str,
     prompt: tuple[str, ...],

@@ -85,7 +85,6 @@ def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
         entry["bytes"] += tensor.nbytes
     parameters = sum(entry["values"] for entry in layouts.values())
     runs, why = _runs(checkpoint)
-    packed, packed_state = _packed(checkpoint) if runs and runs.get("num_experts") else (None, None)
     if as_json:
         echo_json(
             {
@@ -98,7 +97,6 @@ def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
                 "reason": why,
                 "parameters": parameters,
                 "weight_bytes": checkpoint.weight_bytes,
-                "packed": packed,
                 "layouts": layouts,
                 "shape": runs,
                 "has_tokenizer": checkpoint.tokenizer is not None,
@@ -118,7 +116,6 @@ def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
         "parameters": f"{parameters:,}",
         "weights": f"{format_size(checkpoint.weight_bytes)} in {len(checkpoint.tensors)} tensors, {bits:.2f} bits each",
         **{key.replace("_", " "): f"{value:,}" for key, value in (runs or {}).items()},
-        **({"packed experts": packed_state} if packed_state else {}),
         "tokenizer": "none" if checkpoint.tokenizer is None else checkpoint.tokenizer.kind,
         "chat template": "none" if checkpoint.chat_template is None else f"{len(checkpoint.chat_template)} characters",
         "sampling": ", ".join(f"{k} {v:g}" for k, v in checkpoint.sampling.items()) or "none recommended",
@@ -143,25 +140,6 @@ def _runs(checkpoint: Checkpoint) -> tuple[dict[str, int] | None, str | None]:
         return None, str(error)
     names = ("num_layers", "hidden", "vocab_size", "context_length", "num_experts", "top_k")
     return {name: value for name in names if (value := getattr(program, name))}, None
-
-
-def _packed(checkpoint: Checkpoint) -> tuple[dict[str, Any], str]:
-    """What `kamado pack` left beside the model: as data, and as a sentence."""
-    from ..checkpoint.packed import find_packed, packed_bytes, packed_path
-    from ..memory.sizes import expert_records
-    from ..models import build_program
-
-    path, size = packed_path(checkpoint.path), packed_bytes(checkpoint.path)
-    facts: dict[str, Any] = {"path": str(path), "bytes": size, "usable": False, "reason": None}
-    try:
-        found = find_packed(checkpoint, expert_records(build_program(checkpoint)))
-    except KamadoError as error:
-        return facts | {"reason": str(error)}, f"not usable: {error}"
-    if found is not None:
-        return facts | {"usable": True}, f"{format_size(size)} in {path}"
-    if size:
-        return facts | {"reason": "not finished"}, f"{format_size(size)} begun: kamado pack goes on"
-    return facts | {"reason": "none"}, "none: kamado pack writes them"
 
 
 def _plain(value: Any) -> Any:

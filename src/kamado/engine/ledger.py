@@ -68,7 +68,6 @@ class Ledger:
     is_direct: bool  # reads go past the page cache
     num_readers: int
     busy_seconds: float = 0.0
-    is_packed: bool = False  # from the side file that `kamado pack` wrote
 
     @property
     def total(self) -> LedgerRow:
@@ -92,7 +91,6 @@ class Ledger:
             "slot_bytes": self.slot_bytes,
             "record_bytes": self.record_bytes,
             "direct_io": self.is_direct,
-            "packed": self.is_packed,
             "readers": self.num_readers,
             "total": self.total.to_dict(),
             "layers": [{"layer": layer} | row.to_dict() for layer, row in self.layers.items()],
@@ -127,7 +125,6 @@ def read_ledger(executor: object) -> Ledger | None:
         is_direct=bool(raw["direct_io"]),
         num_readers=num_readers,
         busy_seconds=float(raw["busy_seconds"]),
-        is_packed=bool(raw.get("packed")),
     )
 
 

@@ -14,7 +14,6 @@ from ..memory.budget import parse_size
 from ..memory.forecast import Plan
 from ..memory.limits import LimitWatch
 from ..memory.profile import load_device_profile, machine
-from ..memory.sizes import expert_records
 from ..memory.usage import BudgetWatch
 from ..program import Program
 from .executor_protocol import ExecutorProtocol
@@ -23,7 +22,6 @@ from .model import MAX_SEQUENCES, Model, is_whole
 from .trace import Tracer
 
 if TYPE_CHECKING:
-    from ..checkpoint.packed import PackedFile
     from ..checkpoint.tokenizer import Tokenizer
 
 MAX_THREADS = 1024
@@ -42,7 +40,6 @@ def load_model(
     max_logit_rows: int | None = None,
     tier: str | None = None,
     trace: str | Path | None = None,
-    packed: str | Path | bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """See `kamado.load`."""
@@ -59,7 +56,6 @@ def load_model(
             raise UsageError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
 
     from ..checkpoint import open_checkpoint
-    from ..checkpoint.packed import choose_packed
     from ..checkpoint.store import Store
     from ..models import build_program
 
@@ -84,10 +80,8 @@ def load_model(
     # A budget that was asked for covers cached pages of the model's files; without one they may stay, since the system
     # takes them back when it needs them, and the next load is faster.
     is_strict = memory is not None or plan.is_streamed
-    side_file = choose_packed(checkpoint, expert_records(program), packed) if plan.is_streamed else None
-    files = (*checkpoint.files, *([side_file.path] if side_file else []))
-    watch = BudgetWatch(plan.memory_bytes, files if is_strict else ())
-    return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, packed=side_file, progress=progress)
+    watch = BudgetWatch(plan.memory_bytes, checkpoint.files if is_strict else ())
+    return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, progress=progress)
 
 
 def _build(
@@ -98,7 +92,6 @@ def _build(
     *,
     tier: str | None,
     trace: str | Path | None,
-    packed: PackedFile | None,
     progress: Callable[[int, int], None] | None,
 ) -> Model:
     """Packs the weights while a second thread reads the tokenizer, which takes as long for a large vocabulary."""
@@ -117,7 +110,6 @@ def _build(
         kv="f32" if plan.kv == "f32" else "f16",
         tier=tier,
         expert_bytes=plan.expert_bytes,
-        packed=packed,
         progress=_forgetting(watch, progress) if watch.files else progress,
     )
     executor: ExecutorProtocol = native

@@ -95,12 +95,6 @@ def slot_bytes(gate: TensorRef, up: TensorRef, down: TensorRef) -> int:
     return _round_up(sum(map(packed_bytes, (gate, up, down))), _SLOT_ALIGN_BYTES)
 
 
-def expert_records(program: Program) -> list[tuple[TensorRef, TensorRef, TensorRef]]:
-    """Gate, up and down of every expert, layer after layer: the order in which the executor counts them."""
-    layers = (op for op in program.ops if isinstance(op, Experts))
-    return [record for op in layers for record in zip(op.gate, op.up, op.down, strict=True)]
-
-
 def expert_needs(program: Program) -> ExpertNeeds:
     """Sizes of the program's experts, by layer where layers differ."""
     layers = [op for op in program.ops if isinstance(op, Experts) and op.gate]
