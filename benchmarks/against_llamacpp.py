@@ -180,16 +180,16 @@ def main() -> int:
     names = ["llama-bench"] + (["kvdepth"] if any(options.depth) else [])
     names += ["llama-batched-bench"] if options.batch else []
     peers = [tool(options.peer, name) for name in names]
-    limits = {
-        threads: json.loads(call([options.kamado, "bench", "--limits", "--threads", str(threads), "--json"]))["limits"]
-        for threads in options.threads
-    }
+    limits: dict[int, list[dict[str, Any]]] = {threads: [] for threads in options.threads}
     table: dict[Cell, Samples] = defaultdict(Samples)
     idle: list[float] = []
     for run in range(options.runs):
         for model in options.models:
             for threads in options.threads:
                 idle.append(idle_share())
+                # Neighbours on the host move bandwidth by half within a minute: shares need limits of the same one.
+                probe = [options.kamado, "bench", "--limits", "--threads", str(threads), "--json"]
+                limits[threads] += json.loads(call(probe))["limits"]
                 order = (run_kamado, run_peer) if run % 2 == 0 else (run_peer, run_kamado)
                 for program in order:
                     program(options, model, threads, table)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 TIMED_OUT = -1
 _V1 = Path("/sys/fs/cgroup/memory")
@@ -32,46 +34,80 @@ class CappedRun:
     disk_bytes: int  # read from the device meanwhile, by anyone
 
 
-def run_capped(
-    command: list[str], limit_bytes: int | None, *, timeout: float = 3600, device: str | None = None
-) -> CappedRun:
-    """Runs `command` under `limit_bytes` (None: uncapped, but measured). Raises NotPossibleError without the rights."""
-    with _cgroup(limit_bytes) as (directory, is_v2):
-        procs = directory / "cgroup.procs"
-        read_before = disk_bytes_read(device)
-        begin = time.perf_counter()
-        process = subprocess.Popen(
-            ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(procs), *command],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        code: int | None = None
+class Capped:
+    """A memory cgroup and what runs in it. Made by `capped`."""
+
+    def __init__(self, directory: Path, is_v2: bool, device: str | None) -> None:
+        self.directory = directory
+        self._is_v2 = is_v2
+        self._device = device
+        self._begin = time.perf_counter()
+        self._read_before = disk_bytes_read(device)
+
+    def start(self, command: list[str], **pipes: Any) -> subprocess.Popen[str]:
+        """Starts a command inside; `pipes` as for Popen."""
+        words = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(self.directory / "cgroup.procs"), *command]
+        return subprocess.Popen(words, text=True, **pipes)
+
+    def usage_bytes(self) -> int:
+        """Charged now: anonymous memory, page cache and the kernel's share."""
+        return _number(self.directory / ("memory.current" if self._is_v2 else "memory.usage_in_bytes"))
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """Ends a process, also one that is stuck reclaiming: a limit far too small keeps it in the kernel for minutes,
+        deaf to signals, until there is memory again."""
+        process.kill()
         try:
-            try:
-                stdout, stderr = process.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                stdout, _ = process.communicate()
-                stderr, code = f"not done after {timeout:.0f} s", TIMED_OUT
-        except BaseException:
-            process.kill()
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(OSError):
+                _set_limit(self.directory, self._is_v2, None)
             process.wait()
-            raise
-        seconds = time.perf_counter() - begin
-        peak = _number(directory / ("memory.peak" if is_v2 else "memory.max_usage_in_bytes"))
-        hits = _events(directory) if is_v2 else _number(directory / "memory.failcnt")
+
+    def result(self, stdout: str, stderr: str, code: int) -> CappedRun:
+        """What was charged so far."""
+        name = "memory.peak" if self._is_v2 else "memory.max_usage_in_bytes"
         return CappedRun(
             stdout,
             stderr,
-            process.returncode if code is None else code,
-            seconds,
-            peak,
-            hits,
-            disk_bytes_read(device) - read_before,
+            code,
+            time.perf_counter() - self._begin,
+            _number(self.directory / name),
+            _events(self.directory) if self._is_v2 else _number(self.directory / "memory.failcnt"),
+            disk_bytes_read(self._device) - self._read_before,
         )
 
 
+def run_capped(
+    command: list[str], limit_bytes: int | None, *, timeout: float = 3600, device: str | None = None
+) -> CappedRun:
+    """Runs `command` under `limit_bytes` (None: uncapped, but measured). Raises NotPossibleError without the rights.
+
+    The code is TIMED_OUT when it was not done after `timeout` seconds.
+    """
+    with (
+        capped(limit_bytes, device=device) as group,
+        tempfile.TemporaryFile("w+", errors="replace") as out,
+        tempfile.TemporaryFile("w+", errors="replace") as err,
+    ):
+        process = group.start(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+        try:
+            code = process.wait(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            group.kill(process)
+            code = TIMED_OUT
+        except BaseException:
+            group.kill(process)
+            raise
+        out.seek(0)
+        err.seek(0)
+        stderr = f"not done after {timeout:.0f} s" if code == TIMED_OUT else err.read()
+        return group.result(out.read(), stderr, code)
+
+
 @contextlib.contextmanager
-def _cgroup(limit_bytes: int | None) -> Iterator[tuple[Path, bool]]:
+def capped(limit_bytes: int | None, *, device: str | None = None) -> Iterator[Capped]:
+    """A memory cgroup of `limit_bytes` (None: none, but measured). Raises NotPossibleError without the rights."""
     is_v2 = not _V1.is_dir()
     directory = (_V2 if is_v2 else _V1) / f"kamado-bench-{os.getpid()}-{time.monotonic_ns()}"
     try:
@@ -83,14 +119,10 @@ def _cgroup(limit_bytes: int | None) -> Iterator[tuple[Path, bool]]:
     try:
         if limit_bytes is not None:
             try:
-                (directory / ("memory.max" if is_v2 else "memory.limit_in_bytes")).write_text(str(limit_bytes))
+                _set_limit(directory, is_v2, limit_bytes)
             except OSError as error:
                 raise NotPossibleError(f"the memory cgroup takes no limit ({error.strerror})") from None
-            with contextlib.suppress(OSError):  # swapping would hide what is out of bounds
-                (directory / ("memory.swap.max" if is_v2 else "memory.memsw.limit_in_bytes")).write_text(
-                    "0" if is_v2 else str(limit_bytes)
-                )
-        yield directory, is_v2
+        yield Capped(directory, is_v2, device)
     finally:
         for _ in range(50):
             if not is_v2:
@@ -101,6 +133,22 @@ def _cgroup(limit_bytes: int | None) -> Iterator[tuple[Path, bool]]:
                 break
             except OSError:  # the last process is still on its way out
                 time.sleep(0.1)
+
+
+def _set_limit(directory: Path, is_v2: bool, limit_bytes: int | None) -> None:
+    """Swapping is off, since it would hide what is out of bounds. Raises OSError when the limit itself is refused."""
+    names = ["memory.max", "memory.swap.max"] if is_v2 else ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+    if limit_bytes is None:
+        values = ["max", "max"] if is_v2 else ["-1", "-1"]
+        names.reverse()  # memory and swap together may not be less than memory
+    else:
+        values = [str(limit_bytes), "0" if is_v2 else str(limit_bytes)]
+    for name, value in zip(names, values, strict=True):
+        try:
+            (directory / name).write_text(value)
+        except OSError:
+            if "sw" not in name:  # kernels may be without swap accounting
+                raise
 
 
 def drop_caches() -> None:

@@ -13,7 +13,9 @@ import argparse
 import json
 import math
 import re
+import statistics
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ def table(document: dict[str, Any]) -> str:
         (
             f"{item['num_threads']} thread{'s' if item['num_threads'] > 1 else ''}: "
             f"reads {item['read_bytes_per_second'] / 1e9:.1f} GB/s, int8 {item['int8_ops_per_second'] / 1e9:.0f} GOPS"
+            + (f", f32 {item['f32_ops_per_second'] / 1e9:.0f} GFLOPS" if item["f32_ops_per_second"] else "")
         )
         for item in _limits(document)
     )
@@ -58,9 +61,19 @@ def table(document: dict[str, Any]) -> str:
 
 
 def _limits(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The measured limits by thread count, each once."""
-    found = {item["num_threads"]: item for items in document.get("limits", {}).values() for item in items}
-    return [found[threads] for threads in sorted(found)]
+    """The measured limits by thread count, medians over the runs."""
+    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for items in document.get("limits", {}).values():
+        for item in items:
+            found[item["num_threads"]].append(item)
+    keys = ("read_bytes_per_second", "int8_ops_per_second", "f32_ops_per_second")
+    return [
+        {
+            "num_threads": threads,
+            **{key: statistics.median(item.get(key) or 0.0 for item in found[threads]) for key in keys},
+        }
+        for threads in sorted(found)
+    ]
 
 
 def points(documents: list[dict[str, Any]]) -> list[tuple[str, str, float, float, float]]:

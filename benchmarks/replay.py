@@ -121,7 +121,7 @@ class LfuAging(Scored):
 
 
 class LfuDecay(Scored):
-    """Counts that halve every `half_life` accesses. Comparing logarithms at time 0 keeps all scores comparable."""
+    """Counts that halve every `half_life` operations. Comparing logarithms at time 0 keeps all scores comparable."""
 
     def __init__(self, half_life: float) -> None:
         super().__init__()
@@ -151,21 +151,26 @@ class Belady(Scored):
         return -uses[i] if i < len(uses) else -np.inf
 
 
-def policies(batches: Sequence[Batch], cycle: int) -> dict[str, Callable[[], Policy]]:
-    """All of them; `cycle` is the number of accesses of one token."""
+def policies(batches: Sequence[Batch], num_experts: int) -> dict[str, Callable[[], Policy]]:
+    """All of them. A decayed LFU's half-life is given in uses of an average expert; the executor's is 4."""
+    uses_in_operations = num_experts * len(batches) / max(1, sum(len(batch) for batch in batches))
     return {
         "LRU": Lru,
         "FIFO": Fifo,
         "LFU": Lfu,
         "LFUDA": LfuAging,
-        "decayed LFU, 16 tokens": lambda: LfuDecay(16 * cycle),
-        "decayed LFU, 128 tokens": lambda: LfuDecay(128 * cycle),
+        **{f"decayed LFU, {n} uses": lambda n=n: LfuDecay(n * uses_in_operations) for n in (0.5, 1, 2, 4, 8, 32)},
         "Belady": lambda: Belady(batches),
     }
 
 
-def replay(batches: Sequence[Batch], num_slots: int, policy: Policy, warm: int) -> tuple[int, int]:
-    """(hits, misses) of the operations from number `warm` on, with `num_slots` slots that begin empty."""
+def replay(
+    batches: Sequence[Batch], num_slots: int, policy: Policy, warm: int, missed: dict[int, int] | None = None
+) -> tuple[int, int]:
+    """(hits, misses) of the operations from number `warm` on, with `num_slots` slots that begin empty.
+
+    `missed` gets the misses of each layer. What an operation needs beyond the slots is read and not kept.
+    """
     held: set[int] = set()
     hits = misses = 0
     for now, batch in enumerate(batches):
@@ -174,8 +179,13 @@ def replay(batches: Sequence[Batch], num_slots: int, policy: Policy, warm: int) 
         if now >= warm:
             hits += len(found)
             misses += len(pinned) - len(found)
+            if missed is not None:
+                for key in pinned - found:
+                    missed[key >> 16] = missed.get(key >> 16, 0) + 1
         for key in batch:
             if key not in held:
+                if len(pinned) > num_slots <= len(held) and held <= pinned:
+                    continue
                 if len(held) >= num_slots:
                     held.discard(policy.victim(pinned, now))
                 held.add(key)
@@ -196,14 +206,20 @@ def batches_of(rows: NDArray[np.int32]) -> list[Batch]:
     return out
 
 
-def hottest_half_share(rows: NDArray[np.int32]) -> float:
-    """Share of the picks that falls on each layer's hottest half, the mean over layers."""
+def hottest_half_share(rows: NDArray[np.int32], num_experts: int | None = None) -> float:
+    """Share of the picks that falls on each layer's hottest half of experts, the mean over layers.
+
+    Which half is the hottest is told by one half of the tokens and judged by the other, and the other way round: in a
+    short trace of flat routing the half that happened to be picked most would take far more than 50 %.
+    """
+    num = num_experts or int(rows[:, 3:].max()) + 1
     shares = []
     for layer in np.unique(rows[:, 1]):
         ids = rows[rows[:, 1] == layer, 3:]
-        counts = np.sort(np.bincount(ids[ids >= 0]))[::-1]
-        num = max(len(counts), int(rows[:, 3:].max()) + 1)
-        shares.append(counts[: num // 2].sum() / counts.sum())
+        counts = [np.bincount(part[part >= 0], minlength=num) for part in (ids[0::2], ids[1::2])]
+        for told, judged in (counts, counts[::-1]):
+            hottest = np.argsort(-told, kind="stable")[: num // 2]
+            shares.append(judged[hottest].sum() / max(1, judged.sum()))
     return float(np.mean(shares))
 
 
@@ -283,7 +299,7 @@ def compare(options: argparse.Namespace) -> int:
     warm = len(batches) // 4
     results = []
     for num_slots, name in _slot_counts(options.shares, num_experts, int(trace["slots"])):
-        for policy_name, make in policies(batches, cycle).items():
+        for policy_name, make in policies(batches, num_experts).items():
             hits, misses = replay(batches, num_slots, make(), warm)
             rate = hits / max(1, hits + misses)
             results.append({"slots": num_slots, "share": name, "policy": policy_name, "hit_rate": rate})

@@ -476,6 +476,14 @@ void bind_executor(nb::module_& m) {
             self.get().swap_slots_for_test(layer, a, b);
           },
           "layer"_a, "a"_a, "b"_a)
+      .def(
+          "shrink_experts",
+          [](const PyExecutor& self, uint64_t expert_bytes) { self.get().shrink_experts(expert_bytes); },
+          "expert_bytes"_a)
+      .def(
+          "delay_reads_for_test",
+          [](const PyExecutor& self, int32_t milliseconds) { self.get().delay_reads_for_test(milliseconds); },
+          "milliseconds"_a)
       .def("cancel", [](const PyExecutor& self) { self.get().cancel(); })
       .def("stats",
            [](const PyExecutor& self) {
@@ -515,4 +523,5 @@ NB_MODULE(_native, m) {
   m.def("measure_bandwidth", &kamado::measure_bandwidth, "num_threads"_a, "megabytes"_a, "seconds"_a,
         nb::call_guard<nb::gil_scoped_release>());
   m.def("measure_int8", &kamado::measure_int8, "num_threads"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("measure_f32", &kamado::measure_f32, "num_threads"_a, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
 }

@@ -515,6 +515,16 @@ void Executor::drop_file_cache() const {
   kamado::drop_file_cache(impl_->program);
 }
 
+void Executor::shrink_experts(uint64_t bytes) {
+  if (impl_->stream == nullptr) refuse("the experts are resident");
+  impl_->stream->shrink(static_cast<size_t>(bytes));
+}
+
+void Executor::delay_reads_for_test(int32_t milliseconds) {
+  if (impl_->stream == nullptr) refuse("the experts are resident");
+  impl_->stream->delay_reads_for_test(milliseconds);
+}
+
 void Executor::swap_slots_for_test(int32_t layer, int32_t a, int32_t b) {
   if (impl_->stream == nullptr) refuse("the experts are resident");
   impl_->stream->swap_slots_for_test(layer, a, b);

@@ -91,6 +91,13 @@ Memory::Memory(size_t bytes) {
 #endif
 }
 
+void give_back(uint8_t* data, size_t bytes) {
+  constexpr uintptr_t kPage = 4096;
+  const auto begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 Memory::~Memory() {
   if (data_ != nullptr) ::munmap(data_, size_);
 }

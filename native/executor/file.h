@@ -52,6 +52,9 @@ class Memory {
   size_t size_ = 0;
 };
 
+// Gives the whole pages of [data, data + bytes) back to the system; they read as zeros when they are touched again.
+void give_back(uint8_t* data, size_t bytes);
+
 constexpr size_t align_up(size_t value, size_t to = 64) {
   return (value + to - 1) / to * to;
 }

@@ -71,7 +71,11 @@ size_t Readers::buffer_bytes(size_t bytes) {
 
 Readers::Readers(std::vector<std::shared_ptr<const File>> files, int32_t num_threads, DirectIo direct_io,
                  Buffers buffers, size_t max_requests, ReadFunction read)
-    : read_(std::move(read)), buffers_(buffers), max_requests_(max_requests), pid_(::getpid()) {
+    : read_(std::move(read)),
+      buffers_(buffers),
+      max_requests_(max_requests),
+      num_buffers_(buffers.count),
+      pid_(::getpid()) {
   if (num_threads < 1 || num_threads > 256) {
     throw std::invalid_argument("num_readers must be from 1 to 256, got " + std::to_string(num_threads));
   }
@@ -160,9 +164,23 @@ bool Readers::wait(std::chrono::milliseconds timeout) {
 void Readers::release(int32_t buffer) {
   {
     const std::lock_guard lock(mutex_);
+    if (buffer >= num_buffers_) {
+      give_back(buffers_.data + static_cast<size_t>(buffer) * buffers_.bytes, buffers_.bytes);
+      return;
+    }
     free_buffers_.push_back(buffer);
   }
   has_work_.notify_one();
+}
+
+void Readers::keep_buffers(int32_t count) {
+  const std::lock_guard lock(mutex_);
+  num_buffers_ = std::min(num_buffers_, count);
+  std::erase_if(free_buffers_, [&](int32_t buffer) {
+    if (buffer < num_buffers_) return false;
+    give_back(buffers_.data + static_cast<size_t>(buffer) * buffers_.bytes, buffers_.bytes);
+    return true;
+  });
 }
 
 void Readers::forget(int32_t record) {
@@ -234,6 +252,7 @@ void Readers::work() {
 
 int32_t Readers::read(const ReadRequest& request, uint8_t* buffer, const uint8_t** data) {
   const Source& source = *sources_[static_cast<size_t>(request.file)];
+  for (int32_t i = 0; i < delay_ms_.load() && !stop_; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   const bool is_direct = source.is_direct.load(std::memory_order_relaxed);
   int32_t error = read_from(source, is_direct, request, buffer, data);
   if (is_direct && error == EINVAL) {  // a file system that takes some direct reads only

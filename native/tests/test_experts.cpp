@@ -6,12 +6,14 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <list>
+#include <limits>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -56,35 +58,57 @@ ReadArrival wait_for_one(Readers& readers) {
   return arrival;
 }
 
-void test_lru() {
-  constexpr int32_t kSlots = 9;
-  Lru lru(kSlots);
-  std::list<int32_t> naive;  // oldest first
-  std::vector<int32_t> pins(kSlots, 0);
+void test_replacement() {
+  constexpr int32_t kSlots = 9, kRecords = 20;
+  DecayedLfu policy(kSlots, kRecords, kRecords);
+  std::vector<int32_t> records(kSlots, -1), pins(kSlots, 0);
+  std::vector<std::vector<int32_t>> uses(kRecords);  // when each record was used
   Random random;
-  for (int i = 0; i < 20000; ++i) {
-    const auto slot = static_cast<int32_t>(random(kSlots));
-    switch (random(4)) {
+  int32_t now = 0;
+  // What a record's uses are worth at this moment, by the definition.
+  const auto worth = [&](int32_t record) {
+    double sum = 0;
+    for (const int32_t t : uses[static_cast<size_t>(record)]) {
+      sum += std::exp2((t - now) / (DecayedLfu::kHalfLife * kRecords));
+    }
+    return sum;
+  };
+  for (int i = 0; i < 4000; ++i) {
+    const size_t slot = random(kSlots);
+    switch (random(5)) {
       case 0:
-        lru.free(slot);
-        naive.remove(slot);
+        policy.free(static_cast<int32_t>(slot));
+        records[slot] = -1;
         break;
       case 1:
-        pins[static_cast<size_t>(slot)] = static_cast<int32_t>(random(3));
+        pins[slot] = static_cast<int32_t>(random(3));
         break;
-      default:
-        lru.use(slot);
-        naive.remove(slot);
-        naive.push_back(slot);
-    }
-    int32_t wanted = -1;
-    for (const int32_t s : naive) {
-      if (pins[static_cast<size_t>(s)] == 0) {
-        wanted = s;
+      case 2: {
+        const size_t to = random(kSlots);
+        if (records[to] != -1 || records[slot] == -1) break;
+        policy.move(static_cast<int32_t>(slot), static_cast<int32_t>(to));
+        std::swap(records[slot], records[to]);
         break;
       }
+      default: {
+        const auto record = static_cast<int32_t>(std::min(random(kRecords), random(kRecords)));  // low ones more often
+        if (std::find(records.begin(), records.end(), record) != records.end() && records[slot] != record) break;
+        policy.use(static_cast<int32_t>(slot), record);
+        records[slot] = record;
+        uses[static_cast<size_t>(record)].push_back(++now);
+      }
     }
-    if (!CHECK(lru.victim(pins) == wanted)) return;
+    double least = std::numeric_limits<double>::infinity();
+    for (size_t s = 0; s < kSlots; ++s) {
+      if (records[s] != -1 && pins[s] == 0) least = std::min(least, worth(records[s]));
+    }
+    const int32_t victim = policy.victim(pins);
+    if (victim == -1) {
+      if (!CHECK(std::isinf(least))) return;
+      continue;
+    }
+    const auto v = static_cast<size_t>(victim);
+    if (!CHECK(records[v] != -1 && pins[v] == 0 && worth(records[v]) <= least * (1 + 1e-9))) return;
   }
 }
 
@@ -123,21 +147,64 @@ void test_arena() {
   CHECK(arena.num_slots() == 5);
   int32_t evicted = 0, slots[3];
   for (int32_t i = 0; i < 3; ++i) {
-    slots[i] = arena.acquire(0, 100 + i, &evicted);
+    slots[i] = arena.acquire(0, i, &evicted);
     CHECK(evicted == -1 && arena.data(slots[i]) == memory.data() + 64 * i);
   }
-  CHECK(arena.data(arena.acquire(1, 7, &evicted)) == memory.data() + 3 * 64);
+  CHECK(arena.data(arena.acquire(1, 17, &evicted)) == memory.data() + 3 * 64);
   arena.pin(slots[0]);
-  CHECK(arena.acquire(0, 103, &evicted) == slots[1] && evicted == 101);
+  CHECK(arena.acquire(0, 3, &evicted) == slots[1] && evicted == 1);
   arena.pin(slots[1]);
   arena.pin(slots[2]);
-  CHECK(arena.acquire(0, 104, &evicted) == -1);
+  CHECK(arena.acquire(0, 4, &evicted) == -1);
   arena.unpin(slots[2]);
   arena.use(slots[2]);
-  CHECK(arena.acquire(0, 104, &evicted) == slots[2] && evicted == 102);
+  CHECK(arena.acquire(0, 4, &evicted) == slots[2] && evicted == 2);
   arena.free(slots[0]);
   CHECK(!arena.is_pinned(slots[0]) && arena.record(slots[0]) == -1);
-  CHECK(arena.acquire(0, 105, &evicted) == slots[0] && evicted == -1);
+  CHECK(arena.acquire(0, 5, &evicted) == slots[0] && evicted == -1);
+}
+
+// The records that the policy would give up last stay, with their bytes: used once each, those are the newest.
+void test_arena_shrinks() {
+  constexpr int32_t kSlots = 12;
+  constexpr size_t kBytes = kSlotAlign;
+  Random random;
+  for (int round = 0; round < 300; ++round) {
+    std::vector<SlotClass> classes{{kBytes, 50, 1, kSlots}, {2 * kBytes, 50, 1, 3}};
+    Memory memory(kSlots * kBytes + 6 * kBytes);
+    SlotArena arena(classes, memory.data());
+    std::vector<int32_t> slot_of(40, -1), order;  // by record; records by their last use
+    int32_t evicted = -1;
+    for (int32_t record = 0; record < static_cast<int32_t>(random(40)); ++record) {
+      const int32_t slot = arena.acquire(0, record, &evicted);
+      if (slot == -1) break;
+      if (evicted != -1) slot_of[static_cast<size_t>(evicted)] = -1;
+      if (random(8) == 0) {  // a read that failed
+        arena.free(slot);
+        continue;
+      }
+      std::memset(arena.data(slot), record + 1, kBytes);
+      slot_of[static_cast<size_t>(record)] = slot;
+      order.push_back(record);
+    }
+    std::erase_if(order, [&](int32_t record) { return slot_of[static_cast<size_t>(record)] == -1; });
+    const auto left = static_cast<int32_t>(1 + random(kSlots));
+    classes[0].num_slots = left;
+    arena.shrink(classes, [&](int32_t record, int32_t slot) { slot_of[static_cast<size_t>(record)] = slot; });
+    CHECK(arena.num_slots() == left + 3);
+    const size_t keeps = std::min(order.size(), static_cast<size_t>(left));
+    for (size_t i = 0; i < order.size(); ++i) {
+      const int32_t record = order[i], slot = slot_of[static_cast<size_t>(record)];
+      CHECK((slot != -1) == (i >= order.size() - keeps));
+      if (slot == -1) continue;
+      CHECK(slot < left && arena.record(slot) == record);
+      CHECK(arena.data(slot)[0] == record + 1 && arena.data(slot)[kBytes - 1] == record + 1);
+    }
+    std::vector<int32_t> taken;  // all slots that are left can be had, and no others
+    for (int32_t i = 0; i < left; ++i) taken.push_back(arena.acquire(0, 60 + i, &evicted));
+    std::sort(taken.begin(), taken.end());
+    for (int32_t i = 0; i < left; ++i) CHECK(taken[static_cast<size_t>(i)] == i);
+  }
 }
 
 // Every phase of 32 bytes, lengths around a block's, the end of the file; direct and buffered, one and several readers.
@@ -462,9 +529,10 @@ void test_verify() {
 }  // namespace
 
 int main() {
-  test_lru();
+  test_replacement();
   test_shares();
   test_arena();
+  test_arena_shrinks();
   test_reads("/tmp");
   test_reads("/dev/shm");
   test_read_faults();

@@ -232,6 +232,11 @@ class Executor:
         """Gives back what reading the model's files left in the page cache, where nothing else keeps it."""
     def swap_slots_for_test(self, layer: int, a: int, b: int) -> None:
         """Exchanges what the slots of two experts hold; for the test that verify_slots notices."""
+    def shrink_experts(self, expert_bytes: int) -> None:
+        """Between steps: slots and read buffers take at most that many bytes from now on, what was theirs goes back to
+        the system. ValueError below the ledger's least_expert_bytes; never grows."""
+    def delay_reads_for_test(self, milliseconds: int) -> None:
+        """Each read of experts begins that much later, as on a slow disk."""
     def close(self) -> None: ...
 
 def measure_bandwidth(num_threads: int, megabytes: int, seconds: float) -> float:
@@ -239,6 +244,10 @@ def measure_bandwidth(num_threads: int, megabytes: int, seconds: float) -> float
 
 def measure_int8(num_threads: int, seconds: float) -> float:
     """int8 multiply-add operations a second (2 per product) from L1, the active tier's instructions."""
+
+def measure_f32(num_threads: int, seconds: float) -> float:
+    """float32 multiply-add operations a second (2 per product) in registers: what F16, BF16 and F32 weights and
+    attention are bound by."""
 
 class StringTable:
     """Strings of a GGUF array as bytes, 1 ms for 150 000 of them; Python strings are made when asked for."""

@@ -383,6 +383,7 @@ def make_model(
     max_sequences=64,
     store: PrefixStore | None = None,
     binding: str = "fake",
+    before_step=None,
     **plan,
 ) -> Model:
     plan = make_plan(**plan)
@@ -407,6 +408,7 @@ def make_model(
         cancelled_error=FakeCancelled,
         max_sequences=max_sequences,
         keeper=None if store is None else Keeper(store, executor, binding={"model": binding}, about={"model": "fake"}),
+        before_step=before_step,
     )
 
 

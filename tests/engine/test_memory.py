@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kamado.checkpoint.types import Checkpoint, Layout, TensorRef
 from kamado.errors import MemoryBudgetError, UsageError
-from kamado.memory.budget import format_size, parse_size
+from kamado.memory.budget import format_size, format_size_up, parse_size
 from kamado.memory.forecast import kv_token_bytes, plan
 from kamado.memory.profile import (
     DeviceProfile,
@@ -52,6 +52,11 @@ def test_what_is_no_size(bad: object) -> None:
 @given(st.integers(1, 1 << 60))
 def test_a_formatted_size_reads_back_within_half_a_percent(size: int) -> None:
     assert abs(parse_size(format_size(size)) - size) <= size * 0.006
+
+
+@given(st.integers(1, 1 << 50))
+def test_a_size_rounded_up_is_enough(size: int) -> None:
+    assert size <= parse_size(format_size_up(size)) <= size * 1.02 + 1
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -262,7 +267,7 @@ def test_the_default_context_is_what_fits() -> None:
 def test_a_budget_that_is_too_small_names_the_least() -> None:
     program = make_program()
     whole = plan(CHECKPOINT, program, context=4096, on=on(1 << 34))
-    between = whole.least_bytes + (100 << 10)  # 4096 tokens take 480 KiB more than 256 do
+    between = whole.shortest_bytes + (100 << 10)  # 4096 tokens take 480 KiB more than 256 do
     made = plan(CHECKPOINT, program, context=4096, on=on(1 << 34), memory=between)
     with pytest.raises(
         MemoryBudgetError, match=r"needs .* weights .* kv .*the budget is .* MiB: .*smaller context than 4096"
@@ -270,10 +275,11 @@ def test_a_budget_that_is_too_small_names_the_least() -> None:
         made.require_fit()
     tight = plan(CHECKPOINT, program, context=4096, on=on(1 << 20))
     with pytest.raises(
-        MemoryBudgetError, match=r"this machine has 1\.00 MiB to give: the least that works is .* 256 tokens"
+        MemoryBudgetError, match=r"this machine has 1\.00 MiB to give: the least that works is .* 4096 tokens, .* 256"
     ):
         tight.require_fit()
-    exact = plan(CHECKPOINT, program, context=256, on=on(1 << 34), memory=tight.least_bytes)
+    assert plan(CHECKPOINT, program, context=4096, on=on(1 << 34), memory=tight.least_bytes).fits
+    exact = plan(CHECKPOINT, program, context=256, on=on(1 << 34), memory=tight.shortest_bytes)
     exact.require_fit()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,27 @@ def test_what_fits_is_resident(moe: tuple[Checkpoint, Program]) -> None:
     assert plan(*moe, memory=result.peak_bytes - 1, max_rows=512, on=here()).is_streamed
 
 
+def test_nothing_is_streamed_where_every_expert_would_have_a_slot(moe: tuple[Checkpoint, Program]) -> None:
+    """With everything in slots a run costs more bytes than a resident one of the same steps."""
+    everything = resident_bytes(moe)
+    streamed = 0
+    for budget in range(everything - 24 * MIB, everything + MIB, MIB // 2):
+        result = plan(*moe, memory=budget, context=1024, on=here())
+        assert result.fits
+        if result.is_streamed:
+            streamed += 1
+            assert result.expert_slots < result.num_experts
+    assert 5 < streamed < 45
+
+
+def test_rows_of_logits_are_given_up_before_experts_are_streamed(moe: tuple[Checkpoint, Program]) -> None:
+    program = dataclasses.replace(moe[1], vocab_size=200_000)  # 800 KB of logits a row
+    rich = plan(moe[0], program, max_rows=64, on=here())
+    tight = plan(moe[0], program, max_rows=64, memory=rich.peak_bytes - 16 * MIB, on=here())
+    assert not tight.is_streamed
+    assert tight.max_logit_rows < rich.max_logit_rows
+
+
 def test_what_does_not_fit_is_streamed_within_the_budget(moe: tuple[Checkpoint, Program]) -> None:
     everything = resident_bytes(moe)
     before: Plan | None = None
@@ -103,7 +125,7 @@ def test_what_does_not_fit_is_streamed_within_the_budget(moe: tuple[Checkpoint, 
         before = result
 
 
-def test_the_least_that_is_named_works_and_one_byte_less_does_not(moe: tuple[Checkpoint, Program]) -> None:
+def test_the_least_that_is_named_works_and_a_page_less_does_not(moe: tuple[Checkpoint, Program]) -> None:
     least = plan(*moe, memory=10 * MIB, on=here())
     assert not least.fits
     assert sum(least.least_bytes_by_owner.values()) == least.least_bytes
@@ -117,7 +139,18 @@ def test_the_least_that_is_named_works_and_one_byte_less_does_not(moe: tuple[Che
     assert works.expert_bytes is not None
     assert works.expert_bytes >= needs.least_bytes
     assert works.miss_bytes_per_token == needs.cycle_file_bytes  # less than one token's experts: none is found again
-    assert not plan(*moe, memory=least.least_bytes - 1, on=here()).fits
+    assert least.least_bytes % 4096 == 0  # a cgroup rounds its limit down to pages
+    assert not plan(*moe, memory=least.least_bytes - 4096, on=here()).fits
+
+
+@pytest.mark.parametrize("context", [100, 256, 2048])
+def test_the_least_is_that_of_the_context_that_was_asked_for(moe: tuple[Checkpoint, Program], context: int) -> None:
+    stated = plan(*moe, memory=1 * MIB, context=context, on=here())
+    assert stated.least_context == context
+    assert plan(*moe, memory=stated.least_bytes, context=context, on=here()).fits
+    assert not plan(*moe, memory=stated.least_bytes - 4096, context=context, on=here()).fits
+    with pytest.raises(MemoryBudgetError, match=f"the least that works is .* with a context of {context} tokens"):
+        stated.require_fit()
 
 
 def test_a_context_that_was_asked_for_is_kept(moe: tuple[Checkpoint, Program]) -> None:

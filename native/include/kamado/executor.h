@@ -292,8 +292,13 @@ class Executor {
   int32_t routing_columns() const;
   // Gives back what reading the model's files left in the page cache.
   void drop_file_cache() const;
+  // Between steps: experts and their read buffers take at most `bytes` from now on, and what was theirs goes back to
+  // the system. Throws std::invalid_argument below ExpertLedger::least_bytes; never grows.
+  void shrink_experts(uint64_t bytes);
   // Exchanges what two slots hold, which verify_slots must notice.
   void swap_slots_for_test(int32_t layer, int32_t a, int32_t b);
+  // Each read of experts begins that much later, as on a slow disk.
+  void delay_reads_for_test(int32_t milliseconds);
 
  private:
   struct Impl;

@@ -7,27 +7,26 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
+from .direct_file import DirectFile
 from .gguf_header import DEFAULT_ALIGNMENT, MAGIC, SCALAR_CODES, ValueType
 from .strings import Strings
 from .types import Layout
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write that becomes `path` when the block ends well, and is removed when it does not."""
+def atomic_file(path: Path) -> Iterator[DirectFile]:
+    """A file to write that becomes `path` when the block ends well, and is removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(partial, "wb") as file:
+        with DirectFile(partial) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -99,7 +98,7 @@ class GgufWriter:
 class TensorSink:
     """Takes tensor data in the announced order."""
 
-    def __init__(self, file: BinaryIO, writer: GgufWriter) -> None:
+    def __init__(self, file: DirectFile, writer: GgufWriter) -> None:
         self._file = file
         self._alignment = writer.alignment
         self._pending = [(name, _nbytes(shape, layout)) for name, (shape, layout) in writer.tensors.items()]
@@ -119,11 +118,8 @@ class TensorSink:
             self._written = 0
 
     def forget_written(self) -> None:
-        """Bring what was written to the disk and take it out of the page cache, where the system has a call for it."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        """Take what was written out of the page cache. There is nothing to do where it went past it."""
+        self._file.forget_written()
 
     def finish(self) -> None:
         """Check that every tensor is whole."""

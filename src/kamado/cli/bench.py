@@ -255,9 +255,10 @@ def _print(document: dict[str, Any], results: list[Measurement]) -> None:
     click.echo(f"{here['cpu_model']}, {document['threads']} threads, tier {here['tier']}")
     for limit in document.get("limits", []):
         bandwidth, int8 = limit["read_bytes_per_second"] / 1e9, limit["int8_ops_per_second"] / 1e9
-        disk = limit["disk_bytes_per_second"]
+        disk, f32 = limit["disk_bytes_per_second"], limit["f32_ops_per_second"]
         click.echo(
             f"limits, {limit['num_threads']} threads: reads {bandwidth:.1f} GB/s, int8 {int8:.0f} GOPS"
+            + (f", f32 {f32 / 1e9:.0f} GFLOPS" if f32 else "")
             + (f", disk {disk / 1e9:.2f} GB/s" if disk else "")
         )
     if document["model"] is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..memory.budget import format_size, parse_size
+from ..memory.budget import format_size, format_size_up, parse_size
 from . import backend
 from .options import load_options, model_argument
 from .terminal import echo_json, styled
@@ -66,7 +66,10 @@ def command(
             for owner, size in forecast.least_bytes_by_owner.items()
             if size
         )
-        click.echo(f"the least budget that works is {format_size(forecast.least_bytes)} ({owners})")
+        click.echo(
+            f"the least budget that works with a context of {forecast.least_context} tokens is "
+            f"{format_size_up(forecast.least_bytes)} ({owners})"
+        )
     if forecast.decode_tokens_per_second is None or forecast.prefill_tokens_per_second is None:
         click.echo("speed: unknown until `kamado bench --limits` has measured this machine")
     else:

@@ -14,10 +14,12 @@ from ..memory import forecast
 from ..memory.budget import parse_size
 from ..memory.forecast import Plan
 from ..memory.kv_presets import check_kv
+from ..memory.limits import LimitWatch
 from ..memory.profile import load_device_profile, machine
 from ..memory.usage import BudgetWatch
 from ..program import Program
 from .executor_protocol import ExecutorProtocol
+from .guard import MemoryGuard
 from .identity import build_identity, changed_at, model_identity
 from .keeper import Keeper
 from .kv_record import recommended_for
@@ -144,6 +146,7 @@ def _build(
     from ..lower import build_executor
 
     reader = _TokenizerReader(checkpoint)
+    limits = LimitWatch()
     native = build_executor(
         program,
         num_threads=plan.num_threads,
@@ -175,6 +178,7 @@ def _build(
             keeper=keeper,
             pooling=program.pooling,
             is_encoder=program.is_encoder,
+            before_step=MemoryGuard(plan, native, limits),
         )
     except BaseException:
         executor.close()

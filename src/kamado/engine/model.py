@@ -81,6 +81,7 @@ class Model:
         conversations: ConversationStore | None = None,
         pooling: Pooling | None = None,
         is_encoder: bool = False,
+        before_step: Callable[[], None] | None = None,
     ) -> None:
         """`keeper`: the prefix store's, if prefixes outlive the process. `conversations`: where sessions are kept."""
         self._keeper = keeper
@@ -103,6 +104,7 @@ class Model:
             cancelled_error=cancelled_error,
             after_rows=(plan.context, self._watch.forget_files) if self._watch.files else None,
             keeper=keeper,
+            before_step=before_step,
         )
         self._finalizer = weakref.finalize(self, self._scheduler.close)  # also at interpreter exit
 

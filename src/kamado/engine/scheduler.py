@@ -45,6 +45,7 @@ _MIN_SHARED_ROWS = 64
 _WORTH_WAITING_TOKENS = PAGE_TOKENS
 
 _CLOSE_SECONDS = 30.0
+_IDLE_SECONDS = 2.0  # between two calls of before_step without work
 
 
 class _Job(Generic[T]):
@@ -91,9 +92,11 @@ class Scheduler:
         max_live: int | None = None,
         after_rows: tuple[int, Callable[[], None]] | None = None,
         keeper: Keeper | None = None,
+        before_step: Callable[[], None] | None = None,
     ) -> None:
         """`after_rows`: a number of rows, and what to call between steps whenever that many more were computed.
-        `keeper`: saves prefixes to disk and restores them."""
+        `keeper`: saves prefixes to disk and restores them. `before_step` is called before each step, and now and then
+        while there is none to do; what it raises ends everything, and every request gets it."""
         assert min(max_rows, max_logit_rows) >= 2, "a decode row and a prompt's end must fit in one step"
         self._executor = executor
         self._max_rows = max_rows
@@ -102,6 +105,7 @@ class Scheduler:
         self._cancelled_error = cancelled_error
         self._keeper = keeper
         self._sessions = SessionCache(executor, kv_tokens=kv_tokens, max_sequences=max_sequences, keeper=keeper)
+        self._before_step = before_step
         self._counters = Counters()
 
         self._inbox: deque[Request | _Job[object]] = deque()
@@ -210,13 +214,15 @@ class Scheduler:
         try:
             while self._closing is None:
                 self._take_news()
+                if self._before_step is not None:
+                    self._before_step()
                 chunks = self._plan_step()
                 if chunks:
                     self._run_step(chunks)
                     if self._keeper is not None:
                         self._keeper.advance()
                 elif self._keeper is None or not self._keeper.advance():
-                    self._news.wait()
+                    self._news.wait(None if self._before_step is None else _IDLE_SECONDS)
         except BaseException as error:
             self._close(error)
         finally:

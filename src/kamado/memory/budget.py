@@ -36,6 +36,16 @@ def parse_size(text: str | int) -> int:
     return num_bytes
 
 
+def format_size_up(num_bytes: int) -> str:
+    """As format_size, rounded up: `parse_size` of it is at least `num_bytes`, so it may be told as what is enough."""
+    text = format_size(num_bytes)
+    step = 1
+    while parse_size(text) < num_bytes:
+        text = format_size(num_bytes + step)
+        step *= 2
+    return text
+
+
 def format_size(num_bytes: int) -> str:
     """A size for people, three digits at least: "98.4 MiB", "1.07 GiB"; below 1 KiB "512 B"."""
     if num_bytes < 0:

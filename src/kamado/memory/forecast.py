@@ -11,7 +11,7 @@ from ..checkpoint.types import Checkpoint
 from ..errors import MemoryBudgetError, UsageError
 from ..program import Program
 from . import sizes
-from .budget import format_size
+from .budget import format_size, format_size_up
 from .kv_presets import (
     PAGE_TOKENS,
     Bits,
@@ -75,12 +75,14 @@ class Plan:
     bytes_by_owner: dict[str, int]  # "weights", "experts", "kv", "scratch", "interpreter", "file_cache"
     memory_bytes: int  # what may be used
     memory_limited_by: str  # "budget", "machine" or a cgroup's path
-    least_bytes: int  # peak with the smallest useful context
+    least_bytes: int  # the least budget that works for the context that was asked for, else for `least_context`
     weight_bytes_per_token: int  # weights that one decoded token reads
     ops_per_token: int  # integer operations of one token, two a product, without attention
     decode_tokens_per_second: float | None = None  # estimate
     prefill_tokens_per_second: float | None = None  # estimate
     least_bytes_by_owner: Mapping[str, int] = field(default_factory=dict)
+    least_context: int = LEAST_CONTEXT  # tokens that `least_bytes` is for
+    shortest_bytes: int = 0  # the least budget for LEAST_CONTEXT tokens
     num_experts: int = 0  # in all layers together; 0: dense
     expert_bytes: int | None = None  # for slots and read buffers when experts are streamed; None: all are resident
     expert_slots: int = 0  # experts that are in memory at once, roughly when layers differ in size
@@ -131,12 +133,14 @@ class Plan:
         }.get(self.memory_limited_by, f"{self.memory_limited_by} has {format_size(self.memory_bytes)} to give")
         text = f"{self.model} needs {format_size(self.peak_bytes)} ({self.peak_bytes} bytes: "
         text += f"{_owners(self.bytes_by_owner)}) and {limit}"
-        if self.least_bytes <= self.memory_bytes:
-            text += f": load it with a smaller context than {self.context}"
-        else:
-            least = f" ({_owners(self.least_bytes_by_owner)})" if self.least_bytes_by_owner else ""
-            text += f": the least that works is {format_size(self.least_bytes)}{least}, with a context of "
-            text += f"{min(self.context, LEAST_CONTEXT)} tokens"
+        owners = f" ({_owners(self.least_bytes_by_owner)})" if self.least_bytes_by_owner else ""
+        text += f": the least that works is {format_size_up(self.least_bytes)}{owners}, with a context of "
+        text += f"{self.least_context} tokens"
+        if self.least_context > LEAST_CONTEXT:
+            if self.shortest_bytes <= self.memory_bytes:
+                text += f"; or load it with a smaller context than {self.least_context}"
+            else:
+                text += f", and {format_size_up(self.shortest_bytes)} with {LEAST_CONTEXT}"
         raise MemoryBudgetError(text)
 
 
@@ -196,13 +200,14 @@ def plan(
     if memory is not None:
         memory_bytes, limited_by = min((memory, "budget"), (on.memory_bytes, on.memory_limited_by))
     split = planner.best(memory_bytes, context)
-    least = planner.least(min(context or LEAST_CONTEXT, LEAST_CONTEXT, program.context_length))
+    shortest = planner.least(min(context or LEAST_CONTEXT, LEAST_CONTEXT, program.context_length))
+    least = shortest if context is None else planner.least(context)
     needs = planner.needs
     is_streamed = split.expert_bytes is not None
     expert_slots, miss_share = needs.num_experts, 0.0
     if split.expert_bytes is not None:
         slots_bytes = needs.slots_of(split.expert_bytes)
-        expert_slots = min(needs.num_experts, needs.num_experts * slots_bytes // max(1, needs.packed_bytes))
+        expert_slots = min(needs.num_experts, needs.num_experts * slots_bytes // max(1, needs.slots_bytes))
         # An LRU that holds less than one token's experts finds none of them again.
         miss_share = 1.0 if slots_bytes < needs.cycle_bytes else 1 - expert_slots / needs.num_experts
     active_bytes, active_values = sizes.active_weights(program)
@@ -238,6 +243,8 @@ def plan(
         decode_tokens_per_second=decode_speed,
         prefill_tokens_per_second=prefill_speed,
         least_bytes_by_owner=MappingProxyType(least.bytes_by_owner(needs)),
+        least_context=least.context,
+        shortest_bytes=shortest.peak_bytes(needs),
         num_experts=needs.num_experts,
         expert_bytes=split.expert_bytes,
         expert_slots=expert_slots,
@@ -324,11 +331,13 @@ class _Planner:
         contexts = [context] if context is not None else self._contexts()
         first: _Split | None = None
         for tokens in contexts:
-            for rows in self._rows(DEFAULT_MAX_ROWS):
-                split = self._split(tokens, rows)
-                first = first or split
-                if split.peak_bytes(self.needs) <= memory_bytes:
-                    return split
+            # Everything resident, if need be with smaller steps and fewer rows of logits.
+            for logit_bytes in (_LOGIT_BYTES, _STREAMED_LOGIT_BYTES):
+                for rows in self._rows(DEFAULT_MAX_ROWS):
+                    split = self._split(tokens, rows, logit_bytes)
+                    first = first or split
+                    if split.peak_bytes(self.needs) <= memory_bytes:
+                        return split
             # One token's experts at least: with less, each token would find none of the last one's.
             streamed = self._streamed(tokens, memory_bytes, self.needs.cycle_expert_bytes)
             if streamed is not None:
@@ -345,7 +354,9 @@ class _Planner:
         split = self._split(context, min(self._rows(DEFAULT_MAX_ROWS)), _STREAMED_LOGIT_BYTES)
         if self.needs.num_experts and self.needs.least_bytes < self.needs.packed_bytes:
             split = dataclasses.replace(split, expert_bytes=self.needs.least_bytes)
-        return split
+        # In whole pages, since a cgroup rounds its limit down to them.
+        rest = -split.peak_bytes(self.needs) % sizes.FILE_PAGE_BYTES
+        return dataclasses.replace(split, file_cache=split.file_cache + rest)
 
     def _streamed(self, context: int, memory_bytes: int, least_expert_bytes: int) -> _Split | None:
         """Streamed with what the rest leaves; None when that is less than `least_expert_bytes`, or all would fit."""

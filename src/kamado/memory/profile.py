@@ -45,7 +45,7 @@ def machine(root: Path = Path("/")) -> Machine:
     """Looks the machine over. `root` is where /proc and /sys are found, for tests."""
     info = _cpuinfo(root)
     total_bytes = _memory_total_bytes(root)
-    limit_bytes, limited_by = _least_cgroup_limit(root)
+    limit_bytes, limited_by = least_cgroup_limit(root)
     if limit_bytes >= total_bytes:
         limit_bytes, limited_by = total_bytes, "machine"
     known = set(info.get("flags", info.get("Features", "")).split())
@@ -60,7 +60,7 @@ def machine(root: Path = Path("/")) -> Machine:
         cache_bytes=_cache_bytes(root),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         tier=_active_tier(),
-        usable_bytes=_usable_bytes(root, total_bytes),
+        usable_bytes=usable_bytes(root),
     )
 
 
@@ -82,7 +82,7 @@ def _quota(directory: Path) -> tuple[int, int]:
     return max(0, _as_int(_read(directory / "cpu.cfs_quota_us"), 0)), _as_int(_read(directory / "cpu.cfs_period_us"), 0)
 
 
-def _least_cgroup_limit(root: Path) -> tuple[int, str]:
+def least_cgroup_limit(root: Path) -> tuple[int, str]:
     """The least memory limit over all enclosing cgroups, v1 and v2, and the cgroup that sets it."""
     least, path = _NO_LIMIT, ""
     for directory in _cgroup_directories(root, "memory"):
@@ -98,9 +98,11 @@ def innermost_memory_cgroup(root: Path = Path("/")) -> Path | None:
     return next(_cgroup_directories(root, "memory"), None)
 
 
-def _usable_bytes(root: Path, total_bytes: int) -> int:
+def usable_bytes(root: Path = Path("/")) -> int:
     """What this process may take without anyone being pushed out: the least over the machine and every enclosing cgroup
-    of limit - what others hold and cannot give back - margin. Cached file pages count as free, our own memory too."""
+    of limit - what others hold and cannot give back - margin. Cached file pages count as free, our own memory too. 0
+    when that cannot be read."""
+    total_bytes = _memory_total_bytes(root)
     own = kib_fields(root / "proc/self/status").get("VmRSS", 0)
     available = kib_fields(root / "proc/meminfo").get("MemAvailable", 0)
     if not available:
@@ -217,6 +219,7 @@ class DeviceProfile:
     read_bytes_per_second: float  # sequential reads, all threads together
     int8_ops_per_second: float  # two operations a product, from L1
     measured_at: str = ""  # UTC, ISO 8601
+    f32_ops_per_second: float | None = None  # multiply-adds in registers, two operations each
     disk_bytes_per_second: float | None = None  # reads of about 1 MiB at random places of a model's file
 
 
@@ -240,6 +243,7 @@ def measure_device(num_threads: int, *, megabytes: int = 512, seconds: float = 1
         tier=_native.active_tier(),
         read_bytes_per_second=_native.measure_bandwidth(num_threads, megabytes, seconds),
         int8_ops_per_second=_native.measure_int8(num_threads, seconds),
+        f32_ops_per_second=_native.measure_f32(num_threads, min(seconds, 0.5)),
         measured_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
 

@@ -31,9 +31,12 @@ _TILES: dict[Layout, tuple[int, int, int]] = {
 }
 
 FILE_PAGE_BYTES = 4096
-# Pieces of experts on their way from the disk to a slot, which expert_bytes pays for too: native/experts/stream.cpp.
+# Slots are whole pages. Pieces of experts on their way from the disk to a slot are paid for by expert_bytes too:
+# native/experts/stream.cpp.
+_SLOT_ALIGN_BYTES = 4096
 _REQUEST_BYTES = 2 << 20
-_LEAST_BUFFERS, _MOST_BUFFERS = 2, 12  # the second: three for each of four readers
+_LEAST_BUFFERS, _MOST_BUFFERS = 2, 24
+_NUM_READERS = 4  # a buffer more for each
 HUGE_PAGE_BYTES = 2 << 20
 # Assignments (row, expert) whose results are held at once: kMaxAssignments of native/executor/impl.h.
 _MAX_ASSIGNMENTS = 1024
@@ -48,26 +51,28 @@ class ExpertNeeds:
     num_experts: int = 0  # in all layers together
     top_k: int = 0
     file_bytes: int = 0  # of all expert records as they lie in the file
-    packed_bytes: int = 0  # of all of them in memory
+    packed_bytes: int = 0  # of all of them in memory, resident
+    slots_bytes: int = 0  # of a slot for each of them
     cycle_bytes: int = 0  # slots for the experts that one token picks, all layers
     cycle_file_bytes: int = 0  # what one token reads when nothing is cached
     least_bytes: int = 0  # slots and read buffers below which a single layer's picks have no room
     largest_record_bytes: int = 0
     buffer_bytes: int = 0  # of one read buffer
     least_slots_bytes: int = 0  # of `least_bytes`, the slots
+    most_buffers: int = _LEAST_BUFFERS
 
     def slots_of(self, expert_bytes: int) -> int:
         """Bytes that are left for slots of `expert_bytes`."""
         if expert_bytes >= HUGE_PAGE_BYTES:
             expert_bytes = expert_bytes // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
         for_buffers = min(expert_bytes // 16, expert_bytes - self.least_slots_bytes)
-        num_buffers = max(_LEAST_BUFFERS, min(_MOST_BUFFERS, for_buffers // max(1, self.buffer_bytes)))
+        num_buffers = max(_LEAST_BUFFERS, min(self.most_buffers, for_buffers // max(1, self.buffer_bytes)))
         return max(0, expert_bytes - num_buffers * self.buffer_bytes)
 
     @property
     def most_useful_bytes(self) -> int:
         """`expert_bytes` that hold every expert: more is of no use."""
-        return self.packed_bytes + _MOST_BUFFERS * self.buffer_bytes + HUGE_PAGE_BYTES
+        return self.slots_bytes + self.most_buffers * self.buffer_bytes + HUGE_PAGE_BYTES
 
     @property
     def cycle_expert_bytes(self) -> int:
@@ -86,8 +91,8 @@ def packed_bytes(ref: TensorRef) -> int:
 
 
 def slot_bytes(gate: TensorRef, up: TensorRef, down: TensorRef) -> int:
-    """Bytes of the slot of one expert: its three matrices, packed as it is when resident."""
-    return sum(map(packed_bytes, (gate, up, down)))
+    """Bytes of the slot of one expert: its three matrices, packed as when resident, in whole pages."""
+    return _round_up(sum(map(packed_bytes, (gate, up, down))), _SLOT_ALIGN_BYTES)
 
 
 def expert_needs(program: Program) -> ExpertNeeds:
@@ -96,7 +101,7 @@ def expert_needs(program: Program) -> ExpertNeeds:
     if not layers:
         return ExpertNeeds()
     top_k = max(1, program.top_k)
-    num = stored = packed = cycle = cycle_file = largest = request = 0
+    num = stored = packed = slots = cycle = cycle_file = largest = request = requests = 0
     classes: dict[int, int] = {}
     for op in layers:
         records = list(zip(op.gate, op.up, op.down, strict=True))
@@ -104,21 +109,36 @@ def expert_needs(program: Program) -> ExpertNeeds:
         files = [sum(ref.nbytes for ref in record) for record in records]
         num += len(records)
         stored += sum(files)
-        packed += sum(sizes)
+        packed += sum(packed_bytes(ref) for record in records for ref in record)
+        slots += sum(sizes)
         picks = min(top_k, len(records))
         cycle += picks * max(sizes)
         cycle_file += picks * max(files)
         largest = max(largest, *files)
-        for ref in (ref for record in records for ref in record):
-            tile = ref.layout.nbytes(ref.cols) * _TILE_ROWS
-            request = max(request, min(ref.nbytes, max(tile, _REQUEST_BYTES)))
+        for record in records:
+            pieces = [_pieces(ref) for ref in record]
+            requests = max(requests, sum(count for count, _ in pieces))
+            request = max(request, *(largest for _, largest in pieces))
         classes[max(sizes)] = max(classes.get(max(sizes), 0), picks)
     # Layers of mixed layouts have slots of several sizes, and each size must hold one layer's picks.
-    buffer = _round_up(request, FILE_PAGE_BYTES) + 2 * FILE_PAGE_BYTES
+    buffer = _round_up(request, FILE_PAGE_BYTES) + FILE_PAGE_BYTES
     least_slots = sum(size * picks for size, picks in classes.items())
     least = least_slots + _LEAST_BUFFERS * buffer
     least = _round_up(least, HUGE_PAGE_BYTES if least >= HUGE_PAGE_BYTES else FILE_PAGE_BYTES)
-    return ExpertNeeds(len(layers), num, top_k, stored, packed, cycle, cycle_file, least, largest, buffer, least_slots)
+    most_buffers = min(top_k * requests, _MOST_BUFFERS) + _NUM_READERS
+    return ExpertNeeds(
+        len(layers), num, top_k, stored, packed, slots, cycle, cycle_file, least, largest, buffer, least_slots,
+        most_buffers,
+    )  # fmt: skip
+
+
+def _pieces(ref: TensorRef) -> tuple[int, int]:
+    """Number of reads of one matrix, and bytes of the largest."""
+    row = ref.layout.nbytes(ref.cols)
+    tiles = -(-ref.rows // _TILE_ROWS)
+    at_most = min(max(_REQUEST_BYTES // (_TILE_ROWS * row), 1), tiles)
+    count = -(-tiles // at_most)
+    return count, min(-(-tiles // count) * _TILE_ROWS, ref.rows) * row
 
 
 def dense_weight_bytes(program: Program) -> int:
