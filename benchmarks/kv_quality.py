@@ -144,8 +144,8 @@ def haystack(model: kamado.Model, num_tokens: int, num_facts: int) -> tuple[list
         sys.exit(f"there are {len(names)} names for facts, not {num_facts}")
     names = names[: max(num_facts, len(CITIES))]
     rng.shuffle(names)
-    facts = [(name, str(rng.randrange(1000, 10_000))) for name in names[:num_facts]]
-    needles = [model.tokenize(f"\nThe secret number of {name} is {code}.\n", add_bos=False) for name, code in facts]
+    facts = list(zip(names[:num_facts], rng.sample(names, num_facts), strict=True))
+    needles = [model.tokenize(f"\nThe twin town of {name} is {code}.\n", add_bos=False) for name, code in facts]
     filler = model.tokenize("\n".join(builtin_texts()), add_bos=False)
     room = num_tokens - sum(map(len, needles)) - 1
     if room < num_facts:
@@ -155,7 +155,7 @@ def haystack(model: kamado.Model, num_tokens: int, num_facts: int) -> tuple[list
         begin, end = (room * j // num_facts for j in (i, i + 1))
         tokens += [filler[j % len(filler)] for j in range(begin, end)]
         tokens += needle
-    return tokens, [(f"\nThe secret number of {name} is", code) for name, code in facts]
+    return tokens, [(f"\nThe twin town of {name} is", code) for name, code in facts]
 
 
 def needles(options: argparse.Namespace, model: Path) -> list[dict[str, Any]]:
@@ -172,7 +172,7 @@ def needles(options: argparse.Namespace, model: Path) -> list[dict[str, Any]]:
                 for question, answer in questions:
                     prompt = [*tokens, *loaded.tokenize(question, add_bos=False)]
                     generation = loaded.generate(prompt, max_tokens=8, temperature=0)
-                    right[kv].append(answer in "".join(piece.text for piece in generation).replace(" ", ""))
+                    right[kv].append("".join(piece.text for piece in generation).strip().startswith(answer))
                     if generation.usage.num_reused_tokens < len(tokens) - 1:
                         sys.exit(f"{kv}: a question was not forked from the haystack but computed again")
             kept = [is_right for is_right, was_right in zip(right[kv], right["exact"], strict=True) if was_right]
