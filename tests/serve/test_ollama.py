@@ -628,7 +628,8 @@ def test_what_is_absent_says_so(post: Callable[..., Any], records: Callable[...,
     records(name, status="absent", note="models do not leave this machine" if "push" in path else "see create: files")
 
 
-def test_keys_have_scopes(world: FakeWorld) -> None:
+def test_keys_have_scopes() -> None:
+    world = FakeWorld()
     keys = KeyRing()
     keys.add("kmd-a-key-for-this-test", scopes=["infer", "read"])
     with running(world.library, world.loader, keys=keys) as up:

@@ -150,10 +150,8 @@ def test_embeddings_are_the_same_as_numbers_and_as_base64(client: openai.OpenAI,
 
 @compat(EMBEDDINGS, "dimensions")
 def test_fewer_dimensions(client: openai.OpenAI) -> None:
-    assert (
-        len(client.embeddings.create(model="fake", input="a", dimensions=4, encoding_format="float").data[0].embedding)
-        == 4
-    )
+    short = client.embeddings.create(model="fake", input="a", dimensions=4, encoding_format="float")
+    assert len(short.data[0].embedding) == 4
     with pytest.raises(openai.BadRequestError, match="dimensions"):
         client.embeddings.create(model="fake", input="a", dimensions=400)
 

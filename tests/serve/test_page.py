@@ -410,7 +410,8 @@ def test_everything_has_a_name_and_can_be_reached_by_keyboard(open_page: Callabl
 
 
 @in_browser
-def test_a_key_is_asked_for_and_kept_in_the_tab(open_page: Callable[..., Any], world: FakeWorld) -> None:
+def test_a_key_is_asked_for_and_kept_in_the_tab(open_page: Callable[..., Any]) -> None:
+    world = FakeWorld()
     keys = KeyRing()
     keys.add(KEY)
     with running(world.library, world.loader, keys=keys) as up:

@@ -91,7 +91,9 @@ class EngineLoader:
     def _choices(self, located: Located, options: LoadOptions) -> list[tuple[int, int]]:
         """(context, tokens of the cache), best first: a long context before room for many conversations."""
         most = located.info.max_context or _MOST_CONTEXT
-        wanted = options.context or self._settings.context
+        wanted = options.context
+        if wanted is None and self._settings.context is not None:  # of the whole server: shorter models have less
+            wanted = min(self._settings.context, most)
         if wanted is not None:
             return [(wanted, wanted * many) for many in _CONVERSATIONS]
         found = []

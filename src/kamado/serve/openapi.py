@@ -104,6 +104,8 @@ def _responses(route: Route, of_type: Mapping[str, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if route.result is not None:
         content["application/json"] = {"schema": of_type[_key(route.result)]}
+    elif route.body is not None:
+        content["application/json"] = {"schema": {"type": "object"}}
     if route.streams is not None:
         content[route.streams] = {"schema": {"type": "string"}}
     found: dict[str, Any] = {"200": {"description": "The answer.", **({"content": content} if content else {})}}

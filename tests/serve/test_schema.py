@@ -1,0 +1,41 @@
+"""schemathesis against our own OpenAPI document: no server error, no answer that the document does not describe."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kamado.serve.config import ServeConfig
+
+from .fake import FakeWorld
+from .running import running
+
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+EXAMPLES = int(os.environ.get("KAMADO_SCHEMA_EXAMPLES", "20"))  # an operation and phase
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_no_request_breaks_the_server_or_the_document(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("schemathesis")
+    found = str(program) if program.exists() else shutil.which("schemathesis")
+    if found is None:
+        pytest.skip("schemathesis is not installed")
+    world = FakeWorld()
+    config = ServeConfig(port=0, body_timeout=5)
+    with running(world.library, world.loader, config) as server:
+        result = subprocess.run(
+            [
+                found, "run", f"{server.url}/openapi.json", "--checks", CHECKS, "--max-examples", str(EXAMPLES),
+                "--seed", "20261122", "--phases", "examples,coverage,fuzzing", "--suppress-health-check", "all",
+                "--request-timeout", "30", "--no-color", "--exclude-path", "/api/pull",
+            ],
+            cwd=tmp_path, capture_output=True, text=True, check=False, timeout=3000,
+        )  # fmt: skip
+        assert server.server.service.num_active == 0
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
