@@ -63,7 +63,7 @@ def circumstances(kamado: str, peers: list[Path], files: list[Path]) -> dict[str
     )
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": sys.argv,
+        "command": [Path(word).name if "/" in word else word for word in sys.argv],
         "machine": json.loads(doctor.stdout)["machine"] if doctor.stdout else platform.uname()._asdict(),
         "kamado": call([kamado, "--version"]).strip(),
         "commit": commit.stdout.strip() if commit else None,
