@@ -78,9 +78,8 @@ def batch(options: argparse.Namespace) -> dict[str, Any]:
             per_piece = statistics.mean((a.usage or {})["completion_tokens"] / len(a.times) for a in answers)
             rates.append(pieces * per_piece / (end - begin))
         depth = int(statistics.mean((a.usage or {})["prompt_tokens"] for a in answers)) + options.tokens // 2
-    found = kamado_json(
-        "bench", options.model, "--prefill", "16", "--decode", "32", "--depth", str(depth), "--batch", str(options.batch)
-    )
+    work = ("--prefill", "16", "--decode", "32", "--depth", str(depth), "--batch", str(options.batch))
+    found = kamado_json("bench", options.model, *work)
     bench = next(r["tokens_per_second"] for r in found["results"] if r["kind"] == "decode")
     served_rate = statistics.median(rates)
     return {

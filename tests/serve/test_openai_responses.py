@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
@@ -274,3 +275,21 @@ def test_what_is_wrong_is_named(client: openai.OpenAI, body: dict[str, Any], par
     with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(model="fake", input="a", extra_body=body)
     assert caught.value.param == param
+
+
+@compat(RESPONSES, "stream_options", note="include_obfuscation: false; true is refused")
+@compat("POST /v1/chat/completions", "stream_options: include_obfuscation", status="refused", note="no padding here")
+def test_padding_is_refused_not_left_out(server: Running, client: openai.OpenAI) -> None:
+    options: Any = {"include_obfuscation": False}
+    events = list(client.responses.create(model="fake", input="hello", stream=True, stream_options=options))
+    assert events[-1].type == "response.completed"
+    for path, body in (
+        ("responses", {"input": "a"}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+    ):
+        answer = httpx2.post(
+            f"{server.url}/v1/{path}",
+            json={"model": "fake", "stream": True, "stream_options": {"include_obfuscation": True}, **body},
+        )
+        assert answer.status_code == 400
+        assert "include_obfuscation" in answer.json()["error"]["message"]

@@ -46,6 +46,10 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_usage: bool = False
     include_obfuscation: bool = False
 
+    def __post_init__(self) -> None:
+        if self.include_obfuscation:
+            raise ValueError("include_obfuscation must be false: answers are not padded here")
+
 
 class Extensions(Struct, kw_only=True):
     """Not OpenAI's: what local servers' clients send besides."""

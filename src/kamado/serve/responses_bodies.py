@@ -81,6 +81,10 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
 
     include_obfuscation: bool = False
 
+    def __post_init__(self) -> None:
+        if self.include_obfuscation:
+            raise ValueError("include_obfuscation must be false: answers are not padded here")
+
 
 class ResponsesBody(Extensions, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/responses."""
