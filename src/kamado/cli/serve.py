@@ -24,7 +24,10 @@ from .terminal import note
 @click.option("--memory", metavar="SIZE", help="Byte budget of all models, e.g. 6GiB.")
 @click.option("--context", type=click.IntRange(min=2), metavar="N", help="Tokens of prompt and answer together.")
 @click.option("--threads", "-j", type=click.IntRange(min=1), metavar="N", help="Compute threads.")
-@click.option("--kv", metavar="PRESET", help="KV cache: f32, exact (f16) or auto.")
+@click.option("--kv", metavar="PRESET", help="KV cache: exact, safe, balanced, small, auto, or k=4,v=3.")
+@click.option(
+    "--prefix-cache", metavar="SIZE|off", help="Disk for computed prompts and conversations.  [default: 2GiB]"
+)
 @click.option("--keep-alive", metavar="TIME", help="Unload a model that is idle for so long, e.g. 10m; -1 never.")
 @click.option("--max-requests", type=click.IntRange(min=1), metavar="N", help="That run or wait; more get status 429.")
 @click.option("--deadline", metavar="TIME", help="Ends answers that take longer.")
@@ -68,7 +71,9 @@ def command(model: str | None, config: Path | None, api_key: str | None, pull: b
         return
     keys = make_keys(settings, announce=_announce)
     library = StoreLibrary(store, files)
-    loader = EngineLoader(library, EngineSettings(settings.threads, settings.kv, settings.context))
+    loader = EngineLoader(
+        library, EngineSettings(settings.threads, settings.kv, settings.context, settings.prefix_cache_bytes)
+    )
     server = make_server(settings, library, loader, keys=keys)
     listener = bind(settings)
     host, port = listener.getsockname()[:2]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MAX_THREADS = 1024
 # What the prefix store's queue and the prefix it writes take, counted with the interpreter.
-_STORE_BYTES = 32 << 20
+PREFIX_STORE_BYTES = 32 << 20
 _FORGET_BYTES = 64 << 20  # read between two calls that give the page cache back
 
 
@@ -90,7 +90,7 @@ def load_model(
         max_rows=max_rows,
         max_logit_rows=max_logit_rows,
         kv_recommended=recommended_for(checkpoint, kv),
-        reserved_bytes=_STORE_BYTES if cap_bytes else 0,
+        reserved_bytes=PREFIX_STORE_BYTES if cap_bytes else 0,
         profile=load_device_profile(here.cpu_model, num_threads, here.tier),
         on=here,
     )
@@ -123,7 +123,7 @@ def _keeper_maker(
             "format": executor.kv_fingerprint,
             "kv": plan.kv,
         }
-        spare = max(0, plan.memory_bytes - plan.peak_bytes) + _STORE_BYTES // 2
+        spare = max(0, plan.memory_bytes - plan.peak_bytes) + PREFIX_STORE_BYTES // 2
         about = {"model": plan.model, "kv": plan.kv}
         return Keeper(store, executor, binding=binding, about=about, spare_bytes=lambda: spare)
 

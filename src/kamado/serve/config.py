@@ -56,6 +56,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     context: Annotated[int, Meta(ge=2)] | None = None
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     kv: str = "auto"
+    prefix_cache: str | int = "2GiB"  # disk for what prompts and conversations computed; "off": nothing is kept
     keep_alive: Seconds = 300.0  # a model without work is unloaded after it
     max_requests: Annotated[int, Meta(ge=1, le=100_000)] = 256  # that run or wait; more get 429
     max_requests_per_key: Annotated[int, Meta(ge=1, le=100_000)] | None = None
@@ -80,6 +81,11 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     def memory_bytes(self) -> int | None:
         """The budget in bytes; None: what the machine has to give."""
         return None if self.memory is None else parse_size(self.memory)
+
+    @property
+    def prefix_cache_bytes(self) -> int:
+        """The prefix store's cap in bytes; 0: it is off."""
+        return 0 if self.prefix_cache == "off" else parse_size(self.prefix_cache)
 
     @property
     def is_loopback(self) -> bool:
@@ -136,6 +142,7 @@ def load_config(
         values.update(_checked(given, "the command line"))
     config = _convert(values, "the settings")
     config.memory_bytes  # noqa: B018 (raises UsageError for what is no size)
+    config.prefix_cache_bytes  # noqa: B018
     if config.log not in ("json", "text"):
         raise UsageError(f"log must be json or text, not {config.log!r}")
     for origin in config.origins:

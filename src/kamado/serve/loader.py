@@ -30,6 +30,7 @@ class EngineSettings:
     threads: int | None = None
     kv: str = "auto"
     context: int | None = None
+    prefix_cache_bytes: int = 0  # on disk, shared by all models; 0: off
 
 
 class EngineLoader:
@@ -68,6 +69,7 @@ class EngineLoader:
             kv=self._settings.kv,
             context=context,
             kv_tokens=kv_tokens,
+            prefix_cache=self._settings.prefix_cache_bytes or None,
             chat_template=located.recipe.template if located.recipe is not None else None,
         )
         try:
@@ -104,6 +106,7 @@ class EngineLoader:
     def _planner(self, located: Located, options: LoadOptions, memory_bytes: int | None) -> Callable[[int, int], Plan]:
         """Plans by (context, tokens of the cache); the header is read once."""
         from ..checkpoint import open_checkpoint
+        from ..engine.load import PREFIX_STORE_BYTES
         from ..memory import forecast
         from ..memory.profile import machine
         from ..models import build_program
@@ -121,6 +124,7 @@ class EngineLoader:
                 threads=options.threads or self._settings.threads,
                 memory=memory_bytes,
                 kv_tokens=kv_tokens,
+                reserved_bytes=PREFIX_STORE_BYTES if self._settings.prefix_cache_bytes else 0,
                 on=here,
             )
 
