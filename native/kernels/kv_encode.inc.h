@@ -68,14 +68,32 @@ struct CodeEncoder {
 
   // ---- codes ----
 
-  // `first` + the differences of all borders at or below t: levels or their numbers, whole and exact.
-  template <int kBits, class Difference>
-  static KAMADO_INLINE V count(V t, float first, const Difference& difference) {
-    V sum = V::set1(first);
-    for (int i = 0; i + 1 < num_magnitudes(kBits); ++i) {
-      sum = I::add_from(sum, t, V::set1(level_border(kBits, i)), V::set1(difference(i)));
+  // What a magnitude t becomes: the level nearest to it, or the level's number.
+  struct Magnitudes {
+    float borders[kNumLevels], levels[kNumLevels], numbers[kNumLevels];
+  };
+
+  static constexpr Magnitudes make_magnitudes(int32_t bits) {
+    Magnitudes m{};
+    for (int32_t i = 0; i < num_magnitudes(bits); ++i) {
+      if (i + 1 < num_magnitudes(bits)) m.borders[i] = level_border(bits, i);
+      m.levels[i] = kLevels[bits][i];
+      m.numbers[i] = static_cast<float>(i);
     }
-    return sum;
+    return m;
+  }
+
+  template <int kBits>
+  static KAMADO_INLINE V pick(V t, const Magnitudes& m, const float* outcomes) {
+    if constexpr (kBits == 4) {
+      return I::pick8(t, m.borders, outcomes);
+    } else {
+      V sum = V::set1(outcomes[0]);
+      for (int i = 0; i + 1 < num_magnitudes(kBits); ++i) {
+        sum = I::add_from(sum, t, V::set1(m.borders[i]), V::set1(outcomes[i + 1] - outcomes[i]));
+      }
+      return sum;
+    }
   }
 
   struct Fit {
@@ -85,11 +103,11 @@ struct CodeEncoder {
   template <int kBits>
   static KAMADO_INLINE void attempt(const float* x, int32_t width, V s, V gain, V number, Fit& best) {
     const V a = s * gain, inverse = V::set1(1.0f) / a;
+    constexpr Magnitudes kMagnitudes = make_magnitudes(kBits);
     V product = V::set1(0.0f), squares = product;
     for (int32_t i = 0; i < width; ++i) {
       const V size = abs(V::load(x + i * kVirtualLanes));
-      const V level = count<kBits>(size * inverse, kLevels[kBits][0],
-                                   [](int k) { return static_cast<float>(kLevels[kBits][k + 1] - kLevels[kBits][k]); });
+      const V level = pick<kBits>(size * inverse, kMagnitudes, kMagnitudes.levels);
       product = fma(size, level, product);
       squares = fma(level, level, squares);
     }
@@ -120,9 +138,10 @@ struct CodeEncoder {
     attempt<kBits>(x, width, s, above, above_number, best);
     const V inverse = V::set1(1.0f) / (s * best.gain), zero = V::set1(0.0f), magic = V::set1(kRoundingMagic);
     constexpr float kHalf = num_magnitudes(kBits);
+    constexpr Magnitudes kMagnitudes = make_magnitudes(kBits);
     for (int32_t i = 0; i < width; ++i) {
       const V value = V::load(x + i * kVirtualLanes);
-      const V magnitude = count<kBits>(abs(value) * inverse, 0.0f, [](int) { return 1.0f; });
+      const V magnitude = pick<kBits>(abs(value) * inverse, kMagnitudes, kMagnitudes.numbers);
       const V code = select(less(value, zero), V::set1(kHalf - 1.0f) - magnitude, V::set1(kHalf) + magnitude);
       I::store_bytes(code + magic, 0, 8, out + i * kPageTokens);
     }

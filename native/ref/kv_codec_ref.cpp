@@ -372,8 +372,7 @@ void attend_one(const KvCodec& codec, const uint8_t* k_codes, const uint8_t* v_c
   float exact[kMaxDim] = {};
   for (int32_t j = query.lo; j < std::min(query.hi, kSinkTokens); ++j) {
     for (int32_t d = 0; d < v_dim; ++d) {
-      exact[d] =
-          std::fma(p[j], read_f16(sinks, static_cast<size_t>((k_dim + 0) * kSinkTokens + j * v_dim + d)), exact[d]);
+      exact[d] = std::fma(p[j], read_f16(sinks, static_cast<size_t>(k_dim * kSinkTokens + j * v_dim + d)), exact[d]);
     }
   }
   rotate(exact, v_dim);

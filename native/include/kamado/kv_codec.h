@@ -37,15 +37,15 @@ struct CodeQuery {
 
 struct KvCodecKernels {
   // Encodes a full page from the f16 block of attention.h (K [head_dim][128], V [128][v_dim]; finite, as `store` leaves
-  // it). `sinks` is nullptr but for page 0 of a sequence, whose first kSinkTokens tokens it receives.
+  // it). `sinks` is nullptr except for page 0 of a sequence, whose first kSinkTokens tokens it receives.
   // scratch: encode_scratch_bytes(), 64-byte aligned.
   void (*encode_page)(const KvCodec& codec, const uint16_t* k, const uint16_t* v, uint8_t* k_codes, uint8_t* v_codes,
                       uint8_t* sinks, uint8_t* scratch);
   // Rotates and quantises one query, once for all pages. rotated: rotated_query_bytes(), 64-byte aligned.
   void (*rotate_query)(const KvCodec& codec, const float* q, uint8_t* rotated);
-  // Attention of n >= 1 queries over one encoded page. `sinks` as in encode_page: nullptr but for page 0. While
+  // Attention of n >= 1 queries over one encoded page. `sinks` as in encode_page: nullptr except for page 0. While
   // it works it fetches the page that this thread attends to next: the K block at `next` and a V block right behind it
-  // (a hint; nullptr: none). Three times as fast with few queries.
+  // (a hint; nullptr: none). Half again as fast with few queries.
   // scratch: attend_codes_scratch_bytes(), 64-byte aligned, private to the thread.
   void (*attend_page)(const KvCodec& codec, const uint8_t* k_codes, const uint8_t* v_codes, const uint8_t* sinks,
                       float scale, float softcap, const CodeQuery* queries, int32_t n, uint8_t* scratch,
