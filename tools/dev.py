@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -429,6 +430,8 @@ def newer_python() -> str | None:
 
 
 def main() -> int:
+    # Shells start background jobs with Ctrl-C ignored; then the tests that press it would wait forever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.version_info < OLDEST_PYTHON:
         other = newer_python()
         if other is None:
