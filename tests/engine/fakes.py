@@ -216,9 +216,10 @@ class FakeExecutor:
         self.points[sequence] = [p for p in self.points[sequence] if p <= length]
         self._marks = [m for m in self._marks if m[0] != sequence or m[1] <= length]
 
-    def step(self, sequences, counts, tokens, logit_rows) -> np.ndarray:
+    def step(self, sequences, counts, tokens, logit_rows, hidden=False) -> np.ndarray:
         self._check_thread()
         assert not self.is_closed
+        assert not hidden, "this fake has no rows before the head"
         assert all(a.dtype == np.int32 for a in (sequences, counts, tokens, logit_rows))
         assert len(set(sequences.tolist())) == len(sequences) == len(counts) > 0
         assert counts.min() > 0
