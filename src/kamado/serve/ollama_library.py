@@ -180,7 +180,7 @@ async def delete(call: Call[DeleteBody]) -> Response:
     info = await find_model(call, named(call.body))
     await call.server.service.unload(info.name)
     await call.server.service.library.delete(info.name)
-    return Response()
+    return Response(media_type="text/plain; charset=utf-8")  # as Ollama: nothing in it
 
 
 async def copy(call: Call[CopyBody]) -> Response:
@@ -190,7 +190,7 @@ async def copy(call: Call[CopyBody]) -> Response:
     if not call.body.destination:
         raise RequestError("destination is missing", param="destination")
     await call.server.service.library.copy(info.name, call.body.destination)
-    return Response()
+    return Response(media_type="text/plain; charset=utf-8")  # as Ollama: nothing in it
 
 
 _NO_FILES = "files are not taken over HTTP: put them where the server can read them, or pull the model"
@@ -258,8 +258,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/api/ps", ps, "read", FAMILY, "Models in memory (Ollama)"),
     Route("POST", "/api/show", show, "read", FAMILY, "What is known of a model (Ollama)", body=ShowBody),
     Route("POST", "/api/pull", pull, "pull", FAMILY, "Fetch a model (Ollama)", body=PullBody, streams=_NDJSON),
-    Route("DELETE", "/api/delete", delete, "delete", FAMILY, "Forget a model (Ollama)", body=DeleteBody),
-    Route("POST", "/api/copy", copy, "admin", FAMILY, "A second name for a model (Ollama)", body=CopyBody),
+    Route("DELETE", "/api/delete", delete, "delete", FAMILY, "Forget a model (Ollama)", body=DeleteBody, is_empty=True),
+    Route(
+        "POST", "/api/copy", copy, "admin", FAMILY, "A second name for a model (Ollama)", body=CopyBody, is_empty=True
+    ),
     Route(
         "POST",
         "/api/create",

@@ -104,7 +104,7 @@ def _responses(route: Route, of_type: Mapping[str, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if route.result is not None:
         content["application/json"] = {"schema": of_type[_key(route.result)]}
-    elif route.body is not None:
+    elif route.body is not None and not route.is_empty:
         content["application/json"] = {"schema": {"type": "object"}}
     if route.streams is not None:
         content[route.streams] = {"schema": {"type": "string"}}

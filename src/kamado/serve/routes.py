@@ -54,6 +54,7 @@ class Route:
     body: type | None = None  # a msgspec Struct; None: the request has no body
     result: Any = None  # type of a 200 answer that is JSON, for the OpenAPI document
     streams: str | None = None  # media type of a streamed answer
+    is_empty: bool = False  # a 200 answer has no content
     statuses: tuple[int, ...] = ()  # that it may answer besides 200 and the ones that every route may
     query: Mapping[str, Any] = field(default_factory=dict)  # JSON Schemas of the query string's parameters
     is_hidden: bool = False  # not in the OpenAPI document: files of the page
