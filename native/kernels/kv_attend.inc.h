@@ -377,22 +377,7 @@ struct CodeAttention {
     for (size_t i = 0; i < k_head; i += 64) __builtin_prefetch(fetch + i, 0, 2);
     fetch += k_head;
     const int32_t num_keys = n * k_passes, num_values = n * v_passes;
-    switch (codec.k_bits) {
-      case 1:
-        keys<1>(page.k, codec.head_dim, keys_of, num_keys, fetch);
-        break;
-      case 2:
-        keys<2>(page.k, codec.head_dim, keys_of, num_keys, fetch);
-        break;
-      case 3:
-        keys<3>(page.k, codec.head_dim, keys_of, num_keys, fetch);
-        break;
-      case 4:
-        keys<4>(page.k, codec.head_dim, keys_of, num_keys, fetch);
-        break;
-      default:
-        keys<8>(page.k, codec.head_dim, keys_of, num_keys, fetch);
-    }
+    with_bits(codec.k_bits, [&](auto bits) { keys<bits()>(page.k, codec.head_dim, keys_of, num_keys, fetch); });
     float steps[kCodeBlock];
     for (int32_t i = 0; i < n; ++i) {
       softmax(page, list[i]);
@@ -402,22 +387,7 @@ struct CodeAttention {
     const size_t v_head = static_cast<size_t>(page.v.codes - page.v.scales);
     for (size_t i = 0; i < v_head; i += 64) __builtin_prefetch(fetch + i, 0, 2);
     fetch += v_head;
-    switch (codec.v_bits) {
-      case 1:
-        values<1>(page.v, codec.v_dim, values_of, num_values, fetch);
-        break;
-      case 2:
-        values<2>(page.v, codec.v_dim, values_of, num_values, fetch);
-        break;
-      case 3:
-        values<3>(page.v, codec.v_dim, values_of, num_values, fetch);
-        break;
-      case 4:
-        values<4>(page.v, codec.v_dim, values_of, num_values, fetch);
-        break;
-      default:
-        values<8>(page.v, codec.v_dim, values_of, num_values, fetch);
-    }
+    with_bits(codec.v_bits, [&](auto bits) { values<bits()>(page.v, codec.v_dim, values_of, num_values, fetch); });
     for (int32_t i = 0; i < n; ++i) write_output(page, list[i], steps[i]);
   }
 

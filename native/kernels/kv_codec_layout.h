@@ -12,6 +12,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "kamado/kv_codec.h"
 
@@ -76,6 +77,23 @@ constexpr float kWeightTop[2] = {254.0f, 127.0f * 128.0f};
 constexpr float kDither[16] = {-15 / 32.0f, 1 / 32.0f,  -7 / 32.0f,  9 / 32.0f, -11 / 32.0f, 5 / 32.0f,
                                -3 / 32.0f,  13 / 32.0f, -13 / 32.0f, 3 / 32.0f, -5 / 32.0f,  11 / 32.0f,
                                -9 / 32.0f,  7 / 32.0f,  -1 / 32.0f,  15 / 32.0f};
+
+// Calls with the width of the codes as a constant of the type: `with_bits(3, [](auto bits) { f<bits()>(); })`.
+template <class Call>
+inline void with_bits(int32_t bits, const Call& call) {
+  switch (bits) {
+    case 1:
+      return call(std::integral_constant<int32_t, 1>());
+    case 2:
+      return call(std::integral_constant<int32_t, 2>());
+    case 3:
+      return call(std::integral_constant<int32_t, 3>());
+    case 4:
+      return call(std::integral_constant<int32_t, 4>());
+    default:
+      return call(std::integral_constant<int32_t, 8>());
+  }
+}
 
 // ---- layout ----
 

@@ -209,18 +209,7 @@ struct CodeEncoder {
 
   static void encode_block_of(int32_t bits, const float* x, int32_t dim, uint8_t* codes, uint8_t* gains,
                               uint16_t* scales) {
-    switch (bits) {
-      case 1:
-        return encode_block<1>(x, dim, codes, gains, scales);
-      case 2:
-        return encode_block<2>(x, dim, codes, gains, scales);
-      case 3:
-        return encode_block<3>(x, dim, codes, gains, scales);
-      case 4:
-        return encode_block<4>(x, dim, codes, gains, scales);
-      default:
-        return encode_block<8>(x, dim, codes, gains, scales);
-    }
+    with_bits(bits, [&](auto width) { encode_block<width()>(x, dim, codes, gains, scales); });
   }
 
   // ---- packing: codes [dim][128] -> registers -> chunks ----

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.gguf_writer import GgufWriter
-from kamado.checkpoint.synth import synthesize
 from kamado.memory.budget import parse_size
 from kamado.memory.forecast import plan
 from kamado.models import build_program
+
+from .moe_file import write_moe
 
 pytest.importorskip("kamado._native", reason="the native module is not built")
 pytestmark = pytest.mark.slow
@@ -110,21 +110,7 @@ def group() -> Iterator[Group]:
 @pytest.fixture(scope="module")
 def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 layers of 64 experts, 4 a token: 160 MB of experts."""
-    folder = tmp_path_factory.mktemp("capped")
-    writer = GgufWriter("llama")
-    writer.add("tokenizer.ggml.model", "gpt2")
-    writer.add("tokenizer.ggml.pre", "default")
-    writer.add("tokenizer.ggml.tokens", ["a", "b", "ab", *(f"t{i}" for i in range(509))])
-    writer.add("tokenizer.ggml.token_type", [1] * 512)
-    writer.add("tokenizer.ggml.merges", ["a b"])
-    writer.add("tokenizer.ggml.eos_token_id", 511)
-    with writer.open(folder / "tokenizer.gguf"):
-        pass
-    synthesize(
-        folder / "moe.gguf", "qwen3moe", tokenizer_from=open_checkpoint(folder / "tokenizer.gguf"), layers=12,
-        hidden=512, heads=4, kv_heads=2, head_dim=64, experts=64, top_k=4, expert_width=256, layout="q4_k",
-    )  # fmt: skip
-    return folder / "moe.gguf"
+    return write_moe(tmp_path_factory.mktemp("capped"), layers=12, hidden=512, experts=64)
 
 
 def least_bytes(path: Path) -> int:

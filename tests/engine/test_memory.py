@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kamado.checkpoint.types import Checkpoint, Layout, TensorRef
 from kamado.errors import MemoryBudgetError, UsageError
 from kamado.memory.budget import format_size, format_size_up, parse_size
-from kamado.memory.forecast import kv_token_bytes, plan
+from kamado.memory.forecast import plan
 from kamado.memory.profile import (
     DeviceProfile,
     Machine,
@@ -220,7 +220,7 @@ def on(memory_bytes: int, cpus: int = 2) -> Machine:
 
 def test_bytes_by_hand() -> None:
     made = plan(CHECKPOINT, make_program(), context=1000, kv="exact", on=on(1 << 34), max_rows=10, max_logit_rows=2)
-    assert kv_token_bytes(make_program(), "exact") == 2 * (16 + 16) * 2
+    assert made.kv_bytes_per_token == 2 * (16 + 16) * 2
     assert made.kv_tokens == 1024
     assert made.bytes_by_owner["kv"] == 1024 * 128
     packed = 2 * 64 * (64 + 32 + 32 + 1008)  # 1000 rows in tiles of 16

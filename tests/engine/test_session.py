@@ -104,6 +104,19 @@ def test_no_room_when_all_pages_are_live() -> None:
     assert append(cache, second, [5])
 
 
+def test_pages_of_a_step_that_did_not_run_make_room() -> None:
+    """A prompt that is cancelled has reserved pages which it never filled: they are nobody's once it is idle."""
+    cache = make(pages=6)
+    cancelled = cache.acquire([1, 0])
+    assert append(cache, cancelled, [1] * PAGE_TOKENS)
+    assert cache.reserve(cancelled, 5 * PAGE_TOKENS)
+    cache.release(cancelled)
+    assert cache.num_free_pages == 5
+    other = cache.acquire([2, 0])
+    assert append(cache, other, [2] * 6 * PAGE_TOKENS)
+    assert cache.num_sessions == 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_counted_pages_are_those_of_the_executor(seed: int) -> None:
@@ -121,6 +134,8 @@ def test_counted_pages_are_those_of_the_executor(seed: int) -> None:
             if rng.random() < 0.3:
                 live.remove(session)
                 cache.release(session)
+            elif rng.random() < 0.2:
+                cache.reserve(session, session.length + rng.randrange(1, 500))  # its step is aborted
             else:
                 append(cache, session, [rng.randrange(2)] * rng.randrange(1, 200))
         held = cache.executor.sequences
@@ -130,7 +145,9 @@ def test_counted_pages_are_those_of_the_executor(seed: int) -> None:
         assert cache.executor.num_pages <= used <= cache.num_pages
     for session in live:
         cache.release(session)
-    cache.drop_all()
+    last = cache.acquire([77, 77])
+    assert cache.reserve(last, cache.num_pages * PAGE_TOKENS), "all idle ones give way"
+    cache.drop(last)
     assert cache.num_free_pages == cache.num_pages
     assert not cache.executor.sequences
 

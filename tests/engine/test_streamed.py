@@ -10,11 +10,11 @@ import pytest
 
 import kamado
 from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.gguf_writer import GgufWriter
-from kamado.checkpoint.synth import synthesize
 from kamado.errors import KamadoError, MemoryBudgetError, ModelChangedError
 from kamado.memory import sizes
 from kamado.models import build_program
+
+from .moe_file import write_moe
 
 pytest.importorskip("kamado._native", reason="the native module is not built")
 
@@ -24,21 +24,7 @@ TOKENS = [int(i) for i in np.random.default_rng(4).integers(0, 512, 70)]
 @pytest.fixture(scope="module")
 def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """8 layers of 32 experts, 4 a token, 28 MB of experts."""
-    folder = tmp_path_factory.mktemp("moe")
-    writer = GgufWriter("llama")
-    writer.add("tokenizer.ggml.model", "gpt2")
-    writer.add("tokenizer.ggml.pre", "default")
-    writer.add("tokenizer.ggml.tokens", ["a", "b", "ab", *(f"t{i}" for i in range(509))])
-    writer.add("tokenizer.ggml.token_type", [1] * 512)
-    writer.add("tokenizer.ggml.merges", ["a b"])
-    writer.add("tokenizer.ggml.eos_token_id", 511)
-    with writer.open(folder / "tokenizer.gguf"):
-        pass
-    synthesize(
-        folder / "moe.gguf", "qwen3moe", tokenizer_from=open_checkpoint(folder / "tokenizer.gguf"), layers=8,
-        hidden=256, heads=4, kv_heads=2, head_dim=64, experts=32, top_k=4, expert_width=256, layout="q4_k",
-    )  # fmt: skip
-    return folder / "moe.gguf"
+    return write_moe(tmp_path_factory.mktemp("moe"), layers=8, hidden=256, experts=32)
 
 
 def least_bytes(path: Path) -> int:

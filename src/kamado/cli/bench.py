@@ -210,7 +210,7 @@ def _measure_model(
             kv="f32" if forecast.kv_element == "f32" else "f16",
             kv_bits=forecast.kv_bits,
             kv_reuse_points=forecast.kv_reuse_points,
-            progress=progress,
+            progress=watch.forgetting(progress) if watch.files else progress,
         )
     try:
         load_seconds = time.perf_counter() - start

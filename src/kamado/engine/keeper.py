@@ -123,11 +123,6 @@ class Keeper:
         """`notify` is called from other threads when the scheduler has something to do."""
         self._notify = notify
 
-    @property
-    def folder_of_local(self) -> PrefixFolder:
-        """The folder of the local user."""
-        return self._folder("")
-
     # Saving; the scheduler's thread.
 
     def save(self, session: Session, length: int, label: str = "") -> None:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 MAX_THREADS = 1024
 # What the prefix store's queue and the prefix it writes take, counted with the interpreter.
 PREFIX_STORE_BYTES = 32 << 20
-_FORGET_BYTES = 64 << 20  # read between two calls that give the page cache back
 
 
 def load_model(
@@ -159,7 +158,7 @@ def _build(
         kv_reuse_points=plan.kv_reuse_points,
         tier=tier,
         expert_bytes=plan.expert_bytes,
-        progress=_forgetting(watch, progress) if watch.files else progress,
+        progress=watch.forgetting(progress) if watch.files else progress,
     )
     executor: ExecutorProtocol = native
     try:
@@ -183,21 +182,6 @@ def _build(
     except BaseException:
         executor.close()
         raise
-
-
-def _forgetting(watch: BudgetWatch, progress: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
-    """`progress` that also drops what reading the weights leaves in the page cache."""
-    dropped = 0
-
-    def report(done: int, total: int) -> None:
-        nonlocal dropped
-        if done - dropped >= _FORGET_BYTES:
-            dropped = done
-            watch.forget_files()
-        if progress is not None:
-            progress(done, total)
-
-    return report
 
 
 class _TokenizerReader:

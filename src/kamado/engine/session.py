@@ -155,6 +155,7 @@ class SessionCache:
 
     def release(self, session: Session) -> None:
         """The session is idle: kept for reuse until its pages are needed."""
+        self._give_back(session, -(-session.length // PAGE_TOKENS))  # reserved for a step that did not run
         session.is_live = False
         session.last_used = next(self._clock)
         if not session.tokens:
@@ -166,11 +167,6 @@ class SessionCache:
         self._tree.remove(session)
         self._give_back(session, 0)
         self.executor.free_sequence(session.sequence)
-
-    def drop_all(self) -> None:
-        """Frees every session."""
-        for session in list(self._sessions):
-            self.drop(session)
 
     def truncate(self, session: Session, length: int) -> None:
         """Forgets what comes after the first `length` tokens."""

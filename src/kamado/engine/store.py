@@ -348,10 +348,6 @@ class PrefixFolder:
         """Whether a page of this key is there (not whether it is whole)."""
         return (self._pages / (key.hex() + _SUFFIX)).is_file()
 
-    def has_point(self, tokens: bytes) -> bool:
-        """Whether exactly these tokens are a reuse point."""
-        return any(4 * point.length == len(tokens) for point in self.find(tokens, above=len(tokens) // 4 - 1))
-
     def read_point(self, point: StoredPoint, tokens: bytes, *, max_payload: int) -> memoryview:
         """The point's payload. Raises DamagedRecordError, the file removed, when it is not whole or not of `tokens`."""
         limit = max_payload + len(tokens) + 2 * record.MAX_LABEL_BYTES

@@ -76,11 +76,6 @@ class TurnMaker:
         self.format = chat_format
         self._switch = switch_of(template_source)
 
-    @property
-    def can_think(self) -> bool:
-        """Whether the model reasons before it answers, or may."""
-        return self.format.tags is not None
-
     def prepare(
         self,
         messages: Sequence[Message],

@@ -418,11 +418,6 @@ def round_to_pages(num_tokens: int) -> int:
     return pages_for(num_tokens) * PAGE_TOKENS
 
 
-def kv_token_bytes(program: Program, kv: str) -> float:
-    """Bytes that one more token of a long sequence takes in the cache, all layers."""
-    return kv_needs(program, parse_kv(kv, num_kv_layers(program))).token_bytes
-
-
 def kv_read_bytes(layers: Iterable[KvLayer], depth: float) -> float:
     """Bytes of the cache that a decoded token at `depth` reads: at most two pages as f16 where there are codes."""
     total = 0.0

@@ -139,11 +139,6 @@ class KvNeeds:
         """Bytes that one more token of a long sequence takes for good."""
         return (self.kept_page_bytes + self.code_page_bytes) / PAGE_TOKENS
 
-    @property
-    def exact_page_bytes(self) -> int:
-        """A page of all layers as a query's own."""
-        return self.kept_page_bytes + self.recent_page_bytes + sum(size for _, size in self.windows)
-
     def bytes_of(self, *, kv_tokens: int, max_sequences: int, max_rows: int, reuse_points: int) -> int:
         """The most that `kv_tokens` tokens in whole pages take, with the exact pages of that many sequences, a step
         of `max_rows` and the reuse points."""

@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from .profile import innermost_memory_cgroup, kib_fields
 
 _CACHESTAT_CALL = 451  # the same number on every architecture; Linux 6.5
 _WHOLE_FILE = 0
+_FORGET_BYTES = 64 << 20  # read between two calls that give the page cache back
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +201,20 @@ class BudgetWatch:
         if self.files:
             self.sample()
             forget_cached(self.files)
+
+    def forgetting(self, progress: Callable[[int, int], None] | None = None) -> Callable[[int, int], None]:
+        """`progress(done, total)` of reading the files, which also drops what that leaves in the page cache."""
+        dropped = 0
+
+        def report(done: int, total: int) -> None:
+            nonlocal dropped
+            if done - dropped >= _FORGET_BYTES:
+                dropped = done
+                self.forget_files()
+            if progress is not None:
+                progress(done, total)
+
+        return report
 
     @property
     def peak_bytes(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct
 
 from .backend import ChatRequest, OutputFormat, SamplingOptions, Think, Tool, ToolChoice
 from .faults import RequestError
@@ -387,8 +387,3 @@ def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int)
         is_background=is_flex or (is_task if body.background is None else body.background),
         deadline_seconds=body.deadline_seconds,
     )
-
-
-def is_given(value: object) -> bool:
-    """Whether a field was in the body and is not null."""
-    return value is not None and not isinstance(value, UnsetType)

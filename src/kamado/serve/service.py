@@ -6,7 +6,6 @@ Everything here runs on the server's event loop; only ServedModels know threads.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter as CountOf
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -289,6 +288,3 @@ class Service:
 
 def _late(seconds: float) -> DeadlineError:
     return DeadlineError(f"the answer was not complete after {seconds:g} seconds, the deadline of this request")
-
-
-FOREVER = math.inf

@@ -118,12 +118,3 @@ class RustEncoder:
     def encode_bytes(self, raw: bytes) -> list[int]:
         """The unknown token: these vocabularies have no bytes."""
         return [self._unknown_id] if self._unknown_id is not None else []
-
-
-def encode_chunks(rust: RustTokenizer, text: str) -> list[int]:
-    """Ids of `text`, chunk by chunk."""
-    ids: list[int] = []
-    with rust_errors("text cannot be tokenized"):
-        for chunk in chunks(text):
-            ids += rust.encode(chunk, add_special_tokens=False).ids
-    return ids

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..chat_types import Tool
 from .syntax import CallSyntax
 
 __all__ = ["ToolFormat"]
@@ -31,8 +29,3 @@ class ToolFormat:
     def is_prompted(self) -> bool:
         """Whether we tell the model of its tools, not the template."""
         return self.instructions is not None
-
-
-def tool_names(tools: Sequence[Tool]) -> list[str]:
-    """Names in order."""
-    return [tool.name for tool in tools]

@@ -1,0 +1,27 @@
+"""A small Mixture-of-Experts file for tests of streaming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kamado.checkpoint import open_checkpoint
+from kamado.checkpoint.gguf_writer import GgufWriter
+from kamado.checkpoint.synth import synthesize
+
+
+def write_moe(folder: Path, *, layers: int, hidden: int, experts: int) -> Path:
+    """A qwen3moe model of random weights, 4 experts a token, with a vocabulary of 512 tokens."""
+    writer = GgufWriter("llama")
+    writer.add("tokenizer.ggml.model", "gpt2")
+    writer.add("tokenizer.ggml.pre", "default")
+    writer.add("tokenizer.ggml.tokens", ["a", "b", "ab", *(f"t{i}" for i in range(509))])
+    writer.add("tokenizer.ggml.token_type", [1] * 512)
+    writer.add("tokenizer.ggml.merges", ["a b"])
+    writer.add("tokenizer.ggml.eos_token_id", 511)
+    with writer.open(folder / "tokenizer.gguf"):
+        pass
+    synthesize(
+        folder / "moe.gguf", "qwen3moe", tokenizer_from=open_checkpoint(folder / "tokenizer.gguf"), layers=layers,
+        hidden=hidden, heads=4, kv_heads=2, head_dim=64, experts=experts, top_k=4, expert_width=256, layout="q4_k",
+    )  # fmt: skip
+    return folder / "moe.gguf"
