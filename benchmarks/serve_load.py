@@ -8,7 +8,7 @@ slowly, or sends a body that is no request. Checked at the end, exit code 1 when
 
   identical   every complete answer is the one that the same question got alone
   refusals    malformed bodies get 4xx; nothing gets 5xx but 503; 429 and 503 have Retry-After
-  nothing left  no request runs, no session is live, descriptors and threads are as before
+  nothing left  no request runs, no session is live, no page is lost, descriptors are as before
   memory flat   resident memory of the last third is at most 16 MiB above that of the second
 """
 
@@ -190,9 +190,8 @@ async def settled(server: Served, files: int) -> dict[str, float]:
             "http_open": metrics.get("kamado_http_open", 1.0) - 1.0,  # the request for the metrics itself
             "files": float(max(0, server.num_files() - files)),
         }
-        for name, value in metrics.items():
-            if "live" in name or "waiting" in name:
-                left[name] = value
+        for name in ("engine_requests.live", "engine_requests.waiting", "kv_pages.live", "kv_pages.lost"):
+            left[name] = metrics.get(f"kamado_{name}", -1.0)
         if not any(left.values()) or time.monotonic() > end:
             return left
         await asyncio.sleep(0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -30,13 +31,16 @@ class Served:
     model: str  # its name in requests
 
     def metrics(self) -> dict[str, float]:
-        """All samples of /metrics by name, those of several labels added up."""
+        """All samples of /metrics by name, those of several labels added up; states also as `name.state`."""
         found: dict[str, float] = {}
         for line in httpx2.get(f"{self.url}/metrics", timeout=60).text.splitlines():
             if line and not line.startswith("#"):
                 name, _, value = line.rpartition(" ")
                 key = name.partition("{")[0]
                 found[key] = found.get(key, 0.0) + float(value)
+                if state := re.search(r'state="(\w+)"', name):
+                    state_key = f"{key}.{state[1]}"
+                    found[state_key] = found.get(state_key, 0.0) + float(value)
         return found
 
     def resident_bytes(self) -> int:

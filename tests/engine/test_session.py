@@ -143,6 +143,9 @@ def test_counted_pages_are_those_of_the_executor(seed: int) -> None:
         used = cache.num_pages - cache.num_free_pages
         # Never fewer than there are; a shared page that was cut into is counted when it is written again.
         assert cache.executor.num_pages <= used <= cache.num_pages
+        pages = cache.count_pages()
+        assert pages["lost"] == 0
+        assert pages["live"] + pages["kept"] == used
     for session in live:
         cache.release(session)
     last = cache.acquire([77, 77])

@@ -172,7 +172,13 @@ class Scheduler:
                 "live": len(self._live),
                 "sessions": sessions.num_sessions,
             }
-            return Snapshot(replace(self._counters), self._executor.stats(), requests, read_ledger(self._executor))
+            return Snapshot(
+                replace(self._counters),
+                self._executor.stats(),
+                requests,
+                sessions.count_pages(),
+                read_ledger(self._executor),
+            )
 
         return self.call(take)
 

@@ -93,6 +93,12 @@ class SessionCache:
         """Pages that live sessions hold, shared ones once: all others can be had."""
         return len({id(page) for session in self._sessions if session.is_live for page in session.pages})
 
+    def count_pages(self) -> dict[str, int]:
+        """Pages by state: of `live` sessions, `kept` for reuse, `free`, and `lost`: nobody could give them back."""
+        held = {id(page) for session in self._sessions for page in session.pages}
+        live, free = self.num_pages_of_live, self.num_free_pages
+        return {"live": live, "kept": len(held) - live, "free": free, "lost": self.num_pages - free - len(held)}
+
     def can_admit(self) -> bool:
         """Whether one more session can be live."""
         return len(self._sessions) < self._max_sequences or any(not session.is_live for session in self._sessions)

@@ -44,6 +44,7 @@ class Stats:
     bytes_by_owner: dict[str, int]  # weights, experts, kv, scratch as the executor counts them; interpreter; file_cache
     peak_bytes: int  # the process's largest resident size so far, and the most of our files that was seen in the cache
     requests: dict[str, int]  # finished and running together; waiting, live, sessions kept
+    kv_pages: dict[str, int]  # of PAGE_TOKENS tokens: live, kept for reuse, free; lost is 0, or pages leak
     num_steps: int
     num_aborted_steps: int
     num_preempted: int
@@ -69,6 +70,7 @@ class Snapshot:
     counters: Counters
     executor: dict[str, float]
     requests: dict[str, int] = field(default_factory=dict)
+    kv_pages: dict[str, int] = field(default_factory=dict)
     ledger: Ledger | None = None
 
 
@@ -103,6 +105,7 @@ def make_stats(snapshot: Snapshot, plan: Plan, watch: BudgetWatch, keeper: Keepe
         bytes_by_owner=owners,
         peak_bytes=watch.peak_bytes,
         requests=dict(snapshot.requests),
+        kv_pages=dict(snapshot.kv_pages),
         num_steps=c.num_steps,
         num_aborted_steps=c.num_aborted_steps,
         num_preempted=c.num_preempted,

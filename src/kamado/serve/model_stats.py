@@ -57,6 +57,16 @@ def register_model_stats(metrics: Registry, read: AllStats) -> None:
     )
     metrics.gauge("kamado_memory_bytes", "Memory by owner.", by_key("bytes_by_owner"), ("model", "owner"))
     metrics.gauge("kamado_engine_requests", "Requests by state.", by_key("requests"), ("model", "state"))
+    metrics.gauge(
+        "kamado_kv_pages",
+        "Pages of the KV cache by state: live, kept for reuse, free, lost (0 unless there is a fault).",
+        by_key("kv_pages"),
+        ("model", "state"),
+    )
+    metrics.gauge(
+        "kamado_prefix_store", "Totals of the prefix store since the model was loaded.", by_key("prefix_store"),
+        ("model", "what"),
+    )  # fmt: skip
     metrics.read_counter("kamado_engine_steps_total", "Steps of the executor.", single("num_steps"), ("model",))
     metrics.read_counter(
         "kamado_engine_aborted_steps_total",
