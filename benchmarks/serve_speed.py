@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """What the server costs over the engine it wraps.
 
-  python3 benchmarks/serve_speed.py batch    --model qwen2.5-coder:1.5b --batch 8
+  python3 benchmarks/serve_speed.py batch    --model qwen2.5-coder-1.5b.gguf --batch 8 [--peer DIR]
   python3 benchmarks/serve_speed.py turn     --model smollm2:135m --prompt-tokens 4000
   python3 benchmarks/serve_speed.py overhead --model smollm2:135m
 
 batch     tokens a second of N chats at once (from the last one's first token to the first one's last), over that of
-          `kamado bench --batch N` at the depth that the chats have then
+          `kamado bench --batch N` at the depth that the chats have then, and of llama.cpp's llama-batched-bench
+          (in --peer) with prompts and answers of the same lengths, before and after `bench`
 turn      how long the second turn of a long conversation waits for its first piece: at once, and after a restart
 overhead  what HTTP adds to the time to the first piece and to decoding: the same prompts by kamado.load in a process
           of its own and over HTTP, taking turns, medians
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from typing import Any
 import httpx2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from peers import call, tool
 from serving import Answer, Served, ask, served
 
 TIMEOUT_SECONDS = 1800.0
@@ -78,10 +81,16 @@ def batch(options: argparse.Namespace) -> dict[str, Any]:
             per_piece = statistics.mean((a.usage or {})["completion_tokens"] / len(a.times) for a in answers)
             rates.append(pieces * per_piece / (end - begin))
         depth = int(statistics.mean((a.usage or {})["prompt_tokens"] for a in answers)) + options.tokens // 2
+    peer_rates = batched_bench(options, depth)
     work = ("--prefill", "16", "--decode", "32", "--depth", str(depth), "--batch", str(options.batch))
     found = kamado_json("bench", options.model, *work)
+    peer_rates += batched_bench(options, depth)
     bench = next(r["tokens_per_second"] for r in found["results"] if r["kind"] == "decode")
     served_rate = statistics.median(rates)
+    peer: dict[str, Any] = {}
+    if peer_rates:
+        peer_rate = statistics.median(peer_rates)
+        peer = {"peer_tokens_per_second": peer_rates, "ratio_to_peer": round(served_rate / peer_rate, 3)}
     return {
         "chats": options.batch,
         "depth": depth,
@@ -89,7 +98,21 @@ def batch(options: argparse.Namespace) -> dict[str, Any]:
         "samples": [round(rate, 2) for rate in rates],
         "bench_tokens_per_second": bench,
         "ratio": round(served_rate / bench, 3),
+        **peer,
     }
+
+
+def batched_bench(options: argparse.Namespace, depth: int) -> list[float]:
+    """Tokens a second of llama.cpp with as many sequences of the same length; nothing without --peer."""
+    if options.peer is None:
+        return []
+    num_prompt = depth - options.tokens // 2
+    command = [
+        str(tool(options.peer, "llama-batched-bench")), "-m", options.model, "-t", str(os.cpu_count()), "-fa", "on",
+        "-c", str(options.batch * (num_prompt + options.tokens) + 64), "-npp", str(num_prompt),
+        "-ntg", str(options.tokens), "-npl", str(options.batch), "--output-format", "jsonl",
+    ]  # fmt: skip
+    return [json.loads(line)["speed_tg"] for line in call(command).splitlines() if line.startswith("{")]
 
 
 def turn(options: argparse.Namespace) -> dict[str, Any]:
@@ -198,6 +221,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=96, help="of an answer")
     parser.add_argument("--prompt-tokens", type=int, default=4000)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--peer", type=Path, help="batch: the folder of llama-batched-bench")
     parser.add_argument("--log", type=Path, help="the server's log goes there")
     options = parser.parse_args()
     work = {"batch": batch, "turn": turn, "overhead": overhead}[options.what]
