@@ -1,6 +1,6 @@
 // Attention: which thread does which (rows, head, pages). Every query makes one partial a page, and partials are merged
 // in ascending page order, so a row gets the same bits in a block of a prefill chunk, alone, or with its pages shared
-// out.
+// out (split.cpp).
 //
 // In an encoded layer a query reads its own page and the one before exactly and older ones as codes, whose partials are
 // in the rotated space of values: after the last of them the running result is turned back, once (kv_codec.h).
@@ -47,7 +47,7 @@ void Executor::Impl::make_units(const Batch& given) {
     list.reads_encodes = false;
     list.blocks.clear();
     list.singles.clear();
-    list.items.clear();
+    list.splits.clear();
     const int32_t block_rows = std::max(1, kMaxQueries / kind.group);
     const bool may_encode = has_codes && kind.window == 0 && kind.is_causal;
     int32_t row = 0;
@@ -88,7 +88,7 @@ void Executor::Impl::make_units(const Batch& given) {
             const Range keys = visible(start + first, total, kind.window, kind.is_causal);
             list.singles.push_back({sequence, first, start + first, total, stores_itself,
                                     static_cast<int32_t>(keys.begin / kPageTokens),
-                                    static_cast<int32_t>((keys.end - 1) / kPageTokens) + 1, 1, -1, -1});
+                                    static_cast<int32_t>((keys.end - 1) / kPageTokens) + 1});
           }
         }
         r += run;
@@ -97,27 +97,28 @@ void Executor::Impl::make_units(const Batch& given) {
     }
     std::reverse(list.blocks.begin(), list.blocks.end());
 
-    // With few rows and heads, a row's pages are shared out too: about 8 items a thread in all.
+    // With few rows and heads, a row's pages are shared out too.
     const auto num_whole = static_cast<int64_t>(list.singles.size()) * kind.num_kv_heads;
-    const int64_t target = int64_t{8} * pool.size();
-    const int64_t split = num_whole > 0 && list.blocks.empty() ? (target + num_whole - 1) / num_whole : 1;
-    int64_t partials = 0;
-    int32_t num_split = 0;
-    for (size_t u = 0; u < list.singles.size(); ++u) {
-      SingleUnit& unit = list.singles[u];
+    const int64_t target = int64_t{kSplitItemsPerThread} * pool.size();
+    if (num_whole == 0 || num_whole >= target || !list.blocks.empty()) continue;
+    const int64_t split = std::min<int64_t>((target + num_whole - 1) / num_whole, kMaxSplitItems);
+    int64_t num_slots = 0;
+    int32_t num_items = 0;
+    size_t num_kept = 0;
+    for (SingleUnit unit : list.singles) {
       const int32_t pages = unit.page_end - unit.page_begin;
-      if (split > 1 && pages > 1 && partials + pages <= num_partial_slots && num_split < max_singles_split) {
-        unit.num_items = static_cast<int32_t>(std::min<int64_t>(split, pages));
-        unit.partial = static_cast<int32_t>(partials);
-        unit.done = num_split++;
-        partials += pages;
+      if (pages < 2 * kMinItemPages || num_slots + pages > num_partial_slots) {
+        list.singles[num_kept++] = unit;
+        continue;
       }
-      for (int32_t i = 0; i < unit.num_items; ++i) {
-        list.items.push_back({static_cast<int32_t>(u),
-                              unit.page_begin + static_cast<int32_t>(int64_t{pages} * i / unit.num_items),
-                              unit.page_begin + static_cast<int32_t>(int64_t{pages} * (i + 1) / unit.num_items)});
-      }
+      unit.num_items = static_cast<int32_t>(std::min<int64_t>(split, pages / kMinItemPages));
+      unit.slot = static_cast<int32_t>(num_slots);
+      unit.first_item = num_items;
+      num_slots += pages;
+      num_items += unit.num_items;
+      list.splits.push_back(unit);
     }
+    list.singles.resize(num_kept);
   }
 }
 
@@ -149,16 +150,17 @@ void Executor::Impl::run_attend(const Node& node, int32_t thread) {
   if (!list.encodes.empty() && codecs[static_cast<size_t>(op.layer)].k_bits > 0) run_encodes(node, list, thread);
   Counter& counter = counters[static_cast<size_t>(node.counter) + 1];
   const auto num_blocks = static_cast<int32_t>(list.blocks.size()) * heads;
-  const int32_t num_items = num_blocks + static_cast<int32_t>(list.items.size()) * heads;
+  const int32_t num_items = num_blocks + static_cast<int32_t>(list.singles.size()) * heads;
   for (int32_t index; (index = counter.take()) < num_items;) {
     check_cancel(thread);
     if (index < num_blocks) {
       attend_block(attend, list.blocks[static_cast<size_t>(index / heads)], index % heads, worker);
     } else {
       index -= num_blocks;
-      attend_single(attend, list, list.items[static_cast<size_t>(index / heads)], index % heads, worker);
+      attend_single(attend, list.singles[static_cast<size_t>(index / heads)], index % heads, worker);
     }
   }
+  if (!list.splits.empty()) attend_splits(attend, list, step_epoch + static_cast<uint64_t>(node.counter), thread);
 }
 
 // Encodes the pages that leave the exact zone, a head at a time.
@@ -260,20 +262,16 @@ void Executor::Impl::attend_block(const AttendNode& node, const BlockUnit& unit,
   }
 }
 
-void Executor::Impl::attend_single(const AttendNode& node, const Units& list, const SingleItem& item, int32_t head,
-                                   Worker& worker) {
+// A row's pages in [page_begin, page_end). Partials, [group][partial_stride], go to `slots`, a page's beside the one
+// before; or are merged into `running` one by one, when it is given.
+void Executor::Impl::attend_pages(const AttendNode& node, const SingleUnit& unit, int32_t head, int32_t page_begin,
+                                  int32_t page_end, float* slots, float* running, Worker& worker) const {
   const AttendOp& op = *node.op;
   const AttentionKernels& attention = *kernels.attention;
-  const SingleUnit& unit = list.singles[static_cast<size_t>(item.unit)];
   const int32_t group = op.num_heads / op.num_kv_heads;
-  const bool is_split = unit.done != -1;
   const Range keys = visible(unit.position, unit.total, op.window, op.is_causal);
   const float* q = floats_at(node.q_at, unit.row, worker) + head * group * op.head_dim;
-  const auto slot_of = [&](int32_t page, int32_t g) {
-    return partial_slots + static_cast<size_t>(unit.partial + page - unit.page_begin) * partial_slot_floats +
-           static_cast<size_t>(head * group + g) * partial_stride;
-  };
-  if (unit.stores && item.page_end == unit.page_end) {
+  if (unit.stores && page_end == unit.page_end) {
     const int64_t page = unit.position / kPageTokens;
     attention.store(kv->type(), kv->k_block(unit.sequence, page, op.layer, head),
                     kv->v_block(unit.sequence, page, op.layer, head), op.head_dim, op.v_dim,
@@ -281,61 +279,65 @@ void Executor::Impl::attend_single(const AttendNode& node, const Units& list, co
                     floats_at(node.k_at, unit.row, worker) + head * op.head_dim,
                     floats_at(node.v_at, unit.row, worker) + head * op.v_dim);
   }
-  if (!is_split) {
-    for (int32_t g = 0; g < group; ++g) clear(worker.running + static_cast<size_t>(g) * partial_stride, op.v_dim);
-  }
-  const auto merge_page = [&](const auto& partial_of) {
+  const bool is_coded = codecs[static_cast<size_t>(op.layer)].k_bits > 0;
+  const int32_t code_end = std::min(is_coded ? static_cast<int32_t>(code_pages(unit.position)) : 0, page_end);
+  const auto partials_of = [&](int32_t page) {
+    return running != nullptr ? worker.partials : slots + static_cast<size_t>(page - page_begin) * partial_slot_floats;
+  };
+  if (page_begin < code_end) rotate_queries(node, unit.row, head, 0, worker);
+  for (int32_t page = page_begin; page < code_end; ++page) {
+    float* partial = partials_of(page);
     for (int32_t g = 0; g < group; ++g)
-      attention.merge(worker.running + static_cast<size_t>(g) * partial_stride, partial_of(g), op.v_dim);
-  };
-  const KvCodec& codec = codecs[static_cast<size_t>(op.layer)];
-  const auto num_coded = static_cast<int32_t>(codec.k_bits > 0 ? code_pages(unit.position) : 0);
-  const auto unrotate = [&] {
-    for (int32_t g = 0; g < group; ++g)
-      kernels.kv_codec->unrotate(codec, worker.running + static_cast<size_t>(g) * partial_stride);
-  };
-  const auto partial_at = [&](int32_t page, int32_t g) {
-    return is_split ? slot_of(page, g) : worker.partials + static_cast<size_t>(g) * partial_stride;
-  };
-  const int32_t code_end = std::min(num_coded, item.page_end);
-  if (item.page_begin < code_end) rotate_queries(node, unit.row, head, 0, worker);
-  for (int32_t page = item.page_begin; page < code_end; ++page) {
-    for (int32_t g = 0; g < group; ++g) worker.code_queries[g].partial = partial_at(page, g);
-    const void* next = page + 1 >= item.page_end ? nullptr
-                       : page + 1 < code_end     ? kv->codes(unit.sequence, page + 1, op.layer, head).k
-                                                 : kv->k_block(unit.sequence, page + 1, op.layer, head);
+      worker.code_queries[g].partial = partial + static_cast<size_t>(g) * partial_stride;
+    const void* next = page + 1 >= page_end  ? nullptr
+                       : page + 1 < code_end ? kv->codes(unit.sequence, page + 1, op.layer, head).k
+                                             : kv->k_block(unit.sequence, page + 1, op.layer, head);
     attend_code_page(node, unit.sequence, page, head, group, next, worker);
-    if (!is_split) merge_page([&](int32_t g) { return partial_at(page, g); });
+    if (running != nullptr) merge_page(node, unit.position, page, running, partial);
   }
-  if (!is_split && code_end > 0) unrotate();
-  for (int32_t page = std::max(item.page_begin, code_end); page < item.page_end; ++page) {
-    const int64_t page_begin = int64_t{page} * kPageTokens;
-    const auto lo = static_cast<int32_t>(std::max<int64_t>(keys.begin - page_begin, 0));
-    const auto hi = static_cast<int32_t>(std::min<int64_t>(keys.end - page_begin, kPageTokens));
+  for (int32_t page = std::max(page_begin, code_end); page < page_end; ++page) {
+    const int64_t page_first = int64_t{page} * kPageTokens;
+    const auto lo = static_cast<int32_t>(std::max<int64_t>(keys.begin - page_first, 0));
+    const auto hi = static_cast<int32_t>(std::min<int64_t>(keys.end - page_first, kPageTokens));
+    float* partial = partials_of(page);
     for (int32_t g = 0; g < group; ++g) {
-      worker.queries[g] = {q + g * op.head_dim, lo, hi, partial_at(page, g)};
+      worker.queries[g] = {q + g * op.head_dim, lo, hi, partial + static_cast<size_t>(g) * partial_stride};
     }
-    attention.attend_page_then(
-        kv->type(), kv->k_block(unit.sequence, page, op.layer, head), kv->v_block(unit.sequence, page, op.layer, head),
-        op.head_dim, op.v_dim, op.scale, op.softcap, worker.queries, group, worker.scratch,
-        page + 1 < item.page_end ? kv->k_block(unit.sequence, page + 1, op.layer, head) : nullptr);
-    if (!is_split) merge_page([&](int32_t g) { return partial_at(page, g); });
+    attention.attend_page_then(kv->type(), kv->k_block(unit.sequence, page, op.layer, head),
+                               kv->v_block(unit.sequence, page, op.layer, head), op.head_dim, op.v_dim, op.scale,
+                               op.softcap, worker.queries, group, worker.scratch,
+                               page + 1 < page_end ? kv->k_block(unit.sequence, page + 1, op.layer, head) : nullptr);
+    if (running != nullptr) merge_page(node, unit.position, page, running, partial);
   }
-  if (is_split) {
-    // The thread that finishes a head's last item merges all of its pages.
-    std::atomic<int32_t>& finished = done[static_cast<size_t>(unit.done * max_kv_heads + head)];
-    if (finished.fetch_add(1, std::memory_order_acq_rel) + 1 < unit.num_items) return;
-    finished.store(0, std::memory_order_relaxed);
-    for (int32_t g = 0; g < group; ++g) clear(worker.running + static_cast<size_t>(g) * partial_stride, op.v_dim);
-    for (int32_t page = unit.page_begin; page < unit.page_end; ++page) {
-      merge_page([&](int32_t g) { return slot_of(page, g); });
-      if (page + 1 == num_coded) unrotate();
-    }
+}
+
+// `running`, `partials`: [group][partial_stride]. After the last encoded page the result is turned back.
+void Executor::Impl::merge_page(const AttendNode& node, int64_t position, int32_t page, float* running,
+                                const float* partials) const {
+  const AttendOp& op = *node.op;
+  const KvCodec& codec = codecs[static_cast<size_t>(op.layer)];
+  const bool is_last_coded = codec.k_bits > 0 && page + 1 == code_pages(position);
+  for (int32_t g = 0; g < op.num_heads / op.num_kv_heads; ++g, running += partial_stride, partials += partial_stride) {
+    kernels.attention->merge(running, partials, op.v_dim);
+    if (is_last_coded) kernels.kv_codec->unrotate(codec, running);
   }
-  for (int32_t g = 0; g < group; ++g) {
-    attention.finish(worker.running + static_cast<size_t>(g) * partial_stride, op.v_dim,
-                     floats_at(node.out_at, unit.row, worker) + (head * group + g) * op.v_dim);
-  }
+}
+
+void Executor::Impl::finish_row(const AttendNode& node, int32_t row, int32_t head, const float* running,
+                                Worker& worker) const {
+  const AttendOp& op = *node.op;
+  const int32_t group = op.num_heads / op.num_kv_heads;
+  float* out = floats_at(node.out_at, row, worker) + head * group * op.v_dim;
+  for (int32_t g = 0; g < group; ++g, running += partial_stride, out += op.v_dim)
+    kernels.attention->finish(running, op.v_dim, out);
+}
+
+void Executor::Impl::attend_single(const AttendNode& node, const SingleUnit& unit, int32_t head, Worker& worker) {
+  const AttendOp& op = *node.op;
+  for (int32_t g = 0; g < op.num_heads / op.num_kv_heads; ++g)
+    clear(worker.running + static_cast<size_t>(g) * partial_stride, op.v_dim);
+  attend_pages(node, unit, head, unit.page_begin, unit.page_end, nullptr, worker.running, worker);
+  finish_row(node, unit.row, head, worker.running, worker);
 }
 
 }  // namespace kamado

@@ -206,6 +206,7 @@ void Executor::Impl::run(const Batch& given, const Poll& given_poll) {
   for (size_t i = 0; i < given.num_logit_rows; ++i) is_wanted[static_cast<size_t>(given.logit_rows[i])] = 1;
   make_units(given);
   for (int32_t i = 0; i < plan.num_counters; ++i) counters[static_cast<size_t>(i)].reset();
+  step_epoch += static_cast<uint64_t>(plan.num_counters) + 1;
   looks_ahead = row == 1 && ahead.is_on();
   batch = &given;
   poll = &given_poll;
@@ -214,7 +215,6 @@ void Executor::Impl::run(const Batch& given, const Poll& given_poll) {
   try {
     pool.run([](void* context, int32_t thread) { static_cast<Impl*>(context)->run_thread(thread); }, this);
   } catch (...) {
-    for (int32_t i = 0; i < max_singles_split * max_kv_heads; ++i) done[static_cast<size_t>(i)].store(0);
     if (stream != nullptr) stream->abandon();
     is_cancelled.store(false, std::memory_order_relaxed);
     throw;

@@ -37,18 +37,24 @@ struct StoreUnit {  // keys and values of rows that lie in one page
   int32_t sequence, row_begin, num_rows;
   int64_t position;  // of row_begin
 };
+// Of a split row's pages: items wanted for each thread, so that all end at about the same time, and pages of an item.
+constexpr int32_t kSplitItemsPerThread = 16, kMinItemPages = 1, kMaxSplitItems = 4095;
+
 struct BlockUnit {  // neighbouring rows of one sequence; pages are walked in order
   int32_t sequence, row_begin, num_rows;
   int64_t position, total;  // total: tokens of the sequence after the step
 };
 struct SingleUnit {  // one row; its pages may be shared out
-  int32_t sequence, row;
-  int64_t position, total;
-  bool stores;  // the item that has the last page stores the row's key and value first
-  int32_t page_begin, page_end, num_items, partial, done;  // partial: first slot; done: its counter (-1: not split)
-};
-struct SingleItem {
-  int32_t unit, page_begin, page_end;
+  int32_t sequence = 0, row = 0;
+  int64_t position = 0, total = 0;
+  bool stores = false;  // whoever has the last page stores the row's key and value first
+  int32_t page_begin = 0, page_end = 0;
+  int32_t num_items = 1, slot = -1,
+          first_item = -1;  // when split: its items, first slot of a partial, first item of all
+
+  int32_t item_begin(int32_t item) const {  // a page
+    return page_begin + static_cast<int32_t>(int64_t{page_end - page_begin} * item / num_items);
+  }
 };
 struct EncodeUnit {  // a page that leaves the exact zone in this step
   int32_t sequence, page;
@@ -57,15 +63,21 @@ struct Units {
   std::vector<StoreUnit> stores;
   std::vector<EncodeUnit> encodes;
   std::vector<BlockUnit> blocks;
-  std::vector<SingleUnit> singles;
-  std::vector<SingleItem> items;
-  bool reads_encodes = false;  // of this step
+  std::vector<SingleUnit> singles, splits;  // a row by one thread; its pages shared out
+  bool reads_encodes = false;               // of this step
 };
 
 struct alignas(64) Counter {
   std::atomic<int32_t> value{0};
   int32_t take() { return value.fetch_add(1, std::memory_order_relaxed); }
   void reset() { value.store(0, std::memory_order_relaxed); }
+};
+
+// The items of a split row's head. Words begin with the epoch of the node that runs, so nothing is ever reset: a word
+// of another epoch stands for 0.
+struct alignas(64) SplitHead {
+  std::atomic<uint64_t> taken{0};   // items taken from the front, and from the back
+  std::atomic<uint64_t> merged{0};  // items merged, in order; whether a thread is merging
 };
 
 // One thread's own memory.
@@ -148,7 +160,14 @@ struct Executor::Impl {
   void make_units(const Batch& batch);
   void run_attend(const Node& node, int32_t thread);
   void attend_block(const AttendNode& node, const BlockUnit& unit, int32_t head, Worker& worker);
-  void attend_single(const AttendNode& node, const Units& units, const SingleItem& item, int32_t head, Worker& worker);
+  void attend_single(const AttendNode& node, const SingleUnit& unit, int32_t head, Worker& worker);
+  void attend_splits(const AttendNode& node, const Units& units, uint64_t epoch, int32_t thread);
+  void attend_item(const AttendNode& node, const SingleUnit& unit, int32_t head, int32_t item, int32_t pair,
+                   uint64_t epoch, Worker& worker);
+  void attend_pages(const AttendNode& node, const SingleUnit& unit, int32_t head, int32_t page_begin, int32_t page_end,
+                    float* slots, float* running, Worker& worker) const;
+  void finish_row(const AttendNode& node, int32_t row, int32_t head, const float* running, Worker& worker) const;
+  void merge_page(const AttendNode& node, int64_t position, int32_t page, float* running, const float* partials) const;
   void run_encodes(const Node& node, const Units& units, int32_t thread);
   void rotate_queries(const AttendNode& node, int32_t row, int32_t head, int32_t first, Worker& worker) const;
   void attend_code_page(const AttendNode& node, int32_t sequence, int64_t page, int32_t head, int32_t num_queries,
@@ -179,6 +198,8 @@ struct Executor::Impl {
   int64_t num_partial_slots = 0;
   size_t partial_stride = 0;  // floats: maximum, sum, vector
   size_t partial_slot_floats = 0;
+  float* split_running = nullptr;  // [pairs of split rows and heads][max_group][partial_stride]
+  size_t split_running_floats = 0;
   size_t rotated_stride = 0;       // bytes of a rotated query
   uint8_t* hidden = nullptr;       // [assignments][hidden_stride]: an expert's gated values
   uint8_t* hidden_acts = nullptr;  // [assignments][hidden_act_stride]
@@ -186,12 +207,13 @@ struct Executor::Impl {
   size_t hidden_stride = 0, hidden_act_stride = 0, expert_out_stride = 0;
   int32_t max_assignments = 0;
   size_t scratch_bytes = 0;
-  int32_t max_singles_split = 0;
+  int32_t max_split_items = 0;  // of all split rows and heads together
 
   std::vector<Worker> workers;
   std::unique_ptr<Counter[]> counters;
-  std::unique_ptr<std::atomic<int32_t>[]> done;  // finished items of a split row, by row and head
-  int32_t max_kv_heads = 1;
+  std::unique_ptr<SplitHead[]> split_heads;              // by split row and head
+  std::unique_ptr<std::atomic<uint64_t>[]> split_ready;  // by item and head: the epoch in which its slots were filled
+  uint64_t step_epoch = 0;                               // plus a node's counter: the epoch of that node
 
   // The running step.
   std::vector<int32_t> identity;    // 0, 1, ...

@@ -38,7 +38,6 @@ void Executor::Impl::allocate() {
     } else if (const auto* attend = std::get_if<AttendOp>(&op)) {
       max_group = std::max(max_group, static_cast<size_t>(attend->num_heads / attend->num_kv_heads));
       max_heads = std::max(max_heads, static_cast<size_t>(attend->num_heads));
-      max_kv_heads = std::max(max_kv_heads, attend->num_kv_heads);
       head_dim = std::max(head_dim, attend->head_dim);
       v_dim = std::max(v_dim, attend->v_dim);
     } else if (const auto* route_op = std::get_if<RouteOp>(&op)) {
@@ -68,7 +67,11 @@ void Executor::Impl::allocate() {
   partial_stride = align_up(static_cast<size_t>(v_dim) + 2, 16);
   partial_slot_floats = max_heads * partial_stride;
   num_partial_slots = plan.has_attend ? (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + 1 : 0;
-  max_singles_split = 8 * options.num_threads;
+  // A row is split when rows times heads are fewer than the items wanted (make_units), into as few as reach that
+  // number.
+  const int32_t max_pairs = kSplitItemsPerThread * options.num_threads;
+  max_split_items = 2 * max_pairs;
+  split_running_floats = max_group * partial_stride;
   if (picks > 0) max_assignments = static_cast<int32_t>(std::min<size_t>(cap_rows * picks, kMaxAssignments));
   hidden_stride = align_up(expert_width * sizeof(float));
   hidden_act_stride = align_up(expert_act);
@@ -79,6 +82,7 @@ void Executor::Impl::allocate() {
     uint8_t* values = base;
     layout.take(values, plan.shared_bytes);
     layout.take(partial_slots, static_cast<size_t>(num_partial_slots) * partial_slot_floats);
+    layout.take(split_running, plan.has_attend ? static_cast<size_t>(max_pairs) * split_running_floats : 0);
     const auto assignments = static_cast<size_t>(max_assignments);
     layout.take(hidden, assignments * hidden_stride);
     layout.take(hidden_acts, assignments * hidden_act_stride);
@@ -122,7 +126,8 @@ void Executor::Impl::allocate() {
   }
 
   counters = std::make_unique<Counter[]>(static_cast<size_t>(std::max(plan.num_counters, 1)));
-  done = std::make_unique<std::atomic<int32_t>[]>(static_cast<size_t>(max_singles_split * max_kv_heads));
+  split_heads = std::make_unique<SplitHead[]>(static_cast<size_t>(max_pairs));
+  split_ready = std::make_unique<std::atomic<uint64_t>[]>(static_cast<size_t>(max_split_items));
   identity.resize(cap_rows);
   std::iota(identity.begin(), identity.end(), 0);
   positions.resize(cap_rows);
@@ -134,7 +139,7 @@ void Executor::Impl::allocate() {
     list.encodes.reserve(has_codes ? cap_rows : 0);
     list.blocks.reserve(cap_rows);
     list.singles.reserve(cap_rows);
-    list.items.reserve(cap_rows + static_cast<size_t>(max_singles_split));
+    list.splits.reserve(static_cast<size_t>(max_pairs));
   }
 }
 
