@@ -38,8 +38,9 @@ class Waker:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
         self._is_called = False  # a wake-up is on its way
+        self._has_news = False
+        self._waiter: asyncio.Future[bool] | None = None
 
     def __call__(self) -> None:
         """News, from any thread."""
@@ -50,46 +51,55 @@ class Waker:
 
     def _wake(self) -> None:
         self._is_called = False
-        self._event.set()
+        self._has_news = True
+        self._resolve(True)
+
+    def _resolve(self, has_news: bool) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(has_news)
 
     def clear(self) -> None:
         """Before looking for news: what comes after it is not missed."""
-        self._event.clear()
+        self._has_news = False
 
-    async def wait(self, seconds: float) -> bool:
-        """Until news; False when none came in that time."""
+    async def wait(self, seconds: float | None) -> bool:
+        """Until news; False when none came in that time. None: no limit, and no timer is made."""
+        if self._has_news:
+            return True
+        self._waiter = self._loop.create_future()
+        timer = None if seconds is None else self._loop.call_later(seconds, self._resolve, False)
         try:
-            async with asyncio.timeout(seconds):
-                await self._event.wait()
-        except TimeoutError:
-            return False
-        return True
+            return await self._waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
 
 
 async def merge(sources: Sequence[Source[T]], idle: Callable[[], T | None]) -> AsyncGenerator[T, None]:
-    """The events of all sources as they come, those of one in order. `idle` may give an event while none comes.
+    """The events of all sources as they come, those of one in order. `idle` may give events until the first one comes.
 
     Closing it stops all sources.
     """
     waker = Waker()
     live = list(sources)
+    patience: float | None = _PATIENCE_SECONDS
     try:
         for source in live:
             source.on_news(waker)
-        while live:
+        while True:
             waker.clear()
-            has_news = False
-            for source in list(live):
+            for source in tuple(live):
                 try:
                     while (event := source.poll()) is not None:
-                        has_news = True
+                        patience = None
                         yield event
                 except StopIteration:
                     live.remove(source)
-            if live and not has_news and not await waker.wait(_PATIENCE_SECONDS):
-                event = idle()
-                if event is not None:
-                    yield event
+            if not live:
+                return
+            if not await waker.wait(patience) and (event := idle()) is not None:
+                yield event
     finally:
         for source in sources:
             source.on_news(None)
