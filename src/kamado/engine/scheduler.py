@@ -524,7 +524,12 @@ class Scheduler:
             tokens += chunk.tokens
             if chunk.is_last:
                 logit_rows.append(len(tokens) - 1)
-        work = [np.array(ids, np.int32) for ids in (sequences, counts, tokens, logit_rows)]
+        work = (
+            np.array(sequences, np.int32),
+            np.array(counts, np.int32),
+            np.array(tokens, np.int32),
+            np.array(logit_rows, np.int32),
+        )
         # Not before: the step lets go of the GIL, which whoever is woken here needs to pass the piece on.
         self._announce()
         with self._lock:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -229,14 +230,14 @@ async def _chat_chunks(
     def delta(i: int, logprobs: ChatLogprobs | None = None, **fields: Any) -> bytes:
         return chunk([ChunkChoice(i, Delta(**fields), logprobs)])
 
-    def texts_of(i: int) -> SseTemplate:
+    @cache
+    def text_of(i: int) -> SseTemplate:
         return SseTemplate(lambda text: value([ChunkChoice(i, Delta(content=text))]))
 
+    @cache
     def reasoning_of(i: int) -> SseTemplate:
         return SseTemplate(lambda text: value([ChunkChoice(i, Delta(reasoning_content=text, reasoning=text))]))
 
-    texts = [texts_of(i) for i in range(n)]
-    reasoning = [reasoning_of(i) for i in range(n)]
     async with aclosing(events):
         started = await until_started(events)
         for i in range(n):
@@ -246,9 +247,9 @@ async def _chat_chunks(
                 if event.logprobs:
                     yield delta(event.choice, chat_logprobs(event.logprobs), content=event.text)
                 else:
-                    yield texts[event.choice].fill(event.text)
+                    yield text_of(event.choice).fill(event.text)
             elif isinstance(event, ReasoningDelta):
-                yield reasoning[event.choice].fill(event.text)
+                yield reasoning_of(event.choice).fill(event.text)
             elif isinstance(event, ToolCallStart):
                 first = ToolCallDeltaResult(event.index, event.id, "function", FunctionDelta(event.name, ""))
                 yield delta(event.choice, tool_calls=[first])
