@@ -10,7 +10,7 @@ batch     tokens a second of N chats at once (from the last one's first token to
           (in --peer) with prompts and answers of the same lengths, before and after `bench`
 turn      how long the second turn of a long conversation waits for its first piece: at once, and after a restart
 overhead  what HTTP adds to the time to the first piece and to decoding: the same prompts by kamado.load in a process
-          of its own and over HTTP, taking turns, medians
+          of its own and over HTTP, taking turns, medians; see serve_overhead.py
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import httpx2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from peers import call, tool
+from serve_overhead import Engine, Sample, ask_over_http, report
 from serving import Answer, Served, ask, served
 
 TIMEOUT_SECONDS = 1800.0
@@ -158,59 +159,19 @@ def summary(answer: Answer) -> dict[str, Any]:
     }
 
 
-# Answers prompts one a line of standard input, in a process whose only work is that.
-_ENGINE = """
-import json, sys, time
-import kamado
-with kamado.load(sys.argv[1], context=1024) as model:
-    print("ready", flush=True)
-    for line in sys.stdin:
-        ask = json.loads(line)
-        times, begun = [], time.perf_counter()
-        for piece in model.chat(ask["messages"], max_tokens=ask["max_tokens"], temperature=0):
-            if piece.text:
-                times.append(time.perf_counter() - begun)
-        print(json.dumps(times), flush=True)
-"""
-
-
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
     """See the top. Both processes are loaded throughout and only one works at a time."""
-    found: dict[str, list[tuple[float, float]]] = {"engine": [], "http": []}
-    engine = subprocess.Popen(
-        [sys.executable, "-c", _ENGINE, options.model], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert engine.stdin is not None
-    assert engine.stdout is not None
-    try:
-        engine.stdout.readline()
-        with served(options.model, "--context", "1024", log=options.log) as server:
-            for i in range(options.repeat + 1):  # the first is a warm-up
-                body = request(server, prompt(i, 60), options.tokens)
-                engine.stdin.write(json.dumps(body) + "\n")
-                engine.stdin.flush()
-                times = json.loads(engine.stdout.readline())
-                (answer,) = asyncio.run(together(server, [body]))
-                if i:
-                    found["engine"].append((times[0], (times[-1] - times[0]) / (len(times) - 1)))
-                    elapsed = (answer.times[-1] - answer.times[0]) / (len(answer.times) - 1)
-                    found["http"].append((answer.first_seconds, elapsed))
-                time.sleep(0.2)
-    finally:
-        engine.stdin.close()
-        engine.wait(60)
-    first = {name: statistics.median(f for f, _ in pairs) for name, pairs in found.items()}
-    step = {name: statistics.median(s for _, s in pairs) for name, pairs in found.items()}
-    return {
-        "first_piece_ms": {name: round(1000 * value, 2) for name, value in first.items()},
-        "first_piece_added_ms": round(
-            1000 * statistics.median(h[0] - e[0] for e, h in zip(found["engine"], found["http"], strict=True)), 2
-        ),
-        "decode_ms_per_piece": {name: round(1000 * value, 3) for name, value in step.items()},
-        "decode_added_percent": round(
-            100 * statistics.median(h[1] / e[1] - 1 for e, h in zip(found["engine"], found["http"], strict=True)), 2
-        ),
-    }
+    engine: list[Sample] = []
+    http: list[Sample] = []
+    with Engine(options.model) as own, served(options.model, "--context", "1024", log=options.log) as server:
+        for i in range(options.repeat + 1):  # the first is a warm-up
+            body = request(server, prompt(i, 60), options.tokens)
+            samples = (own.ask(body), ask_over_http(server, body))
+            if i:
+                engine.append(samples[0])
+                http.append(samples[1])
+            time.sleep(0.2)
+    return report(engine, http)
 
 
 def main() -> int:

@@ -342,3 +342,19 @@ def test_many_threads_at_once() -> None:
             thread.join()
         assert [results[i] for i in range(24)] == expected
         assert model.stats.requests["live"] == model.stats.requests["waiting"] == 0
+
+
+def test_a_piece_is_announced_before_the_next_step_ends() -> None:
+    with make_model() as model:
+        executor = hold(model)
+        generation = model.generate([1, 2, 3], max_tokens=3, **FOREVER)
+        told: list[int] = []
+        generation.on_news(lambda: told.append(executor.num_rows))
+        for step in range(1, 3):
+            executor.num_allowed = 1
+            wait_for(lambda step=step: len(executor.steps) == step)  # the next one cannot pass
+            wait_for(lambda step=step: len(told) == step)
+            assert generation.is_ready
+            next(generation)
+        executor.hold.set()
+        assert len(tokens_of(generation)) == 1

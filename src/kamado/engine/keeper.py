@@ -155,6 +155,11 @@ class Keeper:
         self._entries.append(_Entry(session, length, label, folder, tokens, keys))
         self._start_writer()
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether pages wait to be copied for the writer."""
+        return bool(self._entries)
+
     def advance(self) -> bool:
         """Copies some pages for the writer; True when there is more that could be copied at once."""
         budget = _SLICE_BYTES

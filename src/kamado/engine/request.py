@@ -42,11 +42,15 @@ class TokenRule(Protocol):
 class Outbox(SimpleQueue["Piece | BaseException | None"]):
     """Pieces on their way to a consumer; an error or None (cancelled) is the last."""
 
-    listener: Callable[[], None] | None = None  # called by the scheduler's thread whenever something was put in
+    listener: Callable[[], None] | None = None  # called by the scheduler's thread after something was put in
 
-    def put(self, item: Piece | BaseException | None, block: bool = True, timeout: float | None = None) -> None:
-        """Never blocks."""
-        super().put(item)
+    def end(self, item: BaseException | None) -> None:
+        """Puts the last item in and says so."""
+        self.put(item)
+        self.announce()
+
+    def announce(self) -> None:
+        """Calls the listener."""
         listener = self.listener
         if listener is not None:
             listener()
@@ -136,7 +140,10 @@ class Request:
         return self.output.qsize() < MAX_QUEUED_PIECES
 
     def accept(self, logits: NDArray[np.float32]) -> bool:
-        """Picks the next token from float32[vocab] and puts its piece out; True when that was the last."""
+        """Picks the next token from float32[vocab] and puts its piece out; True when that was the last.
+
+        `output.announce` is left to the caller.
+        """
         constraint = self._constraint
         allowed = None if constraint is None else constraint.allowed()
         token = self.sampler.pick(logits, len(self.tokens), allowed)

@@ -24,7 +24,7 @@ from ..memory.kv_presets import PAGE_TOKENS
 from .executor_protocol import ExecutorProtocol
 from .keeper import Keeper
 from .ledger import read_ledger
-from .request import Request
+from .request import Outbox, Request
 from .session import Session, SessionCache, common_prefix
 from .stats import Counters, Snapshot
 
@@ -123,6 +123,7 @@ class Scheduler:
         self._row_seconds = 0.0
         self._after_rows = after_rows
         self._num_rows_since = 0
+        self._unannounced: list[Outbox] = []  # pieces that are there and whose listeners do not know it yet
         if keeper is not None:
             keeper.attach(self._news.set)
         self._thread = threading.Thread(target=self._main, name="kamado-scheduler", daemon=True)
@@ -219,19 +220,25 @@ class Scheduler:
     def _main(self) -> None:
         try:
             while self._closing is None:
+                if self._waiting or self._news.is_set():
+                    self._announce()  # what comes now may take a millisecond
                 self._take_news()
                 if self._before_step is not None:
                     self._before_step()
                 chunks = self._plan_step()
                 if chunks:
                     self._run_step(chunks)
-                    if self._keeper is not None:
+                    if self._keeper is not None and self._keeper.is_saving:
+                        self._announce()
                         self._keeper.advance()
-                elif self._keeper is None or not self._keeper.advance():
+                    continue
+                self._announce()
+                if self._keeper is None or not self._keeper.advance():
                     self._news.wait(None if self._before_step is None else _IDLE_SECONDS)
         except BaseException as error:
             self._close(error)
         finally:
+            self._announce()
             self._keep_the_rest()
             self._end_all(self._closing or ClosedError("the model was closed"))
 
@@ -247,9 +254,15 @@ class Scheduler:
             _log.warning("prefixes could not be saved: %s", error)
         self._keeper.close()
 
+    def _announce(self) -> None:
+        """Tells consumers of the pieces that were put out since the last time."""
+        for output in self._unannounced:
+            output.announce()
+        self._unannounced.clear()
+
     def _end_all(self, reason: BaseException) -> None:
         for request in (*self._live, *self._waiting):
-            request.output.put(reason)
+            request.output.end(reason)
         self._live.clear()
         self._waiting.clear()
         self._inbox.extend(self._delayed)
@@ -258,7 +271,7 @@ class Scheduler:
             if isinstance(item, _Job):
                 item.fail(reason)
             else:
-                item.output.put(reason)
+                item.output.end(reason)
         with self._lock:
             self._running = ()
             self._executor.close()
@@ -269,16 +282,16 @@ class Scheduler:
         self._news.clear()
         for request in [r for r in self._waiting if r.is_cancelled]:
             self._waiting.remove(request)
-            request.output.put(None)
+            request.output.end(None)
         for request in [r for r in self._live if r.is_cancelled]:
             self._leave(request)
-            request.output.put(None)
+            request.output.end(None)
         while self._inbox and self._closing is None:
             item = self._inbox.popleft()
             if isinstance(item, _Job):
                 self._run_job(item)
             elif item.is_cancelled:
-                item.output.put(None)
+                item.output.end(None)
             else:
                 self._counters.num_requests += 1
                 self._waiting.append(item)
@@ -328,7 +341,7 @@ class Scheduler:
         if request.session is not None:
             session, request.session = request.session, None
             self._sessions.drop(session)  # what a failed step left behind is not to be trusted
-        request.output.put(error)
+        request.output.end(error)
         self._retry_delayed()
 
     def _retry_delayed(self) -> None:
@@ -406,7 +419,7 @@ class Scheduler:
                 request.session = self._sessions.acquire(request.tokens, request.owner)
             except Exception as error:
                 self._waiting.remove(request)
-                request.output.put(error)
+                request.output.end(error)
                 continue
             self._waiting.remove(request)
             self._plan_mark(request, shared)
@@ -517,18 +530,21 @@ class Scheduler:
             tokens += chunk.tokens
             if chunk.is_last:
                 logit_rows.append(len(tokens) - 1)
+        work = (
+            np.array(sequences, np.int32),
+            np.array(counts, np.int32),
+            np.array(tokens, np.int32),
+            np.array(logit_rows, np.int32),
+        )
+        # Not before: the step lets go of the GIL, which whoever is woken here needs to pass the piece on.
+        self._announce()
         with self._lock:
             self._running = [chunk.request for chunk in chunks]
         try:
             if self._closing is not None or any(chunk.request.is_cancelled for chunk in chunks):
                 return  # set before _running was, so nobody aborts the step
             started = time.perf_counter()
-            logits = self._executor.step(
-                np.array(sequences, np.int32),
-                np.array(counts, np.int32),
-                np.array(tokens, np.int32),
-                np.array(logit_rows, np.int32),
-            )
+            logits = self._executor.step(*work)
             ended = time.perf_counter()
         except self._cancelled_error:
             self._num_aborts_in_row += 1
@@ -560,7 +576,10 @@ class Scheduler:
             row = logits[next_logits]
             next_logits += 1
             try:
-                if request.accept(row):
+                is_over = request.accept(row)
+                self._unannounced.append(request.output)
+                if is_over:
+                    self._announce()  # to give a request up may take a while
                     self._leave(request)
             except Exception as error:
                 self._fail(request, error)

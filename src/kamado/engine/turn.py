@@ -256,7 +256,11 @@ class TurnStream(Iterator[ContentEvent | Finish]):
 
     def _show(self, event: ContentEvent) -> None:
         if isinstance(event, TextDelta):
-            self._show_text(self._stops.push(event.text))
+            text = self._stops.push(event.text)
+            if self._logprobs or text != event.text:
+                self._show_text(text)
+            else:
+                self._ready.append(event)
             return
         self._show_text(self._stops.flush())
         if isinstance(event, ReasoningDelta):

@@ -31,6 +31,7 @@ from .metrics import Registry
 from .model_stats import register_model_stats
 from .routes import Call, Family, Response, Route
 from .service import Service
+from .wire import find_wire
 from .writer import Writer
 
 Scope = MutableMapping[str, Any]
@@ -150,7 +151,12 @@ class Server:
             headers=headers,
             started=time.perf_counter(),
         )
-        writer = Writer(send, is_head=exchange.method == "HEAD", write_timeout=self.config.write_timeout)
+        writer = Writer(
+            send,
+            is_head=exchange.method == "HEAD",
+            write_timeout=self.config.write_timeout,
+            wire=find_wire(scope, send),
+        )
         try:
             await self._answer(exchange, scope, receive, writer)
         except asyncio.CancelledError:

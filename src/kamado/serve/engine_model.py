@@ -115,7 +115,6 @@ class EngineModel:
         events: AsyncGenerator[Event, None] = merge(sources, progress)
         async with aclosing(events):
             async for event in events:
-                progress.is_over = progress.is_over or not isinstance(event, Progress)
                 yield event
         num_reasoning = sum(source.num_reasoning_tokens for source in sources)
         yield Done(_counts([source.usage for source in sources], len(turn.tokens), num_reasoning))
@@ -212,7 +211,6 @@ class EngineModel:
             events: AsyncGenerator[Event, None] = merge(sources, progress)
             async with aclosing(events):
                 async for event in events:
-                    progress.is_over = progress.is_over or not isinstance(event, Progress)
                     yield event
         finally:
             for source in sources:
@@ -322,11 +320,10 @@ class _PrefillProgress:
         self._read = read
         self._total = total
         self._last = -1
-        self.is_over = False
 
     def __call__(self) -> Progress | None:
         done = min(self._read(), self._total)
-        if self.is_over or done == self._last:
+        if done == self._last:
             return None
         self._last = done
         return Progress("prefill", done, self._total)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from ..checkpoint.catalog import CATALOG
@@ -32,6 +32,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
 _MAX_RECIPE_BYTES = 1 << 20
 _MAX_RECIPES = 1000
 _MAX_DEPTH = 8  # recipes of recipes
+_MAX_FOUND = 1000
+_SETTLED_NS = 1_000_000_000  # some file systems note times to a second
+
+_Stamp: TypeAlias = tuple[tuple[int, int], ...]  # of each file or directory: when it was changed, and its size
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class StoreLibrary:
         self._files = dict(files or {})
         self._recipes_dir = store.root / "recipes"
         self._seen: dict[tuple[str, int, int], ModelInfo] = {}
+        self._found: dict[str, tuple[_Stamp, Located]] = {}  # by the name that was asked for
 
     # --- asked by the event loop, done on threads ---------------------------------------------------------------------
 
@@ -60,8 +65,23 @@ class StoreLibrary:
         return await asyncio.to_thread(self._list)
 
     async def get(self, name: str) -> ModelInfo:
-        """See backend.py."""
-        return (await asyncio.to_thread(self.locate, name)).info
+        """See backend.py. Every request asks: what was found stays good while the store's directories are the same."""
+        before = self._stamp()
+        known = self._found.get(name)
+        if known is not None and known[0] == (*before, _stamp_of(known[1].path)):
+            return known[1].info
+        located = await asyncio.to_thread(self.locate, name)
+        stamp = (*before, _stamp_of(located.path))
+        newest = max(changed_ns for changed_ns, _ in stamp)
+        if time.time_ns() - newest > _SETTLED_NS:  # else it might change again and have the same time
+            if len(self._found) > _MAX_FOUND:
+                self._found.clear()
+            self._found[name] = (stamp, located)
+        return located.info
+
+    def _stamp(self) -> _Stamp:
+        """Changes when a model or a recipe comes, goes or is replaced, which is always by renaming."""
+        return (_stamp_of(self._store.models_dir), _stamp_of(self._recipes_dir))
 
     async def delete(self, name: str) -> None:
         """See backend.py."""
@@ -250,6 +270,14 @@ class StoreLibrary:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptFileError(f"the recipe of {name} is damaged: {error}; create it again") from None
+
+
+def _stamp_of(path: Path) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return (found.st_mtime_ns, found.st_size)
 
 
 class _StoppedError(Exception):

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -33,7 +34,7 @@ from .backend import (
 )
 from .config import parse_duration
 from .faults import Fault, RequestError
-from .http import json_response, sse, stream_response, until_started
+from .http import SseTemplate, json_response, sse, stream_response, until_started
 from .openai_bodies import (
     MAX_CHOICES,
     MAX_INPUTS,
@@ -218,13 +219,24 @@ async def _chat_chunks(
 ) -> AsyncGenerator[bytes, None]:
     id_, created = new_id("chatcmpl-"), int(time.time())
 
-    def chunk(choices: list[ChunkChoice], **more: Any) -> bytes:
+    def value(choices: list[ChunkChoice], **more: Any) -> Chunk:
         if include_usage:
             more.setdefault("usage", None)
-        return sse(Chunk(id_, created, model, choices, **more))
+        return Chunk(id_, created, model, choices, **more)
+
+    def chunk(choices: list[ChunkChoice], **more: Any) -> bytes:
+        return sse(value(choices, **more))
 
     def delta(i: int, logprobs: ChatLogprobs | None = None, **fields: Any) -> bytes:
         return chunk([ChunkChoice(i, Delta(**fields), logprobs)])
+
+    @cache
+    def text_of(i: int) -> SseTemplate:
+        return SseTemplate(lambda text: value([ChunkChoice(i, Delta(content=text))]))
+
+    @cache
+    def reasoning_of(i: int) -> SseTemplate:
+        return SseTemplate(lambda text: value([ChunkChoice(i, Delta(reasoning_content=text, reasoning=text))]))
 
     async with aclosing(events):
         started = await until_started(events)
@@ -232,9 +244,12 @@ async def _chat_chunks(
             yield delta(i, role="assistant", content="")
         async for event in events:
             if isinstance(event, TextDelta):
-                yield delta(event.choice, chat_logprobs(event.logprobs), content=event.text)
+                if event.logprobs:
+                    yield delta(event.choice, chat_logprobs(event.logprobs), content=event.text)
+                else:
+                    yield text_of(event.choice).fill(event.text)
             elif isinstance(event, ReasoningDelta):
-                yield delta(event.choice, reasoning_content=event.text, reasoning=event.text)
+                yield reasoning_of(event.choice).fill(event.text)
             elif isinstance(event, ToolCallStart):
                 first = ToolCallDeltaResult(event.index, event.id, "function", FunctionDelta(event.name, ""))
                 yield delta(event.choice, tool_calls=[first])

@@ -21,6 +21,10 @@ from .service import Limits, Service
 
 _log = logging.getLogger("kamado.serve")
 
+# The scheduler's thread waits no longer for the interpreter when a step has ended: 5 ms, the default, are a whole step
+# of a small model, and every conversation would wait with it.
+_SWITCH_SECONDS = 0.0005
+
 # Between the last words of cut streams and the end of the process.
 _LAST_WORDS_SECONDS = 2.0
 
@@ -130,6 +134,7 @@ def run(
 ) -> None:
     """Serves until SIGTERM or SIGINT. Raises what loading the first models raised."""
     set_up_logging(config)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     web = _Web(
         uvicorn.Config(
             server.app,

@@ -7,14 +7,20 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Mutabl
 from contextlib import suppress
 from typing import Any
 
+from .wire import Wire
+
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Writer:
     """Writes one answer."""
 
-    def __init__(self, send: Send, *, is_head: bool = False, write_timeout: float = 60.0) -> None:
+    def __init__(
+        self, send: Send, *, is_head: bool = False, write_timeout: float = 60.0, wire: Wire | None = None
+    ) -> None:
+        """`wire`: a shorter way for the parts of a streamed body."""
         self._send = send
+        self._wire = wire
         self._is_head = is_head
         self._write_timeout = write_timeout or None
         self._lock = asyncio.Lock()  # a sign of life must not come between the parts of a chunk
@@ -52,12 +58,13 @@ class Writer:
             )
         try:
             async for chunk in chunks:
-                async with self._lock:
-                    if not self.is_started:
-                        await self._begin(status, media_type, headers)
-                    if not self._is_head:
-                        await self._body(chunk, more=True)
-                    self._last_write = loop.time()
+                if not self._write_at_once(chunk):
+                    async with self._lock:
+                        if not self.is_started:
+                            await self._begin(status, media_type, headers)
+                        if not self._is_head:
+                            await self._body(chunk, more=True)
+                self._last_write = loop.time()
             async with self._lock:
                 if not self.is_started:
                     await self._begin(status, media_type, headers)
@@ -68,6 +75,15 @@ class Writer:
                 with suppress(asyncio.CancelledError):
                     await company
             await chunks.aclose()
+
+    def _write_at_once(self, chunk: bytes) -> bool:
+        """Hands a chunk to the socket without waiting; False when that cannot be done, now or at all."""
+        if self._wire is None or self._is_head or not self.is_started or self._lock.locked():
+            return False
+        if not self._wire.write(chunk):
+            return False
+        self.num_bytes += len(chunk)
+        return True
 
     async def finish(self, last: bytes) -> None:
         """Ends a stream that had begun, with its last words."""

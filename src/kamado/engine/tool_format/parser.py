@@ -77,22 +77,7 @@ class AnswerParser:
         return self._run(is_end=True)
 
     def _run(self, is_end: bool) -> list[ContentEvent]:
-        steps = {
-            "start": self._start,
-            "reason": self._reason,
-            "answer": self._answer,
-            "text": self._text,
-            "open": self._open,
-            "head": self._head,
-            "name": self._name,
-            "arguments": self._arguments,
-            "tail": self._tail,
-            "end": self._end,
-            "next": self._next,
-            "after": self._after,
-            "rest": self._rest,
-        }
-        while steps[self._state](is_end):
+        while _STEPS[self._state](self, is_end):
             pass
         out, self._out = self._out, []
         return out
@@ -283,6 +268,23 @@ class AnswerParser:
         self._show_text(self._held)
         self._held = ""
         return False
+
+
+_STEPS: dict[_State, Callable[[AnswerParser, bool], bool]] = {
+    "start": AnswerParser._start,
+    "reason": AnswerParser._reason,
+    "answer": AnswerParser._answer,
+    "text": AnswerParser._text,
+    "open": AnswerParser._open,
+    "head": AnswerParser._head,
+    "name": AnswerParser._name,
+    "arguments": AnswerParser._arguments,
+    "tail": AnswerParser._tail,
+    "end": AnswerParser._end,
+    "next": AnswerParser._next,
+    "after": AnswerParser._after,
+    "rest": AnswerParser._rest,
+}
 
 
 class _ObjectScanner:
