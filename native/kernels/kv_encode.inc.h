@@ -79,11 +79,25 @@ struct CodeEncoder {
   using V = typename I::Floats;
   using Words = typename I::Words;  // 16 32-bit lanes
 
-  // x [dim][16 tokens] -> H x / sqrt(dim)
+  // x [dim][16 tokens] -> H x, which `hadamard_scale` makes orthogonal.
   static void hadamard_rows(float* x, int32_t dim) {
     const HadamardShape shape = hadamard_shape(dim);
     const auto row = [x](int32_t i) { return x + i * kVirtualLanes; };
-    for (int32_t h = 1; h < shape.power; h *= 2) {
+    int32_t h = 1;
+    for (; h * 2 < shape.power; h *= 4) {  // two steps with one walk: four rows in registers
+      for (int32_t i = 0; i < dim; i += 4 * h) {
+        for (int32_t j = i; j < i + h; ++j) {
+          const V a = V::load(row(j)), b = V::load(row(j + h)), c = V::load(row(j + 2 * h)),
+                  d = V::load(row(j + 3 * h));
+          const V sum = a + b, difference = a - b, other_sum = c + d, other_difference = c - d;
+          (sum + other_sum).store(row(j));
+          (difference + other_difference).store(row(j + h));
+          (sum - other_sum).store(row(j + 2 * h));
+          (difference - other_difference).store(row(j + 3 * h));
+        }
+      }
+    }
+    for (; h < shape.power; h *= 2) {
       for (int32_t i = 0; i < dim; i += 2 * h) {
         for (int32_t j = i; j < i + h; ++j) {
           const V a = V::load(row(j)), b = V::load(row(j + h));
@@ -108,8 +122,6 @@ struct CodeEncoder {
         }
       }
     }
-    const V scale = V::set1(hadamard_scale(dim));
-    for (int32_t i = 0; i < dim; ++i) (V::load(row(i)) * scale).store(row(i));
   }
 
   static KAMADO_INLINE V with_sign(V x, int32_t d) { return kSigns.is_negative[d] ? V::set1(-0.0f) - x : x; }
@@ -320,28 +332,52 @@ struct CodeEncoder {
     }
   }
 
-  // 16 dimensions x 4 tokens, byte = dimension * 4 + token.
-  static KAMADO_INLINE void value_register(const uint8_t* rows, uint8_t* out) {
-    for (int i = 0; i < 16; ++i) memcpy(out + 4 * i, rows + i * kPageTokens, 4);
+  // 16 dimensions of 16 tokens as four registers `stride` apart, each of 4 tokens, byte = dimension * 4 + token.
+  static KAMADO_INLINE void value_registers(const uint8_t* rows, uint8_t* out, size_t stride) {
+    for (int i = 0; i < 16; i += 4) {  // four rows of four words to columns
+      __m128i r[4];
+      load_rows(rows + i * kPageTokens, r);
+      const __m128i a[2] = {_mm_unpacklo_epi32(r[0], r[1]), _mm_unpackhi_epi32(r[0], r[1])};
+      const __m128i b[2] = {_mm_unpacklo_epi32(r[2], r[3]), _mm_unpackhi_epi32(r[2], r[3])};
+      uint8_t* to = out + 4 * i;
+      for (int pair = 0; pair < 2; ++pair, to += 2 * stride) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi64(a[pair], b[pair]));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + stride), _mm_unpackhi_epi64(a[pair], b[pair]));
+      }
+    }
   }
 
-  static void pack(int32_t bits, int32_t dim, bool is_key, const uint8_t* codes, uint8_t* out) {
+  template <int kBits>
+  static void pack_keys(int32_t dim, const uint8_t* codes, uint8_t* out) {
+    constexpr int kBlocks = strip_blocks(kBits);
     uint8_t registers[kChunkRegisters * 64];
-    const int32_t quads = dim / 4, blocks = strip_blocks(bits);
-    const size_t chunk_bytes = 64 * static_cast<size_t>(bits);
-    for (int32_t reg = 0; reg < dim * kPageTokens / 64; ++reg) {
-      uint8_t* to = registers + reg % kChunkRegisters * 64;
-      if (is_key) {
-        const int32_t token = reg / (quads * blocks) * 16 * blocks + reg % blocks * 16, quad = reg / blocks % quads;
-        key_register(codes + 4 * quad * kPageTokens + token, to);
-      } else {
-        const int32_t group = reg / 64, halves = group_width(dim, group) / 16, within = reg - group * 64;
-        const int32_t d = group * kGroupDims + within % halves * 16, token = within / halves * 4;
-        value_register(codes + d * kPageTokens + token, to);
+    int32_t filled = 0;
+    for (int32_t strip = 0; strip < kPageTokens; strip += strip_keys(kBits)) {
+      for (int32_t d = 0; d < dim; d += 4) {
+        const uint8_t* rows = codes + d * kPageTokens + strip;
+        for (int b = 0; b < kBlocks; ++b) key_register(rows + 16 * b, registers + (filled + b) * 64);
+        filled = (filled + kBlocks) % kChunkRegisters;
+        if (filled > 0) continue;
+        pack_chunk<kBits>(registers, out);
+        out += 64 * kBits;
       }
-      if (reg % kChunkRegisters == kChunkRegisters - 1) {
-        pack_chunk(bits, registers, out);
-        out += chunk_bytes;
+    }
+  }
+
+  template <int kBits>
+  static void pack_values(int32_t dim, const uint8_t* codes, uint8_t* out) {
+    constexpr int32_t kMaxHalves = kGroupDims / 16;
+    uint8_t registers[kPageTokens / 4 * kMaxHalves * 64];  // a group's
+    for (int32_t g = 0; g < num_groups(dim); ++g, codes += kGroupDims * kPageTokens) {
+      const int32_t halves = group_width(dim, g) / 16;
+      for (int32_t half = 0; half < halves; ++half) {
+        for (int32_t token = 0; token < kPageTokens; token += 16) {
+          value_registers(codes + half * 16 * kPageTokens + token, registers + (token / 4 * halves + half) * 64,
+                          static_cast<size_t>(halves) * 64);
+        }
+      }
+      for (int32_t chunk = 0; chunk < kPageTokens / 4 * halves / kChunkRegisters; ++chunk, out += 64 * kBits) {
+        pack_chunk<kBits>(registers + chunk * kChunkRegisters * 64, out);
       }
     }
   }
@@ -356,7 +392,9 @@ struct CodeEncoder {
             static_cast<uint8_t>(in[i] | in[64 + i] << 4);
       }
     }
-    pack(bits, dim, is_key, codes, out.codes);
+    with_bits(bits, [&](auto width) {
+      is_key ? pack_keys<width()>(dim, codes, out.codes) : pack_values<width()>(dim, codes, out.codes);
+    });
   }
 
   static void encode_page(const KvCodec& codec, const uint16_t* k, const uint16_t* v, uint8_t* k_codes,
@@ -391,11 +429,12 @@ struct CodeEncoder {
       V::load(stored_mean + d).store(mean + d);
     }
     auto* scales = reinterpret_cast<uint16_t*>(view_block(k_codes, k_dim, true).scales);
+    const V k_scale = V::set1(hadamard_scale(k_dim)), v_scale = V::set1(hadamard_scale(v_dim));
     for (int32_t token = 0; token < kPageTokens; token += kVirtualLanes) {
       for (int32_t d = 0; d < k_dim; ++d) with_sign(V::load(k_row(d) + token), d).store(x + d * kVirtualLanes);
       hadamard_rows(x, k_dim);
       for (int32_t d = 0; d < k_dim; ++d) {
-        const V centred = V::load(x + d * kVirtualLanes) - V::set1(mean[d]);
+        const V centred = V::load(x + d * kVirtualLanes) * k_scale - V::set1(mean[d]);
         (token == 0 ? select(sink_lanes, zero, centred) : centred).store(x + d * kVirtualLanes);
       }
       encode_block_of(codec.k_bits, x, k_dim, codes + token, gains + token, scales + token);
@@ -414,6 +453,7 @@ struct CodeEncoder {
         (token == 0 ? select(sink_lanes, zero, value) : value).store(x + d * kVirtualLanes);
       }
       hadamard_rows(x, v_dim);
+      for (int32_t d = 0; d < v_dim; ++d) (V::load(x + d * kVirtualLanes) * v_scale).store(x + d * kVirtualLanes);
       encode_block_of(codec.v_bits, x, v_dim, codes + token, gains + token, scales + token);
     }
     finish_block(codec.v_bits, v_dim, false, codes, gains, v_codes);
