@@ -128,6 +128,15 @@ struct Ints256 {
   static KAMADO_INLINE Floats load_ints(const int32_t* p) {
     return {{_mm256_cvtepi32_ps(load(p))}, {_mm256_cvtepi32_ps(load(p + 8))}};
   }
+  // Bits [shift, shift + width) of 32 lanes, to bytes; width <= 8.
+  static KAMADO_INLINE void store_bytes(Floats a, Floats b, int shift, int width, uint8_t* out) {
+    const auto part = [=](F8 x) {
+      return _mm256_and_si256(_mm256_srli_epi32(_mm256_castps_si256(x.v), shift), _mm256_set1_epi32((1 << width) - 1));
+    };
+    const __m256i quads =
+        _mm256_packus_epi16(_mm256_packs_epi32(part(a.lo), part(a.hi)), _mm256_packs_epi32(part(b.lo), part(b.hi)));
+    store(out, _mm256_permutevar8x32_epi32(quads, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+  }
   // Bits [shift, shift + width) of every lane, to bytes; width <= 8.
   static KAMADO_INLINE void store_bytes(Floats x, int shift, int width, uint8_t* out) {
     const __m256i mask = _mm256_set1_epi32((1 << width) - 1);
@@ -212,6 +221,9 @@ struct Ints512 {
   }
   static KAMADO_INLINE Floats sqrt(Floats x) { return {_mm512_sqrt_ps(x.v)}; }
   static KAMADO_INLINE Floats load_ints(const int32_t* p) { return {_mm512_cvtepi32_ps(load(p))}; }
+  static KAMADO_INLINE void store_bytes(Floats a, Floats b, int shift, int width, uint8_t* out) {
+    store_bytes(a, shift, width, out), store_bytes(b, shift, width, out + kVirtualLanes);
+  }
   static KAMADO_INLINE void store_bytes(Floats x, int shift, int width, uint8_t* out) {
     const __m512i shifted = _mm512_srli_epi32(_mm512_castps_si512(x.v), static_cast<unsigned>(shift));
     const __m512i kept = width == 8 ? shifted : _mm512_and_si512(shifted, _mm512_set1_epi32((1 << width) - 1));
