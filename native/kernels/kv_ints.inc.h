@@ -44,9 +44,16 @@ struct Ints256 {
   static KAMADO_INLINE Int join(Int a, Int b) { return _mm256_or_si256(a, b); }
   static KAMADO_INLINE Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
   static KAMADO_INLINE Int multiply(Int a, Int b) { return _mm256_mullo_epi32(a, b); }
+  // Keeps compilers from adding up in another order: GCC sums the products of a whole loop body first, as a tree, and
+  // every one of them waits in memory.
+  static KAMADO_INLINE Int in_turn(Int x) {
+    __asm__("" : "+x"(x));
+    return x;
+  }
   // acc + sums of four products of unsigned and signed bytes; two products fit 16 bits.
   static KAMADO_INLINE Int dot(Int acc, Int unsigned_bytes, Int signed_bytes) {
-    return add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_bytes, signed_bytes), _mm256_set1_epi16(1)));
+    return in_turn(
+        add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_bytes, signed_bytes), _mm256_set1_epi16(1))));
   }
   static KAMADO_INLINE Int key_code8(Int code) { return code; }
   static KAMADO_INLINE Int dot_key8(Int acc, Int code, Int query) {
