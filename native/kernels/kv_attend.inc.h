@@ -282,6 +282,50 @@ struct CodeAttention {
     given.partial[1] = reduce_sum(sum);
   }
 
+  // Every group's carry goes from addition to addition: several groups side by side hide the wait.
+  static constexpr int kRoundedGroups = 4;
+
+  template <int kN>
+  static KAMADO_INLINE void round_groups_n(int32_t n, const Page& page, const Query& query, const float* weighted,
+                                           V inverse, int32_t group) {
+    if constexpr (kN > 1) {
+      if (n < kN) return round_groups_n<kN - 1>(n, page, query, weighted, inverse, group);
+    }
+    const bool has_one_pass = num_passes(page.codec->v_bits) == 1;
+    has_one_pass ? round_groups<kN, 1>(page, query, weighted, inverse, group)
+                 : round_groups<kN, 2>(page, query, weighted, inverse, group);
+  }
+
+  // The weights of groups `group` to group + kN.
+  template <int kN, int kPasses>
+  static void round_groups(const Page& page, const Query& query, const float* weighted, V inverse, int32_t group) {
+    const V magic = V::set1(kRoundingMagic);
+    const float* gains = page.gains + group * kPageTokens;
+    uint8_t* out = query.weights + group * kPageTokens;
+    V carry[kN];
+    for (int g = 0; g < kN; ++g) carry[g] = V::load(kDither);
+    for (int32_t j = 0; j < kPageTokens; j += 2 * kVirtualLanes) {
+      const V first = V::load(weighted + j) * inverse, second = V::load(weighted + j + kVirtualLanes) * inverse;
+#pragma GCC unroll 4
+      for (int g = 0; g < kN; ++g) {
+        const auto whole = [&](V weight, int32_t token) {
+          const V exact = fma(weight, V::load(gains + g * kPageTokens + token), carry[g]);
+          const V shifted = exact + magic;
+          carry[g] = exact - (shifted - magic);
+          return shifted;
+        };
+        const V a = whole(first, j), b = whole(second, j + kVirtualLanes);
+        uint8_t* to = out + g * kPageTokens + j;
+        if constexpr (kPasses == 1) {
+          I::store_bytes(a, b, 0, 8, to);
+        } else {
+          I::store_bytes(a, b, 7, 7, to);
+          I::store_bytes(a, b, 0, 7, to + num_groups(page.codec->v_dim) * kPageTokens);
+        }
+      }
+    }
+  }
+
   // p -> whole steps of the largest p * scale * gain; returns that step, 0 when there is nothing to sum.
   static float round_weights(const Page& page, const Query& query) {
     const float* p = reinterpret_cast<const float*>(query.totals);
@@ -298,22 +342,9 @@ struct CodeAttention {
       memset(query.weights, 0, static_cast<size_t>(passes * groups * kPageTokens));
       return 0.0f;
     }
-    const V inverse = V::set1(kWeightTop[passes - 1] / largest), magic = V::set1(kRoundingMagic);
-    for (int32_t j = 0; j < kPageTokens; j += kVirtualLanes) (V::load(weighted + j) * inverse).store(weighted + j);
-    for (int32_t g = 0; g < groups; ++g) {
-      uint8_t* out = query.weights + g * kPageTokens;
-      V carry = V::load(kDither);
-      for (int32_t j = 0; j < kPageTokens; j += kVirtualLanes) {
-        const V exact = fma(V::load(weighted + j), V::load(page.gains + g * kPageTokens + j), carry);
-        const V shifted = exact + magic;
-        carry = exact - (shifted - magic);
-        if (passes == 1) {
-          I::store_bytes(shifted, 0, 8, out + j);
-        } else {
-          I::store_bytes(shifted, 7, 7, out + j);
-          I::store_bytes(shifted, 0, 7, out + groups * kPageTokens + j);
-        }
-      }
+    const V inverse = V::set1(kWeightTop[passes - 1] / largest);
+    for (int32_t g = 0; g < groups; g += kRoundedGroups) {
+      round_groups_n<kRoundedGroups>(groups - g, page, query, weighted, inverse, g);
     }
     return largest / kWeightTop[passes - 1];
   }

@@ -157,24 +157,32 @@ constexpr CodePlace value_place(int32_t dim, int32_t token, int32_t d) {
           d % 16 * 4 + token % 4};
 }
 
-// Packs 8 registers of 64 codes into a chunk. Plain loops over bytes: compilers turn them into vector code.
-inline void pack_chunk(int32_t bits, const uint8_t* regs, uint8_t* chunk) {
-  const auto plane = [&](int32_t width, int32_t shift, uint8_t* out) {  // `width` bits of every code from `shift` on
-    const int32_t a_byte = 8 / width, mask = (1 << width) - 1;
-    for (int32_t r = 0; r < kChunkRegisters / a_byte; ++r) {
-      for (int32_t i = 0; i < 64; ++i) {
-        int32_t packed = 0;
-        for (int32_t k = 0; k < a_byte; ++k) packed |= (regs[(r * a_byte + k) * 64 + i] >> shift & mask) << (k * width);
-        out[r * 64 + i] = static_cast<uint8_t>(packed);
-      }
+// `kWidth` bits from `kShift` on of the codes of 8 registers, side by side. Plain loops over bytes: with constants for
+// shifts and counts compilers turn them into vector code.
+template <int kWidth, int kShift>
+inline void pack_plane(const uint8_t* regs, uint8_t* out) {
+  constexpr int kPerByte = 8 / kWidth, kMask = (1 << kWidth) - 1;
+  for (int r = 0; r < kChunkRegisters / kPerByte; ++r, regs += 64 * kPerByte, out += 64) {
+    for (int i = 0; i < 64; ++i) {
+      int packed = 0;
+      for (int k = 0; k < kPerByte; ++k) packed |= (regs[k * 64 + i] >> kShift & kMask) << (k * kWidth);
+      out[i] = static_cast<uint8_t>(packed);
     }
-  };
-  if (bits == 3) {
-    plane(2, 0, chunk);
-    plane(1, 2, chunk + 128);
-  } else {
-    plane(bits, 0, chunk);
   }
+}
+
+// Packs 8 registers of 64 codes into a chunk.
+template <int kBits>
+inline void pack_chunk(const uint8_t* regs, uint8_t* chunk) {
+  if constexpr (kBits == 3) {
+    pack_plane<2, 0>(regs, chunk);
+    pack_plane<1, 2>(regs, chunk + 128);
+  } else {
+    pack_plane<kBits, 0>(regs, chunk);
+  }
+}
+inline void pack_chunk(int32_t bits, const uint8_t* regs, uint8_t* chunk) {
+  with_bits(bits, [&](auto width) { pack_chunk<width()>(regs, chunk); });
 }
 
 // The code at a place.

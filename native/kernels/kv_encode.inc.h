@@ -7,15 +7,97 @@
 namespace kamado {
 namespace {
 
+// A magnitude t = |x| / (s * gain) becomes a level by comparing it with borders. One comparison is enough once the
+// border that t may be on either side of is known, and for that the cell of |x| / s is enough: a quarter of an octave,
+// with everything below and above the table in the first and last cell. All borders are at least 28 % apart, so a cell
+// has at most one of them inside, whatever the gain. A table gives the numbers of these borders for eight gains at a
+// time, a nibble each: all even ones, all odd ones.
+constexpr int kNumCells = 16, kCellShift = 21;  // the exponent's low two bits and the mantissa's high two
+constexpr float kFirstCell = 1024.0f, kLastCell = 16383.0f;
+
+template <int kBits>
+struct NearBorders {
+  uint32_t even[kNumCells] = {}, odd[kNumCells] = {};
+  bool is_sound = true;
+
+  constexpr NearBorders() {
+    constexpr int32_t kBorders = num_magnitudes(kBits) - 1;
+    constexpr float kMargin = 1e-5f;  // for the rounding of t and of the cell: some 3e-7
+    for (int32_t cell = 0; cell < kNumCells; ++cell) {
+      const float low = cell == 0 ? 0.0f : at(cell) * (1.0f - kMargin);
+      const float high = cell + 1 == kNumCells ? 1e9f : at(cell + 1) * (1.0f + kMargin);
+      const int32_t index = ((127 + 10) * 4 + cell) % kNumCells;  // as in the bits of a float: 1024 = 2^10
+      for (int32_t gain = 0; gain < kNumGains; ++gain) {
+        int32_t below = 0, inside = 0;
+        for (int32_t i = 0; i < kBorders; ++i) {
+          const float border = level_border(kBits, i) * static_cast<float>(kGains[gain]);
+          below += border <= low;
+          inside += border > low && border < high;
+        }
+        is_sound = is_sound && inside <= 1;
+        const int32_t near = below < kBorders ? below : kBorders - 1;
+        (gain % 2 ? odd : even)[index] |= static_cast<uint32_t>(near) << (gain / 2 * 4);
+      }
+    }
+  }
+
+  static constexpr float at(int32_t cell) {  // its lower end
+    return kFirstCell * static_cast<float>(1 << cell / 4) * (1.0f + 0.25f * static_cast<float>(cell % 4));
+  }
+};
+
+template <int kBits>
+constexpr NearBorders<kBits> kNearBorders;
+static_assert(kNearBorders<3>.is_sound && kNearBorders<4>.is_sound);
+
+struct Magnitudes {
+  float borders[kNumLevels] = {}, levels[kNumLevels] = {};
+};
+constexpr Magnitudes make_magnitudes(int32_t bits) {
+  Magnitudes m{};
+  for (int32_t i = 0; i < kNumLevels; ++i) {
+    m.borders[i] = i + 1 < num_magnitudes(bits) ? level_border(bits, i) : 1e30f;
+    m.levels[i] = kLevels[bits][i];
+  }
+  return m;
+}
+template <int kBits>
+constexpr Magnitudes kMagnitudes = make_magnitudes(kBits);
+
+struct GainBits {  // gains as floats, in words
+  uint32_t of[kNumGains];
+};
+constexpr GainBits make_gain_bits() {
+  GainBits bits{};
+  for (int32_t i = 0; i < kNumGains; ++i) bits.of[i] = __builtin_bit_cast(uint32_t, static_cast<float>(kGains[i]));
+  return bits;
+}
+constexpr GainBits kGainBits = make_gain_bits();
+
 template <class I>
 struct CodeEncoder {
   using V = typename I::Floats;
+  using Words = typename I::Words;  // 16 32-bit lanes
 
-  // x [dim][16 tokens] -> H x / sqrt(dim)
+  // x [dim][16 tokens] -> H x, which `hadamard_scale` makes orthogonal.
   static void hadamard_rows(float* x, int32_t dim) {
     const HadamardShape shape = hadamard_shape(dim);
     const auto row = [x](int32_t i) { return x + i * kVirtualLanes; };
-    for (int32_t h = 1; h < shape.power; h *= 2) {
+    int32_t h = 1;
+    for (; h * 2 < shape.power; h *= 4) {  // two steps with one walk: four rows in registers
+      for (int32_t i = 0; i < dim; i += 4 * h) {
+        for (int32_t j = i; j < i + h; ++j) {
+          const V a = V::load(row(j)), b = V::load(row(j + h)), c = V::load(row(j + 2 * h)),
+                  d = V::load(row(j + 3 * h));
+          const V sum = a + b, difference = a - b, other_sum = c + d, other_difference = c - d;
+          (sum + other_sum).store(row(j));
+          (difference + other_difference).store(row(j + h));
+          (sum - other_sum).store(row(j + 2 * h));
+          (difference - other_difference).store(row(j + 3 * h));
+        }
+      }
+    }
+    for (; h < shape.power; h *= 2) {
       for (int32_t i = 0; i < dim; i += 2 * h) {
         for (int32_t j = i; j < i + h; ++j) {
           const V a = V::load(row(j)), b = V::load(row(j + h));
@@ -40,8 +122,6 @@ struct CodeEncoder {
         }
       }
     }
-    const V scale = V::set1(hadamard_scale(dim));
-    for (int32_t i = 0; i < dim; ++i) (V::load(row(i)) * scale).store(row(i));
   }
 
   static KAMADO_INLINE V with_sign(V x, int32_t d) { return kSigns.is_negative[d] ? V::set1(-0.0f) - x : x; }
@@ -68,46 +148,46 @@ struct CodeEncoder {
 
   // ---- codes ----
 
-  // What a magnitude t becomes: the level nearest to it, or the level's number.
-  struct Magnitudes {
-    float borders[kNumLevels], levels[kNumLevels], numbers[kNumLevels];
-  };
-
-  static constexpr Magnitudes make_magnitudes(int32_t bits) {
-    Magnitudes m{};
-    for (int32_t i = 0; i < num_magnitudes(bits); ++i) {
-      if (i + 1 < num_magnitudes(bits)) m.borders[i] = level_border(bits, i);
-      m.levels[i] = kLevels[bits][i];
-      m.numbers[i] = static_cast<float>(i);
-    }
-    return m;
-  }
-
-  template <int kBits>
-  static KAMADO_INLINE V pick(V t, const Magnitudes& m, const float* outcomes) {
-    if constexpr (kBits == 4) {
-      return I::pick8(t, m.borders, outcomes);
-    } else {
-      V sum = V::set1(outcomes[0]);
-      for (int i = 0; i + 1 < num_magnitudes(kBits); ++i) {
-        sum = I::add_from(sum, t, V::set1(m.borders[i]), V::set1(outcomes[i + 1] - outcomes[i]));
-      }
-      return sum;
-    }
-  }
-
   struct Fit {
-    V error, product, gain, number;
+    V error, product, number;
+  };
+
+  // One group, and per value the numbers of the borders that may lie near it (NearBorders).
+  struct Group {
+    int32_t width;
+    alignas(64) float sizes[kGroupDims][kVirtualLanes];
+    alignas(64) uint32_t even[kGroupDims][kVirtualLanes], odd[kGroupDims][kVirtualLanes];
   };
 
   template <int kBits>
-  static KAMADO_INLINE void attempt(const float* x, int32_t width, V s, V gain, V number, Fit& best) {
-    const V a = s * gain, inverse = V::set1(1.0f) / a;
-    constexpr Magnitudes kMagnitudes = make_magnitudes(kBits);
-    V product = V::set1(0.0f), squares = product;
+  static KAMADO_INLINE void prepare(const float* x, int32_t width, V s, Group& group) {
+    const V per_unit = V::set1(1.0f) / s, low = V::set1(kFirstCell), high = V::set1(kLastCell);
+    group.width = width;
     for (int32_t i = 0; i < width; ++i) {
       const V size = abs(V::load(x + i * kVirtualLanes));
-      const V level = pick<kBits>(size * inverse, kMagnitudes, kMagnitudes.levels);
+      size.store(group.sizes[i]);
+      if constexpr (kBits > 2) {
+        const Words cell = I::template right<kCellShift>(I::as_words(max(min(size * per_unit, high), low)));
+        I::store(group.even[i], I::look_up(kNearBorders<kBits>.even, cell));
+        I::store(group.odd[i], I::look_up(kNearBorders<kBits>.odd, cell));
+      }
+    }
+  }
+
+  // The number of borders at or below t, given in the low nibble the border that it may be on either side of.
+  template <int kBits>
+  static KAMADO_INLINE Words magnitude(V t, Words near) {
+    return I::add_one_if(near, I::at_least(t, I::pick(kMagnitudes<kBits>.borders, near)));
+  }
+
+  // near(i): borders near the values of dimension i, for this gain.
+  template <int kBits>
+  static KAMADO_INLINE void attempt(const Group& group, const auto& near, V s, V gain, V number, Fit& best) {
+    const V a = s * gain, inverse = V::set1(1.0f) / a;
+    V product = V::set1(0.0f), squares = product;
+    for (int32_t i = 0; i < group.width; ++i) {
+      const V size = V::load(group.sizes[i]);
+      const V level = I::pick(kMagnitudes<kBits>.levels, magnitude<kBits>(size * inverse, near(i)));
       product = fma(size, level, product);
       squares = fma(level, level, squares);
     }
@@ -115,35 +195,57 @@ struct CodeEncoder {
     const auto is_better = less(error, best.error);
     best.error = select(is_better, error, best.error);
     best.product = select(is_better, product, best.product);
-    best.gain = select(is_better, gain, best.gain);
     best.number = select(is_better, number, best.number);
+  }
+
+  template <int kBits, int kNumber>
+  static KAMADO_INLINE void attempt_even(const Group& group, V s, Fit& best) {
+    const auto near = [&group](int32_t i) {
+      return kBits > 2 ? I::template right<2 * kNumber>(I::load_words(group.even[i])) : I::zero_words();
+    };
+    const V number = V::set1(static_cast<float>(kNumber));
+    attempt<kBits>(group, near, s, V::set1(kGains[kNumber]), number, best);
+    if constexpr (kNumber + 2 < kNumGains) attempt_even<kBits, kNumber + 2>(group, s, best);
+  }
+
+  // Another gain in every lane.
+  template <int kBits>
+  static KAMADO_INLINE void attempt_odd(const Group& group, V s, V number, Fit& best) {
+    const Words shift = nibble_shift(I::whole(number));
+    const auto near = [&group, shift](int32_t i) {
+      return kBits > 2 ? I::right_by(I::load_words(group.odd[i]), shift) : I::zero_words();
+    };
+    attempt<kBits>(group, near, s, gain_of(number), number, best);
+  }
+
+  static KAMADO_INLINE V gain_of(V number) { return I::as_floats(I::look_up(kGainBits.of, I::whole(number))); }
+  static KAMADO_INLINE Words nibble_shift(Words gain_number) {
+    return I::template left<2>(I::template right<1>(gain_number));
   }
 
   // The gain with the least error; codes go to out [width][128], at this block's tokens.
   template <int kBits>
   static Fit encode_levels(const float* x, int32_t width, V s, uint8_t* out) {
-    Fit best{V::set1(__builtin_inff()), V::set1(0.0f), V::set1(0.0f), V::set1(0.0f)};
-    V below = V::set1(0.0f), above = below, below_number = below, above_number = below;  // neighbours of the best
-    for (int32_t i = 0; i < kNumGains; i += 2) {
-      const V number = V::set1(static_cast<float>(i));
-      attempt<kBits>(x, width, s, V::set1(kGains[i]), number, best);
-      const auto is_other = less(best.number, number);  // else it has just become the best
-      const int32_t before = i > 0 ? i - 1 : 0;
-      below = select(is_other, below, V::set1(kGains[before]));
-      above = select(is_other, above, V::set1(kGains[i + 1]));
-      below_number = select(is_other, below_number, V::set1(static_cast<float>(before)));
-      above_number = select(is_other, above_number, V::set1(static_cast<float>(i + 1)));
-    }
-    attempt<kBits>(x, width, s, below, below_number, best);
-    attempt<kBits>(x, width, s, above, above_number, best);
-    const V inverse = V::set1(1.0f) / (s * best.gain), zero = V::set1(0.0f), magic = V::set1(kRoundingMagic);
-    constexpr float kHalf = num_magnitudes(kBits);
-    constexpr Magnitudes kMagnitudes = make_magnitudes(kBits);
+    Group group;
+    prepare<kBits>(x, width, s, group);
+    Fit best{V::set1(__builtin_inff()), V::set1(0.0f), V::set1(0.0f)};
+    attempt_even<kBits, 0>(group, s, best);
+    const V one = V::set1(1.0f), centre = best.number;
+    // 0 has no neighbour below: the one above then has two attempts, the second without effect.
+    attempt_odd<kBits>(group, s, select(less(centre, one), one, centre - one), best);
+    attempt_odd<kBits>(group, s, centre + one, best);
+
+    const Words which = I::whole(best.number), shift = nibble_shift(which);
+    const V inverse = one / (s * gain_of(best.number)), zero = V::set1(0.0f);
+    const auto is_odd = I::is_odd(which);
     for (int32_t i = 0; i < width; ++i) {
-      const V value = V::load(x + i * kVirtualLanes);
-      const V magnitude = pick<kBits>(abs(value) * inverse, kMagnitudes, kMagnitudes.numbers);
-      const V code = select(less(value, zero), V::set1(kHalf - 1.0f) - magnitude, V::set1(kHalf) + magnitude);
-      I::store_bytes(code + magic, 0, 8, out + i * kPageTokens);
+      Words near = I::zero_words();
+      if constexpr (kBits > 2) {
+        near = I::right_by(I::choose(is_odd, I::load_words(group.odd[i]), I::load_words(group.even[i])), shift);
+      }
+      const Words number = magnitude<kBits>(V::load(group.sizes[i]) * inverse, near);
+      const auto is_negative = less(V::load(x + i * kVirtualLanes), zero);
+      I::store_codes(number, is_negative, num_magnitudes(kBits), out + i * kPageTokens);
     }
     return best;
   }
@@ -152,13 +254,12 @@ struct CodeEncoder {
   static Fit encode_uniform(const float* x, int32_t width, V s, V top, uint8_t* out) {
     const V one = V::set1(1.0f), limit = V::set1(kUniformTop), low = V::set1(-kUniformTop),
             magic = V::set1(kRoundingMagic);
-    Fit best{top, V::set1(0.0f), V::set1(kGains[0]), V::set1(0.0f)};
+    Fit best{top, V::set1(0.0f), V::set1(0.0f)};
     for (int32_t i = 0; i + 1 < kNumGains; ++i) {
       const auto is_short = less(s * V::set1(static_cast<float>(kGains[i] * kUniformTop)), top);
-      best.gain = select(is_short, V::set1(kGains[i + 1]), best.gain);
       best.number = select(is_short, V::set1(static_cast<float>(i + 1)), best.number);
     }
-    const V inverse = one / (s * best.gain);
+    const V inverse = one / (s * gain_of(best.number));
     for (int32_t i = 0; i < width; ++i) {
       const V value = V::load(x + i * kVirtualLanes);
       const V shifted = max(min(value * inverse, limit), low) + magic;
@@ -200,7 +301,7 @@ struct CodeEncoder {
       } else {
         fit = encode_levels<kBits>(group, group_width(dim, g), s, out);
       }
-      dot = fma(fit.gain, fit.product, dot);
+      dot = fma(gain_of(fit.number), fit.product, dot);
       I::store_bytes(fit.number + magic, 0, 8, gains + g * kPageTokens);
     }
     const V scale = squares / dot * V::set1(kScaleUnit);
@@ -231,28 +332,52 @@ struct CodeEncoder {
     }
   }
 
-  // 16 dimensions x 4 tokens, byte = dimension * 4 + token.
-  static KAMADO_INLINE void value_register(const uint8_t* rows, uint8_t* out) {
-    for (int i = 0; i < 16; ++i) memcpy(out + 4 * i, rows + i * kPageTokens, 4);
+  // 16 dimensions of 16 tokens as four registers `stride` apart, each of 4 tokens, byte = dimension * 4 + token.
+  static KAMADO_INLINE void value_registers(const uint8_t* rows, uint8_t* out, size_t stride) {
+    for (int i = 0; i < 16; i += 4) {  // four rows of four words to columns
+      __m128i r[4];
+      load_rows(rows + i * kPageTokens, r);
+      const __m128i a[2] = {_mm_unpacklo_epi32(r[0], r[1]), _mm_unpackhi_epi32(r[0], r[1])};
+      const __m128i b[2] = {_mm_unpacklo_epi32(r[2], r[3]), _mm_unpackhi_epi32(r[2], r[3])};
+      uint8_t* to = out + 4 * i;
+      for (int pair = 0; pair < 2; ++pair, to += 2 * stride) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi64(a[pair], b[pair]));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + stride), _mm_unpackhi_epi64(a[pair], b[pair]));
+      }
+    }
   }
 
-  static void pack(int32_t bits, int32_t dim, bool is_key, const uint8_t* codes, uint8_t* out) {
+  template <int kBits>
+  static void pack_keys(int32_t dim, const uint8_t* codes, uint8_t* out) {
+    constexpr int kBlocks = strip_blocks(kBits);
     uint8_t registers[kChunkRegisters * 64];
-    const int32_t quads = dim / 4, blocks = strip_blocks(bits);
-    const size_t chunk_bytes = 64 * static_cast<size_t>(bits);
-    for (int32_t reg = 0; reg < dim * kPageTokens / 64; ++reg) {
-      uint8_t* to = registers + reg % kChunkRegisters * 64;
-      if (is_key) {
-        const int32_t token = reg / (quads * blocks) * 16 * blocks + reg % blocks * 16, quad = reg / blocks % quads;
-        key_register(codes + 4 * quad * kPageTokens + token, to);
-      } else {
-        const int32_t group = reg / 64, halves = group_width(dim, group) / 16, within = reg - group * 64;
-        const int32_t d = group * kGroupDims + within % halves * 16, token = within / halves * 4;
-        value_register(codes + d * kPageTokens + token, to);
+    int32_t filled = 0;
+    for (int32_t strip = 0; strip < kPageTokens; strip += strip_keys(kBits)) {
+      for (int32_t d = 0; d < dim; d += 4) {
+        const uint8_t* rows = codes + d * kPageTokens + strip;
+        for (int b = 0; b < kBlocks; ++b) key_register(rows + 16 * b, registers + (filled + b) * 64);
+        filled = (filled + kBlocks) % kChunkRegisters;
+        if (filled > 0) continue;
+        pack_chunk<kBits>(registers, out);
+        out += 64 * kBits;
       }
-      if (reg % kChunkRegisters == kChunkRegisters - 1) {
-        pack_chunk(bits, registers, out);
-        out += chunk_bytes;
+    }
+  }
+
+  template <int kBits>
+  static void pack_values(int32_t dim, const uint8_t* codes, uint8_t* out) {
+    constexpr int32_t kMaxHalves = kGroupDims / 16;
+    uint8_t registers[kPageTokens / 4 * kMaxHalves * 64];  // a group's
+    for (int32_t g = 0; g < num_groups(dim); ++g, codes += kGroupDims * kPageTokens) {
+      const int32_t halves = group_width(dim, g) / 16;
+      for (int32_t half = 0; half < halves; ++half) {
+        for (int32_t token = 0; token < kPageTokens; token += 16) {
+          value_registers(codes + half * 16 * kPageTokens + token, registers + (token / 4 * halves + half) * 64,
+                          static_cast<size_t>(halves) * 64);
+        }
+      }
+      for (int32_t chunk = 0; chunk < kPageTokens / 4 * halves / kChunkRegisters; ++chunk, out += 64 * kBits) {
+        pack_chunk<kBits>(registers + chunk * kChunkRegisters * 64, out);
       }
     }
   }
@@ -267,7 +392,9 @@ struct CodeEncoder {
             static_cast<uint8_t>(in[i] | in[64 + i] << 4);
       }
     }
-    pack(bits, dim, is_key, codes, out.codes);
+    with_bits(bits, [&](auto width) {
+      is_key ? pack_keys<width()>(dim, codes, out.codes) : pack_values<width()>(dim, codes, out.codes);
+    });
   }
 
   static void encode_page(const KvCodec& codec, const uint16_t* k, const uint16_t* v, uint8_t* k_codes,
@@ -302,11 +429,12 @@ struct CodeEncoder {
       V::load(stored_mean + d).store(mean + d);
     }
     auto* scales = reinterpret_cast<uint16_t*>(view_block(k_codes, k_dim, true).scales);
+    const V k_scale = V::set1(hadamard_scale(k_dim)), v_scale = V::set1(hadamard_scale(v_dim));
     for (int32_t token = 0; token < kPageTokens; token += kVirtualLanes) {
       for (int32_t d = 0; d < k_dim; ++d) with_sign(V::load(k_row(d) + token), d).store(x + d * kVirtualLanes);
       hadamard_rows(x, k_dim);
       for (int32_t d = 0; d < k_dim; ++d) {
-        const V centred = V::load(x + d * kVirtualLanes) - V::set1(mean[d]);
+        const V centred = V::load(x + d * kVirtualLanes) * k_scale - V::set1(mean[d]);
         (token == 0 ? select(sink_lanes, zero, centred) : centred).store(x + d * kVirtualLanes);
       }
       encode_block_of(codec.k_bits, x, k_dim, codes + token, gains + token, scales + token);
@@ -325,6 +453,7 @@ struct CodeEncoder {
         (token == 0 ? select(sink_lanes, zero, value) : value).store(x + d * kVirtualLanes);
       }
       hadamard_rows(x, v_dim);
+      for (int32_t d = 0; d < v_dim; ++d) (V::load(x + d * kVirtualLanes) * v_scale).store(x + d * kVirtualLanes);
       encode_block_of(codec.v_bits, x, v_dim, codes + token, gains + token, scales + token);
     }
     finish_block(codec.v_bits, v_dim, false, codes, gains, v_codes);

@@ -44,9 +44,16 @@ struct Ints256 {
   static KAMADO_INLINE Int join(Int a, Int b) { return _mm256_or_si256(a, b); }
   static KAMADO_INLINE Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }
   static KAMADO_INLINE Int multiply(Int a, Int b) { return _mm256_mullo_epi32(a, b); }
+  // Keeps compilers from adding up in another order: GCC sums the products of a whole loop body first, as a tree, and
+  // every one of them waits in memory.
+  static KAMADO_INLINE Int in_turn(Int x) {
+    __asm__("" : "+x"(x));
+    return x;
+  }
   // acc + sums of four products of unsigned and signed bytes; two products fit 16 bits.
   static KAMADO_INLINE Int dot(Int acc, Int unsigned_bytes, Int signed_bytes) {
-    return add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_bytes, signed_bytes), _mm256_set1_epi16(1)));
+    return in_turn(
+        add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned_bytes, signed_bytes), _mm256_set1_epi16(1))));
   }
   static KAMADO_INLINE Int key_code8(Int code) { return code; }
   static KAMADO_INLINE Int dot_key8(Int acc, Int code, Int query) {
@@ -61,42 +68,88 @@ struct Ints256 {
     return {{_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))},
             {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))}};
   }
-  // sum + (t >= border ? difference : 0) for whole numbers
-  static KAMADO_INLINE Floats add_from(Floats sum, Floats t, Floats border, Floats difference) {
-    const auto part = [](F8 a, F8 x, F8 y, F8 d) {
-      return F8{_mm256_add_ps(a.v, _mm256_and_ps(_mm256_cmp_ps(x.v, y.v, _CMP_GE_OQ), d.v))};
-    };
-    return {part(sum.lo, t.lo, border.lo, difference.lo), part(sum.hi, t.hi, border.hi, difference.hi)};
+  // ---- 16 lanes of 32 bits ----
+  struct Words {
+    __m256i lo, hi;
+  };
+  static KAMADO_INLINE Words zero_words() { return {zero(), zero()}; }
+  static KAMADO_INLINE Words load_words(const uint32_t* p) { return {load(p), load(p + 8)}; }
+  static KAMADO_INLINE void store(uint32_t* p, Words x) { store(p, x.lo), store(p + 8, x.hi); }
+  static KAMADO_INLINE Words as_words(Floats x) { return {_mm256_castps_si256(x.lo.v), _mm256_castps_si256(x.hi.v)}; }
+  static KAMADO_INLINE Floats as_floats(Words x) { return {{_mm256_castsi256_ps(x.lo)}, {_mm256_castsi256_ps(x.hi)}}; }
+  static KAMADO_INLINE Words whole(Floats x) { return {_mm256_cvtps_epi32(x.lo.v), _mm256_cvtps_epi32(x.hi.v)}; }
+  template <int kBy>
+  static KAMADO_INLINE Words right(Words x) {
+    if constexpr (kBy == 0) return x;
+    return {_mm256_srli_epi32(x.lo, kBy), _mm256_srli_epi32(x.hi, kBy)};
   }
-  // outcomes[the number of borders at or below t], of 7 borders: a search by halves.
-  static KAMADO_INLINE Floats pick8(Floats t, const float* borders, const float* outcomes) {
-    const auto part = [=](F8 x) {
-      const __m256i rows = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 0);
-      const __m256 table = _mm256_maskload_ps(borders, _mm256_cmpgt_epi32(_mm256_set1_epi32(7), rows));
-      __m256i index = _mm256_set1_epi32(3);  // of the border to compare with
-      for (int step = 2; step > 0; --step) {
-        const __m256 is_above = _mm256_cmp_ps(x.v, _mm256_permutevar8x32_ps(table, index), _CMP_GE_OQ);
-        const __m256i up = _mm256_and_si256(_mm256_castps_si256(is_above), _mm256_set1_epi32(2 * step));
-        index = _mm256_add_epi32(index, _mm256_sub_epi32(up, _mm256_set1_epi32(step)));
-      }
-      const __m256 is_above = _mm256_cmp_ps(x.v, _mm256_permutevar8x32_ps(table, index), _CMP_GE_OQ);
-      index = _mm256_sub_epi32(index, _mm256_castps_si256(is_above));
-      return F8{_mm256_permutevar8x32_ps(_mm256_loadu_ps(outcomes), index)};
+  template <int kBy>
+  static KAMADO_INLINE Words left(Words x) {
+    return {_mm256_slli_epi32(x.lo, kBy), _mm256_slli_epi32(x.hi, kBy)};
+  }
+  static KAMADO_INLINE Words right_by(Words x, Words by) {
+    return {_mm256_srlv_epi32(x.lo, by.lo), _mm256_srlv_epi32(x.hi, by.hi)};
+  }
+  // One of 16 words by the low four bits of an index.
+  static KAMADO_INLINE Words look_up(const uint32_t* sixteen, Words index) {
+    const __m256 low = _mm256_loadu_ps(reinterpret_cast<const float*>(sixteen));
+    const __m256 high = _mm256_loadu_ps(reinterpret_cast<const float*>(sixteen + 8));
+    const auto part = [=](__m256i i) {
+      const __m256 is_high = _mm256_castsi256_ps(_mm256_slli_epi32(i, 28));
+      return _mm256_castps_si256(
+          _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, i), _mm256_permutevar8x32_ps(high, i), is_high));
     };
-    return {part(t.lo), part(t.hi)};
+    return {part(index.lo), part(index.hi)};
+  }
+  // One of eight floats by the low four bits of an index below 8.
+  static KAMADO_INLINE Floats pick(const float* eight, Words index) {
+    const __m256 table = _mm256_loadu_ps(eight);
+    return {{_mm256_permutevar8x32_ps(table, index.lo)}, {_mm256_permutevar8x32_ps(table, index.hi)}};
+  }
+  static KAMADO_INLINE Floats::Mask at_least(Floats a, Floats b) {
+    return {_mm256_cmp_ps(a.lo.v, b.lo.v, _CMP_GE_OQ), _mm256_cmp_ps(a.hi.v, b.hi.v, _CMP_GE_OQ)};
+  }
+  static KAMADO_INLINE Words add_one_if(Words x, Floats::Mask m) {
+    return {_mm256_sub_epi32(x.lo, _mm256_castps_si256(m.lo)), _mm256_sub_epi32(x.hi, _mm256_castps_si256(m.hi))};
+  }
+  static KAMADO_INLINE Floats::Mask is_odd(Words x) {  // of which only the sign is used
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(x.lo, 31)), _mm256_castsi256_ps(_mm256_slli_epi32(x.hi, 31))};
+  }
+  static KAMADO_INLINE Words choose(Floats::Mask m, Words yes, Words no) {
+    return as_words(select(m, as_floats(yes), as_floats(no)));
+  }
+  // Codes of signed levels: half + magnitude, or half - 1 - magnitude; the magnitude in the low three bits.
+  static KAMADO_INLINE void store_codes(Words magnitude, Floats::Mask is_negative, int half, uint8_t* out) {
+    const auto part = [half](__m256i x, __m256 m) {
+      const __m256i kept = _mm256_and_si256(x, _mm256_set1_epi32(7));
+      return _mm256_add_epi32(_mm256_xor_si256(kept, _mm256_castps_si256(m)), _mm256_set1_epi32(half));
+    };
+    store_low_bytes(part(magnitude.lo, is_negative.lo), part(magnitude.hi, is_negative.hi), out);
+  }
+  static KAMADO_INLINE void store_low_bytes(__m256i lo, __m256i hi, uint8_t* out) {  // of lanes from 0 to 255
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(lo, hi), 0xd8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
   }
   static KAMADO_INLINE Floats sqrt(Floats x) { return {{_mm256_sqrt_ps(x.lo.v)}, {_mm256_sqrt_ps(x.hi.v)}}; }
   static KAMADO_INLINE Floats load_ints(const int32_t* p) {
     return {{_mm256_cvtepi32_ps(load(p))}, {_mm256_cvtepi32_ps(load(p + 8))}};
+  }
+  // Bits [shift, shift + width) of 32 lanes, to bytes; width <= 8.
+  static KAMADO_INLINE void store_bytes(Floats a, Floats b, int shift, int width, uint8_t* out) {
+    const auto part = [=](F8 x) {
+      return _mm256_and_si256(_mm256_srli_epi32(_mm256_castps_si256(x.v), shift), _mm256_set1_epi32((1 << width) - 1));
+    };
+    const __m256i quads =
+        _mm256_packus_epi16(_mm256_packs_epi32(part(a.lo), part(a.hi)), _mm256_packs_epi32(part(b.lo), part(b.hi)));
+    store(out, _mm256_permutevar8x32_epi32(quads, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
   }
   // Bits [shift, shift + width) of every lane, to bytes; width <= 8.
   static KAMADO_INLINE void store_bytes(Floats x, int shift, int width, uint8_t* out) {
     const __m256i mask = _mm256_set1_epi32((1 << width) - 1);
     const __m256i lo = _mm256_and_si256(_mm256_srli_epi32(_mm256_castps_si256(x.lo.v), shift), mask);
     const __m256i hi = _mm256_and_si256(_mm256_srli_epi32(_mm256_castps_si256(x.hi.v), shift), mask);
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(lo, hi), 0xd8);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
-                     _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    store_low_bytes(lo, hi, out);
   }
 };
 
@@ -138,19 +191,46 @@ struct Ints512 {
   }
 
   static KAMADO_INLINE Floats float_bytes(__m128i bytes) { return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))}; }
-  static KAMADO_INLINE Floats add_from(Floats sum, Floats t, Floats border, Floats difference) {
-    return {_mm512_mask_add_ps(sum.v, _mm512_cmp_ps_mask(t.v, border.v, _CMP_GE_OQ), sum.v, difference.v)};
+
+  // ---- 16 lanes of 32 bits ----
+  using Words = __m512i;
+  static KAMADO_INLINE Words zero_words() { return zero(); }
+  static KAMADO_INLINE Words load_words(const uint32_t* p) { return load(p); }
+  static KAMADO_INLINE Words as_words(Floats x) { return _mm512_castps_si512(x.v); }
+  static KAMADO_INLINE Floats as_floats(Words x) { return {_mm512_castsi512_ps(x)}; }
+  static KAMADO_INLINE Words whole(Floats x) { return _mm512_cvtps_epi32(x.v); }
+  template <int kBy>
+  static KAMADO_INLINE Words right(Words x) {
+    return kBy == 0 ? x : _mm512_srli_epi32(x, kBy);
   }
-  // Seven comparisons into masks are as fast as a search by halves here.
-  static KAMADO_INLINE Floats pick8(Floats t, const float* borders, const float* outcomes) {
-    Floats sum = Floats::set1(outcomes[0]);
-    for (int i = 0; i < 7; ++i) {
-      sum = add_from(sum, t, Floats::set1(borders[i]), Floats::set1(outcomes[i + 1] - outcomes[i]));
-    }
-    return sum;
+  template <int kBy>
+  static KAMADO_INLINE Words left(Words x) {
+    return _mm512_slli_epi32(x, kBy);
+  }
+  static KAMADO_INLINE Words right_by(Words x, Words by) { return _mm512_srlv_epi32(x, by); }
+  static KAMADO_INLINE Words look_up(const uint32_t* sixteen, Words index) {
+    return _mm512_permutexvar_epi32(index, load(sixteen));
+  }
+  static KAMADO_INLINE Floats pick(const float* eight, Words index) {
+    return {_mm512_permutexvar_ps(index, _mm512_broadcast_f32x8(_mm256_loadu_ps(eight)))};
+  }
+  static KAMADO_INLINE Floats::Mask at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ); }
+  static KAMADO_INLINE Words add_one_if(Words x, Floats::Mask m) {
+    return _mm512_mask_add_epi32(x, m, x, _mm512_set1_epi32(1));
+  }
+  static KAMADO_INLINE Floats::Mask is_odd(Words x) { return _mm512_test_epi32_mask(x, _mm512_set1_epi32(1)); }
+  static KAMADO_INLINE Words choose(Floats::Mask m, Words yes, Words no) { return _mm512_mask_blend_epi32(m, no, yes); }
+  static KAMADO_INLINE void store_codes(Words magnitude, Floats::Mask is_negative, int half, uint8_t* out) {
+    const __m512i kept = _mm512_and_si512(magnitude, _mm512_set1_epi32(7));
+    const __m512i turned = _mm512_mask_xor_epi32(kept, is_negative, kept, _mm512_set1_epi32(-1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm512_cvtepi32_epi8(_mm512_add_epi32(turned, _mm512_set1_epi32(half))));
   }
   static KAMADO_INLINE Floats sqrt(Floats x) { return {_mm512_sqrt_ps(x.v)}; }
   static KAMADO_INLINE Floats load_ints(const int32_t* p) { return {_mm512_cvtepi32_ps(load(p))}; }
+  static KAMADO_INLINE void store_bytes(Floats a, Floats b, int shift, int width, uint8_t* out) {
+    store_bytes(a, shift, width, out), store_bytes(b, shift, width, out + kVirtualLanes);
+  }
   static KAMADO_INLINE void store_bytes(Floats x, int shift, int width, uint8_t* out) {
     const __m512i shifted = _mm512_srli_epi32(_mm512_castps_si512(x.v), static_cast<unsigned>(shift));
     const __m512i kept = width == 8 ? shifted : _mm512_and_si512(shifted, _mm512_set1_epi32((1 << width) - 1));
