@@ -92,7 +92,7 @@ void PageArena::map() {
   mapping_ = mapping;
   base_ = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<size_t>(mapping), kHugePage));
   // Advice: an old kernel may refuse it.
-  (void)madvise(base_, usable, page_bytes_ >= kHugePage ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+  (void)madvise(base_, usable, page_bytes_ >= kHugePage / 4 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   (void)madvise(base_, usable, MADV_DONTDUMP);  // conversations stay out of core files
 }
 
