@@ -35,8 +35,8 @@ def tail_payload(label: str = "") -> bytes:
 def put(folder: PrefixFolder, tokens: bytes = TOKENS, label: str = "") -> list[bytes]:
     keys = record.chain(folder.binding, tokens)
     for i in range(record.settled_pages(len(tokens) // 4)):
-        assert folder.write_page(keys[i], tokens[512 * i : 512 * (i + 1)], [page_payload(i)])
-    assert folder.write_point(tokens, [tail_payload()], label)
+        assert folder.write_page(keys[i], tokens[512 * i : 512 * (i + 1)], page_payload(i))
+    assert folder.write_point(tokens, tail_payload(), label)
     return keys
 
 
@@ -217,7 +217,7 @@ def test_what_a_crash_left_behind_goes_when_it_is_old(monkeypatch: pytest.Monkey
     folder = store.folder(BINDING)
     put(folder)
     orphan = record.chain(folder.binding, other_tokens(1))[0]
-    folder.write_page(orphan, other_tokens(1)[:512], [page_payload(0)])
+    folder.write_page(orphan, other_tokens(1)[:512], page_payload(0))
     temporary = folder.directory / "pages" / ".1.tmp"
     temporary.write_bytes(b"x" * 100)
     store._evict(1 << 20)
@@ -233,7 +233,7 @@ def test_what_a_crash_left_behind_goes_when_it_is_old(monkeypatch: pytest.Monkey
 def test_an_entry_larger_than_the_cap_is_not_stored() -> None:
     store = PrefixStore(cap_bytes=5_000)
     folder = store.folder(BINDING)
-    assert not folder.write_point(token_bytes([1] * 100), [bytes(6_000)])
+    assert not folder.write_point(token_bytes([1] * 100), bytes(6_000))
     assert store.total_bytes() < 5_000
 
 
@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_nothing_half_written(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(store_module.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        folder.write_point(other_tokens(1)[: 4 * 100], [b"x"])
+        folder.write_point(other_tokens(1)[: 4 * 100], b"x")
     monkeypatch.undo()
     assert sorted(store.root.rglob("*")) == files
     assert get(folder) == EXPECTED
@@ -262,8 +262,8 @@ def test_a_lock_that_is_held_by_a_stopped_process_costs_the_entry_only(monkeypat
     put(folder)
     with open(store.root / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert not folder.write_page(b"k" * 16, TOKENS[:512], [bytes(4_000)])
-    assert folder.write_page(b"k" * 16, TOKENS[:512], [bytes(4_000)])
+        assert not folder.write_page(b"k" * 16, TOKENS[:512], bytes(4_000))
+    assert folder.write_page(b"k" * 16, TOKENS[:512], bytes(4_000))
 
 
 # --- named sessions ---------------------------------------------------------------------------------------------------
@@ -297,8 +297,8 @@ for i in range(first, first + count):
     tokens = record.token_bytes([2000 + i] * 700)
     keys = record.chain(folder.binding, tokens)
     for page in range(4):
-        folder.write_page(keys[page], tokens[512 * page : 512 * (page + 1)], [bytes([page]) * 1000])
-    folder.write_point(tokens, [b"tail"])
+        folder.write_page(keys[page], tokens[512 * page : 512 * (page + 1)], bytes([page]) * 1000)
+    folder.write_point(tokens, b"tail")
     print(i, flush=True)
 """
 
