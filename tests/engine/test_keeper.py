@@ -290,3 +290,24 @@ def test_a_damaged_conversation_is_one_clear_error(content: bytes) -> None:
     with pytest.raises(CorruptFileError, match="remove the file"):
         store.load("s")
     assert store.list() == []
+
+
+def test_a_flipped_bit_in_a_conversation_is_noticed() -> None:
+    store = ConversationStore()
+    messages = [{"role": "user", "content": "Is it 7 or 8?"}]
+    store.record("s", "m", messages)
+    [path] = (store.root / "local").glob("*.json")
+    whole = path.read_bytes()
+    num_refused = 0
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            found = store.load("s")
+        except CorruptFileError:
+            num_refused += 1
+        else:
+            assert found is not None
+            assert found.messages == messages, "white space for other white space"
+    assert num_refused > 8 * len(whole) * 0.9

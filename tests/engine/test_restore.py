@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -230,3 +231,27 @@ def test_every_length_is_restored_to_its_last_token(tmp_path: Path) -> None:
             tokens_of(generation)
             assert generation.usage.num_reused_tokens == len(tokens) - 1, "the last token was picked, not computed"
             assert executor_of(model).num_rows == 4
+
+
+@pytest.mark.parametrize("encodes", [False, True])
+def test_a_flipped_bit_in_any_file_changes_no_answer(tmp_path: Path, expected: list[int], encodes: bool) -> None:
+    store_prompt(tmp_path / "whole", PROMPT[:300], PROMPT, encodes=encodes)
+    rng = random.Random(11)
+    files = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file())
+    assert len(files) >= 7
+    seen = set()
+    for i, name in enumerate(rng.choices(files, k=25)):
+        root = tmp_path / str(i)
+        shutil.copytree(tmp_path / "whole", root)
+        data = bytearray((root / name).read_bytes() or b"\0")
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (root / name).write_bytes(data)
+        with model_on(root, encodes=encodes) as model:
+            tokens, num_reused = answer(model, [*PROMPT, 1, 2])
+            assert tokens == expected, name
+            seen.add(num_reused)
+        with model_on(root, encodes=encodes) as model:
+            assert answer(model, [*PROMPT, 1, 2])[0] == expected, name
+            assert model._keeper.stats.num_refused == 0, "it was removed"
+    assert 700 in seen, "a bit of what people read, or of an entry that was not needed"
+    assert len(seen) > 1

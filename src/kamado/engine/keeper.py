@@ -32,7 +32,7 @@ _QUEUED_BYTES = 16 << 20
 # What one call between two steps copies: 1 to 4 ms.
 _SLICE_BYTES = 4 << 20
 # What a restore holds beside the cache: enough to keep two threads reading while a third copies.
-_READ_AHEAD_BYTES = 16 << 20
+_READ_AHEAD_BYTES = 12 << 20
 _WORTH_TOKENS = PAGE_TOKENS  # fewer tokens than this are computed as fast as they are read
 _DROP_SECONDS = 1.0  # what saving may hold up a step that needs the session's pages
 _CLOSE_SECONDS = 20.0
