@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "kamado/checksum.h"
 #include "kamado/executor.h"
 #include "kamado/experts.h"
 #include "kamado/kv.h"
@@ -219,13 +220,22 @@ class BytesView {
   Py_buffer buffer_;
 };
 
-int32_t import_sequence(const PyExecutor& self, nb::handle pages, nb::handle tail, int64_t num_tokens) {
+void import_pages(const PyExecutor& self, int32_t sequence, int64_t first_page, int64_t last_page, nb::handle pages) {
   Executor& executor = self.get();
-  const BytesView page_bytes(pages), tail_bytes(tail);
-  return without_gil([&] {
-    return executor.import_sequence(page_bytes.data(), page_bytes.size(), tail_bytes.data(), tail_bytes.size(),
-                                    num_tokens);
-  });
+  const BytesView bytes(pages);
+  without_gil([&] { executor.import_pages(sequence, first_page, last_page, bytes.data(), bytes.size()); });
+}
+
+void import_tail(const PyExecutor& self, int32_t sequence, nb::handle tail) {
+  Executor& executor = self.get();
+  const BytesView bytes(tail);
+  without_gil([&] { executor.import_tail(sequence, bytes.data(), bytes.size()); });
+}
+
+uint64_t xxh64(nb::handle data, uint64_t seed) {
+  const BytesView bytes(data);
+  const nb::gil_scoped_release released;
+  return kamado::xxh64(bytes.data(), bytes.size(), seed);
 }
 
 nb::ndarray<nb::numpy, float, nb::ndim<1>> dequantize(int32_t layout, const Array<uint8_t>& data, int64_t num_values) {
@@ -454,7 +464,12 @@ void bind_executor(nb::module_& m) {
           "num_tokens"_a)
       .def("export_pages", &export_pages, "sequence"_a, "first_page"_a, "last_page"_a)
       .def("export_tail", &export_tail, "sequence"_a, "num_tokens"_a)
-      .def("import_sequence", &import_sequence, "pages"_a, "tail"_a, "num_tokens"_a)
+      .def(
+          "begin_import",
+          [](const PyExecutor& self, int64_t num_tokens) { return self.get().begin_import(num_tokens); },
+          "num_tokens"_a)
+      .def("import_pages", &import_pages, "sequence"_a, "first_page"_a, "last_page"_a, "pages"_a)
+      .def("import_tail", &import_tail, "sequence"_a, "tail"_a)
       .def("step", &step, "sequences"_a.noconvert(), "counts"_a.noconvert(), "tokens"_a.noconvert(),
            "logit_rows"_a.noconvert(), "hidden"_a = false)
       .def("score", &score, "sequence"_a, "tokens"_a.noconvert(), "targets"_a.noconvert())
@@ -516,6 +531,7 @@ NB_MODULE(_native, m) {
   bind_executor(m);
   kamado::bind_text(m);
   m.def("tiers", &tiers);
+  m.def("xxh64", &xxh64, "data"_a, "seed"_a = 0);
   m.def("active_tier", [] { return std::string(kamado::best_table().tier); });
   m.def("dequantize", &dequantize, "layout"_a, "data"_a.noconvert(), "num_values"_a);
   m.def("packed_bytes", &packed_bytes, "layout"_a, "rows"_a, "cols"_a);

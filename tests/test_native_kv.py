@@ -317,6 +317,21 @@ def exported(executor: Any, sequence: int, point: int) -> tuple[bytes, bytes]:
     return executor.export_pages(sequence, 0, executor.settled_pages(point)), executor.export_tail(sequence, point)
 
 
+def imported(executor: Any, pages: Any, tail: Any, point: int) -> int:
+    """The first page by itself, then the others."""
+    sequence = executor.begin_import(point)
+    try:
+        settled, size = executor.settled_pages(point), executor.page_bytes()
+        if settled:
+            executor.import_pages(sequence, 0, 1, pages[:size])
+            executor.import_pages(sequence, 1, settled, pages[size:])
+        executor.import_tail(sequence, tail)
+    except BaseException:
+        executor.free_sequence(sequence)
+        raise
+    return sequence
+
+
 @pytest.mark.parametrize("point", [0, 1, 100, 128, 255, 256, 300, 384, 640, 700])
 @pytest.mark.parametrize("bits", [None, [(0, 0)] * 3, BITS])
 def test_a_restored_sequence_goes_on_with_the_same_bits(
@@ -334,7 +349,7 @@ def test_a_restored_sequence_goes_on_with_the_same_bits(
         target.settled_pages(point) * target.page_bytes(),
         target.tail_bytes(point),
     )
-    restored = target.import_sequence(memoryview(pages), np.frombuffer(tail, np.uint8), point)
+    restored = imported(target, memoryview(pages), np.frombuffer(tail, np.uint8), point)
     assert target.length(restored) == point
     assert target.reuse_points(restored) == ([point] if point else [])
     assert target.last_reusable(restored, point) == point
@@ -370,8 +385,8 @@ def test_wrong_sizes_are_refused(executor: Any, sequence: int) -> None:
         (pages, tail, -1),
         (pages, tail, 1 << 40),
     ):
-        with pytest.raises(ValueError, match="tokens"):
-            executor.import_sequence(wrong_pages, wrong_tail, point)
+        with pytest.raises(ValueError, match="tokens|bytes|pages"):
+            imported(executor, wrong_pages, wrong_tail, point)
     for first, last in ((-1, 1), (2, 1), (0, 4), (0, 1 << 40)):
         with pytest.raises(ValueError, match="cannot export pages .* 3 settled pages"):
             executor.export_pages(sequence, first, last)
@@ -379,8 +394,38 @@ def test_wrong_sizes_are_refused(executor: Any, sequence: int) -> None:
         with pytest.raises(ValueError, match="cannot export at"):
             executor.export_tail(sequence, point)
     with pytest.raises(TypeError):
-        executor.import_sequence(3, tail, 600)
+        imported(executor, pages, 3, 600)
     assert executor.stats()["kv_reuse_points"] == 0
+
+
+def test_what_is_being_imported_is_no_sequence_yet(executor: Any, sequence: int) -> None:
+    prefill(executor, sequence, LONG[:600])
+    pages, tail = exported(executor, sequence, 600)
+    size = executor.page_bytes()
+    before = executor.stats()["kv_bytes"]
+    begun = executor.begin_import(600)
+    executor.import_pages(begun, 0, 1, pages[:size])
+    for use in (
+        lambda: step(executor, [(begun, [1])]),
+        lambda: executor.fork_sequence(begun, 100),
+        lambda: executor.truncate(begun, 0),
+        lambda: executor.export_tail(begun, 600),
+        lambda: executor.length(begun),
+        lambda: executor.mark_reuse(begun),
+    ):
+        with pytest.raises(ValueError, match="does not exist|is still being imported"):
+            use()
+    for first, last in ((0, 1), (2, 3), (1, 4), (1, 0)):
+        with pytest.raises(ValueError, match="1 of 3 are there"):
+            executor.import_pages(begun, first, last, pages[: max(0, last - first) * size])
+    with pytest.raises(ValueError, match="page 1 of 3 was not imported"):
+        executor.import_tail(begun, tail)
+    executor.free_sequence(begun)
+    assert executor.stats()["kv_bytes"] == before
+    for gone in (begun, sequence):  # not begun, and begun no more
+        with pytest.raises(ValueError, match="is not being imported"):
+            executor.import_pages(gone, 0, 1, pages[:size])
+    assert exported(executor, sequence, 600) == (pages, tail)
 
 
 @pytest.mark.parametrize("fill", ["random", "zero", "ones"])
@@ -393,7 +438,7 @@ def test_wrong_bytes_give_wrong_numbers_and_no_crash(executor: Any, fill: str) -
         else np.full(size, 255 * (fill == "ones"), np.uint8)
         for size in sizes
     )
-    sequence = executor.import_sequence(pages, tail, 600)
+    sequence = imported(executor, pages, tail, 600)
     assert step(executor, [(sequence, LONG[:300])]).shape == (300, VOCAB)  # encodes what the tail held
     assert executor.length(sequence) == 900
     executor.free_sequence(sequence)
@@ -406,10 +451,10 @@ def test_a_full_cache_refuses_an_import_whole(program: p.Program) -> None:
     pages, tail = exported(executor, first, 1024)
     before = executor.stats()["kv_bytes"]
     with pytest.raises(ValueError, match="the key-value cache is full"):
-        executor.import_sequence(pages, tail, 1024)
+        imported(executor, pages, tail, 1024)
     assert executor.stats()["kv_bytes"] == before
     executor.free_sequence(first)
-    assert executor.length(executor.import_sequence(pages, tail, 1024)) == 1024
+    assert executor.length(imported(executor, pages, tail, 1024)) == 1024
 
 
 def test_the_fingerprint_names_what_bytes_mean(program: p.Program) -> None:

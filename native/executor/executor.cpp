@@ -115,6 +115,14 @@ void Executor::Impl::add_kv_layers() {
   }
 }
 
+KvImport Executor::Impl::importing(int32_t sequence) const {
+  try {
+    return kv->importing(sequence);
+  } catch (const std::out_of_range&) {
+    refuse("sequence " + std::to_string(sequence) + " is not being imported");
+  }
+}
+
 int64_t Executor::Impl::length(int32_t sequence) const {
   try {
     return kv->length(sequence);
@@ -331,8 +339,11 @@ int32_t Executor::create_sequence() {
 }
 
 void Executor::free_sequence(int32_t sequence) {
-  impl_->length(sequence);
-  impl_->kv->free(sequence);
+  try {
+    impl_->kv->free(sequence);
+  } catch (const std::out_of_range&) {
+    refuse("sequence " + std::to_string(sequence) + " does not exist");
+  }
 }
 
 int32_t Executor::fork_sequence(int32_t sequence, int64_t num_tokens) {
@@ -414,16 +425,33 @@ void Executor::export_tail(int32_t sequence, int64_t num_tokens, uint8_t* out) {
   impl_->kv->export_tail(sequence, num_tokens, out);
 }
 
-int32_t Executor::import_sequence(const uint8_t* pages, size_t pages_bytes, const uint8_t* tail, size_t tail_size,
-                                  int64_t num_tokens) {
-  const size_t wanted_tail = tail_bytes(num_tokens);
-  const size_t wanted_pages = static_cast<size_t>(settled_pages(num_tokens)) * page_bytes();
-  if (pages_bytes != wanted_pages || tail_size != wanted_tail) {
-    refuse("pages of " + std::to_string(pages_bytes) + " and a tail of " + std::to_string(tail_size) + " bytes for " +
-           std::to_string(num_tokens) + " tokens, which take " + std::to_string(wanted_pages) + " and " +
-           std::to_string(wanted_tail));
+int32_t Executor::begin_import(int64_t num_tokens) {
+  (void)tail_bytes(num_tokens);  // refuses a number that the cache does not hold
+  return impl_->kv->begin_import(num_tokens);
+}
+
+void Executor::import_pages(int32_t sequence, int64_t first_page, int64_t last_page, const uint8_t* pages,
+                            size_t num_bytes) {
+  const KvImport now = impl_->importing(sequence);
+  const int64_t settled = settled_pages(now.num_tokens);
+  if (first_page != now.next_page || last_page < first_page || last_page > settled) {
+    refuse("cannot import pages " + std::to_string(first_page) + " to " + std::to_string(last_page) + ": " +
+           std::to_string(now.next_page) + " of " + std::to_string(settled) + " are there");
   }
-  return impl_->kv->import_sequence(pages, tail, num_tokens);
+  const size_t wanted = static_cast<size_t>(last_page - first_page) * page_bytes();
+  if (num_bytes != wanted) {
+    refuse(std::to_string(num_bytes) + " bytes for " + std::to_string(last_page - first_page) + " pages, which take " +
+           std::to_string(wanted));
+  }
+  impl_->kv->import_pages(sequence, pages, last_page - first_page);
+}
+
+void Executor::import_tail(int32_t sequence, const uint8_t* tail, size_t num_bytes) {
+  const size_t wanted = tail_bytes(impl_->importing(sequence).num_tokens);
+  if (num_bytes != wanted) {
+    refuse("a tail of " + std::to_string(num_bytes) + " bytes, which takes " + std::to_string(wanted));
+  }
+  impl_->kv->import_tail(sequence, tail);
 }
 
 const float* Executor::step(const Batch& batch, const Poll& poll) {

@@ -119,6 +119,7 @@ struct Executor::Impl {
 
   // --- executor.cpp ---
   int64_t length(int32_t sequence) const;
+  KvImport importing(int32_t sequence) const;
   void check_batch(const Batch& batch, bool is_scoring) const;
   const float* run_step(const Batch& batch, const Poll& poll);
   void run(const Batch& batch, const Poll& poll);

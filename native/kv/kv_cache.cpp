@@ -119,11 +119,17 @@ KvCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t ma
   wanted.resize(kinds.size());
 }
 
-Sequence& KvCache::Impl::live(int32_t seq) {
+Sequence& KvCache::Impl::held(int32_t seq) {
   if (seq < 0 || static_cast<size_t>(seq) >= sequences.size() || !sequences[static_cast<size_t>(seq)].is_live) {
     throw std::out_of_range("sequence " + std::to_string(seq) + " is not live");
   }
   return sequences[static_cast<size_t>(seq)];
+}
+
+Sequence& KvCache::Impl::live(int32_t seq) {
+  Sequence& s = held(seq);
+  if (s.is_importing) throw std::out_of_range("sequence " + std::to_string(seq) + " is still being imported");
+  return s;
 }
 
 int32_t KvCache::Impl::create() {
@@ -219,7 +225,7 @@ void KvCache::Impl::shrink(Sequence& s, int64_t num_tokens) {
 void KvCache::Impl::clear(Sequence& s) {
   s.points.clear();
   shrink(s, 0);
-  s.is_live = false;
+  s.is_live = s.is_importing = false;
 }
 
 // Gives back the exact pages that neither the next query nor a reuse point reads.
@@ -261,7 +267,7 @@ int32_t KvCache::create() {
 }
 
 void KvCache::free(int32_t seq) {
-  impl_->clear(impl_->live(seq));
+  impl_->clear(impl_->held(seq));
 }
 
 int32_t KvCache::fork(int32_t seq, int64_t num_tokens) {

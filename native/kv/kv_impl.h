@@ -45,6 +45,8 @@ struct ReusePoint {
 
 struct Sequence {
   bool is_live = false;
+  bool is_importing = false;  // length is set already, pages from next_import on hold anything
+  int64_t next_import = 0;
   int64_t length = 0;
   std::vector<std::vector<int32_t>> exact;  // [kind][page]; kNoPage: no longer there
   std::vector<int64_t> low;                 // [kind]: pages below are there for reuse points only
@@ -58,6 +60,7 @@ struct KvCache::Impl {
        int32_t num_reuse_points);
 
   // --- kv_cache.cpp ---
+  Sequence& held(int32_t seq);  // live, or being imported
   Sequence& live(int32_t seq);
   const Sequence& live(int32_t seq) const { return const_cast<Impl*>(this)->live(seq); }
   int32_t create();
@@ -87,6 +90,7 @@ struct KvCache::Impl {
   // --- kv_store.cpp ---
   template <class Visit>
   void for_each_tail_page(int64_t num_tokens, Visit visit) const;
+  Sequence& importing(int32_t seq);
   void clear_slots(size_t kind, uint8_t* page, int64_t first_slot) const;
 
   bool has_codes() const { return codes.payload_bytes() > 0; }

@@ -20,6 +20,12 @@ void make_finite(uint8_t* bytes, size_t num_bytes, Bits exponent) {
   }
 }
 
+// Copies what is stored of a page and moves on to what follows.
+void take_bytes(const PageArena& arena, int32_t page, const uint8_t*& from) {
+  if (arena.payload_bytes() > 0) std::memcpy(arena.at(page), from, arena.payload_bytes());
+  from += arena.payload_bytes();
+}
+
 // 64-bit FNV-1a.
 uint64_t hash_of(const std::string& text) {
   uint64_t hash = 0xcbf29ce484222325;
@@ -101,13 +107,13 @@ void KvCache::export_tail(int32_t seq, int64_t num_tokens, uint8_t* out) {
   });
 }
 
-int32_t KvCache::import_sequence(const uint8_t* pages, const uint8_t* tail, int64_t num_tokens) {
+int32_t KvCache::begin_import(int64_t num_tokens) {
   Impl& impl = *impl_;
   const int64_t settled = settled_pages(num_tokens);
   const int32_t id = impl.create();
   Sequence& s = impl.sequences[static_cast<size_t>(id)];
+  const int64_t num_codes = impl.has_codes() ? settled : 0;
   try {
-    const int64_t num_codes = impl.has_codes() ? settled : 0;
     if (num_codes > impl.codes.num_free()) Impl::refuse_full(impl.codes, num_codes);
     for (size_t kind = 0; kind < impl.kinds.size(); ++kind) {
       const int64_t first = impl.kinds[kind].first_needed(num_tokens);
@@ -121,31 +127,53 @@ int32_t KvCache::import_sequence(const uint8_t* pages, const uint8_t* tail, int6
     throw;
   }
   s.length = num_tokens;
+  s.is_importing = true;
+  s.next_import = 0;
   for (size_t kind = 0; kind < impl.kinds.size(); ++kind) {
     s.low[kind] = impl.kinds[kind].first_needed(num_tokens);
     for (int64_t page = 0; page < pages_for(num_tokens); ++page)
       s.exact[kind].push_back(page < s.low[kind] ? kNoPage : impl.kinds[kind].arena.take());
   }
-  const auto get = [](const PageArena& arena, int32_t page, const uint8_t*& from) {
-    if (arena.payload_bytes() > 0) std::memcpy(arena.at(page), from, arena.payload_bytes());
-    from += arena.payload_bytes();
-  };
-  for (int64_t page = 0; page < settled; ++page) {
+  for (int64_t page = 0; page < num_codes; ++page) s.codes.push_back(impl.codes.take());
+  if (num_codes > 0) impl.sinks_of[static_cast<size_t>(s.codes.front())] = impl.sinks.take();
+  return id;
+}
+
+Sequence& KvCache::Impl::importing(int32_t seq) {
+  Sequence& s = held(seq);
+  if (!s.is_importing) throw std::out_of_range("sequence " + std::to_string(seq) + " is not being imported");
+  return s;
+}
+
+KvImport KvCache::importing(int32_t seq) const {
+  const Sequence& s = impl_->importing(seq);
+  return {s.length, s.next_import};
+}
+
+void KvCache::import_pages(int32_t seq, const uint8_t* pages, int64_t num_pages) {
+  Impl& impl = *impl_;
+  Sequence& s = impl.importing(seq);
+  for (const int64_t end = s.next_import + num_pages; s.next_import < end; ++s.next_import) {
+    const auto page = static_cast<size_t>(s.next_import);
     for (size_t kind = 0; kind < impl.kinds.size(); ++kind) {
-      if (impl.kinds[kind].reach != kReachAll) continue;
-      get(impl.kinds[kind].arena, s.exact[kind][static_cast<size_t>(page)], pages);
+      if (impl.kinds[kind].reach == kReachAll) take_bytes(impl.kinds[kind].arena, s.exact[kind][page], pages);
     }
-    if (!impl.has_codes()) continue;
-    s.codes.push_back(impl.codes.take());
-    get(impl.codes, s.codes.back(), pages);
-    if (page > 0) continue;
-    impl.sinks_of[static_cast<size_t>(s.codes.back())] = impl.sinks.take();
-    get(impl.sinks, impl.sinks_of[static_cast<size_t>(s.codes.back())], tail);
+    if (impl.has_codes()) take_bytes(impl.codes, s.codes[page], pages);
   }
-  impl.for_each_tail_page(num_tokens, [&](size_t kind, int64_t page) {
+}
+
+void KvCache::import_tail(int32_t seq, const uint8_t* tail) {
+  Impl& impl = *impl_;
+  Sequence& s = impl.importing(seq);
+  if (s.next_import < settled_pages(s.length)) {
+    throw std::invalid_argument("page " + std::to_string(s.next_import) + " of " +
+                                std::to_string(settled_pages(s.length)) + " was not imported");
+  }
+  if (!s.codes.empty()) take_bytes(impl.sinks, impl.sinks_of[static_cast<size_t>(s.codes.front())], tail);
+  impl.for_each_tail_page(s.length, [&](size_t kind, int64_t page) {
     const PageArena& arena = impl.kinds[kind].arena;
     const int32_t entry = s.exact[kind][static_cast<size_t>(page)];
-    get(arena, entry, tail);
+    take_bytes(arena, entry, tail);
     if (arena.payload_bytes() == 0) return;
     if (impl.type == KvType::kF16) {
       make_finite<uint16_t>(arena.at(entry), arena.payload_bytes(), 0x7c00);
@@ -153,7 +181,7 @@ int32_t KvCache::import_sequence(const uint8_t* pages, const uint8_t* tail, int6
       make_finite<uint32_t>(arena.at(entry), arena.payload_bytes(), 0x7f800000);
     }
   });
-  return id;
+  s.is_importing = false;
 }
 
 std::string KvCache::fingerprint() const {

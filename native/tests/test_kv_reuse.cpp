@@ -145,6 +145,30 @@ Stored stored(KvCache& cache, int32_t seq, int64_t point) {
   return result;
 }
 
+template <class Error, class Call>
+bool refuses(Call call) {
+  try {
+    call();
+  } catch (const Error&) {
+    return true;
+  }
+  return false;
+}
+
+// Page by page, as a restore does; nothing else takes the sequence before it is whole.
+int32_t imported(KvCache& cache, const Stored& bytes, int64_t point) {
+  const int32_t seq = cache.begin_import(point);
+  CHECK(refuses<std::out_of_range>([&] { cache.length(seq); }));
+  for (int64_t page = 0; page < settled_pages(point); ++page) {
+    CHECK(cache.importing(seq).next_page == page && cache.importing(seq).num_tokens == point);
+    CHECK(refuses<std::invalid_argument>([&] { cache.import_tail(seq, bytes.tail.data()); }));
+    cache.import_pages(seq, bytes.pages.data() + static_cast<size_t>(page) * cache.stored_page_bytes(), 1);
+  }
+  cache.import_tail(seq, bytes.tail.data());
+  CHECK(refuses<std::out_of_range>([&] { cache.importing(seq); }));
+  return seq;
+}
+
 void test_against_model(uint32_t seed) {
   constexpr int64_t kMaxPages = 40;
   constexpr int32_t kMaxSequences = 6;
@@ -209,7 +233,11 @@ void test_against_model(uint32_t seed) {
       const int64_t keep = some_length(id);
       const Stored bytes = stored(cache, id, keep);
       try {
-        const int32_t copy = cache.import_sequence(bytes.pages.data(), bytes.tail.data(), keep);
+        // One that is given up on the way leaves nothing behind.
+        const int32_t dropped = cache.begin_import(keep);
+        cache.import_pages(dropped, bytes.pages.data(), settled_pages(keep) / 2);
+        cache.free(dropped);
+        const int32_t copy = imported(cache, bytes, keep);
         const Tokens& tokens = model[id];
         model.emplace(copy, Tokens(tokens.begin(), tokens.begin() + keep));
         const Stored again = stored(cache, copy, keep);

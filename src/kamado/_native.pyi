@@ -16,6 +16,9 @@ class ReadError(OSError):
 class Cancelled(RuntimeError):
     """The cancel flag was set while a step ran; the sequences are as they were before it."""
 
+def xxh64(data: bytes | bytearray | memoryview | NDArray[np.uint8], seed: int = 0) -> int:
+    """XXH64 of the bytes, GIL released. Finds damage, not forgery."""
+
 def tiers() -> list[str]:
     """Kernel tiers that this CPU can run, slowest first."""
 
@@ -183,15 +186,17 @@ class Executor:
     def export_tail(self, sequence: int, num_tokens: int) -> bytes:
         """The exact pages of a reuse point (any length that last_reusable gives), tail_bytes(num_tokens) long, from
         page settled_pages(num_tokens) on; of windowed layers, the window. Slots behind num_tokens are zero."""
-    def import_sequence(
-        self,
-        pages: bytes | memoryview | NDArray[np.uint8],
-        tail: bytes | memoryview | NDArray[np.uint8],
-        num_tokens: int,
-    ) -> int:
-        """A new sequence of that length with it as its reuse point, from what export_pages(…, 0,
-        settled_pages(num_tokens)) and export_tail gave; ValueError when a size is another. The content is not
-        checked: wrong bytes give wrong numbers, never a crash."""
+    def begin_import(self, num_tokens: int) -> int:
+        """A sequence of that length to be filled from what export_pages and export_tail gave, with all its pages taken
+        at once; ValueError when they are not there. Until import_tail only import_pages and free_sequence take it."""
+    def import_pages(
+        self, sequence: int, first_page: int, last_page: int, pages: bytes | bytearray | memoryview | NDArray[np.uint8]
+    ) -> None:
+        """Pages [first_page, last_page), which must be the next ones. ValueError when they are not, or their size is
+        another. The content is not checked: wrong bytes give wrong numbers, never a crash."""
+    def import_tail(self, sequence: int, tail: bytes | bytearray | memoryview | NDArray[np.uint8]) -> None:
+        """What comes after the settled pages. From now on it is a sequence like others, its length a reuse point.
+        ValueError when a page is missing or the size is another."""
     def step(
         self,
         sequences: NDArray[np.int32],

@@ -56,6 +56,9 @@ class FakeExecutor:
         self.points: dict[int, list[int]] = {}  # of each sequence
         self._marks: list[tuple[int, int]] = []  # (sequence, length), the oldest first
         self.num_imports = 0
+        self.imports: dict[
+            int, tuple[int, bytearray]
+        ] = {}  # of sequences that are being imported: length, bytes so far
         self.vocab_size = vocab_size
         self.tier = "fake"
         self.num_threads = 1
@@ -101,6 +104,7 @@ class FakeExecutor:
     def free_sequence(self, sequence: int) -> None:
         self._check_thread()
         self._release(self.sequences.pop(sequence)[1], 0)
+        self.imports.pop(sequence, None)
         self._forget_marks(sequence, 0)
         del self.points[sequence]
 
@@ -169,7 +173,7 @@ class FakeExecutor:
         return max(0, num_tokens // PAGE_TOKENS - 1)
 
     def tail_bytes(self, num_tokens: int) -> int:
-        return 2 * self.page_bytes()
+        return (-(-num_tokens // PAGE_TOKENS) - self.settled_pages(num_tokens)) * self.page_bytes()
 
     def export_pages(self, sequence: int, first_page: int, last_page: int) -> bytes:
         self._check_thread()
@@ -181,29 +185,41 @@ class FakeExecutor:
         self._check_thread()
         assert self.last_reusable(sequence, num_tokens) == num_tokens > 0
         tokens = self.sequences[sequence][0][:num_tokens]
-        page = self.settled_pages(num_tokens)
-        tail = self._page(tokens, page)
-        if num_tokens > (page + 1) * PAGE_TOKENS:
-            tail += self._page(tokens, page + 1)
-        return tail.ljust(self.tail_bytes(num_tokens), b"\0")
+        pages = range(self.settled_pages(num_tokens), -(-num_tokens // PAGE_TOKENS))
+        return b"".join(self._page(tokens, page) for page in pages)
 
-    def import_sequence(self, pages, tail, num_tokens: int) -> int:
-        if len(pages) != self.settled_pages(num_tokens) * self.page_bytes() or len(tail) != self.tail_bytes(num_tokens):
-            raise ValueError("sizes")
+    def begin_import(self, num_tokens: int) -> int:
         sequence = self.create_sequence()
-        data = bytes(pages) + bytes(tail)
+        self._reserve(sequence, num_tokens)
+        self.imports[sequence] = (num_tokens, bytearray())
+        return sequence
+
+    def import_pages(self, sequence: int, first_page: int, last_page: int, pages) -> None:
+        self._check_thread()
+        num_tokens, data = self.imports[sequence]
         size = self.page_bytes()
+        if first_page * size != len(data) or last_page > self.settled_pages(num_tokens):
+            raise ValueError("order")
+        if len(pages) != (last_page - first_page) * size:
+            raise ValueError("sizes")
+        data += pages
+
+    def import_tail(self, sequence: int, tail) -> None:
+        self._check_thread()
+        num_tokens, data = self.imports.pop(sequence)
+        size = self.page_bytes()
+        if len(data) != self.settled_pages(num_tokens) * size or len(tail) != self.tail_bytes(num_tokens):
+            raise ValueError("sizes")
+        data += tail
         tokens: list[int] = []
-        for begin in range(0, -(-num_tokens // PAGE_TOKENS) * size, size):
+        for begin in range(0, len(data), size):
             part = np.frombuffer(data[begin : begin + size], np.int32).tolist()[:PAGE_TOKENS]
             tokens += part[: num_tokens - len(tokens)]
-        for page in range(-(-num_tokens // PAGE_TOKENS)):
+        for page in range(len(data) // size):
             assert self._page(tokens, page) == data[page * size : (page + 1) * size], "these are other tokens' bytes"
-        self._reserve(sequence, num_tokens)
         self.sequences[sequence][0].extend(tokens)
         self.mark_reuse(sequence)
         self.num_imports += 1
-        return sequence
 
     def _page(self, tokens: list[int], page: int) -> bytes:
         part = np.zeros(PAGE_TOKENS, np.int32)
@@ -224,6 +240,7 @@ class FakeExecutor:
         assert len(set(sequences.tolist())) == len(sequences) == len(counts) > 0
         assert counts.min() > 0
         assert counts.sum() == len(tokens)
+        assert not set(sequences.tolist()) & self.imports.keys(), "a step with a sequence that is being imported"
         self.entered.set()
         while not self._cancelled.is_set() and self.num_allowed == 0 and not self.hold.wait(0.001):
             pass

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kamado.engine import record
 from kamado.engine import store as store_module
 from kamado.engine.conversations import ConversationStore
 from kamado.engine.keeper import Keeper
@@ -22,7 +23,7 @@ from kamado.errors import CorruptFileError, ModelNotFoundError, UsageError
 from .fakes import FOREVER, FakeExecutor, make_model, scripted
 from .test_scheduler import executor_of, hold, tokens_of, wait_for
 
-PROMPT = [random.Random(3).randrange(250) for _ in range(700)]
+PROMPT = random.Random(3).choices(range(250), k=700)
 OPTIONS = {"temperature": 1.0, "seed": 7, "max_tokens": 30, **FOREVER}
 
 
@@ -180,26 +181,6 @@ def test_a_session_that_must_go_is_saved_first(tmp_path: Path) -> None:
         assert executor_of(loaded).num_imports == 1
 
 
-def test_others_go_on_while_a_prefix_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with model_on(tmp_path) as model:
-        tokens_of(model.generate(PROMPT, max_tokens=1))
-    gate = threading.Event()
-    read = Keeper._read
-
-    def slow(self: Keeper, *arguments) -> None:
-        gate.wait(10)
-        read(self, *arguments)
-
-    monkeypatch.setattr(Keeper, "_read", slow)
-    with model_on(tmp_path) as model:
-        waiting = model.generate([*PROMPT, 1], max_tokens=1)
-        assert len(tokens_of(model.generate([5, 5], max_tokens=20, **FOREVER))) == 20
-        assert model.stats.requests["waiting"] == 1
-        gate.set()
-        tokens_of(waiting)
-        assert waiting.usage.num_reused_tokens == 700
-
-
 def test_a_request_that_leaves_while_its_prefix_is_read(tmp_path: Path) -> None:
     with model_on(tmp_path) as model:
         tokens_of(model.generate(PROMPT, max_tokens=1))
@@ -215,8 +196,11 @@ def test_a_restore_that_does_not_fit_beside_the_plan_is_left(tmp_path: Path) -> 
     with model_on(tmp_path) as model:
         tokens_of(model.generate(PROMPT, max_tokens=1))
     executor = FakeExecutor(encodes=True)
-    keeper = Keeper(PrefixStore(tmp_path), executor, binding={"model": "fake"}, spare_bytes=lambda: 1000)
-    assert keeper.begin_restore([*PROMPT, 1], "", above=0, max_tokens=4096) is None
+    size = record.file_bytes(700, executor.tail_bytes(700))  # of the largest file
+    for spare, is_restored in ((size, True), (size - 1, False)):
+        keeper = Keeper(PrefixStore(tmp_path), executor, binding={"model": "fake"}, spare_bytes=lambda n=spare: n)
+        found = keeper.begin_restore([*PROMPT, 1], "", above=0, max_tokens=4096)
+        assert (found is not None) == is_restored
 
 
 def test_two_models_on_one_store_at_once(tmp_path: Path) -> None:
@@ -306,3 +290,24 @@ def test_a_damaged_conversation_is_one_clear_error(content: bytes) -> None:
     with pytest.raises(CorruptFileError, match="remove the file"):
         store.load("s")
     assert store.list() == []
+
+
+def test_a_flipped_bit_in_a_conversation_is_noticed() -> None:
+    store = ConversationStore()
+    messages = [{"role": "user", "content": "Is it 7 or 8?"}]
+    store.record("s", "m", messages)
+    [path] = (store.root / "local").glob("*.json")
+    whole = path.read_bytes()
+    num_refused = 0
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        try:
+            found = store.load("s")
+        except CorruptFileError:
+            num_refused += 1
+        else:
+            assert found is not None
+            assert found.messages == messages, "white space for other white space"
+    assert num_refused > 8 * len(whole) * 0.9

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kamado.engine import record
 from kamado.engine import store as store_module
+from kamado.engine.conversations import ConversationStore
 from kamado.engine.record import DamagedRecordError, token_bytes
 from kamado.engine.store import PrefixFolder, PrefixStore
 
@@ -35,8 +36,8 @@ def tail_payload(label: str = "") -> bytes:
 def put(folder: PrefixFolder, tokens: bytes = TOKENS, label: str = "") -> list[bytes]:
     keys = record.chain(folder.binding, tokens)
     for i in range(record.settled_pages(len(tokens) // 4)):
-        assert folder.write_page(keys[i], tokens[512 * i : 512 * (i + 1)], [page_payload(i)])
-    assert folder.write_point(tokens, [tail_payload()], label)
+        assert folder.write_page(keys[i], tokens[512 * i : 512 * (i + 1)], page_payload(i))
+    assert folder.write_point(tokens, tail_payload(), label)
     return keys
 
 
@@ -217,7 +218,7 @@ def test_what_a_crash_left_behind_goes_when_it_is_old(monkeypatch: pytest.Monkey
     folder = store.folder(BINDING)
     put(folder)
     orphan = record.chain(folder.binding, other_tokens(1))[0]
-    folder.write_page(orphan, other_tokens(1)[:512], [page_payload(0)])
+    folder.write_page(orphan, other_tokens(1)[:512], page_payload(0))
     temporary = folder.directory / "pages" / ".1.tmp"
     temporary.write_bytes(b"x" * 100)
     store._evict(1 << 20)
@@ -233,7 +234,7 @@ def test_what_a_crash_left_behind_goes_when_it_is_old(monkeypatch: pytest.Monkey
 def test_an_entry_larger_than_the_cap_is_not_stored() -> None:
     store = PrefixStore(cap_bytes=5_000)
     folder = store.folder(BINDING)
-    assert not folder.write_point(token_bytes([1] * 100), [bytes(6_000)])
+    assert not folder.write_point(token_bytes([1] * 100), bytes(6_000))
     assert store.total_bytes() < 5_000
 
 
@@ -248,9 +249,32 @@ def test_a_full_disk_leaves_nothing_half_written(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(store_module.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        folder.write_point(other_tokens(1)[: 4 * 100], [b"x"])
+        folder.write_point(other_tokens(1)[: 4 * 100], b"x")
     monkeypatch.undo()
     assert sorted(store.root.rglob("*")) == files
+    assert get(folder) == EXPECTED
+
+
+def test_a_disk_that_fills_up_inside_a_file(tmp_path: Path) -> None:
+    """The system takes a part of a page and refuses the rest: nothing of it stays."""
+    resource = pytest.importorskip("resource")
+    store = PrefixStore(tmp_path / "store")
+    folder = store.folder(BINDING)
+    put(folder)
+    files = sorted(store.root.rglob("*"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            folder.write_page(b"k" * 16, TOKENS[:512], bytes(4_000))
+        with pytest.raises(OSError, match="File too large"):
+            ConversationStore(tmp_path / "sessions").record("s", "m", [{"role": "user", "content": "a" * 4_000}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert sorted(store.root.rglob("*")) == files
+    assert not [path for path in (tmp_path / "sessions").rglob("*") if path.is_file()]
     assert get(folder) == EXPECTED
 
 
@@ -262,8 +286,8 @@ def test_a_lock_that_is_held_by_a_stopped_process_costs_the_entry_only(monkeypat
     put(folder)
     with open(store.root / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert not folder.write_page(b"k" * 16, TOKENS[:512], [bytes(4_000)])
-    assert folder.write_page(b"k" * 16, TOKENS[:512], [bytes(4_000)])
+        assert not folder.write_page(b"k" * 16, TOKENS[:512], bytes(4_000))
+    assert folder.write_page(b"k" * 16, TOKENS[:512], bytes(4_000))
 
 
 # --- named sessions ---------------------------------------------------------------------------------------------------
@@ -297,8 +321,8 @@ for i in range(first, first + count):
     tokens = record.token_bytes([2000 + i] * 700)
     keys = record.chain(folder.binding, tokens)
     for page in range(4):
-        folder.write_page(keys[page], tokens[512 * page : 512 * (page + 1)], [bytes([page]) * 1000])
-    folder.write_point(tokens, [b"tail"])
+        folder.write_page(keys[page], tokens[512 * page : 512 * (page + 1)], bytes([page]) * 1000)
+    folder.write_point(tokens, b"tail")
     print(i, flush=True)
 """
 
@@ -324,6 +348,42 @@ def test_kill_9_while_pages_are_written_loses_that_entry_only(tmp_path: Path) ->
             record.read(name, record.POINT, folder.binding, max_bytes=1 << 20)
         for name in sorted((folder.directory / "pages").glob("*.kv")):
             record.read(name, record.PAGE, folder.binding, max_bytes=1 << 20)
+
+
+# Writes entries of its own and reads all processes' as a restore does, while room is made all the time.
+MIXED = WRITER.replace(
+    "    print(i, flush=True)",
+    """
+    for other in (*range(40), *range(1000, 1040)):
+        tokens = record.token_bytes([2000 + other] * 700)
+        for point in list(folder.find(tokens)):
+            try:
+                found = [bytes(folder.read_point(point, tokens, max_payload=1 << 20))]
+                for page, key in enumerate(point.page_keys):
+                    part = tokens[512 * page : 512 * (page + 1)]
+                    found.append(bytes(folder.read_page(key, part, max_payload=1 << 20)))
+            except FileNotFoundError:
+                continue  # room was made
+            assert found == [b"tail", *(bytes([page]) * 1000 for page in range(4))], other
+            print("read", other if first <= other < first + 40 else "another's")
+""",
+)
+
+
+def test_two_processes_that_read_write_and_make_room(tmp_path: Path) -> None:
+    """A damaged entry, or another's bytes, would end a process with an error."""
+    run = [sys.executable, "-c", MIXED, str(tmp_path / "store"), "60000"]
+    processes = [
+        subprocess.Popen([*run, first, "40"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for first in ("0", "1000")
+    ]
+    lines = []
+    for process in processes:
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        lines += out.splitlines()
+    assert lines.count("read another's") > 0
+    assert len(lines) > 80
 
 
 def test_two_processes_on_one_small_store(tmp_path: Path) -> None:

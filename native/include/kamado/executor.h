@@ -263,8 +263,9 @@ class Executor {
   void export_pages(int32_t sequence, int64_t first_page, int64_t last_page, uint8_t* out) const;
   size_t export_tail_bytes(int32_t sequence, int64_t num_tokens) const;
   void export_tail(int32_t sequence, int64_t num_tokens, uint8_t* out);
-  int32_t import_sequence(const uint8_t* pages, size_t pages_bytes, const uint8_t* tail, size_t tail_bytes,
-                          int64_t num_tokens);
+  int32_t begin_import(int64_t num_tokens);
+  void import_pages(int32_t sequence, int64_t first_page, int64_t last_page, const uint8_t* pages, size_t num_bytes);
+  void import_tail(int32_t sequence, const uint8_t* tail, size_t num_bytes);
 
   struct Batch {
     const int32_t* sequences;  // [num_sequences]

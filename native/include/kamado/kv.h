@@ -44,6 +44,11 @@ struct KvUsage {
   int64_t pages_shared, reuse_points;
 };
 
+// How far an import has come: settled pages below next_page are filled.
+struct KvImport {
+  int64_t num_tokens, next_page;
+};
+
 // Whole pages before the exact zone of a sequence of that length; encoded layers have codes of exactly these.
 constexpr int64_t settled_pages(int64_t num_tokens) {
   return num_tokens < 2 * kPageTokens ? 0 : num_tokens / kPageTokens - 1;
@@ -81,7 +86,12 @@ class KvCache {
   size_t stored_tail_bytes(int64_t num_tokens) const;
   void export_pages(int32_t seq, int64_t first_page, int64_t last_page, uint8_t* out) const;
   void export_tail(int32_t seq, int64_t num_tokens, uint8_t* out);
-  int32_t import_sequence(const uint8_t* pages, const uint8_t* tail, int64_t num_tokens);
+  // A sequence is imported piece by piece, so that little of it lies in memory twice: begin_import takes all its pages,
+  // import_pages fills the next settled ones, import_tail the rest. Until then it is no sequence to any call but free.
+  int32_t begin_import(int64_t num_tokens);
+  KvImport importing(int32_t seq) const;  // throws std::out_of_range when it is not being imported
+  void import_pages(int32_t seq, const uint8_t* pages, int64_t num_pages);
+  void import_tail(int32_t seq, const uint8_t* tail);  // std::invalid_argument while a settled page is missing
   std::string fingerprint() const;
 
   void* k_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const;

@@ -1,4 +1,5 @@
-"""Named conversations that outlive the process: one JSON file each, written whole or not at all, for the user alone.
+"""Named conversations that outlive the process: one JSON file each, written whole or not at all, for the user alone,
+with a checksum of its content.
 
 The messages are here; what the model computed for them lies in the prefix store, labelled with the conversation, and
 may go when room is needed: then it is computed again.
@@ -21,7 +22,7 @@ from ..errors import CorruptFileError, ModelNotFoundError, UsageError
 from . import record
 
 _NAME = re.compile(r"\w[\w .@+-]{0,63}")
-_VERSION = 1
+_VERSION = 2
 _MAX_BYTES = 64 << 20
 
 Message = dict[str, str]
@@ -91,7 +92,9 @@ class ConversationStore:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         conversation.created = conversation.created or now
         conversation.updated = now
-        data = json.dumps({"version": _VERSION, **asdict(conversation)}, ensure_ascii=False, indent=1).encode()
+        document = {"version": _VERSION, **asdict(conversation)}
+        document["checksum"] = _checksum(document)
+        data = json.dumps(document, ensure_ascii=False, indent=1).encode()
         for directory in (self.root, path.parent):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
@@ -136,6 +139,11 @@ class ConversationStore:
         return self._directory(owner) / f"{quote(check_name(name), safe='')}.json"
 
 
+def _checksum(document: Mapping[str, object]) -> str:
+    """Of all values: white space may change, a damaged letter is noticed."""
+    return record.digest(json.dumps(document, sort_keys=True).encode()).hex()
+
+
 def _read(path: Path) -> Conversation:
     try:
         with open(path, "rb") as file:
@@ -145,6 +153,8 @@ def _read(path: Path) -> Conversation:
         document = json.loads(data)
         if document["version"] != _VERSION:
             raise ValueError(f"version {document['version']!r}, not {_VERSION}")
+        if document.pop("checksum") != _checksum(document):
+            raise ValueError("the checksum is wrong")
         messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in document["messages"]]
         texts = (str(document[key]) for key in ("owner", "created", "updated"))
         return Conversation(str(document["name"]), str(document["model"]), messages, *texts)

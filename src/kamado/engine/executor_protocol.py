@@ -78,8 +78,16 @@ class ExecutorProtocol(Protocol):
         """What comes after the settled pages at a reusable length."""
         ...
 
-    def import_sequence(self, pages: memoryview, tail: memoryview, num_tokens: int) -> int:
-        """A new sequence from what the two exports gave; ValueError when a size is wrong."""
+    def begin_import(self, num_tokens: int) -> int:
+        """A sequence to be filled from what the two exports gave; ValueError when there are no pages for it."""
+        ...
+
+    def import_pages(self, sequence: int, first_page: int, last_page: int, pages: memoryview) -> None:
+        """The next settled pages; ValueError when they are not, or a size is wrong."""
+        ...
+
+    def import_tail(self, sequence: int, tail: memoryview) -> None:
+        """The rest. Until then the sequence can only be freed; ValueError as `import_pages`."""
         ...
 
     def length(self, sequence: int) -> int:

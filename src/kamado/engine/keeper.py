@@ -4,8 +4,8 @@ Saving: when an answer ends, or a place is reached where conversations part, the
 steps the scheduler's thread copies a few pages at a time out of the executor, as long as the writer keeps up; a thread
 of its own checks them in and writes them. A session that must give up its pages is saved first, for a second at most.
 
-Restoring: a thread reads and checks a prefix while other answers go on; the scheduler then hands it to the executor in
-one call. A prefix that is damaged, foreign or gone is removed and computed again.
+Restoring: threads read and check a prefix page by page while other answers go on, and between steps the scheduler hands
+the executor what is there (restore.py). A prefix that is damaged, foreign or gone is removed and computed again.
 
 A store that cannot be written (a full disk, no permission) costs its entries and one warning, nothing else.
 """
@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 
 from . import record
 from .executor_protocol import ExecutorProtocol
-from .record import DamagedRecordError
+from .restore import Candidate, Restore, RestoreStats, Sizes
 from .session import PAGE_TOKENS, Session
-from .store import PrefixFolder, PrefixStore, StoredPoint
+from .store import PrefixFolder, PrefixStore
 
 _log = logging.getLogger("kamado.prefixes")
 
@@ -31,22 +31,20 @@ _log = logging.getLogger("kamado.prefixes")
 _QUEUED_BYTES = 16 << 20
 # What one call between two steps copies: 1 to 4 ms.
 _SLICE_BYTES = 4 << 20
+# What a restore holds beside the cache: enough to keep two threads reading while a third copies.
+_READ_AHEAD_BYTES = 12 << 20
 _WORTH_TOKENS = PAGE_TOKENS  # fewer tokens than this are computed as fast as they are read
 _DROP_SECONDS = 1.0  # what saving may hold up a step that needs the session's pages
 _CLOSE_SECONDS = 20.0
 
 
 @dataclass(slots=True)
-class KeeperStats:
+class KeeperStats(RestoreStats):
     """Totals since the model was loaded."""
 
     num_saved: int = 0
-    num_restored: int = 0
-    num_restored_tokens: int = 0
-    num_refused: int = 0  # entries that were damaged or foreign, and removed
     num_given_up: int = 0  # not saved: no room, a full disk, or the session changed too soon
     written_bytes: int = 0
-    restore_seconds: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -62,31 +60,6 @@ class _Entry:
     next_page: int = 0
     written: list[bytes] = field(default_factory=list)  # keys of pages that this entry wrote
     has_failed: bool = False  # set by the writer: the rest is passed over
-
-
-class Restore:
-    """A prefix that is being read. `is_done` once it can be taken or has failed."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self.tokens = tokens
-        self.pages: bytearray | None = None
-        self.tail: memoryview | None = None
-        self.started_at = time.perf_counter()
-        self._done = threading.Event()
-
-    @property
-    def is_done(self) -> bool:
-        """Whether reading has ended."""
-        return self._done.is_set()
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether there is nothing to take."""
-        return self.tail is None
-
-    def finish(self) -> None:
-        """Reading has ended."""
-        self._done.set()
 
 
 class Keeper:
@@ -268,12 +241,12 @@ class Keeper:
             return
         try:
             if key is None:
-                is_written = entry.folder.write_point(entry.tokens, [payload], entry.label)
+                is_written = entry.folder.write_point(entry.tokens, payload, entry.label)
                 self.stats.num_saved += is_written
             else:
                 page = 4 * PAGE_TOKENS * entry.keys.index(key)
                 tokens = entry.tokens[page : page + 4 * PAGE_TOKENS]
-                is_written = entry.folder.write_page(key, tokens, [payload])
+                is_written = entry.folder.write_page(key, tokens, payload)
                 entry.written.append(key)
             self.stats.written_bytes += len(payload) if is_written else 0
         except Exception as error:  # a full disk, no permission: whatever it is, answers go on
@@ -294,88 +267,43 @@ class Keeper:
         return PAGE_TOKENS * self._folder(owner).num_pages(record.token_bytes(tokens))
 
     def begin_restore(self, tokens: Sequence[int], owner: str, *, above: int, max_tokens: int) -> Restore | None:
-        """Starts to read the deepest stored beginning of `tokens` that is worth it; None when there is none.
+        """A way to restore the deepest stored beginning of `tokens` that is worth it; None when there is none.
 
         Worth it: a page more than the `above` tokens that are in memory. Also a prefix that goes on differently, where
         it can be cut. Not more than `max_tokens`.
         """
         folder = self._folder(owner)
         wanted = record.token_bytes(tokens)
-        least = above + _WORTH_TOKENS - 1
+        least = above + _WORTH_TOKENS
         try:
-            candidates = list(folder.find(wanted, above=least))[:4]
-            deepest = candidates[0].length if candidates else 0
-            overlap = folder.find_overlap(wanted, above=max(least, deepest), is_exact=self._executor.can_reuse_anywhere)
+            points = list(folder.find(wanted, above=least - 1))[:4]
+            deepest = points[0].length if points else 0
+            is_exact = self._executor.can_reuse_anywhere
+            overlap = folder.find_overlap(wanted, above=max(least - 1, deepest), is_exact=is_exact)
             if overlap is not None:
-                candidates.insert(0, overlap)
+                points.insert(0, overlap)
         except OSError:
             return None
-        page_bytes = self._executor.page_bytes()
         spare = self._spare_bytes()
-        candidates = [
-            point
-            for point in candidates
-            if point.length <= max_tokens
-            and page_bytes * len(point.page_keys) + self._executor.tail_bytes(point.length) <= spare
-        ]
+        candidates = []
+        for point in points:
+            held = folder.point_tokens(point.path)  # none when it went meanwhile
+            if len(held) != 4 * point.length or point.length > max_tokens:
+                continue
+            sizes = Sizes(self._executor.page_bytes(), self._executor.tail_bytes(point.length))
+            if sizes.largest(point.length) <= spare:
+                candidates.append(Candidate.of_point(point, held))
         if not candidates:
             return None
-        held = {point.path: folder.point_tokens(point.path) for point in candidates}
-        restore = Restore([])
-        sizes = {point.path: self._executor.tail_bytes(point.length) for point in candidates}
-        thread = threading.Thread(
-            target=self._read, args=(restore, folder, candidates, held, sizes, page_bytes), daemon=True
+        return Restore(
+            folder,
+            owner,
+            candidates,
+            least_tokens=least,
+            budget_bytes=min(spare, _READ_AHEAD_BYTES),
+            stats=self.stats,
+            notify=self._notify,
         )
-        thread.start()
-        return restore
-
-    def finish_restore(self, restore: Restore, *, is_taken: bool) -> None:
-        """The scheduler has handed the prefix to the executor, or could not."""
-        if is_taken:
-            self.stats.num_restored += 1
-            self.stats.num_restored_tokens += len(restore.tokens)
-            self.stats.restore_seconds += time.perf_counter() - restore.started_at
-
-    def _read(
-        self,
-        restore: Restore,
-        folder: PrefixFolder,
-        candidates: list[StoredPoint],
-        held: dict[object, bytes],
-        sizes: dict[object, int],
-        page_bytes: int,
-    ) -> None:
-        """Reads the first candidate that is whole."""
-        try:
-            for point in candidates:
-                try:
-                    tokens = held[point.path]
-                    if len(tokens) != 4 * point.length:
-                        raise DamagedRecordError(f"{point.path}: another length than its name says")
-                    tail = folder.read_point(point, tokens, max_payload=sizes[point.path])
-                    if len(tail) != sizes[point.path]:
-                        raise DamagedRecordError(f"{point.path}: {len(tail)} bytes are no tail")
-                    pages = bytearray(page_bytes * len(point.page_keys))
-                    for i, key in enumerate(point.page_keys):
-                        part = tokens[4 * PAGE_TOKENS * i : 4 * PAGE_TOKENS * (i + 1)]
-                        payload = folder.read_page(key, part, max_payload=page_bytes)
-                        if len(payload) != page_bytes:
-                            raise DamagedRecordError(f"{point.path}: {len(payload)} bytes are no page")
-                        pages[page_bytes * i : page_bytes * (i + 1)] = payload
-                except (DamagedRecordError, OSError) as error:
-                    _log.warning("a stored prefix is not usable and is computed again: %s", error)
-                    self.stats.num_refused += 1
-                    folder.remove(point)
-                    continue
-                folder.touch(point)
-                restore.tokens = [int(i) for i in memoryview(tokens).cast("i")]
-                restore.pages, restore.tail = pages, tail
-                return
-        except BaseException as error:  # a reader that dies must not leave its request waiting
-            _log.warning("a stored prefix could not be read: %r", error)
-        finally:
-            restore.finish()
-            self._notify()
 
     def _folder(self, owner: str) -> PrefixFolder:
         folder = self._folders.get(owner)

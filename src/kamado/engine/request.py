@@ -16,7 +16,7 @@ from .session import Session
 from .stops import StopMatcher
 
 if TYPE_CHECKING:
-    from .keeper import Restore
+    from .restore import Restore
 
 # Pieces that wait for a slow consumer before its request pauses: a second or two of reading.
 MAX_QUEUED_PIECES = 64

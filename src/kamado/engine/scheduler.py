@@ -262,6 +262,8 @@ class Scheduler:
 
     def _end_all(self, reason: BaseException) -> None:
         for request in (*self._live, *self._waiting):
+            if request.restore is not None:
+                request.restore.stop(None)
             request.output.end(reason)
         self._live.clear()
         self._waiting.clear()
@@ -282,6 +284,8 @@ class Scheduler:
         self._news.clear()
         for request in [r for r in self._waiting if r.is_cancelled]:
             self._waiting.remove(request)
+            if request.restore is not None:
+                request.restore.stop(self._sessions)
             request.output.end(None)
         for request in [r for r in self._live if r.is_cancelled]:
             self._leave(request)
@@ -475,22 +479,15 @@ class Scheduler:
                     above=self._num_reusable(request),
                     max_tokens=(self._sessions.num_pages - self._num_pages_promised()) * PAGE_TOKENS,
                 )
-        restore = request.restore
-        if restore is None:
+        if request.restore is None:
             return False
-        if not restore.is_done:
-            return True
+        try:
+            if request.restore.advance(self._sessions):
+                return True
+        except Exception as error:
+            _log.warning("a stored prefix could not be used: %s", error)
+            request.restore.stop(self._sessions)
         request.restore = None
-        if restore.pages is not None and restore.tail is not None:
-            is_taken = False
-            try:
-                is_taken = (
-                    self._sessions.adopt(restore.tokens, request.owner, memoryview(restore.pages), restore.tail)
-                    is not None
-                )
-            except Exception as error:
-                _log.warning("a stored prefix could not be used: %s", error)
-            self._keeper.finish_restore(restore, is_taken=is_taken)
         return False
 
     def _plan_mark(self, request: Request, num_shared: int) -> None:

@@ -131,19 +131,33 @@ class SessionCache:
         source.last_used = next(self._clock)
         return source
 
-    def adopt(self, tokens: Sequence[int], owner: str, pages: memoryview, tail: memoryview) -> Session | None:
-        """An idle session with tokens that were restored; None when there is no room for it.
+    def begin_import(self, num_tokens: int, owner: str) -> Session | None:
+        """An idle session without tokens, with pages for `num_tokens` that will be restored; None if there is no room.
 
-        Raises what the executor does when the bytes are not of the sizes it wants.
+        It gives way like any idle one: ask `holds` before each of the following two.
         """
-        num_pages = -(-len(tokens) // PAGE_TOKENS)
+        num_pages = -(-num_tokens // PAGE_TOKENS)
         if not self.can_admit() or not self._make_sequence() or not self._make_room(num_pages):
             return None
-        session = self._add(self.executor.import_sequence(pages, tail, len(tokens)), list(tokens), owner)
+        session = self._add(self.executor.begin_import(num_tokens), [], owner)
         session.pages = [_Page() for _ in range(num_pages)]
         self._num_used_pages += num_pages
         session.is_live = False
         return session
+
+    def import_page(self, session: Session, page: int, payload: memoryview) -> None:
+        """The next page of a session that is being restored; ValueError when the executor wants another size."""
+        self.executor.import_pages(session.sequence, page, page + 1, payload)
+
+    def finish_import(self, session: Session, tokens: list[int], tail: memoryview) -> None:
+        """The last piece: from now on the session holds `tokens`. ValueError as `import_page`."""
+        self.executor.import_tail(session.sequence, tail)
+        session.last_used = next(self._clock)
+        self.extend(session, tokens)
+
+    def holds(self, session: Session) -> bool:
+        """Whether the session has not been dropped."""
+        return session in self._sessions
 
     def create_empty(self) -> Session | None:
         """A live session without tokens, for a job; None when all sequences are live."""

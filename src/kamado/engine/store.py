@@ -348,15 +348,17 @@ class PrefixFolder:
         """Whether a page of this key is there (not whether it is whole)."""
         return (self._pages / (key.hex() + _SUFFIX)).is_file()
 
-    def read_point(self, point: StoredPoint, tokens: bytes, *, max_payload: int) -> memoryview:
-        """The point's payload. Raises DamagedRecordError, the file removed, when it is not whole or not of `tokens`."""
-        limit = max_payload + len(tokens) + 2 * record.MAX_LABEL_BYTES
-        return self._read(point.path, POINT, tokens[: 4 * point.length], limit)
+    def read_point(
+        self, point: StoredPoint, tokens: bytes, *, max_payload: int, buffer: bytearray | None = None
+    ) -> memoryview:
+        """The point's payload, in `buffer` when that is large enough. Raises DamagedRecordError, the file removed, when
+        it is not whole or not of `tokens`."""
+        return self._read(point.path, POINT, tokens[: 4 * point.length], max_payload, buffer)
 
-    def read_page(self, key: bytes, tokens: bytes, *, max_payload: int) -> memoryview:
-        """The payload of the page that holds `tokens`. Raises DamagedRecordError, the file removed; OSError."""
-        path = self._pages / (key.hex() + _SUFFIX)
-        return self._read(path, PAGE, tokens, max_payload + len(tokens) + 2 * record.MAX_LABEL_BYTES)
+    def read_page(self, key: bytes, tokens: bytes, *, max_payload: int, buffer: bytearray | None = None) -> memoryview:
+        """The payload of the page that holds `tokens`, as read_point. Raises DamagedRecordError, the file removed;
+        OSError."""
+        return self._read(self._pages / (key.hex() + _SUFFIX), PAGE, tokens, max_payload, buffer)
 
     def touch(self, point: StoredPoint) -> None:
         """The point was used: it goes later."""
@@ -369,7 +371,7 @@ class PrefixFolder:
             point.path.unlink(missing_ok=True)
         self._index_stamp = None
 
-    def write_page(self, key: bytes, tokens: bytes, payload: Iterable[Buffer]) -> bool:
+    def write_page(self, key: bytes, tokens: bytes, payload: Buffer) -> bool:
         """Stores a page unless it is there; False when there is no room. Raises OSError."""
         if self.has_page(key):
             return True
@@ -377,7 +379,7 @@ class PrefixFolder:
         path = self._pages / (key.hex() + _SUFFIX)
         return self.store.write(path, record.pack(PAGE, self.binding, key, tokens, payload))
 
-    def write_point(self, tokens: bytes, payload: Iterable[Buffer], label: str = "") -> bool:
+    def write_point(self, tokens: bytes, payload: Buffer, label: str = "") -> bool:
         """Stores a reuse point whose pages were stored; False when there is no room or a page has gone meanwhile."""
         keys = record.chain(self.binding, tokens)
         count = record.settled_pages(len(tokens) // 4)
@@ -401,9 +403,10 @@ class PrefixFolder:
             with contextlib.suppress(OSError):
                 (self._pages / (key.hex() + _SUFFIX)).unlink(missing_ok=True)
 
-    def _read(self, path: Path, kind: int, tokens: bytes, limit: int) -> memoryview:
+    def _read(self, path: Path, kind: int, tokens: bytes, max_payload: int, buffer: bytearray | None) -> memoryview:
+        limit = record.file_bytes(len(tokens) // 4, max_payload) + record.MAX_LABEL_BYTES
         try:
-            found = record.read(path, kind, self.binding, max_bytes=limit)
+            found = record.read(path, kind, self.binding, max_bytes=limit, buffer=buffer)
             if found.tokens != tokens:
                 raise DamagedRecordError(f"{path}: it holds other tokens than its name says")
             return found.payload
