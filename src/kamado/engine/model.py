@@ -6,7 +6,8 @@ import logging
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from .grammar import Grammar, Schema, make_grammar
 from .keeper import Keeper
 from .prompt_scores import PromptScores
 from .request import Request, TokenRule
+from .same_text import SameText
 from .sampler import MAX_LOGPROBS, sampling_from
 from .scheduler import NoRoomError, Scheduler
 from .session import SessionCache
@@ -41,6 +43,7 @@ from .stats import Stats, make_stats
 from .stops import check_stops
 from .think_budget import ThinkBudget
 from .tool_format import ChatFormat, choose_format
+from .transcripts import Transcripts
 from .turn import Turn, TurnMaker, TurnStream
 
 if TYPE_CHECKING:
@@ -106,6 +109,7 @@ class Model:
             keeper=keeper,
             before_step=before_step,
         )
+        self._transcripts = Transcripts(self._vocab_size, stored=keeper.stored_tokens if keeper else None)
         self._finalizer = weakref.finalize(self, self._scheduler.close)  # also at interpreter exit
 
     @property
@@ -254,7 +258,7 @@ class Model:
             print("".join(piece.text for piece in answer))
         """
         return self._answer(
-            self._prompt_tokens(self.encode_chat(messages), special=False),
+            self.encode_chat(messages, owner=owner),
             continues=False,
             session=None if session is None else check_name(session),
             messages=messages,
@@ -285,14 +289,16 @@ class Model:
         think: Think | None = None,
         continue_last: bool = False,
         template_options: Mapping[str, object] | None = None,
+        owner: str = "",
     ) -> Turn:
         """A prompt with tools and an output format, in the model's own form: what `answer_turn` answers.
 
         Whatever the model does, calls in the answer are whole and their arguments match the tool's schema, and text
         has the output format. `think.enabled` switches reasoning where the template can; `think.max_tokens` ends it.
-        `template_options`: plain data for variables of the template. Raises UsageError (a model that cannot use tools,
-        with the reason; a name or message that is wrong), ConstraintError for schemas that cannot be used,
-        MissingPackageError, TemplateError.
+        `template_options`: plain data for variables of the template. `owner`: answers that were given to the same one
+        keep the token ids that were generated. Raises UsageError (a model that cannot use tools, with the reason; a
+        name or message that is wrong), ConstraintError for schemas that cannot be used, MissingPackageError,
+        TemplateError.
         """
         return self._turn_maker.prepare(
             messages,
@@ -303,6 +309,7 @@ class Model:
             continue_last=continue_last,
             options=template_options or {},
             compile_form=lambda form: self._constraints.compile(form),
+            respell=lambda tokens, names: self._respelled(tokens, owner, names),
         )
 
     def answer_turn(
@@ -398,8 +405,9 @@ class Model:
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
         )
+        remember = None if continues else partial(self._transcripts.remember, owner)
         if session is None:
-            return Generation(request, self._scheduler, self)
+            return Generation(request, self._scheduler, self, on_tokens=remember)
         name, history, store, model = session, [dict(m) for m in messages], self._conversations, self.name
 
         def keep(text: str) -> None:
@@ -409,7 +417,7 @@ class Model:
                 except OSError as error:
                     _log.warning("the session %s could not be kept: %s", name, error)
 
-        return Generation(request, self._scheduler, self, on_end=keep)
+        return Generation(request, self._scheduler, self, on_end=keep, on_tokens=remember)
 
     def conversation(self, session: str, *, owner: str = "") -> list[dict[str, str]]:
         """The messages of a named conversation, to be continued with `chat(..., session=...)`; none if it is new.
@@ -419,9 +427,15 @@ class Model:
         found = self._conversations.load(session, owner)
         return [] if found is None else found.messages
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The token ids that `chat` would send for `messages`. Raises as `chat` does."""
-        return self._chat_encoder.encode(messages)
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, owner: str = "") -> list[int]:
+        """The token ids that `chat` would send for `messages`: those of the template's text, but where the model said
+        that text to `owner` before, those that it generated. Raises as `chat` does."""
+        return self._respelled(self._chat_encoder.encode(messages), owner)
+
+    def _respelled(self, tokens: list[int], owner: str, names: frozenset[str] = frozenset()) -> list[int]:
+        """The same text with the ids that are cached, if it fits so; `names` are the prompt's tools."""
+        found = self._transcripts.match(owner, tokens, lambda: self._same_text, names)
+        return found if len(found) < self.context else tokens
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32[len(tokens), vocab_size]: row i predicts the token after tokens[: i + 1].
@@ -618,6 +632,13 @@ class Model:
             for i in (tokenizer.bos_id, tokenizer.eos_id)
         )
         return ChatEncoder(tokenizer, ChatTemplate(source, bos_token=bos, eos_token=eos))
+
+    @cached_property
+    def _same_text(self) -> SameText:
+        prompt: list[int] = []
+        with suppress(TemplateError):
+            prompt = self._chat_encoder.encode([{"role": "user", "content": "Q"}])
+        return SameText(self._require_tokenizer(), self._vocab_size, self._turn_maker.format, prompt)
 
     @cached_property
     def _turn_maker(self) -> TurnMaker:

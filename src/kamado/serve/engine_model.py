@@ -168,6 +168,7 @@ class EngineModel:
             think=request.think,
             continue_last=request.continue_last,
             template_options=request.template_options,
+            owner=request.owner,
         )
 
     async def count_chat_tokens(self, request: ChatRequest) -> int:
