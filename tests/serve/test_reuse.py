@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from engine import chat_families
+from engine.fakes import FakeExecutor
 from engine.spelling import Speller
 
 from kamado.serve.backend import LoadOptions, ModelInfo, ServedModel
@@ -43,6 +44,11 @@ class Asker:
     def __init__(self, server: Running, speller: Speller) -> None:
         self._client = httpx.Client(base_url=server.url, timeout=60)
         self._speller = speller
+
+    @property
+    def executor(self) -> FakeExecutor:
+        """What computes."""
+        return self._speller.executor
 
     def close(self) -> None:
         self._client.close()
@@ -154,3 +160,30 @@ def test_an_agents_calls_cost_no_prefill(asker: Asker) -> None:
         message["tool_calls"][0]["function"]["arguments"] = f'{{"days":{step},"city":"oslo"}}'
         total = answer["usage"]["total_tokens"]
         messages += [message, {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "sunny"}]
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+def test_an_evaluations_prompts_compute_what_they_share_once(asker: Asker, max_tokens: int) -> None:
+    """Few-shot prompts by the batch: the shots are computed once, each ending once, and an answer adds its own row."""
+    shots = "question 1: what is the capital of norway? answer: oslo. " * 6
+    prompts = [f"{shots}{i} + {i} = {1000000000000 + i}" for i in range(10, 18)]
+    body = {"model": "m", "prompt": prompts, "echo": True, "logprobs": 1, "temperature": 0, "max_tokens": max_tokens}
+    asker.post("/v1/completions", {**body, "prompt": "warm", "max_tokens": 0})  # loads the model
+    executor = asker.executor
+    before = executor.num_rows
+    answer = asker.post("/v1/completions", body)
+    size = answer["usage"]["prompt_tokens"] // len(prompts)
+    num_ending = len("0 + 10 = 1000000000010")  # what follows the shots and the "1" that all endings begin with
+    num_shared = size - num_ending - 1  # rows; the next one scores where they part
+    computed = executor.num_rows - before
+    assert computed == num_shared + len(prompts) * (num_ending + (max_tokens > 0))
+    assert cached(answer) == len(prompts) * (size - 1) - (num_shared + len(prompts) * num_ending)
+    for prompt, choice in zip(prompts, answer["choices"], strict=True):
+        assert choice["text"].startswith(prompt)
+        assert choice["logprobs"]["token_logprobs"][0] is None
+        assert all(value < 0 for value in choice["logprobs"]["token_logprobs"][1:size])
+    # The same again computes nothing for the scores.
+    again = executor.num_rows
+    answer = asker.post("/v1/completions", body)
+    assert executor.num_rows - again == len(prompts) * (max_tokens > 0)
+    assert cached(answer) == len(prompts) * (size - 1)

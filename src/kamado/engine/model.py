@@ -64,6 +64,14 @@ class Perplexity(NamedTuple):
     num_tokens: int  # tokens that were scored
 
 
+class PromptLogprobs(NamedTuple):
+    """One of several prompts that were scored, by its place among them."""
+
+    number: int
+    tokens: tuple[TokenLogprob, ...]
+    num_reused: int  # tokens that were not computed for it; the last one never is
+
+
 class Model:
     """A model that was loaded with `kamado.load`. Its methods may be called from several threads; answers run together.
 
@@ -542,25 +550,40 @@ class Model:
 
         Beginnings that earlier calls of the same `owner` shared are not computed again. Raises ContextOverflowError.
         """
+        return next(self.score_prompts([tokens], top, owner=owner)).tokens
+
+    def score_prompts(
+        self, prompts: Sequence[Sequence[int]], top: int = 0, *, owner: str = ""
+    ) -> Iterator[PromptLogprobs]:
+        """As `prompt_logprobs` for many prompts, which are computed together; each comes when it is done, in any order.
+
+        Raises at once what `prompt_logprobs` does for a prompt that is wrong.
+        """
         self._require_generator()
-        checked = self._check_tokens(tokens)
-        if not checked:
-            raise UsageError("the prompt is empty: it must have one token at least")
-        if len(checked) > self.context:
-            raise ContextOverflowError(len(checked), self.context)
+        checked = [self._check_tokens(tokens) for tokens in prompts]
+        for tokens in checked:
+            if not tokens:
+                raise UsageError("the prompt is empty: it must have one token at least")
+            if len(tokens) > self.context:
+                raise ContextOverflowError(len(tokens), self.context)
         if not is_whole(top) or not 0 <= top <= MAX_LOGPROBS:
             raise UsageError(f"top must be a whole number from 0 to {MAX_LOGPROBS}, not {top!r}")
+        return self._scored(checked, top, owner)
+
+    def _scored(self, prompts: Sequence[list[int]], top: int, owner: str) -> Iterator[PromptLogprobs]:
+        bytes_of = self.token_bytes
         try:
-            scores = self._prompt_scores.scores(checked, top, owner) if len(checked) > 1 else []
+            for number, scores, num_computed in self._prompt_scores.score_all(prompts, top, owner):
+                tokens = prompts[number]
+                out = [TokenLogprob(tokens[0], bytes_of(tokens[0]), math.nan)]
+                for token, (value, best) in zip(tokens[1:], scores, strict=True):
+                    alternatives = tuple((other, bytes_of(other), logprob) for other, logprob in best)
+                    out.append(TokenLogprob(token, bytes_of(token), value, alternatives))
+                yield PromptLogprobs(number, tuple(out), max(0, len(tokens) - 1 - num_computed))
         except KamadoError:
             raise
         except Exception as error:
             raise public_error(error) from error
-        out = [TokenLogprob(checked[0], self.token_bytes(checked[0]), math.nan)]
-        for token, (value, best) in zip(checked[1:], scores, strict=True):
-            alternatives = tuple((other, self.token_bytes(other), logprob) for other, logprob in best)
-            out.append(TokenLogprob(token, self.token_bytes(token), value, alternatives))
-        return tuple(out)
 
     def perplexity(
         self,
@@ -613,8 +636,8 @@ class Model:
 
     @cached_property
     def _prompt_scores(self) -> PromptScores:
-        rows = min(self.plan.max_rows, self.plan.max_logit_rows)
-        return PromptScores(self._scheduler, max_rows=rows, vocab_size=self._vocab_size)
+        rows = {"max_rows": self.plan.max_rows, "max_logit_rows": self.plan.max_logit_rows}
+        return PromptScores(self._scheduler, **rows)
 
     @cached_property
     def _chat_encoder(self) -> ChatEncoder:
