@@ -139,7 +139,7 @@ def test_what_a_user_wrote_keeps_its_usual_ids() -> None:
     with speller.model:
         user = [{"role": "user", "content": "aabb"}]
         text, prompt, _ = speller.chat(ASK, "aabb")
-        kept = Transcripts(speller.model.vocab_size)
+        kept = Transcripts(speller.model.vocab_size, max_bytes=1 << 16)
         # Ids that a client made up itself, as another of its kind may have stored them.
         kept.remember("", [IM_START, *b"user\naabb", IM_END, 10, *prompt[-11:]])
         usual = speller.model.encode_chat(user)
@@ -404,7 +404,7 @@ def test_memory_is_bounded_and_the_least_used_goes_first() -> None:
 
 
 def test_a_conversation_that_goes_on_is_kept_once() -> None:
-    kept = Transcripts(1000)
+    kept = Transcripts(1000, max_bytes=1 << 16)
     kept.remember("a", [1, 2, 3, 7])  # the last id ended the turn; the template ends it otherwise
     kept.remember("a", [1, 2, 3, 8, 4])
     kept.remember("a", [1, 2, 3, 8])
@@ -414,6 +414,6 @@ def test_a_conversation_that_goes_on_is_kept_once() -> None:
 
 def test_stored_ids_that_the_vocabulary_has_not_are_left() -> None:
     stored = [array("i", [1, 2, 1000]), array("i", [1, -2]), array("i", [1, 3])]
-    kept = Transcripts(1000, stored=lambda owner: stored if owner == "a" else [])
+    kept = Transcripts(1000, max_bytes=1 << 16, stored=lambda owner: stored if owner == "a" else [])
     assert kept.match("a", [1, 3], never) == [1, 3]
     assert kept.nbytes == 8

@@ -22,6 +22,7 @@ from ..errors import (
     UsageError,
 )
 from ..memory.forecast import Plan
+from ..memory.sizes import transcript_bytes
 from ..memory.usage import BudgetWatch
 from ..program import Pooling
 from .chat import ChatEncoder
@@ -117,7 +118,11 @@ class Model:
             keeper=keeper,
             before_step=before_step,
         )
-        self._transcripts = Transcripts(self._vocab_size, stored=keeper.stored_tokens if keeper else None)
+        self._transcripts = Transcripts(
+            self._vocab_size,
+            max_bytes=transcript_bytes(plan.kv_tokens),
+            stored=keeper.stored_tokens if keeper else None,
+        )
         self._finalizer = weakref.finalize(self, self._scheduler.close)  # also at interpreter exit
 
     @property
@@ -149,7 +154,9 @@ class Model:
     def stats(self) -> Stats:
         """Totals since the model was loaded: tokens, seconds by stage, bytes by owner, whether the budget was kept, and
         the ledger of streamed experts. Waits for the running step."""
-        return make_stats(self._scheduler.snapshot(), self.plan, self._watch, self._keeper)
+        constraints = self.__dict__.get("_constraints")  # none before the first answer that has a form
+        nbytes = 0 if constraints is None else constraints.nbytes
+        return make_stats(self._scheduler.snapshot(), self.plan, self._watch, self._keeper, constraint_bytes=nbytes)
 
     def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """Token ids of `text`. With `special`, special tokens written in it become their ids; else they are plain text.

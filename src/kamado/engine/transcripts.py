@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Sequence
 from .same_text import SameText
 from .session import common_prefix
 
-MAX_BYTES = 8 << 20  # two million tokens: 64 conversations of 32k
 _MAX_TRANSCRIPTS = 2048
 # Transcripts that begin most like the prompt and are compared in full: several answers to one question are alike.
 _MAX_COMPARED = 8
@@ -31,10 +30,10 @@ class Transcripts:
         self,
         vocab_size: int,
         *,
-        max_bytes: int = MAX_BYTES,
+        max_bytes: int,
         stored: Callable[[str], Iterable[array[int]]] | None = None,
     ) -> None:
-        """`stored(owner)`: what outlived earlier processes, the latest first."""
+        """`max_bytes` of ids are kept at most. `stored(owner)`: what outlived earlier processes, the latest first."""
         self._vocab_size = vocab_size
         self._max_bytes = max_bytes
         self._stored = stored
