@@ -273,7 +273,7 @@ class Model:
             print("".join(piece.text for piece in answer))
         """
         return self._answer(
-            self.encode_chat(messages, owner=owner),
+            self._prompt_tokens(self.encode_chat(messages, owner=owner), special=False),
             continues=False,
             session=None if session is None else check_name(session),
             messages=messages,
