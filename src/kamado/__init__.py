@@ -108,6 +108,7 @@ def load(
     trace: str | Path | None = None,
     prefix_cache: str | int | None = None,
     chat_template: str | None = None,
+    constraints: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Loads a model: a GGUF file, a safetensors directory, or a name in the store such as "smollm2:135m".
@@ -130,6 +131,8 @@ def load(
               twice, not even after a restart; None or "off": nothing is kept
     trace     a file to write the steps to, for Perfetto (ui.perfetto.dev)
     chat_template  Jinja source in place of the file's own
+    constraints  whether the budget has room for answers of a given form and tool calls: a trie of the vocabulary, which
+              is made for the first of them, about 0.5 kB a token
     progress  called with (done bytes, total bytes) while weights are packed; an exception it raises stops the load
 
     Nothing is downloaded: `kamado pull NAME` does that. Raises ModelNotFoundError, CheckpointError and its kinds for a
@@ -154,6 +157,7 @@ def load(
         trace=trace,
         prefix_cache=prefix_cache,
         chat_template=chat_template,
+        constraints=constraints,
         progress=progress,
     )
 

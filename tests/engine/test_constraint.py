@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ from kamado.engine.constraint import ConstraintCompiler
 from kamado.engine.grammar import lark_grammar, make_grammar, regex_grammar, schema_grammar
 from kamado.engine.sampler import Sampler, Sampling
 from kamado.errors import ConstraintError, MissingPackageError
+from kamado.memory.sizes import constraint_bytes
 
 from .fakes import EOS, IM_END, VOCAB, ByteTokenizer, FakeExecutor, make_model
 
@@ -253,3 +255,48 @@ def test_rows_past_the_vocabulary_are_never_picked() -> None:
     compiler = ConstraintCompiler(ByteTokenizer(), VOCAB + 60)
     constraint = compiler.compile(regex_grammar("(.|\n)+"))
     assert constraint.allowed().max() < 256
+
+
+def test_memory_has_an_owner_once_there_is_a_form() -> None:
+    with make_model() as model:
+        list(model.generate([1], max_tokens=2, temperature=0))
+        assert "constraints" not in model.stats.bytes_by_owner
+        list(model.generate([1], max_tokens=2, temperature=0, regex="[ab]*"))
+        assert model.stats.bytes_by_owner["constraints"] == constraint_bytes(model.vocab_size, is_peak=False)
+
+
+_MEASURE = """
+import gc, itertools, json, re
+from pathlib import Path
+from types import SimpleNamespace
+from kamado.engine.constraint import ConstraintCompiler
+from kamado.engine.grammar import make_grammar
+
+def status(name):  # bytes of this process, its own since it began
+    return 1024 * int(re.search(rf"{name}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+letters = b"etaoinshrdlucmfwypvbgkjqxz ETAOIN0123456789_.-"
+words = itertools.chain.from_iterable(map(bytes, itertools.product(letters, repeat=n)) for n in (1, 2, 3, 4))
+tokens = [bytes([i]) for i in range(256)] + list(itertools.islice(words, 150_000 - 257)) + [b"<|end|>"]
+tokenizer = SimpleNamespace(
+    vocab_size=150_000, token_bytes=tokens.__getitem__, special_ids=frozenset([149_999]), stop_ids=frozenset([149_999]),
+    bos_id=None, encode=lambda text, **_: list(text.encode()),
+)
+gc.collect()
+before = status("VmRSS")
+compiler = ConstraintCompiler(tokenizer, 150_000)
+for i in range(32):
+    schema = {"type": "object", "properties": {f"p{i}_{j}": {"type": "string"} for j in range(10)}}
+    compiler.compile(make_grammar(schema, None, None)).allowed()
+print(json.dumps([status("VmHWM") - before, compiler.nbytes]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_vocabulary_takes_what_is_planned() -> None:
+    """A trie of 150 000 tokens and 32 grammars, in a process of their own."""
+    result = subprocess.run([sys.executable, "-c", _MEASURE], capture_output=True, text=True, check=True)
+    peak_bytes, nbytes = json.loads(result.stdout)
+    assert 0.35 * constraint_bytes(150_000) <= peak_bytes <= constraint_bytes(150_000)
+    assert nbytes == constraint_bytes(150_000, is_peak=False)

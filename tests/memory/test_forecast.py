@@ -203,6 +203,20 @@ def test_a_dense_model_is_never_streamed(dense: tuple[Checkpoint, Program]) -> N
         nothing.require_fit()
 
 
+def test_room_for_answers_of_a_given_form_has_an_owner(moe: tuple[Checkpoint, Program]) -> None:
+    without, having = plan(*moe, on=here()), plan(*moe, on=here(), constraints=True)
+    more = sizes.constraint_bytes(moe[1].vocab_size)
+    assert "constraints" not in without.bytes_by_owner
+    assert having.bytes_by_owner["constraints"] == more
+    assert having.peak_bytes == without.peak_bytes + more
+    assert having.least_bytes >= without.least_bytes + more
+    # It is taken from the experts' slots, not from the budget.
+    budget = without.peak_bytes
+    streamed = plan(*moe, memory=budget, on=here(), constraints=True)
+    assert streamed.is_streamed
+    assert streamed.peak_bytes <= budget
+
+
 def test_the_disk_bounds_the_speed_of_a_streamed_model(moe: tuple[Checkpoint, Program]) -> None:
     profile = DeviceProfile("test", 2, "avx2", 20e9, 1e12, disk_bytes_per_second=50e6)
     fast = plan(*moe, profile=profile, on=here())

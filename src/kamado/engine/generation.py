@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import ClosedError, ExpertReadError, KamadoError, ModelChangedError, NativeError
 from .piece import Piece, Usage
@@ -15,14 +15,22 @@ class Generation(Iterator[Piece]):
     """The pieces of one answer, as they come. Dropping it, `close()` or Ctrl-C ends the work for it."""
 
     def __init__(
-        self, request: Request, scheduler: Scheduler, owner: object, *, on_end: Callable[[str], None] | None = None
+        self,
+        request: Request,
+        scheduler: Scheduler,
+        owner: object,
+        *,
+        on_end: Callable[[str], None] | None = None,
+        on_tokens: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
-        """`on_end` is called once with the text that was taken, when the answer has ended or was stopped."""
+        """When the answer has ended or was stopped, `on_end` is called once with the text that was taken, `on_tokens`
+        with the prompt's ids and those that were generated, if any were."""
         self._request = request
         self._scheduler = scheduler
         self._owner = owner  # the model must not be closed by garbage collection while an answer runs
         self._is_done = False
         self._on_end = on_end
+        self._on_tokens = on_tokens
         self._texts: list[str] = []
         scheduler.submit(request)
 
@@ -72,6 +80,9 @@ class Generation(Iterator[Piece]):
 
     def _end(self) -> None:
         self._is_done = True
+        on_tokens, self._on_tokens = self._on_tokens, None
+        if on_tokens is not None and self._request.num_generated:
+            on_tokens(self._request.tokens)
         if self._on_end is not None:
             on_end, self._on_end = self._on_end, None
             on_end("".join(self._texts))

@@ -13,10 +13,12 @@ A store that cannot be written (a full disk, no permission) costs its entries an
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
+from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from . import record
@@ -265,6 +267,15 @@ class Keeper:
     def num_shared(self, tokens: Sequence[int], owner: str) -> int:
         """Tokens in full pages that are on disk, whether a point makes them usable or not."""
         return PAGE_TOKENS * self._folder(owner).num_pages(record.token_bytes(tokens))
+
+    def stored_tokens(self, owner: str) -> Iterator[array[int]]:
+        """The token ids of every stored prefix, those used latest first. Read from the files' heads, unchecked; may be
+        called from any thread."""
+        for tokens in self._folder(owner).all_tokens():
+            ids = array("i", tokens)
+            if sys.byteorder == "big":
+                ids.byteswap()
+            yield ids
 
     def begin_restore(self, tokens: Sequence[int], owner: str, *, above: int, max_tokens: int) -> Restore | None:
         """A way to restore the deepest stored beginning of `tokens` that is worth it; None when there is none.

@@ -49,6 +49,7 @@ def load_model(
     trace: str | Path | None = None,
     prefix_cache: str | int | None = None,
     chat_template: str | None = None,
+    constraints: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """See `kamado.load`."""
@@ -90,6 +91,7 @@ def load_model(
         max_logit_rows=max_logit_rows,
         kv_recommended=recommended_for(checkpoint, kv),
         reserved_bytes=PREFIX_STORE_BYTES if cap_bytes else 0,
+        constraints=constraints and not program.is_encoder,
         profile=load_device_profile(here.cpu_model, num_threads, here.tier),
         on=here,
     )

@@ -6,7 +6,8 @@ import logging
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..errors import (
     UsageError,
 )
 from ..memory.forecast import Plan
+from ..memory.sizes import transcript_bytes
 from ..memory.usage import BudgetWatch
 from ..program import Pooling
 from .chat import ChatEncoder
@@ -34,6 +36,7 @@ from .grammar import Grammar, Schema, make_grammar
 from .keeper import Keeper
 from .prompt_scores import PromptScores
 from .request import Request, TokenRule
+from .same_text import SameText
 from .sampler import MAX_LOGPROBS, sampling_from
 from .scheduler import NoRoomError, Scheduler
 from .session import SessionCache
@@ -41,6 +44,7 @@ from .stats import Stats, make_stats
 from .stops import check_stops
 from .think_budget import ThinkBudget
 from .tool_format import ChatFormat, choose_format
+from .transcripts import Transcripts
 from .turn import Turn, TurnMaker, TurnStream
 
 if TYPE_CHECKING:
@@ -59,6 +63,14 @@ class Perplexity(NamedTuple):
     value: float
     standard_error: float
     num_tokens: int  # tokens that were scored
+
+
+class PromptLogprobs(NamedTuple):
+    """One of several prompts that were scored, by its place among them."""
+
+    number: int
+    tokens: tuple[TokenLogprob, ...]
+    num_reused: int  # tokens that were not computed for it; the last one never is
 
 
 class Model:
@@ -106,6 +118,11 @@ class Model:
             keeper=keeper,
             before_step=before_step,
         )
+        self._transcripts = Transcripts(
+            self._vocab_size,
+            max_bytes=transcript_bytes(plan.kv_tokens),
+            stored=keeper.stored_tokens if keeper else None,
+        )
         self._finalizer = weakref.finalize(self, self._scheduler.close)  # also at interpreter exit
 
     @property
@@ -137,7 +154,9 @@ class Model:
     def stats(self) -> Stats:
         """Totals since the model was loaded: tokens, seconds by stage, bytes by owner, whether the budget was kept, and
         the ledger of streamed experts. Waits for the running step."""
-        return make_stats(self._scheduler.snapshot(), self.plan, self._watch, self._keeper)
+        constraints = self.__dict__.get("_constraints")  # none before the first answer that has a form
+        nbytes = 0 if constraints is None else constraints.nbytes
+        return make_stats(self._scheduler.snapshot(), self.plan, self._watch, self._keeper, constraint_bytes=nbytes)
 
     def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """Token ids of `text`. With `special`, special tokens written in it become their ids; else they are plain text.
@@ -254,7 +273,7 @@ class Model:
             print("".join(piece.text for piece in answer))
         """
         return self._answer(
-            self._prompt_tokens(self.encode_chat(messages), special=False),
+            self._prompt_tokens(self.encode_chat(messages, owner=owner), special=False),
             continues=False,
             session=None if session is None else check_name(session),
             messages=messages,
@@ -285,14 +304,16 @@ class Model:
         think: Think | None = None,
         continue_last: bool = False,
         template_options: Mapping[str, object] | None = None,
+        owner: str = "",
     ) -> Turn:
         """A prompt with tools and an output format, in the model's own form: what `answer_turn` answers.
 
         Whatever the model does, calls in the answer are whole and their arguments match the tool's schema, and text
         has the output format. `think.enabled` switches reasoning where the template can; `think.max_tokens` ends it.
-        `template_options`: plain data for variables of the template. Raises UsageError (a model that cannot use tools,
-        with the reason; a name or message that is wrong), ConstraintError for schemas that cannot be used,
-        MissingPackageError, TemplateError.
+        `template_options`: plain data for variables of the template. `owner`: answers that were given to the same one
+        keep the token ids that were generated. Raises UsageError (a model that cannot use tools, with the reason; a
+        name or message that is wrong), ConstraintError for schemas that cannot be used, MissingPackageError,
+        TemplateError.
         """
         return self._turn_maker.prepare(
             messages,
@@ -303,6 +324,7 @@ class Model:
             continue_last=continue_last,
             options=template_options or {},
             compile_form=lambda form: self._constraints.compile(form),
+            respell=lambda tokens, names: self._respelled(tokens, owner, names),
         )
 
     def answer_turn(
@@ -398,8 +420,9 @@ class Model:
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
         )
+        remember = None if continues else partial(self._transcripts.remember, owner)
         if session is None:
-            return Generation(request, self._scheduler, self)
+            return Generation(request, self._scheduler, self, on_tokens=remember)
         name, history, store, model = session, [dict(m) for m in messages], self._conversations, self.name
 
         def keep(text: str) -> None:
@@ -409,7 +432,7 @@ class Model:
                 except OSError as error:
                     _log.warning("the session %s could not be kept: %s", name, error)
 
-        return Generation(request, self._scheduler, self, on_end=keep)
+        return Generation(request, self._scheduler, self, on_end=keep, on_tokens=remember)
 
     def conversation(self, session: str, *, owner: str = "") -> list[dict[str, str]]:
         """The messages of a named conversation, to be continued with `chat(..., session=...)`; none if it is new.
@@ -419,9 +442,15 @@ class Model:
         found = self._conversations.load(session, owner)
         return [] if found is None else found.messages
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The token ids that `chat` would send for `messages`. Raises as `chat` does."""
-        return self._chat_encoder.encode(messages)
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, owner: str = "") -> list[int]:
+        """The token ids that `chat` would send for `messages`: those of the template's text, but where the model said
+        that text to `owner` before, those that it generated. Raises as `chat` does."""
+        return self._respelled(self._chat_encoder.encode(messages), owner)
+
+    def _respelled(self, tokens: list[int], owner: str, names: frozenset[str] = frozenset()) -> list[int]:
+        """The same text with the ids that are cached, if it fits so; `names` are the prompt's tools."""
+        found = self._transcripts.match(owner, tokens, lambda: self._same_text, names)
+        return found if len(found) < self.context else tokens
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """float32[len(tokens), vocab_size]: row i predicts the token after tokens[: i + 1].
@@ -528,25 +557,40 @@ class Model:
 
         Beginnings that earlier calls of the same `owner` shared are not computed again. Raises ContextOverflowError.
         """
+        return next(self.score_prompts([tokens], top, owner=owner)).tokens
+
+    def score_prompts(
+        self, prompts: Sequence[Sequence[int]], top: int = 0, *, owner: str = ""
+    ) -> Iterator[PromptLogprobs]:
+        """As `prompt_logprobs` for many prompts, which are computed together; each comes when it is done, in any order.
+
+        Raises at once what `prompt_logprobs` does for a prompt that is wrong.
+        """
         self._require_generator()
-        checked = self._check_tokens(tokens)
-        if not checked:
-            raise UsageError("the prompt is empty: it must have one token at least")
-        if len(checked) > self.context:
-            raise ContextOverflowError(len(checked), self.context)
+        checked = [self._check_tokens(tokens) for tokens in prompts]
+        for tokens in checked:
+            if not tokens:
+                raise UsageError("the prompt is empty: it must have one token at least")
+            if len(tokens) > self.context:
+                raise ContextOverflowError(len(tokens), self.context)
         if not is_whole(top) or not 0 <= top <= MAX_LOGPROBS:
             raise UsageError(f"top must be a whole number from 0 to {MAX_LOGPROBS}, not {top!r}")
+        return self._scored(checked, top, owner)
+
+    def _scored(self, prompts: Sequence[list[int]], top: int, owner: str) -> Iterator[PromptLogprobs]:
+        bytes_of = self.token_bytes
         try:
-            scores = self._prompt_scores.scores(checked, top, owner) if len(checked) > 1 else []
+            for number, scores, num_computed in self._prompt_scores.score_all(prompts, top, owner):
+                tokens = prompts[number]
+                out = [TokenLogprob(tokens[0], bytes_of(tokens[0]), math.nan)]
+                for token, (value, best) in zip(tokens[1:], scores, strict=True):
+                    alternatives = tuple((other, bytes_of(other), logprob) for other, logprob in best)
+                    out.append(TokenLogprob(token, bytes_of(token), value, alternatives))
+                yield PromptLogprobs(number, tuple(out), max(0, len(tokens) - 1 - num_computed))
         except KamadoError:
             raise
         except Exception as error:
             raise public_error(error) from error
-        out = [TokenLogprob(checked[0], self.token_bytes(checked[0]), math.nan)]
-        for token, (value, best) in zip(checked[1:], scores, strict=True):
-            alternatives = tuple((other, self.token_bytes(other), logprob) for other, logprob in best)
-            out.append(TokenLogprob(token, self.token_bytes(token), value, alternatives))
-        return tuple(out)
 
     def perplexity(
         self,
@@ -599,8 +643,8 @@ class Model:
 
     @cached_property
     def _prompt_scores(self) -> PromptScores:
-        rows = min(self.plan.max_rows, self.plan.max_logit_rows)
-        return PromptScores(self._scheduler, max_rows=rows, vocab_size=self._vocab_size)
+        rows = {"max_rows": self.plan.max_rows, "max_logit_rows": self.plan.max_logit_rows}
+        return PromptScores(self._scheduler, **rows)
 
     @cached_property
     def _chat_encoder(self) -> ChatEncoder:
@@ -618,6 +662,13 @@ class Model:
             for i in (tokenizer.bos_id, tokenizer.eos_id)
         )
         return ChatEncoder(tokenizer, ChatTemplate(source, bos_token=bos, eos_token=eos))
+
+    @cached_property
+    def _same_text(self) -> SameText:
+        prompt: list[int] = []
+        with suppress(TemplateError):
+            prompt = self._chat_encoder.encode([{"role": "user", "content": "Q"}])
+        return SameText(self._require_tokenizer(), self._vocab_size, self._turn_maker.format, prompt)
 
     @cached_property
     def _turn_maker(self) -> TurnMaker:

@@ -74,7 +74,9 @@ class Snapshot:
     ledger: Ledger | None = None
 
 
-def make_stats(snapshot: Snapshot, plan: Plan, watch: BudgetWatch, keeper: Keeper | None = None) -> Stats:
+def make_stats(
+    snapshot: Snapshot, plan: Plan, watch: BudgetWatch, keeper: Keeper | None = None, *, constraint_bytes: int = 0
+) -> Stats:
     """Turns a snapshot into what callers see, and looks at the memory in use."""
     c = snapshot.counters
     use = watch.sample()
@@ -85,6 +87,8 @@ def make_stats(snapshot: Snapshot, plan: Plan, watch: BudgetWatch, keeper: Keepe
     }
     if snapshot.ledger is not None:
         owners.setdefault("experts", snapshot.ledger.slot_bytes)
+    if constraint_bytes:
+        owners["constraints"] = constraint_bytes
     owners["interpreter"] = max(0, use.resident_bytes - sum(owners.values()))
     if use.file_cache_bytes is not None:
         owners["file_cache"] = use.file_cache_bytes

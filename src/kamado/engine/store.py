@@ -326,6 +326,12 @@ class PrefixFolder:
             self._heads[path] = found
         return found
 
+    def all_tokens(self) -> Iterator[bytes]:
+        """The tokens (int32) of every point, as its head has them, those used latest first."""
+        for path, _ in sorted(_entries(self._points), key=lambda entry: -entry[1].st_mtime_ns):
+            with contextlib.suppress(OSError, DamagedRecordError):
+                yield record.read_head(path, POINT, self.binding)[1]
+
     def point_label(self, path: Path) -> str:
         """The named session that a point belongs to; "" when none or when it cannot be read."""
         try:

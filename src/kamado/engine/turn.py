@@ -87,8 +87,9 @@ class TurnMaker:
         continue_last: bool,
         options: Mapping[str, Any],
         compile_form: Callable[[Grammar], object],
+        respell: Callable[[list[int], frozenset[str]], list[int]],
     ) -> Turn:
-        """See `Model.prepare_turn`."""
+        """See `Model.prepare_turn`. `respell(tokens, names of tools)`: the same text with the ids that are cached."""
         chat = self.format
         _check_messages(messages, continue_last)
         offered = self._offered(tools, tool_choice)
@@ -103,7 +104,7 @@ class TurnMaker:
         )
         tags = chat.tags
         is_reasoning = tags is not None and encoded.tail.rstrip().endswith(tags.open)
-        tokens = tuple(encoded.tokens)
+        tokens = tuple(respell(encoded.tokens, frozenset(tool.name for tool in shown)))
         if tags is not None and is_reasoning and think.enabled is False:
             tokens += tuple(self._encoder.encode_literals(f"\n{tags.close}\n\n"))
             is_reasoning = False

@@ -72,7 +72,7 @@ class Plan:
     num_threads: int
     max_rows: int  # rows of a step
     max_logit_rows: int
-    bytes_by_owner: dict[str, int]  # "weights", "experts", "kv", "scratch", "interpreter", "file_cache"
+    bytes_by_owner: dict[str, int]  # weights, experts, kv, scratch, interpreter, constraints if planned for, file_cache
     memory_bytes: int  # what may be used
     memory_limited_by: str  # "budget", "machine" or a cgroup's path
     least_bytes: int  # the least budget that works for the context that was asked for, else for `least_context`
@@ -175,6 +175,7 @@ def plan(
     max_sequences: int | None = None,
     kv_recommended: str | None = None,
     reserved_bytes: int = 0,
+    constraints: bool = False,
     profile: DeviceProfile | None = None,
     on: Machine | None = None,
 ) -> Plan:
@@ -185,7 +186,8 @@ def plan(
     2048 when experts are streamed. When everything fits, everything is resident; when it does not, and the model has
     experts, they are streamed through slots that take what is left of the budget. `kv_recommended` is what kv="auto"
     stands for, "exact" when None. `max_sequences` None: 64, or fewer where each holds exact pages beside codes.
-    `reserved_bytes`: what the engine takes beside, counted with the interpreter. Nothing is loaded. Raises
+    `reserved_bytes`: what the engine takes beside, counted with the interpreter. `constraints`: answers may be given a
+    form, which takes a trie of the vocabulary, an owner of its own. Nothing is loaded. Raises
     UsageError for values out of range; a plan that does not fit is returned, not raised.
     """
     on = on or machine()
@@ -195,7 +197,7 @@ def plan(
     planner = _Planner(
         checkpoint, program, kv_plan, threads or on.cpus, kv_tokens, max_rows, max_logit_rows, max_sequences
     )
-    planner.reserve(reserved_bytes)
+    planner.reserve(reserved_bytes, sizes.constraint_bytes(program.vocab_size) if constraints else 0)
     memory_bytes, limited_by = (on.usable_bytes or on.memory_bytes), on.memory_limited_by
     if memory is not None:
         memory_bytes, limited_by = min((memory, "budget"), (on.memory_bytes, on.memory_limited_by))
@@ -274,11 +276,12 @@ class _Split:
     file_cache: int
     max_sequences: int = MAX_SEQUENCES
     expert_bytes: int | None = None  # None: resident
+    constraints: int = 0
 
     @property
     def fixed(self) -> int:
         """All but the experts."""
-        return self.weights + self.kv + self.scratch + self.interpreter + self.file_cache
+        return self.weights + self.kv + self.scratch + self.interpreter + self.constraints + self.file_cache
 
     def peak_bytes(self, needs: ExpertNeeds) -> int:
         return self.fixed + (needs.packed_bytes if self.expert_bytes is None else self.expert_bytes)
@@ -290,6 +293,7 @@ class _Split:
             "kv": self.kv,
             "scratch": self.scratch,
             "interpreter": self.interpreter,
+            **({"constraints": self.constraints} if self.constraints else {}),
             "file_cache": self.file_cache,
         }
 
@@ -322,9 +326,12 @@ class _Planner:
         self._weights = sizes.dense_weight_bytes(program)
         self._interpreter = _INTERPRETER_BYTES + _tokenizer_bytes(checkpoint, program.vocab_size)
 
-    def reserve(self, num_bytes: int) -> None:
+        self._constraints = 0
+
+    def reserve(self, num_bytes: int, constraint_bytes: int) -> None:
         """Counts what the engine takes beside the model."""
         self._interpreter += num_bytes
+        self._constraints = constraint_bytes
 
     def best(self, memory_bytes: int, context: int | None) -> _Split:
         """The split to load with; the first one tried when none fits."""
@@ -408,7 +415,8 @@ class _Planner:
             ),
             max_sequences=max_sequences,
             scratch=self._scratch.bytes_of(rows, logit_rows, self.num_threads),
-            interpreter=self._interpreter,
+            interpreter=self._interpreter + sizes.transcript_bytes(kv_tokens),
+            constraints=self._constraints,
             file_cache=sizes.table_page_bytes(self._program, context) + _FILE_CACHE_BYTES,
         )
 

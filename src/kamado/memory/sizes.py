@@ -40,6 +40,15 @@ _NUM_READERS = 4  # a buffer more for each
 HUGE_PAGE_BYTES = 2 << 20
 # Assignments (row, expert) whose results are held at once: kMaxAssignments of native/executor/impl.h.
 _MAX_ASSIGNMENTS = 1024
+# What answers of a given form take (llguidance 1.9, measured on Linux x86-64): the package 3.4 MB, 32 compiled grammars
+# of ten fields 6.5 MB, and the vocabulary's trie with the bytes of every token, of which 10 % only while it is made:
+# 24 MB for 49k tokens, 73 for 152k, 132 for 262k.
+_CONSTRAINT_BYTES = 12 << 20
+_CONSTRAINT_PEAK_TOKEN_BYTES = 560
+_CONSTRAINT_TOKEN_BYTES = 500
+# Ids of conversations that may come back: sixteen times what the cache holds.
+_TRANSCRIPT_TOKEN_BYTES = 64
+_MAX_TRANSCRIPT_BYTES = 8 << 20
 _THREAD_BYTES = 1 << 20  # stack and kernel scratch of one thread, touched part
 
 
@@ -78,6 +87,16 @@ class ExpertNeeds:
     def cycle_expert_bytes(self) -> int:
         """`expert_bytes` whose slots hold what one token picks."""
         return self.cycle_bytes + max(_LEAST_BUFFERS * self.buffer_bytes, self.cycle_bytes // 12) + HUGE_PAGE_BYTES
+
+
+def constraint_bytes(vocab_size: int, *, is_peak: bool = True) -> int:
+    """What answers of a given form take for a vocabulary, at the worst moment or afterwards."""
+    return _CONSTRAINT_BYTES + vocab_size * (_CONSTRAINT_PEAK_TOKEN_BYTES if is_peak else _CONSTRAINT_TOKEN_BYTES)
+
+
+def transcript_bytes(kv_tokens: int) -> int:
+    """Most bytes for the token ids of conversations, beside a cache of `kv_tokens`."""
+    return min(_MAX_TRANSCRIPT_BYTES, _TRANSCRIPT_TOKEN_BYTES * kv_tokens)
 
 
 def packed_bytes(ref: TensorRef) -> int:

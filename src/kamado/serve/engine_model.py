@@ -41,6 +41,7 @@ from .completions import CompletionSource, insert_marks
 if TYPE_CHECKING:
     from ..engine.generation import Generation
     from ..engine.model import Model
+    from ..engine.model import PromptLogprobs as ScoredPrompt
     from ..engine.piece import Usage
     from ..engine.turn import Turn
 
@@ -167,6 +168,7 @@ class EngineModel:
             think=request.think,
             continue_last=request.continue_last,
             template_options=request.template_options,
+            owner=request.owner,
         )
 
     async def count_chat_tokens(self, request: ChatRequest) -> int:
@@ -190,32 +192,45 @@ class EngineModel:
         num_prompt = sum(map(len, prompts))
         seed = _first_seed(request.sampling)
         truncated = Truncated(0, cut, "keep_end") if cut else None
+        # First, so that what it computes is not computed again for the answers.
+        scored = await self._score(prompts, request)
         sources: list[CompletionSource] = []
         try:
             if request.max_tokens != 0:
                 sources = self._start(request, prompts, context, seed)
             yield Started(num_prompt, context, truncated, seed)
-            if request.prompt_logprobs is not None:
-                for p, tokens in enumerate(prompts):
-                    scored = await self._in_thread(
-                        partial(self._model.prompt_logprobs, tokens, request.prompt_logprobs, owner=request.owner)
-                    )
-                    for i in range(request.n):
-                        yield PromptLogprobs(scored, p * request.n + i)
+            for p, found in enumerate(scored):
+                for i in range(request.n):
+                    yield PromptLogprobs(found.tokens, p * request.n + i)
             if not sources:
                 for choice in range(len(prompts) * request.n):
                     yield Finish("length", None, choice)
-                yield Done(TokenCounts(num_prompt, 0, 0))
-                return
-            progress = _PrefillProgress(lambda: sources[0].generation.num_computed_tokens, len(prompts[0]))
-            events: AsyncGenerator[Event, None] = merge(sources, progress)
-            async with aclosing(events):
-                async for event in events:
-                    yield event
+            else:
+                progress = _PrefillProgress(lambda: sources[0].generation.num_computed_tokens, len(prompts[0]))
+                events: AsyncGenerator[Event, None] = merge(sources, progress)
+                async with aclosing(events):
+                    async for event in events:
+                        yield event
         finally:
             for source in sources:
                 source.close()
-        yield Done(_counts([source.generation.usage for source in sources], num_prompt, 0))
+        usages = [source.generation.usage for source in sources]
+        if scored:
+            num_cached = sum(found.num_reused for found in scored)
+        else:
+            reused = [usage.num_reused_tokens for usage in usages]
+            num_cached = sum(min(reused[i : i + request.n]) for i in range(0, len(reused), request.n))
+        yield Done(replace(_counts(usages, num_prompt, 0), num_cached_tokens=num_cached))
+
+    async def _score(self, prompts: Sequence[list[int]], request: CompletionRequest) -> list[ScoredPrompt]:
+        """Log-probabilities of the prompts in their order, if asked for. Other requests run in between."""
+        if request.prompt_logprobs is None:
+            return []
+        scores = self._model.score_prompts(prompts, request.prompt_logprobs, owner=request.owner)
+        found: dict[int, ScoredPrompt] = {}
+        while (one := await self._in_thread(partial(next, scores, None))) is not None:
+            found[one.number] = one
+        return [found[i] for i in range(len(prompts))]
 
     def _start(
         self, request: CompletionRequest, prompts: Sequence[list[int]], context: int, seed: int

@@ -71,6 +71,7 @@ class EngineLoader:
             kv_tokens=kv_tokens,
             prefix_cache=self._settings.prefix_cache_bytes or None,
             chat_template=located.recipe.template if located.recipe is not None else None,
+            constraints=True,
         )
         try:
             info = replace(located.info, max_context=located.info.max_context or model.context)
@@ -125,6 +126,7 @@ class EngineLoader:
                 memory=memory_bytes,
                 kv_tokens=kv_tokens,
                 reserved_bytes=PREFIX_STORE_BYTES if self._settings.prefix_cache_bytes else 0,
+                constraints=not program.is_encoder,
                 on=here,
             )
 
