@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -9,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+COMMITS = ["1" * 40, "2" * 40]
 
 
 @dataclass
@@ -85,3 +89,34 @@ def serve() -> Iterator[Server]:
         finally:
             httpd.shutdown()
             thread.join()
+
+
+class Hub:
+    """As much of the Hugging Face Hub's protocol as huggingface_hub needs, of one repository, `owner/repo`."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.server.fallback = lambda path: None
+
+    def publish(
+        self, files: dict[str, bytes], *, commit: str = COMMITS[0], revisions: tuple[str, ...] = ("main",)
+    ) -> None:
+        siblings = []
+        for name, data in files.items():
+            git_id = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            sibling = {"rfilename": name, "size": len(data), "blobId": git_id}
+            if name.endswith((".gguf", ".safetensors")):
+                sibling["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 1}
+            siblings.append(sibling)
+            self.server.replies[f"/owner/repo/resolve/{commit}/{name}"] = Reply(
+                data, headers={"X-Repo-Commit": commit, "ETag": f'"{git_id}"'}
+            )
+        info = Reply(json.dumps({"id": "owner/repo", "sha": commit, "siblings": siblings}).encode())
+        info.headers["Content-Type"] = "application/json"
+        for revision in (*revisions, commit):
+            self.server.replies[f"/api/models/owner/repo/revision/{revision}"] = info
+        if "main" in revisions:
+            self.server.replies["/api/models/owner/repo"] = info
+
+    def reply(self, name: str) -> Reply:
+        return self.server.replies[f"/owner/repo/resolve/{COMMITS[0]}/{name}"]
