@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import glob
+import hashlib
 import json
 import os
 import re
@@ -32,6 +34,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
 _MAX_RECIPE_BYTES = 1 << 20
 _MAX_RECIPES = 1000
 _MAX_DEPTH = 8  # recipes of recipes
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+_MAX_FILES = 1000  # of a model that are looked at for changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ class StoreLibrary:
         self._store = store
         self._files = dict(files or {})
         self._recipes_dir = store.root / "recipes"
-        self._seen: dict[tuple[str, int, int], ModelInfo] = {}
+        self._seen: dict[tuple[str, str], ModelInfo] = {}  # by name and version
 
     # --- asked by the event loop, done on threads ---------------------------------------------------------------------
 
@@ -174,20 +178,22 @@ class StoreLibrary:
 
     def _info(self, name: str, path: Path, stored: StoredModel | None) -> ModelInfo:
         try:
-            stat = path.stat()
+            version = _version(path)
+            modified = path.stat().st_mtime
         except OSError as error:
             raise CorruptFileError(f"{path}: {error.strerror or error}") from None
-        key = (name, stat.st_mtime_ns, stat.st_size)
+        key = (name, version)
         info = self._seen.get(key)
         if info is None:
             digest = ""
-            created = int(stat.st_mtime)
+            created = int(modified)
             if stored is not None:
                 weights = [file for file in stored.files if file.path.endswith((".gguf", ".safetensors"))]
                 digest = weights[0].sha256 if weights else ""
                 with suppress(ValueError):
                     created = timegm(time.strptime(stored.added, "%Y-%m-%dT%H:%M:%SZ"))
             info = describe(name, path, digest=digest, created=created, nbytes=stored.nbytes if stored else None)
+            info = replace(info, version=version)
             if len(self._seen) > 1000:
                 self._seen.clear()
             self._seen[key] = info
@@ -256,6 +262,26 @@ class _StoppedError(Exception):
     """Whoever asked for a download has left."""
 
 
+def _version(path: Path) -> str:
+    """Changes when a model's file, one of its shards or a file of its directory is replaced or written to.
+
+    By what the file system says (place, size, time of the last change): contents are gigabytes. Raises OSError.
+    """
+    shard = _SHARD.fullmatch(path.name)
+    if path.is_dir():
+        files = [path, *sorted(file for file in path.iterdir() if file.is_file())[:_MAX_FILES]]
+    elif shard is not None:
+        files = sorted(path.parent.glob(f"{glob.escape(shard[1])}-*-of-{shard[2]}.gguf"))[:_MAX_FILES]
+    else:
+        files = [path]
+    stats = [(file.name, file.stat()) for file in files]
+    return _hashed(*(f"{name} {s.st_dev} {s.st_ino} {s.st_size} {s.st_mtime_ns}" for name, s in stats))
+
+
+def _hashed(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
 def check_name(name: str) -> None:
     """Raises UsageError for what cannot be a model's name."""
     if _NAME.fullmatch(name) is None or ".." in name:
@@ -286,6 +312,7 @@ def _described(name: str, base: ModelInfo, recipe: Recipe, path: Path) -> ModelI
         license=recipe.license or base.license,
         parameters=dict(recipe.parameters),
         parent=recipe.base,
+        version=_hashed(base.version, json.dumps(_to_json(recipe, recipe.base), sort_keys=True)),
     )
 
 

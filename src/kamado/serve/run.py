@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import uvicorn
 
 from ..errors import KamadoError, UsageError
 from .app import JsonFormatter, Server, TextFormatter
 from .backend import Library, Loader
-from .config import ServeConfig
+from .config import ServeConfig, config_dir
 from .keys import KeyRing, new_key
 from .metrics import Registry
+from .reload import Load, Reloader
 from .service import Limits, Service
 
 _log = logging.getLogger("kamado.serve")
@@ -43,13 +46,16 @@ def make_server(config: ServeConfig, library: Library, loader: Loader, *, keys: 
     return Server(config, service, metrics=metrics, keys=keys)
 
 
-def make_keys(config: ServeConfig, *, announce: Callable[[str], None]) -> KeyRing:
+def key_file() -> Path:
+    """Where hashes of keys that were made are kept."""
+    return config_dir() / "keys.json"
+
+
+def make_keys(config: ServeConfig, *, announce: Callable[[str], None] | None) -> KeyRing:
     """The keys of the settings and of the key file; for an address that others reach one is made if there is none.
 
-    A key that was made is passed to `announce`, once: only its hash is kept.
+    A key that was made is passed to `announce`, once: only its hash is kept. None: no key is made.
     """
-    from .config import config_dir
-
     ring = KeyRing()
     for entry in config.api_keys:
         if (entry.key is None) == (entry.sha256 is None):
@@ -60,9 +66,9 @@ def make_keys(config: ServeConfig, *, announce: Callable[[str], None]) -> KeyRin
             ring.add_hash(str(entry.sha256), name=entry.name, scopes=entry.scopes)
     if config.is_loopback or len(ring):
         return ring
-    path = config_dir() / "keys.json"
+    path = key_file()
     ring.load(path)
-    if not len(ring):
+    if not len(ring) and announce is not None:
         key = new_key()
         ring.add(key, name="first")
         ring.save(path)
@@ -127,8 +133,13 @@ def run(
     listener: socket.socket,
     *,
     on_ready: Callable[[], None] | None = None,
+    load_settings: Load | None = None,
+    watched: Sequence[Path] = (),
 ) -> None:
-    """Serves until SIGTERM or SIGINT. Raises what loading the first models raised."""
+    """Serves until SIGTERM or SIGINT. Raises what loading the first models raised.
+
+    `load_settings` reads settings and keys anew, when SIGHUP comes or a file of `watched` changes; see reload.py.
+    """
     set_up_logging(config)
     web = _Web(
         uvicorn.Config(
@@ -154,13 +165,18 @@ def run(
 
     async def main() -> None:
         server.state["is_ready"] = not config.models
-        loading = asyncio.create_task(_load_first(config, server, web, failure))
+        tasks = [asyncio.create_task(_load_first(config, server, web, failure))]
+        if load_settings is not None:
+            reloader = Reloader(server, load_settings, watched, on_change=lambda: set_up_logging(server.config))
+            tasks.append(asyncio.create_task(reloader.watch(), name="settings"))
+            if hasattr(signal, "SIGHUP"):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
         if on_ready is not None:
             on_ready()
         await web.serve(sockets=[listener])
-        loading.cancel()
-        with suppress(asyncio.CancelledError):
-            await loading
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(main())
     if failure:
