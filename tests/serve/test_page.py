@@ -108,7 +108,7 @@ def test_the_page_is_public_and_what_it_shows_is_not(world: FakeWorld) -> None:
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
-in_browser = pytest.mark.slow
+in_browser = pytest.mark.browser
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
