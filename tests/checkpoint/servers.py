@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -25,6 +25,8 @@ class Reply:
     has_ranges: bool = True
     # after how many bytes the connection breaks, one entry a request; whole answers when used up
     breaks: list[int] = field(default_factory=list)
+    # after how many bytes nothing more comes until the client has gone, one entry a request
+    pauses: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -71,7 +73,14 @@ def serve() -> Iterator[Server]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if with_body:
+            if with_body and reply.pauses:
+                self.wfile.write(body[: reply.pauses.pop(0)])
+                self.wfile.flush()
+                self.connection.settimeout(60)
+                with suppress(OSError):
+                    self.connection.recv(1)  # nothing is sent to us any more: it returns when the client is gone
+                self.close_connection = True
+            elif with_body:
                 stop = reply.breaks.pop(0) if reply.breaks else None
                 self.wfile.write(body if stop is None else body[:stop])
                 if stop is not None:

@@ -26,6 +26,7 @@ _log = logging.getLogger("kamado.serve")
 
 # Between the last words of cut streams and the end of the process.
 _LAST_WORDS_SECONDS = 2.0
+_BACKLOG = 512  # connections that wait to be taken
 
 
 def make_server(config: ServeConfig, library: Library, loader: Loader, *, keys: KeyRing) -> Server:
@@ -92,6 +93,7 @@ def bind(config: ServeConfig) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
+        listener.listen(_BACKLOG)  # whoever reads the address that is announced may connect at once
     except OSError as error:
         listener.close()
         raise UsageError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from None
@@ -157,7 +159,7 @@ def run(
             h11_max_incomplete_event_size=config.max_header_bytes,
             timeout_keep_alive=60,
             timeout_graceful_shutdown=int(config.drain + _LAST_WORDS_SECONDS + 1),
-            backlog=512,
+            backlog=_BACKLOG,
         ),
         server,
     )
