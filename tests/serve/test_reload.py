@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from kamado.serve.reload import Reloader
 from kamado.serve.run import make_keys, make_server
 
 from .fake import FakeWorld, Wait, text
+from .processes import GREEDY, started, wait_for
 from .running import Running, running
 from .test_pool import answer, names, request, run, service_of
 
@@ -220,16 +223,6 @@ def up(settings: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Runnin
         server.loop.call_soon_threadsafe(task.cancel)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    import time
-
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")
-
-
 def status(server: Running, key: str | None = None, model: str = "fake") -> int:
     body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
     headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -300,3 +293,44 @@ def test_being_asked_reads_what_looks_the_same(up: tuple[Running, Reloader], cap
     with caplog.at_level(logging.INFO, "kamado.serve"):
         server.loop.call_soon_threadsafe(reloader.ask)
         wait_for(lambda: "settings reloaded" in caplog.text)
+
+
+# --- a real server ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="no SIGHUP there")
+def test_a_real_server_takes_another_file_and_other_keys(
+    tmp_path: Path, write_tiny: Callable[..., Path], settings: Path
+) -> None:
+    path = Path(shutil.copy(write_tiny(), tmp_path / "tiny.gguf"))
+    settings.write_text("")
+    question = [{"role": "user", "content": "tell me of the sea"}]
+
+    def text_of(answer: dict[str, Any]) -> str:
+        return str(answer["choices"][0]["message"]["content"])
+
+    with started(tmp_path / "home", path, "--config", settings) as process:
+        old = text_of(process.answer(question, max_tokens=400))
+        body = {"model": "tiny", "messages": question, **GREEDY, "max_tokens": 400, "stream": True}
+        said = new = ""
+        with process.http.stream("POST", "/v1/chat/completions", json=body) as stream:
+            for line in stream.iter_lines():
+                if said and not new:
+                    os.replace(write_tiny(seed=8), path)
+                    new = text_of(process.answer(question, max_tokens=400))
+                    assert text_of(process.answer(question, max_tokens=400)) == new
+                if line.startswith("data: {"):
+                    for choice in json.loads(line[6:])["choices"]:
+                        said += choice["delta"].get("content") or ""
+        assert said == old, "the running answer ended on the file that it began with"
+        assert new != old
+        settings.write_text(f'[[api_keys]]\nname = "one"\nkey = "{KEY}"\n')
+        process.popen.send_signal(signal.SIGHUP)
+        wait_for(lambda: process.http.get("/v1/models").status_code == 401)
+        headers = {"authorization": f"Bearer {KEY}"}
+        assert process.http.get("/v1/models", headers=headers).status_code == 200
+        names = [event["event"] for event in process.events()]
+        assert names.count("model loaded") == 2
+        assert [event["reason"] for event in process.events() if event["event"] == "model unloaded"] == ["replaced"]
+        assert "settings reloaded" in names
