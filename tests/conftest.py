@@ -76,6 +76,16 @@ TINY_TEMPLATE = (
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama of 2 layers in a GGUF file of 300 KB: random F16 weights, bytes as tokens, ChatML, context 512."""
+    return _write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def write_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`write_tiny(pooling_type=3, seed=8)`: `tiny_checkpoint` with further keys below `llama.` and other weights."""
+    return lambda **metadata: _write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", **metadata)
+
+
+def _write_tiny(path: Path, **metadata: object) -> Path:
     from kamado.checkpoint.gguf_writer import GgufWriter
     from kamado.checkpoint.types import Layout
 
@@ -100,6 +110,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tokenizer.ggml.eos_token_id": 257,
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": TINY_TEMPLATE,
+        **{f"llama.{key}": value for key, value in metadata.items() if key != "seed"},
     }.items():
         writer.add(key, value)
     kv_width = hidden // heads * kv_heads
@@ -119,8 +130,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shapes[f"blk.{i}.{name}.weight"] = shape
     for name, shape in shapes.items():
         writer.add_tensor(name, shape, Layout.F16 if len(shape) == 2 else Layout.F32)
-    rng = np.random.default_rng(7)
-    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    rng = np.random.default_rng(int(str(metadata.get("seed", 7))))
     with writer.open(path) as sink:
         for name, shape in shapes.items():
             if len(shape) == 1:

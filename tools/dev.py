@@ -246,7 +246,45 @@ def step_python_tests(arguments: Sequence[str]) -> None:
 
 def step_slow_tests(arguments: Sequence[str]) -> None:
     """pytest's slow tests (kernels on large shapes, processes, pseudo-terminals)."""
-    run(python(), "-m", "pytest", "-m", "slow and not parity and not real", *arguments)
+    run(python(), "-m", "pytest", "-m", "slow and not parity and not real and not browser", *arguments)
+
+
+def step_page_tests(arguments: Sequence[str]) -> None:
+    """The page at / in headless Chromium. Skipped, with the reason, where playwright or a browser cannot be had."""
+    try:
+        install_lock("page")
+    except StepError as error:
+        raise SkipStep(f"playwright could not be installed ({error})") from None
+    run(python(), "-m", "pytest", "-m", "browser", *arguments, env={"KAMADO_CHROMIUM": chromium()})
+
+
+def chromium() -> str:
+    """The browser: KAMADO_CHROMIUM, one of the machine, or in CI Debian's package. Raises SkipStep without one.
+
+    playwright's own download is another build on another host, so it is not used. Nothing is installed on a
+    developer's machine: only CI (CI=true) may change what it runs on.
+    """
+    found = os.environ.get("KAMADO_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if found:
+        return found
+    if os.environ.get("CI") != "true" or not shutil.which("apt-get") or os.geteuid() != 0:
+        raise SkipStep("no chromium: install it (Debian: apt-get install chromium), or name one in KAMADO_CHROMIUM")
+    say("installing Debian's chromium")
+    try:
+        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+        run("apt-get", "-qq", "update", env=quiet)
+        run("apt-get", "-qq", "install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core", env=quiet)
+    except StepError as error:
+        raise SkipStep(f"chromium could not be installed ({error})") from None
+    found = shutil.which("chromium")
+    if not found:
+        raise SkipStep("Debian's chromium package has no program of that name")
+    return found
+
+
+def step_compatibility(arguments: Sequence[str]) -> None:
+    """docs/compatibility.md says what the server's tests assert, and every documented parameter is asserted."""
+    run(python(), ROOT / "tools" / "compatibility.py", "--check", *arguments)
 
 
 def step_parity(arguments: Sequence[str]) -> None:
@@ -268,7 +306,7 @@ def constraints() -> Path:
 
 
 def step_wheel_smoke(_: Sequence[str]) -> None:
-    """Builds the wheel, installs it into a clean environment and runs a small model end to end."""
+    """Builds the wheel, installs it into a clean environment, runs a small model end to end and serves the page."""
     with tempfile.TemporaryDirectory(prefix="kamado-smoke-") as name:
         folder = Path(name)
         run(
@@ -281,15 +319,11 @@ def step_wheel_smoke(_: Sequence[str]) -> None:
         create_venv(clean)
         pip_install(clean, "--require-hashes", "-r", REQUIREMENTS / "core.txt")
         pip_install(clean, "--no-deps", "--no-index", wheel)
-        smoke = ROOT / "tools" / "smoke.py"
         # -I and another folder: nothing of the source tree may be imported.
-        run(
-            python(clean),
-            "-I",
-            smoke,
-            cwd=folder,
-            env={"XDG_DATA_HOME": name, "XDG_CACHE_HOME": name, "XDG_STATE_HOME": name},
-        )
+        env = {"XDG_DATA_HOME": name, "XDG_CACHE_HOME": name, "XDG_STATE_HOME": name, "XDG_CONFIG_HOME": name}
+        run(python(clean), "-I", ROOT / "tools" / "smoke.py", cwd=folder, env=env)
+        pip_install(clean, "--require-hashes", "-r", REQUIREMENTS / "serve.txt")
+        run(python(clean), "-I", ROOT / "tools" / "smoke_serve.py", cwd=folder, env=env)
 
 
 def kamado(*words: str | Path) -> list[str]:
@@ -381,7 +415,9 @@ CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "docs": step_docs,
     "native-tests": step_native_tests,
     "python-tests": step_python_tests,
+    "compatibility": step_compatibility,
     "slow-tests": step_slow_tests,
+    "page-tests": step_page_tests,
     "parity": step_parity,
     "sanitizers": step_sanitizers,
     "wheel-smoke": step_wheel_smoke,

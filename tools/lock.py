@@ -14,6 +14,7 @@ LOCKS: dict[str, list[str]] = {
     "core": ["pyproject.toml"],
     "serve": ["pyproject.toml", "--extra", "serve", "-c", "requirements/core.txt"],
     "test": ["pyproject.toml", "--extra", "test", "--extra", "serve", "-c", "requirements/serve.txt"],
+    "page": ["requirements/page.in", "-c", "requirements/test.txt"],
     "build": ["requirements/build.in"],
     "build-tools": ["requirements/build-tools.in"],
     "pip": ["requirements/pip.in"],

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+COMMITS = ["1" * 40, "2" * 40]
 
 
 @dataclass
@@ -21,6 +25,8 @@ class Reply:
     has_ranges: bool = True
     # after how many bytes the connection breaks, one entry a request; whole answers when used up
     breaks: list[int] = field(default_factory=list)
+    # after how many bytes nothing more comes until the client has gone, one entry a request
+    pauses: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -67,7 +73,14 @@ def serve() -> Iterator[Server]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if with_body:
+            if with_body and reply.pauses:
+                self.wfile.write(body[: reply.pauses.pop(0)])
+                self.wfile.flush()
+                self.connection.settimeout(60)
+                with suppress(OSError):
+                    self.connection.recv(1)  # nothing is sent to us any more: it returns when the client is gone
+                self.close_connection = True
+            elif with_body:
                 stop = reply.breaks.pop(0) if reply.breaks else None
                 self.wfile.write(body if stop is None else body[:stop])
                 if stop is not None:
@@ -85,3 +98,34 @@ def serve() -> Iterator[Server]:
         finally:
             httpd.shutdown()
             thread.join()
+
+
+class Hub:
+    """As much of the Hugging Face Hub's protocol as huggingface_hub needs, of one repository, `owner/repo`."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.server.fallback = lambda path: None
+
+    def publish(
+        self, files: dict[str, bytes], *, commit: str = COMMITS[0], revisions: tuple[str, ...] = ("main",)
+    ) -> None:
+        siblings = []
+        for name, data in files.items():
+            git_id = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            sibling = {"rfilename": name, "size": len(data), "blobId": git_id}
+            if name.endswith((".gguf", ".safetensors")):
+                sibling["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 1}
+            siblings.append(sibling)
+            self.server.replies[f"/owner/repo/resolve/{commit}/{name}"] = Reply(
+                data, headers={"X-Repo-Commit": commit, "ETag": f'"{git_id}"'}
+            )
+        info = Reply(json.dumps({"id": "owner/repo", "sha": commit, "siblings": siblings}).encode())
+        info.headers["Content-Type"] = "application/json"
+        for revision in (*revisions, commit):
+            self.server.replies[f"/api/models/owner/repo/revision/{revision}"] = info
+        if "main" in revisions:
+            self.server.replies["/api/models/owner/repo"] = info
+
+    def reply(self, name: str) -> Reply:
+        return self.server.replies[f"/owner/repo/resolve/{COMMITS[0]}/{name}"]

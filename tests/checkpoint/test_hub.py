@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -15,44 +14,11 @@ from kamado.checkpoint.store import Store
 from kamado.errors import DownloadError, KamadoError, ModelNotFoundError, UnsupportedError, UsageError
 
 from .builders import f32_entry, safetensors_bytes, write_gguf
-from .servers import Reply, Server
-
-COMMITS = ["1" * 40, "2" * 40]
+from .servers import COMMITS, Hub, Reply, Server
 
 
 def _remote(path: str, nbytes: int = 1) -> RemoteFile:
     return RemoteFile(path, nbytes, None, None)
-
-
-class Hub:
-    """One repository, `owner/repo`."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.server.fallback = lambda path: None
-
-    def publish(
-        self, files: dict[str, bytes], *, commit: str = COMMITS[0], revisions: tuple[str, ...] = ("main",)
-    ) -> None:
-        siblings = []
-        for name, data in files.items():
-            git_id = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            sibling = {"rfilename": name, "size": len(data), "blobId": git_id}
-            if name.endswith((".gguf", ".safetensors")):
-                sibling["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 1}
-            siblings.append(sibling)
-            self.server.replies[f"/owner/repo/resolve/{commit}/{name}"] = Reply(
-                data, headers={"X-Repo-Commit": commit, "ETag": f'"{git_id}"'}
-            )
-        info = Reply(json.dumps({"id": "owner/repo", "sha": commit, "siblings": siblings}).encode())
-        info.headers["Content-Type"] = "application/json"
-        for revision in (*revisions, commit):
-            self.server.replies[f"/api/models/owner/repo/revision/{revision}"] = info
-        if "main" in revisions:
-            self.server.replies["/api/models/owner/repo"] = info
-
-    def reply(self, name: str) -> Reply:
-        return self.server.replies[f"/owner/repo/resolve/{COMMITS[0]}/{name}"]
 
 
 @pytest.fixture

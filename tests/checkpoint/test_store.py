@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,54 @@ def test_a_damaged_entry_is_passed_over_and_a_failed_add_leaves_nothing(store: S
     with pytest.raises(OSError, match="No such file"):
         store.add("m", [StoredFile("a.gguf", "0" * 64, 1)], {})
     assert sorted(store.models_dir.iterdir()) == before
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("last", [0, 1, 2, 3])
+def test_a_kill_while_a_model_is_replaced_leaves_the_old_or_the_new_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    store.add("m", [adopt(store, b"old", "a.gguf")], {})
+    new = adopt(store, b"new", "a.gguf")
+    num_renames = 0
+
+    def replace(source: Path, target: Path) -> None:
+        nonlocal num_renames
+        if num_renames == last:
+            raise Killed
+        num_renames += 1
+        os.rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kamado.checkpoint.store.os.replace", replace)
+        patch.setattr("kamado.checkpoint.store.shutil.rmtree", lambda *_, **__: None)  # nor does it clean up
+        if last < 3:
+            with pytest.raises(Killed):
+                store.add("m", [new], {})
+        else:
+            store.add("m", [new], {})
+    after = Store(store.root)
+    assert [model.name for model in after.list()] == ["m"]
+    assert after.resolve("m").read_bytes() == (b"old" if last == 0 else b"new")
+    for path in after.models_dir.glob(".*.new"):
+        os.utime(path, (1, 1))  # an hour later
+    after.add("other", [new], {})
+    assert sorted(path.name for path in after.models_dir.iterdir()) == ["m", "other"]
+    after.remove("m")
+    after.remove("other")
+    assert [blob.read_bytes() for blob in after.blobs_dir.iterdir()] == []
+
+
+def test_what_is_left_of_a_removed_model_is_no_model(store: Store) -> None:
+    store.add("m", [adopt(store, b"x", "a.gguf")], {})
+    os.replace(store.models_dir / "m", store.models_dir / ".0.removed")  # as a kill inside remove() leaves it
+    assert store.list() == []
+    store.add("n", [adopt(store, b"y", "a.gguf")], {})
+    assert [blob.read_bytes() for blob in store.blobs_dir.iterdir()] == [b"y"]
+    assert [path.name for path in store.models_dir.iterdir()] == ["n"]
 
 
 def test_two_pulls_of_one_model_do_not_mix(store: Store) -> None:

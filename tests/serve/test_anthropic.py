@@ -519,3 +519,25 @@ def test_a_client_that_leaves_ends_the_work(ask: Callable[..., Any], server: Run
         next(line for line in response.iter_lines() if "text_delta" in line)
     wait_until(lambda: world.model.num_closed_early == before + 1)
     assert world.model.num_live == 0
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+@compat("GET /v1/models", "limit", "after_id", "before_id", note="Anthropic's clients: an anthropic-version header")
+@compat("GET /v1/models", "anthropic-version", note="the answer has Anthropic's shape")
+@compat("GET /v1/models/{model}", "anthropic-version", note="the answer has Anthropic's shape")
+def test_models_in_anthropics_shape_page_by_page(client: Any, server: Running) -> None:
+    found = client.models.list(limit=1)
+    assert (found.data[0].id, found.has_more, found.data[0].max_input_tokens) == ("fake", True, 64)
+    assert [model.id for model in found] == ["fake", "other"]  # the client asks for the next page
+    assert [model.id for model in client.models.list(before_id="other").data] == ["fake"]
+    assert client.models.retrieve("other").display_name == "other"
+    for wrong in ({"limit": 0}, {"after_id": "nobody"}, {"after_id": "fake", "before_id": "other"}):
+        with pytest.raises(anthropic.BadRequestError, match=next(iter(wrong)) if len(wrong) == 1 else "exclude"):
+            client.models.list(**wrong)
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        client.models.retrieve("nothing")
+    assert caught.value.body["error"]["type"] == "not_found_error"
+    plain = httpx2.get(f"{server.url}/v1/models", params={"limit": 1})
+    assert (plain.status_code, plain.json()["error"]["param"]) == (400, "limit")

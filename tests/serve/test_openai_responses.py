@@ -203,6 +203,9 @@ def test_truncation(client: openai.OpenAI) -> None:
     assert response.to_dict()["kamado"]["truncated"]["messages"] == 1  # type: ignore[index]
 
 
+@compat("GET /v1/responses/{id}")
+@compat("GET /v1/responses/{id}/input_items")
+@compat("DELETE /v1/responses/{id}")
 def test_stored_responses_are_read_listed_and_forgotten(client: openai.OpenAI) -> None:
     made = client.responses.create(model="fake", input="keep me")
     assert client.responses.retrieve(made.id).output_text == "KEEP ME"
@@ -221,6 +224,7 @@ def test_only_the_latest_are_kept(client: openai.OpenAI) -> None:
     assert client.responses.retrieve(made[1]).id == made[1]
 
 
+@compat("POST /v1/responses/input_tokens", "model", "input")
 def test_tokens_of_an_input(client: openai.OpenAI) -> None:
     assert client.responses.input_tokens.count(model="fake", input="one two three").input_tokens == 3
 

@@ -108,7 +108,7 @@ def test_the_page_is_public_and_what_it_shows_is_not(world: FakeWorld) -> None:
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
-in_browser = pytest.mark.slow
+in_browser = pytest.mark.browser
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -377,6 +377,23 @@ def test_a_phone(open_page: Callable[..., Any], server: Running) -> None:
 
 
 @in_browser
+def test_the_smallest_phone(open_page: Callable[..., Any], server: Running) -> None:
+    page = open_page(server.url, viewport={"width": 320, "height": 568}, has_touch=True, is_mobile=True)
+    for question in ("markdown", "hello there"):
+        ask(page, question)
+        answered(page, "Title" if question == "markdown" else "HELLO")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    top = page.evaluate("document.querySelector('main > header').getBoundingClientRect().height")
+    assert top < 568 / 5, "the header leaves the room to the conversation"
+    page.press("body", "Alt+n")
+    ask(page, "second talk")
+    answered(page, "SECOND TALK")
+    page.tap("#open-sidebar")
+    shown = "[...document.querySelectorAll('#conversations .remove')].map((e) => getComputedStyle(e).opacity)"
+    assert page.evaluate(shown) == ["1", "1"], "a finger cannot hover to find them"
+
+
+@in_browser
 def test_light_and_dark(open_page: Callable[..., Any], server: Running) -> None:
     page = open_page(server.url, color_scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
@@ -392,8 +409,8 @@ def test_light_and_dark(open_page: Callable[..., Any], server: Running) -> None:
 @in_browser
 def test_everything_has_a_name_and_can_be_reached_by_keyboard(open_page: Callable[..., Any], server: Running) -> None:
     page = open_page(server.url)
-    ask(page, "hello there")
-    answered(page, "HELLO THERE")
+    ask(page, "markdown")
+    answered(page, "Title")
     nameless = page.evaluate(
         """() => [...document.querySelectorAll("button, select, textarea, input:not([hidden])")]
           .filter((e) => !(e.getAttribute("aria-label") || e.textContent.trim() || e.labels?.length || e.title))

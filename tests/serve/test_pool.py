@@ -168,3 +168,30 @@ def test_closing_refuses_what_comes_after() -> None:
             await answer(service, "hi")
 
     run(work())
+
+
+def test_a_load_waits_for_a_model_that_is_being_closed() -> None:
+    """It holds its memory until it is closed, though it is on no list of models with work."""
+
+    async def work() -> None:
+        world = FakeWorld()
+        service = service_of(world, memory_bytes=1500)
+        await answer(service, "hi")
+        gate = asyncio.Event()
+        close = world.model.close
+
+        async def slow_close() -> None:
+            await gate.wait()
+            await close()
+
+        world.model.close = slow_close  # type: ignore[method-assign]
+        unload = asyncio.create_task(service.unload("fake"))
+        other = asyncio.create_task(service.load("other"))
+        await asyncio.sleep(0.02)
+        assert not other.done()
+        gate.set()
+        assert await unload
+        assert (await other).name == "other"
+        await service.close()
+
+    run(work())

@@ -6,7 +6,8 @@
     downloads/                     what is on its way
 
 A directory is put together beside the others and appears by one rename, so a crash leaves either all of a model or
-none of it. Names are escaped so that none can leave the store. Models elsewhere are used where they lie.
+none of it. Where one takes another's place there are two renames; whoever looks next finishes what a crash left between
+them. Names are escaped so that none can leave the store. Models elsewhere are used where they lie.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,8 @@ from .catalog import CATALOG
 
 _ENTRY = "entry.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
+_BUILDING, _READY, _REMOVED = ".new", ".ready", ".removed"  # directories with a dot before their name
+_ABANDONED_SECONDS = 3600.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -68,8 +71,11 @@ class Store:
 
     def list(self) -> builtins.list[StoredModel]:
         """All models in name order. Directories that are no model of ours are passed over."""
+        self.recover()
         found = []
         for entry in sorted(self.models_dir.glob(f"*/{_ENTRY}")):
+            if entry.parent.name.startswith("."):  # being made, or being removed
+                continue
             try:
                 found.append(_read_entry(entry))
             except CorruptFileError:
@@ -81,6 +87,8 @@ class Store:
         if _NAME.fullmatch(name) is None:
             return None
         entry = self._directory(name) / _ENTRY
+        if not entry.is_file():
+            self.recover()
         return _read_entry(entry) if entry.is_file() else None
 
     def resolve(self, name_or_path: str | os.PathLike[str]) -> Path:
@@ -123,10 +131,9 @@ class Store:
         if model is None:
             raise ModelNotFoundError(self._not_found(name, [model.name for model in self.list()]))
         directory = self._directory(name)
-        doomed = directory.with_name(f".{uuid.uuid4().hex}.removed")
-        os.replace(directory, doomed)  # gone at once for everybody, even if deleting is interrupted
-        shutil.rmtree(doomed, ignore_errors=True)
-        self._drop_blobs({file.sha256 for file in model.files})
+        # Gone at once for everybody, even if deleting is interrupted.
+        os.replace(directory, directory.with_name(f".{uuid.uuid4().hex}{_REMOVED}"))
+        self._clear()
 
     def blob(self, sha256: str) -> Path:
         """Where content of this hash lies or would lie."""
@@ -145,7 +152,7 @@ class Store:
         if _NAME.fullmatch(name) is None:
             raise UsageError(f"{name!r} is no name for a model: letters, digits and . _ : / @ + - only, 200 at most")
         files = tuple(sorted(files, key=lambda file: file.path))
-        building = self.models_dir / f".{uuid.uuid4().hex}.new"
+        building = self.models_dir / f".{uuid.uuid4().hex}{_BUILDING}"
         building.mkdir(parents=True)
         try:
             for file in files:
@@ -159,19 +166,56 @@ class Store:
                 "files": [{"path": file.path, "sha256": file.sha256, "nbytes": file.nbytes} for file in files],
             }
             (building / _ENTRY).write_text(json.dumps(entry, indent=1) + "\n", "utf-8")
-            old = self.get(name)
-            directory = self._directory(name)
-            if directory.exists():
-                doomed = directory.with_name(f".{uuid.uuid4().hex}.removed")
-                os.replace(directory, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
-            os.replace(building, directory)
+            with self._changing():
+                ready = building.with_suffix(_READY)
+                os.replace(building, ready)
+                self._put_in_place(ready, name)
+            self._clear()
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        if old is not None:
-            self._drop_blobs({file.sha256 for file in old.files})
-        return _read_entry(directory / _ENTRY).path
+        return _read_entry(self._directory(name) / _ENTRY).path
+
+    def recover(self) -> None:
+        """Finishes replacing models where a crash came between the two renames. Cheap when there is nothing to do."""
+        if not any(self.models_dir.glob(f".*{_READY}")):
+            return
+        with suppress(OSError), self._changing():  # a store that cannot be written is read as it is
+            for ready in self.models_dir.glob(f".*{_READY}"):
+                with suppress(CorruptFileError):
+                    self._put_in_place(ready, _read_entry(ready / _ENTRY).name)
+        self._clear()
+
+    def _put_in_place(self, ready: Path, name: str) -> None:
+        directory = self._directory(name)
+        if directory.exists():
+            os.replace(directory, directory.with_name(f".{uuid.uuid4().hex}{_REMOVED}"))
+        os.replace(ready, directory)
+
+    def _clear(self) -> None:
+        """Deletes removed models, content that no other has, and what nobody has gone on building for an hour."""
+        for path in self.models_dir.glob(f".*{_REMOVED}"):
+            files: tuple[StoredFile, ...] = ()
+            with suppress(CorruptFileError):
+                files = _read_entry(path / _ENTRY).files
+            shutil.rmtree(path, ignore_errors=True)
+            self._drop_blobs({file.sha256 for file in files})
+        for path in self.models_dir.glob(f".*{_BUILDING}"):
+            with suppress(OSError):
+                if path.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Held for renames only: a directory that is ready outside of it was left by a crash."""
+        with open(self.root / ".models.lock", "w") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except ImportError:  # Windows: only two processes that replace the same model at once would notice
+                pass
+            yield
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,10 @@ from ..errors import MissingPackageError
 from .backend import locate, open_store
 from .options import complete_model
 from .terminal import note
+
+if TYPE_CHECKING:
+    from ..serve.config import ServeConfig
+    from ..serve.keys import KeyRing
 
 
 @click.command("serve")
@@ -45,10 +49,10 @@ def command(model: str | None, config: Path | None, api_key: str | None, pull: b
     flags = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     flags = {name: value for name, value in flags.items() if value not in (None, [])}
     try:
-        from ..serve.config import load_config
+        from ..serve.config import config_file, load_config
         from ..serve.library import StoreLibrary
         from ..serve.loader import EngineLoader, EngineSettings
-        from ..serve.run import bind, make_keys, make_server, run
+        from ..serve.run import bind, key_file, make_keys, make_server, run
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"{error.name} is missing: pip install 'kamado[serve]'") from None
     if api_key is not None:
@@ -81,7 +85,12 @@ def command(model: str | None, config: Path | None, api_key: str | None, pull: b
     if sources:
         note(f"settings from {', '.join(sources)}")
     note(f"kamado serves on http://{shown}:{port} (OpenAI clients: http://{shown}:{port}/v1)")
-    run(settings, server, listener)
+
+    def load_settings() -> tuple[ServeConfig, KeyRing]:
+        found, _ = load_config(file=config, environment=os.environ, flags=flags)
+        return found, make_keys(found, announce=None)
+
+    run(settings, server, listener, load_settings=load_settings, watched=[config or config_file(), key_file()])
 
 
 def _scopes() -> list[str]:

@@ -30,7 +30,7 @@ from .keys import NOBODY, Key, KeyRing
 from .metrics import Registry
 from .model_stats import register_model_stats
 from .routes import Call, Family, Response, Route
-from .service import Service
+from .service import Limits, Service
 from .wire import find_wire
 from .writer import Writer
 
@@ -84,7 +84,7 @@ class Server:
         self.config = config
         self.service = service
         self.metrics = metrics
-        self.keys = keys or KeyRing()
+        self.keys = keys if keys is not None else KeyRing()
         self.routes = tuple(all_routes() if routes is None else routes)
         self.is_draining = False
         self.started_at = time.time()
@@ -101,6 +101,18 @@ class Server:
         self._model_stats: dict[str, Mapping[str, Any]] = {}
         register_model_stats(metrics, lambda: self._model_stats)
         metrics.gauge("kamado_http_open", "Requests being answered.", lambda: [((), float(self._num_open))])
+
+    def configure(self, config: ServeConfig, keys: KeyRing) -> None:
+        """Other settings and keys from now on; requests that are past the gate keep theirs."""
+        self.config, self.keys = config, keys
+        self._access = Access(config)
+        self._limits = BodyLimits(config.max_body_bytes, config.max_json_depth, config.body_timeout)
+        self.service.configure(
+            limits=Limits(config.max_requests, config.max_requests_per_key, config.deadline),
+            aliases=config.aliases,
+            keep_alive=config.keep_alive,
+            load_wait=config.load_wait,
+        )
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI 3 application."""

@@ -287,6 +287,7 @@ class ModelInfo:
     parameters: Mapping[str, Any] = field(default_factory=dict)  # of a recipe or the file: temperature, stop, …
     parent: str = ""  # of a recipe
     details: Mapping[str, Any] = field(default_factory=dict)  # the file's metadata that is safe and small to show
+    version: str = ""  # another one when the file or the recipe was replaced; says nothing else
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def load_config(
     """
     values: dict[str, Any] = {}
     sources: list[str] = []
-    path = file if file is not None else _default_file()
+    path = file if file is not None else config_file()
     if file is not None or path.is_file():
         values.update(_checked(_read_file(path), str(path)))
         sources.append(str(path))
@@ -151,7 +151,8 @@ def load_config(
     return config, sources
 
 
-def _default_file() -> Path:
+def config_file() -> Path:
+    """The settings that are read when no others are named."""
     return config_dir() / "serve.toml"
 
 

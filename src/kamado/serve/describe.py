@@ -9,9 +9,10 @@ from typing import Any
 
 from ..checkpoint import open_checkpoint
 from ..checkpoint.types import Checkpoint
+from ..errors import CheckpointError
+from ..models import build_program
 from .backend import Capability, ModelInfo
 
-_ENCODERS = frozenset({"bert", "nomic-bert", "xlm-roberta", "roberta"})
 _MAX_TEXT = 300
 _MAX_TEMPLATE = 100_000
 _MAX_LICENSE = 100_000
@@ -49,10 +50,20 @@ def describe(name: str, path: Path, *, digest: str, created: int, nbytes: int | 
 
 
 def _capabilities(checkpoint: Checkpoint, template: str) -> frozenset[Capability]:
-    """A guess by the template; loading proves it."""
-    if checkpoint.architecture in _ENCODERS:
+    """What the forward pass is for, and a guess by the template, which loading proves; none for what cannot be loaded.
+
+    A generating model embeds when its file says how the rows of a text become a vector (`pooling_type`,
+    `1_Pooling/config.json`): it was trained for it then.
+    """
+    try:
+        program = build_program(checkpoint)
+    except CheckpointError:
+        return frozenset()
+    if program.is_encoder:
         return frozenset({"embedding"})
     found: set[Capability] = {"completion"}
+    if program.pooling is not None:
+        found.add("embedding")
     if template:
         found.add("chat")
         if "tools" in template:

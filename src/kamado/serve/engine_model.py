@@ -80,6 +80,8 @@ class EngineModel:
                     found.add("thinking")
         if self._marks is not None:
             found.add("insert")
+        if "embedding" in info.capabilities:
+            found.add("embedding")
         return frozenset(found)
 
     # --- chat ---------------------------------------------------------------------------------------------------------
@@ -298,7 +300,10 @@ class EngineModel:
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """See backend.py."""
         if "embedding" not in self.info.capabilities:
-            raise UsageError(f"{self.info.name} generates text and makes no embeddings: use an encoder such as minilm")
+            raise UsageError(
+                f"{self.info.name} generates text and makes no embeddings: its file names no pooling, so it was not "
+                "trained for them; use an embedding model such as minilm"
+            )
         result = await self._in_thread(
             partial(self._model.embed_counted, request.inputs, dimensions=request.dimensions, truncate=request.truncate)
         )

@@ -45,6 +45,11 @@ class KeyRing:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def __eq__(self, other: object) -> bool:
+        return self._keys == other._keys if isinstance(other, KeyRing) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment] # it changes
+
     def add(self, key: str, *, name: str = "key", scopes: Iterable[str] = SCOPES) -> Key:
         """Takes a key as it is typed. Raises UsageError for one that is too short, too long or has an odd letter."""
         if not _MIN_KEY_CHARACTERS <= len(key) <= MAX_KEY_CHARACTERS or not (key.isascii() and key.isprintable()):

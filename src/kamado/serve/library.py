@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import glob
+import hashlib
 import json
 import os
 import re
@@ -32,10 +34,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
 _MAX_RECIPE_BYTES = 1 << 20
 _MAX_RECIPES = 1000
 _MAX_DEPTH = 8  # recipes of recipes
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
+_MAX_FILES = 1000  # of a model that are looked at for changes
 _MAX_FOUND = 1000
 _SETTLED_NS = 1_000_000_000  # some file systems note times to a second
 
-_Stamp: TypeAlias = tuple[tuple[int, int], ...]  # of each file or directory: when it was changed, and its size
+_Stamp: TypeAlias = tuple[tuple[int, int], ...]  # of each directory: when it was changed, and its size
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class Located:
 
     path: Path
     info: ModelInfo
+    file_version: str  # `_version` of the file when it was looked at
     recipe: Recipe | None = None
 
 
@@ -55,7 +60,7 @@ class StoreLibrary:
         self._store = store
         self._files = dict(files or {})
         self._recipes_dir = store.root / "recipes"
-        self._seen: dict[tuple[str, int, int], ModelInfo] = {}
+        self._seen: dict[tuple[str, str], ModelInfo] = {}  # by name and version
         self._found: dict[str, tuple[_Stamp, Located]] = {}  # by the name that was asked for
 
     # --- asked by the event loop, done on threads ---------------------------------------------------------------------
@@ -68,15 +73,14 @@ class StoreLibrary:
         """See backend.py. Every request asks: what was found stays good while the store's directories are the same."""
         before = self._stamp()
         known = self._found.get(name)
-        if known is not None and known[0] == (*before, _stamp_of(known[1].path)):
+        if known is not None and known[0] == before and known[1].file_version == _version_now(known[1].path):
             return known[1].info
         located = await asyncio.to_thread(self.locate, name)
-        stamp = (*before, _stamp_of(located.path))
-        newest = max(changed_ns for changed_ns, _ in stamp)
+        newest = max(changed_ns for changed_ns, _ in (*before, _stamp_of(located.path)))
         if time.time_ns() - newest > _SETTLED_NS:  # else it might change again and have the same time
             if len(self._found) > _MAX_FOUND:
                 self._found.clear()
-            self._found[name] = (stamp, located)
+            self._found[name] = (before, located)
         return located.info
 
     def _stamp(self) -> _Stamp:
@@ -139,16 +143,19 @@ class StoreLibrary:
     def _locate(self, name: str, depth: int) -> Located:
         real = self._real_name(name)
         if real in self._files:
-            return Located(self._files[real], self._info(real, self._files[real], None))
+            info = self._info(real, self._files[real], None)
+            return Located(self._files[real], info, info.version)
         stored = self._store.get(real)
         if stored is not None:
-            return Located(stored.path, self._info(real, stored.path, stored))
+            info = self._info(real, stored.path, stored)
+            return Located(stored.path, info, info.version)
         recipe = self._read_recipe(real)
         if recipe is None or depth >= _MAX_DEPTH:
             raise ModelNotFoundError(self._not_found(name))
         base = self._locate(recipe.base, depth + 1)
         merged = _merged(base.recipe, recipe)
-        return Located(base.path, _described(real, base.info, merged, self._recipe_path(real)), merged)
+        info = _described(real, base.info, merged, self._recipe_path(real))
+        return Located(base.path, info, base.file_version, merged)
 
     def _names(self) -> dict[str, None]:
         names = dict.fromkeys(self._files)
@@ -194,20 +201,22 @@ class StoreLibrary:
 
     def _info(self, name: str, path: Path, stored: StoredModel | None) -> ModelInfo:
         try:
-            stat = path.stat()
+            version = _version(path)
+            modified = path.stat().st_mtime
         except OSError as error:
             raise CorruptFileError(f"{path}: {error.strerror or error}") from None
-        key = (name, stat.st_mtime_ns, stat.st_size)
+        key = (name, version)
         info = self._seen.get(key)
         if info is None:
             digest = ""
-            created = int(stat.st_mtime)
+            created = int(modified)
             if stored is not None:
                 weights = [file for file in stored.files if file.path.endswith((".gguf", ".safetensors"))]
                 digest = weights[0].sha256 if weights else ""
                 with suppress(ValueError):
                     created = timegm(time.strptime(stored.added, "%Y-%m-%dT%H:%M:%SZ"))
             info = describe(name, path, digest=digest, created=created, nbytes=stored.nbytes if stored else None)
+            info = replace(info, version=version)
             if len(self._seen) > 1000:
                 self._seen.clear()
             self._seen[key] = info
@@ -280,8 +289,35 @@ def _stamp_of(path: Path) -> tuple[int, int]:
     return (found.st_mtime_ns, found.st_size)
 
 
+def _version_now(path: Path) -> str:
+    try:
+        return _version(path)
+    except OSError:
+        return ""
+
+
 class _StoppedError(Exception):
     """Whoever asked for a download has left."""
+
+
+def _version(path: Path) -> str:
+    """Changes when a model's file, one of its shards or a file of its directory is replaced or written to.
+
+    By what the file system says (place, size, time of the last change): contents are gigabytes. Raises OSError.
+    """
+    shard = _SHARD.fullmatch(path.name)
+    if path.is_dir():
+        files = [path, *sorted(file for file in path.iterdir() if file.is_file())[:_MAX_FILES]]
+    elif shard is not None:
+        files = sorted(path.parent.glob(f"{glob.escape(shard[1])}-*-of-{shard[2]}.gguf"))[:_MAX_FILES]
+    else:
+        files = [path]
+    stats = [(file.name, file.stat()) for file in files]
+    return _hashed(*(f"{name} {s.st_dev} {s.st_ino} {s.st_size} {s.st_mtime_ns}" for name, s in stats))
+
+
+def _hashed(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def check_name(name: str) -> None:
@@ -314,6 +350,7 @@ def _described(name: str, base: ModelInfo, recipe: Recipe, path: Path) -> ModelI
         license=recipe.license or base.license,
         parameters=dict(recipe.parameters),
         parent=recipe.base,
+        version=_hashed(base.version, json.dumps(_to_json(recipe, recipe.base), sort_keys=True)),
     )
 
 

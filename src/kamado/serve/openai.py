@@ -492,14 +492,24 @@ def model_result(info: ModelInfo, is_loaded: bool) -> ModelResult:
 
 
 async def list_models(call: Call[None]) -> Response:
-    """GET /v1/models."""
+    """GET /v1/models; Anthropic's clients use the same path and get their own shape."""
+    from . import anthropic_models  # above this module
+
+    if anthropic_models.is_asked(call.headers):
+        return await anthropic_models.list_models(call)
+    for name in call.query:
+        raise RequestError("for clients with an anthropic-version header only", param=name)
     service = call.server.service
     loaded = {item.info.name for item in service.loaded()}
     return json_response(ModelsResult([model_result(m, m.name in loaded) for m in await service.models()]))
 
 
 async def get_model(call: Call[None]) -> Response:
-    """GET /v1/models/{model}."""
+    """GET /v1/models/{model}; see list_models."""
+    from . import anthropic_models
+
+    if anthropic_models.is_asked(call.headers):
+        return await anthropic_models.get_model(call)
     service = call.server.service
     info = await service.model(call.path["model"])
     return json_response(model_result(info, any(item.info.name == info.name for item in service.loaded())))
@@ -514,6 +524,7 @@ async def delete_model(call: Call[None]) -> Response:
     return json_response(DeletedResult(info.name))
 
 
+_INTEGER, _STRING = {"type": "integer", "minimum": 1, "maximum": 1000}, {"type": "string"}
 _WORK = (404, 413, 415, 429, 500, 502, 503, 504)
 
 ROUTES = [
@@ -529,7 +540,10 @@ ROUTES = [
         "POST", "/v1/embeddings", embeddings, "infer", FAMILY, "Embed texts.", EmbeddingBody, EmbeddingsResult,
         statuses=_WORK,
     ),
-    Route("GET", "/v1/models", list_models, "read", FAMILY, "List the models.", result=ModelsResult),
+    Route(
+        "GET", "/v1/models", list_models, "read", FAMILY, "List the models.", result=ModelsResult,
+        query={"limit": _INTEGER, "after_id": _STRING, "before_id": _STRING},  # of anthropic_models.py
+    ),
     Route(
         "GET", "/v1/models/{model:path}", get_model, "read", FAMILY, "Describe a model.", result=ModelResult,
         statuses=(404,),

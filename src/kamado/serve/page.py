@@ -93,9 +93,7 @@ async def _status(call: Call[None]) -> Response:
     """What the page shows: models that can chat, what is loaded, bytes by owner."""
     service = call.server.service
     models = [
-        {"name": info.name, "context": info.context}
-        for info in await service.models()
-        if not info.capabilities or "chat" in info.capabilities  # none are known before a model was loaded
+        {"name": info.name, "context": info.context} for info in await service.models() if "chat" in info.capabilities
     ]
     loaded = [
         {

@@ -1,6 +1,7 @@
 """Models in memory: loaded when first used, given up when idle for long or when another needs the room.
 
-A model with work is never given up. Loads happen one at a time: two at once would each believe the memory theirs.
+A model with work is never given up. Loads happen one at a time: two at once would each believe the memory theirs. When
+a model's file was replaced, the next request loads it anew; answers that run end on the old one.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Slot:
     idle_since: float = 0.0
     is_doomed: bool = False  # unloaded when its work ends; no new work comes to it
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    version: str = ""  # ModelInfo.version when it was asked for
     is_pinned: bool = False  # loaded at the start: neither keep_alive nor another model ends it
 
     def expires_at(self, now: float) -> float:
@@ -65,6 +67,7 @@ class ModelPool:
         self._load_wait = load_wait
         self._clock = clock
         self._slots: dict[str, Slot] = {}
+        self._replaced: list[Slot] = []  # their files are others now: what runs on them ends on them
         self._resolved: dict[str, str] = {}
         self._load_lock = asyncio.Lock()
         self._freed = asyncio.Event()  # some model has become idle or gone
@@ -78,15 +81,30 @@ class ModelPool:
         metrics.gauge(
             "kamado_model_memory_bytes",
             "Memory planned for loaded models.",
-            lambda: [((s.name,), float(s.memory_bytes)) for s in self.slots if s.model is not None],
+            lambda: self._by_name(lambda s: s.memory_bytes if s.model is not None else 0),
             ("model",),
         )
         metrics.gauge(
             "kamado_model_requests",
             "Requests that run or wait, by model.",
-            lambda: [((s.name,), float(s.num_active)) for s in self.slots],
+            lambda: self._by_name(lambda s: s.num_active),
             ("model",),
         )
+
+    def _by_name(self, value: Callable[[Slot], int]) -> list[tuple[tuple[str, ...], float]]:
+        totals: dict[str, float] = {}
+        for slot in self._all:
+            totals[slot.name] = totals.get(slot.name, 0.0) + value(slot)
+        return [((name,), total) for name, total in totals.items()]
+
+    @property
+    def _all(self) -> Sequence[Slot]:
+        """All that hold memory."""
+        return (*self._slots.values(), *self._replaced)
+
+    def configure(self, *, keep_alive: float, load_wait: float) -> None:
+        """Other settings from now on. Models that are loaded keep the time that they have."""
+        self._keep_alive, self._load_wait = keep_alive, load_wait
 
     @property
     def slots(self) -> Sequence[Slot]:
@@ -96,7 +114,7 @@ class ModelPool:
     @property
     def is_loading(self) -> bool:
         """Whether a model is on its way."""
-        return any(slot.model is None for slot in self._slots.values())
+        return any(slot.model is None for slot in self._all)
 
     def find(self, name: str) -> Slot | None:
         """The slot of a model by its exact name."""
@@ -136,7 +154,7 @@ class ModelPool:
         if len(self._resolved) > 1000:
             self._resolved.clear()
         self._resolved[name] = info.name
-        slot = await self._slot(info.name, keep_alive)
+        slot = await self._slot(info.name, info.version, keep_alive)
         slot.num_active += 1
         slot.is_pinned |= pinned
         if keep_alive is not None:
@@ -153,39 +171,46 @@ class ModelPool:
                 slot.idle_since = self._clock()
                 self._freed.set()
                 if slot.is_doomed or (slot.keep_alive <= 0 and not slot.is_pinned):
-                    self._give_up(slot, "keep_alive")
+                    self._give_up(slot, "replaced" if slot in self._replaced else "keep_alive")
                 self._reap_now.set()
 
     async def unload(self, name: str) -> bool:
         """Gives a model up as soon as nothing runs on it, and waits for that; False when it is not loaded."""
-        slot = self._slots.get(name)
-        if slot is None:
-            return False
-        slot.is_doomed = True
-        if slot.num_active == 0 and slot.model is not None:
-            self._give_up(slot, "asked")
-        await slot.gone.wait()
-        return True
+        slots = [slot for slot in self._all if slot.name == name]
+        for slot in slots:
+            slot.is_doomed = True
+            if slot.num_active == 0 and slot.model is not None:
+                self._give_up(slot, "asked")
+        for slot in slots:
+            await slot.gone.wait()
+        return bool(slots)
 
     async def close(self) -> None:
         """Gives all models up at once; their streams end with ClosedError."""
         self._is_closed = True
         if self._reaper is not None:
             self._reaper.cancel()
-        for slot in self.slots:
+        for slot in self._all:
             if slot.load is not None and not slot.load.done():
                 slot.load.cancel()
             self._give_up(slot, "closed")
         if self._closers:
             await asyncio.gather(*self._closers, return_exceptions=True)
 
-    async def _slot(self, name: str, keep_alive: float | None) -> Slot:
+    async def _slot(self, name: str, version: str, keep_alive: float | None) -> Slot:
+        is_pinned = False
         while True:
             if self._is_closed:
                 raise ClosedError("the server is going down")
             slot = self._slots.get(name)
+            if slot is not None and slot.version != version and not slot.is_doomed:
+                keep_alive = slot.keep_alive if keep_alive is None else keep_alive
+                is_pinned = slot.is_pinned
+                self._replace(slot)
+                slot = None
             if slot is None:
-                slot = Slot(name, self._keep_alive if keep_alive is None else keep_alive)
+                slot = Slot(name, self._keep_alive if keep_alive is None else keep_alive, version=version)
+                slot.is_pinned = is_pinned
                 self._slots[name] = slot
                 slot.load = asyncio.create_task(self._load(slot), name=f"load {name}")
                 slot.load.add_done_callback(_consume)
@@ -193,6 +218,15 @@ class ModelPool:
             if not slot.is_doomed:
                 return slot
             await slot.gone.wait()
+
+    def _replace(self, slot: Slot) -> None:
+        """Its file is another one: no new work comes to it, and it goes when what runs on it has ended."""
+        _log.info("model replaced", extra={"model": slot.name, "requests": slot.num_active})
+        del self._slots[slot.name]
+        self._replaced.append(slot)
+        slot.is_doomed, slot.is_pinned = True, False
+        if slot.num_active == 0:
+            self._give_up(slot, "replaced")
 
     async def _load(self, slot: Slot) -> ServedModel:
         if self._reaper is None:
@@ -234,12 +268,16 @@ class ModelPool:
                 problem = MemoryBudgetError(f"{slot.name} does not fit into what other models leave of the budget")
             except MemoryBudgetError as error:
                 problem = error
-            others = [s for s in self.slots if s is not slot and s.model is not None]
+            others = [s for s in self._all if s is not slot and s.model is not None]
             idle = [s for s in others if s.num_active == 0 and not s.is_pinned]
             if idle:
                 oldest = min(idle, key=lambda s: s.idle_since)
                 self._give_up(oldest, "memory")
                 await oldest.gone.wait()
+                continue
+            closing = [s for s in self._all if s is not slot and s.model is None and s.memory_bytes]
+            if closing:
+                await closing[0].gone.wait()
                 continue
             if not any(not s.is_pinned for s in others):
                 raise problem  # no waiting would help
@@ -261,10 +299,10 @@ class ModelPool:
         """Of the budget for `slot`; None: there is none."""
         if self._memory_bytes is None:
             return None
-        return max(0, self._memory_bytes - sum(s.memory_bytes for s in self.slots if s is not slot))
+        return max(0, self._memory_bytes - sum(s.memory_bytes for s in self._all if s is not slot))
 
     def _give_up(self, slot: Slot, reason: str) -> None:
-        if self._slots.get(slot.name) is not slot or slot.gone.is_set() or slot.model is None:
+        if slot not in self._all or slot.gone.is_set() or slot.model is None:
             return
         slot.is_doomed = True
         model, slot.model = slot.model, None
@@ -285,6 +323,8 @@ class ModelPool:
     def _forget(self, slot: Slot) -> None:
         if self._slots.get(slot.name) is slot:
             del self._slots[slot.name]
+        if slot in self._replaced:
+            self._replaced.remove(slot)
         slot.gone.set()
         self._freed.set()
 
@@ -294,12 +334,12 @@ class ModelPool:
             self._reap_now.clear()
             now = self._clock()
             times = []
-            for slot in self.slots:
+            for slot in self._all:
                 if slot.model is None or slot.num_active:
                     continue
                 expires = slot.expires_at(now)
                 if slot.is_doomed or expires <= now:
-                    self._give_up(slot, "keep_alive")
+                    self._give_up(slot, "replaced" if slot in self._replaced else "keep_alive")
                 else:
                     times.append(expires - now)
             seconds = min(times, default=math.inf)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import uvicorn
 
 from ..errors import KamadoError, UsageError
 from .app import JsonFormatter, Server, TextFormatter
 from .backend import Library, Loader
-from .config import ServeConfig
+from .config import ServeConfig, config_dir
 from .keys import KeyRing, new_key
 from .metrics import Registry
+from .reload import Load, Reloader
 from .service import Limits, Service
 
 _log = logging.getLogger("kamado.serve")
@@ -27,6 +30,7 @@ _SWITCH_SECONDS = 0.0005
 
 # Between the last words of cut streams and the end of the process.
 _LAST_WORDS_SECONDS = 2.0
+_BACKLOG = 512  # connections that wait to be taken
 
 
 def make_server(config: ServeConfig, library: Library, loader: Loader, *, keys: KeyRing) -> Server:
@@ -47,13 +51,16 @@ def make_server(config: ServeConfig, library: Library, loader: Loader, *, keys: 
     return Server(config, service, metrics=metrics, keys=keys)
 
 
-def make_keys(config: ServeConfig, *, announce: Callable[[str], None]) -> KeyRing:
+def key_file() -> Path:
+    """Where hashes of keys that were made are kept."""
+    return config_dir() / "keys.json"
+
+
+def make_keys(config: ServeConfig, *, announce: Callable[[str], None] | None) -> KeyRing:
     """The keys of the settings and of the key file; for an address that others reach one is made if there is none.
 
-    A key that was made is passed to `announce`, once: only its hash is kept.
+    A key that was made is passed to `announce`, once: only its hash is kept. None: no key is made.
     """
-    from .config import config_dir
-
     ring = KeyRing()
     for entry in config.api_keys:
         if (entry.key is None) == (entry.sha256 is None):
@@ -64,9 +71,9 @@ def make_keys(config: ServeConfig, *, announce: Callable[[str], None]) -> KeyRin
             ring.add_hash(str(entry.sha256), name=entry.name, scopes=entry.scopes)
     if config.is_loopback or len(ring):
         return ring
-    path = config_dir() / "keys.json"
+    path = key_file()
     ring.load(path)
-    if not len(ring):
+    if not len(ring) and announce is not None:
         key = new_key()
         ring.add(key, name="first")
         ring.save(path)
@@ -90,6 +97,7 @@ def bind(config: ServeConfig) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
+        listener.listen(_BACKLOG)  # whoever reads the address that is announced may connect at once
     except OSError as error:
         listener.close()
         raise UsageError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from None
@@ -131,8 +139,13 @@ def run(
     listener: socket.socket,
     *,
     on_ready: Callable[[], None] | None = None,
+    load_settings: Load | None = None,
+    watched: Sequence[Path] = (),
 ) -> None:
-    """Serves until SIGTERM or SIGINT. Raises what loading the first models raised."""
+    """Serves until SIGTERM or SIGINT. Raises what loading the first models raised.
+
+    `load_settings` reads settings and keys anew, when SIGHUP comes or a file of `watched` changes; see reload.py.
+    """
     set_up_logging(config)
     sys.setswitchinterval(_SWITCH_SECONDS)
     web = _Web(
@@ -151,7 +164,7 @@ def run(
             h11_max_incomplete_event_size=config.max_header_bytes,
             timeout_keep_alive=60,
             timeout_graceful_shutdown=int(config.drain + _LAST_WORDS_SECONDS + 1),
-            backlog=512,
+            backlog=_BACKLOG,
         ),
         server,
     )
@@ -159,13 +172,18 @@ def run(
 
     async def main() -> None:
         server.state["is_ready"] = not config.models
-        loading = asyncio.create_task(_load_first(config, server, web, failure))
+        tasks = [asyncio.create_task(_load_first(config, server, web, failure))]
+        if load_settings is not None:
+            reloader = Reloader(server, load_settings, watched, on_change=lambda: set_up_logging(server.config))
+            tasks.append(asyncio.create_task(reloader.watch(), name="settings"))
+            if hasattr(signal, "SIGHUP"):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
         if on_ready is not None:
             on_ready()
         await web.serve(sockets=[listener])
-        loading.cancel()
-        with suppress(asyncio.CancelledError):
-            await loading
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(main())
     if failure:

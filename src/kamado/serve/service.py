@@ -104,14 +104,18 @@ class Service:
 
     async def models(self) -> Sequence[ModelInfo]:
         """All models of the library; loaded ones exact."""
-        loaded = {slot.name: slot.model.info for slot in self.pool.slots if slot.model is not None}
-        return [loaded.get(info.name, info) for info in await self.library.list()]
+        return [self._exact(info) for info in await self.library.list()]
 
     async def model(self, name: str) -> ModelInfo:
         """One of them. Raises ModelNotFoundError."""
-        info = await self.library.get(self.real_name(name))
+        return self._exact(await self.library.get(self.real_name(name)))
+
+    def _exact(self, info: ModelInfo) -> ModelInfo:
+        """What loading showed of a model, unless its file was replaced since."""
         slot = self.pool.find(info.name)
-        return slot.model.info if slot is not None and slot.model is not None else info
+        if slot is None or slot.model is None or slot.version != info.version:
+            return info
+        return slot.model.info
 
     def loaded(self) -> list[LoadedModel]:
         """Models in memory."""
@@ -261,6 +265,12 @@ class Service:
                 del self._num_by_owner[owner]
 
     # --- operations ---------------------------------------------------------------------------------------------------
+
+    def configure(self, *, limits: Limits, aliases: Mapping[str, str], keep_alive: float, load_wait: float) -> None:
+        """Other settings for what comes from now on; what runs keeps its own."""
+        self._limits = limits
+        self._aliases = dict(aliases)
+        self.pool.configure(keep_alive=keep_alive, load_wait=load_wait)
 
     @property
     def num_active(self) -> int:

@@ -16,6 +16,8 @@ After=network.target
 
 [Service]
 ExecStart={command}
+# Reads the settings again.
+ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure
 RestartSec=2
 # SIGTERM drains: running answers may end first.

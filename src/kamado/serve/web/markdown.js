@@ -160,6 +160,7 @@ function renderList(lines, start, parent, depth) {
       box.type = "checkbox";
       box.disabled = true;
       box.checked = task[1] !== " ";
+      box.setAttribute("aria-label", "done");
       item.append(box, " ");
       inner[0] = task[2];
     }
