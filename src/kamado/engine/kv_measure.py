@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,15 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Scores:
-    """What one cache makes of the texts, end to end."""
+class Scores:
+    """What one cache makes of the texts: their scored positions, end to end."""
 
     log_probabilities: NDArray[np.float64]  # of the token that came, for each scored position
     best: NDArray[np.int64]  # the most likely token there
-    divergences: NDArray[np.float64]  # from the reference at sampled positions; empty for the reference itself
+    divergences: NDArray[np.float64]  # from the reference at every `stride`th of them; the reference has zeros
+    stride: int
+    ends: tuple[int, ...]  # where each text's positions end
     bytes_per_token: float
-    is_encoded: bool
 
 
 def builtin_texts() -> list[str]:
@@ -125,16 +127,67 @@ def compare_presets(
 
     `reference_bytes`: what the exact cache's distributions may take on disk; divergences are sampled to fit.
     """
+    found = score_presets(
+        path,
+        presets,
+        texts,
+        num_tokens,
+        first_scored=first_scored,
+        reference_bytes=reference_bytes,
+        progress=progress,
+        load=load,
+        **options,
+    )
+    rows: list[KvRow] = []
+    for kv, scores in found:
+        if not rows:
+            exact = scores
+        rows.append(compared(kv, scores, exact))
+        if on_row is not None:
+            on_row(rows[-1])
+    return rows
+
+
+def score_presets(
+    path: Path,
+    presets: Sequence[str],
+    texts: Sequence[str | Sequence[int]],
+    num_tokens: int,
+    *,
+    first_scored: int = FIRST_SCORED,
+    reference_bytes: int = REFERENCE_BYTES,
+    progress: Progress | None = None,
+    load: Callable[..., Model] = load_model,
+    **options: Any,
+) -> Iterator[tuple[str, Scores]]:
+    """The scores of "exact", then of each preset, token by token; arguments as of `compare_presets`."""
     steps = _Steps(progress, 1 + len(presets))
     with _reference_file() as file:
         run = _Run(path, texts, num_tokens, first_scored, reference_bytes, load, options, file)
-        exact = run.score("exact", steps)
-        rows = []
         for kv in ("exact", *presets):
-            rows.append(_row(kv, exact if kv == "exact" else run.score(kv, steps), exact))
-            if on_row is not None:
-                on_row(rows[-1])
-    return rows
+            yield kv, run.score(kv, steps)
+
+
+def compared(kv: str, scores: Scores, exact: Scores, text: int | None = None) -> KvRow:
+    """The row of a cache beside the exact one: over all texts, or over one of them."""
+    begin, end = (0, scores.ends[-1]) if text is None else ((0, *scores.ends)[text], scores.ends[text])
+    worse = (exact.log_probabilities - scores.log_probabilities)[begin:end]
+    rise = math.expm1(float(worse.mean()))
+    error = float(worse.std()) / math.sqrt(max(1, len(worse) - 1)) * (1 + rise)
+    divergences = scores.divergences[-(-begin // scores.stride) : -(-end // scores.stride)]
+    if not len(divergences):
+        divergences = np.zeros(1)
+    return KvRow(
+        kv=kv,
+        bytes_per_token=scores.bytes_per_token,
+        perplexity=math.exp(min(700.0, -float(scores.log_probabilities[begin:end].mean()))),
+        rise_percent=100 * rise,
+        rise_error_percent=100 * error,
+        divergence=float(divergences.mean()),
+        divergence_worst=float(divergences.max()),
+        same_top_percent=100 * float((scores.best == exact.best)[begin:end].mean()),
+        num_tokens=end - begin,
+    )
 
 
 def recommend(rows: Sequence[KvRow]) -> str:
@@ -148,24 +201,6 @@ def recommend(rows: Sequence[KvRow]) -> str:
 def is_safe(row: KvRow) -> bool:
     """Whether the row keeps to both limits."""
     return row.rise_percent + 2 * row.rise_error_percent <= MAX_RISE_PERCENT and row.divergence <= MAX_DIVERGENCE
-
-
-def _row(kv: str, scores: _Scores, exact: _Scores) -> KvRow:
-    worse = exact.log_probabilities - scores.log_probabilities
-    rise = math.expm1(float(worse.mean()))
-    error = float(worse.std()) / math.sqrt(max(1, len(worse) - 1)) * (1 + rise)
-    divergences = scores.divergences if len(scores.divergences) else np.zeros(1)
-    return KvRow(
-        kv=kv,
-        bytes_per_token=scores.bytes_per_token,
-        perplexity=math.exp(min(700.0, -float(scores.log_probabilities.mean()))),
-        rise_percent=100 * rise,
-        rise_error_percent=100 * error,
-        divergence=float(divergences.mean()),
-        divergence_worst=float(divergences.max()),
-        same_top_percent=100 * float((scores.best == exact.best).mean()),
-        num_tokens=len(worse),
-    )
 
 
 class _Steps:
@@ -209,10 +244,9 @@ class _Run:
         self._reference: np.memmap[Any, np.dtype[np.float32]] | None = None  # [positions, vocab], log-probabilities
         self._stride = 1
 
-    def score(self, kv: str, progress: Progress) -> _Scores:
+    def score(self, kv: str, steps: _Steps) -> Scores:
         """Loads the model with cache `kv` and scores all texts."""
-        if isinstance(progress, _Steps):
-            progress.begin()
+        steps.begin()
         with self._load(
             self._path, kv=kv, context=self._num_tokens, max_logit_rows=_LOGIT_ROWS, **self._options
         ) as model:
@@ -221,68 +255,53 @@ class _Run:
                 for text in self._texts
             ]
             prompts = [prompt for prompt in prompts if len(prompt) > self._first_scored + 1]
-            total = sum(len(prompt) for prompt in prompts)
+            ends = tuple(accumulate(len(prompt) - self._first_scored - 1 for prompt in prompts))
             is_reference = self._reference is None
             if self._reference is None:
-                num_scored = total - self._first_scored * len(prompts)
                 most = max(1, self._reference_bytes // (4 * model.vocab_size))
-                self._stride = max(1, -(-num_scored // most))
-                shape = (-(-num_scored // self._stride), model.vocab_size)
+                self._stride = max(1, -(-ends[-1] // most))
+                shape = (-(-ends[-1] // self._stride), model.vocab_size)
                 self._reference = np.memmap(self._file, np.float32, "w+", shape=shape)
-            scores = [np.zeros(len(prompt)) for prompt in prompts]
-            best = [np.zeros(len(prompt), np.int64) for prompt in prompts]
+            scores = np.zeros(ends[-1])
+            best = np.zeros(ends[-1], np.int64)
             divergences = np.zeros(len(self._reference))
-            begin = done = 0
-            for i, prompt in enumerate(prompts):
-                first = begin - self._first_scored  # a position's place among all scored ones, less its own index
+            done, total = 0, sum(map(len, prompts))
+            for prompt, begin in zip(prompts, (0, *ends), strict=False):
 
                 def visit(
-                    at: int, logits: NDArray[np.float32], i: int = i, first: int = first, done: int = done
+                    at: int,
+                    logits: NDArray[np.float32],
+                    prompt: list[int] = prompt,
+                    begin: int = begin,
+                    done: int = done,
                 ) -> None:
-                    self._visit(at, logits, prompts[i], scores[i], best[i], divergences, first, is_reference)
-                    progress(done + at + len(logits), total)
+                    for row in range(max(0, self._first_scored - at), min(len(logits), len(prompt) - 1 - at)):
+                        index = begin + at + row - self._first_scored
+                        x = logits[row].astype(np.float64)
+                        x -= x.max()
+                        x -= math.log(float(np.exp(x).sum()))
+                        scores[index] = x[prompt[at + row + 1]]
+                        best[index] = int(x.argmax())
+                        self._compare(index, x, divergences, is_reference)
+                    steps(done + at + len(logits), total)
 
                 model.visit_logits(prompt, visit)
-                begin += len(prompt) - self._first_scored
                 done += len(prompt)
-            return _Scores(
-                np.concatenate([part[self._first_scored : -1] for part in scores]),
-                np.concatenate([part[self._first_scored : -1] for part in best]),
-                np.zeros(0) if is_reference else divergences,
-                model.plan.kv_bytes_per_token,
-                any(bits != (0, 0) for bits in model.plan.kv_bits),
-            )
+            return Scores(scores, best, divergences, self._stride, ends, model.plan.kv_bytes_per_token)
 
-    def _visit(
-        self,
-        at: int,
-        logits: NDArray[np.float32],
-        prompt: list[int],
-        scores: NDArray[np.float64],
-        best: NDArray[np.int64],
-        divergences: NDArray[np.float64],
-        first: int,
-        is_reference: bool,
+    def _compare(
+        self, index: int, x: NDArray[np.float64], divergences: NDArray[np.float64], is_reference: bool
     ) -> None:
-        """Takes rows [at, at + n) of logits. May be called again for the same rows."""
+        """Keeps the reference's log-probabilities `x` of a sampled position, or their divergence from them."""
         assert self._reference is not None
-        for row in range(len(logits)):
-            position = at + row
-            if position < self._first_scored:
-                continue
-            x = logits[row].astype(np.float64)
-            x -= x.max()
-            x -= math.log(float(np.exp(x).sum()))
-            if position + 1 < len(prompt):
-                scores[position] = x[prompt[position + 1]]
-            best[position] = int(x.argmax())
-            place, rest = divmod(first + position, self._stride)
-            if rest == 0:
-                if is_reference:
-                    self._reference[place] = x
-                else:
-                    reference = self._reference[place].astype(np.float64)
-                    divergences[place] = max(0.0, float((np.exp(reference) * (reference - x)).sum()))
+        place, rest = divmod(index, self._stride)
+        if rest:
+            return
+        if is_reference:
+            self._reference[place] = x
+        else:
+            reference = self._reference[place].astype(np.float64)
+            divergences[place] = max(0.0, float((np.exp(reference) * (reference - x)).sum()))
 
 
 @contextlib.contextmanager

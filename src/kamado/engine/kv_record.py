@@ -34,7 +34,7 @@ class KvRow:
     rise_percent: float  # of perplexity
     rise_error_percent: float  # standard error of that, text by text, pairs of tokens
     divergence: float  # mean Kullback-Leibler divergence of the output, in nats
-    divergence_worst: float  # the 99.9th percentile over tokens
+    divergence_worst: float  # of any token
     same_top_percent: float  # how often the most likely token is the same
     num_tokens: int  # scored
 
