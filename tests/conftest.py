@@ -76,10 +76,32 @@ TINY_TEMPLATE = (
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama of 2 layers in a GGUF file of 300 KB: random F16 weights, bytes as tokens, ChatML, context 512."""
+    return _write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def delicate_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As tiny_checkpoint, with 8 layers whose two heads of 64 values share one of keys, so that they can be encoded.
+    Only layer 3's attention prefers any token much, so its keys alone can be spoiled."""
+    path = tmp_path_factory.mktemp("delicate") / "delicate.gguf"
+    return _write_tiny(
+        path, hidden=128, heads=2, kv_heads=1, layers=8, key_scales={i: 8.0 if i == 3 else 0.05 for i in range(8)}
+    )
+
+
+def _write_tiny(
+    path: Path,
+    *,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    layers: int = 2,
+    key_scales: dict[int, float] | None = None,
+) -> Path:
     from kamado.checkpoint.gguf_writer import GgufWriter
     from kamado.checkpoint.types import Layout
 
-    hidden, heads, kv_heads, ffn, layers = 64, 4, 2, 128, 2
+    ffn = 128
     writer = GgufWriter("llama")
     for key, value in {
         "general.name": "tiny",
@@ -120,13 +142,15 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, shape in shapes.items():
         writer.add_tensor(name, shape, Layout.F16 if len(shape) == 2 else Layout.F32)
     rng = np.random.default_rng(7)
-    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
     with writer.open(path) as sink:
         for name, shape in shapes.items():
             if len(shape) == 1:
                 sink.write(name, np.ones(shape, np.float32))
             else:
-                sink.write(name, (rng.standard_normal(shape) * 2 / np.sqrt(shape[1])).astype(np.float16))
+                values = rng.standard_normal(shape) * 2 / np.sqrt(shape[1])
+                for layer, scale in (key_scales or {}).items():
+                    values *= scale if name == f"blk.{layer}.attn_k.weight" else 1
+                sink.write(name, values.astype(np.float16))
     return path
 
 

@@ -2,7 +2,9 @@
 
 Three built-in texts (prose, technical prose, code) are scored as a whole, so that most keys and values a token reads
 are encoded ones; tokens before the first page is encoded are left out. Each preset is compared with the exact cache,
-token by token: how much worse the text is predicted, and how far the distribution of the next token moves.
+token by token: how much worse the text is predicted, and how far the distribution of the next token moves. Beside that
+attention itself is compared, layer by layer (kv_attention.py); where a few layers alone may spoil a preset, it is
+measured again with those left exact.
 
 What is kept on disk while it runs: the exact cache's log-probabilities at some positions, 256 MiB at most.
 """
@@ -15,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,12 @@ from numpy.typing import NDArray
 
 from ..checkpoint import open_checkpoint
 from ..errors import TokenizerError, UsageError
+from ..memory.kv_presets import kv_needs, num_kv_layers, parse_kv
+from ..models import build_program
+from ..program import Program
 from . import record
 from .identity import model_identity
+from .kv_attention import AttentionProbe, delicate_layers, layers_text
 from .kv_record import KvRecord, KvRow, load_record, records_root, save_record
 from .load import load_model
 from .model import Model
@@ -85,28 +91,67 @@ def measure_kv(
     checkpoint = open_checkpoint(path)
     if checkpoint.tokenizer is None:
         raise TokenizerError(f"{path} has no tokenizer, so no text can be scored with it")
+    program = build_program(checkpoint)
     identity = model_identity(checkpoint)
     texts = builtin_texts()
     setting = record.digest(*(text.encode() for text in texts), str(num_tokens).encode()).hex()
-    found = None if is_fresh else load_record(identity)
-    if found is None or found.text != setting:
-        found = KvRecord(identity, checkpoint.name or checkpoint.path.name, text=setting)
-    done = found
-    missing = [kv for kv in presets if kv not in {row.kv for row in found.rows}]
+    known = None if is_fresh else load_record(identity)
+    if known is None or known.text != setting:
+        known = KvRecord(identity, checkpoint.name or checkpoint.path.name, text=setting)
+    found = known
+    wanted = list(presets)
 
-    def keep(row: KvRow) -> None:
-        if row.kv != "exact":
-            done.rows.append(row)
-            save_record(done)
-        elif not any(known.kv == "exact" for known in done.rows):
-            done.rows.insert(0, row)
+    def missing() -> list[str]:
+        done = {row.kv for row in found.rows}
+        return [kv for kv in wanted if kv not in done]
 
-    if missing:
-        compare_presets(path, missing, texts, num_tokens, progress=progress, load=load, on_row=keep, **options)
+    num_layers = num_kv_layers(program)
+    bits = {kv: parse_kv(kv, num_layers).for_program(program).bits for kv in wanted}
+    wanted += [kv for kv in _exceptions(found, wanted, program) if kv not in wanted]
+    queue = missing()
+    if queue:
+        probe = AttentionProbe(program, {kv: bits[kv] for kv in queue if kv in bits})
+        scores = score_presets(path, queue, texts, num_tokens, progress=progress, load=load, probe=probe, **options)
+        for kv, result in scores:
+            if kv == "exact":
+                exact = result
+                if not any(row.kv == kv for row in found.rows):
+                    found.rows.insert(0, compared(kv, exact, exact))
+                found.layers = [row for row in found.layers if row.kv not in queue]  # an interrupted run's
+                found.layers += [row for other in queue if other in bits for row in probe.losses(other)]
+                continue
+            found.rows.append(compared(kv, result, exact))
+            save_record(found)
+            # Only once all are measured does it show which is worth saving, so the queue may grow at its end.
+            if not missing():
+                more = [kv for kv in _exceptions(found, wanted, program) if kv not in wanted]
+                wanted += more
+                queue += more
     found.recommended = recommend(found.rows)
     found.measured_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     save_record(found)
     return found
+
+
+def _exceptions(found: KvRecord, presets: Sequence[str], program: Program) -> list[str]:
+    """Presets that are not safe, with their delicate layers exact, where that would still be the smallest cache.
+
+    Empty until all of `presets` are measured.
+    """
+    rows = {row.kv: row for row in found.rows}
+    if any(kv not in rows for kv in presets):
+        return []
+    best = recommend(found.rows)
+    least = rows[best].bytes_per_token if best in rows else math.inf
+    made = []
+    for kv in presets:
+        layers = delicate_layers(found.layers_of(kv))
+        if not layers or is_safe(rows[kv]) or "layers=" in kv:
+            continue
+        text = f"{kv},layers={layers_text(layers)}:exact"
+        if kv_needs(program, parse_kv(text, num_kv_layers(program))).token_bytes < least:
+            made.append(text)
+    return made
 
 
 def compare_presets(
@@ -158,14 +203,18 @@ def score_presets(
     reference_bytes: int = REFERENCE_BYTES,
     progress: Progress | None = None,
     load: Callable[..., Model] = load_model,
+    probe: AttentionProbe | None = None,
     **options: Any,
 ) -> Iterator[tuple[str, Scores]]:
-    """The scores of "exact", then of each preset, token by token; arguments as of `compare_presets`."""
-    steps = _Steps(progress, 1 + len(presets))
+    """The scores of "exact", then of each preset, token by token; arguments as of `compare_presets`.
+
+    `presets` may be a list that grows meanwhile. `probe` is given the exact cache of each text.
+    """
+    steps = _Steps(progress, presets)
     with _reference_file() as file:
         run = _Run(path, texts, num_tokens, first_scored, reference_bytes, load, options, file)
-        for kv in ("exact", *presets):
-            yield kv, run.score(kv, steps)
+        for kv in chain(("exact",), presets):
+            yield kv, run.score(kv, steps, probe if kv == "exact" else None)
 
 
 def compared(kv: str, scores: Scores, exact: Scores, text: int | None = None) -> KvRow:
@@ -206,9 +255,9 @@ def is_safe(row: KvRow) -> bool:
 class _Steps:
     """Progress over several presets as one bar."""
 
-    def __init__(self, progress: Progress | None, num_parts: int) -> None:
+    def __init__(self, progress: Progress | None, presets: Sequence[str]) -> None:
         self._progress = progress
-        self._num_parts = num_parts
+        self._presets = presets
         self._part = -1
 
     def begin(self) -> None:
@@ -216,7 +265,7 @@ class _Steps:
 
     def __call__(self, done: int, total: int) -> None:
         if self._progress is not None:
-            self._progress(self._part * total + done, self._num_parts * total)
+            self._progress(self._part * total + done, (1 + len(self._presets)) * total)
 
 
 class _Run:
@@ -244,7 +293,7 @@ class _Run:
         self._reference: np.memmap[Any, np.dtype[np.float32]] | None = None  # [positions, vocab], log-probabilities
         self._stride = 1
 
-    def score(self, kv: str, steps: _Steps) -> Scores:
+    def score(self, kv: str, steps: _Steps, probe: AttentionProbe | None = None) -> Scores:
         """Loads the model with cache `kv` and scores all texts."""
         steps.begin()
         with self._load(
@@ -285,7 +334,10 @@ class _Run:
                         self._compare(index, x, divergences, is_reference)
                     steps(done + at + len(logits), total)
 
-                model.visit_logits(prompt, visit)
+                if probe is None:
+                    model.visit_logits(prompt, visit)
+                else:
+                    model.visit_logits(prompt, visit, before=probe.begin, after=probe.add)
                 done += len(prompt)
             return Scores(scores, best, divergences, self._stride, ends, model.plan.kv_bytes_per_token)
 
