@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Float simulation of the compressed KV cache on real models: what the codec itself costs, without our kernels.
 
-    kv_simulation.py MODEL.gguf… [--codes 4,4 3,3 2,2] [--text FILE…] [--json OUT]
+    kv_simulation.py MODEL.gguf… [--codes 4,4 3,3 2,2] [--text FILE…] [--json OUT] [--per-token OUT.npz]
+
+Rows that the JSON file holds already are not computed again, so a run that was stopped goes on where it was.
 
 The codec is written here a second time, in numpy and from docs/kv-codec.md, the model runs in transformers with float32
 weights. A whole text goes through at once: a query at position p reads its own page and the one before as f16, older
@@ -298,8 +300,10 @@ class Subject:
                 yield torch.log_softmax(self.model.lm_head(hidden[at : min(at + 128, len(hidden) - 1)]), -1)
 
 
-def compare(subject: Subject, tokens: list[int], exact: torch.Tensor, coded: torch.Tensor, skip: int) -> dict[str, Any]:
-    """KL divergence and perplexities over tokens `skip` + 1 … last."""
+def compare(
+    subject: Subject, tokens: list[int], exact: torch.Tensor, coded: torch.Tensor, skip: int
+) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """KL divergence and perplexities over tokens `skip` + 1 … last; beside them the divergence of each token."""
     divergences, losses, exact_losses = [], [], []
     rows = zip(subject.log_probabilities(exact, skip), subject.log_probabilities(coded, skip), strict=True)
     at = skip + 1
@@ -311,7 +315,7 @@ def compare(subject: Subject, tokens: list[int], exact: torch.Tensor, coded: tor
         losses.append(-q.gather(1, target))
     divergence = torch.cat(divergences)
     loss, exact_loss = (torch.cat(x).double().mean().item() for x in (losses, exact_losses))
-    return {
+    row = {
         "kld": divergence.double().mean().item(),
         "kld_error": (divergence.double().std() / math.sqrt(len(divergence))).item(),
         "kld_p99": divergence.quantile(0.99).item(),
@@ -319,6 +323,7 @@ def compare(subject: Subject, tokens: list[int], exact: torch.Tensor, coded: tor
         "exact_perplexity": math.exp(exact_loss),
         "rise": math.exp(loss - exact_loss) - 1,
     }
+    return row, divergence.double().numpy()
 
 
 def main() -> int:
@@ -330,9 +335,19 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--skip", type=int, default=512, help="first position that is scored")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--per-token", type=Path, help="npz of every token's divergence, for paired errors")
     options = parser.parse_args()
     texts = {path.stem: path.read_text("utf-8") for path in options.text} if options.text else default_texts()
-    results = []
+    results: list[dict[str, Any]] = []
+    if options.json and options.json.exists():
+        document = json.loads(options.json.read_text())
+        if document["skip"] != options.skip:
+            sys.exit(f"{options.json} was scored from token {document['skip']} on")
+        results = document["results"]
+    known = {(row["model"], row["text"], row["codes"], row["tokens"]) for row in results}
+    per_token: dict[str, NDArray[np.float64]] = {}
+    if options.per_token and options.per_token.exists():
+        per_token = dict(np.load(options.per_token))
     print("| Model | Text | Codes | Rise of perplexity | KLD | its error | 99 % |\n|---|---|---|--:|--:|--:|--:|")
     for path in options.models:
         subject = Subject(path)
@@ -340,18 +355,22 @@ def main() -> int:
             tokens = subject.tokenizer.encode(text)[: options.tokens]
             if len(tokens) < options.tokens:
                 sys.exit(f"{name} has {len(tokens)} tokens, {options.tokens} are wanted")
-            exact = subject.hidden(tokens, None)
-            for codes in options.codes:
-                row = compare(subject, tokens, exact, subject.hidden(tokens, codes), options.skip)
+            missing = [codes for codes in options.codes if (path.name, name, str(codes), len(tokens)) not in known]
+            exact = subject.hidden(tokens, None) if missing else torch.zeros(0)
+            for codes in missing:
+                row, divergences = compare(subject, tokens, exact, subject.hidden(tokens, codes), options.skip)
                 print(
                     f"| {path.stem} | {name} | {codes} | {100 * row['rise']:+.2f} % | {row['kld']:.5f} | "
                     f"{row['kld_error']:.5f} | {row['kld_p99']:.4f} |",
                     flush=True,
                 )
                 results.append({"model": path.name, "text": name, "codes": str(codes), "tokens": len(tokens), **row})
-            if options.json:
-                document = {"skip": options.skip, "results": results}
-                options.json.write_text(json.dumps(document, indent=1) + "\n")
+                if options.per_token:
+                    per_token[f"{path.name}/{name}/{codes}"] = divergences
+                    np.savez_compressed(options.per_token, **per_token)
+                if options.json:
+                    document = {"skip": options.skip, "results": results}
+                    options.json.write_text(json.dumps(document, indent=1) + "\n")
     return 0
 
 

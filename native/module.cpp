@@ -8,6 +8,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -297,6 +298,35 @@ nb::ndarray<nb::numpy, int32_t, nb::ndim<2>> routing(const PyExecutor& self) {
   return {data, 2, shape, owner};
 }
 
+nb::ndarray<nb::numpy, float> floats_of(std::unique_ptr<float[]> values, const std::vector<size_t>& shape) {
+  const nb::capsule owner(values.get(), [](void* pointer) noexcept { delete[] static_cast<float*>(pointer); });
+  return {values.release(), shape.size(), shape.data(), owner};
+}
+
+nb::tuple recorded_queries(const PyExecutor& self, int32_t layer) {
+  const kamado::RecordedQueries& from = self.get().recorded_queries(layer);
+  const size_t rows = from.positions.size();
+  auto positions = std::make_unique<int32_t[]>(rows);
+  std::copy(from.positions.begin(), from.positions.end(), positions.get());
+  auto values = std::make_unique<float[]>(from.values.size());
+  std::copy(from.values.begin(), from.values.end(), values.get());
+  const nb::capsule owner(positions.get(), [](void* pointer) noexcept { delete[] static_cast<int32_t*>(pointer); });
+  const nb::ndarray<nb::numpy, int32_t, nb::ndim<1>> where{positions.release(), {rows}, owner};
+  return nb::make_tuple(where, floats_of(std::move(values), {rows, static_cast<size_t>(from.num_heads),
+                                                             static_cast<size_t>(from.head_dim)}));
+}
+
+nb::tuple read_kv(const PyExecutor& self, int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits) {
+  Executor& executor = self.get();
+  const Executor::KvShape shape = executor.kv_shape(sequence, layer, k_bits, v_bits);
+  const auto heads = static_cast<size_t>(shape.num_kv_heads), length = static_cast<size_t>(shape.length);
+  const auto k_dim = static_cast<size_t>(shape.k_dim), v_dim = static_cast<size_t>(shape.v_dim);
+  auto k = std::make_unique<float[]>(heads * length * k_dim), v = std::make_unique<float[]>(heads * length * v_dim);
+  without_gil([&] { executor.read_kv(sequence, layer, k_bits, v_bits, k.get(), v.get()); });
+  return nb::make_tuple(floats_of(std::move(k), {heads, length, k_dim}),
+                        floats_of(std::move(v), {heads, length, v_dim}));
+}
+
 int64_t packed_bytes(int32_t layout, int64_t rows, int64_t cols) {
   const auto kind = static_cast<kamado::Layout>(layout);
   const kamado::LayoutInfo* info = kamado::layout_info(kind);
@@ -479,6 +509,11 @@ void bind_executor(nb::module_& m) {
             self.get().tile_kv(sequence, num_tokens);
           },
           "sequence"_a, "num_tokens"_a)
+      .def(
+          "record_queries", [](const PyExecutor& self, int32_t stride) { self.get().record_queries(stride); },
+          "stride"_a)
+      .def("recorded_queries", &recorded_queries, "layer"_a)
+      .def("read_kv", &read_kv, "sequence"_a, "layer"_a, "k_bits"_a, "v_bits"_a)
       .def("ledger", &ledger)
       .def(
           "record_routing", [](const PyExecutor& self, bool enabled) { self.get().record_routing(enabled); },

@@ -85,11 +85,31 @@ def write_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return lambda **metadata: _write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", **metadata)
 
 
-def _write_tiny(path: Path, **metadata: object) -> Path:
+@pytest.fixture(scope="session")
+def delicate_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As tiny_checkpoint, with 8 layers whose two heads of 64 values share one of keys, so that they can be encoded.
+    Only layer 3's attention prefers any token much, so its keys alone can be spoiled."""
+    path = tmp_path_factory.mktemp("delicate") / "delicate.gguf"
+    return _write_tiny(
+        path, hidden=128, heads=2, kv_heads=1, layers=8, key_scales={i: 8.0 if i == 3 else 0.05 for i in range(8)}
+    )
+
+
+def _write_tiny(
+    path: Path,
+    *,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    layers: int = 2,
+    key_scales: dict[int, float] | None = None,
+    seed: int = 7,
+    **metadata: object,
+) -> Path:
     from kamado.checkpoint.gguf_writer import GgufWriter
     from kamado.checkpoint.types import Layout
 
-    hidden, heads, kv_heads, ffn, layers = 64, 4, 2, 128, 2
+    ffn = 128
     writer = GgufWriter("llama")
     for key, value in {
         "general.name": "tiny",
@@ -110,7 +130,7 @@ def _write_tiny(path: Path, **metadata: object) -> Path:
         "tokenizer.ggml.eos_token_id": 257,
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": TINY_TEMPLATE,
-        **{f"llama.{key}": value for key, value in metadata.items() if key != "seed"},
+        **{f"llama.{key}": value for key, value in metadata.items()},
     }.items():
         writer.add(key, value)
     kv_width = hidden // heads * kv_heads
@@ -130,13 +150,16 @@ def _write_tiny(path: Path, **metadata: object) -> Path:
             shapes[f"blk.{i}.{name}.weight"] = shape
     for name, shape in shapes.items():
         writer.add_tensor(name, shape, Layout.F16 if len(shape) == 2 else Layout.F32)
-    rng = np.random.default_rng(int(str(metadata.get("seed", 7))))
+    rng = np.random.default_rng(seed)
     with writer.open(path) as sink:
         for name, shape in shapes.items():
             if len(shape) == 1:
                 sink.write(name, np.ones(shape, np.float32))
             else:
-                sink.write(name, (rng.standard_normal(shape) * 2 / np.sqrt(shape[1])).astype(np.float16))
+                values = rng.standard_normal(shape) * 2 / np.sqrt(shape[1])
+                for layer, scale in (key_scales or {}).items():
+                    values *= scale if name == f"blk.{layer}.attn_k.weight" else 1
+                sink.write(name, values.astype(np.float16))
     return path
 
 

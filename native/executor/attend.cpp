@@ -128,6 +128,7 @@ void Executor::Impl::run_attend(const Node& node, int32_t thread) {
   const Units& list = units[static_cast<size_t>(attend.units)];
   Worker& worker = workers[static_cast<size_t>(thread)];
   const int32_t heads = op.num_kv_heads;
+  if (query_stride > 0 && thread == 0) keep_queries(attend, thread);
   if (!list.stores.empty()) {
     Counter& counter = counters[static_cast<size_t>(node.counter)];
     const auto num_items = static_cast<int32_t>(list.stores.size()) * heads;

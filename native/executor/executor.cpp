@@ -213,6 +213,7 @@ void Executor::Impl::run(const Batch& given, const Poll& given_poll) {
   std::fill_n(is_wanted.begin(), row, uint8_t{0});
   for (size_t i = 0; i < given.num_logit_rows; ++i) is_wanted[static_cast<size_t>(given.logit_rows[i])] = 1;
   make_units(given);
+  if (query_stride > 0) reserve_queries(row);
   for (int32_t i = 0; i < plan.num_counters; ++i) counters[static_cast<size_t>(i)].reset();
   step_epoch += static_cast<uint64_t>(plan.num_counters) + 1;
   looks_ahead = row == 1 && ahead.is_on();
@@ -537,6 +538,28 @@ std::vector<int32_t> Executor::take_routing() {
 
 int32_t Executor::routing_columns() const {
   return 3 + impl_->max_top_k;
+}
+
+void Executor::record_queries(int32_t stride) {
+  if (stride < 0) refuse("the stride of recorded queries must be at least 0, got " + std::to_string(stride));
+  impl_->record_queries(stride);
+}
+
+const RecordedQueries& Executor::recorded_queries(int32_t layer) const {
+  if (layer < 0 || static_cast<size_t>(layer) >= impl_->recorded.size())
+    refuse("no queries of layer " + std::to_string(layer) + " are recorded");
+  return impl_->recorded[static_cast<size_t>(layer)];
+}
+
+Executor::KvShape Executor::kv_shape(int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits) const {
+  const int64_t length = impl_->length(sequence);
+  impl_->check_readable(layer, k_bits, v_bits);
+  const KvLayerShape& shape = impl_->kv_shapes[static_cast<size_t>(layer)];
+  return {shape.num_kv_heads, shape.k_dim, shape.v_dim, length};
+}
+
+void Executor::read_kv(int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits, float* k, float* v) {
+  impl_->read_kv(sequence, layer, k_bits, v_bits, k, v);
 }
 
 void Executor::drop_file_cache() const {

@@ -179,6 +179,16 @@ struct Executor::Impl {
   void tile_page(int32_t sequence, int64_t page, int64_t begin, int64_t end, int64_t source, int64_t period) const;
   void tile_codes(int32_t sequence, int64_t page, int64_t same_page);
 
+  // --- probe.cpp ---
+  void record_queries(int32_t stride);
+  void reserve_queries(int32_t num_step_rows);
+  bool is_recorded(int32_t row) const {
+    return is_wanted[static_cast<size_t>(row)] != 0 && positions[static_cast<size_t>(row)] % query_stride == 0;
+  }
+  void keep_queries(const AttendNode& node, int32_t thread);
+  void check_readable(int32_t layer, int32_t k_bits, int32_t v_bits) const;
+  void read_kv(int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits, float* k, float* v);
+
   void add_kv_layers();
   void allocate();
 
@@ -237,6 +247,9 @@ struct Executor::Impl {
   bool records_routing = false;
   std::vector<int32_t> routing;  // rows of 3 + max_top_k
   int32_t max_top_k = 0;
+
+  int32_t query_stride = 0;               // 0: queries are not recorded
+  std::vector<RecordedQueries> recorded;  // by KV layer
 
   double seconds[kNumTimed] = {};
   double seconds_total = 0, seconds_encode = 0;

@@ -215,6 +215,19 @@ class Executor:
         reduced in the executor by blocks of max_logit_rows and never stored whole. Tokens are taken by max_rows."""
     def tile_kv(self, sequence: int, num_tokens: int) -> None:
         """Fills the cache up to num_tokens by repeating what it holds. For speed measurements only."""
+    def record_queries(self, stride: int) -> None:
+        """For measurements: from now on each step keeps, of every KV layer, the queries of its rows whose logits are
+        wanted and whose position is a multiple of `stride` (0: none). What was kept before is forgotten."""
+    def recorded_queries(self, layer: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Their positions, and float32[n, heads, head_dim] as attention takes them: positions applied, not scaled.
+        ValueError when nothing is being recorded or it is no KV layer."""
+    def read_kv(
+        self, sequence: int, layer: int, k_bits: int, v_bits: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """For measurements: what a query right after the sequence would read of one KV layer if that was encoded with
+        so many bits, pages that stay exact included; 0 and 0: all exactly. float32[kv_heads, length, dim] of keys and
+        of values, GIL released. ValueError when the cache does not keep the layer as f16 for good, or its heads cannot
+        be encoded so."""
     def cancel(self) -> None:
         """May be called from any thread: the running (or next) step raises Cancelled."""
     def stats(self) -> dict[str, float]:

@@ -226,6 +226,13 @@ struct ExpertLedger {
   double busy_seconds = 0;  // with at least one read under way
 };
 
+// Queries of one KV layer, as attention takes them (positions applied, not scaled).
+struct RecordedQueries {
+  int32_t num_heads = 0, head_dim = 0;
+  std::vector<int32_t> positions;
+  std::vector<float> values;  // [positions][num_heads][head_dim]
+};
+
 class Executor {
  public:
   // Called on the thread that called, about every 50 ms; true stops the work. May throw.
@@ -291,6 +298,21 @@ class Executor {
   // Rows of routing_columns() ids: step, layer, row, then the experts that the row picked (-1 fills up); forgets them.
   std::vector<int32_t> take_routing();
   int32_t routing_columns() const;
+
+  // For measurements. From now on a step keeps the queries of its rows whose logits are wanted and whose position is a
+  // multiple of `stride`; those kept before are forgotten. 0: no more. Throws std::invalid_argument below 0.
+  void record_queries(int32_t stride);
+  const RecordedQueries& recorded_queries(int32_t layer) const;  // throws std::invalid_argument when it is no layer
+  // What a query right after the sequence reads of one KV layer if that had codes of so many bits, 0 and 0: exactly.
+  // k [num_kv_heads][length][k_dim], v [num_kv_heads][length][v_dim]. The cache must keep the layer as f16 for good;
+  // throws std::invalid_argument when it does not, or when the heads cannot be encoded so. `kv_shape` checks too.
+  struct KvShape {
+    int32_t num_kv_heads, k_dim, v_dim;
+    int64_t length;
+  };
+  KvShape kv_shape(int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits) const;
+  void read_kv(int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits, float* k, float* v);
+
   // Gives back what reading the model's files left in the page cache.
   void drop_file_cache() const;
   // Between steps: experts and their read buffers take at most `bytes` from now on, and what was theirs goes back to

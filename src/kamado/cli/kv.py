@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +12,9 @@ from ..errors import UsageError
 from . import backend
 from .options import model_argument
 from .terminal import Progress, echo_json, echo_table, note, styled
+
+if TYPE_CHECKING:
+    from ..engine.kv_record import KvLayerRow
 
 
 @click.command("kv")
@@ -31,10 +36,14 @@ def command(
 ) -> None:
     """Measure on MODEL itself what a smaller KV cache costs, and record what is safe.
 
-    Three built-in texts are scored with each preset and with the exact cache. Afterwards --kv auto, the default of all
-    commands, takes the smallest one that is safe for this model. Ctrl-C keeps what was measured so far; the next run
-    goes on from there.
+    Three built-in texts are scored with each preset and with the exact cache; beside that the weights of attention are
+    compared layer by layer, and a preset that a few layers may spoil is measured with those left exact, too.
+    Afterwards --kv auto, the default of all commands, takes the smallest one that is safe for this model. Ctrl-C keeps
+    what was measured so far; the next run goes on from there.
     """
+    # Before numpy is there: its products are small, and on a busy machine a second thread of its own costs a minute.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from ..engine.kv_attention import delicate_layers
     from ..engine.kv_measure import MAX_DIVERGENCE, MAX_RISE_PERCENT, is_safe, measure_kv
     from ..memory.kv_presets import AUTO, check_kv
 
@@ -56,7 +65,8 @@ def command(
             progress=progress,
             **{key: value for key, value in options.items() if value is not None},
         )
-    rows = [row for row in found.rows if row.kv == "exact" or row.kv in names]
+    rows = [row for row in found.rows if row.kv in ("exact", *names) or row.kv.partition(",layers=")[0] in names]
+    attention = {row.kv: found.layers_of(row.kv) for row in rows}
     exact_bytes = next(row.bytes_per_token for row in rows if row.kv == "exact")
     if as_json:
         echo_json(
@@ -68,7 +78,15 @@ def command(
                 "measured_at": found.measured_at,
                 "presets": [
                     {name: getattr(row, name) for name in row.__slots__}
-                    | {"is_safe": is_safe(row), "times_smaller": exact_bytes / row.bytes_per_token}
+                    | {
+                        "is_safe": is_safe(row),
+                        "times_smaller": exact_bytes / row.bytes_per_token,
+                        "delicate_layers": delicate_layers(attention[row.kv]),
+                        "attention": [
+                            {name: getattr(layer, name) for name in layer.__slots__ if name != "kv"}
+                            for layer in attention[row.kv]
+                        ],
+                    }
                     for row in rows
                 ],
             }
@@ -82,15 +100,43 @@ def command(
             f"{row.perplexity:.3f}",
             "" if row.kv == "exact" else f"{row.rise_percent:+.2f} % ± {row.rise_error_percent:.2f}",
             "" if row.kv == "exact" else f"{row.divergence:.4f}",
+            _attention_cell(attention[row.kv]),
             "" if row.kv == "exact" else f"{row.same_top_percent:.1f} %",
             "" if row.kv == "exact" else ("yes" if is_safe(row) else "no"),
         )
         for row in rows
     ]
-    header = ("kv", "bytes a token", "smaller", "perplexity", "rise", "divergence", "same top token", "safe")
-    echo_table(header, table, right=(1, 2, 3, 4, 5, 6))
+    header = (
+        "kv",
+        "bytes a token",
+        "smaller",
+        "perplexity",
+        "rise",
+        "divergence",
+        "attention",
+        "same top token",
+        "safe",
+    )
+    echo_table(header, table, right=(1, 2, 3, 4, 5, 6, 7))
+    for row in rows:
+        layers = delicate_layers(attention[row.kv])
+        for layer in attention[row.kv]:
+            if layer.layer in layers:
+                note(
+                    f"{row.kv}: keys of layer {layer.layer} are delicate: the weights of its head {layer.worst_head} "
+                    f"move by {layer.worst_divergence:.3f} nats, {layer.divergence:.4f} over all its heads"
+                )
     click.echo(f"--kv auto now takes {styled(str(found.recommended), bold=True)} for {found.model}")
     note(
         f"safe: perplexity rises by {MAX_RISE_PERCENT:g} % at most with two standard errors, and the mean divergence "
-        f"of the next token is {MAX_DIVERGENCE:g} nats at most; {rows[0].num_tokens} tokens were scored"
+        f"of the next token is {MAX_DIVERGENCE:g} nats at most; {rows[0].num_tokens} tokens were scored; attention: "
+        "divergence of its weights, mean and worst head"
     )
+
+
+def _attention_cell(layers: Sequence[KvLayerRow]) -> str:
+    """Mean over layers and the worst head; empty where nothing is encoded or was compared."""
+    if not layers:
+        return ""
+    mean = sum(row.divergence for row in layers) / len(layers)
+    return f"{mean:.4f}, {max(row.worst_divergence for row in layers):.3f}"

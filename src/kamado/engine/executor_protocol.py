@@ -118,6 +118,20 @@ class ExecutorProtocol(Protocol):
         """Fills the cache up to `num_tokens` with repetitions, for speed measurements."""
         ...
 
+    def record_queries(self, stride: int) -> None:
+        """Steps keep the queries of wanted rows at multiples of `stride`; 0: no longer. Forgets those kept before."""
+        ...
+
+    def recorded_queries(self, layer: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Positions, and float32[n, heads, head_dim] as attention takes them, of one KV layer."""
+        ...
+
+    def read_kv(
+        self, sequence: int, layer: int, k_bits: int, v_bits: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Keys and values of an exact layer, float32[kv_heads, length, dim], by way of codes unless bits are 0."""
+        ...
+
     def cancel(self) -> None:
         """The running or the next step raises the executor's Cancelled. From any thread."""
         ...

@@ -2,7 +2,9 @@
 
 Three built-in texts (prose, technical prose, code) are scored as a whole, so that most keys and values a token reads
 are encoded ones; tokens before the first page is encoded are left out. Each preset is compared with the exact cache,
-token by token: how much worse the text is predicted, and how far the distribution of the next token moves.
+token by token: how much worse the text is predicted, and how far the distribution of the next token moves. Beside that
+attention itself is compared, layer by layer (kv_attention.py); where a few layers alone may spoil a preset, it is
+measured again with those left exact.
 
 What is kept on disk while it runs: the exact cache's log-probabilities at some positions, 256 MiB at most.
 """
@@ -15,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,12 @@ from numpy.typing import NDArray
 
 from ..checkpoint import open_checkpoint
 from ..errors import TokenizerError, UsageError
+from ..memory.kv_presets import kv_needs, num_kv_layers, parse_kv
+from ..models import build_program
+from ..program import Program
 from . import record
 from .identity import model_identity
+from .kv_attention import AttentionProbe, delicate_layers, layers_text
 from .kv_record import KvRecord, KvRow, load_record, records_root, save_record
 from .load import load_model
 from .model import Model
@@ -46,14 +53,15 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Scores:
-    """What one cache makes of the texts, end to end."""
+class Scores:
+    """What one cache makes of the texts: their scored positions, end to end."""
 
     log_probabilities: NDArray[np.float64]  # of the token that came, for each scored position
     best: NDArray[np.int64]  # the most likely token there
-    divergences: NDArray[np.float64]  # from the reference at sampled positions; empty for the reference itself
+    divergences: NDArray[np.float64]  # from the reference at every `stride`th of them; the reference has zeros
+    stride: int
+    ends: tuple[int, ...]  # where each text's positions end
     bytes_per_token: float
-    is_encoded: bool
 
 
 def builtin_texts() -> list[str]:
@@ -83,28 +91,67 @@ def measure_kv(
     checkpoint = open_checkpoint(path)
     if checkpoint.tokenizer is None:
         raise TokenizerError(f"{path} has no tokenizer, so no text can be scored with it")
+    program = build_program(checkpoint)
     identity = model_identity(checkpoint)
     texts = builtin_texts()
     setting = record.digest(*(text.encode() for text in texts), str(num_tokens).encode()).hex()
-    found = None if is_fresh else load_record(identity)
-    if found is None or found.text != setting:
-        found = KvRecord(identity, checkpoint.name or checkpoint.path.name, text=setting)
-    done = found
-    missing = [kv for kv in presets if kv not in {row.kv for row in found.rows}]
+    known = None if is_fresh else load_record(identity)
+    if known is None or known.text != setting:
+        known = KvRecord(identity, checkpoint.name or checkpoint.path.name, text=setting)
+    found = known
+    wanted = list(presets)
 
-    def keep(row: KvRow) -> None:
-        if row.kv != "exact":
-            done.rows.append(row)
-            save_record(done)
-        elif not any(known.kv == "exact" for known in done.rows):
-            done.rows.insert(0, row)
+    def missing() -> list[str]:
+        done = {row.kv for row in found.rows}
+        return [kv for kv in wanted if kv not in done]
 
-    if missing:
-        compare_presets(path, missing, texts, num_tokens, progress=progress, load=load, on_row=keep, **options)
+    num_layers = num_kv_layers(program)
+    bits = {kv: parse_kv(kv, num_layers).for_program(program).bits for kv in wanted}
+    wanted += [kv for kv in _exceptions(found, wanted, program) if kv not in wanted]
+    queue = missing()
+    if queue:
+        probe = AttentionProbe(program, {kv: bits[kv] for kv in queue if kv in bits})
+        scores = score_presets(path, queue, texts, num_tokens, progress=progress, load=load, probe=probe, **options)
+        for kv, result in scores:
+            if kv == "exact":
+                exact = result
+                if not any(row.kv == kv for row in found.rows):
+                    found.rows.insert(0, compared(kv, exact, exact))
+                found.layers = [row for row in found.layers if row.kv not in queue]  # an interrupted run's
+                found.layers += [row for other in queue if other in bits for row in probe.losses(other)]
+                continue
+            found.rows.append(compared(kv, result, exact))
+            save_record(found)
+            # Only once all are measured does it show which is worth saving, so the queue may grow at its end.
+            if not missing():
+                more = [kv for kv in _exceptions(found, wanted, program) if kv not in wanted]
+                wanted += more
+                queue += more
     found.recommended = recommend(found.rows)
     found.measured_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     save_record(found)
     return found
+
+
+def _exceptions(found: KvRecord, presets: Sequence[str], program: Program) -> list[str]:
+    """Presets that are not safe, with their delicate layers exact, where that would still be the smallest cache.
+
+    Empty until all of `presets` are measured.
+    """
+    rows = {row.kv: row for row in found.rows}
+    if any(kv not in rows for kv in presets):
+        return []
+    best = recommend(found.rows)
+    least = rows[best].bytes_per_token if best in rows else math.inf
+    made = []
+    for kv in presets:
+        layers = delicate_layers(found.layers_of(kv))
+        if not layers or is_safe(rows[kv]) or "layers=" in kv:
+            continue
+        text = f"{kv},layers={layers_text(layers)}:exact"
+        if kv_needs(program, parse_kv(text, num_kv_layers(program))).token_bytes < least:
+            made.append(text)
+    return made
 
 
 def compare_presets(
@@ -125,16 +172,71 @@ def compare_presets(
 
     `reference_bytes`: what the exact cache's distributions may take on disk; divergences are sampled to fit.
     """
-    steps = _Steps(progress, 1 + len(presets))
+    found = score_presets(
+        path,
+        presets,
+        texts,
+        num_tokens,
+        first_scored=first_scored,
+        reference_bytes=reference_bytes,
+        progress=progress,
+        load=load,
+        **options,
+    )
+    rows: list[KvRow] = []
+    for kv, scores in found:
+        if not rows:
+            exact = scores
+        rows.append(compared(kv, scores, exact))
+        if on_row is not None:
+            on_row(rows[-1])
+    return rows
+
+
+def score_presets(
+    path: Path,
+    presets: Sequence[str],
+    texts: Sequence[str | Sequence[int]],
+    num_tokens: int,
+    *,
+    first_scored: int = FIRST_SCORED,
+    reference_bytes: int = REFERENCE_BYTES,
+    progress: Progress | None = None,
+    load: Callable[..., Model] = load_model,
+    probe: AttentionProbe | None = None,
+    **options: Any,
+) -> Iterator[tuple[str, Scores]]:
+    """The scores of "exact", then of each preset, token by token; arguments as of `compare_presets`.
+
+    `presets` may be a list that grows meanwhile. `probe` is given the exact cache of each text.
+    """
+    steps = _Steps(progress, presets)
     with _reference_file() as file:
         run = _Run(path, texts, num_tokens, first_scored, reference_bytes, load, options, file)
-        exact = run.score("exact", steps)
-        rows = []
-        for kv in ("exact", *presets):
-            rows.append(_row(kv, exact if kv == "exact" else run.score(kv, steps), exact))
-            if on_row is not None:
-                on_row(rows[-1])
-    return rows
+        for kv in chain(("exact",), presets):
+            yield kv, run.score(kv, steps, probe if kv == "exact" else None)
+
+
+def compared(kv: str, scores: Scores, exact: Scores, text: int | None = None) -> KvRow:
+    """The row of a cache beside the exact one: over all texts, or over one of them."""
+    begin, end = (0, scores.ends[-1]) if text is None else ((0, *scores.ends)[text], scores.ends[text])
+    worse = (exact.log_probabilities - scores.log_probabilities)[begin:end]
+    rise = math.expm1(float(worse.mean()))
+    error = float(worse.std()) / math.sqrt(max(1, len(worse) - 1)) * (1 + rise)
+    divergences = scores.divergences[-(-begin // scores.stride) : -(-end // scores.stride)]
+    if not len(divergences):
+        divergences = np.zeros(1)
+    return KvRow(
+        kv=kv,
+        bytes_per_token=scores.bytes_per_token,
+        perplexity=math.exp(min(700.0, -float(scores.log_probabilities[begin:end].mean()))),
+        rise_percent=100 * rise,
+        rise_error_percent=100 * error,
+        divergence=float(divergences.mean()),
+        divergence_worst=float(divergences.max()),
+        same_top_percent=100 * float((scores.best == exact.best)[begin:end].mean()),
+        num_tokens=end - begin,
+    )
 
 
 def recommend(rows: Sequence[KvRow]) -> str:
@@ -150,30 +252,12 @@ def is_safe(row: KvRow) -> bool:
     return row.rise_percent + 2 * row.rise_error_percent <= MAX_RISE_PERCENT and row.divergence <= MAX_DIVERGENCE
 
 
-def _row(kv: str, scores: _Scores, exact: _Scores) -> KvRow:
-    worse = exact.log_probabilities - scores.log_probabilities
-    rise = math.expm1(float(worse.mean()))
-    error = float(worse.std()) / math.sqrt(max(1, len(worse) - 1)) * (1 + rise)
-    divergences = scores.divergences if len(scores.divergences) else np.zeros(1)
-    return KvRow(
-        kv=kv,
-        bytes_per_token=scores.bytes_per_token,
-        perplexity=math.exp(min(700.0, -float(scores.log_probabilities.mean()))),
-        rise_percent=100 * rise,
-        rise_error_percent=100 * error,
-        divergence=float(divergences.mean()),
-        divergence_worst=float(divergences.max()),
-        same_top_percent=100 * float((scores.best == exact.best).mean()),
-        num_tokens=len(worse),
-    )
-
-
 class _Steps:
     """Progress over several presets as one bar."""
 
-    def __init__(self, progress: Progress | None, num_parts: int) -> None:
+    def __init__(self, progress: Progress | None, presets: Sequence[str]) -> None:
         self._progress = progress
-        self._num_parts = num_parts
+        self._presets = presets
         self._part = -1
 
     def begin(self) -> None:
@@ -181,7 +265,7 @@ class _Steps:
 
     def __call__(self, done: int, total: int) -> None:
         if self._progress is not None:
-            self._progress(self._part * total + done, self._num_parts * total)
+            self._progress(self._part * total + done, (1 + len(self._presets)) * total)
 
 
 class _Run:
@@ -209,10 +293,9 @@ class _Run:
         self._reference: np.memmap[Any, np.dtype[np.float32]] | None = None  # [positions, vocab], log-probabilities
         self._stride = 1
 
-    def score(self, kv: str, progress: Progress) -> _Scores:
+    def score(self, kv: str, steps: _Steps, probe: AttentionProbe | None = None) -> Scores:
         """Loads the model with cache `kv` and scores all texts."""
-        if isinstance(progress, _Steps):
-            progress.begin()
+        steps.begin()
         with self._load(
             self._path, kv=kv, context=self._num_tokens, max_logit_rows=_LOGIT_ROWS, **self._options
         ) as model:
@@ -221,68 +304,56 @@ class _Run:
                 for text in self._texts
             ]
             prompts = [prompt for prompt in prompts if len(prompt) > self._first_scored + 1]
-            total = sum(len(prompt) for prompt in prompts)
+            ends = tuple(accumulate(len(prompt) - self._first_scored - 1 for prompt in prompts))
             is_reference = self._reference is None
             if self._reference is None:
-                num_scored = total - self._first_scored * len(prompts)
                 most = max(1, self._reference_bytes // (4 * model.vocab_size))
-                self._stride = max(1, -(-num_scored // most))
-                shape = (-(-num_scored // self._stride), model.vocab_size)
+                self._stride = max(1, -(-ends[-1] // most))
+                shape = (-(-ends[-1] // self._stride), model.vocab_size)
                 self._reference = np.memmap(self._file, np.float32, "w+", shape=shape)
-            scores = [np.zeros(len(prompt)) for prompt in prompts]
-            best = [np.zeros(len(prompt), np.int64) for prompt in prompts]
+            scores = np.zeros(ends[-1])
+            best = np.zeros(ends[-1], np.int64)
             divergences = np.zeros(len(self._reference))
-            begin = done = 0
-            for i, prompt in enumerate(prompts):
-                first = begin - self._first_scored  # a position's place among all scored ones, less its own index
+            done, total = 0, sum(map(len, prompts))
+            for prompt, begin in zip(prompts, (0, *ends), strict=False):
 
                 def visit(
-                    at: int, logits: NDArray[np.float32], i: int = i, first: int = first, done: int = done
+                    at: int,
+                    logits: NDArray[np.float32],
+                    prompt: list[int] = prompt,
+                    begin: int = begin,
+                    done: int = done,
                 ) -> None:
-                    self._visit(at, logits, prompts[i], scores[i], best[i], divergences, first, is_reference)
-                    progress(done + at + len(logits), total)
+                    for row in range(max(0, self._first_scored - at), min(len(logits), len(prompt) - 1 - at)):
+                        index = begin + at + row - self._first_scored
+                        x = logits[row].astype(np.float64)
+                        x -= x.max()
+                        x -= math.log(float(np.exp(x).sum()))
+                        scores[index] = x[prompt[at + row + 1]]
+                        best[index] = int(x.argmax())
+                        self._compare(index, x, divergences, is_reference)
+                    steps(done + at + len(logits), total)
 
-                model.visit_logits(prompt, visit)
-                begin += len(prompt) - self._first_scored
-                done += len(prompt)
-            return _Scores(
-                np.concatenate([part[self._first_scored : -1] for part in scores]),
-                np.concatenate([part[self._first_scored : -1] for part in best]),
-                np.zeros(0) if is_reference else divergences,
-                model.plan.kv_bytes_per_token,
-                any(bits != (0, 0) for bits in model.plan.kv_bits),
-            )
-
-    def _visit(
-        self,
-        at: int,
-        logits: NDArray[np.float32],
-        prompt: list[int],
-        scores: NDArray[np.float64],
-        best: NDArray[np.int64],
-        divergences: NDArray[np.float64],
-        first: int,
-        is_reference: bool,
-    ) -> None:
-        """Takes rows [at, at + n) of logits. May be called again for the same rows."""
-        assert self._reference is not None
-        for row in range(len(logits)):
-            position = at + row
-            if position < self._first_scored:
-                continue
-            x = logits[row].astype(np.float64)
-            x -= x.max()
-            x -= math.log(float(np.exp(x).sum()))
-            if position + 1 < len(prompt):
-                scores[position] = x[prompt[position + 1]]
-            best[position] = int(x.argmax())
-            place, rest = divmod(first + position, self._stride)
-            if rest == 0:
-                if is_reference:
-                    self._reference[place] = x
+                if probe is None:
+                    model.visit_logits(prompt, visit)
                 else:
-                    reference = self._reference[place].astype(np.float64)
-                    divergences[place] = max(0.0, float((np.exp(reference) * (reference - x)).sum()))
+                    model.visit_logits(prompt, visit, before=probe.begin, after=probe.add)
+                done += len(prompt)
+            return Scores(scores, best, divergences, self._stride, ends, model.plan.kv_bytes_per_token)
+
+    def _compare(
+        self, index: int, x: NDArray[np.float64], divergences: NDArray[np.float64], is_reference: bool
+    ) -> None:
+        """Keeps the reference's log-probabilities `x` of a sampled position, or their divergence from them."""
+        assert self._reference is not None
+        place, rest = divmod(index, self._stride)
+        if rest:
+            return
+        if is_reference:
+            self._reference[place] = x
+        else:
+            reference = self._reference[place].astype(np.float64)
+            divergences[place] = max(0.0, float((np.exp(reference) * (reference - x)).sum()))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import os
 import uuid
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import TypeVar
 
 from ..checkpoint.types import Checkpoint
 from ..errors import UsageError
@@ -20,7 +21,7 @@ from ..memory.kv_presets import AUTO, check_kv
 from .identity import model_identity
 
 CODEC_VERSION = 1  # that of native/kv: `Executor.kv_fingerprint` begins with "kv1-"
-_RECORD_VERSION = 1
+_RECORD_VERSION = 2
 _MAX_BYTES = 1 << 20
 
 
@@ -34,9 +35,21 @@ class KvRow:
     rise_percent: float  # of perplexity
     rise_error_percent: float  # standard error of that, text by text, pairs of tokens
     divergence: float  # mean Kullback-Leibler divergence of the output, in nats
-    divergence_worst: float  # the 99.9th percentile over tokens
+    divergence_worst: float  # of any token
     same_top_percent: float  # how often the most likely token is the same
     num_tokens: int  # scored
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayerRow:
+    """What one preset does to the attention of one layer, whose own keys and values alone are encoded."""
+
+    kv: str
+    layer: int
+    divergence: float  # mean KL of the attention weights from the exact ones, over queries and heads, in nats
+    worst_head: int
+    worst_divergence: float  # the mean of that head
+    output_error: float  # |o' - o|² / |o|² of the heads' outputs, keys and values encoded
 
 
 @dataclass(slots=True)
@@ -49,6 +62,11 @@ class KvRecord:
     measured_at: str = ""  # ISO 8601, UTC
     text: str = ""  # digest of the texts and settings that were used
     rows: list[KvRow] = field(default_factory=list)
+    layers: list[KvLayerRow] = field(default_factory=list)
+
+    def layers_of(self, kv: str) -> list[KvLayerRow]:
+        """Those of one preset, by layer."""
+        return [row for row in self.layers if row.kv == kv]
 
 
 def records_root() -> Path:
@@ -70,12 +88,13 @@ def load_record(identity: str, root: Path | None = None) -> KvRecord | None:
         document = json.loads(data) if len(data) <= _MAX_BYTES else {}
         if (document["version"], document["codec"], document["identity"]) != (_RECORD_VERSION, CODEC_VERSION, identity):
             return None
-        rows = [_row(values) for values in document["rows"]]
+        rows = [_row(KvRow, values) for values in document["rows"]]
+        layers = [_row(KvLayerRow, values) for values in document["layers"]]
         recommended = document["recommended"]
         if recommended is not None:
             check_kv(recommended)
         texts = [str(document[name]) for name in ("model", "measured_at", "text")]
-        return KvRecord(identity, texts[0], recommended, texts[1], texts[2], rows)
+        return KvRecord(identity, texts[0], recommended, texts[1], texts[2], rows, layers)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError):
         return None  # a cache: it is measured again
 
@@ -106,8 +125,11 @@ def _path(identity: str, root: Path | None) -> Path:
     return (root or records_root()) / f"{identity}.json"
 
 
-def _row(values: dict[str, object]) -> KvRow:
-    row = KvRow(**{f.name: values[f.name] for f in fields(KvRow)})  # type: ignore[arg-type]
+_Row = TypeVar("_Row", KvRow, KvLayerRow)
+
+
+def _row(kind: type[_Row], values: dict[str, object]) -> _Row:
+    row = kind(**{f.name: values[f.name] for f in fields(kind)})  # type: ignore[arg-type]
     check_kv(row.kv)
     if not all(isinstance(v, (int, float)) and math.isfinite(v) for k, v in asdict(row).items() if k != "kv"):
         raise ValueError("no number")

@@ -482,12 +482,20 @@ class Model:
         self._with_sequence(len(ids), run)
         return out
 
-    def visit_logits(self, tokens: Sequence[int], visit: Callable[[int, NDArray[np.float32]], None]) -> None:
+    def visit_logits(
+        self,
+        tokens: Sequence[int],
+        visit: Callable[[int, NDArray[np.float32]], None],
+        *,
+        before: Callable[[ExecutorProtocol, int], None] | None = None,
+        after: Callable[[ExecutorProtocol, int], None] | None = None,
+    ) -> None:
         """Calls `visit(begin, float32[n, vocab_size])` for all positions in order; row i predicts the token after
         tokens[begin + i].
 
         The rows are valid during the call only, which is on the scheduler's thread. All of it may begin anew, so what
-        `visit` does must not depend on how often it is called. Raises ContextOverflowError, UsageError.
+        `visit` does must not depend on how often it is called. `before` and `after`, for measurements, get the executor
+        and the sequence before its first token and after its last. Raises ContextOverflowError, UsageError.
         """
         checked = self._check_tokens(tokens)
         if not checked:
@@ -498,11 +506,15 @@ class Model:
         size = min(self.plan.max_rows, self.plan.max_logit_rows)
 
         def run(executor: ExecutorProtocol, sequence: int) -> None:
+            if before is not None:
+                before(executor, sequence)
             for begin in range(0, len(ids), size):
                 part = ids[begin : begin + size]
                 rows = np.arange(len(part), dtype=np.int32)
                 counts = np.array([len(part)], np.int32)
                 visit(begin, executor.step(np.array([sequence], np.int32), counts, part, rows))
+            if after is not None:
+                after(executor, sequence)
 
         self._with_sequence(len(ids), run)
 

@@ -1,0 +1,120 @@
+// For measurements: the queries of attention as a step computes them, and what a query reads of the cache, exactly or
+// by way of codes. Nothing here changes what a step computes.
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "executor/impl.h"
+
+namespace kamado {
+namespace {
+
+[[noreturn]] void refuse_layer(int32_t layer, const std::string& why) {
+  throw std::invalid_argument("KV layer " + std::to_string(layer) + ": " + why);
+}
+
+// One head's page of a cache that keeps it exactly, as floats: k [128][k_dim], v [128][v_dim].
+void read_page(const VectorKernels& halves, const uint16_t* k_block, const uint16_t* v_block, int32_t k_dim,
+               int32_t v_dim, float* k, float* v) {
+  float lane[kPageTokens];
+  for (int32_t d = 0; d < k_dim; ++d) {  // keys lie transposed
+    halves.from_f16(k_block + static_cast<size_t>(d) * kPageTokens, kPageTokens, lane);
+    for (int32_t j = 0; j < kPageTokens; ++j) k[j * k_dim + d] = lane[j];
+  }
+  halves.from_f16(v_block, kPageTokens * v_dim, v);
+}
+
+}  // namespace
+
+void Executor::Impl::record_queries(int32_t stride) {
+  recorded.clear();
+  query_stride = stride;
+  if (stride > 0) recorded.resize(kv_shapes.size());
+}
+
+// Makes room for what the step will record, so that its threads allocate nothing.
+void Executor::Impl::reserve_queries(int32_t num_step_rows) {
+  size_t rows = 0;
+  for (int32_t row = 0; row < num_step_rows; ++row) rows += is_recorded(row);
+  for (const Op& op : program.ops) {
+    const auto* attend = std::get_if<AttendOp>(&op);
+    if (attend == nullptr) continue;
+    RecordedQueries& queries = recorded[static_cast<size_t>(attend->layer)];
+    queries.num_heads = attend->num_heads;
+    queries.head_dim = attend->head_dim;
+    const auto width = static_cast<size_t>(attend->num_heads) * static_cast<size_t>(attend->head_dim);
+    queries.positions.reserve(queries.positions.size() + rows);
+    queries.values.reserve(queries.values.size() + rows * width);
+  }
+}
+
+// One thread's work: a copy of few rows.
+void Executor::Impl::keep_queries(const AttendNode& node, int32_t thread) {
+  RecordedQueries& queries = recorded[static_cast<size_t>(node.op->layer)];
+  const auto width = static_cast<size_t>(queries.num_heads) * static_cast<size_t>(queries.head_dim);
+  for (int32_t row = 0; row < static_cast<int32_t>(batch->num_tokens); ++row) {
+    if (!is_recorded(row)) continue;
+    const float* q = floats_at(node.q_at, row, workers[static_cast<size_t>(thread)]);
+    queries.positions.push_back(positions[static_cast<size_t>(row)]);
+    queries.values.insert(queries.values.end(), q, q + width);
+  }
+}
+
+void Executor::Impl::check_readable(int32_t layer, int32_t k_bits, int32_t v_bits) const {
+  if (layer < 0 || static_cast<size_t>(layer) >= kv_shapes.size()) refuse_layer(layer, "the program has no such layer");
+  const KvLayerShape& shape = kv_shapes[static_cast<size_t>(layer)];
+  if (shape.k_bits > 0 || shape.window > 0 || kv->type() != KvType::kF16)
+    refuse_layer(layer, "only a cache that keeps all of it as f16 can be read");
+  if (k_bits == 0 && v_bits == 0) return;
+  if (!is_valid_codec({shape.k_dim, shape.v_dim, k_bits, v_bits})) {
+    refuse_layer(layer, "heads of " + std::to_string(shape.k_dim) + " and " + std::to_string(shape.v_dim) +
+                            " values cannot be encoded with " + std::to_string(k_bits) + " and " +
+                            std::to_string(v_bits) + " bits");
+  }
+}
+
+void Executor::Impl::read_kv(int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits, float* k, float* v) {
+  check_readable(layer, k_bits, v_bits);
+  const KvLayerShape& shape = kv_shapes[static_cast<size_t>(layer)];
+  const KvCodec codec{shape.k_dim, shape.v_dim, k_bits, v_bits};
+  const int64_t total = length(sequence), pages = (total + kPageTokens - 1) / kPageTokens;
+  const int64_t num_coded = k_bits > 0 ? settled_pages(total) : 0;
+  const auto work = [&](int32_t thread) {
+    const size_t k_page = static_cast<size_t>(shape.k_dim) * kPageTokens;
+    const size_t v_page = static_cast<size_t>(shape.v_dim) * kPageTokens;
+    std::vector<float> page_k(k_page), page_v(v_page);
+    Memory codes;
+    size_t k_bytes = 0, v_bytes = 0, sink_bytes = 0;
+    if (num_coded > 0) {
+      k_bytes = align_up(encoded_k_page_bytes(shape.k_dim, k_bits));
+      v_bytes = align_up(encoded_v_page_bytes(shape.v_dim, v_bits));
+      sink_bytes = align_up(encoded_sink_bytes(codec));
+      codes = Memory(k_bytes + v_bytes + sink_bytes + encode_scratch_bytes(codec));
+    }
+    for (int64_t item = thread; item < pages * shape.num_kv_heads; item += pool.size()) {
+      const int64_t page = item / shape.num_kv_heads;
+      const auto head = static_cast<int32_t>(item % shape.num_kv_heads);
+      const auto* k_block = static_cast<const uint16_t*>(kv->k_block(sequence, page, layer, head));
+      const auto* v_block = static_cast<const uint16_t*>(kv->v_block(sequence, page, layer, head));
+      if (page < num_coded) {
+        uint8_t* k_codes = codes.data();
+        uint8_t* v_codes = k_codes + k_bytes;
+        uint8_t* sinks = page == 0 ? v_codes + v_bytes : nullptr;
+        kernels.kv_codec->encode_page(codec, k_block, v_block, k_codes, v_codes, sinks, v_codes + v_bytes + sink_bytes);
+        kernels.kv_codec->decode_page(codec, k_codes, v_codes, sinks, page_k.data(), page_v.data());
+      } else {
+        read_page(*kernels.vector, k_block, v_block, shape.k_dim, shape.v_dim, page_k.data(), page_v.data());
+      }
+      const auto rows = static_cast<size_t>(std::min<int64_t>(kPageTokens, total - page * kPageTokens));
+      const auto first = static_cast<size_t>(head * total + page * kPageTokens);
+      const auto k_dim = static_cast<size_t>(shape.k_dim), v_dim = static_cast<size_t>(shape.v_dim);
+      std::memcpy(k + first * k_dim, page_k.data(), rows * k_dim * sizeof(float));
+      std::memcpy(v + first * v_dim, page_v.data(), rows * v_dim * sizeof(float));
+    }
+  };
+  using Work = decltype(work);
+  pool.run([](void* context, int32_t thread) { (*static_cast<const Work*>(context))(thread); },
+           const_cast<void*>(static_cast<const void*>(&work)));
+}
+
+}  // namespace kamado
