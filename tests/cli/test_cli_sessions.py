@@ -62,7 +62,7 @@ def test_sessions_are_listed_and_removed_with_what_was_computed(model: FakeModel
     for name in ("a", "b"):
         kamado("chat", "m", "--session", name, stdin="one\n")
     folder = PrefixStore().folder({"model": "m"})
-    folder.write_point(record.token_bytes([1] * 50), [b"x" * 5000], conversation_label("a"))
+    folder.write_point(record.token_bytes([1] * 50), b"x" * 5000, conversation_label("a"))
     table = kamado("sessions", "list")
     assert table.stdout.splitlines()[0].split() == ["NAME", "MODEL", "MESSAGES", "SIZE", "LAST", "USED", "(UTC)"]
     listed = json.loads(kamado("sessions", "list", "--json").stdout)
