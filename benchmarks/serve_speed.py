@@ -165,7 +165,8 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
     http: list[Sample] = []
     with Engine(options.model) as own, served(options.model, "--context", "1024", log=options.log) as server:
         for i in range(options.repeat + 1):  # the first is a warm-up
-            body = request(server, prompt(i, 60), options.tokens)
+            text = f"{prompt(i, 40)} Rather not: count from {i + 1} to 1000 instead, a number a line, nothing else."
+            body = request(server, text, options.tokens)
             samples = (own.ask(body), ask_over_http(server, body))
             if i:
                 engine.append(samples[0])
