@@ -114,6 +114,7 @@ class Request:
         self.restore: Restore | None = None  # what is read from the prefix store for it
         self.has_looked = False  # in the prefix store
         self.mark_at: int | None = None  # a length at which other conversations part from this one
+        self.end_mark_at = self.num_prompt  # a length from which the same prompt can be answered again
         self.last_served = 0
         self.num_reused: int | None = None  # set at the first admission
         self._text = text or NoText()

@@ -70,8 +70,9 @@ class _Chunk:
 
     def __init__(self, request: Request, num_rows: int) -> None:
         begin = request.num_cached
-        if request.mark_at is not None and begin < request.mark_at:
-            num_rows = min(num_rows, request.mark_at - begin)  # it stops where others may start from
+        for mark_at in (request.mark_at, request.end_mark_at):  # it stops where others may start from
+            if mark_at is not None and begin < mark_at:
+                num_rows = min(num_rows, mark_at - begin)
         self.request = request
         self.tokens = request.tokens[begin : begin + num_rows]
         self.is_last = begin + num_rows == len(request.tokens)  # a token is picked after it
@@ -496,6 +497,9 @@ class Scheduler:
             return
         if self._keeper is not None:
             num_shared = max(num_shared, self._keeper.num_shared(request.tokens, request.owner))
+        # A prompt that comes again needs one token less, which may need exact pages that its end does not.
+        if request.num_prompt % PAGE_TOKENS <= 1:
+            request.end_mark_at = request.num_prompt - 1
         place = min(num_shared, request.num_prompt - 1) // PAGE_TOKENS * PAGE_TOKENS
         request.mark_at = place if place - request.num_cached >= PAGE_TOKENS else None
 
@@ -564,7 +568,7 @@ class Scheduler:
             self._sessions.extend(request.session, chunk.tokens)
             self._num_served += 1
             request.last_served = self._num_served
-            if request.session.length in (request.mark_at, request.num_prompt):
+            if request.session.length in (request.mark_at, request.end_mark_at):
                 self._sessions.mark(request.session)
                 if request.session.length == request.mark_at:
                     self._save(request)
