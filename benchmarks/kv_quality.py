@@ -42,7 +42,16 @@ Floats = NDArray[np.float64]
 
 CONTROL = "k=1,v=1"
 PRESETS = ("safe", "balanced", "k=4,v=3", "k=3,v=3", "small", "k=2,v=2", CONTROL)
-CODES = {"safe": "8,4", "k=4,v=8": "4,8", "balanced": "4,4", "k=4,v=4": "4,4", "k=4,v=3": "4,3", "k=3,v=3": "3,3", "small": "3,2", "k=2,v=2": "2,2"}
+CODES = {
+    "safe": "8,4",
+    "k=4,v=8": "4,8",
+    "balanced": "4,4",
+    "k=4,v=4": "4,4",
+    "k=4,v=3": "4,3",
+    "k=3,v=3": "3,3",
+    "small": "3,2",
+    "k=2,v=2": "2,2",
+}
 PEER_TYPES = ("q8_0", "q5_1", "q4_0")
 WRECKED_PERCENT = 20.0  # the control's perplexity must rise by more
 
