@@ -42,7 +42,16 @@ Floats = NDArray[np.float64]
 
 CONTROL = "k=1,v=1"
 PRESETS = ("safe", "balanced", "k=4,v=3", "k=3,v=3", "small", "k=2,v=2", CONTROL)
-CODES = {"balanced": "4,4", "k=4,v=4": "4,4", "k=4,v=3": "4,3", "k=3,v=3": "3,3", "small": "3,2", "k=2,v=2": "2,2"}
+CODES = {
+    "safe": "8,4",
+    "k=4,v=8": "4,8",
+    "balanced": "4,4",
+    "k=4,v=4": "4,4",
+    "k=4,v=3": "4,3",
+    "k=3,v=3": "3,3",
+    "small": "3,2",
+    "k=2,v=2": "2,2",
+}
 PEER_TYPES = ("q8_0", "q5_1", "q4_0")
 WRECKED_PERCENT = 20.0  # the control's perplexity must rise by more
 
@@ -51,25 +60,32 @@ QUESTIONS_TOGETHER = 20
 CITIES = (Path(__file__).resolve().parent / "data" / "cities.txt").read_text().split()
 
 
-def scored(options: argparse.Namespace, model: Path, per_token: dict[str, Floats]) -> list[dict[str, Any]]:
-    """Perplexity and divergence of every preset on each text, then over all of them.
+def scored(
+    options: argparse.Namespace,
+    model: Path,
+    rows: list[dict[str, Any]],
+    per_token: dict[str, Floats],
+    save: Callable[[], None],
+) -> None:
+    """Adds perplexity and divergence of every preset on each text and over all of them, preset by preset.
 
     `per_token` gets every token's divergence under "model/text/codes", as kv_simulation.py keeps them.
     """
-    rows = []
     exact: Scores | None = None
+    names = [name for name in TEXTS if name in options.texts]
+    texts = [text for name, text in zip(TEXTS, builtin_texts(), strict=True) if name in names]
     for kv, scores in score_presets(
         model,
         options.presets,
-        builtin_texts(),
+        texts,
         options.tokens,
         first_scored=options.skip,
         reference_bytes=options.reference_mib << 20,
         threads=options.threads,
     ):
         exact = exact or scores
-        for text in (*range(len(TEXTS)), None):
-            name = "all" if text is None else TEXTS[text]
+        for text in (*range(len(names)), None):
+            name = "all" if text is None else names[text]
             begin, end = (0, scores.ends[-1]) if text is None else ((0, *scores.ends)[text], scores.ends[text])
             divergences = scores.divergences[-(-begin // scores.stride) : -(-end // scores.stride)]
             if kv in CODES and scores.stride == 1 and text is not None:
@@ -90,7 +106,7 @@ def scored(options: argparse.Namespace, model: Path, per_token: dict[str, Floats
                 f"± {rows[-1]['divergence_error']:.5f}  same {row.same_top_percent:.1f} %",
                 flush=True,
             )
-    return rows
+        save()
 
 
 def check_control(rows: list[dict[str, Any]]) -> bool:
@@ -287,6 +303,7 @@ def main() -> int:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--kamado", default="kamado", help="the command, for its version and machine")
     parser.add_argument("--presets", nargs="+", default=list(PRESETS))
+    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS))
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--skip", type=int, default=512, help="first position that is scored")
     parser.add_argument("--reference-mib", type=int, default=1536, help="disk for the exact distributions")
@@ -312,11 +329,14 @@ def main() -> int:
         per_token = dict(np.load(options.per_token))
     for model in options.models:
         if not options.no_texts and model.name not in {row["model"] for row in rows}:
-            rows += scored(options, model, per_token)
             document["texts"] = rows
-            if options.per_token:
-                np.savez_compressed(options.per_token, **per_token)
-            write_json(document, options.json)
+
+            def save() -> None:
+                if options.per_token:
+                    np.savez_compressed(options.per_token, **per_token)
+                write_json(document, options.json)
+
+            scored(options, model, rows, per_token, save)
         if options.simulation:
             document["simulation"] = against_simulation(rows, per_token, options.simulation, options)
         if options.peer:

@@ -206,8 +206,11 @@ def code_pages(x: Floats, bits: int, is_key: bool, variant: str) -> Floats:
 class PagedAttention:
     """The attention function given to transformers; `codes` is None for the exact f16 cache."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_interleaved: bool) -> None:
+        """`is_interleaved`: the file has the pairs that positions turn beside each other, transformers half a head
+        apart. Coding them in the file's order makes the same codes as the engine, not only as good ones."""
         self.codes: Codes | None = None
+        self.is_interleaved = is_interleaved
 
     def read_back(self, x: torch.Tensor, bits: int, is_key: bool) -> torch.Tensor:
         """x [heads][tokens][dim]: whole pages as codes, the rest zero (never read)."""
@@ -217,7 +220,11 @@ class PagedAttention:
         out = torch.zeros_like(x)
         if pages:
             whole = x[:, : pages * PAGE_TOKENS].reshape(heads, pages, PAGE_TOKENS, dim).numpy()
-            coded = code_pages(whole, bits, is_key, self.codes.variant)
+            order = np.arange(dim)
+            if is_key and self.is_interleaved:
+                order = order.reshape(2, dim // 2).T.reshape(dim)
+            coded = np.empty_like(whole)
+            coded[..., order] = code_pages(whole[..., order], bits, is_key, self.codes.variant)
             out[:, : pages * PAGE_TOKENS] = torch.from_numpy(coded.reshape(heads, -1, dim))
         return out
 
@@ -268,10 +275,11 @@ class Subject:
     """One model with its tokenizer."""
 
     def __init__(self, path: Path) -> None:
-        self.attention = PagedAttention()
+        checkpoint = open_checkpoint(path)
+        self.attention = PagedAttention(is_interleaved=checkpoint.architecture == "llama")
         transformers.AttentionInterface.register("kamado_pages", self.attention)
         options: dict[str, Any] = {"gguf_file": path.name}
-        source = open_checkpoint(path).tokenizer  # our own, so that the engine scores the very same tokens
+        source = checkpoint.tokenizer  # our own, so that the engine scores the very same tokens
         if source is None:
             sys.exit(f"{path.name} has no tokenizer")
         self.tokenizer = load_tokenizer(source)

@@ -12,7 +12,7 @@ from test_cli_commands import kamado
 
 from kamado.engine import kv_measure, record
 from kamado.engine.conversations import ConversationStore, conversation_label
-from kamado.engine.kv_record import KvRecord, KvRow
+from kamado.engine.kv_record import KvLayerRow, KvRecord, KvRow
 from kamado.engine.store import PrefixStore
 
 
@@ -89,13 +89,17 @@ ROWS = [
     KvRow("small", 180.0, 10.4, 4.0, 0.2, 0.03, 0.5, 92.0, 5000),
 ]
 
+LAYERS = [
+    KvLayerRow("balanced", i, *((0.1, 5, 0.4) if i == 2 else (0.001, 0, 0.004)), output_error=0.01) for i in range(8)
+]
+
 
 def test_kv_prints_a_table_and_a_recommendation(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
 
     def measure(path: Path, **options: Any) -> KvRecord:
         calls.append(options)
-        return KvRecord("1", "fake", "balanced", "now", "", ROWS)
+        return KvRecord("1", "fake", "balanced", "now", "", ROWS, LAYERS)
 
     monkeypatch.setattr(kv_measure, "measure_kv", measure)
     result = kamado("kv", "m", "--presets", "balanced,small", "--threads", "1")
@@ -109,6 +113,12 @@ def test_kv_prints_a_table_and_a_recommendation(model: FakeModel, monkeypatch: p
     document = json.loads(kamado("kv", "m", "--presets", "balanced,small", "--json").stdout)
     assert document["recommended"] == "balanced"
     assert [row["is_safe"] for row in document["presets"]] == [True, True, False]
+    assert "balanced: keys of layer 2 are delicate: the weights of its head 5 move by 0.400 nats" in result.stderr
+    assert "0.0134, 0.400" in lines[2], "mean and worst head"
+    attention = document["presets"][1]["attention"]
+    assert [row["divergence"] for row in attention] == [0.001] * 2 + [0.1] + [0.001] * 5
+    assert document["presets"][1]["delicate_layers"] == [2]
+    assert document["presets"][2]["attention"] == []
 
 
 @pytest.mark.parametrize("presets", ["auto", "q4", "", "k=4"])

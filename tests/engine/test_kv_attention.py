@@ -9,7 +9,7 @@ import pytest
 
 import kamado
 from kamado.checkpoint import open_checkpoint
-from kamado.engine.kv_attention import QUERY_STRIDE, AttentionProbe, delicate_layers, layers_text
+from kamado.engine.kv_attention import QUERY_STRIDE, AttentionProbe, delicate_layers, layers_text, spoiling_layers
 from kamado.engine.kv_measure import measure_kv
 from kamado.engine.kv_record import KvLayerRow, load_record
 from kamado.errors import NativeError
@@ -156,6 +156,14 @@ def rows_of(worst: list[float]) -> list[KvLayerRow]:
 )
 def test_a_few_layers_that_stand_out_are_delicate(worst: list[float], expected: list[int]) -> None:
     assert delicate_layers(rows_of(worst)) == expected
+
+
+def test_they_spoil_a_preset_only_when_much_of_the_loss_is_theirs() -> None:
+    rows = rows_of([0.5, *[0.01] * 9])
+    assert spoiling_layers(rows) == [0]
+    rows += [KvLayerRow("balanced", 10 + i, 0.1, 0, 0.02, 0.01) for i in range(5)]  # many heads, each a little
+    assert delicate_layers(rows) == [0]
+    assert spoiling_layers(rows) == []
 
 
 def test_layers_are_written_as_they_are_read() -> None:

@@ -24,6 +24,7 @@ QUERY_STRIDE = 61  # positions between two queries: a prime, so that all places 
 # A layer is delicate when its worst head's divergence is that many times the median layer's worst, and that large.
 _DELICATE_TIMES = 4.0
 _DELICATE_NATS = 0.02
+_SPOILING_SHARE = 1 / 3  # of the divergence of all layers
 _MOST_TOKENS = 8192  # of a text: what a layer's keys and values are read for
 
 
@@ -145,6 +146,14 @@ def delicate_layers(rows: Sequence[KvLayerRow]) -> list[int]:
     limit = max(_DELICATE_NATS, _DELICATE_TIMES * float(np.median(worst)))
     found = [row.layer for row in rows if row.worst_divergence > limit]
     return found if len(found) <= len(rows) // 4 else []
+
+
+def spoiling_layers(rows: Sequence[KvLayerRow]) -> list[int]:
+    """The delicate layers if a good part of all that codes do to attention is theirs, so that leaving them exact may
+    help."""
+    layers = delicate_layers(rows)
+    theirs = sum(row.divergence for row in rows if row.layer in layers)
+    return layers if theirs > _SPOILING_SHARE * sum(row.divergence for row in rows) else []
 
 
 def layers_text(layers: Sequence[int]) -> str:

@@ -31,7 +31,7 @@ from ..models import build_program
 from ..program import Program
 from . import record
 from .identity import model_identity
-from .kv_attention import AttentionProbe, delicate_layers, layers_text
+from .kv_attention import AttentionProbe, layers_text, spoiling_layers
 from .kv_record import KvRecord, KvRow, load_record, records_root, save_record
 from .load import load_model
 from .model import Model
@@ -134,7 +134,7 @@ def measure_kv(
 
 
 def _exceptions(found: KvRecord, presets: Sequence[str], program: Program) -> list[str]:
-    """Presets that are not safe, with their delicate layers exact, where that would still be the smallest cache.
+    """Presets that are not safe, with the layers exact that spoil them, where that would still be the smallest cache.
 
     Empty until all of `presets` are measured.
     """
@@ -145,7 +145,7 @@ def _exceptions(found: KvRecord, presets: Sequence[str], program: Program) -> li
     least = rows[best].bytes_per_token if best in rows else math.inf
     made = []
     for kv in presets:
-        layers = delicate_layers(found.layers_of(kv))
+        layers = spoiling_layers(found.layers_of(kv))
         if not layers or is_safe(rows[kv]) or "layers=" in kv:
             continue
         text = f"{kv},layers={layers_text(layers)}:exact"
