@@ -18,7 +18,10 @@ from collections.abc import Callable, Iterable, Sequence
 from .same_text import SameText
 from .session import common_prefix
 
-_MAX_TRANSCRIPTS = 2048
+# One more costs each prompt and each answer 5 µs.
+_MAX_TRANSCRIPTS = 512
+# Answers that wait to be taken in by the next prompt: whoever collects an answer has pieces to pass on.
+_MAX_WAITING = 8
 # Transcripts that begin most like the prompt and are compared in full: several answers to one question are alike.
 _MAX_COMPARED = 8
 
@@ -47,12 +50,14 @@ class Transcripts:
     @property
     def nbytes(self) -> int:
         """Bytes of the ids that are kept."""
-        return self._nbytes
+        with self._lock:
+            self._take_inbox()
+            return self._nbytes
 
     def remember(self, owner: str, tokens: Sequence[int]) -> None:
         """A prompt with its answer, as far as it came. Never waits: it may be called when an answer is collected."""
         self._inbox.append((owner, array("i", tokens)))
-        if self._lock.acquire(blocking=False):
+        if len(self._inbox) > _MAX_WAITING and self._lock.acquire(blocking=False):
             try:
                 self._take_inbox()
             finally:
