@@ -187,7 +187,7 @@ def main() -> int:
     parser.add_argument("--log", type=Path, help="the server's log goes there")
     options = parser.parse_args()
     work = {"batch": batch, "turn": turn, "overhead": overhead}[options.what]
-    print(json.dumps({"model": options.model, "what": options.what, **work(options)}, indent=1))
+    print(json.dumps({"model": Path(options.model).name, "what": options.what, **work(options)}, indent=1))
     return 0
 
 
