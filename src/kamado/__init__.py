@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
     from .engine.generation import Generation
     from .engine.ledger import Ledger, LedgerRow
-    from .engine.model import Model, Perplexity
+    from .engine.model import Model
     from .engine.piece import Piece, Usage
+    from .engine.scoring import Perplexity
     from .engine.stats import Stats
     from .memory.forecast import Plan
 
@@ -86,7 +87,7 @@ _LAZY = {
     "Ledger": "engine.ledger",
     "LedgerRow": "engine.ledger",
     "Model": "engine.model",
-    "Perplexity": "engine.model",
+    "Perplexity": "engine.scoring",
     "Piece": "engine.piece",
     "Plan": "memory.forecast",
     "Stats": "engine.stats",

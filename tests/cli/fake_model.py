@@ -11,8 +11,8 @@ import numpy as np
 
 from kamado.cli import backend
 from kamado.engine.embed import Embedded
-from kamado.engine.model import Perplexity
 from kamado.engine.piece import Piece, Usage
+from kamado.engine.scoring import Perplexity
 from kamado.errors import ContextOverflowError
 
 SLOW_WORDS = 2000  # "slow" in a question: this many words, 10 ms each, so that only an interrupt ends the answer

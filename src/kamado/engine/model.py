@@ -38,8 +38,8 @@ from .prompt_scores import PromptScores
 from .request import Request, TokenRule
 from .same_text import SameText
 from .sampler import MAX_LOGPROBS, sampling_from
-from .scheduler import NoRoomError, Scheduler
-from .session import SessionCache
+from .scheduler import Scheduler
+from .scoring import Perplexity, Scoring
 from .stats import Stats, make_stats
 from .stops import check_stops
 from .think_budget import ThinkBudget
@@ -55,14 +55,6 @@ _log = logging.getLogger("kamado.model")
 # Sequences of the executor: conversations that run or wait in the cache for their next turn.
 MAX_SEQUENCES = 64
 MAX_LIVE = 32
-
-
-class Perplexity(NamedTuple):
-    """How well a text is predicted: exp of the mean negative log-likelihood."""
-
-    value: float
-    standard_error: float
-    num_tokens: int  # tokens that were scored
 
 
 class PromptLogprobs(NamedTuple):
@@ -123,6 +115,8 @@ class Model:
             max_bytes=transcript_bytes(plan.kv_tokens),
             stored=keeper.stored_tokens if keeper else None,
         )
+        self._scoring = Scoring(self._scheduler, vocab_size=self._vocab_size, max_rows=plan.max_rows,
+                                max_logit_rows=plan.max_logit_rows)  # fmt: skip
         self._finalizer = weakref.finalize(self, self._scheduler.close)  # also at interpreter exit
 
     @property
@@ -470,17 +464,7 @@ class Model:
             )
         if len(checked) > self.context:
             raise ContextOverflowError(len(checked), self.context)
-        out = np.empty((len(checked), self._vocab_size), np.float32)
-        ids = np.array(checked, np.int32)
-
-        def run(executor: ExecutorProtocol, sequence: int) -> None:
-            for begin, end in self._chunks(len(ids)):
-                rows = np.arange(end - begin, dtype=np.int32)
-                counts = np.array([end - begin], np.int32)
-                out[begin:end] = executor.step(np.array([sequence], np.int32), counts, ids[begin:end], rows)
-
-        self._with_sequence(len(ids), run)
-        return out
+        return self._scoring.logits(checked)
 
     def visit_logits(
         self,
@@ -502,21 +486,7 @@ class Model:
             raise UsageError("logits needs one token at least")
         if len(checked) > self.context:
             raise ContextOverflowError(len(checked), self.context)
-        ids = np.array(checked, np.int32)
-        size = min(self.plan.max_rows, self.plan.max_logit_rows)
-
-        def run(executor: ExecutorProtocol, sequence: int) -> None:
-            if before is not None:
-                before(executor, sequence)
-            for begin in range(0, len(ids), size):
-                part = ids[begin : begin + size]
-                rows = np.arange(len(part), dtype=np.int32)
-                counts = np.array([len(part)], np.int32)
-                visit(begin, executor.step(np.array([sequence], np.int32), counts, part, rows))
-            if after is not None:
-                after(executor, sequence)
-
-        self._with_sequence(len(ids), run)
+        self._scoring.visit(checked, visit, before=before, after=after)
 
     def embed(
         self, texts: Sequence[str | Sequence[int]], *, dimensions: int | None = None, truncate: bool = False
@@ -562,7 +532,7 @@ class Model:
             raise UsageError("score needs two tokens at least")
         if len(tokens) > self.context:
             raise ContextOverflowError(len(tokens), self.context)
-        return self._score(tokens, 0)
+        return self._scoring.log_probabilities(tokens, 0)
 
     def prompt_logprobs(self, tokens: Sequence[int], top: int = 0, *, owner: str = "") -> tuple[TokenLogprob, ...]:
         """Log-probabilities of a prompt's tokens with the `top` likeliest in their places; the first one's is NaN.
@@ -625,19 +595,7 @@ class Model:
         if window < 4:
             raise UsageError(f"perplexity needs four tokens at least, the text has {len(tokens)}")
         bos = self._tokenizer.bos_id if self._tokenizer and self._tokenizer.add_bos else None
-        total = len(tokens) // window
-        scores: list[NDArray[np.float64]] = []
-        for i in range(total):
-            part = tokens[i * window : (i + 1) * window]
-            if bos is not None:
-                part[0] = bos
-            scores.append(self._score(part, window // 2))
-            if progress is not None:
-                progress(i + 1, total)
-        losses = -np.concatenate(scores)
-        value = math.exp(min(float(losses.mean()), 700.0))
-        spread = float(losses.std()) / math.sqrt(max(1, losses.size - 1))
-        return Perplexity(value, value * spread, losses.size)
+        return self._scoring.perplexity(tokens, window, bos, progress)
 
     def close(self) -> None:
         """Ends what runs (its iterators raise ClosedError) and gives the memory back. May be called again."""
@@ -741,45 +699,6 @@ class Model:
                 f"token ids must be from 0 to {self._vocab_size - 1}, not {int(ids.min())} to {int(ids.max())}"
             )
         return [int(i) for i in ids]
-
-    def _score(self, tokens: list[int], first: int) -> NDArray[np.float64]:
-        """Log-probabilities of tokens[first + 1:]."""
-        ids = np.array(tokens, np.int32)
-        targets = np.full(len(ids), -1, np.int32)
-        targets[first:-1] = ids[first + 1 :]
-        out = np.zeros(len(ids))
-
-        def run(executor: ExecutorProtocol, sequence: int) -> None:
-            for begin, end in self._chunks(len(ids)):
-                out[begin:end] = executor.score(sequence, ids[begin:end], targets[begin:end])
-
-        self._with_sequence(len(ids), run)
-        return out[first:-1]
-
-    def _chunks(self, length: int) -> Iterator[tuple[int, int]]:
-        size = self.plan.max_rows
-        return ((begin, min(begin + size, length)) for begin in range(0, length, size))
-
-    def _with_sequence(self, num_tokens: int, run: Callable[[ExecutorProtocol, int], None]) -> None:
-        """Calls `run(executor, empty sequence)` between steps; it may be called again when it was aborted."""
-
-        def job(sessions: SessionCache) -> None:
-            session = sessions.create_empty()
-            if session is None:
-                raise NoRoomError("all sequences are in use")
-            try:
-                if not sessions.reserve(session, num_tokens):
-                    raise NoRoomError("too few pages are free")
-                run(sessions.executor, session.sequence)
-            finally:
-                sessions.drop(session)
-
-        try:
-            self._scheduler.call(job)
-        except KamadoError:
-            raise
-        except Exception as error:
-            raise public_error(error) from error
 
 
 def is_whole(value: object) -> bool:
