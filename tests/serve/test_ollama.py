@@ -460,6 +460,10 @@ def test_ps(client: Any) -> None:
     client.chat("fake", hello())
     (model,) = (model for model in client.ps().models if model.model == "fake")
     assert (model.size, model.size_vram, model.context_length) == (1000, 0, 64)
+    client.chat("fake", hello(), keep_alive=1e18)
+    (model,) = (model for model in client.ps().models if model.model == "fake")
+    assert model.expires_at is not None
+    assert model.expires_at.year == 2318, "it stays longer than dates go"
 
 
 @compat(SHOW, "model", "name", "verbose")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from ..errors import KamadoError
@@ -11,7 +10,7 @@ from .anthropic import FAMILY
 from .anthropic_body import REFUSED_HEADERS
 from .backend import ModelInfo
 from .faults import RequestError, fault_of
-from .http import json_response
+from .http import json_response, utc_text
 from .routes import Call, Response
 
 _DEFAULT_LIMIT, _MAX_LIMIT = 20, 1000
@@ -29,7 +28,7 @@ def model_body(info: ModelInfo) -> dict[str, Any]:
         "type": "model",
         "id": info.name,
         "display_name": info.name,
-        "created_at": datetime.fromtimestamp(info.created, UTC).isoformat().replace("+00:00", "Z"),
+        "created_at": utc_text(info.created),
         "lifecycle": "active",
         "max_input_tokens": context,
         "max_tokens": context,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -70,3 +71,13 @@ async def until_started(events: AsyncGenerator[Event, None]) -> Started:
             return event
         assert isinstance(event, Progress), "Started comes before all content"
     raise AssertionError("a stream ended before Started")
+
+
+# What Ollama says of a model that is never given up, for clients that want a date.
+_END_OF_TIME = datetime(2318, 10, 5, tzinfo=UTC)
+
+
+def utc_text(seconds: float) -> str:
+    """A moment as the APIs write it; what lies before 1970 or after the end of Ollama's time is set to those."""
+    moment = datetime.fromtimestamp(min(max(seconds, 0.0), _END_OF_TIME.timestamp()), UTC)
+    return moment.isoformat().replace("+00:00", "Z")

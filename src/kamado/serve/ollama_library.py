@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import Any
 
 from ..errors import UsageError
 from .backend import ModelInfo, PullProgress
 from .faults import RequestError
-from .http import json_response, ndjson, stream_response
+from .http import json_response, ndjson, stream_response, utc_text
 from .modelfile import (
     Instructions,
     check_name,
@@ -47,17 +47,13 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f}B" if count >= 999_500_000 else f"{count / 1e6:.4g}M"
 
 
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
-
-
 async def tags(call: Call[None]) -> Response:
     """GET /api/tags."""
     models = [
         {
             "name": info.name,
             "model": info.name,
-            "modified_at": _time(info.created),
+            "modified_at": utc_text(info.created),
             "size": info.nbytes,
             "digest": info.digest,
             "details": _details(info),
@@ -65,10 +61,6 @@ async def tags(call: Call[None]) -> Response:
         for info in await call.server.service.models()
     ]
     return json_response({"models": models})
-
-
-# How long a model that is never given up stays, for clients that want a date: Ollama's own answer.
-_FOREVER = "2318-10-05T00:00:00Z"
 
 
 async def ps(call: Call[None]) -> Response:
@@ -80,7 +72,7 @@ async def ps(call: Call[None]) -> Response:
             "size": loaded.memory_bytes,
             "digest": loaded.info.digest,
             "details": _details(loaded.info),
-            "expires_at": _FOREVER if loaded.expires_at is None else _time(loaded.expires_at),
+            "expires_at": utc_text(math.inf if loaded.expires_at is None else loaded.expires_at),
             "size_vram": 0,
             "context_length": loaded.info.context,
         }
@@ -116,7 +108,7 @@ async def show(call: Call[ShowBody]) -> Response:
             "details": _details(info),
             "model_info": model_info,
             "capabilities": sorted(info.capabilities - {"chat"}),
-            "modified_at": _time(info.created),
+            "modified_at": utc_text(info.created),
         }
     )
 
