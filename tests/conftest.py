@@ -54,6 +54,12 @@ def find_real_model(name: str) -> Path | None:
 
 
 @pytest.fixture(scope="session")
+def find_real() -> Callable[[str], Path | None]:
+    """`find_real("minilm:l6")` is its path, or None when it is not there."""
+    return find_real_model
+
+
+@pytest.fixture(scope="session")
 def real_model() -> Callable[[str], Path]:
     """`real_model("smollm2:135m")` is its path; the test is skipped, with what to do, when it is not there."""
 

@@ -162,8 +162,9 @@ def ask(page: Any, question: str) -> None:
 
 
 def answered(page: Any, content: str) -> None:
-    """Waits until the last answer is complete and has this text."""
+    """Waits until the last answer has this text and is complete."""
     last = page.locator(".message.assistant").last
+    last.locator(".body", has_text=content).wait_for()  # the last one may still be that of the question before
     last.locator(".tools button", has_text="Retry").wait_for()
     assert content in last.locator(".body").inner_text()
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ from .running import Running, running
 
 pytestmark = pytest.mark.real
 
-MODELS = Path(os.environ.get("KAMADO_TEST_MODELS", "."))
-FILES = {"smollm2": MODELS / "smollm2-135m-instruct-q4_1.gguf", "minilm": MODELS / "minilm"}
+FILES = {"smollm2": "smollm2:135m", "minilm": "minilm:l6"}
 WEATHER: Any = {
     "type": "function",
     "function": {
@@ -40,10 +38,11 @@ WEATHER: Any = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    files = {name: path for name, path in FILES.items() if path.exists()}
+def server(find_real: Callable[[str], Path | None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    found_files = {name: find_real(model) for name, model in FILES.items()}
+    files = {name: path for name, path in found_files.items() if path is not None}
     if "smollm2" not in files:
-        pytest.skip("KAMADO_TEST_MODELS has no SmolLM2")
+        pytest.skip("no smollm2:135m: pull it, or set KAMADO_TEST_MODELS")
     library = StoreLibrary(Store(tmp_path_factory.mktemp("home")), files)
     loader = EngineLoader(library, EngineSettings(context=1024))
     with running(library, loader, ServeConfig(port=0)) as found:
@@ -112,11 +111,13 @@ def test_calls_always_match_their_schema(client: openai.OpenAI, stream: bool) ->
 
 
 def test_an_answer_has_the_form_that_was_asked_for(client: openai.OpenAI) -> None:
-    schema = {"type": "object", "properties": {"sky": {"enum": ["blue", "grey"]}}, "required": ["sky"]}
+    sky = {"sky": {"enum": ["blue", "grey"]}}
+    schema = {"type": "object", "properties": sky, "required": ["sky"], "additionalProperties": False}
     done = client.chat.completions.create(
         model="smollm2",
         messages=ask("The sky?"),
         response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
+        temperature=0,
     )
     assert json.loads(done.choices[0].message.content or "")["sky"] in ("blue", "grey")
 
@@ -161,9 +162,8 @@ def test_a_long_prompt_is_refused_and_truncated_on_request(client: openai.OpenAI
     assert done.to_dict()["kamado"]["truncated"]["messages"] >= 1  # type: ignore[index]
 
 
-def test_embeddings_of_an_encoder(client: openai.OpenAI) -> None:
-    if not FILES["minilm"].exists():
-        pytest.skip("KAMADO_TEST_MODELS has no MiniLM")
+def test_embeddings_of_an_encoder(client: openai.OpenAI, real_model: Callable[[str], Path]) -> None:
+    real_model(FILES["minilm"])
     texts = ["a cat sits on the mat", "a kitten rests on a rug", "stock markets fell today"]
     done = client.embeddings.create(model="minilm", input=texts, encoding_format="float")
     vectors = np.array([row.embedding for row in done.data])
