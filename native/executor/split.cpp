@@ -2,7 +2,7 @@
 // The thread that adopts a head takes its items from the front and merges page by page as it goes, without storing
 // partials; others help from the back and leave theirs in slots, for whoever gets there first in order.
 //
-// Storing and reading back every partial took an eighth of a decode step at 32k tokens: 1.6 MB a layer in the 1.5B.
+// Nothing is stored and read back but what helpers leave: at 32k tokens all partials are 1.6 MB a layer in the 1.5B.
 #include <algorithm>
 #include <limits>
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from .same_text import SameText
 from .session import common_prefix
 
-# One more costs each prompt and each answer 5 µs.
+# One more costs each prompt and each answer a comparison: 31 µs on a busy machine, where 35 ids are shared.
 _MAX_TRANSCRIPTS = 512
 # Answers that wait to be taken in by the next prompt: whoever collects an answer has pieces to pass on.
 _MAX_WAITING = 8

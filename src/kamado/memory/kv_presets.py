@@ -34,11 +34,6 @@ class KvPlan:
     element: Literal["f32", "f16"]
     bits: tuple[Bits, ...]  # by layer
 
-    @property
-    def is_encoded(self) -> bool:
-        """Whether any layer is."""
-        return any(bits != _EXACT for bits in self.bits)
-
     def for_program(self, program: Program) -> KvPlan:
         """The same, exact where a layer cannot be encoded: it has a window, is not causal, or has an odd head size."""
         layers = _layers(program)
