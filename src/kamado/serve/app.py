@@ -16,14 +16,15 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
 from ..errors import ClosedError
 from .access import Access
-from .bodies import BodyLimits, decode_body, read_body
+from .bodies import BodyBudget, BodyCharge, BodyLimits, take_body
 from .config import ServeConfig
+from .connections import ConnectionBounds, Connections
 from .faults import Fault, FaultError, fault_of
 from .http import to_json
 from .keys import NOBODY, Key, KeyRing
@@ -64,6 +65,7 @@ class _Exchange:
     key: Key = NOBODY
     cors: Mapping[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    body: BodyCharge | None = None  # memory of its body, until it has been answered
 
 
 class Server:
@@ -92,7 +94,9 @@ class Server:
         self._family_of = family_of
         self._table = _Table(self.routes)
         self._access = Access(config)
-        self._limits = BodyLimits(config.max_body_bytes, config.max_json_depth, config.body_timeout)
+        self._limits = _body_limits(config)
+        self._bodies = BodyBudget(config.max_bodies_bytes)
+        self.connections = Connections(_bounds(config), metrics)
         self._requests = metrics.counter(
             "kamado_http_requests_total", "Answers, by route and status.", ("route", "status")
         )
@@ -106,7 +110,8 @@ class Server:
         """Other settings and keys from now on; requests that are past the gate keep theirs."""
         self.config, self.keys = config, keys
         self._access = Access(config)
-        self._limits = BodyLimits(config.max_body_bytes, config.max_json_depth, config.body_timeout)
+        self._limits = _body_limits(config)
+        self.connections.bounds = replace(_bounds(config), max_connections=self.connections.bounds.max_connections)
         self.service.configure(
             limits=Limits(config.max_requests, config.max_requests_per_key, config.deadline),
             aliases=config.aliases,
@@ -182,6 +187,8 @@ class Server:
             _log.exception("a request failed", extra={"id": exchange.id, "path": path}, exc_info=error)
             writer.abort()
         finally:
+            if exchange.body is not None:
+                exchange.body.close()
             self._record(exchange, writer)
 
     async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive, writer: Writer) -> None:
@@ -244,8 +251,8 @@ class Server:
         query = self._query(route, scope["query_string"])
         body = None
         if route.body is not None:
-            raw = await read_body(receive, headers, self._limits)
-            body = decode_body(raw, route.body, self._limits)
+            exchange.body = self._bodies.open()
+            body = await take_body(receive, headers, route.body, self._limits, exchange.body)
         call = Call(self, body, parameters, query, headers, exchange.key, exchange.id)
         return call, route
 
@@ -344,6 +351,20 @@ class Server:
                 **exchange.notes,
             },
         )
+
+
+def _body_limits(config: ServeConfig) -> BodyLimits:
+    return BodyLimits(config.max_body_bytes, config.max_json_depth, config.body_timeout, config.max_json_values)
+
+
+def _bounds(config: ServeConfig) -> ConnectionBounds:
+    return ConnectionBounds(
+        max_connections=config.max_connections,
+        max_silent=config.max_silent_connections,
+        max_per_address=config.max_connections_per_address,
+        header_seconds=config.header_timeout,
+        idle_seconds=config.idle_timeout,
+    )
 
 
 async def _cancel_on_disconnect(

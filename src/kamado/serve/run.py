@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -17,6 +18,13 @@ from ..errors import KamadoError, UsageError
 from .app import JsonFormatter, Server, TextFormatter
 from .backend import Library, Loader
 from .config import ServeConfig, config_dir
+from .connections import (
+    ACCEPT_BATCH,
+    affordable_connections,
+    loop_exception_handler,
+    protocol_class,
+    raise_file_limit,
+)
 from .keys import KeyRing, new_key
 from .metrics import Registry
 from .reload import Load, Reloader
@@ -105,15 +113,48 @@ def bind(config: ServeConfig) -> socket.socket:
     return listener
 
 
-class _Web(uvicorn.Server):
-    """uvicorn's server; at the first signal the application says farewell to its streams."""
+class Web(uvicorn.Server):
+    """uvicorn's server, within the bounds of connections.py; at the first signal the application says farewell to its
+    streams."""
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
-        super().__init__(config)
+    def __init__(self, server: Server) -> None:
+        config = server.config
+        book = server.connections
+        afforded = affordable_connections(config.max_connections, raise_file_limit())
+        if afforded < config.max_connections:
+            _log.warning("fewer connections than max_connections: open files are limited", extra={"count": afforded})
+        book.bounds = replace(book.bounds, max_connections=afforded)
+        super().__init__(
+            uvicorn.Config(
+                server.app,
+                interface="asgi3",
+                http=protocol_class(book),
+                ws="none",
+                loop="asyncio",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=True,
+                proxy_headers=False,
+                h11_max_incomplete_event_size=config.max_header_bytes,
+                timeout_keep_alive=int(config.idle_timeout),
+                timeout_graceful_shutdown=int(config.drain + _LAST_WORDS_SECONDS + 1),
+                backlog=ACCEPT_BATCH,
+            )
+        )
         self._server = server
         self._farewell: asyncio.Task[None] | None = None
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        asyncio.get_running_loop().set_exception_handler(loop_exception_handler(_log))
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)  # asyncio's backlog is also how many are taken in one turn of the loop
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
         self._server.drain()
         _log.info("draining", extra={"requests": self._server.service.num_active})
         self._farewell = asyncio.create_task(self._cut_after(self._server.config.drain))
@@ -148,26 +189,7 @@ def run(
     """
     set_up_logging(config)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    web = _Web(
-        uvicorn.Config(
-            server.app,
-            interface="asgi3",
-            http="h11",
-            ws="none",
-            loop="asyncio",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=True,
-            proxy_headers=False,
-            h11_max_incomplete_event_size=config.max_header_bytes,
-            timeout_keep_alive=60,
-            timeout_graceful_shutdown=int(config.drain + _LAST_WORDS_SECONDS + 1),
-            backlog=_BACKLOG,
-        ),
-        server,
-    )
+    web = Web(server)
     failure: list[KamadoError] = []
 
     async def main() -> None:
