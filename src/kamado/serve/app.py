@@ -14,6 +14,7 @@ import logging
 import re
 import secrets
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -197,6 +198,7 @@ class Server:
         try:
             await work
         except FaultError as error:
+            _let_go(error)
             await self._write_fault(exchange, writer, error.fault)
         except asyncio.CancelledError:
             work.cancel()
@@ -205,6 +207,7 @@ class Server:
             fault = fault_of(error)
             if fault.kind == "internal":
                 _log.exception("a handler failed", extra={"id": exchange.id, "path": exchange.path})
+            _let_go(error)
             await self._write_fault(exchange, writer, fault)
 
     async def _run(self, exchange: _Exchange, scope: Scope, receive: Receive, writer: Writer) -> None:
@@ -351,6 +354,17 @@ class Server:
                 **exchange.notes,
             },
         )
+
+
+def _let_go(error: BaseException) -> None:
+    """Frees what the frames of a traceback hold. Tasks and their exceptions point at each other, so a body of megabytes
+    would stay until garbage is looked for."""
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
 
 
 def _body_limits(config: ServeConfig) -> BodyLimits:

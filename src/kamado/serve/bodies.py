@@ -13,6 +13,7 @@ import gc
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -21,7 +22,7 @@ import msgspec
 
 from ..memory.budget import format_size
 from .faults import Fault, FaultError
-from .json_scan import JsonTooCostlyError, json_cost
+from .json_scan import json_cost
 
 _WHERE = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -117,15 +118,20 @@ async def take_body(
     charge: BodyCharge,
 ) -> Any:
     """The body as its Struct; `charge` then counts what that takes. Raises FaultError for what cannot be taken."""
-    raw = await read_body(receive, headers, limits, charge)
-    if len(raw) <= SMALL_BYTES:
-        return decode_body(raw, kind, limits)
-    loop = asyncio.get_running_loop()
-    num_bytes = await loop.run_in_executor(_thread(), partial(check_cost, raw, limits))
-    charge.resize(len(raw) + num_bytes)
-    value = await loop.run_in_executor(_thread(), partial(_decode, raw, kind, limits))
-    charge.resize(num_bytes)
-    return value
+    raw = bytearray()
+    try:
+        await read_body(receive, headers, limits, charge, raw)
+        if len(raw) <= SMALL_BYTES:
+            return decode_body(raw, kind, limits)
+        loop = asyncio.get_running_loop()
+        num_bytes = await loop.run_in_executor(_thread(), partial(check_cost, raw, limits))
+        charge.resize(len(raw) + num_bytes)
+        value = await loop.run_in_executor(_thread(), partial(_decode, raw, kind, limits))
+        charge.resize(num_bytes)
+        return value
+    finally:
+        with suppress(BufferError):  # cancelled while the thread reads it, which then drops it
+            raw.clear()  # here and not when the traceback that may hold it goes
 
 
 @cache
@@ -139,8 +145,9 @@ async def read_body(
     headers: Mapping[str, str],
     limits: BodyLimits,
     charge: BodyCharge,
-) -> bytearray:
-    """The whole body. Raises FaultError when it is too large, too slow or of a type that cannot be JSON."""
+    body: bytearray,
+) -> None:
+    """Reads the whole body into `body`. Raises FaultError when it is too large, too slow or of a type that cannot be JSON."""
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = media_type in ("", "application/json") or media_type.endswith("+json")
     if not is_json and not (media_type in _CURL_TYPES and "origin" not in headers):
@@ -150,7 +157,6 @@ async def read_body(
     length = headers.get("content-length", "0")
     if length.isdigit() and int(length) > limits.max_bytes:
         raise _too_large(limits)
-    body = bytearray()
     try:
         async with asyncio.timeout(limits.timeout_seconds or None):
             while True:
@@ -163,7 +169,7 @@ async def read_body(
                 charge.resize(len(body) + len(chunk))
                 body += chunk
                 if not message.get("more_body", False):
-                    return body
+                    return
     except TimeoutError:
         raise FaultError(
             Fault("request_timeout", f"the body was not complete after {limits.timeout_seconds:g} seconds")
@@ -180,22 +186,17 @@ def decode_body(raw: bytes | bytearray, kind: type, limits: BodyLimits) -> Any:
 
 def check_cost(raw: bytes | bytearray, limits: BodyLimits) -> int:
     """Bytes that decoding takes beside `raw`, at most. Raises FaultError when it is more than a body may cost."""
-    try:
-        cost = json_cost(
-            raw,
-            max_depth=limits.max_depth,
-            max_weight=limits.max_values,
-            max_bytes=max(0, limits.max_memory_bytes - len(raw)),
-        )
-    except JsonTooCostlyError as error:
-        if error.what == "depth":
-            raise _too_deep(limits) from None
-        if error.what == "weight":
-            text = f"the body has more than {limits.max_values} values (a key or a list counts as four)"
-        else:
-            text = f"the body would take more than {format_size(limits.max_memory_bytes)} of memory"
-        raise FaultError(Fault("too_large", text + ", the limit here")) from None
-    return cost.nbytes
+    most_bytes = max(0, limits.max_memory_bytes - len(raw))
+    cost = json_cost(raw, max_depth=limits.max_depth, max_weight=limits.max_values, max_bytes=most_bytes)
+    if cost.depth > limits.max_depth:
+        raise _too_deep(limits)
+    if cost.weight > limits.max_values:
+        text = f"the body has more than {limits.max_values} values (a key or a list counts as four)"
+    elif cost.nbytes > most_bytes:
+        text = f"the body would take more than {format_size(limits.max_memory_bytes)} of memory"
+    else:
+        return cost.nbytes
+    raise FaultError(Fault("too_large", text + ", the limit here"))
 
 
 def _decode(raw: bytes | bytearray, kind: type, limits: BodyLimits) -> Any:
