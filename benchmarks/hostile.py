@@ -7,8 +7,8 @@
 
 Each client sends one attack after the other by lot. An attack is answered as it should when it gets a 4xx, a 503 with
 Retry-After, a closed connection, or (where it asks for something that can be had) 200. Prints one line of JSON: how
-often each attack was sent, the statuses, and every answer that was none of these. benchmarks/serve_load.py --hostile N runs
-it as a process of its own beside honest clients.
+often each attack was sent, the statuses, and every answer that was none of these. benchmarks/serve_load.py --hostile N
+runs it as a process of its own beside honest clients.
 """
 
 from __future__ import annotations

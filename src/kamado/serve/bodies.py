@@ -1,5 +1,5 @@
-"""Request bodies: bounded in size, time, depth, values and memory before anything is made of them, then decoded
-straight into their type.
+"""Request bodies: bounded in size, time, depth, values and memory before anything is made of them, then decoded and
+checked against their type.
 
 Large ones are decoded on a thread of their own, one at a time: looking through the bytes lets go of the interpreter,
 and what then decodes them (msgspec, which does not) is bounded in values so that nobody waits long for it. All bodies
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -28,6 +28,7 @@ _WHERE = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 # Sent by `curl -d` when nobody says otherwise. No page of another site gets here: its Origin was refused.
 _CURL_TYPES = ("application/x-www-form-urlencoded", "text/plain", "application/octet-stream")
+_BOM = b"\xef\xbb\xbf"  # what some editors put before a file
 
 SMALL_BYTES = 64 << 10  # decoded where it was read: a millisecond at the most
 MEMORY_FACTOR = 3  # of the largest body: what one may take while it is decoded, itself included
@@ -110,28 +111,83 @@ class BodyCharge:
         self.resize(0)
 
 
+@dataclass(frozen=True, slots=True)
+class BodyDecoder:
+    """From bytes to a request's Struct. `admit` is called with the plain object in between, and may change it."""
+
+    kind: type
+    limits: BodyLimits
+    admit: Callable[[dict[str, Any]], object] | None = None
+
+    def check_cost(self, raw: bytes | bytearray) -> int:
+        """Bytes that decoding takes beside `raw`, at most. Raises FaultError when it is more than a body may cost."""
+        limits = self.limits
+        most_bytes = max(0, limits.max_memory_bytes - len(raw))
+        cost = json_cost(raw, max_depth=limits.max_depth, max_weight=limits.max_values, max_bytes=most_bytes)
+        if cost.depth > limits.max_depth:
+            raise _too_deep(limits)
+        if cost.weight > limits.max_values:
+            text = f"the body has more than {limits.max_values} values (a key or a list counts as four)"
+        elif cost.nbytes > most_bytes:
+            text = f"the body would take more than {format_size(limits.max_memory_bytes)} of memory"
+        else:
+            return cost.nbytes
+        raise FaultError(Fault("too_large", text + ", the limit here"))
+
+    def decode(self, raw: bytes | bytearray) -> Any:
+        """The Struct of a body whose cost was checked. Raises FaultError naming the parameter."""
+        is_collected = gc.isenabled()
+        if len(raw) > SMALL_BYTES:
+            gc.disable()  # it would look for garbage again and again among what is being made: 20 times the time
+        try:
+            value = msgspec.json.decode(memoryview(raw)[len(_BOM) :] if raw.startswith(_BOM) else raw)
+        except RecursionError:
+            raise _too_deep(self.limits) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            text = "the body is empty: send a JSON object" if not raw.strip() else f"the body is no valid JSON: {error}"
+            raise FaultError(Fault("invalid_request", text)) from None
+        finally:
+            if is_collected:
+                gc.enable()
+        if not isinstance(value, dict):
+            raise FaultError(Fault("invalid_request", "the body must be a JSON object"))
+        if self.admit is not None:
+            self.admit(value)
+        try:
+            return msgspec.convert(value, self.kind, strict=True)
+        except msgspec.ValidationError as error:
+            raise _invalid(error) from None
+
+
 async def take_body(
     receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
     headers: Mapping[str, str],
-    kind: type,
-    limits: BodyLimits,
+    decoder: BodyDecoder,
     charge: BodyCharge,
 ) -> Any:
     """The body as its Struct; `charge` then counts what that takes. Raises FaultError for what cannot be taken."""
     raw = bytearray()
     try:
-        await read_body(receive, headers, limits, charge, raw)
+        await read_body(receive, headers, decoder.limits, charge, raw)
         if len(raw) <= SMALL_BYTES:
-            return decode_body(raw, kind, limits)
+            return decode_body(raw, decoder)
         loop = asyncio.get_running_loop()
-        num_bytes = await loop.run_in_executor(_thread(), partial(check_cost, raw, limits))
+        num_bytes = await loop.run_in_executor(_thread(), decoder.check_cost, raw)
         charge.resize(len(raw) + num_bytes)
-        value = await loop.run_in_executor(_thread(), partial(_decode, raw, kind, limits))
+        value = await loop.run_in_executor(_thread(), decoder.decode, raw)
         charge.resize(num_bytes)
         return value
     finally:
         with suppress(BufferError):  # cancelled while the thread reads it, which then drops it
             raw.clear()  # here and not when the traceback that may hold it goes
+
+
+def decode_body(raw: bytes | bytearray, decoder: BodyDecoder) -> Any:
+    """The body as its Struct, here and now. Raises FaultError naming the parameter."""
+    # A small body can be too deep only if it has that many brackets, and too costly not at all.
+    if len(raw) > SMALL_BYTES or raw.count(b"[") + raw.count(b"{") > decoder.limits.max_depth:
+        decoder.check_cost(raw)
+    return decoder.decode(raw)
 
 
 @cache
@@ -147,7 +203,7 @@ async def read_body(
     charge: BodyCharge,
     body: bytearray,
 ) -> None:
-    """Reads the whole body into `body`. Raises FaultError when it is too large, too slow or of a type that cannot be JSON."""
+    """Reads the whole body into `body`. Raises FaultError when it is too large, too slow or no JSON."""
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = media_type in ("", "application/json") or media_type.endswith("+json")
     if not is_json and not (media_type in _CURL_TYPES and "origin" not in headers):
@@ -174,52 +230,6 @@ async def read_body(
         raise FaultError(
             Fault("request_timeout", f"the body was not complete after {limits.timeout_seconds:g} seconds")
         ) from None
-
-
-def decode_body(raw: bytes | bytearray, kind: type, limits: BodyLimits) -> Any:
-    """The body as its Struct. Raises FaultError naming the parameter."""
-    # A small body can be too deep only if it has that many brackets, and too costly not at all.
-    if len(raw) > SMALL_BYTES or raw.count(b"[") + raw.count(b"{") > limits.max_depth:
-        check_cost(raw, limits)
-    return _decode(raw, kind, limits)
-
-
-def check_cost(raw: bytes | bytearray, limits: BodyLimits) -> int:
-    """Bytes that decoding takes beside `raw`, at most. Raises FaultError when it is more than a body may cost."""
-    most_bytes = max(0, limits.max_memory_bytes - len(raw))
-    cost = json_cost(raw, max_depth=limits.max_depth, max_weight=limits.max_values, max_bytes=most_bytes)
-    if cost.depth > limits.max_depth:
-        raise _too_deep(limits)
-    if cost.weight > limits.max_values:
-        text = f"the body has more than {limits.max_values} values (a key or a list counts as four)"
-    elif cost.nbytes > most_bytes:
-        text = f"the body would take more than {format_size(limits.max_memory_bytes)} of memory"
-    else:
-        return cost.nbytes
-    raise FaultError(Fault("too_large", text + ", the limit here"))
-
-
-def _decode(raw: bytes | bytearray, kind: type, limits: BodyLimits) -> Any:
-    is_collected = gc.isenabled()
-    if len(raw) > SMALL_BYTES:
-        gc.disable()  # it would look for garbage again and again among what is being made: 20 times the time
-    try:
-        return _decoder(kind).decode(raw)
-    except RecursionError:
-        raise _too_deep(limits) from None
-    except msgspec.ValidationError as error:
-        raise _invalid(error) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        text = "the body is empty: send a JSON object" if not raw.strip() else f"the body is no valid JSON: {error}"
-        raise FaultError(Fault("invalid_request", text)) from None
-    finally:
-        if is_collected:
-            gc.enable()
-
-
-@cache
-def _decoder(kind: type) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
 
 
 def _invalid(error: msgspec.ValidationError) -> FaultError:
