@@ -26,24 +26,11 @@ _PLAIN_REFS = 64
 _PLAIN_CHOICES = 256
 _PLAIN_NUMBER = 10_000  # of repetitions and characters
 _NOT_PLAIN = frozenset(
-    [
-        "allOf",
-        "not",
-        "if",
-        "then",
-        "else",
-        "$dynamicRef",
-        "$recursiveRef",
-        "pattern",
-        "patternProperties",
-        "propertyNames",
-        "dependentSchemas",
-        "dependencies",
-        "contains",
-        "unevaluatedProperties",
-        "unevaluatedItems",
-        "multipleOf",
-    ]
+    (
+        *("allOf", "not", "if", "then", "else", "$dynamicRef", "$recursiveRef", "pattern", "patternProperties"),
+        *("propertyNames", "dependentSchemas", "dependencies", "contains", "unevaluatedProperties"),
+        *("unevaluatedItems", "multipleOf"),
+    )
 )
 
 _LARK_TOKEN = re.compile(
