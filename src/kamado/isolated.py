@@ -117,7 +117,7 @@ class Worker:
                 try:
                     return self._exchange(process, message, limits)
                 except BaseException as error:
-                    ended = self._drop()
+                    ended = self._drop(is_ending=isinstance(error, _NoReplyError))
                     # An idle worker may end in the moment in which it is asked.
                     if isinstance(error, _NoReplyError):
                         if ended == 0 and not is_new and not is_again:
@@ -144,19 +144,19 @@ class Worker:
         self._process, self._owner = _start(self._nice, self._idle_seconds), os.getpid()
         return self._process, True
 
-    def _drop(self) -> int | None:
-        """Ends the process and says how it ended; None: it was none of ours."""
+    def _drop(self, *, is_ending: bool = False) -> int | None:
+        """Ends the process and says how it ended; None: it was none of ours. `is_ending`: its pipe is closed, so it is
+        about to say by which signal it ended."""
         process, self._process = self._process, None
         if process is None or self._owner != os.getpid():
             return None
-        code = process.poll()
-        if code is None:
-            # It may be dying of a signal right now, whose number says why.
+        code: int | None = None
+        if is_ending:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(0.05)
-            if code is None:
-                process.kill()
-                process.wait()
+                code = process.wait(_START_SECONDS)
+        if code is None and (code := process.poll()) is None:
+            process.kill()
+            code = process.wait()
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 assert pipe is not None  # both are pipes
@@ -317,7 +317,8 @@ def _loop(idle_seconds: float) -> None:
         function = getattr(importlib.import_module(module), name)
         getattr(sys.modules[module], "warm_up", int)()  # imports and tables are not the work's
         least_bytes = least_bytes or _address_space()
-        with _limited(*request["seconds"], least_bytes + request["memory"]):
+        cpu_seconds, clock_seconds = request["seconds"]
+        with _limited(cpu_seconds, clock_seconds, least_bytes + request["memory"]):
             reply = _reply(function, request["with"])
         sink.write(_HEADER.pack(len(reply)) + reply)
         sink.flush()
