@@ -149,6 +149,11 @@ class Server:
         loaded = {slot.name for slot in self.service.pool.slots}
         self._model_stats = {name: stats for name, stats in self._model_stats.items() if name in loaded}
 
+    @property
+    def model_stats(self) -> Mapping[str, Mapping[str, Any]]:
+        """By model, as `refresh_model_stats` found them last: engine/stats.py's Stats.to_dict."""
+        return self._model_stats
+
     def drain(self) -> None:
         """Takes no more requests; those that run may end. `Service.close` cuts them."""
         self.is_draining = True

@@ -50,7 +50,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8417  # 0: one that is free
-    models: list[str] = []  # loaded at the start and kept
+    models: list[str] = []  # loaded at the start, kept, and the only ones that are served; none: all are
+    serve_all: bool = False  # beside `models` the rest of the store is served, too
     aliases: dict[str, str] = {}  # another name -> a model's name
     memory: str | int | None = None  # of all models together
     context: Annotated[int, Meta(ge=2)] | None = None

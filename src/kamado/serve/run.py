@@ -30,6 +30,7 @@ from .connections import (
 from .keys import KeyRing, new_key
 from .metrics import Registry
 from .reload import Load, Reloader
+from .served import ServedLibrary
 from .service import Limits, Service
 
 _log = logging.getLogger("kamado.serve")
@@ -45,9 +46,14 @@ _BACKLOG = 512  # connections that wait to be taken
 
 
 def make_server(config: ServeConfig, library: Library, loader: Loader, *, keys: KeyRing) -> Server:
-    """The server of these settings. Raises UsageError when it could be reached from elsewhere without a key."""
+    """The server of these settings, with the models that they name, or all.
+
+    Raises UsageError when it could be reached from elsewhere without a key.
+    """
     if not config.is_loopback and not len(keys):
         raise UsageError(f"an API key is needed to serve on {config.host}: everybody in reach could use the server")
+    if config.models and not config.serve_all:
+        library = ServedLibrary(library, [config.aliases.get(name, name) for name in config.models])
     metrics = Registry()
     service = Service(
         library,
