@@ -93,7 +93,6 @@ class Worker:
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0  # pid of the process that started it: a forked child must not talk over its parent's pipes
 
     def ask(self, function: str, request: Mapping[str, Any], limits: Limits) -> Any:
         """What `module:function` of this package returns (JSON) for `request` (plain data, as `marshal` writes it).
@@ -131,24 +130,28 @@ class Worker:
         with self._lock:
             self._drop()
 
+    def forget(self) -> None:
+        """In a forked child: the process is the parent's, and so is whoever held the lock."""
+        self._lock, self._process = threading.Lock(), None
+
     @property
     def pid(self) -> int | None:
         """Of the process that waits for work, if there is one."""
         process = self._process
-        return None if process is None or self._owner != os.getpid() else process.pid
+        return None if process is None else process.pid
 
     def _running(self) -> tuple[subprocess.Popen[bytes], bool]:
-        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
+        if self._process is not None and self._process.poll() is None:
             return self._process, False
         self._drop()
-        self._process, self._owner = _start(self._nice, self._idle_seconds), os.getpid()
+        self._process = _start(self._nice, self._idle_seconds)
         return self._process, True
 
     def _drop(self, *, is_ending: bool = False) -> int | None:
-        """Ends the process and says how it ended; None: it was none of ours. `is_ending`: its pipe is closed, so it is
-        about to say by which signal it ended."""
+        """Ends the process and says how it ended; None: there is none. `is_ending`: its pipe is closed, so it is about
+        to say by which signal it ended."""
         process, self._process = self._process, None
-        if process is None or self._owner != os.getpid():
+        if process is None:
             return None
         code: int | None = None
         if is_ending:
@@ -373,3 +376,5 @@ def _address_space() -> int:
 
 # Grammars and templates.
 WORKER = Worker()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=WORKER.forget)

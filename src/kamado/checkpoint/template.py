@@ -142,7 +142,7 @@ class ChatTemplate:
             raise TemplateError(f"the chat template {said}") from None
         if "error" in reply:
             raise TemplateError(reply["error"])
-        if not self._is_known and "seconds" in reply:
+        if not self._is_known:
             self._may_run_here = reply["is_plain"] and reply["seconds"] <= _MAX_COMPILE_SECONDS
         self._is_known = True
         return reply

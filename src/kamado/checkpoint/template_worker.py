@@ -16,7 +16,8 @@ from .template_sandbox import Compiled, Environment, guarded
 # Compiled templates that are kept.
 _MAX_KEPT = 4
 
-_kept: OrderedDict[tuple[str, TemplateLimits], Compiled] = OrderedDict()
+# With what compiling told.
+_kept: OrderedDict[tuple[str, TemplateLimits], tuple[Compiled, dict[str, Any]]] = OrderedDict()
 
 
 def warm_up() -> None:
@@ -25,25 +26,25 @@ def warm_up() -> None:
 
 def use(request: Any) -> Any:
     """Compiles the source and renders it, if there are variables. The reply has "error", or "text" and what compiling
-    it told: "is_plain" and the processor "seconds" it took, if it was compiled now."""
-    source, limits = request["source"], TemplateLimits(**request["limits"])
-    reply: dict[str, Any] = {}
+    told: "is_plain" and the processor "seconds" it took."""
+    key = (request["source"], TemplateLimits(**request["limits"]))
     try:
-        compiled = _kept.get((source, limits))
-        if compiled is None:
-            began = time.thread_time()
-            compiled = Compiled(source, limits)
-            reply["seconds"] = time.thread_time() - began
-            reply["is_plain"] = _is_plain(source, limits)
-            _kept[source, limits] = compiled
+        if key not in _kept:
+            _kept[key] = _compile(*key)
             while len(_kept) > _MAX_KEPT:
                 _kept.popitem(last=False)
-        _kept.move_to_end((source, limits))
-        if request["variables"] is not None:
-            reply["text"] = compiled.render(request["variables"])
+        _kept.move_to_end(key)
+        compiled, told = _kept[key]
+        return told if request["variables"] is None else {**told, "text": compiled.render(request["variables"])}
     except TemplateError as error:
         return {"error": str(error)}
-    return reply
+
+
+def _compile(source: str, limits: TemplateLimits) -> tuple[Compiled, dict[str, Any]]:
+    began = time.thread_time()
+    compiled = Compiled(source, limits)
+    seconds = time.thread_time() - began
+    return compiled, {"seconds": seconds, "is_plain": _is_plain(source, limits)}
 
 
 def _is_plain(source: str, limits: TemplateLimits) -> bool:
