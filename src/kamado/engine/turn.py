@@ -33,7 +33,7 @@ from .chat_types import (
 )
 from .generation import Generation
 from .grammar import Grammar
-from .piece import Piece, Usage
+from .piece import Piece, Usage, whole_text
 from .stops import StopMatcher
 from .tool_format import AnswerParser, ChatFormat
 from .tool_format.grammar import AnswerGrammar
@@ -59,6 +59,7 @@ class Turn:
     is_reasoning: bool  # the prompt has opened it
     syntax: CallSyntax | None  # bound to marks; None: no tools
     names: frozenset[str]
+    is_required: bool = False  # a call must come
     think_tokens: int | None = None
     plain_tags: ReasoningTags | None = None
 
@@ -138,6 +139,7 @@ class TurnMaker:
             is_reasoning=is_reasoning,
             syntax=syntax,
             names=frozenset(tool.name for tool in offered),
+            is_required=tool_choice.mode == "required",
             think_tokens=think.max_tokens if tags is not None else None,
             plain_tags=tags,
         )
@@ -200,8 +202,14 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         self._tokenizer = tokenizer
         self._marks = chat.marks
         self._parser = AnswerParser(
-            tags=turn.tags, is_reasoning=turn.is_reasoning, syntax=turn.syntax, names=turn.names, choice=choice
+            tags=turn.tags,
+            is_reasoning=turn.is_reasoning,
+            syntax=turn.syntax,
+            names=turn.names,
+            is_required=turn.is_required,
+            choice=choice,
         )
+        self._may_be_text = not turn.is_required  # what comes next; no protocol has a place for calls' logprobs
         self._stops = StopMatcher(stops)
         self._choice = choice
         self._has_logprobs = has_logprobs
@@ -239,11 +247,11 @@ class TurnStream(Iterator[ContentEvent | Finish]):
     def _take(self, piece: Piece) -> None:
         if self._has_logprobs:
             self._logprobs.append(self._logprob(piece))
-        text = self._marks.of_token(piece.token) + without_marks(piece.text)
+        text = self._marks.of_token(piece.token) + without_marks(whole_text(piece, self._tokenizer.token_bytes))
         events = self._parser.push(text)
         self.num_reasoning_tokens += self._parser.is_reasoning
         if piece.finish_reason is not None:
-            events += self._parser.finish()
+            events += self._parser.finish(is_cut=piece.finish_reason == "length")
         for event in events:
             self._show(event)
             if self._stops.is_stopped:
@@ -267,7 +275,8 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         if isinstance(event, ReasoningDelta):
             event = replace(event, logprobs=self._taken_logprobs())
         elif isinstance(event, ToolCallEnd):
-            self._logprobs.clear()  # no protocol has a place for those of calls
+            self._logprobs.clear()
+            self._may_be_text = False
         self._ready.append(event)
 
     def _show_text(self, text: str) -> None:
@@ -279,7 +288,7 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         return taken
 
     def _finish(self, reason: FinishReason) -> None:
-        if self._logprobs and reason != "tool_calls":
+        if self._logprobs and self._may_be_text:
             self._ready.append(TextDelta("", self._taken_logprobs(), self._choice))
         self._ready.append(Finish(reason, self._stops.matched, self._choice))
         self._is_done = True

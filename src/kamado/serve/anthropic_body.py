@@ -371,7 +371,7 @@ class _Reader:
         if isinstance(message.content, str):
             self.add(message.role, (TextPart(message.content),))
             return
-        if not message.content:
+        if not message.content and message.role != "assistant":  # an answer that was cut at once is empty
             raise RequestError(f"{where}.content is empty", param=f"{where}.content")
         if message.role == "assistant":
             self._read_assistant(message.content, f"{where}.content")
