@@ -257,6 +257,7 @@ ROUTES: tuple[Route, ...] = (
         body=MessagesBody,
         streams="text/event-stream",
         query=_QUERY,
+        needs_model=True,
     ),
     Route(
         "POST",
@@ -267,5 +268,6 @@ ROUTES: tuple[Route, ...] = (
         "Tokens of a prompt (Anthropic)",
         body=CountTokensBody,
         query=_QUERY,
+        needs_model=True,
     ),
 )
