@@ -47,8 +47,10 @@ CALLS = (("put", {"text": 'é"\\\U0001f600', "n": 12}), ("put", {"text": "b"}))
 class WritingModel(EngineModel):
     """An engine's model that writes `answer` after any prompt."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, context: int = 4096) -> None:
+        self.family = family
         tokenizer = FamilyTokenizer(family.specials)
+        kv = {"context": context, "kv_tokens": 4 * context}
         self.answer: list[int] = []
         self.begin = 0
         self.prompts: list[tuple[int, ...]] = []
@@ -59,8 +61,8 @@ class WritingModel(EngineModel):
             row[self.answer[at] if 0 <= at < len(self.answer) else EOS] = 10.0
             return row
 
-        executor = FakeExecutor(vocab_size=tokenizer.vocab_size, kv_tokens=16384, logits_of=logits_of)
-        model = make_model(executor, tokenizer=tokenizer, template=family.template, context=4096, kv_tokens=16384)
+        executor = FakeExecutor(vocab_size=tokenizer.vocab_size, kv_tokens=4 * context, logits_of=logits_of)
+        model = make_model(executor, tokenizer=tokenizer, template=family.template, **kv)
         self.engine = model
         super().__init__(model, INFO)
 
