@@ -25,7 +25,7 @@ HEADER = "x-kamado-left-out"
 # Of optional parameters: as good as not given, in every protocol.
 _EMPTY: tuple[Any, ...] = ("", [], {})
 # Of Ollama's: where false or 0 says something that is not the same as saying nothing.
-_ZERO_MEANS = frozenset({"stream", "think", "truncate", "shift", "keep_alive"})
+_ZERO_MEANS = frozenset({"stream", "think", "truncate", "shift", "keep_alive", "parse_special"})
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 _LARGEST_EXACT = 1 << 53  # a float past it may stand for several whole numbers
 

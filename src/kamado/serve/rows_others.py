@@ -156,22 +156,10 @@ _NO_PICTURES = "this server makes no images"
 _NO_FILES = "files are not taken over HTTP: put them where the server can read them, or pull the model"
 _NO_QUANTISING = "models are served as they are; nothing is quantised here"
 
-SAMPLING_OPTIONS = tuple(
-    [
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repeat_penalty",
-        "repeat_last_n",
-        "presence_penalty",
-        "frequency_penalty",
-        "seed",
-        "stop",
-        "num_predict",
-        "num_keep",
-    ]
-)
+SAMPLING_OPTIONS = (
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "presence_penalty",
+    "frequency_penalty", "seed", "stop", "num_predict", "num_keep",
+)  # fmt: skip
 
 
 def option_rows(endpoints: tuple[str, ...], prefix: str) -> list[Row]:
