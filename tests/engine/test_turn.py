@@ -499,3 +499,20 @@ def test_a_special_token_in_the_middle_of_text_is_no_text() -> None:
     with family_model(family, answer) as model:
         found = run(model, model.prepare_turn(ASK), **NO_SAMPLING)
         assert found == [TextDelta("Yes  no  so"), Finish("stop")]
+
+
+def test_what_goes_on_can_call_and_cannot_have_to() -> None:
+    begun = (*ASK, Message("assistant", (TextPart("Let me see."),)))
+    with family_model(FAMILIES["qwen3"], list(f" So: <think>\n{CALL}".encode())) as model:
+        turn = model.prepare_turn(begun, tools=TOOLS, continue_last=True)
+        found = run(model, turn, **NO_SAMPLING)
+        assert found[0] in (TextDelta(" So: <think>"), TextDelta("So: <think>"))  # no reasoning where text has begun
+        assert calls_of(found) == [("add", {"a": 12})]
+        with pytest.raises(UsageError, match="required"):
+            model.prepare_turn(begun, tools=TOOLS, tool_choice=REQUIRED, continue_last=True)
+        with pytest.raises(UsageError, match="form"):
+            model.prepare_turn(begun, output=OutputFormat("json"), continue_last=True)
+        empty = (*ASK, Message("assistant"))  # nothing has begun: anything may come
+        turn = model.prepare_turn(empty, tools=TOOLS, tool_choice=REQUIRED, continue_last=True)
+        assert turn.is_required
+        assert not turn.is_continued

@@ -526,3 +526,58 @@ def test_completions_are_cut_alike() -> None:
         await model.close()
 
     asyncio.run(check())
+
+
+@pytest.mark.parametrize("protocol", ["chat", "messages", "ollama"])
+@pytest.mark.parametrize("family", ["qwen3", "generic", "llama3"])
+def test_text_that_was_cut_goes_on_where_it_ended(family: str, protocol: str) -> None:
+    """Put back as the last message, with tools on offer: both parts together are the full text, spaces and all."""
+
+    async def check() -> None:
+        model = WritingModel(FAMILIES[family])
+        call = call_text(model, 1) if family != "llama3" else ""
+        texts = [" Grüße,\n  1 < 2 <tool", "A  b.\n" + call]
+        how = PROTOCOLS[protocol]
+        async with serving(model) as post:
+            for text in texts:
+                answer = encode(FAMILIES[family], text)
+                shown = text.removesuffix(call).rstrip("\n") if call and text.endswith(call) else text
+                for limit in range(2, len(answer) - len(call.encode())):
+                    model.answer = answer
+                    body = how.body(how.question("Do it."), limit, "auto")
+                    cut = how.whole(await post(how.path, {**body, "stream": False}))
+                    if not cut.text:
+                        continue
+                    assert shown.lstrip().startswith(cut.text.rstrip())
+                    at = text.index(cut.text) + len(cut.text)
+                    model.answer = encode(FAMILIES[family], text[at:])
+                    history = [*how.question("Do it."), *cut.back]
+                    more = {"continue_final_message": True} if protocol == "chat" else {}
+                    answered = await post(how.path, {**how.body(history, 1000, "auto"), **more, "stream": False})
+                    assert answered.status_code == 200, answered.text
+                    rest = how.whole(answered)
+                    assert (cut.text + rest.text).strip() == shown.strip()
+                    assert len(rest.calls) == bool(call and text.endswith(call))
+        await model.close()
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("protocol", ["messages", "ollama"])
+def test_a_conversation_may_end_with_a_call(protocol: str) -> None:
+    """Clients of these protocols ask so for an answer to go on; a call does not, and a turn begins after it."""
+
+    async def check() -> None:
+        model = WritingModel(FAMILIES["qwen3"])
+        how = PROTOCOLS[protocol]
+        async with serving(model) as post:
+            model.answer = encode(FAMILIES["qwen3"], call_text(model, 1))
+            body = how.body(how.question("Do it."), 1000, "auto")
+            said = how.whole(await post(how.path, {**body, "stream": False}))
+            assert len(said.calls) == 1
+            history = [*how.question("Do it."), *said.back]
+            answered = await post(how.path, {**how.body(history, 9, "auto"), "stream": False})
+            assert answered.status_code == 200, answered.text
+        await model.close()
+
+    asyncio.run(check())

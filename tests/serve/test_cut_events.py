@@ -151,3 +151,17 @@ def test_text_before_a_cut_call_stays(client: httpx.Client, world: FakeWorld) ->
     choice = ask(client, "/v1/chat/completions", said("both"))["choices"][0]
     assert choice["message"]["content"] == "Let me see."
     assert ask(client, "/api/chat", said("both"))["message"]["content"] == "Let me see."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [(None, "{}"), ("", "{}"), ({"a": 1}, '{"a": 1}'), ('{"a": ', '{"a": '), ("{}", "{}")],
+)
+def test_arguments_of_a_call_in_a_history(client: httpx.Client, world: FakeWorld, arguments: Any, wanted: str) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    back = {"role": "assistant", "content": None, "tool_calls": [call]}
+    ask(client, "/v1/chat/completions", [*said("hello"), back, *said("and now")])
+    assert world.model.requests[-1].messages[1].tool_calls[0].arguments == wanted
+    if not isinstance(arguments, str):
+        ask(client, "/api/chat", [*said("hello"), {**back, "content": ""}, *said("and now")])
+        assert world.model.requests[-1].messages[1].tool_calls[0].arguments == wanted

@@ -60,6 +60,7 @@ class Turn:
     syntax: CallSyntax | None  # bound to marks; None: no tools
     names: frozenset[str]
     is_required: bool = False  # a call must come
+    is_continued: bool = False  # the answer's text has begun in the prompt
     think_tokens: int | None = None
     plain_tags: ReasoningTags | None = None
 
@@ -96,8 +97,11 @@ class TurnMaker:
         offered = self._offered(tools, tool_choice)
         if offered and chat.tools is None:
             raise UsageError(f"this model cannot use tools: {chat.refusal}")
-        if continue_last and (offered or output.kind != "text"):
-            raise UsageError("an answer that goes on from a given beginning can have neither tools nor a form")
+        is_continued = continue_last and messages[-1].text != ""
+        if is_continued and output.kind != "text":
+            raise UsageError("an answer that goes on from a given beginning cannot have a form")
+        if is_continued and tool_choice.mode == "required":
+            raise UsageError("an answer that goes on from a given beginning is text: no call can be required of it")
         shown = tools if offered else ()
         turns, objects = make_turns(messages, shown, chat.tools, chat.syntax, chat.system_in_user)
         encoded = self._encoder.encode_turns(
@@ -112,6 +116,11 @@ class TurnMaker:
         bound = _bound_tags(chat)
         syntax = chat.syntax.bind(chat.marks) if chat.syntax is not None and offered else None
         may_reason = bound if is_reasoning or think.enabled is not False else None
+        if is_continued:
+            bound = may_reason = None
+            is_reasoning = False
+            if syntax is not None and syntax.is_whole_message:
+                syntax = None  # what began as text is no call
         form: Grammar | None = None
         for any_arguments in (False, True):
             form = AnswerGrammar(
@@ -140,7 +149,8 @@ class TurnMaker:
             syntax=syntax,
             names=frozenset(tool.name for tool in offered),
             is_required=tool_choice.mode == "required",
-            think_tokens=think.max_tokens if tags is not None else None,
+            is_continued=is_continued,
+            think_tokens=think.max_tokens if bound is not None else None,
             plain_tags=tags,
         )
 
@@ -207,6 +217,7 @@ class TurnStream(Iterator[ContentEvent | Finish]):
             syntax=turn.syntax,
             names=turn.names,
             is_required=turn.is_required,
+            is_continued=turn.is_continued,
             choice=choice,
         )
         self._may_be_text = not turn.is_required  # what comes next; no protocol has a place for calls' logprobs

@@ -237,7 +237,7 @@ def chat_request(call: Call[Any]) -> ChatRequest:
         tool_choice=_tool_choice(body.tool_choice, tools),
         output=_output(config),
         think=_think(body.thinking, config),
-        continue_last=messages[-1].role == "assistant",
+        continue_last=messages[-1].role == "assistant" and not messages[-1].tool_calls,
         owner=call.key.id,
         request_id=call.id,
         **own,

@@ -45,12 +45,14 @@ class AnswerParser:
         syntax: CallSyntax | None = None,
         names: frozenset[str] = frozenset(),
         is_required: bool = False,
+        is_continued: bool = False,
         choice: int = 0,
         new_id: Callable[[], str] = new_call_id,
     ) -> None:
         """`tags` and `syntax` are bound to the marks that the text has (syntax.py). `is_reasoning`: the prompt has
         opened it already. `names`: tools that may be called; anything else that looks like a call is text.
-        `is_required`: a call must come, so that nothing can be text."""
+        `is_required`: a call must come, so that nothing can be text. `is_continued`: the answer's text has begun in the
+        prompt, so that white space at its beginning is part of it."""
         self._tags = tags
         self._syntax = syntax
         self._names = names
@@ -59,6 +61,8 @@ class AnswerParser:
         self._choice = choice
         self._new_id = new_id
         self._state: _State = "reason" if tags and is_reasoning else "start" if tags or syntax else "text"
+        if is_continued:
+            self._state = "text"
         self._held = ""
         self._is_first = True  # nothing of the reasoning was shown yet
         self._starts: tuple[str, ...] = ()
