@@ -357,7 +357,7 @@ class Model:
         stops = check_stops(stop)
         generation = self._answer(
             list(turn.tokens),
-            continues=False,
+            continues=turn.is_continued,
             max_tokens=max_tokens,
             stop=None,
             logprobs=logprobs,
@@ -430,7 +430,7 @@ class Model:
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
         )
-        remember = None if continues else partial(self._transcripts.remember, owner)
+        remember = None if continues and turn is None else partial(self._transcripts.remember, owner)
         if session is None:
             return Generation(request, self._scheduler, self, on_tokens=remember)
         name, history, store, model = session, [dict(m) for m in messages], self._conversations, self.name
