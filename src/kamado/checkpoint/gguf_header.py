@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import CorruptFileError, MetadataError, UnsupportedError
+from .plain_file import open_regular
 from .strings import Strings
 
 # Caps: far above every published model (Gemma: 262k tokens, DeepSeek: about 1100 tensors a file), far below harm.
@@ -284,7 +285,7 @@ def read_header(path: Path) -> Header:
     a CorruptFileError as well.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _parse(_Cursor(file, os.fstat(file.fileno()).st_size, path))
     except OSError as error:
         raise CorruptFileError(f"{path}: cannot be read: {error.strerror or error}") from error

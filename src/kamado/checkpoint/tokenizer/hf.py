@@ -8,9 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import TokenizerError, UnsupportedError
+from ...errors import CorruptFileError, TokenizerError, UnsupportedError
+from ..plain_file import read_text
 from ..types import TokenizerSource
 from .base import Specials, Tokenizer
+from .hf_names import HfNames, add_named_tokens
 from .pieces import SPACE_MARK, Pieces, byte_alphabet, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .rust import rust_errors
 from .special import stop_token_ids
@@ -84,6 +86,7 @@ def load_hf(source: TokenizerSource) -> Tokenizer:
         rust: RustTokenizer = RustTokenizer.from_str(raw)
         rust.no_truncation()
         rust.no_padding()
+        add_named_tokens(rust, source)
         added = rust.get_added_tokens_decoder()
         size = max(rust.get_vocab_size(True), max(added, default=-1) + 1)
         decoder = json.loads(rust.decoder.__getstate__()) if rust.decoder is not None else None
@@ -91,7 +94,7 @@ def load_hf(source: TokenizerSource) -> Tokenizer:
         unknown_id = rust.token_to_id(unknown) if isinstance(unknown, str) else getattr(rust.model, "unk_id", None)
         prefix, suffix = _affixes(rust)
     special = {i: token.content for i, token in added.items() if token.special}
-    names = _Names(source, rust, size)
+    names = HfNames(source, rust, size)
     bos_id = names.token("bos_token")
     eos_id = names.token("eos_token")
     if unknown_id is not None and unknown_id in special:
@@ -126,16 +129,9 @@ def _texts(added: Mapping[int, Any]) -> list[str]:
 
 def _read(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            raw = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(raw) > _MAX_FILE_BYTES:
-        raise TokenizerError(f"{path}: more than the {_MAX_FILE_BYTES} bytes that a tokenizer may have")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path}: not UTF-8 text") from error
+        return read_text(path, _MAX_FILE_BYTES)
+    except CorruptFileError as error:
+        raise TokenizerError(str(error)) from error
 
 
 def _affixes(rust: RustTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -147,59 +143,6 @@ def _affixes(rust: RustTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if full[num_before : num_before + len(bare)] == bare:
             return tuple(full[:num_before]), tuple(full[num_before + len(bare) :])
     return (), ()
-
-
-class _Names:
-    """The small JSON files beside `tokenizer.json`, which name special tokens by text."""
-
-    def __init__(self, source: TokenizerSource, rust: RustTokenizer, size: int) -> None:
-        self._data = source.data
-        self._folder = source.path.parent
-        self._rust = rust
-        self._size = size
-
-    def _file(self, name: str) -> Mapping[str, Any]:
-        value = self._data.get(name, {})
-        if not isinstance(value, Mapping):
-            raise TokenizerError(f"{self._folder / name}: not a JSON object")
-        return value
-
-    def token(self, key: str) -> int | None:
-        """Id of a token named in one of the files, e.g. "eos_token"."""
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            value = self._file(name).get(key)
-            if isinstance(value, Mapping):
-                value = value.get("content")
-            if value is None:
-                continue
-            if not isinstance(value, str):
-                raise TokenizerError(f"{self._folder / name}: key '{key}' is no token")
-            token_id = self._rust.token_to_id(value)
-            if token_id is None:
-                raise TokenizerError(f"{self._folder / name}: key '{key}' names {value!r}, which tokenizer.json lacks")
-            return token_id
-        return None
-
-    def flag(self, key: str, default: bool) -> bool:
-        """A boolean of tokenizer_config.json."""
-        value = self._file("tokenizer_config.json").get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise TokenizerError(f"{self._folder / 'tokenizer_config.json'}: key '{key}' is not a boolean")
-        return value
-
-    def generation_ends(self) -> list[int]:
-        """`eos_token_id` of generation_config.json: one id or several."""
-        value = self._file("generation_config.json").get("eos_token_id")
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        for token_id in values:
-            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self._size:
-                raise TokenizerError(
-                    f"{self._folder / 'generation_config.json'}: key 'eos_token_id' has {token_id!r}, "
-                    f"no id of the {self._size} tokens"
-                )
-        return values
 
 
 def _pieces(
