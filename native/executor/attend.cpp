@@ -133,6 +133,13 @@ void Executor::Impl::store_row(const AttendNode& node, void* k_block, void* v_bl
   kernels.attention->store(kv->type(), k_block, v_block, op.head_dim, op.v_dim, slot, k, v);
 }
 
+// A soft cap makes an ordinary score of an infinite one.
+void Executor::Impl::check_queries(const AttendNode& node, int32_t row, int32_t head, Worker& worker) const {
+  const AttendOp& op = *node.op;
+  const int32_t width = op.num_heads / op.num_kv_heads * op.head_dim;
+  note_damage(floats_at(node.q_at, row, worker) + head * width, width, "a query of attention", worker);
+}
+
 void Executor::Impl::run_attend(const Node& node, int32_t thread) {
   const AttendNode& attend = node.attend;
   const AttendOp& op = *attend.op;
@@ -219,6 +226,7 @@ void Executor::Impl::attend_block(const AttendNode& node, const BlockUnit& unit,
   const AttendOp& op = *node.op;
   const AttentionKernels& attention = *kernels.attention;
   const int32_t group = op.num_heads / op.num_kv_heads, num_queries = unit.num_rows * group;
+  for (int32_t i = 0; i < unit.num_rows; ++i) check_queries(node, unit.row_begin + i, head, worker);
   for (int32_t i = 0; i < num_queries; ++i) clear(worker.running + static_cast<size_t>(i) * partial_stride, op.v_dim);
   const Range first = visible(unit.position, unit.total, op.window, op.is_causal);
   const Range last = visible(unit.position + unit.num_rows - 1, unit.total, op.window, op.is_causal);
@@ -280,6 +288,7 @@ void Executor::Impl::attend_pages(const AttendNode& node, const SingleUnit& unit
   const int32_t group = op.num_heads / op.num_kv_heads;
   const Range keys = visible(unit.position, unit.total, op.window, op.is_causal);
   const float* q = floats_at(node.q_at, unit.row, worker) + head * group * op.head_dim;
+  if (page_begin == unit.page_begin) check_queries(node, unit.row, head, worker);
   if (unit.stores && page_end == unit.page_end) {
     const int64_t page = unit.position / kPageTokens;
     store_row(node, kv->k_block(unit.sequence, page, op.layer, head), kv->v_block(unit.sequence, page, op.layer, head),

@@ -167,6 +167,7 @@ struct Executor::Impl {
   // --- attend.cpp ---
   void make_units(const Batch& batch);
   void run_attend(const Node& node, int32_t thread);
+  void check_queries(const AttendNode& node, int32_t row, int32_t head, Worker& worker) const;
   void store_row(const AttendNode& node, void* k_block, void* v_block, int32_t slot, int32_t row, int32_t head,
                  Worker& worker) const;
   void attend_block(const AttendNode& node, const BlockUnit& unit, int32_t head, Worker& worker);

@@ -71,10 +71,13 @@ void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segmen
       note_damage(a, op.width, "a value before its soft cap", worker);
       math.softcap(a, std::get<SoftcapOp>(*op.op).cap, op.width, out);
       break;
-    case RowKind::kRoute:
-      note_damage(a, std::get<RouteOp>(*op.op).num_experts, "a score of a router", worker);
-      route(std::get<RouteOp>(*op.op), a, reinterpret_cast<uint8_t*>(out), worker);
+    case RowKind::kRoute: {
+      const auto& route_op = std::get<RouteOp>(*op.op);
+      note_damage(a, route_op.num_experts, "a score of a router", worker);
+      if (const float* bias = vector(route_op.bias)) note_damage(bias, route_op.num_experts, "a router's bias", worker);
+      route(route_op, a, reinterpret_cast<uint8_t*>(out), worker);
       break;
+    }
     case RowKind::kPredict:
       // One row only (see run): all threads are here, the one that talks to the stream does it.
       if (&worker == workers.data()) predict(std::get<PredictOp>(*op.op), a, reinterpret_cast<uint8_t*>(out));
