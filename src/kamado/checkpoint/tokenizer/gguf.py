@@ -31,6 +31,8 @@ class _TextEncoder(Protocol):
 class GgufEncoder:
     """Cuts special tokens out of a text and hands what is between them to the vocabulary's own encoder."""
 
+    begins_after_special = True  # as llama.cpp does it
+
     def __init__(self, vocabulary: Vocabulary, plain: _TextEncoder, *, finds_own: bool = False) -> None:
         """`finds_own`: `plain` matches user-defined tokens by itself."""
         tokens = vocabulary.tokens

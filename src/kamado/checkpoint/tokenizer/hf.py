@@ -19,6 +19,7 @@ from .special import stop_token_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RustTokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 # The largest known file (Gemma, 262 144 tokens with merges as pairs) has 33 MB.
 _MAX_FILE_BYTES = 1 << 28
@@ -33,6 +34,10 @@ class HfEncoder:
         self._unknown_id = unknown_id
         # Whether special tokens are parsed is a state of the Rust object, so calls take turns.
         self._lock = threading.Lock()
+        # "first": text that follows a special token does not begin anew, unlike "always".
+        schemes = [step.get("prepend_scheme") for step in _metaspaces(rust)]
+        self.begins_after_special = "first" not in schemes
+        self._middle = _without_prefix(rust) if schemes else None
         self._byte_ids = [self._byte_id(byte, char) for byte, char in sorted(byte_alphabet().items())]
 
     def _byte_id(self, byte: int, char: str) -> int | None:
@@ -48,15 +53,25 @@ class HfEncoder:
         """See `base.Encoder`."""
         if start:
             return self._encode(text, special)
+        if self._middle is not None:
+            return self._encode(text, special, self._middle)
         # In the middle of a text the file's leading space must not come again: encode after a newline, drop that.
         newline = self._encode("\n", False)
         ids = self._encode("\n" + text, special)
         return ids[len(newline) :] if ids[: len(newline)] == newline else self._encode(text, special)
 
-    def _encode(self, text: str, special: bool) -> list[int]:
+    def _encode(self, text: str, special: bool, words: PreTokenizer | None = None) -> list[int]:
+        """Ids of `text`, its words cut by `words` in place of the file's own way."""
         with self._lock, rust_errors("text cannot be tokenized"):
             self._rust.encode_special_tokens = not special
-            ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
+            own = self._rust.pre_tokenizer
+            if words is not None:
+                self._rust.pre_tokenizer = words
+            try:
+                ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
+            finally:
+                if words is not None:
+                    self._rust.pre_tokenizer = own
         if special or self._special.keys().isdisjoint(ids):
             return ids
         # The model itself can hold special tokens (unigram): spell those out.
@@ -75,6 +90,28 @@ class HfEncoder:
         ids = (self._byte_ids[byte] for byte in raw)
         known = [self._unknown_id if token_id is None else token_id for token_id in ids]
         return [token_id for token_id in known if token_id is not None]
+
+
+def _metaspaces(rust: RustTokenizer) -> list[dict[str, Any]]:
+    """The steps of the file's pre-tokenizer that put a space mark before text."""
+    if rust.pre_tokenizer is None:
+        return []
+    steps = _flatten(json.loads(rust.pre_tokenizer.__getstate__()), "pretokenizers")
+    return [step for step in steps if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never"]
+
+
+def _without_prefix(rust: RustTokenizer) -> PreTokenizer:
+    """A copy of the file's pre-tokenizer for text in the middle of other text."""
+    from tokenizers import pre_tokenizers
+
+    state = json.loads(rust.pre_tokenizer.__getstate__())
+    steps = _flatten(state, "pretokenizers")
+    for step in steps:
+        if step.get("type") == "Metaspace":
+            step["prepend_scheme"] = "never"
+    copy = pre_tokenizers.Sequence([])
+    copy.__setstate__(json.dumps({"type": "Sequence", "pretokenizers": steps}).encode())
+    return copy
 
 
 def load_hf(source: TokenizerSource) -> Tokenizer:
@@ -118,6 +155,7 @@ def load_hf(source: TokenizerSource) -> Tokenizer:
             [eos_id, *names.generation_ends()],
         ),
         special_ids=frozenset(special),
+        strips={i: (token.lstrip, token.rstrip) for i, token in added.items() if token.lstrip or token.rstrip},
     )
     pieces = _pieces(rust, size, {i: token.content for i, token in added.items()}, specials, decoder, source.path)
     return Tokenizer(HfEncoder(rust, special_in_text, unknown_id), pieces, specials, rust.token_to_id)
@@ -186,9 +224,9 @@ def _pieces(
     return Pieces(size, bytes_of, specials.special_ids, strip_first_space=strip or wordpiece is not None or not steps)
 
 
-def _flatten(decoder: Any) -> list[dict[str, Any]]:
+def _flatten(decoder: Any, parts: str = "decoders") -> list[dict[str, Any]]:
     if not isinstance(decoder, dict):
         return []
     if decoder.get("type") == "Sequence":
-        return [step for part in decoder.get("decoders", []) for step in _flatten(part)]
+        return [step for part in decoder.get(parts, []) for step in _flatten(part, parts)]
     return [decoder]
