@@ -226,7 +226,7 @@ class _Vocabulary:
         self.bos_token_id = tokenizer.bos_id
 
     def __call__(self, text: str) -> Sequence[int]:
-        return self._tokenizer.encode(text, special=False, add_bos=False, add_eos=False)
+        return self._tokenizer.encode(text, special=False, add_bos=False, add_eos=False, after="text")
 
 
 def _make_trie(package: Any, tokenizer: Tokenizer, vocab_size: int) -> Any:

@@ -388,7 +388,7 @@ def qwen_windows(config: Config, num_layers: int) -> tuple[int | None, ...]:
 
 
 def check_causal_lm(config: Config) -> None:
-    """Refuses config.json of classifiers and encoders, which share a model_type with the language models."""
+    """Refuses config.json of classifiers, which share a model_type with the language models. `…Model` is a base."""
     for name in config.sequence("architectures") or []:
-        if isinstance(name, str) and not name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")):
+        if isinstance(name, str) and not name.endswith(("ForCausalLM", "ForConditionalGeneration", "Model")):
             raise config.unsupported("architectures", f"names {_shown(name)}, which is no language model")

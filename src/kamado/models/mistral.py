@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..checkpoint.types import Checkpoint
 from ..program import Program
 from . import config, llama
-from .common import Weights
+from .common import hf_weights
 from .config import Config
 from .rope import hf_rope
 
@@ -22,4 +22,4 @@ def build(checkpoint: Checkpoint) -> Program:
     args = replace(llama.Args.from_hf(c), window=window)
     rope = hf_rope(c, args.head_dim)
     c.refuse_unread()
-    return llama.model(checkpoint.architecture, args, Weights(checkpoint, llama.HF_NAMES), rope)
+    return llama.model(checkpoint.architecture, args, hf_weights(checkpoint, llama.HF_NAMES), rope)

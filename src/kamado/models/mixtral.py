@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..checkpoint.types import Checkpoint
 from ..program import Program
 from . import config, llama
-from .common import Weights
+from .common import hf_weights
 from .config import Config
 from .rope import hf_rope
 
@@ -42,4 +42,4 @@ def build(checkpoint: Checkpoint) -> Program:
     args = read_args(c)
     rope = hf_rope(c, args.head_dim, default_theta=1e6)
     c.refuse_unread()
-    return llama.model(checkpoint.architecture, args, Weights(checkpoint, HF_NAMES), rope)
+    return llama.model(checkpoint.architecture, args, hf_weights(checkpoint, HF_NAMES), rope)
