@@ -23,7 +23,15 @@ from urllib.parse import parse_qsl
 
 from ..errors import ClosedError
 from .access import Access
-from .bodies import BodyBudget, BodyCharge, BodyDecoder, BodyLimits, take_body
+from .bodies import (
+    MEMORY_FACTOR,
+    SMALL_SHARE,
+    BodyBudget,
+    BodyCharge,
+    BodyDecoder,
+    BodyLimits,
+    take_body,
+)
 from .config import ServeConfig
 from .connections import ConnectionBounds, Connections
 from .faults import Fault, FaultError, fault_of
@@ -34,6 +42,7 @@ from .model_stats import register_model_stats
 from .parameters import HEADER, LeftOut
 from .routes import Call, Family, Response, Route
 from .service import Limits, Service
+from .share import CONNECTION_BYTES, server_share, worker_bytes
 from .table import admit
 from .wire import find_wire
 from .writer import Writer
@@ -101,7 +110,7 @@ class Server:
         self._table = _Table(self.routes)
         self._access = Access(config)
         self._limits = _body_limits(config)
-        self._bodies = BodyBudget(config.max_bodies_bytes)
+        self._bodies = BodyBudget(config.bodies_bytes)
         self.connections = Connections(_bounds(config), metrics)
         self._requests = metrics.counter(
             "kamado_http_requests_total", "Answers, by route and status.", ("route", "status")
@@ -110,7 +119,14 @@ class Server:
         self._num_open = 0
         self._logged: set[str] = set()  # names of parameters that were left out once
         self._model_stats: dict[str, Mapping[str, Any]] = {}
-        register_model_stats(metrics, lambda: self._model_stats)
+        register_model_stats(metrics, lambda: self._model_stats, lambda: {"server": self.own_bytes})
+        share = server_share(config)
+        metrics.gauge(
+            "kamado_server_share_bytes",
+            "Memory that is kept for the server itself: bodies in flight, connections, the worker process.",
+            lambda: [((name,), float(getattr(share, name))) for name in ("bodies", "connections", "worker")],
+            ("part",),
+        )
         metrics.gauge("kamado_http_open", "Requests being answered.", lambda: [((), float(self._num_open))])
 
     def configure(self, config: ServeConfig, keys: KeyRing) -> None:
@@ -148,6 +164,11 @@ class Server:
                         self._model_stats[slot.name] = await slot.model.stats()
         loaded = {slot.name for slot in self.service.pool.slots}
         self._model_stats = {name: stats for name, stats in self._model_stats.items() if name in loaded}
+
+    @property
+    def own_bytes(self) -> int:
+        """Memory that bodies, connections and the worker process take now."""
+        return self._bodies.used_bytes + len(self.connections) * CONNECTION_BYTES + worker_bytes()
 
     @property
     def model_stats(self) -> Mapping[str, Mapping[str, Any]]:
@@ -403,7 +424,14 @@ def _let_go(error: BaseException) -> None:
 
 
 def _body_limits(config: ServeConfig) -> BodyLimits:
-    return BodyLimits(config.max_body_bytes, config.max_json_depth, config.body_timeout, config.max_json_values)
+    most_bytes = config.bodies_bytes - config.bodies_bytes // SMALL_SHARE  # what one could have if it were alone
+    return BodyLimits(
+        min(config.max_body_bytes, most_bytes),
+        config.max_json_depth,
+        config.body_timeout,
+        config.max_json_values,
+        min(MEMORY_FACTOR * config.max_body_bytes, most_bytes),
+    )
 
 
 def _bounds(config: ServeConfig) -> ConnectionBounds:

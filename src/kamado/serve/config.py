@@ -33,6 +33,9 @@ ENV_PREFIX = "KAMADO_SERVE_"
 _MAX_FILE_BYTES = 1 << 20
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)(?:s)?)?(?:(\d+)ms)?")
 
+_BODIES_BYTES = 128 << 20
+_LEAST_BODIES_BYTES = 8 << 20
+
 Seconds = Annotated[float, Meta(ge=0)]
 
 
@@ -76,7 +79,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_silent_connections: Annotated[int, Meta(ge=16, le=100_000)] = 128  # without a whole request header
     max_connections_per_address: Annotated[int, Meta(ge=1)] | None = None  # a proxy is one address
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 32 << 20  # three times that in memory while decoded
-    max_bodies_bytes: Annotated[int, Meta(ge=1 << 20)] = 128 << 20  # memory of all bodies in flight; more get 503
+    # Memory of all bodies in flight; more get 503. None: 128 MiB, or an eighth of `memory` where that is less.
+    max_bodies_bytes: Annotated[int, Meta(ge=1 << 20)] | None = None
     max_json_values: Annotated[int, Meta(ge=1024, le=1 << 30)] = 1_000_000  # of a body; keys and lists count as four
     max_json_depth: Annotated[int, Meta(ge=4, le=200)] = 64
     max_header_bytes: Annotated[int, Meta(ge=1024, le=1 << 20)] = 32 << 10
@@ -89,6 +93,14 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     def memory_bytes(self) -> int | None:
         """The budget in bytes; None: what the machine has to give."""
         return None if self.memory is None else parse_size(self.memory)
+
+    @property
+    def bodies_bytes(self) -> int:
+        """What all bodies in flight may take together."""
+        if self.max_bodies_bytes is not None:
+            return self.max_bodies_bytes
+        memory = self.memory_bytes
+        return _BODIES_BYTES if memory is None else max(_LEAST_BODIES_BYTES, min(_BODIES_BYTES, memory // 8))
 
     @property
     def prefix_cache_bytes(self) -> int:
