@@ -15,8 +15,8 @@ import pytest
 from kamado.errors import ModelNotFoundError, UsageError
 from kamado.serve.backend import Recipe
 from kamado.serve.config import ServeConfig
-from kamado.serve.share import server_share
 from kamado.serve.served import ServedLibrary
+from kamado.serve.share import server_share
 
 from .fake import INFO, FakeLibrary, FakeWorld
 from .processes import Process, started, wait_for

@@ -34,7 +34,7 @@ from .bodies import (
 )
 from .config import ServeConfig
 from .connections import ConnectionBounds, Connections
-from .faults import Fault, FaultError, fault_of
+from .faults import Fault, FaultError, fault_of, shown
 from .http import to_json
 from .keys import NOBODY, Key, KeyRing
 from .metrics import Registry
@@ -58,6 +58,7 @@ _PARAMETER = re.compile(r"\{([a-z_]+)(:path)?\}")
 _MAX_QUERY_BYTES = 8192
 _STATS_SECONDS = 1.0
 _MAX_PATH_CHARACTERS = 2048
+_MAX_LOGGED_CHARACTERS = 1000  # of one value of a log line
 _MAX_LEFT_OUT = 50  # names in one answer's header
 _MAX_LOGGED = 1000
 
@@ -231,7 +232,7 @@ class Server:
             await work
         except FaultError as error:
             _let_go(error)
-            await self._write_fault(exchange, writer, error.fault)
+            await self._write_fault(exchange, writer, fault_of(error))
         except asyncio.CancelledError:
             work.cancel()
             raise
@@ -266,7 +267,7 @@ class Server:
         """The checked call and its route; (None, None) for a preflight that is granted. Raises FaultError."""
         headers = exchange.headers
         self._access.check_host(headers.get("host"))
-        exchange.cors = self._access.check_origin(headers)
+        exchange.cors = self._access.check_origin(headers, exchange.method)
         if len(exchange.path) > _MAX_PATH_CHARACTERS or len(scope["query_string"]) > _MAX_QUERY_BYTES:
             raise FaultError(Fault("invalid_request", "the path or its query is too long"))
         methods, route, parameters = self._table.find(exchange.method, exchange.path)
@@ -274,11 +275,15 @@ class Server:
             exchange.cors = self._access.preflight(exchange.cors, methods)
             return None, None
         if not methods:
-            raise FaultError(Fault("not_found", f"there is no {exchange.path}"))
+            raise FaultError(Fault("not_found", f"there is no {shown(exchange.path)}"))
         if route is None:
             allow = ", ".join(methods)
             raise FaultError(
-                Fault("method_not_allowed", f"{exchange.path} takes {allow}, not {exchange.method}", allow=allow)
+                Fault(
+                    "method_not_allowed",
+                    f"{shown(exchange.path)} takes {allow}, not {exchange.method[:20]}",
+                    allow=allow,
+                )
             )
         exchange.route, exchange.family = route, route.family
         exchange.key = self._identify(route, headers)
@@ -510,7 +515,9 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        line |= {name: value for name, value in record.__dict__.items() if name not in self._OWN and value is not None}
+        for name, value in record.__dict__.items():
+            if name not in self._OWN and value is not None:
+                line[name] = value[:_MAX_LOGGED_CHARACTERS] if isinstance(value, str) else value
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=True)
@@ -522,10 +529,17 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         extra = " ".join(
-            f"{name}={value!r}" if isinstance(value, str) and " " in value else f"{name}={value}"
+            f"{name}={value[:_MAX_LOGGED_CHARACTERS]!r}"
+            if isinstance(value, str) and (" " in value or len(value) > _MAX_LOGGED_CHARACTERS)
+            else f"{name}={value}"
             for name, value in record.__dict__.items()
             if name not in JsonFormatter._OWN and value is not None
         )
         text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()} {extra}".rstrip()
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-        return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+        trace = "\n" + self.formatException(record.exc_info) if record.exc_info else ""  # it has what clients wrote
+        return _printable(text).replace("\n", "\\n") + _printable(trace)
+
+
+def _printable(text: str) -> str:
+    """What no terminal takes for an order; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -169,6 +170,22 @@ def load_config(
         if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}", origin):
             raise UsageError(f"{origin!r} is no origin such as https://chat.example; '*' is not taken: name each page")
     return config, sources
+
+
+def exposed_keys(path: Path, config: ServeConfig) -> str:
+    """A warning, when a file of settings has API keys in plain text and others may read it; "" when all is well."""
+    if os.name == "nt" or not any(entry.key is not None for entry in config.api_keys):
+        return ""
+    try:
+        found = path.stat()
+        if not found.st_mode & 0o077 or not any(entry.get("key") for entry in _read_file(path).get("api_keys", ())):
+            return ""
+    except (OSError, UsageError, AttributeError):
+        return ""
+    return (
+        f"{path} has an API key in plain text and other users may read it (mode {found.st_mode & 0o777:o}): "
+        f"chmod 600 it, or give the key's sha256 instead"
+    )
 
 
 def config_file() -> Path:

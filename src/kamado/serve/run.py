@@ -19,7 +19,7 @@ import uvicorn
 from ..errors import KamadoError, UsageError
 from .app import JsonFormatter, Server, TextFormatter
 from .backend import Library, Loader
-from .config import ServeConfig, config_dir
+from .config import ServeConfig, config_dir, exposed_keys
 from .connections import (
     ACCEPT_BATCH,
     affordable_connections,
@@ -201,6 +201,10 @@ def run(
     share = server_share(config)
     parts = {f"{name}_bytes": getattr(share, name) for name in ("bodies", "connections", "worker")}
     _log.info("memory of the server itself", extra={"bytes": share.total, **parts, "models": models_bytes(config)})
+    for path in watched:
+        warning = exposed_keys(path, config)
+        if warning:
+            _log.warning("an API key is exposed", extra={"reason": warning})
     sys.setswitchinterval(_SWITCH_SECONDS)
     _set_up_memory()
     web = Web(server)
