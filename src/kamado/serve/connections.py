@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar, Literal
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle, h11  # type: ignore[attr-defined]
 
 from .http import to_json
 from .metrics import Registry
