@@ -23,10 +23,18 @@ from urllib.parse import parse_qsl
 
 from ..errors import ClosedError
 from .access import Access
-from .bodies import BodyBudget, BodyCharge, BodyDecoder, BodyLimits, take_body
+from .bodies import (
+    MEMORY_FACTOR,
+    SMALL_SHARE,
+    BodyBudget,
+    BodyCharge,
+    BodyDecoder,
+    BodyLimits,
+    take_body,
+)
 from .config import ServeConfig
 from .connections import ConnectionBounds, Connections
-from .faults import Fault, FaultError, fault_of
+from .faults import Fault, FaultError, fault_of, shown
 from .http import to_json
 from .keys import NOBODY, Key, KeyRing
 from .metrics import Registry
@@ -34,6 +42,7 @@ from .model_stats import register_model_stats
 from .parameters import HEADER, LeftOut
 from .routes import Call, Family, Response, Route
 from .service import Limits, Service
+from .share import CONNECTION_BYTES, server_share, worker_bytes
 from .table import admit
 from .wire import find_wire
 from .writer import Writer
@@ -49,6 +58,7 @@ _PARAMETER = re.compile(r"\{([a-z_]+)(:path)?\}")
 _MAX_QUERY_BYTES = 8192
 _STATS_SECONDS = 1.0
 _MAX_PATH_CHARACTERS = 2048
+_MAX_LOGGED_CHARACTERS = 1000  # of one value of a log line
 _MAX_LEFT_OUT = 50  # names in one answer's header
 _MAX_LOGGED = 1000
 
@@ -101,7 +111,7 @@ class Server:
         self._table = _Table(self.routes)
         self._access = Access(config)
         self._limits = _body_limits(config)
-        self._bodies = BodyBudget(config.max_bodies_bytes)
+        self._bodies = BodyBudget(config.bodies_bytes)
         self.connections = Connections(_bounds(config), metrics)
         self._requests = metrics.counter(
             "kamado_http_requests_total", "Answers, by route and status.", ("route", "status")
@@ -110,7 +120,14 @@ class Server:
         self._num_open = 0
         self._logged: set[str] = set()  # names of parameters that were left out once
         self._model_stats: dict[str, Mapping[str, Any]] = {}
-        register_model_stats(metrics, lambda: self._model_stats)
+        register_model_stats(metrics, lambda: self._model_stats, lambda: {"server": self.own_bytes})
+        share = server_share(config)
+        metrics.gauge(
+            "kamado_server_share_bytes",
+            "Memory that is kept for the server itself: bodies in flight, connections, the worker process.",
+            lambda: [((name,), float(getattr(share, name))) for name in ("bodies", "connections", "worker")],
+            ("part",),
+        )
         metrics.gauge("kamado_http_open", "Requests being answered.", lambda: [((), float(self._num_open))])
 
     def configure(self, config: ServeConfig, keys: KeyRing) -> None:
@@ -148,6 +165,11 @@ class Server:
                         self._model_stats[slot.name] = await slot.model.stats()
         loaded = {slot.name for slot in self.service.pool.slots}
         self._model_stats = {name: stats for name, stats in self._model_stats.items() if name in loaded}
+
+    @property
+    def own_bytes(self) -> int:
+        """Memory that bodies, connections and the worker process take now."""
+        return self._bodies.used_bytes + len(self.connections) * CONNECTION_BYTES + worker_bytes()
 
     @property
     def model_stats(self) -> Mapping[str, Mapping[str, Any]]:
@@ -210,7 +232,7 @@ class Server:
             await work
         except FaultError as error:
             _let_go(error)
-            await self._write_fault(exchange, writer, error.fault)
+            await self._write_fault(exchange, writer, fault_of(error))
         except asyncio.CancelledError:
             work.cancel()
             raise
@@ -245,7 +267,7 @@ class Server:
         """The checked call and its route; (None, None) for a preflight that is granted. Raises FaultError."""
         headers = exchange.headers
         self._access.check_host(headers.get("host"))
-        exchange.cors = self._access.check_origin(headers)
+        exchange.cors = self._access.check_origin(headers, exchange.method)
         if len(exchange.path) > _MAX_PATH_CHARACTERS or len(scope["query_string"]) > _MAX_QUERY_BYTES:
             raise FaultError(Fault("invalid_request", "the path or its query is too long"))
         methods, route, parameters = self._table.find(exchange.method, exchange.path)
@@ -253,11 +275,15 @@ class Server:
             exchange.cors = self._access.preflight(exchange.cors, methods)
             return None, None
         if not methods:
-            raise FaultError(Fault("not_found", f"there is no {exchange.path}"))
+            raise FaultError(Fault("not_found", f"there is no {shown(exchange.path)}"))
         if route is None:
             allow = ", ".join(methods)
             raise FaultError(
-                Fault("method_not_allowed", f"{exchange.path} takes {allow}, not {exchange.method}", allow=allow)
+                Fault(
+                    "method_not_allowed",
+                    f"{shown(exchange.path)} takes {allow}, not {exchange.method[:20]}",
+                    allow=allow,
+                )
             )
         exchange.route, exchange.family = route, route.family
         exchange.key = self._identify(route, headers)
@@ -403,7 +429,14 @@ def _let_go(error: BaseException) -> None:
 
 
 def _body_limits(config: ServeConfig) -> BodyLimits:
-    return BodyLimits(config.max_body_bytes, config.max_json_depth, config.body_timeout, config.max_json_values)
+    most_bytes = config.bodies_bytes - config.bodies_bytes // SMALL_SHARE  # what one could have if it were alone
+    return BodyLimits(
+        min(config.max_body_bytes, most_bytes),
+        config.max_json_depth,
+        config.body_timeout,
+        config.max_json_values,
+        min(MEMORY_FACTOR * config.max_body_bytes, most_bytes),
+    )
 
 
 def _bounds(config: ServeConfig) -> ConnectionBounds:
@@ -482,7 +515,9 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        line |= {name: value for name, value in record.__dict__.items() if name not in self._OWN and value is not None}
+        for name, value in record.__dict__.items():
+            if name not in self._OWN and value is not None:
+                line[name] = value[:_MAX_LOGGED_CHARACTERS] if isinstance(value, str) else value
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=True)
@@ -494,10 +529,17 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         extra = " ".join(
-            f"{name}={value!r}" if isinstance(value, str) and " " in value else f"{name}={value}"
+            f"{name}={value[:_MAX_LOGGED_CHARACTERS]!r}"
+            if isinstance(value, str) and (" " in value or len(value) > _MAX_LOGGED_CHARACTERS)
+            else f"{name}={value}"
             for name, value in record.__dict__.items()
             if name not in JsonFormatter._OWN and value is not None
         )
         text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()} {extra}".rstrip()
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-        return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+        trace = "\n" + self.formatException(record.exc_info) if record.exc_info else ""  # it has what clients wrote
+        return _printable(text).replace("\n", "\\n") + _printable(trace)
+
+
+def _printable(text: str) -> str:
+    """What no terminal takes for an order; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

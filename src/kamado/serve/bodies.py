@@ -32,7 +32,7 @@ _BOM = b"\xef\xbb\xbf"  # what some editors put before a file
 
 SMALL_BYTES = 64 << 10  # decoded where it was read: a millisecond at the most
 MEMORY_FACTOR = 3  # of the largest body: what one may take while it is decoded, itself included
-_SMALL_SHARE = 4  # the part of the budget that large bodies cannot take from small ones: a quarter
+SMALL_SHARE = 4  # the part of the budget that large bodies cannot take from small ones: a quarter
 _RETRY_SECONDS = 2.0
 _MAX_ECHO = 160  # characters of the decoder's words: it repeats what clients wrote
 
@@ -45,11 +45,7 @@ class BodyLimits:
     max_depth: int
     timeout_seconds: float
     max_values: int = 1_000_000  # a key or a container counts as four
-
-    @property
-    def max_memory_bytes(self) -> int:
-        """What one body may take while it is decoded, itself included."""
-        return MEMORY_FACTOR * self.max_bytes
+    max_memory_bytes: int = 96 << 20  # of one body while it is decoded, itself included
 
 
 class BodyBudget:
@@ -77,7 +73,7 @@ class BodyBudget:
         """Another size of one body. Raises FaultError (503) when a larger one has no room; nothing is changed then."""
         small = min(new, SMALL_BYTES) - min(old, SMALL_BYTES)
         large = new - old - small
-        most_small = self.max_bytes // _SMALL_SHARE
+        most_small = self.max_bytes // SMALL_SHARE
         if (small > 0 and self._used_small + small > most_small) or (
             large > 0 and self._used_large + large > self.max_bytes - most_small
         ):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -32,6 +33,9 @@ from ..memory.budget import parse_size
 ENV_PREFIX = "KAMADO_SERVE_"
 _MAX_FILE_BYTES = 1 << 20
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)(?:s)?)?(?:(\d+)ms)?")
+
+_BODIES_BYTES = 128 << 20
+_LEAST_BODIES_BYTES = 8 << 20
 
 Seconds = Annotated[float, Meta(ge=0)]
 
@@ -76,7 +80,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_silent_connections: Annotated[int, Meta(ge=16, le=100_000)] = 128  # without a whole request header
     max_connections_per_address: Annotated[int, Meta(ge=1)] | None = None  # a proxy is one address
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 32 << 20  # three times that in memory while decoded
-    max_bodies_bytes: Annotated[int, Meta(ge=1 << 20)] = 128 << 20  # memory of all bodies in flight; more get 503
+    # Memory of all bodies in flight; more get 503. None: 128 MiB, or an eighth of `memory` where that is less.
+    max_bodies_bytes: Annotated[int, Meta(ge=1 << 20)] | None = None
     max_json_values: Annotated[int, Meta(ge=1024, le=1 << 30)] = 1_000_000  # of a body; keys and lists count as four
     max_json_depth: Annotated[int, Meta(ge=4, le=200)] = 64
     max_header_bytes: Annotated[int, Meta(ge=1024, le=1 << 20)] = 32 << 10
@@ -89,6 +94,14 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     def memory_bytes(self) -> int | None:
         """The budget in bytes; None: what the machine has to give."""
         return None if self.memory is None else parse_size(self.memory)
+
+    @property
+    def bodies_bytes(self) -> int:
+        """What all bodies in flight may take together."""
+        if self.max_bodies_bytes is not None:
+            return self.max_bodies_bytes
+        memory = self.memory_bytes
+        return _BODIES_BYTES if memory is None else max(_LEAST_BODIES_BYTES, min(_BODIES_BYTES, memory // 8))
 
     @property
     def prefix_cache_bytes(self) -> int:
@@ -157,6 +170,22 @@ def load_config(
         if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}", origin):
             raise UsageError(f"{origin!r} is no origin such as https://chat.example; '*' is not taken: name each page")
     return config, sources
+
+
+def exposed_keys(path: Path, config: ServeConfig) -> str:
+    """A warning, when a file of settings has API keys in plain text and others may read it; "" when all is well."""
+    if os.name == "nt" or not any(entry.key is not None for entry in config.api_keys):
+        return ""
+    try:
+        found = path.stat()
+        if not found.st_mode & 0o077 or not any(entry.get("key") for entry in _read_file(path).get("api_keys", ())):
+            return ""
+    except (OSError, UsageError, AttributeError):
+        return ""
+    return (
+        f"{path} has an API key in plain text and other users may read it (mode {found.st_mode & 0o777:o}): "
+        f"chmod 600 it, or give the key's sha256 instead"
+    )
 
 
 def config_file() -> Path:

@@ -16,7 +16,7 @@ import msgspec
 
 from ..errors import KamadoError, UsageError
 from .app import Server
-from .config import ServeConfig
+from .config import ServeConfig, exposed_keys
 from .keys import KeyRing
 
 _log = logging.getLogger("kamado.serve")
@@ -96,6 +96,10 @@ class Reloader:
         taken = [name for name in changed if name not in FIXED and name != "api_keys"]
         if has_other_keys:
             taken.append("api_keys")
+        for path in self._files:
+            warning = exposed_keys(path, merged)
+            if warning:
+                _log.warning("an API key is exposed", extra={"reason": warning})
         _log.info("settings reloaded", extra={"changed": taken, "keys": len(keys)})
         return bool(taken)
 

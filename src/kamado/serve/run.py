@@ -19,7 +19,7 @@ import uvicorn
 from ..errors import KamadoError, UsageError
 from .app import JsonFormatter, Server, TextFormatter
 from .backend import Library, Loader
-from .config import ServeConfig, config_dir
+from .config import ServeConfig, config_dir, exposed_keys
 from .connections import (
     ACCEPT_BATCH,
     affordable_connections,
@@ -32,6 +32,7 @@ from .metrics import Registry
 from .reload import Load, Reloader
 from .served import ServedLibrary
 from .service import Limits, Service
+from .share import models_bytes, server_share
 
 _log = logging.getLogger("kamado.serve")
 
@@ -59,7 +60,7 @@ def make_server(config: ServeConfig, library: Library, loader: Loader, *, keys: 
         library,
         loader,
         limits=Limits(config.max_requests, config.max_requests_per_key, config.deadline),
-        memory_bytes=config.memory_bytes,
+        memory_bytes=models_bytes(config),
         keep_alive=config.keep_alive,
         load_wait=config.load_wait,
         aliases=config.aliases,
@@ -197,6 +198,13 @@ def run(
     `load_settings` reads settings and keys anew, when SIGHUP comes or a file of `watched` changes; see reload.py.
     """
     set_up_logging(config)
+    share = server_share(config)
+    parts = {f"{name}_bytes": getattr(share, name) for name in ("bodies", "connections", "worker")}
+    _log.info("memory of the server itself", extra={"bytes": share.total, **parts, "models": models_bytes(config)})
+    for path in watched:
+        warning = exposed_keys(path, config)
+        if warning:
+            _log.warning("an API key is exposed", extra={"reason": warning})
     sys.setswitchinterval(_SWITCH_SECONDS)
     _set_up_memory()
     web = Web(server)
