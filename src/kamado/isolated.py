@@ -26,6 +26,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,7 @@ class Worker:
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        _workers.add(self)
 
     def ask(self, function: str, request: Mapping[str, Any], limits: Limits) -> Any:
         """What `module:function` of this package returns (JSON) for `request` (plain data, as `marshal` writes it).
@@ -131,7 +133,7 @@ class Worker:
             self._drop()
 
     def forget(self) -> None:
-        """In a forked child: the process is the parent's, and so is whoever held the lock."""
+        """In a forked child: the process and whoever held the lock are the parent's."""
         self._lock, self._process = threading.Lock(), None
 
     @property
@@ -230,7 +232,7 @@ def _start(nice: int, idle_seconds: float) -> subprocess.Popen[bytes]:
             stderr=subprocess.DEVNULL,
             bufsize=-1,
             cwd=os.sep,
-            env={**kept, "MALLOC_ARENA_MAX": "1"},
+            env={**kept, "MALLOC_ARENA_MAX": "1", "TOKENIZERS_PARALLELISM": "false"},
             start_new_session=True,  # Ctrl-C in the terminal is not for it
         )
     except OSError as error:
@@ -250,6 +252,16 @@ def _package_folders() -> list[str]:
                 if folder not in folders:
                     folders.append(folder)
     return folders
+
+
+def _forget_all() -> None:
+    for worker in _workers:
+        worker.forget()
+
+
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def run_on_big_stack(work: Callable[[], Any], stack_bytes: int = OWN_STACK_BYTES) -> Any:
@@ -376,5 +388,3 @@ def _address_space() -> int:
 
 # Grammars and templates.
 WORKER = Worker()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=WORKER.forget)

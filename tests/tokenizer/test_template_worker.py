@@ -56,7 +56,9 @@ def test_compiling_is_bounded_too(name: str) -> None:
 
 
 def test_memory_is_bounded() -> None:
-    source = "{% set ns = namespace(l=[]) %}{% for i in range(200) %}{% set ns.l = [ns.l, 'é%d' * 99999] %}{% endfor %}"
+    source = (
+        "{% set ns = namespace(l=[]) %}{% for i in range(200) %}{% set ns.l = [ns.l, '日本語' * 99999] %}{% endfor %}"
+    )
     limits = TemplateLimits(total_size=1 << 40, value_size=1 << 40)
     with pytest.raises(TemplateError, match="more than 64 MiB of memory"):
         ChatTemplate(source, bos_token="", eos_token="", limits=limits).render(USER)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from ..errors import CorruptFileError
 
-_BOM = b"\xef\xbb\xbf"  # what editors on Windows put before UTF-8 text
+BOM = b"\xef\xbb\xbf"  # what editors on Windows put before UTF-8 text
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -55,7 +55,7 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
 def read_text(path: Path, max_bytes: int) -> str:
     """UTF-8 text without its byte order mark. Raises CorruptFileError as `read_limited` does, and when it is none."""
     try:
-        return read_limited(path, max_bytes).removeprefix(_BOM).decode("utf-8")
+        return read_limited(path, max_bytes).removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError:
         raise CorruptFileError(f"{path}: not valid UTF-8") from None
 
@@ -75,7 +75,7 @@ def parse_json_object(raw: bytes, path: Path) -> dict[str, Any]:
         return out
 
     try:
-        value = json.loads(raw.removeprefix(_BOM).decode("utf-8"), object_pairs_hook=unique)
+        value = json.loads(raw.removeprefix(BOM).decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8 and huge-integer faults alike
         raise CorruptFileError(f"{path}: not valid JSON: {str(error)[:120]}") from None
     if not isinstance(value, dict):

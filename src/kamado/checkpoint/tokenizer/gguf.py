@@ -8,6 +8,7 @@ from typing import Protocol
 from ...errors import UnsupportedError
 from ..types import TokenizerSource
 from .base import Specials, Tokenizer
+from .limits import check_charsmap
 from .metadata import MERGES_KEY, SCORES_KEY, Metadata, TokenKind, Vocabulary
 from .pieces import SPACE_MARK, Pieces, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .pretokenizers import PRE_TOKENIZERS
@@ -162,6 +163,8 @@ def _normalizer(meta: Metadata) -> Callable[[str], str] | None:
         meta.fail(_CHARSMAP_KEY, "holds something other than bytes")
     if not table:
         return None  # the identity
+    if problem := check_charsmap(table):
+        meta.fail(_CHARSMAP_KEY, problem)
     try:
         return CharsMap(table).normalize
     except ValueError as error:

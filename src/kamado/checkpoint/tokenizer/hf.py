@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CorruptFileError, TokenizerError, UnsupportedError
-from ..plain_file import read_text
+from ..plain_file import BOM, read_limited
 from ..types import TokenizerSource
 from .base import Specials, Tokenizer
 from .hf_names import HfNames, add_named_tokens
+from .limits import check_in_worker, check_text
 from .pieces import SPACE_MARK, Pieces, byte_alphabet, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .rust import rust_errors
 from .special import stop_token_ids
@@ -28,7 +29,11 @@ _MAX_FILE_BYTES = 1 << 28
 class HfEncoder:
     """Encodes with the file's own rules: added tokens, normalizer, words, model."""
 
-    def __init__(self, rust: RustTokenizer, special: Mapping[int, str], unknown_id: int | None) -> None:
+    def __init__(
+        self, rust: RustTokenizer, special: Mapping[int, str], unknown_id: int | None, growth: float = 1.0
+    ) -> None:
+        """`growth`: bytes that the file's normalizers may make of one byte of text."""
+        self._growth = growth
         self._rust = rust
         self._special = special
         self._unknown_id = unknown_id
@@ -62,6 +67,7 @@ class HfEncoder:
 
     def _encode(self, text: str, special: bool, words: PreTokenizer | None = None) -> list[int]:
         """Ids of `text`, its words cut by `words` in place of the file's own way."""
+        check_text(text, self._growth)
         with self._lock, rust_errors("text cannot be tokenized"):
             self._rust.encode_special_tokens = not special
             own = self._rust.pre_tokenizer
@@ -119,12 +125,14 @@ def load_hf(source: TokenizerSource) -> Tokenizer:
     from tokenizers import Tokenizer as RustTokenizer
 
     raw = _read(source.path)
+    growth = check_in_worker(source.path, raw)
     with rust_errors(f"{source.path}: no valid tokenizer"):
-        rust: RustTokenizer = RustTokenizer.from_str(raw)
+        rust: RustTokenizer = RustTokenizer.from_buffer(raw.removeprefix(BOM))
         rust.no_truncation()
         rust.no_padding()
         add_named_tokens(rust, source)
         added = rust.get_added_tokens_decoder()
+        del raw
         size = max(rust.get_vocab_size(True), max(added, default=-1) + 1)
         decoder = json.loads(rust.decoder.__getstate__()) if rust.decoder is not None else None
         unknown = getattr(rust.model, "unk_token", None)
@@ -158,16 +166,16 @@ def load_hf(source: TokenizerSource) -> Tokenizer:
         strips={i: (token.lstrip, token.rstrip) for i, token in added.items() if token.lstrip or token.rstrip},
     )
     pieces = _pieces(rust, size, {i: token.content for i, token in added.items()}, specials, decoder, source.path)
-    return Tokenizer(HfEncoder(rust, special_in_text, unknown_id), pieces, specials, rust.token_to_id)
+    return Tokenizer(HfEncoder(rust, special_in_text, unknown_id, growth), pieces, specials, rust.token_to_id)
 
 
 def _texts(added: Mapping[int, Any]) -> list[str]:
     return [token.content for token in added.values()]
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        return read_text(path, _MAX_FILE_BYTES)
+        return read_limited(path, _MAX_FILE_BYTES)
     except CorruptFileError as error:
         raise TokenizerError(str(error)) from error
 
