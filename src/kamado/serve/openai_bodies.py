@@ -386,6 +386,12 @@ def think_of_chat(body: ChatBody) -> Think:
     return replace(think, enabled=enabled)
 
 
+def thinking_parameters(body: ChatBody) -> list[str]:
+    """Those of a body's parameters that ask for reasoning."""
+    names = ("reasoning_effort", "thinking_budget", "reasoning", "thinking", "enable_thinking")
+    return [name for name in names if getattr(body, name) is not None]
+
+
 def hides_reasoning(body: ChatBody) -> bool:
     """Whether the answer is to be shown without its reasoning."""
     is_excluded = body.reasoning is not None and bool(body.reasoning.exclude)

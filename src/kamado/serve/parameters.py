@@ -107,9 +107,10 @@ class Table:
         row = next((row for row in rows if row.takes is None or row.takes(value)), None)
         if row is None or (row.kind == "honoured" and not row.happens):
             return False
+        is_nothing = any(_same(value, empty) for empty in _EMPTY) or (zeroes and not value)
+        if is_nothing and row.takes is None and not any(_same(value, other) for other in row.examples):
+            return True
         if row.kind == "refused":
-            if row.takes is None and (any(_same(value, empty) for empty in _EMPTY) or (zeroes and not value)):
-                return True
             raise RequestError(f"{where} cannot be honoured: {row.why}", param=where, code="unsupported_parameter")
         if row.kind == "left out":
             name = row.name

@@ -24,6 +24,11 @@ HOSTED = (
     "code_interpreter", "image_generation", "mcp", "computer", "computer_use_preview", "computer-preview",
     "local_shell", "shell", "apply_patch", "tool_search", "custom", "programmatic_tool_calling",
 )  # fmt: skip
+# What OpenAI's answers can include and ours never have.
+OTHERS_INCLUDABLE = (
+    "web_search_call.action.sources", "web_search_call.results", "code_interpreter_call.outputs",
+    "file_search_call.results", "computer_call_output.output.image_url", "message.input_image.image_url",
+)  # fmt: skip
 _FUNCTION: dict[str, Any] = {"type": "function", "name": "look", "parameters": {"type": "object"}}
 _CHAT_FUNCTION: dict[str, Any] = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 _LABEL = "a label for its sender's own records"
@@ -307,15 +312,8 @@ _RESPONSES = [
         "detailed", "concise",
     ),
     *left_out(
-        RESPONSES, "include", "it belongs to tools that are not here", "web_search_call.action.sources",
-        "web_search_call.results", "code_interpreter_call.outputs", "file_search_call.results",
-        "computer_call_output.output.image_url", "message.input_image.image_url", path="include[]",
-        part="of hosted tools",
-        takes=one_of(
-            "web_search_call.action.sources", "web_search_call.results", "code_interpreter_call.outputs",
-            "file_search_call.results", "computer_call_output.output.image_url", "message.input_image.image_url",
-        ),
-        within=_including,
+        RESPONSES, "include", "it belongs to tools that are not here", *OTHERS_INCLUDABLE, path="include[]",
+        part="of hosted tools", takes=one_of(*OTHERS_INCLUDABLE), within=_including,
     ),
     *refused(
         RESPONSES, "include", "reasoning.encrypted_content and message.output_text.logprobs can be included", "soul",
@@ -393,4 +391,16 @@ _CACHE = [
     ),
 ]  # fmt: skip
 
-ROWS: tuple[Row, ...] = (*_SHARED, *_CHAT, *_COMPLETIONS, *_EMBEDDINGS, *_RESPONSES, *_CACHE)
+TOKENIZE, DETOKENIZE = ("POST /tokenize",), ("POST /detokenize",)
+_TOKENS = [
+    *honoured(TOKENIZE, "model content prompt add_special add_special_tokens parse_special"),
+    *honoured(TOKENIZE, "with_pieces return_token_strs"),
+    *refused(
+        TOKENIZE, "messages",
+        "give a text; /v1/messages/count_tokens and /v1/responses/input_tokens count conversations",
+        [{"role": "user", "content": "a"}],
+    ),
+    *honoured(DETOKENIZE, "model tokens"),
+]  # fmt: skip
+
+ROWS: tuple[Row, ...] = (*_SHARED, *_CHAT, *_COMPLETIONS, *_EMBEDDINGS, *_RESPONSES, *_CACHE, *_TOKENS)
