@@ -73,7 +73,7 @@ def test_functions_of_a_namespace_go_out_under_its_name_and_come_back_with_both(
 ) -> None:
     response = HTTP.post(f"{server.url}/v1/responses", json=codex())
     assert response.status_code == 200, response.text
-    assert response.headers[HEADER].split(", ") == ["client_metadata", "text.verbosity", "tools: web_search"]
+    assert response.headers[HEADER].split(", ") == ["tools: web_search", "client_metadata", "text.verbosity"]
     asked = world.model.requests[-1]
     assert [tool.name for tool in asked.tools] == ["shell", "mcp__files__read"]
     assert asked.tools[1].description == "Files.\nReads a file."
