@@ -517,7 +517,8 @@ async def list_models(call: Call[None]) -> Response:
     if anthropic_models.is_asked(call.headers):
         return await anthropic_models.list_models(call)
     for name in call.query:
-        raise RequestError("for clients with an anthropic-version header only", param=name)
+        if name != "beta":
+            raise RequestError("for clients with an anthropic-version header only", param=name)
     service = call.server.service
     return json_response(ModelsResult([model_result(m, service.is_loaded(m.name)) for m in await service.models()]))
 
@@ -543,6 +544,7 @@ async def delete_model(call: Call[None]) -> Response:
 
 
 _INTEGER, _STRING = {"type": "integer", "minimum": 1, "maximum": 1000}, {"type": "string"}
+_BETA = {"type": "string", "enum": ["true", "false"]}  # Anthropic's clients add it; it changes nothing
 _WORK = (404, 413, 415, 429, 500, 502, 503, 504)
 
 ROUTES = [
@@ -560,11 +562,11 @@ ROUTES = [
     ),
     Route(
         "GET", "/v1/models", list_models, "read", FAMILY, "List the models.", result=ModelsResult,
-        query={"limit": _INTEGER, "after_id": _STRING, "before_id": _STRING},  # of anthropic_models.py
+        query={"limit": _INTEGER, "after_id": _STRING, "before_id": _STRING, "beta": _BETA},  # of anthropic_models.py
     ),
     Route(
         "GET", "/v1/models/{model:path}", get_model, "read", FAMILY, "Describe a model.", result=ModelResult,
-        statuses=(404,),
+        statuses=(404,), query={"beta": _BETA},
     ),
     Route(
         "DELETE", "/v1/models/{model:path}", delete_model, "delete", FAMILY, "Remove a model and its file.",

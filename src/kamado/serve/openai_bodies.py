@@ -431,7 +431,7 @@ def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int)
     """What the chat endpoint's body asks for. Raises RequestError naming the parameter."""
     from .openai_forms import form_of  # above this module
 
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream to be true", param="stream_options")

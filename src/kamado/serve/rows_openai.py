@@ -53,6 +53,10 @@ def _a_namespace_with(name: str) -> Any:
     return lambda value: {"tools": [{"type": "namespace", "name": "n", **tools(value)}]}
 
 
+def _a_chat_function_with(name: str) -> Any:
+    return lambda value: {"tools": [_CHAT_FUNCTION if value is None else {**_CHAT_FUNCTION, name: value}]}
+
+
 def _choosing(value: Any) -> dict[str, Any]:
     return {"tools": [_FUNCTION, {"type": "web_search"}], "tool_choice": value}
 
@@ -217,6 +221,16 @@ _CHAT = [
         CHAT, "messages.cache_control", "every beginning is cached, marked or not", {"type": "ephemeral"},
         path="messages[].cache_control", within=_in_history("cache_control"),
     ),
+    *[
+        row
+        for name, value in (
+            ("id", "m-1"), ("metadata", {"a": "b"}), ("timestamp", 1), ("created_at", 1), ("signature", "s"),
+            ("reasoning_signature", "s"), ("extra_content", {"google": {}}), ("usage", {"total_tokens": 3}),
+        )
+        for row in left_out(
+            CHAT, f"messages.{name}", _LABEL, value, path=f"messages[].{name}", within=_in_history(name)
+        )
+    ],
     *left_out(
         CHAT, "messages.thinking_blocks", "reasoning is read back from reasoning_content, reasoning or thinking",
         [{"type": "thinking", "thinking": "hm"}], path="messages[].thinking_blocks",
@@ -225,6 +239,13 @@ _CHAT = [
     # Extensions.
     *honoured(CHAT, "thinking_budget chat_template_kwargs continue_final_message"),
     *honoured(CHAT, "reasoning", "OpenRouter's: effort, max_tokens, enabled, exclude"),
+    *left_out(
+        CHAT, "reasoning.summary", "reasoning is shown as it is, not summed up", "auto", "detailed",
+    ),
+    *left_out(
+        CHAT, "tools.cache_control", "every beginning is cached, marked or not", {"type": "ephemeral"},
+        path="tools[].cache_control", within=_a_chat_function_with("cache_control"),
+    ),
     *honoured(CHAT, "include_reasoning", "false: reasoning is not shown"),
     *honoured(CHAT, "thinking", "type and budget_tokens, as in Anthropic's API"),
     *honoured(CHAT, "enable_thinking"),
