@@ -221,16 +221,16 @@ def test_a_turn_with_tools_goes_back(ask: Callable[..., Any], world: FakeWorld) 
 def test_tools(ask: Callable[..., Any], world: FakeWorld) -> None:
     world.scripts["call"] = calls(("weather", '{"city": "Kyoto"}'))
     message = ask(
-        "call", tools=[{**WEATHER, "input_examples": [{"city": "Nara"}]}, {**WEATHER, "name": "w2", "strict": False}]
+        "call", tools=[{**WEATHER, "input_examples": [{"city": "Nara"}]}, {**WEATHER, "name": "w2", "strict": True}]
     )
     (block,) = message.content
     assert (block.type, block.name, block.input) == ("tool_use", "weather", {"city": "Kyoto"})
     assert message.stop_reason == "tool_use"
     first, second = last(world).tools
     assert first == Tool(
-        "weather", 'Weather of a city.\nExample of its input: {"city": "Nara"}', WEATHER["input_schema"], strict=True
+        "weather", 'Weather of a city.\nExample of its input: {"city": "Nara"}', WEATHER["input_schema"], strict=False
     )
-    assert not second.strict
+    assert second.strict
 
 
 @compat(MESSAGES, "tool_choice", "tool_choice: disable_parallel_tool_use")

@@ -312,7 +312,7 @@ def _tools(raw: Sequence[Mapping[str, Any]]) -> Iterator[Tool]:
         description = tool.description or ""
         for example in tool.input_examples or ():
             description += f"\nExample of its input: {json.dumps(example, ensure_ascii=False)}"
-        yield Tool(tool.name, description.lstrip("\n"), tool.input_schema, strict=tool.strict is not False)
+        yield Tool(tool.name, description.lstrip("\n"), tool.input_schema, strict=tool.strict is True)
 
 
 def _messages(body: PromptBody, max_image_bytes: int) -> list[Message]:
