@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache, lru_cache
 
 from .charset import DIGIT, of, of_pairs
 from .trees import ANY, EMPTY, NOTHING, Chars, Tree, alt, both, inverse, literal, repeat, seq
@@ -80,6 +81,7 @@ def _ceil(value: Decimal) -> int:
     return -_floor(-value)
 
 
+@lru_cache(256)
 def whole_between(low: int, high: int) -> Tree:
     """Whole numbers from `low` to `high`, without leading zeros or "-0"."""
     ways = []
@@ -132,6 +134,7 @@ _PLUS = repeat(literal("+"), 0, 1)
 _MANTISSA = seq(_D19, repeat(_fraction(_FRACTION_DIGITS), 0, 1))
 
 
+@cache
 def any_number() -> Tree:
     """Any number: whole, with a fraction, or with an exponent, of which the value is finite."""
     plain = seq(_natural(0, MAX_WHOLE), repeat(_fraction(_FRACTION_DIGITS), 0, 1))
@@ -145,6 +148,7 @@ def any_number() -> Tree:
     return seq(repeat(_SIGN, 0, 1), alt(plain, *powers))
 
 
+@lru_cache(256)
 def numbers_in(bounds: Range) -> Tree:
     """Numbers of a range, with or without a fraction; exponents where they are sure to lie in it."""
     if bounds == Range():
@@ -272,3 +276,12 @@ def without(tree: Tree, value: Decimal) -> Tree:
     sign = _SIGN if value < 0 else repeat(_SIGN, 0, 1) if value == 0 else EMPTY
     powers = seq(ANY, Chars(of("eE")), ANY)
     return both(tree, inverse(seq(sign, same)), inverse(powers))
+
+
+WITH_FRACTION = both(seq(ANY, _POINT, _TAIL, _D19, _TAIL), inverse(seq(ANY, Chars(of("eE")), ANY)))
+
+
+def with_places(num_places: int) -> Tree:
+    """Numbers of so many digits behind the point at the most."""
+    whole = repeat(_D, 1, None)
+    return seq(repeat(_SIGN, 0, 1), whole, repeat(seq(_POINT, repeat(_D, 1, num_places)), 0, 1))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from . import charset
 from .charset import Ranges
@@ -61,6 +61,7 @@ class Repeat:
 
 
 Tree: TypeAlias = Chars | Seq | Alt | And | Not | Repeat
+_Form: TypeAlias = Literal["plain", "json", "canonical"]
 
 NOTHING = Chars(())
 EMPTY = Seq(())
@@ -279,41 +280,48 @@ def _json_character() -> str:
 
 @lru_cache(1 << 12)
 def write(tree: Tree, is_json: bool) -> str:
-    """A terminal's body. `is_json`: of the inside of JSON strings, where it is the text of `tree` with escapes."""
+    """A terminal's body. `is_json`: of the inside of JSON strings, where it is the text of `tree` with escapes.
+
+    With an intersection or a complement each character is written in one way only, or a text that is excluded could
+    come by its escapes.
+    """
+    return _write(tree, ("canonical" if has_operators(tree) else "json") if is_json else "plain")
+
+
+def _write(tree: Tree, form: _Form) -> str:
     if not has_operators(tree):
-        return f"/{_regex(tree, is_json)}/"
+        return f"/{_regex(tree, form)}/"
     match tree:
         case Seq(parts):
             out: list[str] = []
             plain: list[Tree] = []
             for part in parts:
                 if has_operators(part):
-                    out += [f"/{_regex(seq(*plain), is_json)}/"] if plain else []
-                    out.append(f"({write(part, is_json)})")
+                    out += [f"/{_regex(seq(*plain), form)}/"] if plain else []
+                    out.append(f"({_write(part, form)})")
                     plain = []
                 else:
                     plain.append(part)
-            out += [f"/{_regex(seq(*plain), is_json)}/"] if plain else []
+            out += [f"/{_regex(seq(*plain), form)}/"] if plain else []
             return " ".join(out)
         case Alt(parts):
-            return " | ".join(f"({write(part, is_json)})" for part in parts)
+            return " | ".join(f"({_write(part, form)})" for part in parts)
         case And(parts):
-            # What is not complemented first: a complement alone has bytes that are no text.
+            # A complement alone has bytes that are no text, so something else stands beside it.
             ordered = sorted(parts, key=lambda part: isinstance(part, Not))
             if isinstance(ordered[0], Not):
                 ordered = [ANY, *ordered]
-            return " & ".join(f"({write(part, is_json)})" if not isinstance(part, Not) else _not(part, is_json)
-                              for part in ordered)  # fmt: skip
+            return " & ".join(_not(p, form) if isinstance(p, Not) else f"({_write(p, form)})" for p in ordered)
         case Not():
-            return f"({write(ANY, is_json)}) & {_not(tree, is_json)}"
+            return f"({_write(ANY, form)}) & {_not(tree, form)}"
         case Repeat(part, low, high):
-            return f"({write(part, is_json)}){_times(low, high)}"
+            return f"({_write(part, form)}){_times(low, high)}"
         case _:
             raise AssertionError(tree)
 
 
-def _not(tree: Not, is_json: bool) -> str:
-    return f"(~({write(tree.part, is_json)}))"
+def _not(tree: Not, form: _Form) -> str:
+    return f"(~({_write(tree.part, form)}))"
 
 
 def _times(low: int, high: int | None) -> str:
@@ -321,17 +329,17 @@ def _times(low: int, high: int | None) -> str:
     return known.get((low, high)) or (f"{{{low},}}" if high is None else f"{{{low},{high}}}")
 
 
-def _regex(tree: Tree, is_json: bool) -> str:
+def _regex(tree: Tree, form: _Form) -> str:
     match tree:
         case Chars(ranges):
-            return _set(ranges, is_json)
+            return _bracket(ranges) if form == "plain" else _json_set(ranges, form)
         case Seq(parts):
-            return "".join(f"({_regex(p, is_json)})" if isinstance(p, Alt) else _regex(p, is_json) for p in parts)
+            return "".join(f"({_regex(p, form)})" if isinstance(p, Alt) else _regex(p, form) for p in parts)
         case Alt(parts):
-            items = [f"({_regex(p, is_json)})" if p == EMPTY else _regex(p, is_json) for p in parts]
+            items = [f"({_regex(p, form)})" if p == EMPTY else _regex(p, form) for p in parts]
             return "|".join(items)
         case Repeat(part, low, high):
-            inner = _regex(part, is_json)
+            inner = _regex(part, form)
             is_one = isinstance(part, Chars) and _is_single(inner)
             return (inner if is_one else f"({inner})") + _times(low, high)
         case _:
@@ -342,37 +350,27 @@ def _is_single(regex: str) -> bool:
     return len(regex) == 1 or (regex[0] == "[" and regex.find("]", 1) == len(regex) - 1 and r"\]" not in regex)
 
 
-def _set(ranges: Ranges, is_json: bool) -> str:
-    if not is_json:
-        return _bracket(ranges)
-    if not ranges:
-        return r"[a&&b]"
+def _json_set(ranges: Ranges, form: _Form) -> str:
     plain = charset.intersect(ranges, _PLAIN)
     out = [_bracket(plain)] if plain else []
-    short = [_escaped(chr(c)) for code, c in ((code, ord(letter)) for code, letter in _SHORT.items())
-             if charset.has(ranges, code)]  # fmt: skip
-    is_foreign = charset.intersect(ranges, _FOREIGN) == _FOREIGN
-    long = [code for low, high in charset.intersect(ranges, _CONTROLS) for code in range(low, high + 1)]
-    if len(long) == 32:
-        hexes = ["00[01][0-9a-fA-F]"]
+    escapes = [_escaped(letter) for code, letter in _SHORT.items() if charset.has(ranges, code)]
+    controls = [code for low, high in charset.intersect(ranges, _CONTROLS) for code in range(low, high + 1)]
+    if len(controls) == 32 and form == "json":
+        escapes.append("u00[01][0-9a-fA-F]")
     else:
-        hexes = [f"00{code:02x}" for code in long if code not in _SHORT]
-    if hexes:
-        short.append(f"u({'|'.join(hexes)})")
-    if is_foreign:
-        short.append(_ESCAPED)
-        if charset.has(ranges, 0x7F):
-            short.append("u007[fF]")
-    if short:
-        out.append(r"\\" + (short[0] if len(short) == 1 else f"({'|'.join(short)})"))
+        escapes += [f"u00{code:02x}" for code in controls if code not in _SHORT]
+    if form == "json" and charset.intersect(ranges, _FOREIGN) == _FOREIGN:
+        escapes.append(_ESCAPED)
+    if escapes:
+        out.append(r"\\" + (escapes[0] if len(escapes) == 1 and "|" not in escapes[0] else f"({'|'.join(escapes)})"))
     return out[0] if len(out) == 1 else f"({'|'.join(out)})"
 
 
 def _bracket(ranges: Ranges) -> str:
+    if not ranges:
+        return "[a&&b]"  # no character
     if len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
         return _escaped(chr(ranges[0][0]))
-    if ranges == charset.ALL:
-        return r"[\x00-\x{10FFFF}]"
     return "[" + "".join(_escaped(chr(a)) + (f"-{_escaped(chr(b))}" if b > a else "") for a, b in ranges) + "]"
 
 
@@ -382,5 +380,3 @@ def _escaped(c: str) -> str:
     if c.isascii() and c.isprintable() and c != " ":
         return "\\" + c if c in r"\.+*?()|[]{}^$#&-~/" else c
     return " " if c == " " else rf"\x{{{ord(c):X}}}"
-
-
