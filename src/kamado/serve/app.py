@@ -29,8 +29,10 @@ from .http import to_json
 from .keys import NOBODY, Key, KeyRing
 from .metrics import Registry
 from .model_stats import register_model_stats
+from .parameters import HEADER, LeftOut
 from .routes import Call, Family, Response, Route
 from .service import Limits, Service
+from .table import admit
 from .wire import find_wire
 from .writer import Writer
 
@@ -45,6 +47,8 @@ _PARAMETER = re.compile(r"\{([a-z_]+)(:path)?\}")
 _MAX_QUERY_BYTES = 8192
 _STATS_SECONDS = 1.0
 _MAX_PATH_CHARACTERS = 2048
+_MAX_LEFT_OUT = 50  # names in one answer's header
+_MAX_LOGGED = 1000
 
 # What a page of ours may do, and nothing else: no other host, no inline script.
 _SECURITY_HEADERS = {"x-content-type-options": "nosniff"}
@@ -64,6 +68,7 @@ class _Exchange:
     key: Key = NOBODY
     cors: Mapping[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    left_out: Sequence[str] = ()  # names of parameters
 
 
 class Server:
@@ -98,6 +103,7 @@ class Server:
         )
         self._http_seconds = metrics.histogram("kamado_http_seconds", "From a request to the end of its answer.")
         self._num_open = 0
+        self._logged: set[str] = set()  # names of parameters that were left out once
         self._model_stats: dict[str, Mapping[str, Any]] = {}
         register_model_stats(metrics, lambda: self._model_stats)
         metrics.gauge("kamado_http_open", "Requests being answered.", lambda: [((), float(self._num_open))])
@@ -210,6 +216,7 @@ class Server:
         watcher = asyncio.create_task(_cancel_on_disconnect(receive, work, writer, exchange.notes))
         try:
             response = await route.handler(call)
+            exchange.left_out = tuple(call.left_out)
             await self._write(exchange, writer, response)
         finally:
             exchange.notes.update(call.notes)
@@ -243,11 +250,28 @@ class Server:
             raise ClosedError("the server is going down")
         query = self._query(route, scope["query_string"])
         body = None
+        left_out: list[LeftOut] = []
         if route.body is not None:
             raw = await read_body(receive, headers, self._limits)
-            body = decode_body(raw, route.body, self._limits)
+            body = decode_body(raw, route.body, self._limits, lambda value: self._admit(route, value, left_out))
         call = Call(self, body, parameters, query, headers, exchange.key, exchange.id)
+        for item in left_out:
+            call.leave_out(item)
         return call, route
+
+    def _admit(self, route: Route, value: dict[str, Any], left_out: list[LeftOut]) -> None:
+        """Takes out of a body what the table leaves out, and puts the only model there is to mean into it."""
+        assert route.body is not None
+        left_out += admit(f"{route.method} {route.path}", value, route.body)
+        models = self.config.models
+        if len(models) == 1 and route.needs_model and not value.get("model") and not value.get("name"):
+            value["model"] = models[0]
+
+    def log_left_out(self, left: LeftOut) -> None:
+        """One line for each name, however many requests have it."""
+        if left.name not in self._logged and len(self._logged) < _MAX_LOGGED:
+            self._logged.add(left.name)
+            _log.info("left out", extra={"parameter": left.name, "reason": left.why})
 
     def _identify(self, route: Route, headers: Mapping[str, str]) -> Key:
         secret: str | None = None
@@ -286,6 +310,8 @@ class Server:
 
     async def _write(self, exchange: _Exchange, writer: Writer, response: Response) -> None:
         headers = {**response.headers, **exchange.cors, **self._own_headers(exchange)}
+        if exchange.left_out:
+            headers[HEADER] = ", ".join(exchange.left_out[:_MAX_LEFT_OUT])
         if response.chunks is None:
             await writer.whole(response.status, response.content, response.media_type, headers)
             return

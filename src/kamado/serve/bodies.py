@@ -16,6 +16,7 @@ _WHERE = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 # Sent by `curl -d` when nobody says otherwise. No page of another site gets here: its Origin was refused.
 _CURL_TYPES = ("application/x-www-form-urlencoded", "text/plain", "application/octet-stream")
+_BOM = b"\xef\xbb\xbf"  # what some editors put before a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,12 @@ async def read_body(
         ) from None
 
 
-def decode_body(raw: bytes, kind: type, limits: BodyLimits) -> Any:
-    """The body as its Struct. Raises FaultError naming the parameter."""
+def decode_body(
+    raw: bytes, kind: type, limits: BodyLimits, admit: Callable[[dict[str, Any]], object] | None = None
+) -> Any:
+    """The body as its Struct, after `admit` has taken out what is left out. Raises FaultError naming the parameter."""
     try:
-        value = msgspec.json.decode(raw)
+        value = msgspec.json.decode(raw.removeprefix(_BOM))
     except RecursionError:
         raise _too_deep(limits) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -73,6 +76,8 @@ def decode_body(raw: bytes, kind: type, limits: BodyLimits) -> Any:
     if not isinstance(value, dict):
         raise FaultError(Fault("invalid_request", "the body must be a JSON object"))
     _check_depth(value, limits)
+    if admit is not None:
+        admit(value)
     try:
         return msgspec.convert(value, kind, strict=True)
     except msgspec.ValidationError as error:

@@ -271,7 +271,7 @@ class EngineModel:
         num_cut = 0
         for prompt in request.prompts:
             if isinstance(prompt, str):
-                tokens = self._model.tokenize(prompt, special=request.special)
+                tokens = self._model.tokenize(prompt, special=request.special, add_bos=request.add_bos)
             else:
                 tokens = list(prompt)
                 bad = next((token for token in tokens if token >= self._model.vocab_size), None)
@@ -410,6 +410,7 @@ def _sampling(options: SamplingOptions, seed: int) -> dict[str, Any]:
         "top_p": options.top_p,
         "min_p": options.min_p,
         "repetition_penalty": options.repetition_penalty,
+        "penalty_window": options.penalty_window,
         "presence_penalty": options.presence_penalty,
         "frequency_penalty": options.frequency_penalty,
         "logit_bias": options.logit_bias,
@@ -433,6 +434,7 @@ _RECIPE_NAMES = {
     "top_p": "top_p",
     "min_p": "min_p",
     "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "penalty_window",
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
     "seed": "seed",
