@@ -10,7 +10,7 @@ Every shape is a set that the schema's own set contains (declared keys only, who
 note says that a keyword was left open: there it may be larger, and the finished answer is checked.
 """
 
-from .compiled import CompiledSchema, OpenKeyword, compile_schema
+from .compiled import CompiledSchema, OpenKeyword, compile_schema, open_schema
 from .values import Checker, CheckError
 
-__all__ = ["CheckError", "Checker", "CompiledSchema", "OpenKeyword", "compile_schema"]
+__all__ = ["CheckError", "Checker", "CompiledSchema", "OpenKeyword", "compile_schema", "open_schema"]

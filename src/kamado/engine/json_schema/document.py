@@ -62,9 +62,7 @@ class Document:
         self._resources: dict[str, Node] = {"": root}
         self._anchors: dict[tuple[str, str], Node] = {}
         self._walk(root, "", "")
-        self.is_old = isinstance(root, Mapping) and any(
-            f"draft-0{n}" in str(root.get("$schema")) for n in (3, 4, 6, 7)
-        )
+        self.is_old = isinstance(root, Mapping) and any(f"draft-0{n}" in str(root.get("$schema")) for n in (3, 4, 6, 7))
 
     def _walk(self, root: Node, pointer: str, base: str) -> None:
         stack: list[tuple[Node, str, str]] = [(root, pointer, base)]

@@ -307,9 +307,7 @@ class Emitter:
         others = self._others(atom, bool(declared), [*known])
         num_required = sum(is_required for _, is_required in properties)
         num_most = len(properties) if not others else None
-        is_counted = atom.low > num_required or (
-            atom.high is not None and (num_most is None or num_most > atom.high)
-        )
+        is_counted = atom.low > num_required or (atom.high is not None and (num_most is None or num_most > atom.high))
         high = atom.high if is_counted else None
         if atom.low > max(1, len(properties)) and others:
             # A key may come twice, which counts once.
@@ -435,4 +433,3 @@ def _decimal_places(steps: Sequence[Decimal]) -> int | None:
 
 def _plain_number(value: Decimal) -> int | float:
     return int(value) if value == value.to_integral_value() else float(value)
-

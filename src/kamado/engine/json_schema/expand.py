@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from .document import Node
@@ -156,7 +157,7 @@ class Expansion:
         if any(not isinstance(name, str) or name not in _TYPES for name in names):
             self._open("type", f"{str(given)[:60]!r} is no type")
             names = list(_TYPES)
-        out = {name: True for name in names if name != "integer"}
+        out = {str(name): True for name in names if name != "integer"}
         if "integer" in names:
             out.setdefault("number", False)
         return out
@@ -175,16 +176,16 @@ class Expansion:
             bound = decimal_of(value)
             is_low = keyword.lower().endswith("minimum")
             bounds = bounds.meet(Range(bound, None, is_open) if is_low else Range(None, bound, False, is_open))
-        multiples = ()
+        multiples: tuple[Decimal, ...] = ()
         step = words.get("multipleOf")
         if step is not None:
             if type_of(step) != "number" or step <= 0:
                 self._open("multipleOf", _MALFORMED)
             else:
-                multiples = (decimal_of(step),)
-                if multiples[0] == multiples[0].to_integral_value():
+                exact = decimal_of(step)
+                if exact == exact.to_integral_value():
                     kind = "whole"
-                    multiples = () if multiples[0] == 1 else multiples
+                multiples = () if exact == 1 else (exact,)
         number = Number(kind, bounds, multiples)
         if bounds.is_empty or (kind == "whole" and bounds.whole()[0] > bounds.whole()[1]):
             return None
@@ -194,6 +195,7 @@ class Expansion:
         trees: list[Tree] = []
         pattern = self._words.get("pattern")
         if isinstance(pattern, str):
+            self._all.has_patterns = True
             try:
                 trees.append(language(pattern))
             except PatternError as error:
@@ -227,6 +229,8 @@ class Expansion:
             if what == IMPOSSIBLE and contains[0][1] > 0:
                 return None
             contains = () if contains[0][1:] == (0, None) else contains
+        if not isinstance(words.get("uniqueItems", False), bool):
+            self._open("uniqueItems", _MALFORMED)
         array = Array(
             tuple(self._all.of(item) for item in prefix),
             self._all.of(rest),
@@ -244,6 +248,7 @@ class Expansion:
         patterns: list[tuple[str, Tree, Conjunction]] = []
         others = self._all.of(self._schema("additionalProperties")) if "additionalProperties" in words else None
         for pattern, item in self._named("patternProperties").items():
+            self._all.has_patterns = True
             try:
                 patterns.append((pattern, language(pattern), self._schema_of(item, "patternProperties")))
             except PatternError as error:
@@ -365,8 +370,4 @@ def _ended(atom: Array, more: Conjunction) -> Array | None:
     """The same of items."""
     if atom.has_items:
         return atom
-    return bounded_array(
-        Array(atom.prefix, more, atom.low, atom.high, atom.is_unique, atom.contains, has_items=True)
-    )
-
-
+    return bounded_array(Array(atom.prefix, more, atom.low, atom.high, atom.is_unique, atom.contains, has_items=True))

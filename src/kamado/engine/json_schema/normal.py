@@ -44,6 +44,7 @@ class Normaliser:
         self.document = document
         self.notes: dict[str, str] = {}
         self.remarks: dict[str, str] = {}  # formats that are remarks here: they refuse nothing
+        self.has_patterns = False  # expressions of the schema's author
         self.checker = Checker(document)
         self._nodes: list[Node] = [False]
         self._codes: dict[int, int] = {}
@@ -268,7 +269,8 @@ class Normaliser:
         return atom.names == ANYTHING
 
     def _expand(self, node: Node) -> Shape:
-        assert isinstance(node, Mapping)
+        if not isinstance(node, Mapping):
+            return Shape(EVERY if node else ())
         return Expansion(self, node).shape()
 
 

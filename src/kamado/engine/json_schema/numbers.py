@@ -37,9 +37,7 @@ class Range:
 
     def meet(self, other: Range) -> Range:
         """Numbers of both."""
-        low, low_open = max(
-            ((r.low, r.is_low_open) for r in (self, other) if r.low is not None), default=(None, False)
-        )
+        low, low_open = max(((r.low, r.is_low_open) for r in (self, other) if r.low is not None), default=(None, False))
         highs = [(r.high, not r.is_high_open) for r in (self, other) if r.high is not None]
         high, high_closed = min(highs, default=(None, True))
         return Range(low, high, low_open, not high_closed)
@@ -71,6 +69,9 @@ class Range:
             if high < low and self.low is None:
                 low = high
         return max(low, MIN_WHOLE if self.low is None else low), high
+
+
+EVERYWHERE = Range()
 
 
 def _floor(value: Decimal) -> int:
@@ -151,7 +152,7 @@ def any_number() -> Tree:
 @lru_cache(256)
 def numbers_in(bounds: Range) -> Tree:
     """Numbers of a range, with or without a fraction; exponents where they are sure to lie in it."""
-    if bounds == Range():
+    if bounds == EVERYWHERE:
         return any_number()
     if bounds.is_empty:
         return NOTHING
@@ -249,7 +250,9 @@ def _at_most(bound: Decimal, is_open: bool) -> Tree:
     if fraction or not is_open:
         ways.append(literal(str(whole)))
     if not is_open:
-        less.append(seq(literal(fraction), repeat(literal("0"), 0, None)) if fraction else repeat(literal("0"), 1, None))
+        less.append(
+            seq(literal(fraction), repeat(literal("0"), 0, None)) if fraction else repeat(literal("0"), 1, None)
+        )
     if less:
         ways.append(seq(literal(str(whole)), _POINT, alt(*less)))
     if bound > 0:

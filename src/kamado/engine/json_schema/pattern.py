@@ -321,8 +321,10 @@ class _Parser:
         """What an escape stands for: in every dialect, or (`is_large`) in any."""
         if c in "dDwWsS":
             if is_large == c.islower():
-                large = {"d": charset.any_digit, "w": charset.any_word, "s": lambda: charset.ANY_SPACE}
-                ranges = large[c.lower()]()
+                name = c.lower()
+                ranges = (
+                    charset.any_digit() if name == "d" else charset.any_word() if name == "w" else charset.ANY_SPACE
+                )
             else:
                 ranges = {"d": charset.DIGIT, "w": charset.WORD, "s": charset.SPACE}[c.lower()]
             return ranges if c.islower() else charset.complement(ranges)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from .numbers import Range
+from .numbers import EVERYWHERE, Range
 from .trees import ANY, ANY_CHARACTER, Tree, both, inverse, is_nothing, literal, repeat
 from .values import decimal_of, key_of, type_of
 
@@ -43,7 +43,7 @@ class Number:
     """Numbers. `excluded` are left out; of `multiples` a number is a multiple of each."""
 
     kind: Literal["any", "whole", "fraction"] = "any"
-    bounds: Range = Range()
+    bounds: Range = EVERYWHERE
     multiples: tuple[Any, ...] = ()  # Decimal
     excluded: tuple[Any, ...] = ()  # Decimal
 

@@ -43,7 +43,7 @@ def decimal_of(value: float) -> Decimal:
 def type_of(value: Any) -> str:
     """JSON's name of a value's type."""
     for name, kind in (("null", type(None)), ("boolean", bool), ("string", str), ("array", list), ("object", Mapping)):
-        if isinstance(value, kind):  # type: ignore[arg-type]
+        if isinstance(value, kind):
             return name
     return "number"
 
@@ -110,34 +110,34 @@ class Checker:
 
     # --- in place -----------------------------------------------------------------------------------------------------
 
-    def ref(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _ref(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         target = self._document.resolve(node, argument) if isinstance(argument, str) else None
         if target is None:
             raise CheckError(f"the schema refers to {str(argument)[:80]!r}, which is not in it")
         yield from self._check(target, value, "")
 
-    def all_of(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _all_of(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         for item in argument if isinstance(argument, list) else ():
             yield from self._check(item, value, "")
 
-    def any_of(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _any_of(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(argument, list) and not any(self._ok(item, value) for item in argument):
             yield "", ""
 
-    def one_of(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _one_of(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(argument, list) and sum(self._ok(item, value) for item in argument) != 1:
             yield "", ""
 
-    def not_(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _not(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if self._ok(argument, value):
             yield "", ""
 
-    def if_(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _if_then(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         branch = node.get("then" if self._ok(argument, value) else "else")
         if branch is not None:
             yield from self._check(branch, value, "")
 
-    def dependent_schemas(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _dependent_schemas(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping) and isinstance(argument, Mapping):
             for name, item in argument.items():
                 if name not in value:
@@ -150,21 +150,21 @@ class Checker:
 
     # --- of every type ------------------------------------------------------------------------------------------------
 
-    def type_(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _type(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if not any(is_of_type(value, name) for name in (argument if isinstance(argument, list) else [argument])):
             yield "", ""
 
-    def enum(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _enum(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(argument, list) and key_of(value) not in map(key_of, argument):
             yield "", ""
 
-    def const(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _const(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if key_of(value) != key_of(argument):
             yield "", ""
 
     # --- numbers and texts --------------------------------------------------------------------------------------------
 
-    def bound(self, node: Any, argument: Any, value: Any, name: str) -> Iterator[tuple[str, str]]:
+    def _bound(self, node: Any, argument: Any, value: Any, name: str) -> Iterator[tuple[str, str]]:
         if type_of(value) != "number" or type_of(argument) != "number":
             return
         limit, number = decimal_of(argument), decimal_of(value)
@@ -174,18 +174,19 @@ class Checker:
         if below if name.lower().endswith("minimum") else above:
             yield "", ""
 
-    def multiple(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _multiple(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if type_of(value) == type_of(argument) == "number" and argument > 0:
             quotient = decimal_of(value) / decimal_of(argument)
             if quotient != quotient.to_integral_value():
                 yield "", ""
 
-    def length(self, node: Any, argument: Any, value: Any, kind: type, is_most: bool) -> Iterator[tuple[str, str]]:
-        if isinstance(value, kind) and type_of(argument) == "number":
-            if len(value) > argument if is_most else len(value) < argument:  # type: ignore[arg-type]
-                yield "", ""
+    def _length(self, node: Any, argument: Any, value: Any, kind: type, is_most: bool) -> Iterator[tuple[str, str]]:
+        if not isinstance(value, kind) or type_of(argument) != "number":
+            return
+        if len(value) > argument if is_most else len(value) < argument:  # type: ignore[arg-type]
+            yield "", ""
 
-    def pattern(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _pattern(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, str) and isinstance(argument, str) and not self.is_found(argument, value):
             yield "", ""
 
@@ -199,49 +200,49 @@ class Checker:
 
     # --- arrays and objects -------------------------------------------------------------------------------------------
 
-    def prefix(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _prefix(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, list) and isinstance(argument, list):
             for i, (item, own) in enumerate(zip(value, argument, strict=False)):
                 yield from self._check(own, item, f"/{i}")
 
-    def items(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _items(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(argument, list):
-            yield from self.prefix(node, argument, value)
+            yield from self._prefix(node, argument, value)
         elif isinstance(value, list):
             start = len(node["prefixItems"]) if isinstance(node.get("prefixItems"), list) else 0
             for i, item in enumerate(value[start:], start):
                 yield from self._check(argument, item, f"/{i}")
 
-    def more_items(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _more_items(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, list) and isinstance(node.get("items"), list):
             for i, item in enumerate(value[len(node["items"]) :], len(node["items"])):
                 yield from self._check(argument, item, f"/{i}")
 
-    def unique(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _unique(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if argument is True and isinstance(value, list) and len(set(map(key_of, value))) < len(value):
             yield "", ""
 
-    def contains(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _contains(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, list):
             count = sum(self._ok(argument, item) for item in value)
             least, most = node.get("minContains"), node.get("maxContains")
             if count < (1 if least is None else least) or (most is not None and count > most):
                 yield "", ""
 
-    def properties(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _properties(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping) and isinstance(argument, Mapping):
             for name, item in argument.items():
                 if name in value:
                     yield from self._check(item, value[name], f"/{escape(name)}")
 
-    def pattern_properties(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _pattern_properties(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping) and isinstance(argument, Mapping):
             for pattern, item in argument.items():
                 for name in value:
                     if self.is_found(pattern, name):
                         yield from self._check(item, value[name], f"/{escape(name)}")
 
-    def more_properties(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _more_properties(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping):
             for name in value:
                 if not self._is_declared(node, name):
@@ -253,16 +254,16 @@ class Checker:
             isinstance(patterns, Mapping) and any(self.is_found(pattern, name) for pattern in patterns)
         )
 
-    def names(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _names(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         for name in value if isinstance(value, Mapping) else ():
             if not self._ok(argument, name):
                 yield f"/{escape(name)}", ""
 
-    def required(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _required(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping) and isinstance(argument, list) and any(name not in value for name in argument):
             yield "", ""
 
-    def unevaluated_properties(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _unevaluated_properties(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping):
             seen = self._seen_names(node, value)
             for name in value:
@@ -299,7 +300,7 @@ class Checker:
                 own |= set(value)
         return own
 
-    def unevaluated_items(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
+    def _unevaluated_items(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, list):
             seen = self._seen_items(node, value)
             for i, item in enumerate(value):
@@ -325,29 +326,30 @@ class Checker:
 
 
 def _bound(name: str) -> Any:
-    return lambda self, node, argument, value: self.bound(node, argument, value, name)
+    return lambda self, node, argument, value: self._bound(node, argument, value, name)
 
 
 def _length(kind: Any, is_most: bool) -> Any:
-    return lambda self, node, argument, value: self.length(node, argument, value, kind, is_most)
+    return lambda self, node, argument, value: self._length(node, argument, value, kind, is_most)
 
 
 _IN_PLACE: dict[str, Any] = {
-    "$ref": Checker.ref, "$dynamicRef": Checker.ref, "allOf": Checker.all_of, "anyOf": Checker.any_of,
-    "oneOf": Checker.one_of, "not": Checker.not_, "if": Checker.if_, "dependentSchemas": Checker.dependent_schemas,
-    "unevaluatedProperties": Checker.unevaluated_properties, "unevaluatedItems": Checker.unevaluated_items,
+    "$ref": Checker._ref, "$dynamicRef": Checker._ref, "allOf": Checker._all_of, "anyOf": Checker._any_of,
+    "oneOf": Checker._one_of, "not": Checker._not, "if": Checker._if_then,
+    "dependentSchemas": Checker._dependent_schemas,
+    "unevaluatedProperties": Checker._unevaluated_properties, "unevaluatedItems": Checker._unevaluated_items,
 }  # fmt: skip
 _OWN: dict[str, Any] = {
-    "dependentRequired": Checker.dependent_schemas, "dependencies": Checker.dependent_schemas,
-    "type": Checker.type_, "enum": Checker.enum, "const": Checker.const,
+    "dependentRequired": Checker._dependent_schemas, "dependencies": Checker._dependent_schemas,
+    "type": Checker._type, "enum": Checker._enum, "const": Checker._const,
     "minimum": _bound("minimum"), "maximum": _bound("maximum"),
     "exclusiveMinimum": _bound("exclusiveMinimum"), "exclusiveMaximum": _bound("exclusiveMaximum"),
-    "multipleOf": Checker.multiple, "pattern": Checker.pattern,
+    "multipleOf": Checker._multiple, "pattern": Checker._pattern,
     "minLength": _length(str, False), "maxLength": _length(str, True),
     "minItems": _length(list, False), "maxItems": _length(list, True),
     "minProperties": _length(Mapping, False), "maxProperties": _length(Mapping, True),
-    "prefixItems": Checker.prefix, "items": Checker.items, "additionalItems": Checker.more_items,
-    "uniqueItems": Checker.unique, "contains": Checker.contains, "properties": Checker.properties,
-    "patternProperties": Checker.pattern_properties, "additionalProperties": Checker.more_properties,
-    "propertyNames": Checker.names, "required": Checker.required,
+    "prefixItems": Checker._prefix, "items": Checker._items, "additionalItems": Checker._more_items,
+    "uniqueItems": Checker._unique, "contains": Checker._contains, "properties": Checker._properties,
+    "patternProperties": Checker._pattern_properties, "additionalProperties": Checker._more_properties,
+    "propertyNames": Checker._names, "required": Checker._required,
 }  # fmt: skip
