@@ -170,7 +170,7 @@ def nested(depth: int) -> dict:
         ({"enum": ["\ud800"]}, "surrogate"),
         (nested(60), "deeper than 48"),
         ({"properties": {f"p{i}": {} for i in range(5000)}}, "5000 properties"),
-        ({"allOf": [{"anyOf": [{"properties": {f"{i}{j}": {}}} for j in range(3)]} for i in range(12)]}, "alternatives"),
+        ({"allOf": [{"anyOf": [{"properties": {f"{i}{j}": {}}} for j in (1, 2)]} for i in range(12)]}, "alternatives"),
         ("{", "no JSON"),
         ("[" * 100_000, "no JSON"),
         ([1], "must be a JSON object"),
@@ -203,10 +203,15 @@ def test_a_hostile_schema_is_compiled_or_refused_and_never_hangs(compiler, schem
 
 
 def test_what_cannot_be_enforced_may_be_left_out(compiler) -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-    with pytest.raises(ConstraintError, match="/not"):
-        compiler.compile(schema_grammar({**schema, "not": {"multipleOf": 7}}))
-    walk(compiler, schema_grammar({**schema, "not": {"multipleOf": 7}}, lenient=True), '{"a":1}')
+    odd = {"type": "integer", "not": {"multipleOf": 7}}
+    schema = {"type": "object", "properties": {"a": odd}, "required": ["a"]}
+    with pytest.raises(ConstraintError, match="/properties/a/not"):
+        compiler.compile(schema_grammar(schema))
+    grammar = schema_grammar(schema, lenient=True)
+    walk(compiler, grammar, '{"a":14}')
+    assert [one.place for one in grammar.schema.open] == ["/properties/a/not"]
+    assert grammar.schema.violations('{"a":14}') == ("/a violates /properties/a/not",)
+    assert grammar.schema.violations('{"a":15}') == ()
 
 
 def test_an_unknown_format_is_a_remark(compiler) -> None:

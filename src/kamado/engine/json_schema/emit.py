@@ -32,6 +32,7 @@ from .trees import ANY, Tree, alt, both, inverse, is_nothing, literal
 
 _MAX_LISTED = 300  # multiples that are listed one by one
 _MAX_STEP = 20_000  # of multipleOf: the automaton has so many states
+_MAX_PLACES = 15  # of multipleOf
 _MAX_UNIQUE = 60  # values of which each may come once: a bit each
 _MAX_COUNTED = 4000  # rules of an object or array whose length is counted
 _MAX_KEY_PATTERNS = 4
@@ -170,14 +171,14 @@ class Emitter:
 
     def _stepped(self, kind: str, atom: Number, step: int | None = None) -> Name:
         """Multiples, which the compiler counts by an automaton of its own, as many states as the step has units."""
-        divisor: Any = step
-        if step is None:
-            divisor = float(_common_step(atom.multiples))
-        units = float(divisor) * 10 ** max(0, -int(Decimal(str(divisor)).normalize().as_tuple().exponent))
-        if units > _MAX_STEP or atom.excluded:
-            self._open("multipleOf", "its step is too long")
-            if units > _MAX_STEP:
-                return self._rules.terminal(trees.write(numbers.whole_between(*atom.bounds.whole()), False))
+        exact = _common_step(atom.multiples) if step is None else Decimal(step)
+        places = max(0, -int(exact.normalize().as_tuple().exponent))
+        divisor: Any = float(exact) if step is None else step
+        if places > _MAX_PLACES or exact.scaleb(places) > _MAX_STEP:
+            self._open("multipleOf", "its step has too many digits")
+            return self._rules.terminal(trees.write(numbers.whole_between(*atom.bounds.whole()), False))
+        if atom.excluded:
+            self._open("multipleOf", "a multiple of it is excluded")
         schema: dict[str, Any] = {"type": kind, "multipleOf": divisor, "minimum": -_EXACT, "maximum": _EXACT}
         bounds = atom.bounds
         if bounds.low is not None and bounds.low > -_EXACT:
