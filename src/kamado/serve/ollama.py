@@ -48,6 +48,7 @@ from .ollama_body import (
 )
 from .ollama_options import keep_alive_seconds
 from .routes import Call, Family, Response, Route
+from .schemas import noted
 
 _NDJSON = "application/x-ndjson"
 _NS = 1_000_000_000
@@ -148,6 +149,8 @@ class _Writer:
         }
         for call_id, name, pieces in self._calls.values():  # what has not ended, or ended as cut
             line["cut_call"] = {"id": call_id, "function": {"name": name, "arguments": "".join(pieces)}}
+        if counts.violations:
+            line["schema_violations"] = list(counts.violations)
         cut = self._started.truncated if self._started is not None else None
         if cut is not None:
             line["truncated"] = {"messages": cut.num_messages, "tokens": cut.num_tokens, "rule": cut.rule}
@@ -220,9 +223,9 @@ async def _answer(
     keep_alive = keep_alive_seconds(body.keep_alive)
     writer = _Writer(body.model, part, request.context)
     if isinstance(request, ChatRequest):
-        events = service.chat(info.name, request, keep_alive=keep_alive)
+        events = noted(call, service.chat(info.name, request, keep_alive=keep_alive))
     else:
-        events = service.complete(info.name, request, keep_alive=keep_alive)
+        events = noted(call, service.complete(info.name, request, keep_alive=keep_alive))
     lines = _lines(events, writer)
     if body.stream is False:
         async with aclosing(lines):

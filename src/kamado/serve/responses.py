@@ -30,6 +30,7 @@ from .openai import FAMILY, keep_alive_of, new_id, note_counts, owner_of
 from .openai_results import account_of, token_text
 from .responses_bodies import ENCRYPTED, ResponsesBody, input_items, named_parts, responses_request
 from .routes import Call, Response, Route
+from .schemas import noted
 
 _log = logging.getLogger("kamado.serve")
 
@@ -104,7 +105,7 @@ async def create(call: Call[ResponsesBody]) -> Response:
     request = replace(request, owner=owner_of(call, body.prompt_cache_key), request_id=call.id)
     call.notes |= {"model": body.model, "user": body.user}
     maker = ResponseMaker(body)
-    events = call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive))
+    events = noted(call, call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
 
     def keep() -> None:
         own = input_items(body.input)
@@ -373,7 +374,7 @@ def _tool_of(tool: Mapping[str, Any]) -> dict[str, Any]:
         "name": tool["name"],
         "description": tool.get("description"),
         "parameters": tool.get("parameters"),
-        "strict": tool.get("strict", True),
+        "strict": tool.get("strict") is True,
     }
 
 
