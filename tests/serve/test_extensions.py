@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from kamado.serve.backend import ChatRequest, OutputFormat, Think
+from kamado.serve.openai_forms import _choice
 
 from . import fake
 from .compat import compat
@@ -93,7 +94,10 @@ EFFECTS: list[tuple[tuple[str, ...], str, dict[str, Any], Callable[[Any], Any], 
     (TEXT, "guided_json", {"guided_json": SCHEMA}, field("output"), AS_JSON),
     (TEXT, "guided_json", {"guided_json": json.dumps(SCHEMA)}, field("output"), AS_JSON),
     (TEXT, "guided_regex", {"guided_regex": "a+"}, field("output"), OutputFormat("regex", grammar="a+")),
-    (TEXT, "guided_choice", {"guided_choice": ["a", "b.c"]}, field("output"), OutputFormat("regex", grammar=r"a|b\.c")),
+    (
+        TEXT, "guided_choice", {"guided_choice": ["a", "b.\n"]}, field("output"),
+        OutputFormat("regex", grammar=r"a|b\.\n"),
+    ),
     (TEXT, "structured_outputs", {"structured_outputs": {"json": SCHEMA}}, field("output"), AS_JSON),
     (TEXT, "structured_outputs", {"structured_outputs": {"json_object": True}}, field("output"), OutputFormat("json")),
     (
@@ -328,6 +332,46 @@ def test_tokens_of_what_came_before_count_too(post: Post) -> None:
 def test_counting_takes_what_answering_takes(post: Post) -> None:
     body = {"output_format": {"type": "json_schema", "schema": SCHEMA}, "output_config": {"effort": "xhigh"}}
     assert post(COUNT, **body).json() == {"input_tokens": 2}
+
+
+@compat(MESSAGES, "context_management: clear_thinking")
+@compat(COUNT, "context_management: clear_thinking")
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [
+        ({}, ["", "", "three"]),
+        ({"keep": {"type": "thinking_turns", "value": 2}}, ["", "two", "three"]),
+        ({"keep": {"type": "thinking_turns", "value": 0}}, ["", "", ""]),
+        ({"keep": {"type": "thinking_turns", "value": 9}}, ["one", "two", "three"]),
+    ],
+)
+def test_earlier_thinking_is_cleared(post: Post, world: FakeWorld, keep: dict[str, Any], left: list[str]) -> None:
+    said: list[Any] = []
+    for thought in ("one", "two", "three"):
+        block = [{"type": "thinking", "thinking": thought, "signature": ""}, {"type": "text", "text": "x"}]
+        said += [{"role": "user", "content": "a"}, {"role": "assistant", "content": block}]
+    body = {
+        "messages": [*said, {"role": "user", "content": "b"}],
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", **keep}]},
+    }
+    response = post(MESSAGES, **body)
+    assert response.status_code == 200, response.text
+    assert [m.reasoning for m in world.model.requests[-1].messages if m.role == "assistant"] == left
+    assert post(COUNT, **body).status_code == 200
+
+
+def test_choices_are_the_only_answers() -> None:
+    llguidance = pytest.importorskip("llguidance")
+    choices = ["red apple", "blue.sky\n\tx", "a-b/c~d#e&f 'g' \"h\" \\ é 日本 $1^{2}(3)[4]|*+?", "0"]
+    grammar = llguidance.LLMatcher.grammar_from_regex(_choice(choices).pattern)
+    tokenizer = llguidance.LLTokenizer("byte")
+    for choice in choices:
+        matcher = llguidance.LLMatcher(tokenizer, grammar)
+        assert matcher.consume_tokens(tokenizer.tokenize_str(choice))
+        assert matcher.is_accepting()
+    for wrong in ("red", "red apples", "blue-sky\n\tx", "1"):
+        matcher = llguidance.LLMatcher(tokenizer, grammar)
+        assert not matcher.consume_tokens(tokenizer.tokenize_str(wrong)) or not matcher.is_accepting()
 
 
 def test_the_requests_are_chats_where_they_should_be(world: FakeWorld, post: Post) -> None:

@@ -168,7 +168,7 @@ def test_an_input_that_is_too_long_is_refused_with_both_numbers(client: openai.O
 @compat("GET /v1/models/{model}")
 def test_models_say_what_they_can(client: openai.OpenAI) -> None:
     listed = {model.id: model.to_dict() for model in client.models.list()}
-    assert list(listed) == ["fake", "other"]
+    assert list(listed) == ["fake", "other", "gpt-4o"]
     assert listed["fake"]["context_length"] == 64
     assert "tools" in listed["fake"]["capabilities"]  # type: ignore[operator]
     assert client.models.retrieve("fake").created == 1_700_000_000
