@@ -238,9 +238,10 @@ def test_tools(ask: Callable[..., Any], world: FakeWorld) -> None:
     ("choice", "meant"),
     [
         ({"type": "auto"}, ToolChoice("auto")),
-        ({"type": "any"}, ToolChoice("required")),
+        ({"type": "any"}, ToolChoice("required", parallel=False)),  # of one tool: one call
+        ({"type": "any", "disable_parallel_tool_use": False}, ToolChoice("required")),
         ({"type": "none"}, ToolChoice("none")),
-        ({"type": "tool", "name": "weather"}, ToolChoice("required", frozenset({"weather"}))),
+        ({"type": "tool", "name": "weather"}, ToolChoice("required", frozenset({"weather"}), parallel=False)),
         ({"type": "auto", "disable_parallel_tool_use": True}, ToolChoice("auto", parallel=False)),
     ],
 )
@@ -312,7 +313,7 @@ def test_max_tokens_0_only_fills_the_cache(ask: Callable[..., Any], world: FakeW
 def test_a_schema_for_the_answer(ask: Callable[..., Any], world: FakeWorld) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     ask(output_config={"format": {"type": "json_schema", "schema": schema}})
-    assert last(world).output == OutputFormat("json_schema", schema)
+    assert last(world).output == OutputFormat("json_schema", schema, is_strict=False)
 
 
 @compat(MESSAGES, "output_config: effort low, medium, high")

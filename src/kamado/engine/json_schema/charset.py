@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterable
 from functools import cache
 
@@ -69,7 +70,8 @@ def minus(a: Ranges, b: Ranges) -> Ranges:
 
 def has(a: Ranges, code: int) -> bool:
     """Whether a code point is in it."""
-    return any(low <= code <= high for low, high in a)
+    i = bisect_right(a, (code, _LAST + 1)) - 1
+    return i >= 0 and a[i][1] >= code
 
 
 def with_case(a: Ranges) -> Ranges:
@@ -110,6 +112,23 @@ _LONG = {
     "Letter": "L", "Lowercase_Letter": "Ll", "Uppercase_Letter": "Lu", "Mark": "M", "Number": "N",
     "Decimal_Number": "Nd", "Punctuation": "P", "Symbol": "S", "Separator": "Z", "Space_Separator": "Zs",
     "Alphabetic": "L", "Lowercase": "Ll", "Uppercase": "Lu",
+}  # fmt: skip
+
+
+# Sets that every version of Unicode since 13 has whole: of pictures some are missing, which come one by one.
+EMOJI = {
+    "Extended_Pictographic": make([
+        (0x2600, 0x2604), (0x260E, 0x260E), (0x2611, 0x2611), (0x2614, 0x2615), (0x263A, 0x263A), (0x2648, 0x2653),
+        (0x26A0, 0x26A1), (0x2702, 0x2702), (0x2705, 0x2705), (0x2708, 0x270D), (0x2728, 0x2728), (0x274C, 0x274C),
+        (0x2753, 0x2755), (0x2763, 0x2764), (0x2795, 0x2797), (0x2B50, 0x2B50), (0x1F300, 0x1F320), (0x1F330, 0x1F335),
+        (0x1F337, 0x1F37C), (0x1F380, 0x1F393), (0x1F3A0, 0x1F3C4), (0x1F3E0, 0x1F3F0), (0x1F400, 0x1F43E),
+        (0x1F442, 0x1F4F7), (0x1F4F9, 0x1F4FC), (0x1F500, 0x1F53D), (0x1F550, 0x1F567), (0x1F5FB, 0x1F64F),
+        (0x1F680, 0x1F6C5), (0x1F90D, 0x1F93A), (0x1F940, 0x1F945), (0x1F947, 0x1F9AF), (0x1F9B4, 0x1F9FF),
+    ]),
+    "Emoji_Component": make([
+        (0x23, 0x23), (0x2A, 0x2A), (0x30, 0x39), (0x200D, 0x200D), (0x20E3, 0x20E3), (0xFE0F, 0xFE0F),
+        (0x1F1E6, 0x1F1FF), (0x1F3FB, 0x1F3FF), (0x1F9B0, 0x1F9B3), (0xE0020, 0xE007F),
+    ]),
 }  # fmt: skip
 
 

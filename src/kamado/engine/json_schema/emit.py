@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 from . import numbers, trees
 from .normal import Normaliser
+from .numbers import Range
 from .rules import Literal, Name, Row, Rules, Symbol, Times
 from .shapes import (
     ANYTHING,
@@ -68,7 +70,9 @@ class Emitter:
             return self._values[conjunction]
         rule = self._rules.new("v")
         self._values[conjunction] = Name(rule)
-        scalars = [self._scalar(a.value) for a in atoms if isinstance(a, Const) and not _is_container(a.value)]
+        scalars = [
+            text for a in atoms if isinstance(a, Const) and not _is_container(a.value) for text in self._texts(a.value)
+        ]
         if len(scalars) == 1:
             self._rules.add(rule, Literal(scalars[0]))
         elif scalars:
@@ -112,6 +116,11 @@ class Emitter:
 
     def _scalar(self, value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
+
+    def _texts(self, value: Any) -> list[str]:
+        """The ways to write it: a number with a fraction of 0 without one too."""
+        is_whole = isinstance(value, float) and value.is_integer() and abs(value) < numbers.MAX_UNSIGNED
+        return [self._scalar(value), *([str(int(value))] if is_whole else [])]
 
     def _const(self, value: Any) -> Row:
         """A value as the pieces in which any array or object comes, so that both begin alike."""
@@ -167,6 +176,12 @@ class Emitter:
             excluded = {int(value) for value in atom.excluded if value == value.to_integral_value()}
             values = [value for value in range(first, high + 1, step) if value not in excluded]
             return [(self._rules.terminal(" | ".join(f'"{value}"' for value in values)),)] if values else []
+        ends = numbers.ending_in(step)
+        if ends is not None:
+            tree = both(numbers.whole_between(low, high), ends)
+            for value in atom.excluded:
+                tree = numbers.without(tree, value)
+            return [(self._rules.terminal(trees.write(tree, False)),)]
         return [(self._stepped("integer", atom, step),)]
 
     def _stepped(self, kind: str, atom: Number, step: int | None = None) -> Name:
@@ -179,6 +194,9 @@ class Emitter:
             return self._rules.terminal(trees.write(numbers.whole_between(*atom.bounds.whole()), False))
         if atom.excluded:
             self._open("multipleOf", "a multiple of it is excluded")
+        if not Range(Decimal(-_EXACT), Decimal(_EXACT)).meet(atom.bounds).whole_count():
+            self._open("multipleOf", "its numbers are past 2^53")
+            return self._rules.terminal(trees.write(numbers.whole_between(*atom.bounds.whole()), False))
         schema: dict[str, Any] = {"type": kind, "multipleOf": divisor, "minimum": -_EXACT, "maximum": _EXACT}
         bounds = atom.bounds
         if bounds.low is not None and bounds.low > -_EXACT:
@@ -191,7 +209,7 @@ class Emitter:
 
     def _array(self, rule: str, atom: Array) -> None:
         if atom.is_unique and atom.high is not None and atom.high <= 1:
-            atom = Array(atom.prefix, atom.items, atom.low, atom.high, False, atom.contains, atom.has_items)
+            atom = replace(atom, is_unique=False)
         if atom.is_unique:
             values = self._few(atom)
             if values is not None:
@@ -262,11 +280,11 @@ class Emitter:
         if len(atom.contains) > 1:
             self._open("contains", "of two that hold for one array the second is left open")
         what, least, most = atom.contains[0]
-        last_item = max(1, least, atom.low, len(atom.prefix), atom.high or 0)  # the last one stands for all after it
+        last_item = max(1, least, most or 0, atom.low, len(atom.prefix), atom.high or 0)  # the last one stands for all after it
         last_found = max(least, -1 if most is None else most)
         if (last_item + 1) * (last_found + 1) > _MAX_COUNTED:
             self._open("contains", "the array's length has too many cases")
-            self._array(rule, Array(atom.prefix, atom.items, atom.low, atom.high, False, (), atom.has_items))
+            self._array(rule, replace(atom, contains=()))
             return
         is_known = most is None or self._all.shape(self._all.inverse(what)).is_exact
         if not is_known:

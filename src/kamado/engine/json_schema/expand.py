@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from .shapes import (
     constants,
     join,
     kind_of,
+    together,
 )
 from .trees import ANY, Tree, both, is_nothing
 from .values import CheckError, decimal_of, type_of
@@ -203,11 +205,12 @@ class Expansion:
         elif pattern is not None:
             self._open("pattern", _MALFORMED)
         name = self._words.get("format")
+        has_format = isinstance(name, str) and format_language(name) is not None
         if isinstance(name, str) and (tree := format_language(name)) is not None:
             trees.append(tree)
         elif isinstance(name, str) and name in OPEN:
             self._all.remarks[f"{self._all.document.pointer(self._node)}/format"] = name
-        text = Text(both(ANY, *trees), self._count("minLength") or 0, self._count("maxLength"))
+        text = Text(both(ANY, *trees), self._count("minLength") or 0, self._count("maxLength"), has_format)
         if text.high is not None and text.low > text.high:
             return None
         return None if (trees and is_nothing(text.language())) else text
@@ -239,6 +242,7 @@ class Expansion:
             words.get("uniqueItems") is True,
             contains,
             has_items,
+            len(prefix),
         )
         return bounded_array(array)
 
@@ -294,7 +298,7 @@ class Expansion:
         overlaps: dict[int, list[int]] = {}
         for i in range(len(ways)):
             for j in range(i):
-                if self._of(ways[i], ways[j]).atoms:
+                if self._of(ways[i], ways[j]).atoms or (_has_format(shapes[i]) and _has_format(shapes[j])):
                     overlaps.setdefault(i, []).append(j)
                     overlaps.setdefault(j, []).append(i)
         for i, others in overlaps.items():
@@ -351,6 +355,10 @@ class Expansion:
         return Shape(tuple(atom for old in shape.atoms if (atom := change(old)) is not None), shape.is_exact)
 
 
+def _has_format(shape: Shape) -> bool:
+    return any(isinstance(atom, Text) and atom.has_format for atom in shape.atoms)
+
+
 def _closed(atom: Object, rest: Conjunction) -> Object:
     """With a schema for the properties that nothing has spoken of."""
     layers = [layer for layer in atom.layers if layer.is_declared]
@@ -370,4 +378,5 @@ def _ended(atom: Array, more: Conjunction) -> Array | None:
     """The same of items."""
     if atom.has_items:
         return atom
-    return bounded_array(Array(atom.prefix, more, atom.low, atom.high, atom.is_unique, atom.contains, has_items=True))
+    prefix = tuple(own if i < atom.num_seen else together(own, more) for i, own in enumerate(atom.prefix))
+    return bounded_array(replace(atom, prefix=prefix, items=together(atom.items, more), has_items=True))

@@ -228,6 +228,7 @@ class Normaliser:
         elif isinstance(atom, Text):
             rest = inverse(atom.language())
             out += [] if is_nothing(rest) else [Text(rest)]
+            is_exact = not atom.has_format
         elif isinstance(atom, Array):
             is_exact = self._without_array(atom, out)
         else:

@@ -5,6 +5,7 @@ Whole numbers have at most 19 digits and lie within 64 bits, fractions have 17 d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, lru_cache
@@ -55,6 +56,11 @@ class Range:
             return False
         return self.low > self.high or (self.low == self.high and (self.is_low_open or self.is_high_open))
 
+    def whole_count(self) -> int:
+        """How many whole numbers it has."""
+        low, high = self.whole()
+        return max(0, high - low + 1)
+
     def whole(self) -> tuple[int, int]:
         """The first and last whole number that an answer may have; the first is larger when there is none."""
         low, high = MIN_WHOLE, MAX_WHOLE
@@ -97,10 +103,16 @@ def _natural(low: int, high: int) -> Tree:
     if low > high:
         return NOTHING
     ways = []
+    full: list[int] = []  # lengths of which every number is in it
     for length in range(len(str(low)), len(str(high)) + 1):
         first = max(low, 0 if length == 1 else 10 ** (length - 1))
         last = min(high, 10**length - 1)
-        ways.append(_same_length(str(first), str(last)))
+        if length > 1 and first == 10 ** (length - 1) and last == 10**length - 1:
+            full.append(length)
+        else:
+            ways.append(_same_length(str(first), str(last)))
+    if full:
+        ways.append(seq(_D19, repeat(_D, full[0] - 1, full[-1] - 1)))
     return alt(*ways)
 
 
@@ -133,6 +145,12 @@ def _fraction(num_digits: int) -> Tree:
 
 _PLUS = repeat(literal("+"), 0, 1)
 _MANTISSA = seq(_D19, repeat(_fraction(_FRACTION_DIGITS), 0, 1))
+# The last power of ten that doubles have, up to 1.7 times it.
+_LARGEST = seq(
+    literal("1"),
+    repeat(seq(literal("."), Chars(of_pairs("06")), repeat(_D, 0, _FRACTION_DIGITS - 1)), 0, 1),
+    seq(Chars(of("eE")), _PLUS, literal("308")),
+)
 
 
 @cache
@@ -142,6 +160,7 @@ def any_number() -> Tree:
     short = seq(_D, repeat(_fraction(_FRACTION_DIGITS), 0, 1))
     powers = [
         seq(short, _exponent(_PLUS, 0, _BIG_EXPONENT)),
+        _LARGEST,
         seq(short, _exponent(_SIGN, 0, 999)),
         seq(_natural(0, MAX_WHOLE), repeat(_fraction(_FRACTION_DIGITS), 0, 1), _exponent(_PLUS, 0, 280)),
         seq(_natural(0, MAX_WHOLE), repeat(_fraction(_FRACTION_DIGITS), 0, 1), _exponent(_SIGN, 0, 999)),
@@ -154,6 +173,7 @@ def numbers_in(bounds: Range) -> Tree:
     """Numbers of a range, with or without a fraction; exponents where they are sure to lie in it."""
     if bounds == EVERYWHERE:
         return any_number()
+    bounds = _closed(bounds)
     if bounds.is_empty:
         return NOTHING
     positive: list[Tree] = []
@@ -179,23 +199,24 @@ def numbers_in(bounds: Range) -> Tree:
     else:
         positive.append(NOTHING)
         negative.append(_at_least(-high, bounds.is_high_open))
-    digits = _FRACTION_DIGITS
-    for bound, is_open in ((low, bounds.is_low_open), (high, bounds.is_high_open)):
-        if bound is None or bound == 0:
-            continue
-        if is_open:
-            digits = min(digits, max(0, _DOUBLE_DIGITS - _whole_digits(abs(bound))))
-        if abs(bound) >= _EXACT:
-            digits = 0
+    # Past 2^53 a fraction may round to the other side of a bound.
+    digits = 0 if any(bound is not None and abs(bound) >= _EXACT for bound in (low, high)) else _FRACTION_DIGITS
     largest = max([MAX_WHOLE, *(int(abs(bound)) for bound in (low, high) if bound is not None)])
     plain = seq(_natural(0, largest), repeat(_fraction(digits), 0, 1))
-    powers = seq(_MANTISSA, alt(_exponent(_PLUS, 0, _BIG_EXPONENT), _exponent(_SIGN, 0, 999)))
+    powers = alt(seq(_MANTISSA, alt(_exponent(_PLUS, 0, _BIG_EXPONENT), _exponent(_SIGN, 0, 999))), _LARGEST)
     magnitude = alt(plain, powers)
     return alt(both(magnitude, *positive), seq(_SIGN, both(magnitude, *negative)))
 
 
-def _whole_digits(value: Decimal) -> int:
-    return len(str(int(value))) if value >= 1 else 0
+def _closed(bounds: Range) -> Range:
+    """With the next double in the place of a bound that is left out: what rounds to the bound is out with it."""
+    low, high = bounds.low, bounds.high
+    low_open, high_open = bounds.is_low_open, bounds.is_high_open
+    if low is not None and low_open and 0 < abs(low) < _EXACT:
+        low, low_open = Decimal(repr(math.nextafter(float(low), math.inf))), False
+    if high is not None and high_open and 0 < abs(high) < _EXACT:
+        high, high_open = Decimal(repr(math.nextafter(float(high), -math.inf))), False
+    return Range(low, high, low_open, high_open)
 
 
 def _parts(value: Decimal) -> tuple[int, str]:
@@ -228,7 +249,7 @@ def _at_least(bound: Decimal, is_open: bool) -> Tree:
         ways.append(seq(literal(str(whole)), _POINT, alt(*more)))
     power = len(str(whole)) + 1 if whole else 1
     if power <= _BIG_EXPONENT:
-        ways.append(seq(_MANTISSA, _exponent(_PLUS, power, _BIG_EXPONENT)))
+        ways += [seq(_MANTISSA, _exponent(_PLUS, power, _BIG_EXPONENT)), _LARGEST]
     if bound == 0:
         ways.append(seq(_MANTISSA, _exponent(_SIGN, 0, _SMALL_EXPONENT)))
     return alt(*ways)
@@ -281,7 +302,24 @@ def without(tree: Tree, value: Decimal) -> Tree:
     return both(tree, inverse(seq(sign, same)), inverse(powers))
 
 
-WITH_FRACTION = both(seq(ANY, _POINT, _TAIL, _D19, _TAIL), inverse(seq(ANY, Chars(of("eE")), ANY)))
+# Numbers that are not whole, as doubles either: so few digits that rounding does not make them so.
+WITH_FRACTION = seq(
+    repeat(_SIGN, 0, 1),
+    both(
+        seq(repeat(_D, 1, None), _POINT, _TAIL, _D19, _TAIL),
+        alt(*(seq(repeat(_D, n, n), _POINT, repeat(_D, 1, _DOUBLE_DIGITS - n)) for n in range(1, _DOUBLE_DIGITS))),
+    ),
+)
+
+
+def ending_in(step: int) -> Tree | None:
+    """Multiples of a step that divides 10, 100 or 1000, which the last digits tell; None for any other step."""
+    for count in (1, 2, 3):
+        if 10**count % step == 0:
+            ends = alt(*(literal(f"{n:0{count}}") for n in range(0, 10**count, step)))
+            short = alt(*(literal(str(n)) for n in range(0, 10**count, step)))
+            return seq(repeat(_SIGN, 0, 1), alt(short, seq(repeat(_D, 1, None), ends)))
+    return None
 
 
 def with_places(num_places: int) -> Tree:

@@ -333,6 +333,8 @@ class _Parser:
                 raise PatternError("\\p needs a name in braces")
             name = self._text[self._at + 1 : end].removeprefix("General_Category=").removeprefix("gc=")
             self._at = end + 1
+            if c == "p" and not is_large and name in charset.EMOJI:
+                return charset.EMOJI[name]
             ranges = charset.category(name) or ()
             if not ranges:
                 raise PatternError(f"\\p{{{name[:40]}}} is not known here")

@@ -50,11 +50,13 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Texts of a language, `low` to `high` characters long."""
+    """Texts of a language, `low` to `high` characters long. `has_format`: by a format, which is kept to, though by the
+    specification it is a remark: what does not have it is still valid."""
 
     tree: Tree = ANY
     low: int = 0
     high: int | None = None
+    has_format: bool = False
 
     def language(self) -> Tree:
         """With the lengths."""
@@ -72,6 +74,7 @@ class Array:
     is_unique: bool = False
     contains: tuple[tuple[Conjunction, int, int | None], ...] = ()
     has_items: bool = False  # a schema spoke of items behind the prefix
+    num_seen: int = 0  # so many items of the prefix a schema spoke of, and no complement
 
     def item(self, i: int) -> Conjunction:
         """What holds for one item."""
@@ -139,7 +142,7 @@ def meet_atoms(a: Atom, b: Atom) -> Atom | None:
     if isinstance(a, Number) and isinstance(b, Number):
         return _meet_numbers(a, b)
     if isinstance(a, Text) and isinstance(b, Text):
-        text = Text(both(a.tree, b.tree), max(a.low, b.low), _least(a.high, b.high))
+        text = Text(both(a.tree, b.tree), max(a.low, b.low), _least(a.high, b.high), a.has_format or b.has_format)
         if (text.high is not None and text.low > text.high) or (text not in (a, b) and is_nothing(text.language())):
             return None
         return text
@@ -193,6 +196,7 @@ def _meet_arrays(a: Array, b: Array) -> Array | None:
             a.is_unique or b.is_unique,
             tuple(dict.fromkeys((*a.contains, *b.contains))),
             a.has_items or b.has_items,
+            max(a.num_seen, b.num_seen),
         )
     )
 

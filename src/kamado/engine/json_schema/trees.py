@@ -289,7 +289,7 @@ def write(tree: Tree, is_json: bool) -> str:
 
 def _write(tree: Tree, form: _Form) -> str:
     if not has_operators(tree):
-        return f"/{_regex(tree, form)}/"
+        return f"/{_regex(tree, form)}/" if tree != EMPTY else '""'  # two slashes begin a comment
     match tree:
         case Seq(parts):
             out: list[str] = []
