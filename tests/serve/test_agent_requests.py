@@ -1,7 +1,7 @@
-"""First requests of Claude Code, Codex CLI and opencode, through every layer: template, grammars of tools, parser.
+"""First requests of Claude Code, Codex CLI, opencode and aider, through every layer: template, grammars, parser.
 
-`agents/*.json` are skeletons of what claude-code 2.1.197, codex 0.171.0 and opencode 1.18.33 sent to this server: the
-same fields, blocks, tools and schema keywords, with other words. test_agents_npm.py runs the programs themselves.
+`agents/*.json` are skeletons of what claude-code 2.1.197, codex 0.171.0, opencode 1.18.33 and aider 0.86.2 sent here:
+the same fields, blocks, tools and schema keywords, with other words. test_agents_npm.py runs the programs themselves.
 """
 
 from __future__ import annotations
@@ -103,6 +103,19 @@ def test_opencode_is_answered_with_a_call_and_goes_on(family: str) -> None:
             body["messages"] += [*said.back, *PROTOCOLS["chat"].results(said)]
             model.answer = list(b"Done.")
             assert PROTOCOLS["chat"].streamed(await to("/v1/chat/completions", body)).text == "Done."
+        await model.close()
+
+    asyncio.run(talk())
+
+
+def test_aider_is_answered_with_text() -> None:
+    async def talk() -> None:
+        model = WritingModel(FAMILIES["qwen"], context=CONTEXT)
+        model.answer = list(b"calc.py\n```\ndef add(a, b):\n    return a + b\n```\n")
+        async with serving(model) as to:
+            events = await post(to, "/v1/chat/completions", skeleton("aider"))
+            said = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+            assert said.encode() == bytes(model.answer)
         await model.close()
 
     asyncio.run(talk())

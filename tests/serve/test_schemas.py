@@ -84,7 +84,10 @@ def claude_tool(schema: Any, **more: Any) -> dict[str, Any]:
 PROTOCOLS: dict[str, tuple[str, Any]] = {
     "chat": ("/v1/chat/completions", lambda s, **m: {"messages": HELLO, "tools": [chat_tool(s, **m)]}),
     "responses": ("/v1/responses", lambda s, **m: {"input": "hello", "tools": [flat_tool(s, **m)]}),
-    "anthropic": ("/v1/messages", lambda s, **m: {"messages": HELLO, "max_tokens": 200, "tools": [claude_tool(s, **m)]}),
+    "anthropic": (
+        "/v1/messages",
+        lambda s, **m: {"messages": HELLO, "max_tokens": 200, "tools": [claude_tool(s, **m)]},
+    ),
     "ollama": ("/api/chat", lambda s, **m: {"messages": HELLO, "stream": False, "tools": [chat_tool(s, **m)]}),
 }
 

@@ -93,7 +93,9 @@ def judge(schema: Any) -> Any:
     kind = jsonschema.Draft202012Validator
     if isinstance(schema, Mapping):
         kind = jsonschema.validators.validator_for(schema, default=kind)
-    if any(f'"{word}": {value}' in text for word in ("exclusiveMinimum", "exclusiveMaximum") for value in ("true", "false")):
+    if any(
+        f'"{word}": {value}' in text for word in ("exclusiveMinimum", "exclusiveMaximum") for value in ("true", "false")
+    ):
         kind = jsonschema.Draft4Validator
     return jsonschema.validators.extend(kind, {"multipleOf": _multiple})(schema)
 
