@@ -35,7 +35,8 @@ DENSE = "smollm2:135m"
 REAL_TEST_MODELS = (DENSE, "minilm:l6")
 UPCYCLED = "smollm2-135m-64x2.gguf"  # made from it once, and kept in the store's folder
 UPCYCLED_BYTES = 3_300_000_000
-AGENTS = ("@anthropic-ai/claude-code@2.1.197", "@openai/codex@0.171.0")  # 660 MB, which npm brings in half a minute
+# 1 GB, which npm brings in a minute.
+AGENTS = ("@anthropic-ai/claude-code@2.1.197", "@openai/codex@0.171.0", "opencode-ai@1.18.33")
 SPARE_BYTES = 500_000_000  # left on the disk
 BUDGET = ("--memory", "512MiB", "--context", "2048")
 QUESTION = "Why is the sky blue?"
@@ -261,7 +262,7 @@ def step_page_tests(arguments: Sequence[str]) -> None:
 
 
 def step_agent_tests(arguments: Sequence[str]) -> None:
-    """Claude Code and Codex CLI, from npm, do a small task against the server. Skipped where they cannot be had."""
+    """Claude Code, Codex CLI and opencode, from npm, do a small task here. Skipped where they cannot be had."""
     npm = shutil.which("npm")
     if npm is None:
         raise SkipStep("npm is missing")

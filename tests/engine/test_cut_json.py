@@ -65,7 +65,7 @@ def test_what_begins_no_object_is_none(text) -> None:
     assert whole_members(text) == {}
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(value=OBJECTS, is_ascii=st.booleans())
 def test_every_cut_of_an_object_gives_its_beginning(value, is_ascii) -> None:
     text = json.dumps(value, ensure_ascii=is_ascii)
@@ -91,7 +91,7 @@ def _is_part(part, whole) -> bool:
     return part == whole
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(value=OBJECTS, is_ascii=st.booleans())
 def test_clients_that_read_a_cut_stream_find_the_same(value, is_ascii) -> None:
     jiter = pytest.importorskip("jiter")

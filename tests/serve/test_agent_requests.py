@@ -1,7 +1,7 @@
-"""The first requests of Claude Code and Codex CLI, through every layer: template, grammars of all tools, parser.
+"""First requests of Claude Code, Codex CLI, opencode and aider, through every layer: template, grammars, parser.
 
-`agents/*.json` are skeletons of what claude-code 2.1.197 and codex 0.171.0 sent to this server: the same fields,
-blocks, tools and schema keywords, with other words. test_agents_npm.py runs the programs themselves.
+`agents/*.json` are skeletons of what claude-code 2.1.197, codex 0.171.0, opencode 1.18.33 and aider 0.86.2 sent here:
+the same fields, blocks, tools and schema keywords, with other words. test_agents_npm.py runs the programs themselves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from engine.chat_families import FAMILIES
 
-from .test_cut_answers import Post, WritingModel, encode, server_events, serving
+from .test_cut_answers import PROTOCOLS, Post, WritingModel, encode, server_events, serving
 
 AGENTS = Path(__file__).parent / "agents"
 CONTEXT = 65536  # of bytes, which are the tokens here
@@ -85,6 +85,37 @@ def test_codex_is_answered_with_a_call_and_goes_on(family: str) -> None:
             model.answer = list(b"Done.")
             events = await post(to, "/v1/responses", body)
             assert events[-1]["response"]["output"][0]["content"][0]["text"] == "Done."
+        await model.close()
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("family", ["qwen", "generic"])
+def test_opencode_is_answered_with_a_call_and_goes_on(family: str) -> None:
+    async def talk() -> None:
+        model = WritingModel(FAMILIES[family], context=CONTEXT)
+        body = skeleton("opencode")
+        arguments = {"filePath": "/calc.py"}
+        model.answer = call(model, "read", arguments)
+        async with serving(model) as to:
+            said = PROTOCOLS["chat"].streamed(await to("/v1/chat/completions", body))
+            assert [(name, json.loads(text)) for name, text in said.calls] == [("read", arguments)]
+            body["messages"] += [*said.back, *PROTOCOLS["chat"].results(said)]
+            model.answer = list(b"Done.")
+            assert PROTOCOLS["chat"].streamed(await to("/v1/chat/completions", body)).text == "Done."
+        await model.close()
+
+    asyncio.run(talk())
+
+
+def test_aider_is_answered_with_text() -> None:
+    async def talk() -> None:
+        model = WritingModel(FAMILIES["qwen"], context=CONTEXT)
+        model.answer = list(b"calc.py\n```\ndef add(a, b):\n    return a + b\n```\n")
+        async with serving(model) as to:
+            events = await post(to, "/v1/chat/completions", skeleton("aider"))
+            said = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+            assert said.encode() == bytes(model.answer)
         await model.close()
 
     asyncio.run(talk())

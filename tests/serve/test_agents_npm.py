@@ -1,4 +1,4 @@
-"""Claude Code and Codex CLI, as npm has them, do a small task: read a file, change it, run its test.
+"""Claude Code, Codex CLI and opencode, as npm has them, do a small task: read a file, change it, run its test.
 
 The answers are scripted: what is tested is that each program understands the server and the server it. The programs
 are in the folder that KAMADO_TEST_AGENTS names; `tools/dev.py agent-tests` installs them there. They talk to loopback
@@ -145,11 +145,15 @@ def check_done(model: AgentModel, project: Path) -> None:
     assert len(model.results) == 3
 
 
+def processor() -> str:
+    """This machine's, as npm's packages name it."""
+    return {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+
+
 def test_claude_code_does_a_small_task(
     installed: Path, project: Path, serve: Callable[[AgentModel], Running], tmp_path: Path
 ) -> None:
-    kind = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    program = installed / "@anthropic-ai" / f"claude-code-{sys.platform}-{kind}" / "claude"
+    program = installed / "@anthropic-ai" / f"claude-code-{sys.platform}-{processor()}" / "claude"
     if not program.exists():
         pytest.skip(f"{program} is not there")
     path = str(project / "calc.py")
@@ -221,4 +225,40 @@ def test_codex_does_a_small_task(
     assert events[-1]["type"] == "turn.completed"
     assert [item["exit_code"] for item in items if item["type"] == "command_execution"] == [0, 0, 0]
     assert [item["text"] for item in items if item["type"] == "agent_message"] == ["Done."]
+    check_done(model, project)
+
+
+def test_opencode_does_a_small_task(
+    installed: Path, project: Path, serve: Callable[[AgentModel], Running], tmp_path: Path
+) -> None:
+    program = installed / f"opencode-{sys.platform}-{processor()}" / "bin" / "opencode"
+    if not program.exists():
+        pytest.skip(f"{program} is not there")
+    path = str(project / "calc.py")
+    model = AgentModel(
+        [
+            ("read", {"filePath": path}),
+            ("edit", {"filePath": path, "oldString": "a - b", "newString": "a + b"}),
+            ("bash", {"command": RUN, "description": "Runs the test"}),
+        ]
+    )
+    server = serve(model)
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "kamado",
+        "options": {"baseURL": f"{server.url}/v1", "apiKey": "none-needed"},
+        "models": {"fake": {"name": "fake", "tool_call": True, "limit": {"context": CONTEXT, "output": 32000}}},
+    }
+    config = {"autoupdate": False, "share": "disabled", "model": "kamado/fake", "small_model": "kamado/fake"}
+    (project / "opencode.json").write_text(json.dumps({**config, "provider": {"kamado": provider}}))
+    printed = run(
+        [program, "run", "--model", "kamado/fake", "--format", "json", TASK],
+        project,
+        tmp_path / "home",
+        OPENCODE_DISABLE_AUTOUPDATE="1",
+        OPENCODE_DISABLE_MODELS_FETCH="1",
+    )
+    parts = [json.loads(line)["part"] for line in printed.splitlines() if line.startswith("{")]
+    assert [part["state"]["status"] for part in parts if part["type"] == "tool"] == ["completed"] * 3
+    assert [part["text"] for part in parts if part["type"] == "text"] == ["Done."]
     check_done(model, project)

@@ -31,12 +31,12 @@ from ..isolated import WORKER, Limits, WorkerEndedError, run_on_big_stack
 from ..memory.sizes import constraint_bytes
 from .grammar import Grammar
 from .grammar_bounds import check_bounds
-from .grammar_compile import KINDS, WHITESPACE, make_matcher, reason, require_llguidance
+from .grammar_compile import KINDS, make_matcher, reason, require_llguidance
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
 
-__all__ = ["WHITESPACE", "Constraint", "ConstraintCompiler", "Form", "require_llguidance"]
+__all__ = ["Constraint", "ConstraintCompiler", "Form", "require_llguidance"]
 
 # Compiled grammars that are kept: an agent sends the same tools with every turn.
 _MAX_CACHED = 32
@@ -99,9 +99,10 @@ class Constraint:
 class Form:
     """A compiled grammar. Thread-safe."""
 
-    def __init__(self, matcher: Any, vocab_size: int) -> None:
+    def __init__(self, matcher: Any, vocab_size: int, grammar: Grammar) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self.grammar = grammar  # what it was made of
 
     def begin(self) -> Constraint:
         """A constraint for one answer; microseconds."""
@@ -155,7 +156,7 @@ class ConstraintCompiler:
                 self._compiled.move_to_end(grammar)
             if is_mine:
                 try:
-                    place.form = Form(self._make(grammar), self._vocab_size)
+                    place.form = Form(self._make(grammar), self._vocab_size, grammar)
                 except BaseException as error:
                     place.error = error
                     with self._lock:
@@ -184,7 +185,7 @@ class ConstraintCompiler:
     @staticmethod
     def _try(grammar: Grammar) -> None:
         """Compiles the grammar in the worker. Raises ConstraintError when it must not be compiled here."""
-        request = {"kind": grammar.kind, "text": grammar.text, "is_lenient": grammar.is_lenient}
+        request = {"kind": grammar.kind, "text": grammar.text}
         try:
             problem = WORKER.ask("kamado.engine.grammar_compile:check", request, _TRIAL)
         except WorkerEndedError as error:

@@ -20,8 +20,6 @@ _LIMITS = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-# Between the parts of JSON: enough to indent by two for seven levels, too little to go on for ever.
-WHITESPACE = r"[ \t\r\n]{0,16}"
 
 KINDS = {
     "json_schema": "the JSON Schema cannot be used",
@@ -61,12 +59,9 @@ def make_matcher(package: Any, trie: Any, grammar: Grammar) -> Any:
     """The compiled grammar. Raises ConstraintError for one that is wrong or unsupported."""
     matchers = package.LLMatcher
     try:
-        if grammar.kind == "json_schema":
-            options = {"whitespace_pattern": WHITESPACE, "lenient": grammar.is_lenient}
-            source = matchers.grammar_from_json_schema(grammar.text, overrides=options)
-        elif grammar.kind == "regex":
+        if grammar.kind == "regex":
             source = matchers.grammar_from_regex(grammar.text)
-        elif grammar.kind == "lark":
+        elif grammar.kind in ("lark", "json_schema"):
             source = matchers.grammar_from_lark(grammar.text)
         else:
             source = grammar.text
@@ -127,7 +122,7 @@ def check(request: Any) -> Any:
         text = _with_one_token(text)
     package = require_llguidance()
     try:
-        matcher = make_matcher(package, _tries[0], Grammar(request["kind"], text, request["is_lenient"]))
+        matcher = make_matcher(package, _tries[0], Grammar(request["kind"], text))
     except ConstraintError as error:
         return str(error)
     probe = matcher.deep_copy()

@@ -12,10 +12,12 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConstraintError, UsageError
+from .answer_check import AnswerCheck
 from .chat import ChatEncoder
 from .chat_types import (
     ContentEvent,
@@ -33,6 +35,7 @@ from .chat_types import (
 )
 from .generation import Generation
 from .grammar import Grammar
+from .json_schema import CompiledSchema
 from .piece import Piece, Usage, whole_text
 from .stops import StopMatcher
 from .tool_format import AnswerParser, ChatFormat
@@ -64,6 +67,7 @@ class Turn:
     is_continued: bool = False  # the answer's text has begun in the prompt
     think_tokens: int | None = None
     plain_tags: ReasoningTags | None = None
+    schemas: Mapping[str, CompiledSchema] = field(default_factory=dict)  # of tools by name; "": of the answer's form
     compiled: Form | None = None  # of `form`
 
     @property
@@ -123,27 +127,18 @@ class TurnMaker:
             is_reasoning = False
             if syntax is not None and syntax.is_whole_message:
                 syntax = None  # what began as text is no call
-        form: Grammar | None = None
-        compiled: Form | None = None
-        for any_arguments in (False, True):
-            form = AnswerGrammar(
-                chat.marks,
-                tags=may_reason,
-                is_reasoning=is_reasoning,
-                syntax=syntax,
-                tools=offered,
-                is_required=tool_choice.mode == "required",
-                is_parallel=tool_choice.parallel and chat.is_parallel,
-                output=output,
-                any_arguments=any_arguments,
-            ).build()
-            try:
-                if form is not None:
-                    compiled = compile_form(form)
-                break
-            except ConstraintError:
-                if any_arguments or all(tool.strict for tool in offered):
-                    raise
+        make = partial(
+            AnswerGrammar,
+            chat.marks,
+            tags=may_reason,
+            is_reasoning=is_reasoning,
+            syntax=syntax,
+            tools=offered,
+            is_required=tool_choice.mode == "required",
+            is_parallel=tool_choice.parallel and chat.is_parallel,
+            output=output,
+        )
+        form, compiled, schemas = _compiled(make, offered, output, compile_form)
         return Turn(
             tokens=tokens,
             form=form,
@@ -156,6 +151,7 @@ class TurnMaker:
             think_tokens=think.max_tokens if bound is not None else None,
             plain_tags=tags,
             compiled=compiled,
+            schemas=schemas,
         )
 
     def _offered(self, tools: Sequence[Tool], choice: ToolChoice) -> tuple[Tool, ...]:
@@ -180,6 +176,39 @@ class TurnMaker:
         if think.effort is not None:
             chosen.setdefault("reasoning_effort", think.effort)
         return chosen
+
+
+def _compiled(
+    make: Callable[..., AnswerGrammar],
+    tools: Sequence[Tool],
+    output: OutputFormat,
+    compile_form: Callable[[Grammar], Form],
+) -> tuple[Grammar | None, Form | None, Mapping[str, CompiledSchema]]:
+    """The answer's grammar. Schemas that are not strict and that the compiler refuses are left open, only those."""
+    maker = make()
+    form = maker.build()
+    if form is None:
+        return None, None, {}
+    try:
+        return form, compile_form(form), maker.schemas
+    except ConstraintError as error:
+        loose = {tool.name for tool in tools if not tool.strict}
+        if output.kind == "json_schema" and not output.is_strict:
+            loose.add("")
+        loose &= maker.schemas.keys()
+        if not loose:
+            raise
+        reasons = {}
+        for name in loose:
+            schema = maker.schemas[name]
+            try:
+                compile_form(Grammar("json_schema", schema.lark, schema, schema.is_plain))
+            except ConstraintError as own:
+                reasons[name] = str(own)
+        maker = make(loosened=reasons or dict.fromkeys(loose, str(error)))
+        form = maker.build()
+        assert form is not None
+        return form, compile_form(form), maker.schemas
 
 
 def _bound_tags(chat: ChatFormat) -> ReasoningTags | None:
@@ -231,6 +260,7 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text has not come out yet
         self._ready: deque[ContentEvent | Finish] = deque()
         self._is_done = False
+        self._check = AnswerCheck(turn.schemas)
         self.num_reasoning_tokens = 0
 
     def __next__(self) -> ContentEvent | Finish:
@@ -238,7 +268,7 @@ class TurnStream(Iterator[ContentEvent | Finish]):
             if self._is_done:
                 raise StopIteration
             self._take(next(self._generation))
-        return self._ready.popleft()
+        return self._next()
 
     def poll(self) -> ContentEvent | Finish | None:
         """The next event if it is there already, else None. Raises StopIteration after the last."""
@@ -248,7 +278,15 @@ class TurnStream(Iterator[ContentEvent | Finish]):
             if not self._generation.is_ready:
                 return None
             self._take(next(self._generation))
-        return self._ready.popleft()
+        return self._next()
+
+    def _next(self) -> ContentEvent | Finish:
+        event = self._ready.popleft()
+        if not isinstance(event, Finish):
+            self._check.take(event)
+        elif event.reason in ("stop", "tool_calls"):
+            event = replace(event, violations=self._check.violations())
+        return event
 
     def on_news(self, listener: Callable[[], None] | None) -> None:
         """`listener` is called, by the scheduler's thread, when `poll` may have something."""

@@ -15,6 +15,7 @@ import re
 import secrets
 import time
 import traceback
+from collections import ChainMap
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,7 @@ class _Exchange:
     notes: dict[str, Any] = field(default_factory=dict)
     body: BodyCharge | None = None  # memory of its body, until it has been answered
     left_out: Sequence[str] = ()  # names of parameters
+    answer_headers: dict[str, str] = field(default_factory=dict)  # of the handler; a stream adds some before it begins
 
 
 class Server:
@@ -255,6 +257,7 @@ class Server:
         try:
             response = await route.handler(call)
             exchange.left_out = tuple(call.left_out)
+            exchange.answer_headers = call.answer_headers
             await self._write(exchange, writer, response)
         finally:
             exchange.notes.update(call.notes)
@@ -362,8 +365,9 @@ class Server:
         headers = {**response.headers, **exchange.cors, **self._own_headers(exchange)}
         if exchange.left_out:
             headers[HEADER] = ", ".join(exchange.left_out[:_MAX_LEFT_OUT])
+        all_headers = ChainMap(headers, exchange.answer_headers)
         if response.chunks is None:
-            await writer.whole(response.status, response.content, response.media_type, headers)
+            await writer.whole(response.status, response.content, response.media_type, all_headers)
             return
         family = exchange.family
         try:
@@ -371,7 +375,7 @@ class Server:
                 response.status,
                 response.chunks,
                 response.media_type,
-                headers,
+                all_headers,
                 comment=family.keep_alive,
                 comment_seconds=self.config.keep_alive_comment,
             )

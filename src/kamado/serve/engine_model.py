@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..errors import ClosedError, ContextOverflowError, KamadoError, UsageError
+from ..engine.answer_check import AnswerCheck
+from ..engine.grammar import Grammar, schema_grammar
+from ..engine.json_schema import open_schema
+from ..errors import ClosedError, ConstraintError, ContextOverflowError, KamadoError, UsageError
 from ..isolated import WorkerNeededError, without_worker
 from .backend import (
     Capability,
@@ -38,6 +41,7 @@ from .backend import (
 )
 from .bridge import merge
 from .completions import CompletionSource, insert_marks
+from .schemas import schema_header
 
 if TYPE_CHECKING:
     from ..engine.constraint import Form
@@ -118,7 +122,7 @@ class EngineModel:
             for source in sources:
                 source.close()
             raise
-        yield Started(len(turn.tokens), context, truncated, seed)
+        yield Started(len(turn.tokens), context, truncated, seed, schema_header(turn.schemas))
         progress = _PrefillProgress(lambda: sources[0].num_computed_tokens, len(turn.tokens))
         events: AsyncGenerator[Event, None] = merge(sources, progress)
         async with aclosing(events):
@@ -205,7 +209,8 @@ class EngineModel:
         try:
             if request.max_tokens != 0:
                 sources = self._start(request, prompts, context, seed, form)
-            yield Started(num_prompt, context, truncated, seed)
+            schemas = {} if form is None or form.grammar.schema is None else {"": form.grammar.schema}
+            yield Started(num_prompt, context, truncated, seed, schema_header(schemas))
             for p, found in enumerate(scored):
                 for i in range(request.n):
                     yield PromptLogprobs(found.tokens, p * request.n + i)
@@ -258,7 +263,11 @@ class EngineModel:
                         **_sampling(request.sampling, seed + choice),
                     )
                     has_logprobs = request.logprobs is not None
-                    sources.append(CompletionSource(self._model, generation, choice=choice, has_logprobs=has_logprobs))
+                    schema = None if form is None else form.grammar.schema
+                    check = AnswerCheck({} if schema is None else {"": schema})
+                    sources.append(
+                        CompletionSource(self._model, generation, choice=choice, has_logprobs=has_logprobs, check=check)
+                    )
         except BaseException:
             for source in sources:
                 source.close()
@@ -289,7 +298,20 @@ class EngineModel:
                 num_cut += len(tokens) - keep
                 tokens = tokens[-keep:]
             prompts.append(tokens)
-        return prompts, num_cut, self._model.prepare_form(**_form(request.output))
+        return prompts, num_cut, self._form(request.output)
+
+    def _form(self, output: OutputFormat) -> Form | None:
+        """The compiled form. A schema that is not strict and that the compiler refuses is left open as a whole."""
+        if output.kind != "json_schema":
+            return self._model.prepare_form(**_form(output))
+        schema = output.schema or {}
+        try:
+            return self._model.prepare_form(schema=schema_grammar(schema, lenient=not output.is_strict))
+        except ConstraintError as error:
+            if output.is_strict:
+                raise
+            loose = open_schema(schema, str(error))
+            return self._model.prepare_form(schema=Grammar("json_schema", loose.lark, loose, True))
 
     def _around_gap(self, prompt: str | tuple[int, ...], suffix: str) -> list[int]:
         if self._marks is None:
@@ -425,8 +447,6 @@ def _sampling(options: SamplingOptions, seed: int) -> dict[str, Any]:
 def _form(output: OutputFormat) -> dict[str, Any]:
     if output.kind == "json":
         return {"schema": True}
-    if output.kind == "json_schema":
-        return {"schema": output.schema}
     if output.kind == "regex":
         return {"regex": output.grammar}
     return {"grammar": output.grammar} if output.kind == "lark" else {}
