@@ -27,7 +27,7 @@ from ..memory.usage import BudgetWatch
 from ..program import Pooling
 from .chat import ChatEncoder
 from .chat_types import Message, OutputFormat, Think, TokenLogprob, Tool, ToolChoice
-from .constraint import ConstraintCompiler
+from .constraint import ConstraintCompiler, Form
 from .conversations import ConversationStore, check_name, conversation_label
 from .embed import Embedded, Embedder, shortened
 from .executor_protocol import ExecutorProtocol
@@ -180,6 +180,7 @@ class Model:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
+        penalty_window: int | None = None,
         presence_penalty: float | None = None,
         frequency_penalty: float | None = None,
         logit_bias: Mapping[int, float] | None = None,
@@ -189,6 +190,7 @@ class Model:
         schema: Schema | None = None,
         regex: str | None = None,
         grammar: str | None = None,
+        form: Form | None = None,
         special: bool = False,
         background: bool = False,
         owner: str = "",
@@ -203,7 +205,8 @@ class Model:
         what was computed for one owner is never reused for another, in memory or on disk; "" is the local user.
         At most one of `schema` (JSON Schema: a dict, its text, or True for any JSON), `regex` (the whole answer matches
         it) and `grammar` (Lark, rule `start`) gives the answer's form: tokens that would break it are not picked. It
-        holds for every answer that was not cut by `max_tokens` or a stop string.
+        holds for every answer that was not cut by `max_tokens` or a stop string. Compiling one may take two seconds;
+        `form` is one that `prepare_form` made before.
 
         Raises, at once, UsageError for a value out of range, ContextOverflowError when the prompt leaves no room for
         one token, TokenizerError for text without a tokenizer, ConstraintError for a form that cannot be kept,
@@ -219,7 +222,7 @@ class Model:
             max_tokens=max_tokens,
             stop=stop,
             logprobs=logprobs,
-            form=make_grammar(schema, regex, grammar),
+            form=form or make_grammar(schema, regex, grammar),
             background=background,
             owner=owner,
             temperature=temperature,
@@ -227,11 +230,22 @@ class Model:
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
+            penalty_window=penalty_window,
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
             seed=seed,
         )
+
+    def prepare_form(
+        self, *, schema: Schema | None = None, regex: str | None = None, grammar: str | None = None
+    ) -> Form | None:
+        """What `generate` takes as `form`; None when nothing is given. Takes up to two seconds, the first time.
+
+        Raises ConstraintError and MissingPackageError as `generate` does.
+        """
+        asked = make_grammar(schema, regex, grammar)
+        return None if asked is None else self._constraints.form(asked)
 
     def chat(
         self,
@@ -243,6 +257,7 @@ class Model:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
+        penalty_window: int | None = None,
         presence_penalty: float | None = None,
         frequency_penalty: float | None = None,
         logit_bias: Mapping[int, float] | None = None,
@@ -285,6 +300,7 @@ class Model:
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
+            penalty_window=penalty_window,
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
@@ -320,7 +336,7 @@ class Model:
             think=think or Think(),
             continue_last=continue_last,
             options=template_options or {},
-            compile_form=lambda form: self._constraints.compile(form),
+            compile_form=lambda form: self._constraints.form(form),
             respell=lambda tokens, names: self._respelled(tokens, owner, names),
         )
 
@@ -344,11 +360,11 @@ class Model:
         stops = check_stops(stop)
         generation = self._answer(
             list(turn.tokens),
-            continues=False,
+            continues=turn.is_continued,
             max_tokens=max_tokens,
             stop=None,
             logprobs=logprobs,
-            form=turn.form,
+            form=turn.compiled,
             background=background,
             owner=owner,
             session=None,
@@ -380,7 +396,7 @@ class Model:
         max_tokens: int | None,
         stop: str | Sequence[str] | None,
         logprobs: int | None,
-        form: Grammar | None,
+        form: Grammar | Form | None,
         background: bool,
         owner: str,
         session: str | None = None,
@@ -417,7 +433,7 @@ class Model:
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
         )
-        remember = None if continues else partial(self._transcripts.remember, owner)
+        remember = None if continues and turn is None else partial(self._transcripts.remember, owner)
         if session is None:
             return Generation(request, self._scheduler, self, on_tokens=remember)
         name, history, store, model = session, [dict(m) for m in messages], self._conversations, self.name
@@ -653,9 +669,11 @@ class Model:
         source = self._checkpoint.chat_template or ""
         return TurnMaker(encoder, choose_format(encoder.template, self._require_tokenizer()), source)
 
-    def _rule(self, form: Grammar | None, turn: Turn | None) -> TokenRule | None:
+    def _rule(self, form: Grammar | Form | None, turn: Turn | None) -> TokenRule | None:
         """What binds the tokens of an answer."""
-        inner = None if form is None else self._constraints.compile(form)
+        if isinstance(form, Grammar):
+            form = self._constraints.form(form)
+        inner = None if form is None else form.begin()
         if turn is None or turn.think_tokens is None or turn.plain_tags is None:
             return inner
         return ThinkBudget(

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..engine.piece import Piece
+from ..engine.piece import Piece, whole_text
 from .backend import Finish, TextDelta, TokenLogprob
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ class CompletionSource:
 
     def _take(self, piece: Piece) -> None:
         logprobs = (logprob_of(self._model, piece),) if self._has_logprobs else ()
-        if piece.text or logprobs:
-            self._ready.append(TextDelta(piece.text, logprobs, self._choice))
+        text = whole_text(piece, self._model.token_bytes)
+        if text or logprobs:
+            self._ready.append(TextDelta(text, logprobs, self._choice))
         if piece.finish_reason is not None:
             self._ready.append(Finish(piece.finish_reason, None, self._choice))
             self._is_done = True

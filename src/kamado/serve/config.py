@@ -50,7 +50,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8417  # 0: one that is free
-    models: list[str] = []  # loaded at the start and kept
+    models: list[str] = []  # loaded at the start, kept, and the only ones that are served; none: all are
+    serve_all: bool = False  # beside `models` the rest of the store is served, too
     aliases: dict[str, str] = {}  # another name -> a model's name
     memory: str | int | None = None  # of all models together
     context: Annotated[int, Meta(ge=2)] | None = None
@@ -65,11 +66,18 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     drain: Seconds = 30.0  # after SIGTERM, for streams to end by themselves
     write_timeout: Seconds = 60.0  # a client that takes nothing for so long is gone
     body_timeout: Seconds = 60.0
+    header_timeout: Seconds = 10.0  # from connecting, or the first byte of a further request, to its whole header
+    idle_timeout: Seconds = 60.0  # of a connection between two requests
     keep_alive_comment: Seconds = 10.0  # between signs of life in a silent stream
     api_keys: list[KeyConfig] = []
     hosts: list[str] = []  # further names in Host headers
     origins: list[str] = []  # web pages that may call, "https://chat.example"
-    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 32 << 20
+    max_connections: Annotated[int, Meta(ge=16, le=100_000)] = 512
+    max_silent_connections: Annotated[int, Meta(ge=16, le=100_000)] = 128  # without a whole request header
+    max_connections_per_address: Annotated[int, Meta(ge=1)] | None = None  # a proxy is one address
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 32 << 20  # three times that in memory while decoded
+    max_bodies_bytes: Annotated[int, Meta(ge=1 << 20)] = 128 << 20  # memory of all bodies in flight; more get 503
+    max_json_values: Annotated[int, Meta(ge=1024, le=1 << 30)] = 1_000_000  # of a body; keys and lists count as four
     max_json_depth: Annotated[int, Meta(ge=4, le=200)] = 64
     max_header_bytes: Annotated[int, Meta(ge=1024, le=1 << 20)] = 32 << 10
     max_schema_bytes: Annotated[int, Meta(ge=256, le=16 << 20)] = 256 << 10
@@ -167,7 +175,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise UsageError(f"{path}: too large for settings")
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: {error}") from None
     except OSError as error:
@@ -198,7 +206,17 @@ def _all_scopes() -> tuple[str, ...]:
     return SCOPES
 
 
-_DURATIONS = {"keep_alive", "deadline", "load_wait", "drain", "write_timeout", "body_timeout", "keep_alive_comment"}
+_DURATIONS = {
+    "keep_alive",
+    "deadline",
+    "load_wait",
+    "drain",
+    "write_timeout",
+    "body_timeout",
+    "keep_alive_comment",
+    "header_timeout",
+    "idle_timeout",
+}
 
 
 def _checked(values: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class EngineLoader:
             located = self._library.locate(name)
             plan = self._planner(located, options, options.memory_bytes)
             least = plan(*self._choices(located, options)[-1])
+            least.require_fit()
             return least.least_bytes if least.is_streamed else least.peak_bytes
 
         return await asyncio.to_thread(work)

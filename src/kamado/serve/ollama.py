@@ -3,6 +3,9 @@
 Streams are lines of JSON, and a stream is the default. Durations are nanoseconds. A context that `options.num_ctx`
 asks for and the model was not given is refused with both numbers; so is a prompt that does not fit, unless `truncate`
 is true, and then the last line says what was left out.
+
+Calls are objects here and come whole: one that was cut is left out of the message, for clients run every call they get,
+and stands in the last line as `cut_call`, its arguments the text that had come.
 """
 
 from __future__ import annotations
@@ -112,7 +115,7 @@ class _Writer:
             self._calls[event.index] = (event.id, event.name, [])
         elif isinstance(event, ToolCallDelta):
             self._calls[event.index][2].append(event.arguments)
-        elif isinstance(event, ToolCallEnd):  # this API has no parts of calls: each comes whole
+        elif isinstance(event, ToolCallEnd) and not event.is_cut:
             call_id, name, pieces = self._calls.pop(event.index)
             function = {"index": event.index, "name": name, "arguments": json.loads("".join(pieces) or "{}")}
             return [self._line(self._part("", "", [{"id": call_id, "function": function}]), ())]
@@ -143,6 +146,8 @@ class _Writer:
             "eval_count": counts.num_generated_tokens,
             "eval_duration": int(counts.decode_seconds * _NS),
         }
+        for call_id, name, pieces in self._calls.values():  # what has not ended, or ended as cut
+            line["cut_call"] = {"id": call_id, "function": {"name": name, "arguments": "".join(pieces)}}
         cut = self._started.truncated if self._started is not None else None
         if cut is not None:
             line["truncated"] = {"messages": cut.num_messages, "tokens": cut.num_tokens, "rule": cut.rule}
@@ -290,7 +295,7 @@ async def embed(call: Call[EmbedBody]) -> Response:
     request = embed_request(
         inputs,
         options=body.options,
-        truncate=bool(body.truncate),
+        truncate=body.truncate is not False,
         dimensions=body.dimensions,
         owner=call.key.id,
         request_id=call.id,
@@ -311,14 +316,24 @@ async def embeddings(call: Call[EmbeddingsBody]) -> Response:
     """POST /api/embeddings."""
     body = call.body
     request = embed_request(
-        [body.prompt], options=body.options, truncate=False, dimensions=None, owner=call.key.id, request_id=call.id
+        [body.prompt], options=body.options, truncate=True, dimensions=None, owner=call.key.id, request_id=call.id
     )
     vectors, _, _ = await _embed(call, request)
     return json_response({"embedding": vectors[0]})
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/api/chat", chat, "infer", FAMILY, "Answer a conversation (Ollama)", body=ChatBody, streams=_NDJSON),
+    Route(
+        "POST",
+        "/api/chat",
+        chat,
+        "infer",
+        FAMILY,
+        "Answer a conversation (Ollama)",
+        body=ChatBody,
+        streams=_NDJSON,
+        needs_model=True,
+    ),
     Route(
         "POST",
         "/api/generate",
@@ -327,8 +342,18 @@ ROUTES: tuple[Route, ...] = (
         FAMILY,
         "Continue a text (Ollama)",
         body=GenerateBody,
+        needs_model=True,
         streams=_NDJSON,
     ),
-    Route("POST", "/api/embed", embed, "infer", FAMILY, "Embed texts (Ollama)", body=EmbedBody),
-    Route("POST", "/api/embeddings", embeddings, "infer", FAMILY, "Embed one text (Ollama)", body=EmbeddingsBody),
+    Route("POST", "/api/embed", embed, "infer", FAMILY, "Embed texts (Ollama)", body=EmbedBody, needs_model=True),
+    Route(
+        "POST",
+        "/api/embeddings",
+        embeddings,
+        "infer",
+        FAMILY,
+        "Embed one text (Ollama)",
+        body=EmbeddingsBody,
+        needs_model=True,
+    ),
 )

@@ -7,6 +7,11 @@ export function setKey(value) {
   sessionStorage.setItem("kamado.key", key);
 }
 
+/** Whether requests are sent with a key. */
+export function hasKey() {
+  return key !== "";
+}
+
 /** An answer that is no success: `status` (0: no answer at all), and the server's own words as the message. */
 export class ServerError extends Error {
   constructor(status, message) {
