@@ -183,3 +183,20 @@ def test_callers_get_the_same_error_as_for_logits_that_are_no_numbers() -> None:
     error = public_error(_native.NotFinite("a key of attention came out not finite: …"))
     assert type(error) is NativeError
     assert str(error) == "a key of attention came out not finite: …"
+
+
+@pytest.mark.parametrize("how", ["cut", "overwritten", "emptied"])
+def test_a_file_that_is_changed_while_in_use(tmp_path: Path, how: str) -> None:
+    """Weights were read at the load; the table is read row by row: an error, or numbers, and no signal."""
+    program = moe(tmp_path / "w")
+    executor = build(program)
+    with (tmp_path / "w").open("r+b") as file:
+        if how == "overwritten":
+            file.write(bytes(range(256)) * 64)
+        else:
+            file.truncate(0 if how == "emptied" else 40)
+    sequence = executor.create_sequence()
+    with contextlib.suppress(RuntimeError, FloatingPointError):
+        step(executor, [(sequence, TOKENS)])
+        assert how == "overwritten"
+    executor.close()

@@ -138,7 +138,7 @@ def _refused(path: Path, message: str) -> None:
         tracemalloc.stop()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert peak < 4 << 20
+    assert peak < max(4 << 20, 10 * path.stat().st_size)  # a byte may become a reference of eight
 
 
 @pytest.mark.parametrize("attack", GGUF_ATTACKS)

@@ -111,6 +111,7 @@ def chat_templates(path: Path, config: Mapping[str, Any]) -> tuple[str | None, d
 
 
 def _template_text(file: Path, value: Any) -> str:
-    if not isinstance(value, str):
+    # JSON can write halves of characters, which no prompt can hold.
+    if not isinstance(value, str) or any("\ud800" <= char <= "\udfff" for char in value):
         raise MetadataError(f"{file}: key 'chat_template' must be text")
     return value

@@ -155,9 +155,12 @@ class Model:
     def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """Token ids of `text`. With `special`, special tokens written in it become their ids; else they are plain text.
 
-        `add_bos` None: as the model wants it. Raises TokenizerError when the model has no tokenizer.
+        `add_bos` None: as the model wants it. A model that generates gets no end token, even where its file asks for
+        one (`add_eos_token`): the answer would begin after the end of its text. Vectors are of the text with that end.
+        Raises TokenizerError when the model has no tokenizer.
         """
-        return self._require_tokenizer().encode(text, special=special, add_bos=add_bos)
+        add_eos = None if self.is_encoder else False
+        return self._require_tokenizer().encode(text, special=special, add_bos=add_bos, add_eos=add_eos)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
@@ -521,7 +524,7 @@ class Model:
         """As `embed`, with the number of tokens of each text."""
         if isinstance(texts, str):
             raise UsageError("texts must be a list of texts, not one text")
-        ids = [self._prompt_tokens(text, special=False) for text in texts]
+        ids = [self._prompt_tokens(self._text_tokens(text), special=False) for text in texts]
         if truncate:
             ids = [self._cut(tokens) for tokens in ids]
         longest = max(map(len, ids), default=0)
@@ -529,6 +532,10 @@ class Model:
             raise ContextOverflowError(longest, self.context)
         vectors = shortened(self._embedder.embed(ids), dimensions)
         return Embedded(vectors, tuple(map(len, ids)))
+
+    def _text_tokens(self, text: str | Sequence[int]) -> Sequence[int]:
+        """A text to make a vector of, with the end that the file wants."""
+        return self._require_tokenizer().encode(text) if isinstance(text, str) else text
 
     def _cut(self, tokens: list[int]) -> list[int]:
         """At most the context; the token that ends a text stays."""

@@ -122,10 +122,12 @@ class Args:
         )
 
     @classmethod
-    def from_hf(cls, c: Config) -> Args:
-        """From config.json."""
+    def from_hf(cls, c: Config, *, absent_kv: int | None = None, default_context: int = 2048) -> Args:
+        """From config.json. `absent_kv`: see `config.head_counts`; `default_context`: positions when it says none."""
         hidden = c.integer("hidden_size")
-        num_heads, num_kv_heads = config.head_counts(c, "num_attention_heads", "num_key_value_heads")
+        num_heads, num_kv_heads = config.head_counts(
+            c, "num_attention_heads", "num_key_value_heads", absent_kv=absent_kv
+        )
         head_dim = config.hf_head_dim(c, hidden, num_heads)
         return cls(
             num_layers=c.integer("num_hidden_layers", high=config.MAX_LAYERS),
@@ -135,7 +137,7 @@ class Args:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             eps=c.number("rms_norm_eps", default=1e-6),
-            context_length=hf_context(c, 2048),
+            context_length=hf_context(c, default_context),
             attention_scale=config.inverse_sqrt(head_dim),
             activation=c.activation("hidden_act", "silu"),
             interleaved=False,

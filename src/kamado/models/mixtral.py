@@ -25,7 +25,7 @@ HF_NAMES = {
 def read_args(c: Config) -> llama.Args:
     """Llama's settings, a window and the experts."""
     num_experts, top_k = config.expert_counts(c, ("num_local_experts", "num_experts"), "num_experts_per_tok", (8, 2))
-    args = llama.Args.from_hf(c)
+    args = llama.Args.from_hf(c, absent_kv=8, default_context=131072)
     return replace(
         args,
         window=c.optional_integer("sliding_window", high=config.MAX_CONTEXT),

@@ -90,7 +90,7 @@ class Args:
     def from_hf(cls, c: Config) -> Args:
         """From config.json."""
         hidden = c.integer("hidden_size")
-        num_heads, num_kv_heads = config.head_counts(c, "num_attention_heads", "num_key_value_heads")
+        num_heads, num_kv_heads = config.head_counts(c, "num_attention_heads", "num_key_value_heads", absent_kv=32)
         num_layers = c.integer("num_hidden_layers", high=config.MAX_LAYERS)
         return cls(
             num_layers=num_layers,

@@ -115,7 +115,7 @@ class Args:
     def from_hf(cls, c: Config) -> Args:
         """From config.json."""
         hidden = c.integer("hidden_size")
-        num_heads, num_kv_heads = config.head_counts(c, "num_attention_heads", "num_key_value_heads")
+        num_heads, num_kv_heads = config.head_counts(c, "num_attention_heads", "num_key_value_heads", absent_kv=4)
         num_layers = c.integer("num_hidden_layers", high=config.MAX_LAYERS)
         num_experts, top_k = config.expert_counts(c, ("num_experts", "num_local_experts"), "num_experts_per_tok")
         window = c.optional_integer("sliding_window", high=config.MAX_CONTEXT)

@@ -52,7 +52,7 @@ class _Files:
         value = self.file(name).get(key)
         if isinstance(value, Mapping):
             value = value.get("content")
-        if value is not None and not isinstance(value, str):
+        if value is not None and not _is_text(value):
             raise self.fail(name, key, "is no token")
         return value
 
@@ -136,7 +136,7 @@ def _named_tokens(files: _Files) -> list[tuple[str, str, int, Mapping[str, Any]]
         for written, token in listed.items():
             if not (written.isascii() and written.isdecimal() and len(written) < 10):
                 raise files.fail(_CONFIG, _DECODER_KEY, f"has {written!r:.60}, no token id")
-            if not isinstance(token, Mapping) or not isinstance(token.get("content"), str) or not token["content"]:
+            if not isinstance(token, Mapping) or not _is_text(token.get("content")) or not token["content"]:
                 raise files.fail(_CONFIG, f"{_DECODER_KEY}.{written}", "is no token")
             found.append((_CONFIG, f"{_DECODER_KEY}.{written}", int(written), token))
     else:
@@ -145,12 +145,17 @@ def _named_tokens(files: _Files) -> list[tuple[str, str, int, Mapping[str, Any]]
             raise TokenizerError(f"{files.folder / _ADDED}: has {len(added)} tokens, more than are allowed")
         special = _special_texts(files) if added else frozenset()
         for text, token_id in added.items():
-            if isinstance(token_id, bool) or not isinstance(token_id, int) or not text:
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or not text or not _is_text(text):
                 raise files.fail(_ADDED, text[:60], "is no token id")
             is_special = text in special
             token = {"content": text, "special": is_special, "normalized": not is_special}
             found.append((_ADDED, text[:60], token_id, token))
     return sorted(found, key=lambda entry: entry[2])
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is valid Unicode: JSON can write halves of characters, which Rust cannot take."""
+    return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _special_texts(files: _Files) -> frozenset[str]:
