@@ -114,6 +114,12 @@ class Store:
             raise ModelNotFoundError(f"{text!r} may be any of {', '.join(starts)}: give the whole name")
         raise ModelNotFoundError(self._not_found(text, names))
 
+    def name_of(self, path: Path) -> str:
+        """What `resolve` takes for the model that lies at `path`: its name in the store, else the path."""
+        if self.models_dir not in path.parents:
+            return str(path)
+        return next((model.name for model in self.list() if model.path == path), str(path))
+
     def _not_found(self, name: str, stored: builtins.list[str]) -> str:
         if name in CATALOG:
             return f"{name} is not fetched yet; fetch it with: kamado pull {name}"
