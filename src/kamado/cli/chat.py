@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import KamadoError, UsageError
+from ..errors import ContextOverflowError, KamadoError, UsageError
 from . import backend
 from .answer import Answer, summary
 from .lines import Lines
@@ -123,6 +123,7 @@ class Conversation:
             "system": (self._set_system, "TEXT  set the system message; alone: remove it"),
             "set": (self._set, "NAME VALUE  set a sampling option, e.g. temperature 0.2"),
             "undo": (self._undo, "forget the last question and answer"),
+            "trim": (self._trim, "forget the oldest question and its answer, for room in the context"),
             "retry": (self._retry, "answer the last question again"),
             "stats": (self._toggle_stats, "show or hide the figures after an answer"),
             "save": (self._save, "FILE  write the conversation as JSON"),
@@ -147,6 +148,8 @@ class Conversation:
                     note("\n(Ctrl-D or /bye leaves)")
                 except KamadoError as error:  # a wrong value or a full context ends no conversation
                     note(f"kamado: error: {' '.join(str(error).split())}")
+                    if isinstance(error, ContextOverflowError):
+                        note("(/trim forgets the oldest question and its answer, /undo the last, /clear all of them)")
 
     def _keep(self) -> None:
         if self._kept is not None:
@@ -256,6 +259,12 @@ class Conversation:
     def _undo(self, _rest: str) -> bool:
         while self.messages and self.messages.pop()["role"] != "user":
             pass
+        note(f"({len(self.messages)} messages)")
+        return True
+
+    def _trim(self, _rest: str) -> bool:
+        questions = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        del self.messages[: questions[1] if len(questions) > 1 else len(self.messages)]
         note(f"({len(self.messages)} messages)")
         return True
 

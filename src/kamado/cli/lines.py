@@ -1,8 +1,8 @@
 """Messages as they are typed or pasted: what comes of one paste is one message, of however many lines.
 
 A terminal that is told so (mode 2004) puts marks around what is pasted. GNU readline can ask for that and keeps the
-lines together; CPython switches it off. libedit (macOS), a Python without either and dumb terminals cannot: there, lines that
-are waiting behind the one that was just read came with it, commands excepted. Marks in a pipe are understood too.
+lines together; CPython switches it off. libedit (macOS), a Python without either and dumb terminals cannot: there,
+lines that wait behind the one that was just read came with it, commands excepted. Marks in a pipe are understood too.
 """
 
 from __future__ import annotations
