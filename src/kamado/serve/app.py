@@ -434,12 +434,5 @@ class TextFormatter(logging.Formatter):
             if name not in JsonFormatter._OWN and value is not None
         )
         text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()} {extra}".rstrip()
-        text = _shown(text)
-        if record.exc_info:
-            text += "\n" + "\n".join(map(_shown, self.formatException(record.exc_info).splitlines()))
-        return text
-
-
-def _shown(text: str) -> str:
-    """`text`, what would act on a terminal written out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
