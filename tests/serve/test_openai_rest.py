@@ -128,7 +128,7 @@ def test_what_is_wrong_with_a_completion_is_named(client: openai.OpenAI, body: d
     assert caught.value.param == param
 
 
-@compat(COMPLETIONS, "best_of", status="refused", note="unless it equals n")
+@compat(COMPLETIONS, "best_of")
 def test_best_of(client: openai.OpenAI) -> None:
     assert len(client.completions.create(model="fake", prompt="a", n=2, best_of=2).choices) == 2
     with pytest.raises(openai.BadRequestError, match="best_of"):

@@ -16,6 +16,7 @@ from kamado.errors import ModelNotFoundError, UsageError
 from kamado.serve.backend import Recipe
 from kamado.serve.config import ServeConfig
 from kamado.serve.served import ServedLibrary
+from kamado.serve.share import server_share
 
 from .fake import INFO, FakeLibrary, FakeWorld
 from .processes import Process, started, wait_for
@@ -178,8 +179,14 @@ def status(up: Running) -> dict[str, Any]:
     return dict(json.loads(found.text))
 
 
+def with_models_memory(nbytes: int) -> ServeConfig:
+    """Settings of a budget that leaves models so much."""
+    config = ServeConfig(port=0, memory=1 << 30)
+    return ServeConfig(port=0, memory=nbytes + server_share(config).total, max_bodies_bytes=config.bodies_bytes)
+
+
 def test_the_default_is_what_can_be_had(small: FakeWorld) -> None:
-    with running(small.library, small.loader, ServeConfig(port=0, memory=4_000_000)) as up:
+    with running(small.library, small.loader, with_models_memory(4_000_000)) as up:
         small.loader.bytes_of.update({"a-large": 5_000_000, "fake": 1_000_000})
         found = status(up)
         assert [(m["name"], m["fits"]) for m in found["models"]] == [("a-large", False), ("fake", True)]
@@ -197,7 +204,7 @@ def test_the_default_is_the_one_in_memory(small: FakeWorld) -> None:
 
 def test_a_pinned_model_comes_first_and_takes_its_room(small: FakeWorld) -> None:
     small.loader.bytes_of.update({"a-large": 3_000_000, "fake": 2_000_000})
-    with running(small.library, small.loader, ServeConfig(port=0, memory=4_000_000)) as up:
+    with running(small.library, small.loader, with_models_memory(4_000_000)) as up:
         up.call(lambda: up.server.service.load("fake", pinned=True))
         found = status(up)
         assert [(m["name"], m["fits"]) for m in found["models"]] == [("a-large", False), ("fake", True)]

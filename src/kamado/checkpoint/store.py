@@ -120,6 +120,10 @@ class Store:
             raise ModelNotFoundError(f"{text!r} may be any of {', '.join(starts)}: give the whole name")
         raise ModelNotFoundError(self._not_found(text, names))
 
+    def not_found(self, name: str) -> str:
+        """What to say of a name that no model has: near names, of models only."""
+        return self._not_found(name[:200], [model.name for model in self.list()])
+
     def _not_found(self, name: str, stored: builtins.list[str]) -> str:
         if name in CATALOG:
             return f"{name} is not fetched yet; fetch it with: kamado pull {name}"

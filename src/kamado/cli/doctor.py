@@ -39,7 +39,7 @@ def command(as_json: bool) -> None:
     from ..memory.profile import machine
 
     here = machine()
-    findings = [*_machine(here), *_limits(here), *_store()]
+    findings = [*_machine(here), *_limits(here), *_store(), *_server()]
     broken = any(finding.state == "error" for finding in findings)
     if as_json:
         echo_json(
@@ -103,6 +103,23 @@ def _store() -> list[Finding]:
     findings = [_disk(Path(store.root), len(models))]
     findings += [_model(model) for model in models]
     return findings
+
+
+def _server() -> list[Finding]:
+    """The settings of `kamado serve`, if there are any."""
+    try:
+        from ..serve.config import config_file, exposed_keys, load_config
+    except ModuleNotFoundError:  # the extra is not installed
+        return []
+    path = config_file()
+    if not path.is_file():
+        return []
+    try:
+        config, _ = load_config(environment={}, flags={})
+    except KamadoError as error:
+        return [Finding("server", "error", str(error))]
+    warning = exposed_keys(path, config)
+    return [Finding("server", "warning" if warning else "ok", warning or f"settings in {path}")]
 
 
 def _disk(root: Path, num_models: int) -> Finding:

@@ -66,6 +66,7 @@ def command(
         from ..serve.library import StoreLibrary
         from ..serve.loader import EngineLoader, EngineSettings
         from ..serve.run import bind, key_file, make_keys, make_server, run
+        from ..serve.share import server_share
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"{error.name} is missing: pip install 'kamado[serve]'") from None
     if api_key is not None:
@@ -89,7 +90,14 @@ def command(
     keys = make_keys(settings, announce=_announce)
     library = StoreLibrary(store, files)
     loader = EngineLoader(
-        library, EngineSettings(settings.threads, settings.kv, settings.context, settings.prefix_cache_bytes)
+        library,
+        EngineSettings(
+            settings.threads,
+            settings.kv,
+            settings.context,
+            settings.prefix_cache_bytes,
+            server_bytes=server_share(settings).total,
+        ),
     )
     server = make_server(settings, library, loader, keys=keys)
     listener = bind(settings)

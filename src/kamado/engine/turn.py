@@ -43,6 +43,7 @@ from .tool_format.turns import check_tools, make_turns
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
+    from .constraint import Form
 
 _OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TAKEN = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
@@ -61,6 +62,7 @@ class Turn:
     names: frozenset[str]
     think_tokens: int | None = None
     plain_tags: ReasoningTags | None = None
+    compiled: Form | None = None  # of `form`
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -86,7 +88,7 @@ class TurnMaker:
         think: Think,
         continue_last: bool,
         options: Mapping[str, Any],
-        compile_form: Callable[[Grammar], object],
+        compile_form: Callable[[Grammar], Form],
         respell: Callable[[list[int], frozenset[str]], list[int]],
     ) -> Turn:
         """See `Model.prepare_turn`. `respell(tokens, names of tools)`: the same text with the ids that are cached."""
@@ -112,6 +114,7 @@ class TurnMaker:
         syntax = chat.syntax.bind(chat.marks) if chat.syntax is not None and offered else None
         may_reason = bound if is_reasoning or think.enabled is not False else None
         form: Grammar | None = None
+        compiled: Form | None = None
         for any_arguments in (False, True):
             form = AnswerGrammar(
                 chat.marks,
@@ -126,7 +129,7 @@ class TurnMaker:
             ).build()
             try:
                 if form is not None:
-                    compile_form(form)
+                    compiled = compile_form(form)
                 break
             except ConstraintError:
                 if any_arguments or all(tool.strict for tool in offered):
@@ -140,6 +143,7 @@ class TurnMaker:
             names=frozenset(tool.name for tool in offered),
             think_tokens=think.max_tokens if tags is not None else None,
             plain_tags=tags,
+            compiled=compiled,
         )
 
     def _offered(self, tools: Sequence[Tool], choice: ToolChoice) -> tuple[Tool, ...]:

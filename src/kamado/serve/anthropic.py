@@ -256,6 +256,7 @@ ROUTES: tuple[Route, ...] = (
         body=MessagesBody,
         streams="text/event-stream",
         query=_QUERY,
+        needs_model=True,
     ),
     Route(
         "POST",
@@ -266,5 +267,6 @@ ROUTES: tuple[Route, ...] = (
         "Tokens of a prompt (Anthropic)",
         body=CountTokensBody,
         query=_QUERY,
+        needs_model=True,
     ),
 )

@@ -95,6 +95,7 @@ __all__ = [
     "ToolCallStart",
     "ToolChoice",
     "Truncated",
+    "Truncation",
 ]
 
 Capability = Literal["completion", "chat", "tools", "thinking", "vision", "embedding", "insert"]
@@ -126,6 +127,7 @@ class SamplingOptions:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    penalty_window: int | None = None  # tokens before the next one that penalties look at; -1: all, 0: none
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Mapping[int, float] | None = None
@@ -170,6 +172,7 @@ class CompletionRequest:
     logprobs: int | None = None  # alternatives a token
     prompt_logprobs: int | None = None  # the same of the prompt's tokens: PromptLogprobs comes before the first text
     special: bool = False  # special tokens written in a text prompt become their ids
+    add_bos: bool | None = None  # None: as the model wants it, and never twice
     context: int | None = None
     truncation: Literal["refuse", "keep_end"] = "refuse"
     is_background: bool = False

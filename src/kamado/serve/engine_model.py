@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..errors import ClosedError, ContextOverflowError, KamadoError, UsageError
+from ..isolated import WorkerNeededError, without_worker
 from .backend import (
     Capability,
     ChatRequest,
@@ -39,6 +40,7 @@ from .bridge import merge
 from .completions import CompletionSource, insert_marks
 
 if TYPE_CHECKING:
+    from ..engine.constraint import Form
     from ..engine.generation import Generation
     from ..engine.model import Model
     from ..engine.model import PromptLogprobs as ScoredPrompt
@@ -49,6 +51,8 @@ T = TypeVar("T")
 
 # Templates and tokenizers hold the GIL for most of their work: more threads would only wait for each other.
 _NUM_THREADS = 2
+# What has to wait for the worker process waits here, so that others' requests never stand behind it.
+_NUM_WAITING = 4
 # A truncated prompt leaves room for an answer of this share of the context.
 _ANSWER_SHARE = 4
 
@@ -61,6 +65,7 @@ class EngineModel:
         self._model = model
         self._recipe = recipe
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kamado-serve")
+        self._waiting = ThreadPoolExecutor(_NUM_WAITING, thread_name_prefix="kamado-serve-slow")
         self._marks = insert_marks(model) if model.has_tokenizer else None
         self._is_closed = False
         self.info = replace(info, context=model.context, capabilities=self._capabilities(info))
@@ -190,7 +195,7 @@ class EngineModel:
                 stop=request.stop or _recipe_stop(self._recipe),
             )
         context = min(request.context or self.info.context, self.info.context)
-        prompts, cut = await self._in_thread(partial(self._prompts, request, context))
+        prompts, cut, form = await self._in_thread(partial(self._prompts, request, context))
         num_prompt = sum(map(len, prompts))
         seed = _first_seed(request.sampling)
         truncated = Truncated(0, cut, "keep_end") if cut else None
@@ -199,7 +204,7 @@ class EngineModel:
         sources: list[CompletionSource] = []
         try:
             if request.max_tokens != 0:
-                sources = self._start(request, prompts, context, seed)
+                sources = self._start(request, prompts, context, seed, form)
             yield Started(num_prompt, context, truncated, seed)
             for p, found in enumerate(scored):
                 for i in range(request.n):
@@ -235,7 +240,7 @@ class EngineModel:
         return [found[i] for i in range(len(prompts))]
 
     def _start(
-        self, request: CompletionRequest, prompts: Sequence[list[int]], context: int, seed: int
+        self, request: CompletionRequest, prompts: Sequence[list[int]], context: int, seed: int, form: Form | None
     ) -> list[CompletionSource]:
         sources: list[CompletionSource] = []
         try:
@@ -249,7 +254,7 @@ class EngineModel:
                         logprobs=request.logprobs,
                         background=request.is_background,
                         owner=request.owner,
-                        **_form(request.output),
+                        form=form,
                         **_sampling(request.sampling, seed + choice),
                     )
                     has_logprobs = request.logprobs is not None
@@ -260,13 +265,13 @@ class EngineModel:
             raise
         return sources
 
-    def _prompts(self, request: CompletionRequest, context: int) -> tuple[list[list[int]], int]:
-        """Token ids of every prompt, and how many were cut off. On a thread."""
+    def _prompts(self, request: CompletionRequest, context: int) -> tuple[list[list[int]], int, Form | None]:
+        """Token ids of every prompt, how many were cut off, and the compiled form. On a thread."""
         prompts: list[list[int]] = []
         num_cut = 0
         for prompt in request.prompts:
             if isinstance(prompt, str):
-                tokens = self._model.tokenize(prompt, special=request.special)
+                tokens = self._model.tokenize(prompt, special=request.special, add_bos=request.add_bos)
             else:
                 tokens = list(prompt)
                 bad = next((token for token in tokens if token >= self._model.vocab_size), None)
@@ -284,7 +289,7 @@ class EngineModel:
                 num_cut += len(tokens) - keep
                 tokens = tokens[-keep:]
             prompts.append(tokens)
-        return prompts, num_cut
+        return prompts, num_cut, self._model.prepare_form(**_form(request.output))
 
     def _around_gap(self, prompt: str | tuple[int, ...], suffix: str) -> list[int]:
         if self._marks is None:
@@ -326,11 +331,22 @@ class EngineModel:
         self._is_closed = True
         await asyncio.to_thread(self._model.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._waiting.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._is_closed:
             raise ClosedError("the model was closed")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, _at_once, work)
+        except WorkerNeededError:
+            return await loop.run_in_executor(self._waiting, work)
+
+
+def _at_once(work: Callable[[], T]) -> T:
+    """`work()`, which must leave nothing behind when it finds that it needs the worker process."""
+    with without_worker():
+        return work()
 
 
 class _PrefillProgress:
@@ -394,6 +410,7 @@ def _sampling(options: SamplingOptions, seed: int) -> dict[str, Any]:
         "top_p": options.top_p,
         "min_p": options.min_p,
         "repetition_penalty": options.repetition_penalty,
+        "penalty_window": options.penalty_window,
         "presence_penalty": options.presence_penalty,
         "frequency_penalty": options.frequency_penalty,
         "logit_bias": options.logit_bias,
@@ -417,6 +434,7 @@ _RECIPE_NAMES = {
     "top_p": "top_p",
     "min_p": "min_p",
     "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "penalty_window",
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
     "seed": "seed",

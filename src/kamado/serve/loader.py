@@ -31,6 +31,7 @@ class EngineSettings:
     kv: str = "auto"
     context: int | None = None
     prefix_cache_bytes: int = 0  # on disk, shared by all models; 0: off
+    server_bytes: int = 0  # kept for the server itself where no budget was named
 
 
 class EngineLoader:
@@ -88,7 +89,9 @@ class EngineLoader:
         plan_of = self._planner(located, options, memory_bytes)
         for context, kv_tokens in choices:
             plan = plan_of(context, kv_tokens)
-            limit = plan.memory_bytes if memory_bytes is not None else int(plan.memory_bytes * _MACHINE_SHARE)
+            limit = plan.memory_bytes
+            if memory_bytes is None:
+                limit = int(limit * _MACHINE_SHARE) - self._settings.server_bytes
             if plan.peak_bytes <= limit:
                 return context, kv_tokens
         return choices[-1]

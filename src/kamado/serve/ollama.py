@@ -290,7 +290,7 @@ async def embed(call: Call[EmbedBody]) -> Response:
     request = embed_request(
         inputs,
         options=body.options,
-        truncate=bool(body.truncate),
+        truncate=body.truncate is not False,
         dimensions=body.dimensions,
         owner=call.key.id,
         request_id=call.id,
@@ -311,14 +311,24 @@ async def embeddings(call: Call[EmbeddingsBody]) -> Response:
     """POST /api/embeddings."""
     body = call.body
     request = embed_request(
-        [body.prompt], options=body.options, truncate=False, dimensions=None, owner=call.key.id, request_id=call.id
+        [body.prompt], options=body.options, truncate=True, dimensions=None, owner=call.key.id, request_id=call.id
     )
     vectors, _, _ = await _embed(call, request)
     return json_response({"embedding": vectors[0]})
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/api/chat", chat, "infer", FAMILY, "Answer a conversation (Ollama)", body=ChatBody, streams=_NDJSON),
+    Route(
+        "POST",
+        "/api/chat",
+        chat,
+        "infer",
+        FAMILY,
+        "Answer a conversation (Ollama)",
+        body=ChatBody,
+        streams=_NDJSON,
+        needs_model=True,
+    ),
     Route(
         "POST",
         "/api/generate",
@@ -327,8 +337,18 @@ ROUTES: tuple[Route, ...] = (
         FAMILY,
         "Continue a text (Ollama)",
         body=GenerateBody,
+        needs_model=True,
         streams=_NDJSON,
     ),
-    Route("POST", "/api/embed", embed, "infer", FAMILY, "Embed texts (Ollama)", body=EmbedBody),
-    Route("POST", "/api/embeddings", embeddings, "infer", FAMILY, "Embed one text (Ollama)", body=EmbeddingsBody),
+    Route("POST", "/api/embed", embed, "infer", FAMILY, "Embed texts (Ollama)", body=EmbedBody, needs_model=True),
+    Route(
+        "POST",
+        "/api/embeddings",
+        embeddings,
+        "infer",
+        FAMILY,
+        "Embed one text (Ollama)",
+        body=EmbeddingsBody,
+        needs_model=True,
+    ),
 )

@@ -43,10 +43,12 @@ from .openai_bodies import (
     CompletionBody,
     EmbeddingBody,
     chat_request,
-    output_of,
+    hides_reasoning,
+    limit_of,
     sampling_of,
     stops_of,
 )
+from .openai_forms import form_of
 from .openai_results import (
     ChatChoice,
     ChatLogprobs,
@@ -84,6 +86,7 @@ _TYPES = {
     "upstream": "server_error",
     "timeout": "server_error",
 }
+_DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI says
 SSE_DONE = b"data: [DONE]\n\n"
 FINISH = {"stop": "stop", "stop_sequence": "stop", "length": "length", "tool_calls": "tool_calls"}
 
@@ -124,14 +127,24 @@ async def chat(call: Call[ChatBody]) -> Response:
     """POST /v1/chat/completions."""
     body, config = call.body, call.server.config
     request = chat_request(body, max_schema_bytes=config.max_schema_bytes, max_image_bytes=config.max_image_bytes)
-    request = replace(request, owner=owner_of(call, body.prompt_cache_key), request_id=call.id)
+    request = replace(request, owner=owner_of(call, body.prompt_cache_key or body.cache_salt), request_id=call.id)
     call.notes |= {"model": body.model, "background": request.is_background or None, "user": body.user}
     events = call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive))
+    if hides_reasoning(body):
+        events = _without_reasoning(events)
     headers = {"x-kamado-lane": "background"} if request.is_background else {}
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
+        include_usage = include_usage or (body.usage is not None and bool(body.usage.include))
         return stream_response(_chat_chunks(call, body.model, events, request.n, include_usage), headers=headers)
     return json_response(await _chat_result(call, body.model, events, request.n), headers=headers)
+
+
+async def _without_reasoning(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    async with aclosing(events):
+        async for event in events:
+            if not isinstance(event, ReasoningDelta):
+                yield event
 
 
 def owner_of(call: Call[Any], cache_key: str | None = None) -> str:
@@ -287,7 +300,8 @@ async def completions(call: Call[CompletionBody]) -> Response:
     if len(prompts) * n > MAX_PROMPTS:
         raise RequestError(f"prompts times n may be {MAX_PROMPTS} at most", param="n")
     echo = bool(body.echo)
-    max_tokens = 16 if body.max_tokens is None else body.max_tokens
+    is_limited = body.max_tokens is not None or body.n_predict is not None
+    max_tokens = limit_of(body.max_tokens, body.n_predict) if is_limited else _DEFAULT_MAX_TOKENS
     if max_tokens == 0 and not echo:
         raise RequestError("max_tokens may be 0 only with echo", param="max_tokens")
     if echo and body.suffix:
@@ -296,15 +310,17 @@ async def completions(call: Call[CompletionBody]) -> Response:
         prompts=prompts,
         suffix=body.suffix or None,
         sampling=sampling_of(body),
-        output=output_of(body.response_format, call.server.config.max_schema_bytes),
+        output=form_of(body, call.server.config.max_schema_bytes),
         max_tokens=max_tokens,
         stop=stops_of(body.stop),
         n=n,
         logprobs=body.logprobs,
         prompt_logprobs=(body.logprobs or 0) if echo else None,
         truncation="keep_end" if body.truncation == "auto" else "refuse",
+        special=body.parse_special is not False,
+        add_bos=False if body.add_special_tokens is False else None,
         is_background=bool(body.background),
-        owner=owner_of(call),
+        owner=owner_of(call, body.cache_salt),
         deadline_seconds=body.deadline_seconds,
         request_id=call.id,
     )
@@ -530,15 +546,15 @@ _WORK = (404, 413, 415, 429, 500, 502, 503, 504)
 ROUTES = [
     Route(
         "POST", "/v1/chat/completions", chat, "infer", FAMILY, "Answer a conversation.", ChatBody, ChatResult,
-        streams="text/event-stream", statuses=_WORK,
+        streams="text/event-stream", statuses=_WORK, needs_model=True,
     ),
     Route(
         "POST", "/v1/completions", completions, "infer", FAMILY, "Continue a text.", CompletionBody, TextResult,
-        streams="text/event-stream", statuses=_WORK,
+        streams="text/event-stream", statuses=_WORK, needs_model=True,
     ),
     Route(
         "POST", "/v1/embeddings", embeddings, "infer", FAMILY, "Embed texts.", EmbeddingBody, EmbeddingsResult,
-        statuses=_WORK,
+        statuses=_WORK, needs_model=True,
     ),
     Route(
         "GET", "/v1/models", list_models, "read", FAMILY, "List the models.", result=ModelsResult,

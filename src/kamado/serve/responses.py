@@ -28,7 +28,7 @@ from .faults import RequestError, fault_of
 from .http import json_response, sse, stream_response, to_json, until_started
 from .openai import FAMILY, keep_alive_of, new_id, note_counts, owner_of
 from .openai_results import account_of, token_text
-from .responses_bodies import ENCRYPTED, ResponsesBody, input_items, responses_request
+from .responses_bodies import ENCRYPTED, ResponsesBody, input_items, named_parts, responses_request
 from .routes import Call, Response, Route
 
 _log = logging.getLogger("kamado.serve")
@@ -161,6 +161,7 @@ class ResponseMaker:
         include = body.include or ()
         self._has_logprobs = body.top_logprobs is not None or any("logprobs" in name for name in include)
         self._seals_reasoning = ENCRYPTED in include
+        self._spaces = named_parts(body.tools)
         reasoning = body.reasoning
         text_format = body.text.format if body.text is not None else None
         self.response: dict[str, Any] = {
@@ -209,7 +210,7 @@ class ResponseMaker:
                 "type": "function_call",
                 "id": new_id("fc_"),
                 "call_id": event.id,
-                "name": event.name,
+                **self._named(event.name),
                 "arguments": "",
                 "status": "in_progress",
             }
@@ -232,6 +233,13 @@ class ResponseMaker:
             self.complete(event.counts)
             return [self._whole(f"response.{self.response['status']}")]
         return []
+
+    def _named(self, name: str) -> dict[str, Any]:
+        """A call's name as its tool was given: a function of a namespace has both names."""
+        if name not in self._spaces:
+            return {"name": name}
+        namespace, own = self._spaces[name]
+        return {"namespace": namespace, "name": own}
 
     def complete(self, counts: TokenCounts) -> None:
         """Adds the account."""
@@ -357,6 +365,8 @@ def _format_of(form: Any) -> dict[str, Any]:
 
 
 def _tool_of(tool: Mapping[str, Any]) -> dict[str, Any]:
+    if tool.get("type") == "namespace":
+        return {**tool, "tools": [_tool_of(inner) for inner in tool["tools"]]}
     return {
         "type": "function",
         "name": tool["name"],
@@ -410,11 +420,11 @@ _WORK = (404, 413, 415, 429, 500, 502, 503, 504)
 ROUTES = [
     Route(
         "POST", "/v1/responses", create, "infer", FAMILY, "Answer, and keep the answer to go on from.",
-        ResponsesBody, dict[str, Any], streams="text/event-stream", statuses=_WORK,
+        ResponsesBody, dict[str, Any], streams="text/event-stream", statuses=_WORK, needs_model=True,
     ),
     Route(
         "POST", "/v1/responses/input_tokens", count_input, "infer", FAMILY, "Count the tokens of an input.",
-        ResponsesBody, dict[str, Any], statuses=_WORK,
+        ResponsesBody, dict[str, Any], statuses=_WORK, needs_model=True,
     ),
     Route(
         "GET", "/v1/responses/{id}", retrieve, "infer", FAMILY, "A stored response.", result=dict[str, Any],
