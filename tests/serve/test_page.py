@@ -52,6 +52,12 @@ def world() -> FakeWorld:
     world.scripts["markdown"] = text(*[MARKDOWN[i : i + 7] for i in range(0, len(MARKDOWN), 7)])
     world.scripts["think"] = [ReasoningDelta("let me see"), *text("seen")]
     world.scripts["slow"] = [TextDelta("half"), Wait(60.0), *text("whole")]
+    rows = (
+        "| Feature | Ollama | Kamado | Description |\n|---|---|---|---|\n| streaming | no | yes | "
+        + "a word " * 12
+        + "|\n"
+    )
+    world.scripts["table"] = text(rows)
     world.scripts["cut"] = [TextDelta("so far"), Finish("length")]
     return world
 
@@ -316,6 +322,26 @@ def test_a_phone(open_page: Callable[..., Any], server: Running) -> None:
     ask(page, "markdown")
     answered(page, "Title")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing runs off the side"
+
+
+@in_browser
+def test_a_table_on_a_phone(open_page: Callable[..., Any], server: Running) -> None:
+    """It is scrolled sideways and no word of it is broken; the figures below an answer are on more than one line."""
+    page = open_page(server.url, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    ask(page, "table")
+    answered(page, "Feature")
+    ask(page, "table")
+    page.locator(".message.assistant").nth(1).locator(".tools button", has_text="Retry").wait_for()
+    heights = page.evaluate("[...document.querySelectorAll('.table th')].map((e) => e.getBoundingClientRect().height)")
+    assert max(heights) < 50, "each title is on one line"
+    inside = "(e => [e.scrollWidth, e.clientWidth])(document.querySelector('.table'))"
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    width, room = page.evaluate(inside)
+    assert width >= room
+    right = page.evaluate(
+        "[...document.querySelectorAll('.tools .figure')].map((e) => e.getBoundingClientRect().right)"
+    )
+    assert max(right) <= 390
 
 
 @in_browser

@@ -240,6 +240,20 @@ def test_a_cut_answer_says_by_what(open_page: OpenPage, home: Path) -> None:
         assert "The context is full: the conversation has all of its 96 tokens" in note
 
 
+def test_a_full_context_is_no_dead_end(open_page: OpenPage, home: Path) -> None:
+    with started(home, "tiny", "--context", "128") as process:
+        page = opened(open_page, process, 4)
+        for question in ("a" * 30, "b" * 30):
+            asked(page, question)
+        asked(page, "c" * 30)
+        page.locator(".note.bad", has_text="128").wait_for()
+        page.click("text=Leave out the oldest messages")
+        last = page.locator(".message.assistant").last
+        last.locator(".note", has_text="oldest messages, which do not fit").wait_for()
+        assert "2 / 2" in last.locator(".tools").inner_text(), "beside the refusal"
+        assert last.locator(".note.bad").count() == 0
+
+
 def test_a_wrong_key_and_none(open_page: OpenPage, home: Path) -> None:
     with started(home, "tiny", KAMADO_SERVE_API_KEY=KEY) as process:
         process.http.headers["authorization"] = f"Bearer {KEY}"

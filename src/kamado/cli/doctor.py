@@ -14,7 +14,7 @@ import click
 from ..errors import KamadoError
 from ..memory.budget import format_size
 from . import backend
-from .terminal import echo_json, printable, styled
+from .terminal import echo, echo_json, one_line, styled
 
 if TYPE_CHECKING:
     from ..checkpoint.store import StoredModel
@@ -58,7 +58,7 @@ def command(as_json: bool) -> None:
         }
         for finding in findings:
             state = styled(finding.state.ljust(7), **colours[finding.state])
-            click.echo(f"{state}  {finding.name.ljust(width)}  {printable(finding.text)}")
+            echo(f"{state}  {finding.name.ljust(width)}  {one_line(finding.text)}")
     if broken:
         raise click.exceptions.Exit(1)
 
@@ -83,11 +83,12 @@ def _machine(here: Machine) -> list[Finding]:
 
 
 def _limits(here: Machine) -> list[Finding]:
-    from ..memory.profile import load_device_profile
+    from ..memory.profile import load_device_profile, why_no_profile
 
     profile = load_device_profile(here.cpu_model, here.cpus, here.tier)
     if profile is None:
-        return [Finding("limits", "warning", "not measured yet: kamado bench --limits (forecasts of speed need them)")]
+        why = why_no_profile(here, here.cpus)
+        return [Finding("limits", "warning", f"{why} (forecasts of speed need them)")]
     reads, int8 = profile.read_bytes_per_second / 1e9, profile.int8_ops_per_second / 1e9
     text = f"reads {reads:.1f} GB/s, int8 {int8:.0f} GOPS with {profile.num_threads} threads ({profile.measured_at})"
     return [Finding("limits", "ok", text)]

@@ -14,7 +14,7 @@ import click
 from ..errors import MissingPackageError
 from .backend import locate, open_store
 from .options import complete_model
-from .terminal import note
+from .terminal import echo, note
 
 if TYPE_CHECKING:
     from ..serve.config import ServeConfig
@@ -85,7 +85,7 @@ def command(
     if unit:
         from ..serve.unit import unit_text
 
-        click.echo(unit_text(_command_line(click.get_current_context(), models)), nl=False)
+        echo(unit_text(_command_line(click.get_current_context(), models)), nl=False)
         return
     keys = make_keys(settings, announce=_announce)
     library = StoreLibrary(store, files)

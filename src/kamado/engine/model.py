@@ -121,7 +121,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """The model's name as its file has it, else the file's name."""
+        """What commands take for it: its name in the store, else its path; or what `load` was told."""
         return self.plan.model
 
     @property

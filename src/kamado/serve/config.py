@@ -28,7 +28,7 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import UsageError
-from ..memory.budget import parse_size
+from ..memory.budget import given_size
 
 ENV_PREFIX = "KAMADO_SERVE_"
 _MAX_FILE_BYTES = 1 << 20
@@ -93,7 +93,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     @property
     def memory_bytes(self) -> int | None:
         """The budget in bytes; None: what the machine has to give."""
-        return None if self.memory is None else parse_size(self.memory)
+        return None if self.memory is None else given_size(self.memory)
 
     @property
     def bodies_bytes(self) -> int:
@@ -106,7 +106,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     @property
     def prefix_cache_bytes(self) -> int:
         """The prefix store's cap in bytes; 0: it is off."""
-        return 0 if self.prefix_cache == "off" else parse_size(self.prefix_cache)
+        return 0 if self.prefix_cache == "off" else given_size(self.prefix_cache)
 
     @property
     def is_loopback(self) -> bool:
@@ -162,8 +162,11 @@ def load_config(
     if given:
         values.update(_checked(given, "the command line"))
     config = _convert(values, "the settings")
-    config.memory_bytes  # noqa: B018 (raises UsageError for what is no size)
-    config.prefix_cache_bytes  # noqa: B018
+    for name in ("memory", "prefix_cache"):
+        try:
+            getattr(config, f"{name}_bytes")
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
     if config.log not in ("json", "text"):
         raise UsageError(f"log must be json or text, not {config.log!r}")
     for origin in config.origins:

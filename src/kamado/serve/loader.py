@@ -74,6 +74,7 @@ class EngineLoader:
             prefix_cache=self._settings.prefix_cache_bytes or None,
             chat_template=located.recipe.template if located.recipe is not None else None,
             constraints=True,
+            name=name,
         )
         try:
             info = replace(located.info, max_context=located.info.max_context or model.context)
@@ -116,7 +117,7 @@ class EngineLoader:
         from ..memory.profile import machine
         from ..models import build_program
 
-        checkpoint = open_checkpoint(located.path)
+        checkpoint = replace(open_checkpoint(located.path), name=located.info.name)
         program = build_program(checkpoint)
         here = machine()
 

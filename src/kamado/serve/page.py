@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..errors import ModelNotFoundError
 from .faults import Fault, FaultError
 from .http import json_response, sse
 from .pool import Slot
@@ -93,8 +95,13 @@ async def _file(call: Call[None]) -> Response:
 async def _status(call: Call[None]) -> Response:
     """What the page shows: models that can chat, which of them to begin with, what is loaded, bytes by owner."""
     service = call.server.service
-    infos = [info for info in await service.models() if "chat" in info.capabilities]
-    fits = {info.name: await service.pool.fits(info) for info in infos}
+    infos, real = [], {}
+    for info in await service.models():
+        if "chat" in info.capabilities:
+            with suppress(ModelNotFoundError):  # removed at this moment
+                real[info.name] = await service.model(info.name)  # an alias and its model are one
+                infos.append(info)
+    fits = {name: await service.pool.fits(info) for name, info in real.items()}
     await call.server.refresh_model_stats()
     stats = call.server.model_stats
     loaded = [
@@ -113,7 +120,7 @@ async def _status(call: Call[None]) -> Response:
         {
             "name": info.name,
             "context": info.context,
-            "is_loaded": info.name in in_memory,
+            "is_loaded": real[info.name].name in in_memory,
             "fits": fits[info.name],
         }
         for info in infos

@@ -30,7 +30,7 @@ let files = []; // attached to the message being written
 
 function actionsFor(conversation) {
   const base = { copy: (message) => copy(message.text), version: (message) => turnTo(conversation, message) };
-  return runs.has(conversation.id) ? base : { ...base, edit: askAgain, retry };
+  return runs.has(conversation.id) ? base : { ...base, edit: askAgain, retry, retryShorter };
 }
 
 function render() {
@@ -171,12 +171,18 @@ function askAgain(message, text) {
   answer(current, addMessage(current, message.parent, "user", { text, files: message.files }));
 }
 
-function retry(message) {
+function retry(message, more = {}) {
   const question = current.messages[message.parent];
-  if (question) answer(current, question);
+  if (question) answer(current, question, more);
 }
 
-async function answer(conversation, question) {
+/** Asks again; the server leaves out the oldest messages that do not fit, and says how many. */
+function retryShorter(message) {
+  retry(message, { truncation: "auto" });
+}
+
+/** `more`: further parameters of the request. */
+async function answer(conversation, question, more = {}) {
   const limit = requestSettings(conversation).max_tokens ?? null;
   const message = addMessage(
     conversation, question.id, "assistant", { state: "running", model: conversation.model, limit },
@@ -204,7 +210,7 @@ async function answer(conversation, question) {
   };
   try {
     const body = {
-      model: conversation.model, messages: requestMessages(conversation, question), ...requestSettings(conversation),
+      model: conversation.model, messages: requestMessages(conversation, question), ...requestSettings(conversation), ...more,
     };
     for await (const piece of chat(body, run.abort.signal)) {
       if (piece.text || piece.thinking) {
@@ -224,11 +230,13 @@ async function answer(conversation, question) {
       }
       if (piece.finish) state = piece.finish === "length" ? "cut" : "done";
       if (piece.usage) message.usage = piece.usage;
+      if (piece.numLeftOut) message.numLeftOut = piece.numLeftOut;
     }
   } catch (error) {
     if (error.name !== "AbortError") {
       state = "failed";
       message.error = error.message;
+      message.isTooLong = error.code === "context_length_exceeded";
       if (error instanceof ServerError && error.status === 401) refused();
     }
   }

@@ -2,7 +2,8 @@
 // the branch that is shown.
 //
 // message: {id, parent, role, text, thinking, files: [{name, text}], state, error, usage, seconds, created; of an answer
-//          also model, limit (tokens, or null) and context (tokens of the model, when it ended)}
+//          also model, limit (tokens, or null), context (tokens of the model, when it ended), isTooLong (the question
+//          did not fit) and numLeftOut (messages that were not sent to the model)}
 // state:   "done" | "running" | "stopped" | "failed" | "cut" (the token limit or the context ended it)
 
 import { newId } from "./store.js";

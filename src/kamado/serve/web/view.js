@@ -28,7 +28,7 @@ function reason({ state, usage, context, limit }) {
   return `The answer ended at the token limit of this model${usage ? `, ${usage.completion_tokens} tokens` : ""}.`;
 }
 
-/** One message. `actions`: {edit, retry, copy, version(message)}; edit and retry are missing while an answer runs. */
+/** One message. `actions`: {edit, retry, retryShorter, copy, version(message)}; the first three are missing while an answer runs. */
 export class MessageView {
   constructor(conversation, message, modelName, actions) {
     this.message = message;
@@ -79,7 +79,8 @@ export class MessageView {
     const { message } = this;
     if (message.role === "assistant") this.update();
     const fault = message.state === "failed" ? message.error : "";
-    this.note.textContent = fault || reason(message);
+    const left = message.numLeftOut ? `Without the ${message.numLeftOut} oldest messages, which do not fit. ` : "";
+    this.note.textContent = fault || (left + reason(message)).trim();
     this.note.className = fault ? "note bad" : "note";
     this.note.hidden = !this.note.textContent;
     const isRunning = message.state === "running";
@@ -101,6 +102,9 @@ export class MessageView {
     }
     if (message.text) this.tools.append(button("Copy", "quiet", () => actions.copy(message)));
     if (message.role === "user" && actions.edit) this.tools.append(button("Edit", "quiet", () => this.edit(actions)));
+    if (message.isTooLong && actions.retryShorter) {
+      this.tools.append(button("Leave out the oldest messages", "quiet", () => actions.retryShorter(message)));
+    }
     if (message.role === "assistant" && actions.retry) {
       this.tools.append(button("Retry", "quiet", () => actions.retry(message)));
     }
