@@ -84,7 +84,10 @@ def claude_tool(schema: Any, **more: Any) -> dict[str, Any]:
 PROTOCOLS: dict[str, tuple[str, Any]] = {
     "chat": ("/v1/chat/completions", lambda s, **m: {"messages": HELLO, "tools": [chat_tool(s, **m)]}),
     "responses": ("/v1/responses", lambda s, **m: {"input": "hello", "tools": [flat_tool(s, **m)]}),
-    "anthropic": ("/v1/messages", lambda s, **m: {"messages": HELLO, "max_tokens": 200, "tools": [claude_tool(s, **m)]}),
+    "anthropic": (
+        "/v1/messages",
+        lambda s, **m: {"messages": HELLO, "max_tokens": 200, "tools": [claude_tool(s, **m)]},
+    ),
     "ollama": ("/api/chat", lambda s, **m: {"messages": HELLO, "stream": False, "tools": [chat_tool(s, **m)]}),
 }
 
@@ -128,7 +131,8 @@ def test_a_strict_tool_is_refused_by_name_and_place(world: World, name: str) -> 
     path, body_of = PROTOCOLS[name]
     answer = world.ask(path, body_of(TAGS, strict=True))
     assert answer.status_code == 400
-    assert "'f'" in answer.text and "/properties/tags/uniqueItems" in answer.text
+    assert "'f'" in answer.text
+    assert "/properties/tags/uniqueItems" in answer.text
 
 
 @pytest.mark.parametrize(

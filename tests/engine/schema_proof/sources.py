@@ -22,7 +22,7 @@ import pytest
 
 ZOD, ESBUILD, JSONSCHEMA = "4.6.7", "0.28.2", "4.26.0"
 
-_RECORD = '''
+_RECORD = """
 import json, os
 import pydantic.json_schema as made
 seen = []
@@ -42,7 +42,7 @@ for name in ("generate", "generate_definitions"):
 def pytest_sessionfinish():
     with open(os.environ["RECORD_TO"], "w") as file:
         json.dump(seen, file)
-'''
+"""
 
 _VITEST = """
 const chain = () => new Proxy(function () {}, {
@@ -135,9 +135,7 @@ def zod_schemas() -> list[Any]:
             pytest.skip("npm is not here")
         _run("npm", "install", "--no-audit", "--no-fund", f"zod@{ZOD}", f"esbuild@{ESBUILD}", where=_work())
         (_work() / "vitest.mjs").write_text(_VITEST)
-        (_work() / "validator.mjs").write_text(
-            "export class Validator { async validate() { return { valid: true } } }"
-        )
+        (_work() / "validator.mjs").write_text("export class Validator { async validate() { return { valid: true } } }")
         package = _work() / "node_modules" / "zod"
         made = package / "v4" / "core" / "to-json-schema.js"
         text = made.read_text()
@@ -157,7 +155,9 @@ def zod_schemas() -> list[Any]:
             _run("node", str(built), where=_work(), RECORD_TO=str(lines))
         if not lines.exists():
             pytest.skip("zod's tests could not be run")
-        kept.write_text(json.dumps([json.loads(line) for line in lines.read_text().splitlines() if line != "undefined"]))
+        kept.write_text(
+            json.dumps([json.loads(line) for line in lines.read_text().splitlines() if line != "undefined"])
+        )
     return _distinct(json.loads(kept.read_text()))
 
 

@@ -280,7 +280,9 @@ class Emitter:
         if len(atom.contains) > 1:
             self._open("contains", "of two that hold for one array the second is left open")
         what, least, most = atom.contains[0]
-        last_item = max(1, least, most or 0, atom.low, len(atom.prefix), atom.high or 0)  # the last one stands for all after it
+        last_item = max(
+            1, least, most or 0, atom.low, len(atom.prefix), atom.high or 0
+        )  # the last one stands for all after it
         last_found = max(least, -1 if most is None else most)
         if (last_item + 1) * (last_found + 1) > _MAX_COUNTED:
             self._open("contains", "the array's length has too many cases")
