@@ -39,8 +39,8 @@ from .walks import Walker, hints_of, random_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-NUM_WALKS = int(os.environ.get("KAMADO_SCHEMA_WALKS", "1500"))
-NUM_INSTANCES = int(os.environ.get("KAMADO_SCHEMA_INSTANCES", "400"))
+NUM_WALKS = int(os.environ.get("KAMADO_SCHEMA_WALKS", "1000"))
+NUM_INSTANCES = int(os.environ.get("KAMADO_SCHEMA_INSTANCES", "200"))
 NUM_DRAWN, NUM_RANDOM = 80, 400
 _REMOTE = ("refRemote", "vocabulary")  # they refer to documents that are not in the schema
 
@@ -129,25 +129,30 @@ def test_walks_give_nothing_that_jsonschema_refuses() -> None:
     all_walkers = walkers()
     counts: Counter[str] = Counter()
     bad: list[tuple[Any, str]] = []
-    for name, schema, walker in all_walkers:
-        own = judge(schema)
-        for _ in range(-(-NUM_WALKS // len(all_walkers))):
+    judges = [judge(schema) for _, schema, _ in all_walkers]
+    unjudged: set[int] = set()
+    for turn in range(-(-NUM_WALKS // len(all_walkers))):
+        for i, (name, schema, walker) in enumerate(all_walkers):
+            if i in unjudged:
+                continue
             text = walker.walk(rng)
             counts[name] += 1
             if text is None:
                 counts["without end"] += 1
                 continue
             try:
-                is_valid = own.is_valid(json.loads(text))
+                is_valid = judges[i].is_valid(json.loads(text))
             except Exception:  # a pattern that Python's `re` does not know, a reference that it does not find
-                counts["not judged"] += 1
-                break
+                unjudged.add(i)
+                continue
             if not is_valid:
                 bad.append((schema, text))
+        if turn % 10 == 9:
+            print(turn + 1, "rounds", dict(counts), len(bad), "refused", len(unjudged), "not judged", flush=True)
     print(dict(counts), {name: len(schemas) for name, schemas in pool().items()}, len(all_walkers), "grammars")
     assert not bad, bad[:5]
     assert counts["without end"] <= 0.002 * counts.total()
-    assert counts.total() >= NUM_WALKS * 0.95
+    assert counts.total() >= NUM_WALKS * 0.95  # some schemas cannot be judged
 
 
 def test_instances_are_taken() -> None:
@@ -159,6 +164,9 @@ def test_instances_are_taken() -> None:
     for name, schema, walker in all_walkers:
         if counts["taken"] + counts["refused"] >= NUM_INSTANCES:
             break
+        counts["schemas"] += 1
+        if counts["schemas"] % 50 == 0:
+            print(dict(counts), len(unexplained), "unexplained", flush=True)
         own = judge(schema)
         for value in draw(schema, each, 40):
             counts["drawn"] += 1
