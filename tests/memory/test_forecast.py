@@ -208,7 +208,7 @@ def test_room_for_answers_of_a_given_form_has_an_owner(moe: tuple[Checkpoint, Pr
     more = sizes.constraint_bytes(moe[1].vocab_size)
     assert "constraints" not in without.bytes_by_owner
     assert having.bytes_by_owner["constraints"] == more
-    assert having.peak_bytes == without.peak_bytes + more
+    assert 0 <= having.peak_bytes - without.peak_bytes - more <= more // 512 + 4096  # page tables for it
     assert having.least_bytes >= without.least_bytes + more
     # It is taken from the experts' slots, not from the budget.
     budget = without.peak_bytes

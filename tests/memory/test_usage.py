@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from kamado.memory import usage
+from kamado.memory import page_cache
 from kamado.memory.disk import measure_disk
+from kamado.memory.page_cache import cached_bytes, forget_cached
 from kamado.memory.profile import machine
-from kamado.memory.usage import BudgetWatch, cached_bytes, forget_cached, memory_use
+from kamado.memory.usage import BudgetWatch, memory_use
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 GIB = 1 << 30
@@ -30,7 +31,7 @@ def test_the_page_cache_of_a_file_is_seen_and_given_back(tmp_path: Path) -> None
         pytest.skip("this system does not tell what it caches")
     assert cached == 3_000_001
     fd = os.open(path, os.O_RDONLY)
-    assert usage._mincore(fd, 3_000_001) == -(-3_000_001 // 4096)
+    assert page_cache._mincore(fd, 3_000_001) == -(-3_000_001 // 4096)
     os.close(fd)
     forget_cached([path])
     left = cached_bytes(path)

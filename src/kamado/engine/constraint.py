@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,11 +98,13 @@ class Constraint:
 class ConstraintCompiler:
     """Compiles grammars for one vocabulary. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        """`vocab_size`: width of a row of logits, which may be more than the tokenizer's ids."""
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, *, before_trie: Callable[[], None] | None = None) -> None:
+        """`vocab_size`: width of a row of logits, which may be more than the tokenizer's ids. `before_trie` is called
+        once, before memory is taken; what it raises stops that."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
+        self._before_trie = before_trie
         self._trie: Any = None
         self._compiled: OrderedDict[Grammar, Any] = OrderedDict()
 
@@ -130,6 +132,9 @@ class ConstraintCompiler:
         package = require_llguidance()
         matchers = package.LLMatcher
         if self._trie is None:
+            if self._before_trie is not None:
+                self._before_trie()
+                self._before_trie = None
             self._trie = _make_trie(package, self._tokenizer, self._vocab_size)
         try:
             if grammar.kind == "json_schema":
