@@ -100,7 +100,10 @@ def load_model(
     # takes them back when it needs them, and the next load is faster.
     is_strict = memory is not None or plan.is_streamed
     watch = BudgetWatch(plan.memory_bytes, checkpoint.files if is_strict else ())
-    keeps = None if not cap_bytes else _keeper_maker(PrefixStore(cap_bytes=cap_bytes), checkpoint, identity, plan)
+    keeps = None
+    if cap_bytes:
+        store = PrefixStore(cap_bytes=cap_bytes, keeps_cached=not is_strict)
+        keeps = _keeper_maker(store, checkpoint, identity, plan)
     return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, make_keeper=keeps, progress=progress)
 
 

@@ -22,6 +22,7 @@ from ..errors import (
     UsageError,
 )
 from ..memory.forecast import Plan
+from ..memory.overhead import CONSTRAINT_LIBRARY_BYTES
 from ..memory.sizes import constraint_bytes, transcript_bytes
 from ..memory.usage import BudgetWatch
 from ..program import Pooling
@@ -672,10 +673,14 @@ class Model:
         reserve = self._reserve
         if reserve is None or "constraints" in self.plan.bytes_by_owner:
             return
-        num_bytes = constraint_bytes(self._vocab_size)
+        num_bytes = constraint_bytes(self._vocab_size) + CONSTRAINT_LIBRARY_BYTES
         advice = "give it a larger budget, or load it with constraints=True, which plans for them"
         taken = self._scheduler.call(lambda _: reserve(num_bytes, "answers of a given form", advice))
-        self._unplanned = {"constraints": num_bytes, "experts": -taken}
+        self._unplanned = {
+            "constraints": num_bytes - CONSTRAINT_LIBRARY_BYTES,
+            "libraries": CONSTRAINT_LIBRARY_BYTES,
+            "experts": -taken,
+        }
 
     @cached_property
     def _embedder(self) -> Embedder:

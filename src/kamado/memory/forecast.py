@@ -24,7 +24,7 @@ from .kv_presets import (
     pages_for,
     parse_kv,
 )
-from .overhead import LIBRARY_BYTES, planned_kernel_bytes
+from .overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, planned_kernel_bytes
 from .profile import DeviceProfile, Machine, machine
 from .sizes import ExpertNeeds
 
@@ -295,8 +295,13 @@ class _Split:
             + self.interpreter
             + self.constraints
             + self.file_cache
-            + LIBRARY_BYTES
+            + self.libraries
         )
+
+    @property
+    def libraries(self) -> int:
+        """Cached pages of what runs the model."""
+        return LIBRARY_BYTES + (CONSTRAINT_LIBRARY_BYTES if self.constraints else 0)
 
     def kernel(self, resident_bytes: int) -> int:
         """The kernel's share beside `resident_bytes` of everything else."""
@@ -328,7 +333,7 @@ class _Split:
             "interpreter": self.interpreter,
             **({"constraints": self.constraints} if self.constraints else {}),
             "file_cache": self.file_cache,
-            "libraries": LIBRARY_BYTES,
+            "libraries": self.libraries,
             "kernel": self.kernel(self.resident_bytes(needs)),
         }
 

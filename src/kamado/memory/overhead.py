@@ -18,6 +18,7 @@ _CHARGE_STOCK_BYTES = 64 * _PAGE_BYTES
 # What Python, NumPy, the engine and the tokenizers leave in the page cache after a cold start, mapped pages included:
 # 84 MiB with read-ahead of 8 MiB (numpy 36, tokenizers 11, libpython 9.5, other libraries 16, compiled modules 11).
 LIBRARY_BYTES = 92 << 20
+CONSTRAINT_LIBRARY_BYTES = 8 << 20  # llguidance
 # Inodes and directory entries of the thousand files that a cold start opens, mappings, descriptors; page tables of
 # what is mapped but not ours. Measured 1.6 MiB after a cold start, 1.9 with answers of a given form.
 _KERNEL_BYTES = 3 << 20

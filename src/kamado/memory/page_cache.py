@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -83,16 +84,19 @@ def _mincore(fd: int, size: int) -> int | None:
 
 def forget_cached(paths: Sequence[Path]) -> None:
     """Asks the system to drop the files' pages from its cache; pages that someone maps stay. Never an error."""
-    if not hasattr(os, "posix_fadvise"):
-        return
     for path in paths:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             continue
         try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        except OSError:
-            pass
+            forget_open(fd)
         finally:
             os.close(fd)
+
+
+def forget_open(fd: int) -> None:
+    """As forget_cached, of an open file; pages that are not on disk yet stay."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
