@@ -20,10 +20,11 @@ import pytest
 from kamado.checkpoint import open_checkpoint
 from kamado.memory.budget import parse_size
 from kamado.memory.forecast import plan
+from kamado.memory.page_cache import forget_cached
 from kamado.models import build_program
 
 from .cold import ColdPython, copy_python
-from .moe_file import write_moe
+from .moe_file import write_dense, write_moe
 
 pytest.importorskip("kamado._native", reason="the native module is not built")
 pytestmark = pytest.mark.slow
@@ -179,6 +180,24 @@ def test_a_cold_start_stays_within_the_budget(
     assert 40 * MIB < owners["libraries"] <= planned["libraries"]
     assert 2 * MIB < owners["kernel"] <= planned["kernel"]
     assert group.number("memory.kmem.max_usage_in_bytes") <= planned["kernel"]
+
+
+def test_loading_a_dense_model_leaves_no_read_ahead_behind(
+    tmp_path: Path, group: Group, cold_python: ColdPython
+) -> None:
+    """The system reads ahead as it likes (8 MiB a window and more on some machines); what loading has in the page cache
+    stays within the few MiB that are planned, in a cgroup of exactly the plan."""
+    path = write_dense(tmp_path)
+    checkpoint = open_checkpoint(path)
+    budget = plan(checkpoint, build_program(checkpoint), context=CONTEXT, memory=1 << 40, threads=2).peak_bytes
+    forget_cached([path])
+    cold_python.drop()
+    group.limit(budget)
+    lines, errors = group.run(path, budget, answers=1, python=cold_python)
+    assert len(lines) == 1, errors
+    assert lines[0]["slots"] is None
+    assert group.number("memory.max_usage_in_bytes") <= budget
+    assert group.number("memory.failcnt") == 0
 
 
 def test_memory_does_not_grow(moe: Path, group: Group) -> None:
