@@ -79,7 +79,8 @@ Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const 
                                                                   {}});
   }
   if (stream != nullptr && !program.is_ahead.empty()) ahead = AheadControl(options.look_ahead);
-  weights = load_weights(program, *kernels.linear, pool, stream != nullptr, progress);
+  weights = load_weights(program, *kernels.linear, pool,
+                         {stream != nullptr, stream != nullptr || options.drop_file_cache}, progress);
 }
 
 void Executor::Impl::add_kv_layers() {

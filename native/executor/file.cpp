@@ -58,6 +58,15 @@ void File::advise_random() const {
 #endif
 }
 
+void File::will_need(uint64_t offset, uint64_t count) const {
+#ifdef POSIX_FADV_WILLNEED
+  ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(count), POSIX_FADV_WILLNEED);
+#else
+  (void)offset;
+  (void)count;
+#endif
+}
+
 void File::drop_cache(uint64_t offset, uint64_t count) const {
 #ifdef POSIX_FADV_DONTNEED
   ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(count), POSIX_FADV_DONTNEED);

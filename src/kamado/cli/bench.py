@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -95,6 +96,9 @@ def command(
     """Measure prefill and decode speed, and with --limits what the machine itself can do.
 
     Depths above 256 are filled by repeating real keys and values: right for speed, meaningless as text.
+
+    Of a model whose experts are streamed, cold start (the first tokens after loading, no expert in memory) and steady
+    state are told apart; no run decodes the tokens of another.
     """
     from ..memory.profile import load_device_profile, machine, why_no_profile
 
@@ -197,32 +201,52 @@ def _measure_model(
     cost = cost_of(program, forecast.weight_bytes_per_token, forecast.ops_per_token, forecast.kv)
     reset_peak_rss()
     watch = BudgetWatch(forecast.memory_bytes, checkpoint.files if is_strict else ())
+
+    def load() -> Executor:
+        with Progress("loading") as progress:
+            return backend.build_executor(
+                program,
+                num_threads=num_threads,
+                max_rows=max(chunk, max_sequences),
+                max_logit_rows=logit_rows,
+                expert_bytes=forecast.expert_bytes,
+                max_kv_tokens=kv_tokens,
+                max_sequences=max_sequences,
+                kv="f32" if forecast.kv_element == "f32" else "f16",
+                kv_bits=forecast.kv_bits,
+                kv_reuse_points=forecast.kv_reuse_points,
+                drop_file_cache=is_strict,
+                progress=progress,
+            )
+
+    def bench_of(executor: Executor, seed: int) -> Bench:
+        return Bench(
+            executor, cost, max_rows=chunk, profile=profile, repetitions=repeat, seed=seed,
+            ledger=lambda: read_ledger(executor),
+        )  # fmt: skip
+
+    cold: list[Measurement] = []
+    if forecast.is_streamed:
+        # Each from a load of its own, so that not one expert is in memory.
+        if prefill:
+            with contextlib.closing(load()) as executor:
+                cold.append(bench_of(executor, seed=2).prefill_cold(prefill[0]))
+        if decode_runs:
+            with contextlib.closing(load()) as executor:
+                cold.append(bench_of(executor, seed=3).decode_cold(decode, decode_runs[0][1]))
     start = time.perf_counter()
-    with Progress("loading") as progress:
-        executor = backend.build_executor(
-            program,
-            num_threads=num_threads,
-            max_rows=max(chunk, max_sequences),
-            max_logit_rows=logit_rows,
-            expert_bytes=forecast.expert_bytes,
-            max_kv_tokens=kv_tokens,
-            max_sequences=max_sequences,
-            kv="f32" if forecast.kv_element == "f32" else "f16",
-            kv_bits=forecast.kv_bits,
-            kv_reuse_points=forecast.kv_reuse_points,
-            progress=watch.forgetting(progress) if watch.files else progress,
-        )
+    executor = load()
     try:
         load_seconds = time.perf_counter() - start
         watch.forget_files()
         if trace is not None:
             executor = cast("Executor", Tracer(executor, trace))
-        bench = Bench(executor, cost, max_rows=chunk, profile=profile, repetitions=repeat)
-        results = [bench.prefill(tokens) for tokens in prefill]
+        bench = bench_of(executor, seed=1)
+        results = [*cold, *(bench.prefill(tokens) for tokens in prefill)]
         results += [bench.decode(decode, depth, count) for depth, count in decode_runs]
         stats = executor.stats()
         ledger = read_ledger(executor)
-        watch.sample()
+        use = watch.sample()
     finally:
         executor.close()
     document.update(
@@ -239,6 +263,7 @@ def _measure_model(
             "load_seconds": round(load_seconds, 4),
             "peak_bytes": watch.peak_bytes,
             "planned_peak_bytes": forecast.peak_bytes,
+            "cgroup_peak_bytes": use.cgroup_peak_bytes,  # of others in it too
             "budget_bytes": forecast.memory_bytes,
             "has_held": watch.has_held,
             "planned_by_owner": forecast.bytes_by_owner,
@@ -248,6 +273,24 @@ def _measure_model(
         }
     )
     return results
+
+
+# How the table of a streamed model names the kinds of measurements.
+_WORK = {
+    "prefill_cold": "prefill, cold start",
+    "decode_cold": "decode, cold start",
+    "prefill": "prefill, steady state",
+    "decode": "decode, steady state",
+}
+
+
+def _streamed_cells(result: Measurement) -> tuple[str, str]:
+    """Hit rate, and bytes that a token read."""
+    read = result.bytes_read_per_token
+    return (
+        "-" if result.hit_rate is None else f"{result.hit_rate:.1%}",
+        "-" if read is None else format_size(round(read)),
+    )
 
 
 def _print(document: dict[str, Any], results: list[Measurement]) -> None:
@@ -278,18 +321,21 @@ def _print(document: dict[str, Any], results: list[Measurement]) -> None:
         echo(f"more than the budget of {format_size(document['budget_bytes'])}")
     rows = [
         (
-            result.kind,
+            _WORK[result.kind] if document["ledger"] is not None else result.kind,
             result.tokens,
             f"{result.depth}{'*' if result.kv_tiled else ''}",
             result.batch,
             f"{result.tokens_per_second:.1f}",
             "-" if result.percent_of_bandwidth is None else f"{result.percent_of_bandwidth:.0f} %",
             "-" if result.percent_of_int8_peak is None else f"{result.percent_of_int8_peak:.0f} %",
+            *(_streamed_cells(result) if document["ledger"] is not None else ()),
         )
         for result in results
     ]
-    echo_table(
-        ("work", "tokens", "depth", "batch", "tokens/s", "of bandwidth", "of int8"), rows, right=tuple(range(1, 7))
-    )
+    header: tuple[str, ...] = ("work", "tokens", "depth", "batch", "tokens/s", "of bandwidth", "of int8")
+    header += ("hit rate", "read a token") if document["ledger"] is not None else ()
+    echo_table(header, rows, right=tuple(range(1, len(header))))
+    if document["ledger"] is not None:
+        click.echo("cold start: from an empty memory, once; steady state: the median of runs on tokens of their own")
     if any(result.kv_tiled for result in results):
         echo("* cache filled by repeating real keys and values: for speed only")

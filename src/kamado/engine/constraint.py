@@ -20,7 +20,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -121,12 +121,14 @@ class _Compiling:
 class ConstraintCompiler:
     """Compiles grammars for one vocabulary. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        """`vocab_size`: width of a row of logits, which may be more than the tokenizer's ids."""
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, *, before_trie: Callable[[], None] | None = None) -> None:
+        """`vocab_size`: width of a row of logits, which may be more than the tokenizer's ids. `before_trie` is called
+        once, before memory is taken; what it raises stops that."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._lock = threading.Lock()  # of the cache; never held while something is compiled
         self._trie_lock = threading.Lock()
+        self._before_trie = before_trie
         self._trie: Any = None
         self._compiled: OrderedDict[Grammar, _Compiling] = OrderedDict()
 
@@ -179,6 +181,9 @@ class ConstraintCompiler:
             self._try(grammar)
         with self._trie_lock:
             if self._trie is None:
+                if self._before_trie is not None:
+                    self._before_trie()
+                    self._before_trie = None
                 self._trie = _make_trie(package, self._tokenizer, self._vocab_size)
         return run_on_big_stack(lambda: self._compile(package, grammar))
 

@@ -104,7 +104,10 @@ def load_model(
     # takes them back when it needs them, and the next load is faster.
     is_strict = memory is not None or plan.is_streamed
     watch = BudgetWatch(plan.memory_bytes, checkpoint.files if is_strict else ())
-    keeps = None if not cap_bytes else _keeper_maker(PrefixStore(cap_bytes=cap_bytes), checkpoint, identity, plan)
+    keeps = None
+    if cap_bytes:
+        store = PrefixStore(cap_bytes=cap_bytes, keeps_cached=not is_strict)
+        keeps = _keeper_maker(store, checkpoint, identity, plan)
     return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, make_keeper=keeps, progress=progress)
 
 
@@ -117,10 +120,10 @@ def _prefix_cap(prefix_cache: str | int | None) -> int:
 
 def _keeper_maker(
     store: PrefixStore, checkpoint: Checkpoint, identity: str, plan: Plan
-) -> Callable[[ExecutorProtocol, str], Keeper]:
+) -> Callable[[ExecutorProtocol, str, MemoryGuard], Keeper]:
     """What makes the keeper once there is an executor: prefixes are bound to the file, the build and the format."""
 
-    def make(executor: ExecutorProtocol, tier: str) -> Keeper:
+    def make(executor: ExecutorProtocol, tier: str, guard: MemoryGuard) -> Keeper:
         binding = {
             "model": identity,
             "changed": changed_at(checkpoint),
@@ -128,9 +131,11 @@ def _keeper_maker(
             "format": executor.kv_fingerprint,
             "kv": plan.kv,
         }
-        spare = max(0, plan.memory_bytes - plan.peak_bytes) + PREFIX_STORE_BYTES // 2
         about = {"model": plan.model, "kv": plan.kv}
-        return Keeper(store, executor, binding=binding, about=about, spare_bytes=lambda: spare)
+        return Keeper(
+            store, executor, binding=binding, about=about,
+            spare_bytes=lambda: guard.spare_bytes + PREFIX_STORE_BYTES // 2,
+        )  # fmt: skip
 
     return make
 
@@ -143,7 +148,7 @@ def _build(
     *,
     tier: str | None,
     trace: str | Path | None,
-    make_keeper: Callable[[ExecutorProtocol, str], Keeper] | None,
+    make_keeper: Callable[[ExecutorProtocol, str, MemoryGuard], Keeper] | None,
     progress: Callable[[int, int], None] | None,
 ) -> Model:
     """Packs the weights while a second thread reads the tokenizer, which takes as long for a large vocabulary."""
@@ -164,11 +169,13 @@ def _build(
         kv_reuse_points=plan.kv_reuse_points,
         tier=tier,
         expert_bytes=plan.expert_bytes,
-        progress=watch.forgetting(progress) if watch.files else progress,
+        drop_file_cache=bool(watch.files),
+        progress=progress,
     )
     executor: ExecutorProtocol = native
     try:
-        keeper = None if make_keeper is None else make_keeper(native, native.tier)
+        guard = MemoryGuard(plan, native, limits)
+        keeper = None if make_keeper is None else make_keeper(native, native.tier, guard)
         if trace is not None:
             executor = Tracer(native, Path(trace))
         watch.forget_files()
@@ -183,7 +190,8 @@ def _build(
             keeper=keeper,
             pooling=program.pooling,
             is_encoder=program.is_encoder,
-            before_step=MemoryGuard(plan, native, limits),
+            before_step=guard,
+            reserve=guard.reserve,
         )
     except BaseException:
         executor.close()

@@ -103,7 +103,8 @@ def usable_bytes(root: Path = Path("/")) -> int:
     of limit - what others hold and cannot give back - margin. Cached file pages count as free, our own memory too. 0
     when that cannot be read."""
     total_bytes = _memory_total_bytes(root)
-    own = kib_fields(root / "proc/self/status").get("VmRSS", 0)
+    status = kib_fields(root / "proc/self/status")
+    own = status.get("VmRSS", 0) - status.get("RssFile", 0)  # mapped file pages are among the cached ones
     available = kib_fields(root / "proc/meminfo").get("MemAvailable", 0)
     if not available:
         return 0
