@@ -270,10 +270,10 @@ def test_reasoning_can_be_switched_off_where_the_template_can() -> None:
 
 def test_a_form_binds_the_answer_and_not_the_reasoning() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
-    with family_model(FAMILIES["qwen3"], list(b'<think>free, {"x": </think>\n\n{"x": 1}')) as model:
+    with family_model(FAMILIES["qwen3"], list(b'<think>free, {"x": </think>\n\n{"x":1}')) as model:
         turn = model.prepare_turn(ASK, output=OutputFormat("json_schema", schema=schema))
         found = run(model, turn, **NO_SAMPLING)
-        assert found == [ReasoningDelta('free, {"x":'), TextDelta('{"x": 1}'), Finish("stop")]
+        assert found == [ReasoningDelta('free, {"x":'), TextDelta('{"x":1}'), Finish("stop")]
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_a_message_that_cannot_be_told_is_refused(message, words) -> None:
 
 
 def test_tools_that_are_not_strict_get_what_can_be_had() -> None:
-    odd = replace(ADD, strict=False, parameters={**ADD.parameters, "not": {"required": ["z"]}})
+    odd = replace(ADD, strict=False, parameters={**ADD.parameters, "properties": {"a": {"pattern": "(?<=x)y"}}})
     impossible = replace(ADD, name="odd", strict=False, parameters={"type": "object", "properties": {"a": {"type": 7}}})
     with family_model(FAMILIES["qwen"]) as model:
         with pytest.raises(ConstraintError):

@@ -221,16 +221,16 @@ def test_a_turn_with_tools_goes_back(ask: Callable[..., Any], world: FakeWorld) 
 def test_tools(ask: Callable[..., Any], world: FakeWorld) -> None:
     world.scripts["call"] = calls(("weather", '{"city": "Kyoto"}'))
     message = ask(
-        "call", tools=[{**WEATHER, "input_examples": [{"city": "Nara"}]}, {**WEATHER, "name": "w2", "strict": False}]
+        "call", tools=[{**WEATHER, "input_examples": [{"city": "Nara"}]}, {**WEATHER, "name": "w2", "strict": True}]
     )
     (block,) = message.content
     assert (block.type, block.name, block.input) == ("tool_use", "weather", {"city": "Kyoto"})
     assert message.stop_reason == "tool_use"
     first, second = last(world).tools
     assert first == Tool(
-        "weather", 'Weather of a city.\nExample of its input: {"city": "Nara"}', WEATHER["input_schema"], strict=True
+        "weather", 'Weather of a city.\nExample of its input: {"city": "Nara"}', WEATHER["input_schema"], strict=False
     )
-    assert not second.strict
+    assert second.strict
 
 
 @compat(MESSAGES, "tool_choice", "tool_choice: disable_parallel_tool_use")
@@ -238,9 +238,10 @@ def test_tools(ask: Callable[..., Any], world: FakeWorld) -> None:
     ("choice", "meant"),
     [
         ({"type": "auto"}, ToolChoice("auto")),
-        ({"type": "any"}, ToolChoice("required")),
+        ({"type": "any"}, ToolChoice("required", parallel=False)),  # of one tool: one call
+        ({"type": "any", "disable_parallel_tool_use": False}, ToolChoice("required")),
         ({"type": "none"}, ToolChoice("none")),
-        ({"type": "tool", "name": "weather"}, ToolChoice("required", frozenset({"weather"}))),
+        ({"type": "tool", "name": "weather"}, ToolChoice("required", frozenset({"weather"}), parallel=False)),
         ({"type": "auto", "disable_parallel_tool_use": True}, ToolChoice("auto", parallel=False)),
     ],
 )
@@ -312,7 +313,7 @@ def test_max_tokens_0_only_fills_the_cache(ask: Callable[..., Any], world: FakeW
 def test_a_schema_for_the_answer(ask: Callable[..., Any], world: FakeWorld) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     ask(output_config={"format": {"type": "json_schema", "schema": schema}})
-    assert last(world).output == OutputFormat("json_schema", schema)
+    assert last(world).output == OutputFormat("json_schema", schema, is_strict=False)
 
 
 @compat(MESSAGES, "output_config: effort low, medium, high")

@@ -136,7 +136,7 @@ def test_a_last_assistant_message_is_continued(client: Any, world: FakeWorld) ->
 def test_tools(client: Any, world: FakeWorld) -> None:
     world.scripts["call"] = calls(("weather", '{"city": "Kyoto"}'), ("weather", "{}"), before="Looking. ")
     whole = client.chat("fake", hello("call"), tools=[WEATHER])
-    assert last(world).tools == (Tool("weather", "Weather.", SCHEMA),)
+    assert last(world).tools == (Tool("weather", "Weather.", SCHEMA, strict=False),)
     assert whole.message.content == "Looking. "
     assert [(c.function.name, dict(c.function.arguments)) for c in whole.message.tool_calls] == [
         ("weather", {"city": "Kyoto"}),
@@ -166,7 +166,11 @@ def test_think(client: Any, world: FakeWorld, value: Any, meant: Think) -> None:
 @compat(CHAT, "format", note="json or a JSON Schema")
 @pytest.mark.parametrize(
     ("value", "meant"),
-    [("json", OutputFormat("json")), (SCHEMA, OutputFormat("json_schema", SCHEMA)), ("", OutputFormat())],
+    [
+        ("json", OutputFormat("json")),
+        (SCHEMA, OutputFormat("json_schema", SCHEMA, is_strict=False)),
+        ("", OutputFormat()),
+    ],
 )
 def test_format(client: Any, world: FakeWorld, value: Any, meant: OutputFormat) -> None:
     client.chat("fake", hello(), format=value)
@@ -346,7 +350,10 @@ def test_generate_has_what_chat_has(client: Any, world: FakeWorld, post: Callabl
     assert (answer.thinking, answer.response) == ("hm", "yes")
     request = last(world)
     assert request.messages[0].parts[0] == ImagePart(base64.b64decode(PIXEL), "image/png")
-    assert (request.think, request.output) == (Think(enabled=True), OutputFormat("json_schema", SCHEMA))
+    assert (request.think, request.output) == (
+        Think(enabled=True),
+        OutputFormat("json_schema", SCHEMA, is_strict=False),
+    )
     answer = client.generate("fake", "hello", logprobs=True, top_logprobs=1)
     assert answer.logprobs[0].top_logprobs[0].token == "HELLO"
     post("/api/generate", model="fake", prompt="hello", truncate=True)

@@ -67,7 +67,7 @@ class Tool:
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)  # JSON Schema of an object; {}: no parameters
-    strict: bool = True  # False: arguments need only be a JSON object; True: they must match `parameters`
+    strict: bool = True  # False: what of `parameters` cannot be enforced is left open and checked, not refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ class OutputFormat:
     kind: Literal["text", "json", "json_schema", "regex", "lark"] = "text"
     schema: Mapping[str, Any] | None = None  # of json_schema
     grammar: str = ""  # of regex and lark
+    is_strict: bool = True  # False: what of `schema` cannot be enforced is left open and checked, not refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +158,13 @@ class ToolCallEnd:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """One choice is complete. `stop_sequence`: which one came, for the reason of that name."""
+    """One choice is complete. `stop_sequence`: which one came, for the reason of that name. `violations`: what the
+    whole answer violates of schemas that were not strict and could not be enforced, each with its place."""
 
     reason: FinishReason
     stop_sequence: str | None = None
     choice: int = 0
+    violations: tuple[str, ...] = ()
 
 
 ContentEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCallStart | ToolCallDelta | ToolCallEnd

@@ -27,7 +27,7 @@ from ..memory.usage import BudgetWatch
 from ..program import Pooling
 from .chat import ChatEncoder
 from .chat_types import Message, OutputFormat, Think, TokenLogprob, Tool, ToolChoice
-from .constraint import ConstraintCompiler
+from .constraint import ConstraintCompiler, Form
 from .conversations import ConversationStore, check_name, conversation_label
 from .embed import Embedded, Embedder, shortened
 from .executor_protocol import ExecutorProtocol
@@ -187,6 +187,7 @@ class Model:
         schema: Schema | None = None,
         regex: str | None = None,
         grammar: str | None = None,
+        form: Form | None = None,
         special: bool = False,
         background: bool = False,
         owner: str = "",
@@ -201,7 +202,8 @@ class Model:
         what was computed for one owner is never reused for another, in memory or on disk; "" is the local user.
         At most one of `schema` (JSON Schema: a dict, its text, or True for any JSON), `regex` (the whole answer matches
         it) and `grammar` (Lark, rule `start`) gives the answer's form: tokens that would break it are not picked. It
-        holds for every answer that was not cut by `max_tokens` or a stop string.
+        holds for every answer that was not cut by `max_tokens` or a stop string. Compiling one may take two seconds;
+        `form` is one that `prepare_form` made before.
 
         Raises, at once, UsageError for a value out of range, ContextOverflowError when the prompt leaves no room for
         one token, TokenizerError for text without a tokenizer, ConstraintError for a form that cannot be kept,
@@ -217,7 +219,7 @@ class Model:
             max_tokens=max_tokens,
             stop=stop,
             logprobs=logprobs,
-            form=make_grammar(schema, regex, grammar),
+            form=form or make_grammar(schema, regex, grammar),
             background=background,
             owner=owner,
             temperature=temperature,
@@ -231,6 +233,16 @@ class Model:
             logit_bias=logit_bias,
             seed=seed,
         )
+
+    def prepare_form(
+        self, *, schema: Schema | None = None, regex: str | None = None, grammar: str | None = None
+    ) -> Form | None:
+        """What `generate` takes as `form`; None when nothing is given. Takes up to two seconds, the first time.
+
+        Raises ConstraintError and MissingPackageError as `generate` does.
+        """
+        asked = make_grammar(schema, regex, grammar)
+        return None if asked is None else self._constraints.form(asked)
 
     def chat(
         self,
@@ -321,7 +333,7 @@ class Model:
             think=think or Think(),
             continue_last=continue_last,
             options=template_options or {},
-            compile_form=lambda form: self._constraints.compile(form),
+            compile_form=lambda form: self._constraints.form(form),
             respell=lambda tokens, names: self._respelled(tokens, owner, names),
         )
 
@@ -349,7 +361,7 @@ class Model:
             max_tokens=max_tokens,
             stop=None,
             logprobs=logprobs,
-            form=turn.form,
+            form=turn.compiled,
             background=background,
             owner=owner,
             session=None,
@@ -381,7 +393,7 @@ class Model:
         max_tokens: int | None,
         stop: str | Sequence[str] | None,
         logprobs: int | None,
-        form: Grammar | None,
+        form: Grammar | Form | None,
         background: bool,
         owner: str,
         session: str | None = None,
@@ -650,9 +662,11 @@ class Model:
         source = self._checkpoint.chat_template or ""
         return TurnMaker(encoder, choose_format(encoder.template, self._require_tokenizer()), source)
 
-    def _rule(self, form: Grammar | None, turn: Turn | None) -> TokenRule | None:
+    def _rule(self, form: Grammar | Form | None, turn: Turn | None) -> TokenRule | None:
         """What binds the tokens of an answer."""
-        inner = None if form is None else self._constraints.compile(form)
+        if isinstance(form, Grammar):
+            form = self._constraints.form(form)
+        inner = None if form is None else form.begin()
         if turn is None or turn.think_tokens is None or turn.plain_tags is None:
             return inner
         return ThinkBudget(

@@ -12,10 +12,12 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConstraintError, UsageError
+from .answer_check import AnswerCheck
 from .chat import ChatEncoder
 from .chat_types import (
     ContentEvent,
@@ -33,6 +35,7 @@ from .chat_types import (
 )
 from .generation import Generation
 from .grammar import Grammar
+from .json_schema import CompiledSchema
 from .piece import Piece, Usage
 from .stops import StopMatcher
 from .tool_format import AnswerParser, ChatFormat
@@ -43,6 +46,7 @@ from .tool_format.turns import check_tools, make_turns
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
+    from .constraint import Form
 
 _OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TAKEN = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
@@ -61,6 +65,8 @@ class Turn:
     names: frozenset[str]
     think_tokens: int | None = None
     plain_tags: ReasoningTags | None = None
+    schemas: Mapping[str, CompiledSchema] = field(default_factory=dict)  # of tools by name; "": of the answer's form
+    compiled: Form | None = None  # of `form`
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -86,7 +92,7 @@ class TurnMaker:
         think: Think,
         continue_last: bool,
         options: Mapping[str, Any],
-        compile_form: Callable[[Grammar], object],
+        compile_form: Callable[[Grammar], Form],
         respell: Callable[[list[int], frozenset[str]], list[int]],
     ) -> Turn:
         """See `Model.prepare_turn`. `respell(tokens, names of tools)`: the same text with the ids that are cached."""
@@ -111,26 +117,18 @@ class TurnMaker:
         bound = _bound_tags(chat)
         syntax = chat.syntax.bind(chat.marks) if chat.syntax is not None and offered else None
         may_reason = bound if is_reasoning or think.enabled is not False else None
-        form: Grammar | None = None
-        for any_arguments in (False, True):
-            form = AnswerGrammar(
-                chat.marks,
-                tags=may_reason,
-                is_reasoning=is_reasoning,
-                syntax=syntax,
-                tools=offered,
-                is_required=tool_choice.mode == "required",
-                is_parallel=tool_choice.parallel and chat.is_parallel,
-                output=output,
-                any_arguments=any_arguments,
-            ).build()
-            try:
-                if form is not None:
-                    compile_form(form)
-                break
-            except ConstraintError:
-                if any_arguments or all(tool.strict for tool in offered):
-                    raise
+        make = partial(
+            AnswerGrammar,
+            chat.marks,
+            tags=may_reason,
+            is_reasoning=is_reasoning,
+            syntax=syntax,
+            tools=offered,
+            is_required=tool_choice.mode == "required",
+            is_parallel=tool_choice.parallel and chat.is_parallel,
+            output=output,
+        )
+        form, compiled, schemas = _compiled(make, offered, output, compile_form)
         return Turn(
             tokens=tokens,
             form=form,
@@ -140,6 +138,8 @@ class TurnMaker:
             names=frozenset(tool.name for tool in offered),
             think_tokens=think.max_tokens if tags is not None else None,
             plain_tags=tags,
+            compiled=compiled,
+            schemas=schemas,
         )
 
     def _offered(self, tools: Sequence[Tool], choice: ToolChoice) -> tuple[Tool, ...]:
@@ -164,6 +164,39 @@ class TurnMaker:
         if think.effort is not None:
             chosen.setdefault("reasoning_effort", think.effort)
         return chosen
+
+
+def _compiled(
+    make: Callable[..., AnswerGrammar],
+    tools: Sequence[Tool],
+    output: OutputFormat,
+    compile_form: Callable[[Grammar], Form],
+) -> tuple[Grammar | None, Form | None, Mapping[str, CompiledSchema]]:
+    """The answer's grammar. Schemas that are not strict and that the compiler refuses are left open, only those."""
+    maker = make()
+    form = maker.build()
+    if form is None:
+        return None, None, {}
+    try:
+        return form, compile_form(form), maker.schemas
+    except ConstraintError as error:
+        loose = {tool.name for tool in tools if not tool.strict}
+        if output.kind == "json_schema" and not output.is_strict:
+            loose.add("")
+        loose &= maker.schemas.keys()
+        if not loose:
+            raise
+        reasons = {}
+        for name in loose:
+            schema = maker.schemas[name]
+            try:
+                compile_form(Grammar("json_schema", schema.lark, schema, schema.is_plain))
+            except ConstraintError as own:
+                reasons[name] = str(own)
+        maker = make(loosened=reasons or dict.fromkeys(loose, str(error)))
+        form = maker.build()
+        assert form is not None
+        return form, compile_form(form), maker.schemas
 
 
 def _bound_tags(chat: ChatFormat) -> ReasoningTags | None:
@@ -208,6 +241,7 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text has not come out yet
         self._ready: deque[ContentEvent | Finish] = deque()
         self._is_done = False
+        self._check = AnswerCheck(turn.schemas)
         self.num_reasoning_tokens = 0
 
     def __next__(self) -> ContentEvent | Finish:
@@ -215,7 +249,7 @@ class TurnStream(Iterator[ContentEvent | Finish]):
             if self._is_done:
                 raise StopIteration
             self._take(next(self._generation))
-        return self._ready.popleft()
+        return self._next()
 
     def poll(self) -> ContentEvent | Finish | None:
         """The next event if it is there already, else None. Raises StopIteration after the last."""
@@ -225,7 +259,15 @@ class TurnStream(Iterator[ContentEvent | Finish]):
             if not self._generation.is_ready:
                 return None
             self._take(next(self._generation))
-        return self._ready.popleft()
+        return self._next()
+
+    def _next(self) -> ContentEvent | Finish:
+        event = self._ready.popleft()
+        if not isinstance(event, Finish):
+            self._check.take(event)
+        elif event.reason in ("stop", "tool_calls"):
+            event = replace(event, violations=self._check.violations())
+        return event
 
     def on_news(self, listener: Callable[[], None] | None) -> None:
         """`listener` is called, by the scheduler's thread, when `poll` may have something."""

@@ -35,6 +35,7 @@ from .backend import (
 from .faults import Fault, FaultKind
 from .http import json_response, sse, stream_response
 from .routes import Call, Family, Response, Route
+from .schemas import noted
 from .thinking import say_if_it_cannot_think
 
 _ERROR_TYPES: Mapping[FaultKind, str] = {
@@ -177,7 +178,8 @@ class _Blocks:
             reason = "max_tokens"
         sequence = self._finish.stop_sequence if reason == "stop_sequence" else None
         delta = {"stop_reason": reason, "stop_sequence": sequence}
-        yield {"type": "message_delta", "delta": delta, "usage": usage}
+        said = {"kamado": {"schema_violations": list(counts.violations)}} if counts.violations else {}
+        yield {"type": "message_delta", "delta": delta, "usage": usage, **said}
         yield {"type": "message_stop"}
 
 
@@ -204,6 +206,7 @@ async def _whole(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
         elif event["type"] == "message_delta":
             message |= event["delta"]
             message["usage"] |= event["usage"]
+            message |= {"kamado": event["kamado"]} if "kamado" in event else {}
     return message
 
 
@@ -211,7 +214,7 @@ async def _events(call: Call[MessagesBody]) -> AsyncGenerator[dict[str, Any], No
     body = call.body
     request = chat_request(call)
     blocks = _Blocks(body, body.model)
-    async with aclosing(call.server.service.chat(body.model, request)) as events:
+    async with aclosing(noted(call, call.server.service.chat(body.model, request))) as events:
         async for event in events:
             for made in blocks.events(event):
                 yield made

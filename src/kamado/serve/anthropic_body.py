@@ -262,7 +262,7 @@ def _output(config: OutputConfig) -> OutputFormat:
     if config.format is None:
         return OutputFormat()
     check_schema(config.format.schema, "output_config.format.schema")
-    return OutputFormat(kind="json_schema", schema=config.format.schema)
+    return OutputFormat(kind="json_schema", schema=config.format.schema, is_strict=False)
 
 
 def _think(thinking: ThinkingBody | None, config: OutputConfig) -> Think:
@@ -294,10 +294,12 @@ def _tool_choice(choice: ToolChoiceBody | None, tools: Sequence[Tool]) -> ToolCh
     if choice.name is not None:
         if choice.name not in {tool.name for tool in tools}:
             raise RequestError(f"tool_choice.name: there is no tool {choice.name[:80]!r}", param="tool_choice.name")
-        return ToolChoice("required", frozenset((choice.name,)), parallel)
+        return ToolChoice("required", frozenset((choice.name,)), choice.disable_parallel_tool_use is False)
     mode: Literal["auto", "none", "required"] = "auto"
     if choice.type == "any":
         mode = "required"
+        if len(tools) == 1:  # a small model would call it again and again
+            parallel = choice.disable_parallel_tool_use is False
     elif choice.type == "none":
         mode = "none"
     return ToolChoice(mode, parallel=parallel)
@@ -317,7 +319,7 @@ def _tools(raw: Sequence[Mapping[str, Any]]) -> Iterator[Tool]:
         description = tool.description or ""
         for example in tool.input_examples or ():
             description += f"\nExample of its input: {json.dumps(example, ensure_ascii=False)}"
-        yield Tool(tool.name, description.lstrip("\n"), tool.input_schema, strict=tool.strict is not False)
+        yield Tool(tool.name, description.lstrip("\n"), tool.input_schema, strict=tool.strict is True)
 
 
 def _messages(body: PromptBody, max_image_bytes: int) -> list[Message]:

@@ -14,6 +14,7 @@ import logging
 import re
 import secrets
 import time
+from collections import ChainMap
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class _Exchange:
     cors: Mapping[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     left_out: Sequence[str] = ()  # names of parameters
+    answer_headers: dict[str, str] = field(default_factory=dict)  # of the handler; a stream adds some before it begins
 
 
 class Server:
@@ -218,6 +220,7 @@ class Server:
         try:
             response = await route.handler(call)
             exchange.left_out = tuple(call.left_out)
+            exchange.answer_headers = call.answer_headers
             await self._write(exchange, writer, response)
         finally:
             exchange.notes.update(call.notes)
@@ -317,8 +320,9 @@ class Server:
         headers = {**response.headers, **exchange.cors, **self._own_headers(exchange)}
         if exchange.left_out:
             headers[HEADER] = ", ".join(exchange.left_out[:_MAX_LEFT_OUT])
+        all_headers = ChainMap(headers, exchange.answer_headers)
         if response.chunks is None:
-            await writer.whole(response.status, response.content, response.media_type, headers)
+            await writer.whole(response.status, response.content, response.media_type, all_headers)
             return
         family = exchange.family
         try:
@@ -326,7 +330,7 @@ class Server:
                 response.status,
                 response.chunks,
                 response.media_type,
-                headers,
+                all_headers,
                 comment=family.keep_alive,
                 comment_seconds=self.config.keep_alive_comment,
             )

@@ -214,6 +214,7 @@ class Started:
     context: int  # tokens of prompt and answer together
     truncated: Truncated | None = None
     seed: int | None = None  # that gives this answer again (of choice 0; choice i has seed + i)
+    schemas: str = ""  # what is said of the request's schemas, as the header has it (schemas.py); "": it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +246,7 @@ class TokenCounts:
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    violations: tuple[str, ...] = ()  # of schemas that were left open, by the finished answers
 
 
 @dataclass(frozen=True, slots=True)

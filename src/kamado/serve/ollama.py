@@ -46,6 +46,7 @@ from .ollama_body import (
 )
 from .ollama_options import keep_alive_seconds
 from .routes import Call, Family, Response, Route
+from .schemas import noted
 from .thinking import say_if_it_cannot_think
 
 _NDJSON = "application/x-ndjson"
@@ -145,6 +146,8 @@ class _Writer:
             "eval_count": counts.num_generated_tokens,
             "eval_duration": int(counts.decode_seconds * _NS),
         }
+        if counts.violations:
+            line["schema_violations"] = list(counts.violations)
         cut = self._started.truncated if self._started is not None else None
         if cut is not None:
             line["truncated"] = {"messages": cut.num_messages, "tokens": cut.num_tokens, "rule": cut.rule}
@@ -218,9 +221,9 @@ async def _answer(
     writer = _Writer(body.model, part, request.context)
     if isinstance(request, ChatRequest):
         await say_if_it_cannot_think(call, info.name, request.think, "think")
-        events = service.chat(info.name, request, keep_alive=keep_alive)
+        events = noted(call, service.chat(info.name, request, keep_alive=keep_alive))
     else:
-        events = service.complete(info.name, request, keep_alive=keep_alive)
+        events = noted(call, service.complete(info.name, request, keep_alive=keep_alive))
     lines = _lines(events, writer)
     if body.stream is False:
         async with aclosing(lines):

@@ -215,7 +215,7 @@ def _output(value: str | dict[str, Any] | None) -> OutputFormat:
         return OutputFormat()
     if isinstance(value, dict):
         check_schema(value, "format")
-        return OutputFormat(kind="json_schema", schema=value)
+        return OutputFormat(kind="json_schema", schema=value, is_strict=False)
     if value != "json":
         raise RequestError(f"format must be 'json' or a JSON Schema, not {value[:40]!r}", param="format")
     return OutputFormat(kind="json")
@@ -255,7 +255,7 @@ def _tools(body: ChatBody) -> tuple[Tool, ...]:
             tool.function.name,
             tool.function.description or "",
             tool.function.parameters or {},
-            strict=tool.function.strict is not False,
+            strict=tool.function.strict is True,
         )
         for tool in body.tools or ()
     )

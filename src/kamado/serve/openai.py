@@ -56,6 +56,7 @@ from .openai_results import (
     ChatResult,
     Chunk,
     ChunkChoice,
+    ContextResult,
     DeletedResult,
     Delta,
     EmbeddingResult,
@@ -77,6 +78,7 @@ from .openai_results import (
     usage_of,
 )
 from .routes import Call, Family, Response, Route
+from .schemas import noted
 from .thinking import say_if_it_cannot_think
 
 _TYPES = {
@@ -132,7 +134,7 @@ async def chat(call: Call[ChatBody]) -> Response:
     request = replace(request, owner=owner_of(call, body.prompt_cache_key or body.cache_salt), request_id=call.id)
     call.notes |= {"model": body.model, "background": request.is_background or None, "user": body.user}
     await say_if_it_cannot_think(call, body.model, request.think, *thinking_parameters(body))
-    events = call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive))
+    events = noted(call, call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
     if hides_reasoning(body):
         events = _without_reasoning(events)
     headers = {"x-kamado-lane": "background"} if request.is_background else {}
@@ -279,7 +281,7 @@ async def _chat_chunks(
                 note_counts(call, event.counts)
                 if include_usage:
                     yield chunk([], usage=usage_of(event.counts), kamado=account_of(started, event.counts))
-                elif started.truncated is not None:  # is reported whether usage was asked for or not
+                elif started.truncated is not None or event.counts.violations:  # said whether it was asked for or not
                     yield chunk([], kamado=account_of(started, event.counts))
     yield SSE_DONE
 
@@ -328,7 +330,7 @@ async def completions(call: Call[CompletionBody]) -> Response:
         request_id=call.id,
     )
     call.notes |= {"model": body.model, "user": body.user}
-    events = call.server.service.complete(body.model, request, keep_alive=keep_alive_of(body.keep_alive))
+    events = noted(call, call.server.service.complete(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     chunks = _completion_chunks(call, body.model, events, request, echo)
     if body.stream:
@@ -342,7 +344,7 @@ async def _completion_events(
     async with aclosing(chunks):
         async for chunk in chunks:
             is_last = chunk.usage is not msgspec.UNSET
-            if is_last and not include_usage and (chunk.kamado is msgspec.UNSET or chunk.kamado.truncated is None):
+            if is_last and not include_usage and not _must_be_said(chunk.kamado):
                 continue
             if is_last and not include_usage:
                 chunk.usage = msgspec.UNSET
@@ -350,6 +352,13 @@ async def _completion_events(
                 chunk.usage = None
             yield sse(chunk)
     yield SSE_DONE
+
+
+def _must_be_said(account: ContextResult | msgspec.UnsetType) -> bool:
+    """Whether it has what is said even when no account was asked for."""
+    if isinstance(account, msgspec.UnsetType):
+        return False
+    return account.truncated is not None or account.schema_violations is not msgspec.UNSET
 
 
 async def _completion_whole(chunks: AsyncGenerator[TextResult, None], num_choices: int) -> TextResult:

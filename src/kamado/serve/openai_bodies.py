@@ -118,7 +118,7 @@ class ResponseFormat(Struct, forbid_unknown_fields=True):
 
 
 class JsonSchemaFormat(Struct, forbid_unknown_fields=True):
-    """A schema that the answer will match, `strict` or not."""
+    """A schema that the answer will match; what cannot be enforced is refused when it is `strict`, else checked."""
 
     schema: JsonObject = msgspec.field(default_factory=dict)
     name: Annotated[str, Meta(max_length=64)] = ""
@@ -286,7 +286,7 @@ def output_of(form: ResponseFormat | None, max_schema_bytes: int) -> OutputForma
                 "response_format.json_schema is missing, which the type json_schema needs", param="response_format"
             )
         check_schema(form.json_schema.schema, "response_format.json_schema.schema", max_schema_bytes)
-        return OutputFormat("json_schema", schema=form.json_schema.schema)
+        return OutputFormat("json_schema", schema=form.json_schema.schema, is_strict=form.json_schema.strict is True)
     source = form.pattern if form.type == "regex" else form.grammar
     if source is None:
         needed = "pattern" if form.type == "regex" else "grammar"
@@ -301,8 +301,7 @@ def tools_of(specs: list[ToolSpec] | None, max_schema_bytes: int) -> tuple[Tool,
         function = spec.function
         schema = function.parameters or {}
         check_schema(schema, f"tools[{i}].function.parameters", max_schema_bytes)
-        # Arguments match their schema in any case: what does not is of no use to anybody.
-        tools.append(Tool(function.name, function.description or "", schema, strict=True))
+        tools.append(Tool(function.name, function.description or "", schema, strict=function.strict is True))
     check_names([tool.name for tool in tools])
     return tuple(tools)
 
@@ -317,6 +316,8 @@ def check_names(names: list[str]) -> None:
 def tool_choice_of(choice: Any, names: list[str], parallel: bool | None) -> ToolChoice:
     """Which tools may be called. Chat's shapes and those of /v1/responses."""
     many = parallel is not False
+    # A small model that must call its one tool calls it again and again: several calls are for who asked for them.
+    must_many = many if len(names) > 1 else parallel is True
     if choice is None or choice == "auto":
         return ToolChoice(parallel=many)
     if choice == "none":
@@ -324,22 +325,22 @@ def tool_choice_of(choice: Any, names: list[str], parallel: bool | None) -> Tool
     if choice == "required":
         if not names:
             raise RequestError("tool_choice is required, but there are no tools", param="tool_choice")
-        return ToolChoice("required", parallel=many)
+        return ToolChoice("required", parallel=must_many)
     if isinstance(choice, dict):
         if choice.get("type") == "function":
             function = choice.get("function", choice)
             name = function.get("name") if isinstance(function, dict) else None
             if name in names:
-                return ToolChoice("required", frozenset({name}), parallel=False)
+                return ToolChoice("required", frozenset({name}), parallel=parallel is True)
             raise RequestError(f"tool_choice names {str(name)[:80]!r}, which is none of the tools", param="tool_choice")
         if choice.get("type") == "allowed_tools":
-            return _allowed(choice.get("allowed_tools", choice), names, many)
+            return _allowed(choice.get("allowed_tools", choice), names, parallel)
     raise RequestError(
         'tool_choice must be "auto", "none", "required", a function or allowed_tools', param="tool_choice"
     )
 
 
-def _allowed(spec: Any, names: list[str], many: bool) -> ToolChoice:
+def _allowed(spec: Any, names: list[str], parallel: bool | None) -> ToolChoice:
     tools = spec.get("tools") if isinstance(spec, dict) else None
     mode = spec.get("mode") if isinstance(spec, dict) else None
     if not isinstance(tools, list) or mode not in ("auto", "required"):
@@ -353,7 +354,8 @@ def _allowed(spec: Any, names: list[str], many: bool) -> ToolChoice:
         allowed.add(str(name))
     if not allowed:
         raise RequestError("allowed_tools allows none", param="tool_choice")
-    return ToolChoice(mode, frozenset(allowed), parallel=many)
+    is_one = mode == "required" and len(allowed) == 1
+    return ToolChoice(mode, frozenset(allowed), parallel=parallel is True if is_one else parallel is not False)
 
 
 def think_of(effort: str | None, budget: int | None = None) -> Think:

@@ -31,6 +31,7 @@ from .openai_results import account_of, token_text
 from .responses_bodies import ENCRYPTED, INCLUDABLE, ResponsesBody, input_items, named_parts, responses_request
 from .responses_replay import replay
 from .routes import Call, Response, Route
+from .schemas import noted
 from .thinking import say_if_it_cannot_think
 
 _log = logging.getLogger("kamado.serve")
@@ -107,7 +108,7 @@ async def create(call: Call[ResponsesBody]) -> Response:
     call.notes |= {"model": body.model, "user": body.user}
     await say_if_it_cannot_think(call, body.model, request.think, "reasoning")
     maker = ResponseMaker(body)
-    events = call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive))
+    events = noted(call, call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
 
     def keep() -> None:
         own = input_items(body.input)
@@ -375,7 +376,7 @@ def _tool_of(tool: Mapping[str, Any]) -> dict[str, Any]:
         "name": tool["name"],
         "description": tool.get("description"),
         "parameters": tool.get("parameters"),
-        "strict": tool.get("strict", True),
+        "strict": tool.get("strict") is True,
     }
 
 

@@ -303,7 +303,7 @@ def _function(item: Mapping[str, Any], where: str, max_schema_bytes: int) -> Too
     spec = _convert(item, FunctionTool, where)
     schema = spec.parameters or {}
     check_schema(schema, f"{where}.parameters", max_schema_bytes)
-    return Tool(spec.name, spec.description or "", schema, strict=True)
+    return Tool(spec.name, spec.description or "", schema, strict=spec.strict is True)
 
 
 def _convert(item: Mapping[str, Any], kind: type[S], where: str) -> S:
@@ -340,7 +340,7 @@ def _output(form: TextFormat | None, max_schema_bytes: int) -> OutputFormat:
         if form.schema is None:
             raise RequestError("text.format.schema is missing, which the type json_schema needs", param="text.format")
         check_schema(form.schema, "text.format.schema", max_schema_bytes)
-        return OutputFormat("json_schema", schema=form.schema)
+        return OutputFormat("json_schema", schema=form.schema, is_strict=form.strict is True)
     source = form.pattern if form.type == "regex" else form.grammar
     if not source or len(source) > max_schema_bytes:
         raise RequestError(f"text.format of type {form.type} needs its pattern or grammar", param="text.format")

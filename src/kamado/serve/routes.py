@@ -85,6 +85,7 @@ class Call(Generic[Body]):
     key: Key  # who asks; key.id is the owner of cached prefixes
     id: str  # of the request, as in the log and in the answer's header
     notes: dict[str, Any] = field(default_factory=dict)  # what the log line says more: model, tokens, …
+    answer_headers: dict[str, str] = field(default_factory=dict)  # as they are when the answer begins
     left_out: dict[str, LeftOut] = field(default_factory=dict)  # parameters that were; the answer's header says so
 
     def leave_out(self, left: LeftOut) -> None:
