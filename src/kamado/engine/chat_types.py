@@ -40,7 +40,7 @@ class ToolCall:
 
     id: str  # "" when the protocol has none: then calls and results match by order
     name: str
-    arguments: str  # JSON text of an object
+    arguments: str  # JSON text of an object; of a call that was cut the beginning of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +150,12 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallEnd:
-    """A call is complete; its arguments parse."""
+    """A call ends, and every call that began does. `is_cut`: the answer ended inside it, and its arguments are the
+    beginning of an object (cut_json.py); else they are whole and parse."""
 
     index: int
     choice: int = 0
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from .chat_types import (
 from .generation import Generation
 from .grammar import Grammar
 from .json_schema import CompiledSchema
-from .piece import Piece, Usage
+from .piece import Piece, Usage, whole_text
 from .stops import StopMatcher
 from .tool_format import AnswerParser, ChatFormat
 from .tool_format.grammar import AnswerGrammar
@@ -63,6 +63,8 @@ class Turn:
     is_reasoning: bool  # the prompt has opened it
     syntax: CallSyntax | None  # bound to marks; None: no tools
     names: frozenset[str]
+    is_required: bool = False  # a call must come
+    is_continued: bool = False  # the answer's text has begun in the prompt
     think_tokens: int | None = None
     plain_tags: ReasoningTags | None = None
     schemas: Mapping[str, CompiledSchema] = field(default_factory=dict)  # of tools by name; "": of the answer's form
@@ -101,8 +103,11 @@ class TurnMaker:
         offered = self._offered(tools, tool_choice)
         if offered and chat.tools is None:
             raise UsageError(f"this model cannot use tools: {chat.refusal}")
-        if continue_last and (offered or output.kind != "text"):
-            raise UsageError("an answer that goes on from a given beginning can have neither tools nor a form")
+        is_continued = continue_last and messages[-1].text != ""
+        if is_continued and output.kind != "text":
+            raise UsageError("an answer that goes on from a given beginning cannot have a form")
+        if is_continued and tool_choice.mode == "required":
+            raise UsageError("an answer that goes on from a given beginning is text: no call can be required of it")
         shown = tools if offered else ()
         turns, objects = make_turns(messages, shown, chat.tools, chat.syntax, chat.system_in_user)
         encoded = self._encoder.encode_turns(
@@ -117,6 +122,11 @@ class TurnMaker:
         bound = _bound_tags(chat)
         syntax = chat.syntax.bind(chat.marks) if chat.syntax is not None and offered else None
         may_reason = bound if is_reasoning or think.enabled is not False else None
+        if is_continued:
+            bound = may_reason = None
+            is_reasoning = False
+            if syntax is not None and syntax.is_whole_message:
+                syntax = None  # what began as text is no call
         make = partial(
             AnswerGrammar,
             chat.marks,
@@ -136,7 +146,9 @@ class TurnMaker:
             is_reasoning=is_reasoning,
             syntax=syntax,
             names=frozenset(tool.name for tool in offered),
-            think_tokens=think.max_tokens if tags is not None else None,
+            is_required=tool_choice.mode == "required",
+            is_continued=is_continued,
+            think_tokens=think.max_tokens if bound is not None else None,
             plain_tags=tags,
             compiled=compiled,
             schemas=schemas,
@@ -233,8 +245,15 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         self._tokenizer = tokenizer
         self._marks = chat.marks
         self._parser = AnswerParser(
-            tags=turn.tags, is_reasoning=turn.is_reasoning, syntax=turn.syntax, names=turn.names, choice=choice
+            tags=turn.tags,
+            is_reasoning=turn.is_reasoning,
+            syntax=turn.syntax,
+            names=turn.names,
+            is_required=turn.is_required,
+            is_continued=turn.is_continued,
+            choice=choice,
         )
+        self._may_be_text = not turn.is_required  # what comes next; no protocol has a place for calls' logprobs
         self._stops = StopMatcher(stops)
         self._choice = choice
         self._has_logprobs = has_logprobs
@@ -281,11 +300,11 @@ class TurnStream(Iterator[ContentEvent | Finish]):
     def _take(self, piece: Piece) -> None:
         if self._has_logprobs:
             self._logprobs.append(self._logprob(piece))
-        text = self._marks.of_token(piece.token) + without_marks(piece.text)
+        text = self._marks.of_token(piece.token) + without_marks(whole_text(piece, self._tokenizer.token_bytes))
         events = self._parser.push(text)
         self.num_reasoning_tokens += self._parser.is_reasoning
         if piece.finish_reason is not None:
-            events += self._parser.finish()
+            events += self._parser.finish(is_cut=piece.finish_reason == "length")
         for event in events:
             self._show(event)
             if self._stops.is_stopped:
@@ -309,7 +328,8 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         if isinstance(event, ReasoningDelta):
             event = replace(event, logprobs=self._taken_logprobs())
         elif isinstance(event, ToolCallEnd):
-            self._logprobs.clear()  # no protocol has a place for those of calls
+            self._logprobs.clear()
+            self._may_be_text = False
         self._ready.append(event)
 
     def _show_text(self, text: str) -> None:
@@ -321,7 +341,7 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         return taken
 
     def _finish(self, reason: FinishReason) -> None:
-        if self._logprobs and reason != "tool_calls":
+        if self._logprobs and self._may_be_text:
             self._ready.append(TextDelta("", self._taken_logprobs(), self._choice))
         self._ready.append(Finish(reason, self._stops.matched, self._choice))
         self._is_done = True

@@ -4,18 +4,19 @@
                                    ├→ as server-sent events          (stream)
                                    └→ put together to one message    (whole)
 
-Both ways go through the same events, so that they cannot differ.
+Both ways go through the same events, so that they cannot differ. The input of a call that was cut has what came whole,
+which is what the official clients read out of the stream; `stop_reason` says that it was cut.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
 
+from ..engine.cut_json import whole_members
 from .anthropic_body import CountTokensBody, MessagesBody, chat_request
 from .backend import (
     Done,
@@ -202,7 +203,7 @@ async def _whole(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
                 block[name] += delta[name]
         elif event["type"] == "content_block_stop":
             if message["content"][-1]["type"] == "tool_use":
-                message["content"][-1]["input"] = json.loads(arguments or "{}")
+                message["content"][-1]["input"] = whole_members(arguments)
         elif event["type"] == "message_delta":
             message |= event["delta"]
             message["usage"] |= event["usage"]

@@ -242,7 +242,7 @@ def chat_request(call: Call[Any]) -> ChatRequest:
         tool_choice=_tool_choice(body.tool_choice, tools),
         output=_output(config),
         think=_think(body.thinking, config),
-        continue_last=messages[-1].role == "assistant",
+        continue_last=messages[-1].role == "assistant" and not messages[-1].tool_calls,
         owner=call.key.id,
         request_id=call.id,
         **own,
@@ -366,7 +366,7 @@ class _Reader:
         if isinstance(message.content, str):
             self.add(message.role, (TextPart(message.content),))
             return
-        if not message.content:
+        if not message.content and message.role != "assistant":  # an answer that was cut at once is empty
             raise RequestError(f"{where}.content is empty", param=f"{where}.content")
         if message.role == "assistant":
             self._read_assistant(message.content, f"{where}.content")

@@ -12,6 +12,8 @@ Rules for every stream of events here:
     step; nobody has to drain it.
   - `Started` comes first, once. Then the choices' events, interleaved when n > 1; each choice ends with `Finish`.
     `Done` comes last, once. `Progress` may come anywhere before the first content.
+  - An answer that was cut (`Finish` of reason "length") is finished where it is parsed, not in the protocols: a call
+    that was open has its ToolCallEnd, with `is_cut`, and half a tag, call or character is not shown.
   - Faults are raised as KamadoError, never sent as events: UsageError (the request is wrong, or the model cannot do
     what it asks), ContextOverflowError (with both numbers), ModelNotFoundError, OverloadedError (with `retry_after`),
     DeadlineError, TemplateError, ClosedError (the server is going down). What is wrong with a request is raised before
@@ -304,7 +306,7 @@ class LoadedModel:
     memory_bytes: int
     expires_at: float | None  # Unix seconds; None: never
     num_active: int  # requests that run or wait
-    bytes_by_owner: Mapping[str, int] = field(default_factory=dict)  # weights, kv, experts, scratch, …
+    is_pinned: bool = False  # loaded at the start: only asking for it unloads it
 
 
 @dataclass(frozen=True, slots=True)

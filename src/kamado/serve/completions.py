@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..engine.answer_check import AnswerCheck
-from ..engine.piece import Piece
+from ..engine.piece import Piece, whole_text
 from .backend import Finish, TextDelta, TokenLogprob
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ class CompletionSource:
 
     def _take(self, piece: Piece) -> None:
         logprobs = (logprob_of(self._model, piece),) if self._has_logprobs else ()
-        if piece.text or logprobs:
-            delta = TextDelta(piece.text, logprobs, self._choice)
+        text = whole_text(piece, self._model.token_bytes)
+        if text or logprobs:
+            delta = TextDelta(text, logprobs, self._choice)
             self._check.take(delta)
             self._ready.append(delta)
         if piece.finish_reason is not None:

@@ -3,6 +3,9 @@
 Streams are lines of JSON, and a stream is the default. Durations are nanoseconds. A context that `options.num_ctx`
 asks for and the model was not given is refused with both numbers; so is a prompt that does not fit, unless `truncate`
 is true, and then the last line says what was left out.
+
+Calls are objects here and come whole: one that was cut is left out of the message, for clients run every call they get,
+and stands in the last line as `cut_call`, its arguments the text that had come.
 """
 
 from __future__ import annotations
@@ -115,7 +118,7 @@ class _Writer:
             self._calls[event.index] = (event.id, event.name, [])
         elif isinstance(event, ToolCallDelta):
             self._calls[event.index][2].append(event.arguments)
-        elif isinstance(event, ToolCallEnd):  # this API has no parts of calls: each comes whole
+        elif isinstance(event, ToolCallEnd) and not event.is_cut:
             call_id, name, pieces = self._calls.pop(event.index)
             function = {"index": event.index, "name": name, "arguments": json.loads("".join(pieces) or "{}")}
             return [self._line(self._part("", "", [{"id": call_id, "function": function}]), ())]
@@ -146,6 +149,8 @@ class _Writer:
             "eval_count": counts.num_generated_tokens,
             "eval_duration": int(counts.decode_seconds * _NS),
         }
+        for call_id, name, pieces in self._calls.values():  # what has not ended, or ended as cut
+            line["cut_call"] = {"id": call_id, "function": {"name": name, "arguments": "".join(pieces)}}
         if counts.violations:
             line["schema_violations"] = list(counts.violations)
         cut = self._started.truncated if self._started is not None else None

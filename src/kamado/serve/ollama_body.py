@@ -36,7 +36,7 @@ class FunctionCallBody(Struct, forbid_unknown_fields=True):
     """A call of a tool."""
 
     name: str
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] | None = None
     index: int | None = None
     description: str | None = None
 
@@ -172,7 +172,7 @@ class CreateBody(Struct, forbid_unknown_fields=True, kw_only=True):
 
     model: ModelName | None = None
     name: ModelName | None = None
-    base: str | None = field(default=None, name="from")
+    base: ModelName | None = field(default=None, name="from")
     modelfile: str | None = None  # older clients
     system: str | None = None
     template: str | None = None
@@ -236,7 +236,7 @@ def _message(message: MessageBody, i: int, max_image_bytes: int) -> Message:
     if message.content:
         parts.append(TextPart(message.content))
     calls = tuple(
-        ToolCall(call.id or "", call.function.name, json.dumps(call.function.arguments, ensure_ascii=False))
+        ToolCall(call.id or "", call.function.name, json.dumps(call.function.arguments or {}, ensure_ascii=False))
         for call in message.tool_calls or ()
     )
     return Message(
@@ -291,7 +291,7 @@ def _chat(
         max_tokens=options.max_tokens,
         stop=options.stop,
         logprobs=_logprobs(body),
-        continue_last=messages[-1].role == "assistant",
+        continue_last=messages[-1].role == "assistant" and not messages[-1].tool_calls,
         context=options.context,
         truncation="drop_oldest" if body.truncate else "refuse",
         owner=owner,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,7 +109,9 @@ def _call(call: Any, where: str) -> ToolCall:
     name = _text(function, "name", f"{where}.function")
     if not 0 < len(name) <= _MAX_NAME:
         raise RequestError(f"{where}.function.name must have 1 to {_MAX_NAME} characters", param=where)
-    arguments = function.get("arguments", "{}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, dict) or arguments is None:  # as other APIs have them, and calls without any
+        arguments = json.dumps(arguments or {}, ensure_ascii=False)
     if not isinstance(arguments, str):
         raise RequestError(f"{where}.function.arguments must be JSON text", param=f"{where}.function.arguments")
     return ToolCall(_text(call, "id", where), name, arguments or "{}")

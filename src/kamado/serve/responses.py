@@ -225,7 +225,7 @@ class ResponseMaker:
             place = self._place()
             return [self._event("response.function_call_arguments.delta", **place, delta=event.arguments)]
         if isinstance(event, ToolCallEnd):
-            return self._close()
+            return self._close("incomplete" if event.is_cut else "completed")
         if isinstance(event, Finish):
             is_cut = event.reason == "length"
             closing = self._close("incomplete" if is_cut else "completed")
@@ -259,10 +259,11 @@ class ResponseMaker:
         self.response["kamado"] = account_of(self._started, counts)
 
     def fail(self, message: str) -> list[dict[str, Any]]:
-        """The last event of a response that met a fault."""
+        """The last events of a response that met a fault: an item that was open ends as it is."""
+        closing = self._close("incomplete")
         self.response["status"] = "failed"
         self.response["error"] = {"code": "server_error", "message": message}
-        return [self._whole("response.failed")]
+        return [*closing, self._whole("response.failed")]
 
     def _more(self, kind: str, text: str, logprobs: tuple[TokenLogprob, ...]) -> list[dict[str, Any]]:
         events = []

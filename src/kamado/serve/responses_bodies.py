@@ -178,6 +178,9 @@ def items_to_messages(items: Sequence[Mapping[str, Any]], *, max_image_bytes: in
         where = f"input[{i}]"
         item = without_nulls(item)
         kind = item.get("type", "message" if "role" in item else None)
+        if reasoning and (kind == "function_call_output" or item.get("role", "assistant") != "assistant"):
+            messages.append(Message("assistant", reasoning=reasoning))  # an answer that was cut while it reasoned
+            reasoning = ""
         if kind == "message":
             message = _message(item, where, max_image_bytes)
             if message.role == "assistant":
@@ -201,6 +204,8 @@ def items_to_messages(items: Sequence[Mapping[str, Any]], *, max_image_bytes: in
             raise RequestError(f"{where}: refer to a whole response by previous_response_id", param=where)
         else:
             raise RequestError(f"{where}.type {str(kind)[:60]!r} cannot be honoured here", param=f"{where}.type")
+    if reasoning:
+        messages.append(Message("assistant", reasoning=reasoning))
     return messages
 
 
