@@ -210,17 +210,26 @@ def _beyond(runs: Sequence[Run]) -> list[Claim]:
     return found
 
 
+_COLUMNS = (
+    "Budget", "Engine", "Tokens/s", "Cold start", "Read a token", "Ideal LRU", "Disk, GB/s", "Of the bound",
+    "Cgroup's peak", "Runs",
+)  # fmt: skip
+
+
 def table(runs: Sequence[Run]) -> list[str]:
-    """Speeds by budget and engine, medians over runs."""
+    """Speeds by budget and engine, medians over runs: of the steady state, and of the first tokens after loading where
+    those were told apart."""
     lines = [
-        "| Budget | Engine | Tokens/s | Read a token | Ideal LRU | Disk, GB/s | Of the bound | Cgroup's peak | Runs |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| " + " | ".join(_COLUMNS) + " |",
+        "|---" * len(_COLUMNS) + "|",
     ]
     good = [run for run in runs if "failed" not in run and "tokens_per_second" in run]
     step = in_memory_step(good)
     for cell in ("memory", "whole", "decode", "shares", "curve"):
         for (budget, engine), mine in _groups(good, cell).items():
-            ideal = share = "–"
+            ideal = share = cold = "–"
+            if all("cold_tokens_per_second" in run for run in mine) and mine[0].get("slots"):
+                cold = format(_median(mine, lambda r: r["cold_tokens_per_second"]), ".3g")
             if all("ideal_bytes_per_token" in run for run in mine):
                 ideal = format_size(round(_median(mine, lambda r: r["ideal_bytes_per_token"])))
                 if step is not None:
@@ -229,7 +238,7 @@ def table(runs: Sequence[Run]) -> list[str]:
             budget = f"{budget} ({format_size(size)})" if size and budget.endswith(("%", "all")) else budget
             cells = (
                 "in memory" if budget == "none" else budget, engine,
-                format(_median(mine, lambda r: r["tokens_per_second"]), ".3g"),
+                format(_median(mine, lambda r: r["tokens_per_second"]), ".3g"), cold,
                 format_size(round(_median(mine, lambda r: r["bytes_per_token"]))), ideal,
                 format(_median(mine, lambda r: r["disk_bytes_per_second"]) / 1e9, ".2f"), share,
                 format_size(round(max(run["cgroup_peak_bytes"] for run in mine))), str(len(mine)),
@@ -237,7 +246,7 @@ def table(runs: Sequence[Run]) -> list[str]:
             lines.append("| " + " | ".join(cells) + " |")
     for run in runs:
         if "failed" in run:
-            lines.append(f"| {run['budget']} | {run['engine']} | failed ({run['cell']}): {run['failed']} |" + " |" * 6)
+            lines.append(f"| {run['budget']} | {run['engine']} | failed ({run['cell']}): {run['failed']} |" + " |" * 7)
     return lines
 
 

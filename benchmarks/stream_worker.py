@@ -29,6 +29,7 @@ from kamado.models import build_program
 from kamado.program import Experts
 
 GENERATED_AT_ONCE = 512  # tokens of an answer before the next prompt, in runs that last
+COLD_TOKENS = 16  # the first ones after loading, whose speed is told apart
 
 
 def say(event: str, **values: Any) -> None:
@@ -64,7 +65,7 @@ class Runner:
         self.executor = build_executor(
             program, num_threads=forecast.num_threads, max_rows=forecast.max_rows,
             max_logit_rows=forecast.max_logit_rows, max_kv_tokens=forecast.kv_tokens, max_sequences=1, kv="f16",
-            expert_bytes=expert_bytes, look_ahead=options.look_ahead,
+            expert_bytes=expert_bytes, look_ahead=options.look_ahead, drop_file_cache=is_strict,
         )  # fmt: skip
         self.watch.forget_files()
         self.load_seconds = time.perf_counter() - begin
@@ -122,15 +123,20 @@ def planned(forecast: Plan) -> dict[str, Any]:
 
 
 def decode(options: argparse.Namespace) -> None:
-    """Warms up until the slots are in their usual state, then `blocks` times `tokens` tokens with a pause between."""
+    """Warms up until the slots are in their usual state, then `blocks` times `tokens` tokens with a pause between. No
+    token comes twice but by chance: all are drawn anew. The first COLD_TOKENS of the warm-up are the cold start."""
     runner = Runner(options)
     try:
         runner.executor.record_routing(True)
         sequence = runner.executor.create_sequence()
         if options.prompt:
             runner.step(sequence, runner.tokens(options.prompt))
-        for token in runner.tokens(options.warm):
+        cold: dict[str, Any] = {}
+        empty, begin = read_ledger(runner.executor), time.perf_counter()
+        for count, token in enumerate(runner.tokens(options.warm), 1):
             runner.step(sequence, np.array([token], np.int32))
+            if count == COLD_TOKENS and not options.prompt:
+                cold = {"tokens": count, "seconds": time.perf_counter() - begin, "ledger": runner.added(empty)}
         num_before = options.warm + bool(options.prompt)
         pause(step=num_before)
         deadline = time.perf_counter() + options.seconds
@@ -146,7 +152,7 @@ def decode(options: argparse.Namespace) -> None:
                 break
         if options.routing:
             np.savez_compressed(options.routing, routing=runner.executor.routing(), first=num_before)
-        say("end", **runner.facts())
+        say("end", **runner.facts(), cold=cold or None)
     finally:
         runner.executor.close()
 

@@ -124,7 +124,8 @@ PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows,
                  int64_t max_kv_tokens, int32_t max_sequences, const std::string& kv, std::optional<std::string> tier,
                  const std::optional<nb::callable>& progress, std::optional<uint64_t> expert_bytes, int32_t num_readers,
                  const std::string& direct_io, bool verify_slots, const std::string& look_ahead,
-                 std::optional<std::vector<std::pair<int32_t, int32_t>>> kv_bits, int32_t kv_reuse_points) {
+                 std::optional<std::vector<std::pair<int32_t, int32_t>>> kv_bits, int32_t kv_reuse_points,
+                 bool drop_file_cache) {
   if (kv != "f32" && kv != "f16") throw std::invalid_argument("kv must be \"f32\" or \"f16\", got \"" + kv + "\"");
   const kamado::ExecutorOptions options{num_threads,        max_rows,
                                         max_logit_rows,     max_kv_tokens,
@@ -132,7 +133,8 @@ PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows,
                                         std::move(tier),    expert_bytes,
                                         num_readers,        direct_io_of(direct_io),
                                         verify_slots,       look_ahead_of(look_ahead),
-                                        std::move(kv_bits), kv_reuse_points};
+                                        std::move(kv_bits), kv_reuse_points,
+                                        drop_file_cache};
   kamado::Program program = builder.finish();
   const auto report = [&progress](uint64_t done, uint64_t total) {
     const nb::gil_scoped_acquire gil;
@@ -439,7 +441,7 @@ void bind_builder(nb::module_& m) {
       .def("build", &build, "num_threads"_a, "max_rows"_a, "max_logit_rows"_a, "max_kv_tokens"_a, "max_sequences"_a,
            "kv"_a, "tier"_a.none() = nb::none(), "progress"_a.none() = nb::none(), "expert_bytes"_a.none() = nb::none(),
            "num_readers"_a = 4, "direct_io"_a = "auto", "verify_slots"_a = false, "look_ahead"_a = "auto",
-           "kv_bits"_a.none() = nb::none(), "kv_reuse_points"_a = 0);
+           "kv_bits"_a.none() = nb::none(), "kv_reuse_points"_a = 0, "drop_file_cache"_a = false);
 }
 
 void bind_executor(nb::module_& m) {
@@ -550,6 +552,7 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // a model that somebody holds until the interpreter ends is no fault to report
   m.doc() = "The native executor; see _native.pyi.";
   main_thread_id = nb::cast<unsigned long>(nb::module_::import_("threading").attr("main_thread")().attr("ident"));
+  nb::exception<kamado::NotFinite>(m, "NotFinite", PyExc_FloatingPointError);
   nb::exception<kamado::Cancelled>(m, "Cancelled", PyExc_RuntimeError);
   nb::exception<kamado::ReadError>(m, "ReadError", PyExc_OSError);
   read_error_type = m.attr("ReadError").ptr();

@@ -14,7 +14,7 @@
 namespace kamado {
 
 File::File(const std::string& path) : path_(path) {
-  fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  fd_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO would wait for a writer
   if (fd_ < 0) throw std::invalid_argument(path + ": cannot open: " + std::strerror(errno));
   struct stat status{};
   if (::fstat(fd_, &status) != 0 || !S_ISREG(status.st_mode)) {
@@ -55,6 +55,15 @@ void File::advise_sequential() const {
 void File::advise_random() const {
 #ifdef POSIX_FADV_RANDOM
   ::posix_fadvise(fd_, 0, 0, POSIX_FADV_RANDOM);
+#endif
+}
+
+void File::will_need(uint64_t offset, uint64_t count) const {
+#ifdef POSIX_FADV_WILLNEED
+  ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(count), POSIX_FADV_WILLNEED);
+#else
+  (void)offset;
+  (void)count;
 #endif
 }
 

@@ -20,7 +20,8 @@ class File {
   // Fills out[0, count) from `offset`; throws std::runtime_error when the file ends before or a read fails.
   void read(uint64_t offset, void* out, size_t count) const;
   void advise_sequential() const;
-  void advise_random() const;  // no read-ahead from now on
+  void advise_random() const;                             // no read-ahead from now on
+  void will_need(uint64_t offset, uint64_t count) const;  // begins to read into the page cache
   // Drops [offset, offset + count) from the page cache where nothing else keeps it; a count of 0: to the end.
   void drop_cache(uint64_t offset = 0, uint64_t count = 0) const;
   // Whether size and time of change are those of when it was opened.

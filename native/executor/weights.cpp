@@ -10,6 +10,9 @@ namespace {
 // A read goes to a buffer of this size and is packed from there while it is still in L2. On this kind of machine a
 // mapped file costs more in page faults than the copy costs.
 constexpr size_t kStageBytes = 256 << 10;
+// When cached pages count: read ahead by this many items (2 MiB), and given back after as many. The system's own
+// read-ahead may be 8 MiB a window and more.
+constexpr size_t kItemsAhead = 8;
 
 struct Item {
   int32_t matrix, tile_begin, tile_end;
@@ -22,10 +25,39 @@ struct Load {
   Weights& weights;
   std::vector<Item> items;
   std::vector<Memory> stages;
+  bool drops_cache = false;
   uint64_t total_bytes = 0;
   std::atomic<size_t> next{0};
   std::atomic<uint64_t> done_bytes{0};
   std::atomic<bool> is_stopped{false};
+
+  const File& file_of(const Item& item) const { return *program.matrices[static_cast<size_t>(item.matrix)].file; }
+
+  uint64_t begin_of(const Item& item) const {
+    const MatrixSpec& spec = program.matrices[static_cast<size_t>(item.matrix)];
+    return spec.offset + static_cast<uint64_t>(item.tile_begin) * kTileRows * row_bytes(spec.layout, spec.cols);
+  }
+
+  uint64_t bytes_of(const Item& item) const {
+    const MatrixSpec& spec = program.matrices[static_cast<size_t>(item.matrix)];
+    const int32_t rows = std::min(item.tile_end * kTileRows, spec.rows) - item.tile_begin * kTileRows;
+    return static_cast<uint64_t>(rows) * row_bytes(spec.layout, spec.cols);
+  }
+
+  // Reads ahead of item `index` and gives back what lies well behind it. Another thread may be a few items behind: what
+  // it had not read yet is then read twice.
+  void keep_cache_small(size_t index) const {
+    if (index == 0) {
+      for (size_t i = 1; i < std::min(kItemsAhead, items.size()); ++i) will_need(items[i]);
+    }
+    if (index + kItemsAhead < items.size()) will_need(items[index + kItemsAhead]);
+    if (index % kItemsAhead != 0 || index < kItemsAhead) return;
+    const Item& behind = items[index - kItemsAhead];
+    const uint64_t end = begin_of(behind);
+    if (end > 0) file_of(behind).drop_cache(0, end);
+  }
+
+  void will_need(const Item& item) const { file_of(item).will_need(begin_of(item), bytes_of(item)); }
 
   void pack(const Item& item, uint8_t* stage) {
     const MatrixSpec& spec = program.matrices[static_cast<size_t>(item.matrix)];
@@ -50,6 +82,7 @@ struct Load {
       while (!is_stopped.load(std::memory_order_relaxed)) {
         const size_t index = next.fetch_add(1, std::memory_order_relaxed);
         if (index >= items.size()) break;
+        if (drops_cache) keep_cache_small(index);
         pack(items[index], stages[static_cast<size_t>(thread)].data());
         if (thread != 0 || !progress) continue;
         const auto now = std::chrono::steady_clock::now();
@@ -112,12 +145,16 @@ std::vector<bool> resident_matrices(const Program& program, bool streams_experts
 
 }  // namespace
 
-Weights load_weights(const Program& program, const LinearKernels& kernels, Pool& pool, bool streams_experts,
+Weights load_weights(const Program& program, const LinearKernels& kernels, Pool& pool, LoadOptions options,
                      const Executor::Progress& progress) {
   Weights weights;
-  const std::vector<bool> is_resident = resident_matrices(program, streams_experts);
+  const std::vector<bool> is_resident = resident_matrices(program, options.streams_experts);
+  if (options.drops_cache) {
+    // Nothing is read ahead but what is asked for here, and single rows of the tables that stay in the file.
+    for (const MatrixSpec& spec : program.matrices) spec.file->advise_random();
+  }
   load_vectors(program, weights);
-  Load load{program, kernels, progress, weights, {}, {}};
+  Load load{program, kernels, progress, weights, {}, {}, options.drops_cache};
   size_t tile_total = 0, stage_bytes = kStageBytes;
   for (size_t i = 0; i < program.matrices.size(); ++i) {
     const MatrixSpec& spec = program.matrices[i];
@@ -132,7 +169,7 @@ Weights load_weights(const Program& program, const LinearKernels& kernels, Pool&
       }
       tile_total += matrix.tile_bytes * static_cast<size_t>(matrix.num_tiles());
       load.total_bytes += static_cast<uint64_t>(row_bytes(spec.layout, spec.cols)) * static_cast<uint64_t>(spec.rows);
-      spec.file->advise_sequential();
+      if (!options.drops_cache) spec.file->advise_sequential();
     }
     weights.matrices.push_back(matrix);
   }
@@ -154,11 +191,7 @@ Weights load_weights(const Program& program, const LinearKernels& kernels, Pool&
   });
   for (int32_t i = 0; i < pool.size(); ++i) load.stages.emplace_back(stage_bytes);
   pool.run([](void* context, int32_t thread) { static_cast<Load*>(context)->work(thread); }, &load);
-  if (streams_experts) {
-    // Within a budget nothing is left behind, and of the tables that stay in the file single rows are read from now on.
-    for (const MatrixSpec& spec : program.matrices) spec.file->advise_random();
-    drop_file_cache(program);
-  }
+  if (options.drops_cache) drop_file_cache(program);
   if (progress) progress(load.done_bytes.load(), load.total_bytes);
   return weights;
 }

@@ -18,9 +18,12 @@ struct Weights {
   Memory tiles, floats;
 };
 
-// Reads and packs on all threads of the pool; `progress` is called on this thread about every 50 ms. With
-// `streams_experts`, matrices that only experts use are left out.
-Weights load_weights(const Program& program, const LinearKernels& kernels, Pool& pool, bool streams_experts,
+// Reads and packs on all threads of the pool; `progress` is called on this thread about every 50 ms.
+struct LoadOptions {
+  bool streams_experts;  // matrices that only experts use are left out
+  bool drops_cache;      // what reading leaves in the page cache is given back every few MiB, and nothing stays
+};
+Weights load_weights(const Program& program, const LinearKernels& kernels, Pool& pool, LoadOptions options,
                      const Executor::Progress& progress);
 
 // Gives back what reading the program's files left in the page cache, as far as nothing else keeps it.

@@ -13,6 +13,9 @@ class ReadError(OSError):
     hold the file's bytes, EIO when the file ends too early, else what the read gave.
     """
 
+class NotFinite(FloatingPointError):
+    """A step met a NaN or an infinity, which no healthy weights make; its sequences are as they were before it."""
+
 class Cancelled(RuntimeError):
     """The cancel flag was set while a step ran; the sequences are as they were before it."""
 
@@ -114,6 +117,7 @@ class Builder:
         look_ahead: str = "auto",
         kv_bits: Sequence[tuple[int, int]] | None = None,
         kv_reuse_points: int = 0,
+        drop_file_cache: bool = False,
     ) -> Executor:
         """Packs all weights (GIL released; `progress(done_bytes, total_bytes)` is called from this thread at most
         every 50 ms; an exception it raises stops the build). kv is "f32" or "f16".
@@ -124,6 +128,9 @@ class Builder:
         window only. Then a sequence can be forked or truncated only where its exact pages still are: see mark_reuse.
         kv_reuse_points: how many points, of all sequences together, certainly keep their pages. ValueError for bits
         that do not fit the program.
+
+        With drop_file_cache, and always with expert_bytes, loading leaves no more than a few MiB of the files in the
+        page cache at any time, and nothing at its end; tables are read without read-ahead.
 
         With expert_bytes, experts are not loaded but read when they are needed, into slots that take at most
         expert_bytes together with their read buffers; ValueError names the least that works. direct_io "auto" reads by

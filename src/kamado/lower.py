@@ -50,6 +50,7 @@ def build_executor(
     look_ahead: Literal["auto", "on", "off"] = "auto",
     kv_bits: Sequence[tuple[int, int]] | None = None,
     kv_reuse_points: int = 0,
+    drop_file_cache: bool = False,
     progress: Progress | None = None,
 ) -> _native.Executor:
     """An executor of `program` with its weights packed into memory.
@@ -62,6 +63,9 @@ def build_executor(
     `kv_bits`: (key bits, value bits) of each KV layer, (0, 0) for exact ones; layers with a window then keep their
     window only, and sequences can be cut and forked at reuse points (`_native.Executor.mark_reuse`), of which
     `kv_reuse_points` certainly keep their pages. None: everything is kept exactly.
+
+    `drop_file_cache`: loading keeps no more than a few MiB of the files in the page cache, and nothing in the end;
+    always so with `expert_bytes`.
 
     Tensors that two operations share are loaded once. A table that only Embed uses stays on disk, read row by row.
     `progress(done_bytes, total_bytes)` is called from this thread at most every 50 ms; what it raises stops the load.
@@ -102,6 +106,7 @@ def build_executor(
             progress=report if progress is not None else None,
             kv_bits=None if kv_bits is None else list(kv_bits),
             kv_reuse_points=kv_reuse_points,
+            drop_file_cache=drop_file_cache,
             **streaming,
         )
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from kamado.cli.measure import Bench, Cost, cost_of
+from kamado.engine.ledger import read_ledger
 from kamado.memory.kv_presets import KvLayer
 from kamado.memory.profile import DeviceProfile
 
@@ -26,6 +28,7 @@ class ScriptedExecutor:
         self.steps: list[tuple[list[int], list[int], list[int]]] = []
         self.tiled: list[tuple[int, int]] = []
         self.marked: list[int] = []
+        self.tokens: list[list[int]] = []
 
     def clock(self) -> float:
         return self.now
@@ -58,11 +61,107 @@ class ScriptedExecutor:
         assert sequences.dtype == counts.dtype == tokens.dtype == logit_rows.dtype == np.int32
         assert counts.sum() == len(tokens)
         assert tokens.max() < self.vocab_size
+        self.tokens.append(tokens.tolist())
         for sequence, count in zip(sequences.tolist(), counts.tolist(), strict=True):
             self.lengths[sequence] += count
         self.steps.append((sequences.tolist(), counts.tolist(), logit_rows.tolist()))
         self.now += len(tokens)
         return np.zeros((len(logit_rows), self.vocab_size), np.float32)
+
+
+class StreamingExecutor(ScriptedExecutor):
+    """One expert a token of a vocabulary of 50 000, read in 9 seconds when it was never needed before; the first
+    `capacity` of them stay. A token's expert is the token modulo `experts`."""
+
+    vocab_size = 50_000
+
+    def __init__(self, experts: int = 40, capacity: int = 30) -> None:
+        super().__init__()
+        self.experts, self.capacity = experts, capacity
+        self.resident: set[int] = set()
+        self.hits = self.misses = 0
+
+    def step(self, sequences: Any, counts: Any, tokens: NDArray[np.int32], logit_rows: Any) -> NDArray[np.float32]:
+        for token in tokens.tolist():
+            if token % self.experts in self.resident:
+                self.hits += 1
+                continue
+            self.misses += 1
+            self.now += 9
+            if len(self.resident) < self.capacity:
+                self.resident.add(token % self.experts)
+        return super().step(sequences, counts, tokens, logit_rows)
+
+    def ledger(self) -> dict[str, Any]:
+        row = dict.fromkeys(("requests", "lookahead_hits", "lookahead_wrong"), 0)
+        row |= dict.fromkeys(("read_seconds", "wait_seconds", "compute_seconds"), 0)
+        row |= {"layer": 0, "hits": self.hits, "misses": self.misses, "bytes_read": 1000 * self.misses}
+        return {
+            "layers": [row], "resident": False, "slots": self.capacity, "slot_bytes": 0, "expert_record_bytes": 1000,
+            "direct_io": True, "readers": 1, "busy_seconds": 0.0,
+        }  # fmt: skip
+
+
+def make_streamed(executor: StreamingExecutor, repetitions: int = 3) -> Bench:
+    cost = Cost(weight_bytes=100, ops_without_head=1000, head_ops=200, kv_layers=())
+    return Bench(
+        executor, cost, max_rows=8, profile=None, repetitions=repetitions, clock=executor.clock,
+        ledger=lambda: read_ledger(executor),
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_no_repetition_decodes_the_tokens_of_another() -> None:
+    for executor, bench in ((e := StreamingExecutor(), make_streamed(e)), (s := ScriptedExecutor(), make(s))):
+        executor.vocab_size = 1 << 30
+        bench.prefill(20)
+        bench.decode(10, 4)
+        tokens = [token for step in executor.tokens for token in step]
+        assert len(set(tokens)) == len(tokens) > 80
+        assert not executor.tiled
+
+
+def test_a_streamed_model_is_measured_cold_and_steady() -> None:
+    """By hand: a token takes 1 s when its expert is in memory, else 10; 30 of 40 experts stay."""
+    executor = StreamingExecutor()
+    cold = make_streamed(executor).decode_cold(16)
+    assert (cold.kind, cold.depth, cold.tokens, cold.warm_up_tokens) == ("decode_cold", 0, 16, 0)
+    assert len(executor.tokens) == 16  # the very first step counts, and nothing goes before it
+    assert len(cold.samples) == 1
+    misses = executor.misses
+    assert misses >= 10  # 16 draws of 40
+    assert cold.samples[0] == pytest.approx(16 / (16 + 9 * misses))
+    assert cold.bytes_read_per_token == pytest.approx(1000 * misses / 16)
+    assert cold.hit_rate == pytest.approx(1 - misses / 16)
+
+    steady = make_streamed(executor).decode(64, 0)
+    assert (steady.kind, len(steady.samples)) == ("decode", 3)
+    assert steady.warm_up_tokens > 64  # blocks until the hit rate rises no more
+    assert steady.hit_rate == pytest.approx(0.75, abs=0.1)
+    assert steady.tokens_per_second > 1.5 * cold.tokens_per_second
+    # The samples are of one state: no repetition finds what the one before it left.
+    assert max(steady.samples) < 1.5 * min(steady.samples)
+    document = json.loads(json.dumps(steady.to_dict()))
+    assert document["kind"] == "decode"
+    assert {"depth", "tokens", "tokens_per_second", "hit_rate", "bytes_read_per_token"} <= set(document)
+    assert set(executor.lengths.values()) == {-1}
+
+
+def test_a_resident_model_is_not_warmed_up_and_says_nothing_of_reading() -> None:
+    executor = ScriptedExecutor()
+    result = make(executor).decode(4, 0)
+    assert len(executor.tokens) == 2 * (2 + 4)
+    assert "hit_rate" not in result.to_dict()
+
+
+def test_prefill_of_a_streamed_model_cold_and_steady() -> None:
+    executor = StreamingExecutor()
+    bench = make_streamed(executor, repetitions=2)
+    cold, steady = bench.prefill_cold(40), bench.prefill(40)
+    assert (cold.kind, steady.kind, len(cold.samples), len(steady.samples)) == ("prefill_cold", "prefill", 1, 2)
+    assert cold.bytes_read_per_token is not None
+    assert steady.bytes_read_per_token is not None
+    assert cold.bytes_read_per_token > steady.bytes_read_per_token > 0
+    assert executor.lengths == {0: -1, 1: -1, 2: -1, 3: -1}
 
 
 def make(executor: ScriptedExecutor, profile: DeviceProfile | None = PROFILE) -> Bench:

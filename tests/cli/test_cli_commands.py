@@ -140,6 +140,13 @@ def test_run_overflow_is_one_sentence(model: FakeModel) -> None:
 # --- chat -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_full_context_is_no_dead_end(model: FakeModel) -> None:
+    result = kamado("chat", "m", stdin="one\ntwo\noverflow\n/trim\nthree\n/trim\n/trim\n/trim\nfour\n")
+    assert "(/trim forgets the oldest question and its answer, /undo the last, /clear all of them)" in result.stderr
+    assert [len(call[1]) for call in model.calls] == [1, 3, 5, 3, 1]
+    assert [m["content"] for m in model.calls[3][1]] == ["two", "echo(two)#3", "three"]
+
+
 def test_chat_keeps_the_conversation(model: FakeModel) -> None:
     result = kamado("chat", "m", stdin="one\ntwo\n")
     assert (result.exit_code, result.stdout) == (0, "echo(one)#1\necho(two)#3\n")

@@ -105,6 +105,36 @@ def test_bench_keeps_its_contract(synthetic: Path, monkeypatch: pytest.MonkeyPat
     assert "for speed only" in table.stdout
 
 
+def test_bench_of_a_streamed_model_tells_cold_start_and_steady_state_apart(synthetic: Path, tmp_path: Path) -> None:
+    pytest.importorskip("kamado._native", reason="the native module is not built")
+    model = tmp_path / "streamed.gguf"
+    shape = [*SHAPE[:3], "4", *SHAPE[4:]]
+    shape[shape.index("--experts") + 1] = "64"
+    assert kamado("synth", model, "--tokenizer-from", synthetic.with_name("donor.gguf"), *shape).exit_code == 0
+    words = ("--prefill", "16", "--decode", "4", "--repeat", "3", "--chunk", "32", "--context", "64")
+    whole = json.loads(kamado("bench", model, *words, "--memory", "8GiB", "--json").stdout)
+    assert [result["kind"] for result in whole["results"]] == ["prefill", "decode"]
+    assert whole["ledger"] is None
+    budget = whole["planned_peak_bytes"] - (12 << 20)  # of 28 MB of experts
+    document = json.loads(kamado("bench", model, *words, "--memory", str(budget), "--json").stdout)
+    results = {result["kind"]: result for result in document["results"]}
+    assert list(results) == ["prefill_cold", "decode_cold", "prefill", "decode"]
+    cold, steady = results["decode_cold"], results["decode"]
+    assert {"depth", "tokens", "tokens_per_second", "samples"} <= cold.keys()
+    assert len(cold["samples"]) == 1
+    assert len(steady["samples"]) == 3
+    # Nothing is in memory at first: most of what four tokens pick in four layers, two experts each, is read.
+    assert cold["hit_rate"] < 0.5 < 1.5 * steady["hit_rate"]
+    assert cold["bytes_read_per_token"] > steady["bytes_read_per_token"] > 0
+    assert cold["warm_up_tokens"] == 0
+    assert steady["warm_up_tokens"] >= 32
+    assert results["prefill_cold"]["hit_rate"] < 0.2
+    table = kamado("bench", model, *words, "--memory", str(budget)).stdout
+    assert "decode, cold start" in table
+    assert "decode, steady state" in table
+    assert "read a token" in table.lower()
+
+
 def test_bench_refuses_what_does_not_fit(synthetic: Path) -> None:
     result = kamado("bench", synthetic, "--memory", "1MiB")
     assert result.exit_code == 7

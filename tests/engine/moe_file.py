@@ -1,4 +1,4 @@
-"""A small Mixture-of-Experts file for tests of streaming."""
+"""Files of random weights for tests of streaming and of budgets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,28 @@ from pathlib import Path
 from kamado.checkpoint import open_checkpoint
 from kamado.checkpoint.gguf_writer import GgufWriter
 from kamado.checkpoint.synth import synthesize
+from kamado.checkpoint.types import Checkpoint
 
 
 def write_moe(folder: Path, *, layers: int, hidden: int, experts: int) -> Path:
     """A qwen3moe model of random weights, 4 experts a token, with a vocabulary of 512 tokens."""
+    synthesize(
+        folder / "moe.gguf", "qwen3moe", tokenizer_from=_tokenizer(folder), layers=layers, hidden=hidden, heads=4,
+        kv_heads=2, head_dim=64, experts=experts, top_k=4, expert_width=256, layout="q4_k",
+    )  # fmt: skip
+    return folder / "moe.gguf"
+
+
+def write_dense(folder: Path) -> Path:
+    """A llama of random weights, 125 MB, with the same vocabulary."""
+    synthesize(
+        folder / "dense.gguf", "llama", tokenizer_from=_tokenizer(folder), layers=8, hidden=1536, heads=12, kv_heads=4,
+        head_dim=128, ffn=4096, layout="q4_0",
+    )  # fmt: skip
+    return folder / "dense.gguf"
+
+
+def _tokenizer(folder: Path) -> Checkpoint:
     writer = GgufWriter("llama")
     writer.add("tokenizer.ggml.model", "gpt2")
     writer.add("tokenizer.ggml.pre", "default")
@@ -20,8 +38,4 @@ def write_moe(folder: Path, *, layers: int, hidden: int, experts: int) -> Path:
     writer.add("tokenizer.ggml.eos_token_id", 511)
     with writer.open(folder / "tokenizer.gguf"):
         pass
-    synthesize(
-        folder / "moe.gguf", "qwen3moe", tokenizer_from=open_checkpoint(folder / "tokenizer.gguf"), layers=layers,
-        hidden=hidden, heads=4, kv_heads=2, head_dim=64, experts=experts, top_k=4, expert_width=256, layout="q4_k",
-    )  # fmt: skip
-    return folder / "moe.gguf"
+    return open_checkpoint(folder / "tokenizer.gguf")

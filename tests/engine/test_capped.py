@@ -1,5 +1,6 @@
-"""The budget inside a real memory cgroup, which charges the page cache too: the least that is stated runs, memory does
-not grow, and a limit that is lowered is kept to. In a cgroup v1 of our own; skipped where none can be made."""
+"""The budget inside a real memory cgroup, which charges the page cache and the kernel's share too: the least that is
+stated runs, a cold start stays within it, memory does not grow, and a limit that is lowered is kept to. In a cgroup v1
+of our own; skipped where none can be made."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ import pytest
 from kamado.checkpoint import open_checkpoint
 from kamado.memory.budget import parse_size
 from kamado.memory.forecast import plan
+from kamado.memory.page_cache import forget_cached
 from kamado.models import build_program
 
-from .moe_file import write_moe
+from .cold import ColdPython, copy_python
+from .moe_file import write_dense, write_moe
 
 pytest.importorskip("kamado._native", reason="the native module is not built")
 pytestmark = pytest.mark.slow
@@ -72,12 +75,16 @@ class Group:
     def number(self, name: str) -> int:
         return int((self.directory / name).read_text())
 
-    def start(self, path: Path, memory: int, *, seconds: float = 0, answers: int = 0) -> subprocess.Popen[str]:
-        words = [sys.executable, "-c", PROGRAM, str(path), str(memory), str(seconds), str(answers)]
+    def start(
+        self, path: Path, memory: int, *, seconds: float = 0, answers: int = 0, python: ColdPython | None = None
+    ) -> subprocess.Popen[str]:
+        executable = sys.executable if python is None else str(python.executable)
+        words = [executable, "-c", PROGRAM, str(path), str(memory), str(seconds), str(answers)]
         into = 'echo $$ > "$0" && exec "$@"'
         return subprocess.Popen(
             ["sh", "-c", into, str(self.directory / "cgroup.procs"), *words],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=None if python is None else python.environment,
         )  # fmt: skip
 
     def run(self, path: Path, memory: int, **options: Any) -> tuple[list[dict[str, Any]], str]:
@@ -144,6 +151,53 @@ def test_the_least_that_is_stated_runs_and_less_is_refused(moe: Path, group: Gro
     stated = re.search(r"the least that works is ([0-9.]+ [KMG]iB)", errors)
     assert stated is not None
     assert least <= parse_size(stated[1]) <= least * 1.01
+
+
+@pytest.fixture(scope="module")
+def cold_python(tmp_path_factory: pytest.TempPathFactory) -> ColdPython:
+    return copy_python(tmp_path_factory.mktemp("cold") / "python")
+
+
+@pytest.mark.parametrize(("is_roomy", "more"), [(True, 64 * MIB), (False, 0)], ids=["roomy", "exact"])
+def test_a_cold_start_stays_within_the_budget(
+    moe: Path, group: Group, cold_python: ColdPython, expected: list[list[int]], is_roomy: bool, more: int
+) -> None:
+    """All that the cgroup counts, with nothing of Python, the libraries or the model in the page cache before; in a
+    cgroup of exactly the budget nothing has to be reclaimed."""
+    budget = least_bytes(moe) + more
+    group.limit(2 * budget if is_roomy else budget)
+    cold_python.drop()
+    lines, errors = group.run(moe, budget, answers=2, python=cold_python)
+    assert [line["tokens"] for line in lines] == expected[:2], errors
+    peak = group.number("memory.max_usage_in_bytes")
+    assert peak <= budget
+    assert group.number("memory.failcnt") == 0
+    last = lines[-1]
+    assert last["held"]
+    # What it says of itself is what was counted, and what others had read before: libraries of the system, directories.
+    assert peak - 2 * MIB <= last["peak"] <= peak + 20 * MIB
+    owners, planned = last["owners"], last["planned"]
+    assert 40 * MIB < owners["libraries"] <= planned["libraries"]
+    assert 2 * MIB < owners["kernel"] <= planned["kernel"]
+    assert group.number("memory.kmem.max_usage_in_bytes") <= planned["kernel"]
+
+
+def test_loading_a_dense_model_leaves_no_read_ahead_behind(
+    tmp_path: Path, group: Group, cold_python: ColdPython
+) -> None:
+    """The system reads ahead as it likes (8 MiB a window and more on some machines); what loading has in the page cache
+    stays within the few MiB that are planned, in a cgroup of exactly the plan."""
+    path = write_dense(tmp_path)
+    checkpoint = open_checkpoint(path)
+    budget = plan(checkpoint, build_program(checkpoint), context=CONTEXT, memory=1 << 40, threads=2).peak_bytes
+    forget_cached([path])
+    cold_python.drop()
+    group.limit(budget)
+    lines, errors = group.run(path, budget, answers=1, python=cold_python)
+    assert len(lines) == 1, errors
+    assert lines[0]["slots"] is None
+    assert group.number("memory.max_usage_in_bytes") <= budget
+    assert group.number("memory.failcnt") == 0
 
 
 def test_memory_does_not_grow(moe: Path, group: Group) -> None:

@@ -97,6 +97,33 @@ def test_slots_shrink_to_what_the_new_limit_leaves(machine: Machine) -> None:
         guard()
 
 
+def test_what_was_not_planned_for_takes_what_is_left_and_then_slots(machine: Machine) -> None:
+    slots = Slots()
+    guard = guard_of(machine, slots, plan_of(800 * MIB))  # 24 MiB of the budget are left
+    assert guard.spare_bytes == 24 * MIB
+    assert guard.reserve(20 * MIB, "answers of a given form", "…") == 0
+    assert (slots.asked, guard.spare_bytes) == ([], 4 * MIB)
+    assert guard.reserve(15 * MIB, "answers of a given form", "…") == 12 * MIB  # whole huge pages
+    assert slots.asked == [788 * MIB]
+    assert guard.spare_bytes == 1 * MIB
+    with pytest.raises(
+        MemoryBudgetError, match=r"700.0 MiB, and the budget of 1.00 GiB has 1.00 MiB left .*: give up$"
+    ):
+        guard.reserve(700 * MIB, "answers of a given form", "give up")
+    assert guard.spare_bytes == 1 * MIB  # nothing was taken
+    # A limit that is lowered later has to leave room for that too.
+    machine.lower(700 * MIB)
+    guard()
+    assert slots.asked[-1] <= 700 * MIB - 200 * MIB - 35 * MIB - 700 * MIB // 32
+
+
+def test_a_resident_model_has_only_what_is_left(machine: Machine) -> None:
+    guard = guard_of(machine, Slots(), plan_of(None, fixed=1000 * MIB))
+    guard.reserve(24 * MIB, "answers of a given form", "…")
+    with pytest.raises(MemoryBudgetError, match=r"has 0 B left beside m: load it with constraints=True"):
+        guard.reserve(1, "answers of a given form", "load it with constraints=True")
+
+
 def test_it_looks_every_half_second_only(machine: Machine) -> None:
     slots = Slots()
     guard = guard_of(machine, slots, plan_of(600 * MIB))

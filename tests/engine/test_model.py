@@ -202,6 +202,8 @@ def test_stats_count_what_was_done() -> None:
         assert stats.tokens == {"prompt": 10, "reused": 0, "prefill": 10, "decode": 3}
         owners = dict(stats.bytes_by_owner)
         assert owners.pop("interpreter") > 0
+        for name in ("libraries", "kernel"):  # where the system tells
+            owners.pop(name, None)
         assert owners == {"weights": 1000, "kv": 200, "scratch": 30}
         assert stats.executor_seconds == {"linear": 0.5}
         assert stats.peak_bytes > 1 << 20

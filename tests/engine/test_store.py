@@ -19,6 +19,7 @@ from kamado.engine import store as store_module
 from kamado.engine.conversations import ConversationStore
 from kamado.engine.record import DamagedRecordError, token_bytes
 from kamado.engine.store import PrefixFolder, PrefixStore
+from kamado.memory.page_cache import cached_bytes, forget_cached
 
 BINDING = {"model": "m", "preset": "balanced", "owner": ""}
 TOKENS = token_bytes([i % 1000 for i in range(700)])  # five full pages and 60 tokens: four settled pages
@@ -61,6 +62,29 @@ def test_what_was_stored_comes_back() -> None:
     assert next(folder.find(longer)).length == 700
     assert list(folder.find(TOKENS[:-4])) == []
     assert list(folder.find(longer, above=700)) == []
+
+
+def test_within_a_budget_nothing_stays_in_the_page_cache() -> None:
+    """Containers count cached pages of what is written and read too: gigabytes, in the course of a day."""
+
+    def files(folder: PrefixFolder) -> list[Path]:
+        return [path for path in folder.directory.rglob("*") if path.is_file()]
+
+    def cached(folder: PrefixFolder) -> int:
+        return sum(cached_bytes(path) or 0 for path in files(folder))
+
+    keeping = PrefixStore().folder(BINDING)
+    put(keeping)
+    is_told = cached(keeping) > 0
+    forget_cached(files(keeping))
+    if not is_told or cached(keeping):
+        pytest.skip("this system does not tell what it caches, or the file system keeps its pages")
+    frugal = PrefixStore(keeps_cached=False).folder(BINDING | {"model": "other"})
+    put(frugal)
+    assert len(files(frugal)) > NUM_SETTLED
+    assert cached(frugal) == 0
+    assert get(frugal) == EXPECTED
+    assert cached(frugal) <= 2 * 4096  # of the point's head, which is read again
 
 
 def test_shared_pages_are_stored_once() -> None:

@@ -12,6 +12,7 @@ import kamado
 from kamado.checkpoint import open_checkpoint
 from kamado.errors import KamadoError, MemoryBudgetError, ModelChangedError
 from kamado.memory import sizes
+from kamado.memory.forecast import Plan, plan
 from kamado.models import build_program
 
 from .moe_file import write_moe
@@ -32,8 +33,6 @@ def least_bytes(path: Path) -> int:
         kamado.load(path, memory="8MiB")
     assert "the least that works is" in str(caught.value)
     checkpoint = open_checkpoint(path)
-    from kamado.memory.forecast import plan
-
     return plan(checkpoint, build_program(checkpoint), memory=1 << 20).least_bytes
 
 
@@ -84,3 +83,48 @@ def test_a_file_that_changes_while_it_streams_is_an_error(moe: Path, tmp_path: P
             list(model.generate([*reversed(TOKENS)], temperature=0, max_tokens=8))
         assert isinstance(caught.value, (ModelChangedError, kamado.NativeError))
         assert "chang" in str(caught.value)
+
+
+def test_answers_of_a_form_that_was_not_planned_for_take_slots(tmp_path: Path) -> None:
+    """`load()` without constraints=True: the trie's room comes out of the slots, and bits do not change."""
+    pytest.importorskip("llguidance")
+    path = write_moe(tmp_path, layers=12, hidden=256, experts=32)  # 42 MB of experts
+    # With a context of its own the plan streams with nearly all that there is: 4 MiB less than all.
+    budget = kamado_plan(path).peak_bytes - (4 << 20)
+    with kamado.load(path, context=256, max_rows=64) as model:
+        expected = [piece.token for piece in model.generate(TOKENS, temperature=0, max_tokens=12, regex="[ab]+")]
+    with kamado.load(path, context=256, max_rows=64, memory=budget) as model:
+        before = model.stats
+        assert model.plan.is_streamed
+        answer = model.generate(TOKENS, temperature=0, max_tokens=12, regex="[ab]+")
+        assert [piece.token for piece in answer] == expected
+        after = model.stats
+        assert before.ledger is not None
+        assert after.ledger is not None
+        assert after.ledger.slots < before.ledger.slots
+        planned = after.planned_by_owner
+        assert planned["constraints"] == sizes.constraint_bytes(512)
+        assert planned["experts"] <= before.planned_by_owner["experts"] - planned["constraints"] + (8 << 20)
+        assert sum(planned.values()) <= budget
+        list(model.generate(TOKENS, temperature=0, max_tokens=4, regex="a+"))
+        assert model.stats.planned_by_owner == planned  # once for all
+
+
+def test_a_resident_model_says_what_answers_of_a_form_need(tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    path = write_moe(tmp_path, layers=2, hidden=256, experts=32)
+    budget = kamado_plan(path).peak_bytes
+    with kamado.load(path, context=256, max_rows=64, memory=budget) as model:
+        assert not model.plan.is_streamed
+        with pytest.raises(MemoryBudgetError, match="left beside .*constraints=True, which plans for them"):
+            list(model.generate(TOKENS, max_tokens=2, regex="a+"))
+        assert len(list(model.generate(TOKENS, temperature=0, max_tokens=2))) == 2  # others go on
+    with kamado.load(path, context=256, max_rows=64, memory=budget + (24 << 20)) as model:
+        list(model.generate(TOKENS, max_tokens=2, regex="a+"))
+        assert sum(model.stats.planned_by_owner.values()) <= budget + (24 << 20)
+
+
+def kamado_plan(path: Path) -> Plan:
+    """The plan with everything resident."""
+    checkpoint = open_checkpoint(path)
+    return plan(checkpoint, build_program(checkpoint), context=256, max_rows=64, memory=1 << 40)

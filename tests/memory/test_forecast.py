@@ -14,6 +14,7 @@ from kamado.checkpoint.types import Checkpoint
 from kamado.errors import MemoryBudgetError, UsageError
 from kamado.memory import sizes
 from kamado.memory.forecast import LEAST_CONTEXT, Plan, plan
+from kamado.memory.overhead import CONSTRAINT_LIBRARY_BYTES
 from kamado.memory.profile import DeviceProfile, Machine
 from kamado.models import build_program
 from kamado.program import Experts, Linear, Program
@@ -205,10 +206,11 @@ def test_a_dense_model_is_never_streamed(dense: tuple[Checkpoint, Program]) -> N
 
 def test_room_for_answers_of_a_given_form_has_an_owner(moe: tuple[Checkpoint, Program]) -> None:
     without, having = plan(*moe, on=here()), plan(*moe, on=here(), constraints=True)
-    more = sizes.constraint_bytes(moe[1].vocab_size)
+    trie = sizes.constraint_bytes(moe[1].vocab_size)
+    more = trie + CONSTRAINT_LIBRARY_BYTES
     assert "constraints" not in without.bytes_by_owner
-    assert having.bytes_by_owner["constraints"] == more
-    assert having.peak_bytes == without.peak_bytes + more
+    assert having.bytes_by_owner["constraints"] == trie
+    assert 0 <= having.peak_bytes - without.peak_bytes - more <= more // 512 + 4096  # page tables for it
     assert having.least_bytes >= without.least_bytes + more
     # It is taken from the experts' slots, not from the budget.
     budget = without.peak_bytes

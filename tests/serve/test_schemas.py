@@ -131,7 +131,8 @@ def test_a_strict_tool_is_refused_by_name_and_place(world: World, name: str) -> 
     path, body_of = PROTOCOLS[name]
     answer = world.ask(path, body_of(TAGS, strict=True))
     assert answer.status_code == 400
-    assert "'f'" in answer.text and "/properties/tags/uniqueItems" in answer.text
+    assert "'f'" in answer.text
+    assert "/properties/tags/uniqueItems" in answer.text
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,11 @@ namespace kamado {
 class File;  // native/executor/file.h
 
 // Thrown by a step that `cancel` or the poll hook stopped.
+// A step met a NaN or an infinity, which no healthy model makes; its sequences are as they were before.
+struct NotFinite : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct Cancelled : std::runtime_error {
   Cancelled() : std::runtime_error("cancelled") {}
 };
@@ -199,6 +204,9 @@ struct ExecutorOptions {
   // all of every layer is kept exactly.
   std::optional<std::vector<std::pair<int32_t, int32_t>>> kv_bits;
   int32_t kv_reuse_points = 0;  // of all sequences together, whose pages are certainly kept
+  // Cached pages of the files are counted against someone's budget: loading never leaves more than a few MiB of them,
+  // whatever the device's read-ahead is. Always so when experts are streamed.
+  bool drop_file_cache = false;
 };
 
 // What experts cost, by Experts operation in program order.

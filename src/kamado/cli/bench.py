@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ..errors import UsageError
-from ..memory.budget import format_size, parse_size
+from ..memory.budget import format_size, given_size
 from . import backend
 from .options import complete_model, load_options
-from .terminal import Progress, echo_json, echo_table, note, styled
+from .terminal import Progress, echo, echo_json, echo_table, note, styled
 
 if TYPE_CHECKING:
     from .._native import Executor
@@ -95,8 +96,11 @@ def command(
     """Measure prefill and decode speed, and with --limits what the machine itself can do.
 
     Depths above 256 are filled by repeating real keys and values: right for speed, meaningless as text.
+
+    Of a model whose experts are streamed, cold start (the first tokens after loading, no expert in memory) and steady
+    state are told apart; no run decodes the tokens of another.
     """
-    from ..memory.profile import load_device_profile, machine
+    from ..memory.profile import load_device_profile, machine, why_no_profile
 
     if model is None and not limits:
         raise UsageError("name a MODEL, or give --limits to measure the machine alone")
@@ -115,7 +119,8 @@ def command(
         )  # fmt: skip
         document["results"] = [result.to_dict() for result in results]
         if profile is None:
-            note("kamado: note: percentages need this machine's limits: give --limits once")
+            why = why_no_profile(here, num_threads)
+            note(f"kamado: note: percentages need this machine's limits, {why} {model}")
     if as_json:
         echo_json(document)
     else:
@@ -156,7 +161,6 @@ def _measure_model(
     context: int | None,
     kv: str,
 ) -> list[Measurement]:
-    from ..checkpoint import open_checkpoint
     from ..engine.kv_record import recommended_for
     from ..engine.ledger import read_ledger
     from ..engine.trace import Tracer
@@ -165,7 +169,7 @@ def _measure_model(
     from ..models import build_program
     from .measure import WARM_UP_STEPS, Bench, cost_of, reset_peak_rss
 
-    checkpoint = open_checkpoint(backend.locate(model))
+    checkpoint = backend.open_named(model)
     program = build_program(checkpoint)
     steps = decode + WARM_UP_STEPS
     decode_runs = [(depth, count) for depth in depths for count in batches] if decode else []
@@ -181,7 +185,7 @@ def _measure_model(
         context=min(max(sequence_tokens, 2), program.context_length),
         kv=kv,
         threads=num_threads,
-        memory=parse_size(memory) if memory is not None else None,
+        memory=given_size(memory) if memory is not None else None,
         kv_tokens=kv_tokens,
         max_rows=None if chunk is None else max(chunk, max_sequences),
         max_logit_rows=logit_rows,
@@ -197,32 +201,52 @@ def _measure_model(
     cost = cost_of(program, forecast.weight_bytes_per_token, forecast.ops_per_token, forecast.kv)
     reset_peak_rss()
     watch = BudgetWatch(forecast.memory_bytes, checkpoint.files if is_strict else ())
+
+    def load() -> Executor:
+        with Progress("loading") as progress:
+            return backend.build_executor(
+                program,
+                num_threads=num_threads,
+                max_rows=max(chunk, max_sequences),
+                max_logit_rows=logit_rows,
+                expert_bytes=forecast.expert_bytes,
+                max_kv_tokens=kv_tokens,
+                max_sequences=max_sequences,
+                kv="f32" if forecast.kv_element == "f32" else "f16",
+                kv_bits=forecast.kv_bits,
+                kv_reuse_points=forecast.kv_reuse_points,
+                drop_file_cache=is_strict,
+                progress=progress,
+            )
+
+    def bench_of(executor: Executor, seed: int) -> Bench:
+        return Bench(
+            executor, cost, max_rows=chunk, profile=profile, repetitions=repeat, seed=seed,
+            ledger=lambda: read_ledger(executor),
+        )  # fmt: skip
+
+    cold: list[Measurement] = []
+    if forecast.is_streamed:
+        # Each from a load of its own, so that not one expert is in memory.
+        if prefill:
+            with contextlib.closing(load()) as executor:
+                cold.append(bench_of(executor, seed=2).prefill_cold(prefill[0]))
+        if decode_runs:
+            with contextlib.closing(load()) as executor:
+                cold.append(bench_of(executor, seed=3).decode_cold(decode, decode_runs[0][1]))
     start = time.perf_counter()
-    with Progress("loading") as progress:
-        executor = backend.build_executor(
-            program,
-            num_threads=num_threads,
-            max_rows=max(chunk, max_sequences),
-            max_logit_rows=logit_rows,
-            expert_bytes=forecast.expert_bytes,
-            max_kv_tokens=kv_tokens,
-            max_sequences=max_sequences,
-            kv="f32" if forecast.kv_element == "f32" else "f16",
-            kv_bits=forecast.kv_bits,
-            kv_reuse_points=forecast.kv_reuse_points,
-            progress=watch.forgetting(progress) if watch.files else progress,
-        )
+    executor = load()
     try:
         load_seconds = time.perf_counter() - start
         watch.forget_files()
         if trace is not None:
             executor = cast("Executor", Tracer(executor, trace))
-        bench = Bench(executor, cost, max_rows=chunk, profile=profile, repetitions=repeat)
-        results = [bench.prefill(tokens) for tokens in prefill]
+        bench = bench_of(executor, seed=1)
+        results = [*cold, *(bench.prefill(tokens) for tokens in prefill)]
         results += [bench.decode(decode, depth, count) for depth, count in decode_runs]
         stats = executor.stats()
         ledger = read_ledger(executor)
-        watch.sample()
+        use = watch.sample()
     finally:
         executor.close()
     document.update(
@@ -239,6 +263,7 @@ def _measure_model(
             "load_seconds": round(load_seconds, 4),
             "peak_bytes": watch.peak_bytes,
             "planned_peak_bytes": forecast.peak_bytes,
+            "cgroup_peak_bytes": use.cgroup_peak_bytes,  # of others in it too
             "budget_bytes": forecast.memory_bytes,
             "has_held": watch.has_held,
             "planned_by_owner": forecast.bytes_by_owner,
@@ -250,46 +275,67 @@ def _measure_model(
     return results
 
 
+# How the table of a streamed model names the kinds of measurements.
+_WORK = {
+    "prefill_cold": "prefill, cold start",
+    "decode_cold": "decode, cold start",
+    "prefill": "prefill, steady state",
+    "decode": "decode, steady state",
+}
+
+
+def _streamed_cells(result: Measurement) -> tuple[str, str]:
+    """Hit rate, and bytes that a token read."""
+    read = result.bytes_read_per_token
+    return (
+        "-" if result.hit_rate is None else f"{result.hit_rate:.1%}",
+        "-" if read is None else format_size(round(read)),
+    )
+
+
 def _print(document: dict[str, Any], results: list[Measurement]) -> None:
     here = document["machine"]
-    click.echo(f"{here['cpu_model']}, {document['threads']} threads, tier {here['tier']}")
+    echo(f"{here['cpu_model']}, {document['threads']} threads, tier {here['tier']}")
     for limit in document.get("limits", []):
         bandwidth, int8 = limit["read_bytes_per_second"] / 1e9, limit["int8_ops_per_second"] / 1e9
         disk, f32 = limit["disk_bytes_per_second"], limit["f32_ops_per_second"]
-        click.echo(
+        echo(
             f"limits, {limit['num_threads']} threads: reads {bandwidth:.1f} GB/s, int8 {int8:.0f} GOPS"
             + (f", f32 {f32 / 1e9:.0f} GFLOPS" if f32 else "")
             + (f", disk {disk / 1e9:.2f} GB/s" if disk else "")
         )
     if document["model"] is None:
         return
-    click.echo(
+    echo(
         f"{styled(document['model'], bold=True)}: {format_size(document['weight_bytes'])}, "
         f"loaded in {document['load_seconds']:.2f} s, peak {format_size(document['peak_bytes'])}"
     )
     if document["ledger"] is not None:
         total = document["ledger"]["total"]
         hits = total["hit_rate"] or 0.0
-        click.echo(
+        echo(
             f"experts streamed through {document['ledger']['slots']} slots: {format_size(total['bytes_read'])} read, "
             f"hit rate {hits:.1%}, waited {total['wait_seconds']:.2f} s"
         )
     if not document["has_held"]:
-        click.echo(f"more than the budget of {format_size(document['budget_bytes'])}")
+        echo(f"more than the budget of {format_size(document['budget_bytes'])}")
     rows = [
         (
-            result.kind,
+            _WORK[result.kind] if document["ledger"] is not None else result.kind,
             result.tokens,
             f"{result.depth}{'*' if result.kv_tiled else ''}",
             result.batch,
             f"{result.tokens_per_second:.1f}",
             "-" if result.percent_of_bandwidth is None else f"{result.percent_of_bandwidth:.0f} %",
             "-" if result.percent_of_int8_peak is None else f"{result.percent_of_int8_peak:.0f} %",
+            *(_streamed_cells(result) if document["ledger"] is not None else ()),
         )
         for result in results
     ]
-    echo_table(
-        ("work", "tokens", "depth", "batch", "tokens/s", "of bandwidth", "of int8"), rows, right=tuple(range(1, 7))
-    )
+    header: tuple[str, ...] = ("work", "tokens", "depth", "batch", "tokens/s", "of bandwidth", "of int8")
+    header += ("hit rate", "read a token") if document["ledger"] is not None else ()
+    echo_table(header, rows, right=tuple(range(1, len(header))))
+    if document["ledger"] is not None:
+        click.echo("cold start: from an empty memory, once; steady state: the median of runs on tokens of their own")
     if any(result.kv_tiled for result in results):
-        click.echo("* cache filled by repeating real keys and values: for speed only")
+        echo("* cache filled by repeating real keys and values: for speed only")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.ledger import Ledger, LedgerRow
 from ..memory.forecast import kv_read_bytes
 from ..memory.kv_presets import KvLayer, kv_layers, num_kv_layers, parse_kv
 from ..memory.profile import DeviceProfile
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 TILE_TOKENS = 256
 WARM_UP_STEPS = 2
 _SEED = 1
+# Streamed decode is steady when a block of warm-up finds not even this much more of its experts in memory than the one
+# before. Blocks have at least so many tokens; a hit rate that still climbs after the last one is taken as it is.
+_STEADY_GAIN = 0.01
+_SETTLE_TOKENS = 32
+_MOST_SETTLE_BLOCKS = 8
+
+Kind = Literal["prefill", "decode", "prefill_cold", "decode_cold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +57,14 @@ def cost_of(program: Program, weight_bytes: int, ops: int, kv: str) -> Cost:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One figure: the median over `samples`, which are the repetitions' tokens a second."""
+    """One figure: the median over `samples`, which are the repetitions' tokens a second.
 
-    kind: Literal["prefill", "decode"]
+    "prefill_cold" and "decode_cold" are of streamed models: the first tokens after loading, when no expert is in memory
+    yet. "prefill" and "decode" of such a model are its steady state: experts in memory are what earlier, other tokens
+    left there.
+    """
+
+    kind: Kind
     depth: int
     tokens: int
     batch: int
@@ -59,6 +72,9 @@ class Measurement:
     kv_tiled: bool
     percent_of_bandwidth: float | None = None
     percent_of_int8_peak: float | None = None
+    hit_rate: float | None = None  # of streamed experts, over all samples
+    bytes_read_per_token: float | None = None  # from disk
+    warm_up_tokens: int = 0  # a sequence, before the first sample
 
     @property
     def tokens_per_second(self) -> float:
@@ -78,13 +94,22 @@ class Measurement:
             "percent_of_bandwidth": self.percent_of_bandwidth,
             "percent_of_int8_peak": self.percent_of_int8_peak,
         }
+        if self.bytes_read_per_token is not None:
+            values["hit_rate"] = None if self.hit_rate is None else round(self.hit_rate, 4)
+            values["bytes_read_per_token"] = round(self.bytes_read_per_token)
+            values["warm_up_tokens"] = self.warm_up_tokens
         if self.kv_tiled:
             values["kv"] = "tiled: for speed only"
         return values
 
 
 class Bench:
-    """Runs prefill and decode on an executor that it does not own. Tokens are random, the same in every run."""
+    """Runs prefill and decode on an executor that it does not own.
+
+    Tokens are random, and no repetition gets those of another: a streamed model would find their experts in memory.
+    `ledger` reads what streamed experts cost so far, None when all are resident. `seed` makes another order of tokens;
+    the same seed makes the same tokens in every process.
+    """
 
     def __init__(
         self,
@@ -95,6 +120,8 @@ class Bench:
         profile: DeviceProfile | None,
         repetitions: int = 3,
         clock: Callable[[], float] = time.perf_counter,
+        ledger: Callable[[], Ledger | None] = lambda: None,
+        seed: int = _SEED,
     ) -> None:
         self._executor = executor
         self._cost = cost
@@ -102,39 +129,79 @@ class Bench:
         self._profile = profile
         self._repetitions = repetitions
         self._clock = clock
-        self._random = np.random.default_rng(_SEED)
+        self._ledger = ledger
+        self._random = np.random.default_rng(seed)
 
     def prefill(self, tokens: int) -> Measurement:
         """`tokens` into an empty sequence, logits of the last one only. One untimed run goes before."""
-        samples: list[float] = []
-        for repetition in range(self._repetitions + 1):
-            sequence = self._executor.create_sequence()
-            try:
-                prompt = self._tokens(tokens)
-                start = self._clock()
-                self._append(sequence, prompt)
-                seconds = self._clock() - start
-            finally:
-                self._executor.free_sequence(sequence)
-            if repetition:
-                samples.append(tokens / seconds)
+        self._prefill_once(tokens)
+        before = self._ledger()
+        samples = [self._prefill_once(tokens) for _ in range(self._repetitions)]
+        return self._prefill_result("prefill", tokens, samples, before, warm_up_tokens=tokens)
+
+    def prefill_cold(self, tokens: int) -> Measurement:
+        """As `prefill`, once, with nothing before it: the first thing that a freshly loaded model does."""
+        before = self._ledger()
+        return self._prefill_result("prefill_cold", tokens, [self._prefill_once(tokens)], before, warm_up_tokens=0)
+
+    def _prefill_once(self, tokens: int) -> float:
+        """Tokens a second."""
+        sequence = self._executor.create_sequence()
+        try:
+            prompt = self._tokens(tokens)
+            start = self._clock()
+            self._append(sequence, prompt)
+            return tokens / (self._clock() - start)
+        finally:
+            self._executor.free_sequence(sequence)
+
+    def _prefill_result(
+        self, kind: Kind, tokens: int, samples: list[float], before: Ledger | None, *, warm_up_tokens: int
+    ) -> Measurement:
         rate = statistics.median(samples)
+        added = self._added(before)
         ops = self._cost.ops_without_head * tokens + self._cost.head_ops
         peak = self._profile.int8_ops_per_second if self._profile else None
         return Measurement(
-            "prefill", 0, tokens, 1, tuple(samples), False, percent_of_int8_peak=_percent(ops * rate / tokens, peak)
+            kind,
+            0,
+            tokens,
+            1,
+            tuple(samples),
+            False,
+            percent_of_int8_peak=_percent(ops * rate / tokens, peak),
+            hit_rate=None if added is None else added.hit_rate,
+            bytes_read_per_token=None if added is None else added.bytes_read / (tokens * len(samples)),
+            warm_up_tokens=warm_up_tokens,
         )
 
     def decode(self, tokens: int, depth: int, batch: int = 1) -> Measurement:
-        """`tokens` steps of one token for each of `batch` sequences that hold `depth` tokens already."""
+        """`tokens` steps of one token for each of `batch` sequences that hold `depth` tokens already.
+
+        Of a streamed model, the steady state: other tokens go before until no more of their experts are found in
+        memory than before.
+        """
+        return self._decode("decode", tokens, depth, batch)
+
+    def decode_cold(self, tokens: int, batch: int = 1) -> Measurement:
+        """The first `tokens` steps of a freshly loaded model, once, the very first step included."""
+        return self._decode("decode_cold", tokens, 0, batch)
+
+    def _decode(self, kind: Kind, tokens: int, depth: int, batch: int) -> Measurement:
+        is_cold = kind == "decode_cold"
+        warm_up = 0
         sequences = [self._executor.create_sequence() for _ in range(batch)]
         try:
             for sequence in sequences:
                 self._fill(sequence, depth)
                 self._executor.mark_reuse(sequence)
             samples = []
-            for _ in range(self._repetitions):
-                self._decode_steps(sequences, WARM_UP_STEPS)
+            if not is_cold:
+                warm_up = self._settle(sequences, tokens, depth) + WARM_UP_STEPS
+            before = self._ledger()
+            for _ in range(1 if is_cold else self._repetitions):
+                if not is_cold:
+                    self._decode_steps(sequences, WARM_UP_STEPS)
                 start = self._clock()
                 self._decode_steps(sequences, tokens)
                 samples.append(tokens * batch / (self._clock() - start))
@@ -144,11 +211,13 @@ class Bench:
             for sequence in sequences:
                 self._executor.free_sequence(sequence)
         rate = statistics.median(samples)
+        added = self._added(before)
+        num_steps = len(samples) * (tokens + (0 if is_cold else WARM_UP_STEPS))
         # A step reads the weights once and each sequence's cache; a batch may read more experts than are counted here.
         step_bytes = self._cost.weight_bytes + batch * self._cost.kv_bytes(depth + tokens / 2)
         profile = self._profile
         return Measurement(
-            "decode",
+            kind,
             depth,
             tokens,
             batch,
@@ -161,7 +230,37 @@ class Bench:
                 (self._cost.ops_without_head + self._cost.head_ops) * rate,
                 profile.int8_ops_per_second if profile else None,
             ),
+            hit_rate=None if added is None else added.hit_rate,
+            bytes_read_per_token=None if added is None else added.bytes_read / (num_steps * batch),
+            warm_up_tokens=warm_up,
         )
+
+    def _settle(self, sequences: list[int], tokens: int, depth: int) -> int:
+        """Decodes until the hit rate of streamed experts stops rising; tokens that each sequence decoded. 0 when all
+        are resident."""
+        if self._ledger() is None:
+            return 0
+        last = -1.0
+        num_tokens = 0
+        for _ in range(_MOST_SETTLE_BLOCKS):
+            before = self._ledger()
+            for done in range(0, max(tokens, _SETTLE_TOKENS), tokens):  # no sequence may grow beyond what was planned
+                steps = min(tokens, max(tokens, _SETTLE_TOKENS) - done)
+                self._decode_steps(sequences, steps)
+                num_tokens += steps
+                for sequence in sequences:
+                    self._executor.truncate(sequence, depth)
+            added = self._added(before)
+            rate = (added.hit_rate if added is not None else None) or 0.0
+            if rate < last + _STEADY_GAIN:
+                break
+            last = rate
+        return num_tokens
+
+    def _added(self, before: Ledger | None) -> LedgerRow | None:
+        """What streamed experts cost since `before`; None when all are resident."""
+        now = self._ledger()
+        return None if now is None or before is None else now.since(before).total
 
     def _tokens(self, count: int) -> NDArray[np.int32]:
         return self._random.integers(0, self._executor.vocab_size, count, dtype=np.int32)

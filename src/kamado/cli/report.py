@@ -29,9 +29,13 @@ def memory_lines(stats: Stats) -> list[str]:
     lines = aligned(("memory", "planned", "in use"), rows, right=(1, 2))
     verdict = styled("kept", sys.stderr, fg="green") if stats.has_held else styled("exceeded", sys.stderr, fg="red")
     line = f"peak {format_size(stats.peak_bytes)} of {format_size(stats.budget_bytes)}: the budget was {verdict}"
-    if stats.cgroup_cache_bytes is not None:
-        line += f" (page cache of this cgroup, all files: {format_size(stats.cgroup_cache_bytes)})"
-    return [*lines, line]
+    lines.append(line)
+    if stats.cgroup_peak_bytes is not None:
+        line = f"this cgroup counted at most {format_size(stats.cgroup_peak_bytes)}, others in it included"
+        if stats.cgroup_cache_bytes is not None:
+            line += f"; page cache of all files now {format_size(stats.cgroup_cache_bytes)}"
+        lines.append(line)
+    return lines
 
 
 def owner_rows(planned: Mapping[str, int], used: Mapping[str, int]) -> list[Sequence[str]]:

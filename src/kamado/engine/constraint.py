@@ -20,7 +20,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,7 @@ __all__ = ["Constraint", "ConstraintCompiler", "Form", "require_llguidance"]
 # Compiled grammars that are kept: an agent sends the same tools with every turn.
 _MAX_CACHED = 32
 # A grammar is compiled twice, so 2 s in all.
-_TRIAL = Limits(cpu_seconds=1.0)
+_TRIAL = Limits(cpu_seconds=1.0, clock_seconds=4.0)
 # Processor time of the thread on which all answers wait: a token may take 5 ms (usual ones take less than one), and all
 # of an answer's tokens together 100 ms more. An ambiguous grammar takes a little more with each token.
 _STEP_SECONDS = 0.005
@@ -121,12 +121,14 @@ class _Compiling:
 class ConstraintCompiler:
     """Compiles grammars for one vocabulary. Thread-safe."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        """`vocab_size`: width of a row of logits, which may be more than the tokenizer's ids."""
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, *, before_trie: Callable[[], None] | None = None) -> None:
+        """`vocab_size`: width of a row of logits, which may be more than the tokenizer's ids. `before_trie` is called
+        once, before memory is taken; what it raises stops that."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._lock = threading.Lock()  # of the cache; never held while something is compiled
         self._trie_lock = threading.Lock()
+        self._before_trie = before_trie
         self._trie: Any = None
         self._compiled: OrderedDict[Grammar, _Compiling] = OrderedDict()
 
@@ -179,6 +181,9 @@ class ConstraintCompiler:
             self._try(grammar)
         with self._trie_lock:
             if self._trie is None:
+                if self._before_trie is not None:
+                    self._before_trie()
+                    self._before_trie = None
                 self._trie = _make_trie(package, self._tokenizer, self._vocab_size)
         return run_on_big_stack(lambda: self._compile(package, grammar))
 
@@ -227,7 +232,7 @@ class _Vocabulary:
         self.bos_token_id = tokenizer.bos_id
 
     def __call__(self, text: str) -> Sequence[int]:
-        return self._tokenizer.encode(text, special=False, add_bos=False, add_eos=False)
+        return self._tokenizer.encode(text, special=False, add_bos=False, add_eos=False, after="text")
 
 
 def _make_trie(package: Any, tokenizer: Tokenizer, vocab_size: int) -> Any:

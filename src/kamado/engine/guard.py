@@ -1,4 +1,5 @@
-"""Keeps a running model within a memory limit that is lowered: slots are given back, or it ends with an error."""
+"""Keeps a running model within its memory: when a limit is lowered, or something that was not planned for comes up,
+slots are given back, or there is an error."""
 
 from __future__ import annotations
 
@@ -43,6 +44,41 @@ class MemoryGuard:
         self._limits = limits
         self._clock = clock
         self._next = clock() + LOOK_SECONDS
+        self._expert_bytes = plan.expert_bytes
+        self._reserved_bytes = 0
+
+    @property
+    def spare_bytes(self) -> int:
+        """What the budget has beside the plan and what was reserved since."""
+        used = self._plan.peak_bytes - (self._plan.expert_bytes or 0) + (self._expert_bytes or 0) + self._reserved_bytes
+        return max(0, self._plan.memory_bytes - used)
+
+    def reserve(self, num_bytes: int, what: str, advice: str) -> int:
+        """Makes room for `what`, which the plan did not count: what the budget has left, then expert slots. Returns the
+        bytes that experts lost. Call it between steps.
+
+        Raises MemoryBudgetError, which ends with `advice`, when there is no room.
+        """
+        missing = num_bytes - self.spare_bytes
+        taken = 0
+        if missing > 0:
+            least = num_bytes
+            if self._expert_bytes is not None:
+                least_expert_bytes = int(self._executor.ledger()["least_expert_bytes"])
+                left = (self._expert_bytes - missing) & -HUGE_PAGE_BYTES
+                if left >= least_expert_bytes:
+                    self._executor.shrink_experts(left)
+                    taken = self._expert_bytes - left
+                    self._expert_bytes = left
+                    missing = 0
+            if missing > 0:
+                plan = self._plan
+                raise MemoryBudgetError(
+                    f"{what} take {format_size(least)}, and the budget of {format_size(plan.memory_bytes)} has "
+                    f"{format_size(self.spare_bytes)} left beside {plan.model}: {advice}"
+                )
+        self._reserved_bytes += num_bytes
+        return taken
 
     def __call__(self) -> None:
         """Raises MemoryBudgetError when the model cannot go on within the new limit."""
@@ -55,16 +91,17 @@ class MemoryGuard:
             return
         limit, usable, cgroup = found
         plan = self._plan
-        if plan.peak_bytes <= usable:
+        fixed = plan.peak_bytes - (plan.expert_bytes or 0) + self._reserved_bytes
+        if fixed + (self._expert_bytes or 0) <= usable:
             return
-        fixed = plan.peak_bytes - (plan.expert_bytes or 0)
         least = fixed
-        if plan.expert_bytes is not None:
+        if self._expert_bytes is not None:
             least_expert_bytes = int(self._executor.ledger()["least_expert_bytes"])
             least += least_expert_bytes
             if least <= limit:  # a margin is better, but none is no reason to stop
                 expert_bytes = max(least_expert_bytes, (usable - fixed) & -HUGE_PAGE_BYTES)
                 self._executor.shrink_experts(expert_bytes)
+                self._expert_bytes = expert_bytes
                 return
         elif fixed <= limit:
             return

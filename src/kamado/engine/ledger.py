@@ -29,8 +29,8 @@ class LedgerRow:
 
     @property
     def hit_rate(self) -> float | None:
-        """Share of needed experts that were in memory; None before any was needed."""
-        return _share(self.hits, self.hits + self.misses)
+        """Share of needed experts that were in memory, not only read ahead; None before any was needed."""
+        return _share(self.hits, self.hits + self.misses + self.lookahead_hits)
 
     @property
     def request_bytes(self) -> float | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..checkpoint.types import Checkpoint
 from ..errors import UsageError
 from ..memory import forecast
-from ..memory.budget import parse_size
+from ..memory.budget import given_size, parse_size
 from ..memory.forecast import Plan
 from ..memory.kv_presets import check_kv
 from ..memory.limits import LimitWatch
@@ -50,13 +50,14 @@ def load_model(
     prefix_cache: str | int | None = None,
     chat_template: str | None = None,
     constraints: bool = False,
+    name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """See `kamado.load`."""
     check_kv(kv)
     cap_bytes = _prefix_cap(prefix_cache)
-    budget_bytes = None if memory is None else parse_size(memory)
-    for name, value, low, high in (
+    budget_bytes = None if memory is None else given_size(memory)
+    for setting, value, low, high in (
         ("threads", threads, 1, MAX_THREADS),
         ("max_rows", max_rows, 2, 1 << 16),
         ("max_logit_rows", max_logit_rows, 2, 1 << 16),
@@ -64,13 +65,16 @@ def load_model(
         ("context", context, 2, 1 << 32),
     ):
         if value is not None and (not is_whole(value) or not low <= value <= high):
-            raise UsageError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+            raise UsageError(f"{setting} must be a whole number from {low} to {high}, not {value!r}")
 
     from ..checkpoint import open_checkpoint
     from ..checkpoint.store import Store
     from ..models import build_program
 
-    checkpoint = open_checkpoint(Store().resolve(model if isinstance(model, Path) else str(model)))
+    store = Store()
+    path = store.resolve(model if isinstance(model, Path) else str(model))
+    # What the user can type again, not what the file calls itself: messages, sessions and figures have it.
+    checkpoint = dataclasses.replace(open_checkpoint(path), name=name or store.name_of(path))
     if chat_template is not None:
         checkpoint = dataclasses.replace(checkpoint, chat_template=chat_template, chat_templates={})
     program = build_program(checkpoint)
@@ -100,7 +104,10 @@ def load_model(
     # takes them back when it needs them, and the next load is faster.
     is_strict = memory is not None or plan.is_streamed
     watch = BudgetWatch(plan.memory_bytes, checkpoint.files if is_strict else ())
-    keeps = None if not cap_bytes else _keeper_maker(PrefixStore(cap_bytes=cap_bytes), checkpoint, identity, plan)
+    keeps = None
+    if cap_bytes:
+        prefixes = PrefixStore(cap_bytes=cap_bytes, keeps_cached=not is_strict)
+        keeps = _keeper_maker(prefixes, checkpoint, identity, plan)
     return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, make_keeper=keeps, progress=progress)
 
 
@@ -108,15 +115,15 @@ def _prefix_cap(prefix_cache: str | int | None) -> int:
     """Bytes that the prefix store may take; 0: it is off."""
     if prefix_cache is None or prefix_cache == "off":
         return 0
-    return parse_size(prefix_cache)
+    return given_size(prefix_cache) if isinstance(prefix_cache, str) else parse_size(prefix_cache)
 
 
 def _keeper_maker(
     store: PrefixStore, checkpoint: Checkpoint, identity: str, plan: Plan
-) -> Callable[[ExecutorProtocol, str], Keeper]:
+) -> Callable[[ExecutorProtocol, str, MemoryGuard], Keeper]:
     """What makes the keeper once there is an executor: prefixes are bound to the file, the build and the format."""
 
-    def make(executor: ExecutorProtocol, tier: str) -> Keeper:
+    def make(executor: ExecutorProtocol, tier: str, guard: MemoryGuard) -> Keeper:
         binding = {
             "model": identity,
             "changed": changed_at(checkpoint),
@@ -124,9 +131,11 @@ def _keeper_maker(
             "format": executor.kv_fingerprint,
             "kv": plan.kv,
         }
-        spare = max(0, plan.memory_bytes - plan.peak_bytes) + PREFIX_STORE_BYTES // 2
         about = {"model": plan.model, "kv": plan.kv}
-        return Keeper(store, executor, binding=binding, about=about, spare_bytes=lambda: spare)
+        return Keeper(
+            store, executor, binding=binding, about=about,
+            spare_bytes=lambda: guard.spare_bytes + PREFIX_STORE_BYTES // 2,
+        )  # fmt: skip
 
     return make
 
@@ -139,7 +148,7 @@ def _build(
     *,
     tier: str | None,
     trace: str | Path | None,
-    make_keeper: Callable[[ExecutorProtocol, str], Keeper] | None,
+    make_keeper: Callable[[ExecutorProtocol, str, MemoryGuard], Keeper] | None,
     progress: Callable[[int, int], None] | None,
 ) -> Model:
     """Packs the weights while a second thread reads the tokenizer, which takes as long for a large vocabulary."""
@@ -160,11 +169,13 @@ def _build(
         kv_reuse_points=plan.kv_reuse_points,
         tier=tier,
         expert_bytes=plan.expert_bytes,
-        progress=watch.forgetting(progress) if watch.files else progress,
+        drop_file_cache=bool(watch.files),
+        progress=progress,
     )
     executor: ExecutorProtocol = native
     try:
-        keeper = None if make_keeper is None else make_keeper(native, native.tier)
+        guard = MemoryGuard(plan, native, limits)
+        keeper = None if make_keeper is None else make_keeper(native, native.tier, guard)
         if trace is not None:
             executor = Tracer(native, Path(trace))
         watch.forget_files()
@@ -179,7 +190,8 @@ def _build(
             keeper=keeper,
             pooling=program.pooling,
             is_encoder=program.is_encoder,
-            before_step=MemoryGuard(plan, native, limits),
+            before_step=guard,
+            reserve=guard.reserve,
         )
     except BaseException:
         executor.close()

@@ -22,7 +22,8 @@ from ..errors import (
     UsageError,
 )
 from ..memory.forecast import Plan
-from ..memory.sizes import transcript_bytes
+from ..memory.overhead import CONSTRAINT_LIBRARY_BYTES
+from ..memory.sizes import constraint_bytes, transcript_bytes
 from ..memory.usage import BudgetWatch
 from ..program import Pooling
 from .chat import ChatEncoder
@@ -86,8 +87,13 @@ class Model:
         pooling: Pooling | None = None,
         is_encoder: bool = False,
         before_step: Callable[[], None] | None = None,
+        reserve: Callable[[int, str, str], int] | None = None,
     ) -> None:
-        """`keeper`: the prefix store's, if prefixes outlive the process. `conversations`: where sessions are kept."""
+        """`keeper`: the prefix store's, if prefixes outlive the process. `conversations`: where sessions are kept.
+        `before_step` is called before each step; `reserve(num_bytes, what, advice)` makes room for what was not planned
+        for, between steps, and returns what experts lost for it: see guard.py."""
+        self._reserve = reserve
+        self._unplanned: dict[str, int] = {}  # by owner: reserved since, and what experts lost for it
         self._keeper = keeper
         self._conversations = conversations or ConversationStore()
         self._checkpoint = checkpoint
@@ -121,7 +127,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """The model's name as its file has it, else the file's name."""
+        """What commands take for it: its name in the store, else its path; or what `load` was told."""
         return self.plan.model
 
     @property
@@ -150,14 +156,20 @@ class Model:
         the ledger of streamed experts. Waits for the running step."""
         constraints = self.__dict__.get("_constraints")  # none before the first answer that has a form
         nbytes = 0 if constraints is None else constraints.nbytes
-        return make_stats(self._scheduler.snapshot(), self.plan, self._watch, self._keeper, constraint_bytes=nbytes)
+        return make_stats(
+            self._scheduler.snapshot(), self.plan, self._watch, self._keeper, constraint_bytes=nbytes,
+            unplanned=self._unplanned,
+        )  # fmt: skip
 
     def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """Token ids of `text`. With `special`, special tokens written in it become their ids; else they are plain text.
 
-        `add_bos` None: as the model wants it. Raises TokenizerError when the model has no tokenizer.
+        `add_bos` None: as the model wants it. A model that generates gets no end token, even where its file asks for
+        one (`add_eos_token`): the answer would begin after the end of its text. Vectors are of the text with that end.
+        Raises TokenizerError when the model has no tokenizer.
         """
-        return self._require_tokenizer().encode(text, special=special, add_bos=add_bos)
+        add_eos = None if self.is_encoder else False
+        return self._require_tokenizer().encode(text, special=special, add_bos=add_bos, add_eos=add_eos)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
@@ -521,7 +533,7 @@ class Model:
         """As `embed`, with the number of tokens of each text."""
         if isinstance(texts, str):
             raise UsageError("texts must be a list of texts, not one text")
-        ids = [self._prompt_tokens(text, special=False) for text in texts]
+        ids = [self._prompt_tokens(self._text_tokens(text), special=False) for text in texts]
         if truncate:
             ids = [self._cut(tokens) for tokens in ids]
         longest = max(map(len, ids), default=0)
@@ -529,6 +541,10 @@ class Model:
             raise ContextOverflowError(longest, self.context)
         vectors = shortened(self._embedder.embed(ids), dimensions)
         return Embedded(vectors, tuple(map(len, ids)))
+
+    def _text_tokens(self, text: str | Sequence[int]) -> Sequence[int]:
+        """A text to make a vector of, with the end that the file wants."""
+        return self._require_tokenizer().encode(text) if isinstance(text, str) else text
 
     def _cut(self, tokens: list[int]) -> list[int]:
         """At most the context; the token that ends a text stays."""
@@ -675,7 +691,21 @@ class Model:
 
     @cached_property
     def _constraints(self) -> ConstraintCompiler:
-        return ConstraintCompiler(self._require_tokenizer(), self._vocab_size)
+        return ConstraintCompiler(self._require_tokenizer(), self._vocab_size, before_trie=self._reserve_constraints)
+
+    def _reserve_constraints(self) -> None:
+        """Makes room for the vocabulary's trie, unless the plan has it."""
+        reserve = self._reserve
+        if reserve is None or "constraints" in self.plan.bytes_by_owner:
+            return
+        num_bytes = constraint_bytes(self._vocab_size) + CONSTRAINT_LIBRARY_BYTES
+        advice = "give it a larger budget, or load it with constraints=True, which plans for them"
+        taken = self._scheduler.call(lambda _: reserve(num_bytes, "answers of a given form", advice))
+        self._unplanned = {
+            "constraints": num_bytes - CONSTRAINT_LIBRARY_BYTES,
+            "libraries": CONSTRAINT_LIBRARY_BYTES,
+            "experts": -taken,
+        }
 
     @cached_property
     def _embedder(self) -> Embedder:

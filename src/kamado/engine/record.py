@@ -31,6 +31,7 @@ import numpy as np
 from .. import _native
 from ..errors import KamadoError
 from ..memory.kv_presets import PAGE_TOKENS
+from ..memory.page_cache import forget_open
 
 VERSION = 2
 PAGE, POINT = 1, 2
@@ -111,11 +112,20 @@ def pack(kind: int, binding: bytes, key: bytes, tokens: bytes, payload: Buffer, 
     return [_HEADER.pack(*fields, checksum), tokens, name, payload]
 
 
-def read(path: Path, kind: int, binding: bytes, *, max_bytes: int, buffer: bytearray | None = None) -> Record:
+def read(
+    path: Path,
+    kind: int,
+    binding: bytes,
+    *,
+    max_bytes: int,
+    buffer: bytearray | None = None,
+    keeps_cached: bool = True,
+) -> Record:
     """The record in `path`, checked to the last bit. Raises DamagedRecordError when it is anything else, a file larger
     than `max_bytes` included, and OSError.
 
-    `buffer` is read into when the file fits, and the payload is a view of it."""
+    `buffer` is read into when the file fits, and the payload is a view of it. Without `keeps_cached`, what reading left
+    in the page cache is dropped."""
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if not _HEADER.size <= size <= max_bytes:
@@ -127,12 +137,16 @@ def read(path: Path, kind: int, binding: bytes, *, max_bytes: int, buffer: bytea
             if not count:
                 raise DamagedRecordError(f"{path}: it was cut short while it was read")
             done += count
+        if not keeps_cached:
+            forget_open(file.fileno())
     return _parse(path, view.toreadonly(), kind, binding)
 
 
 def read_head(path: Path, kind: int, binding: bytes) -> tuple[bytes, bytes, str]:
     """Key, tokens and label of the record in `path`, without its payload, so unchecked by the checksum."""
     with open(path, "rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # read-ahead would cache payloads
         size = os.fstat(file.fileno()).st_size
         head = file.read(_HEADER.size)
         if len(head) < _HEADER.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +42,8 @@ class Stats:
     executor_seconds: dict[str, float]  # by kind of operation: linear, attend, …
     prefill_tokens_per_second: float
     decode_tokens_per_second: float  # all conversations together
-    bytes_by_owner: dict[str, int]  # weights, experts, kv, scratch as the executor counts them; interpreter; file_cache
-    peak_bytes: int  # the process's largest resident size so far, and the most of our files that was seen in the cache
+    bytes_by_owner: dict[str, int]  # weights, experts, kv, scratch as the executor counts them; interpreter, …
+    peak_bytes: int  # the most so far of all that a container counts: see `kamado.memory.usage.BudgetWatch`
     requests: dict[str, int]  # finished and running together; waiting, live, sessions kept
     kv_pages: dict[str, int]  # of PAGE_TOKENS tokens: live, kept for reuse, free; lost is 0, or pages leak
     num_steps: int
@@ -53,7 +54,7 @@ class Stats:
     planned_by_owner: dict[str, int] = field(default_factory=dict)
     file_cache_bytes: int | None = None  # of the model's files now; None: not known
     cgroup_cache_bytes: int | None = None  # of all files that our cgroup was charged for
-    cgroup_peak_bytes: int | None = None
+    cgroup_peak_bytes: int | None = None  # what our cgroup counted, others in it included, since it was made
     ledger: Ledger | None = None  # of streamed experts
     prefix_store: dict[str, float] | None = None  # prefixes saved, restored, refused, given up; None: it is off
 
@@ -75,9 +76,11 @@ class Snapshot:
 
 
 def make_stats(
-    snapshot: Snapshot, plan: Plan, watch: BudgetWatch, keeper: Keeper | None = None, *, constraint_bytes: int = 0
-) -> Stats:
-    """Turns a snapshot into what callers see, and looks at the memory in use."""
+    snapshot: Snapshot, plan: Plan, watch: BudgetWatch, keeper: Keeper | None = None, *, constraint_bytes: int = 0,
+    unplanned: Mapping[str, int] | None = None,
+) -> Stats:  # fmt: skip
+    """Turns a snapshot into what callers see, and looks at the memory in use. `unplanned`: bytes that owners got, or
+    lost, since the plan was made."""
     c = snapshot.counters
     use = watch.sample()
     owners = {
@@ -89,9 +92,13 @@ def make_stats(
         owners.setdefault("experts", snapshot.ledger.slot_bytes)
     if constraint_bytes:
         owners["constraints"] = constraint_bytes
-    owners["interpreter"] = max(0, use.resident_bytes - sum(owners.values()))
+    mapped_bytes = use.mapped_file_bytes if use.library_bytes is not None else 0  # then the libraries have them
+    owners["interpreter"] = max(0, use.resident_bytes - mapped_bytes - sum(owners.values()))
     if use.file_cache_bytes is not None:
         owners["file_cache"] = use.file_cache_bytes
+    if use.library_bytes is not None:
+        owners["libraries"] = max(use.library_bytes, mapped_bytes)
+    owners["kernel"] = use.kernel_bytes
     executor_seconds = {
         name.removeprefix("seconds_"): value for name, value in snapshot.executor.items() if name.startswith("seconds_")
     }
@@ -115,7 +122,8 @@ def make_stats(
         num_preempted=c.num_preempted,
         budget_bytes=watch.budget_bytes,
         has_held=watch.has_held,
-        planned_by_owner=dict(plan.bytes_by_owner),
+        planned_by_owner=dict(plan.bytes_by_owner)
+        | {name: plan.bytes_by_owner.get(name, 0) + more for name, more in (unplanned or {}).items()},
         file_cache_bytes=use.file_cache_bytes,
         cgroup_cache_bytes=use.cgroup_cache_bytes,
         cgroup_peak_bytes=use.cgroup_peak_bytes,

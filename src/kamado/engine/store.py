@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from ..memory.kv_presets import PAGE_TOKENS
+from ..memory.page_cache import forget_open
 from . import record
 from .record import PAGE, POINT, Buffer, DamagedRecordError
 
@@ -85,10 +86,14 @@ def default_root() -> Path:
 class PrefixStore:
     """All prefixes under one root. May be used from several threads."""
 
-    def __init__(self, root: Path | None = None, *, cap_bytes: int = DEFAULT_CAP_BYTES) -> None:
-        """`cap_bytes` bounds all files together. Nothing is created before something is written."""
+    def __init__(
+        self, root: Path | None = None, *, cap_bytes: int = DEFAULT_CAP_BYTES, keeps_cached: bool = True
+    ) -> None:
+        """`cap_bytes` bounds all files together. Nothing is created before something is written. `keeps_cached`: what
+        was written or read stays in the page cache, from which it comes back faster, but which containers count."""
         self.root = Path(root).absolute() if root is not None else default_root()
         self.cap_bytes = cap_bytes
+        self.keeps_cached = keeps_cached
         self._lock = threading.RLock()
         self._total_bytes = 0
         self._counted_at = float("-inf")
@@ -163,6 +168,8 @@ class PrefixStore:
                     while view:
                         view = view[file.write(view) :]
                 os.fsync(file.fileno())
+                if not self.keeps_cached:
+                    forget_open(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -412,7 +419,9 @@ class PrefixFolder:
     def _read(self, path: Path, kind: int, tokens: bytes, max_payload: int, buffer: bytearray | None) -> memoryview:
         limit = record.file_bytes(len(tokens) // 4, max_payload) + record.MAX_LABEL_BYTES
         try:
-            found = record.read(path, kind, self.binding, max_bytes=limit, buffer=buffer)
+            found = record.read(
+                path, kind, self.binding, max_bytes=limit, buffer=buffer, keeps_cached=self.store.keeps_cached
+            )
             if found.tokens != tokens:
                 raise DamagedRecordError(f"{path}: it holds other tokens than its name says")
             return found.payload

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -24,6 +24,7 @@ from .kv_presets import (
     pages_for,
     parse_kv,
 )
+from .overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, planned_kernel_bytes
 from .profile import DeviceProfile, Machine, machine
 from .sizes import ExpertNeeds
 
@@ -47,9 +48,10 @@ _MIN_LOGIT_ROWS = 16
 _STEP_ROWS = (2048, 1024, 512, 256, 128, 64, 32)
 _SCRATCH_SHARE = 8  # the step's buffers take at most this part of what they share with the slots
 
-# CPython with NumPy and the engine, then the tokenizer's tables while they are built. Measured resident peaks on Linux
-# x86-64, CPython 3.11: 78 MiB with 49k entries and 49k merges, 166 with 152k and 151k, 109 with 262k and none.
-_INTERPRETER_BYTES = 44 << 20
+# CPython with NumPy and the engine, then the tokenizer's tables while they are built; mapped files are the libraries'
+# (overhead.py). Measured resident peaks on Linux x86-64, CPython 3.11, 22 MiB of mapped files included: 78 MiB with 49k
+# entries and 49k merges, 166 with 152k and 151k, 109 with 262k and none.
+_INTERPRETER_BYTES = 24 << 20
 _TOKEN_BYTES = 270
 _MERGE_BYTES = 590
 # Pages of model files that loading and reading leave behind before they are dropped.
@@ -58,7 +60,8 @@ _FILE_CACHE_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The forecast that `load()` made. Bytes are of memory, this process and the cached pages of the model's files.
+    """The forecast that `load()` made. Bytes are of memory as a container counts it: this process, the cached pages of
+    the model's files and of the libraries that run it, and the kernel's share.
 
     The two speeds are estimates from measured limits of this machine (`kamado bench --limits`): the least time that
     memory and integer units allow, so an upper bound; None when the limits were never measured.
@@ -72,7 +75,8 @@ class Plan:
     num_threads: int
     max_rows: int  # rows of a step
     max_logit_rows: int
-    bytes_by_owner: dict[str, int]  # weights, experts, kv, scratch, interpreter, constraints if planned for, file_cache
+    # weights, experts, kv, scratch, interpreter, constraints if planned for, file_cache, libraries, kernel
+    bytes_by_owner: dict[str, int]
     memory_bytes: int  # what may be used
     memory_limited_by: str  # "budget", "machine" or a cgroup's path
     least_bytes: int  # the least budget that works for the context that was asked for, else for `least_context`
@@ -195,8 +199,9 @@ def plan(
         check_context(program, context)
     kv_plan = parse_kv(kv, num_kv_layers(program), kv_recommended).for_program(program)
     planner = _Planner(
-        checkpoint, program, kv_plan, threads or on.cpus, kv_tokens, max_rows, max_logit_rows, max_sequences
-    )
+        checkpoint, program, kv_plan, threads or on.cpus, on.cpus_online, kv_tokens, max_rows, max_logit_rows,
+        max_sequences,
+    )  # fmt: skip
     planner.reserve(reserved_bytes, sizes.constraint_bytes(program.vocab_size) if constraints else 0)
     memory_bytes, limited_by = (on.usable_bytes or on.memory_bytes), on.memory_limited_by
     if memory is not None:
@@ -274,17 +279,50 @@ class _Split:
     scratch: int
     interpreter: int
     file_cache: int
+    num_threads: int
+    cpus: int  # of the machine
     max_sequences: int = MAX_SEQUENCES
     expert_bytes: int | None = None  # None: resident
     constraints: int = 0
 
     @property
     def fixed(self) -> int:
-        """All but the experts."""
-        return self.weights + self.kv + self.scratch + self.interpreter + self.constraints + self.file_cache
+        """All but the experts, and the kernel's share, which grows with them."""
+        return (
+            self.weights
+            + self.kv
+            + self.scratch
+            + self.interpreter
+            + self.constraints
+            + self.file_cache
+            + self.libraries
+        )
+
+    @property
+    def libraries(self) -> int:
+        """Cached pages of what runs the model."""
+        return LIBRARY_BYTES + (CONSTRAINT_LIBRARY_BYTES if self.constraints else 0)
+
+    def kernel(self, resident_bytes: int) -> int:
+        """The kernel's share beside `resident_bytes` of everything else."""
+        return planned_kernel_bytes(resident_bytes, self.num_threads, self.cpus)
+
+    def resident_bytes(self, needs: ExpertNeeds) -> int:
+        """All but the kernel's share."""
+        return self.fixed + (needs.packed_bytes if self.expert_bytes is None else self.expert_bytes)
+
+    def most_resident_bytes(self, memory_bytes: int) -> int:
+        """The most that fits into `memory_bytes` with the kernel's share of it, to the byte."""
+        low = memory_bytes - self.kernel(max(0, memory_bytes))
+        high = memory_bytes - self.kernel(max(0, low))
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if middle + self.kernel(middle) <= memory_bytes else (low, middle - 1)
+        return low
 
     def peak_bytes(self, needs: ExpertNeeds) -> int:
-        return self.fixed + (needs.packed_bytes if self.expert_bytes is None else self.expert_bytes)
+        resident = self.resident_bytes(needs)
+        return resident + self.kernel(resident)
 
     def bytes_by_owner(self, needs: ExpertNeeds) -> dict[str, int]:
         return {
@@ -295,6 +333,8 @@ class _Split:
             "interpreter": self.interpreter,
             **({"constraints": self.constraints} if self.constraints else {}),
             "file_cache": self.file_cache,
+            "libraries": self.libraries,
+            "kernel": self.kernel(self.resident_bytes(needs)),
         }
 
 
@@ -307,6 +347,7 @@ class _Planner:
         program: Program,
         kv: KvPlan,
         num_threads: int,
+        cpus: int,
         kv_tokens: int | None,
         max_rows: int | None,
         max_logit_rows: int | None,
@@ -314,6 +355,7 @@ class _Planner:
     ) -> None:
         self.needs = sizes.expert_needs(program)
         self.num_threads = num_threads
+        self._cpus = cpus
         self._program = program
         self._given_rows = max_rows
         self._given_logit_rows = max_logit_rows
@@ -362,7 +404,7 @@ class _Planner:
         if self.needs.num_experts and self.needs.least_bytes < self.needs.packed_bytes:
             split = dataclasses.replace(split, expert_bytes=self.needs.least_bytes)
         # In whole pages, since a cgroup rounds its limit down to them.
-        rest = -split.peak_bytes(self.needs) % sizes.FILE_PAGE_BYTES
+        rest = -split.resident_bytes(self.needs) % sizes.FILE_PAGE_BYTES
         return dataclasses.replace(split, file_cache=split.file_cache + rest)
 
     def _streamed(self, context: int, memory_bytes: int, least_expert_bytes: int) -> _Split | None:
@@ -371,7 +413,7 @@ class _Planner:
             return None
         for rows in self._rows(_STEP_ROWS[0], at_most=round_to_pages(context)):
             split = self._split(context, rows, _STREAMED_LOGIT_BYTES)
-            shared = memory_bytes - split.fixed + split.scratch
+            shared = split.most_resident_bytes(memory_bytes) - split.fixed + split.scratch
             expert_bytes = shared - split.scratch
             is_smallest = rows == _STEP_ROWS[-1] or self._given_rows is not None
             if expert_bytes >= least_expert_bytes and (split.scratch * _SCRATCH_SHARE <= shared or is_smallest):
@@ -417,6 +459,8 @@ class _Planner:
             scratch=self._scratch.bytes_of(rows, logit_rows, self.num_threads),
             interpreter=self._interpreter + sizes.transcript_bytes(kv_tokens),
             constraints=self._constraints,
+            num_threads=self.num_threads,
+            cpus=self._cpus,
             file_cache=sizes.table_page_bytes(self._program, context) + _FILE_CACHE_BYTES,
         )
 
@@ -444,4 +488,6 @@ def _tokenizer_bytes(checkpoint: Checkpoint, vocab_size: int) -> int:
         return 0
     # tokenizer.json is not read for a forecast: byte-pair vocabularies have about as many merges as entries.
     merges = source.data.get("tokenizer.ggml.merges", ()) if source.kind == "gguf" else range(vocab_size)
-    return vocab_size * _TOKEN_BYTES + len(merges) * _MERGE_BYTES
+    # What is no array is told when the tokenizer is loaded.
+    num_merges = len(merges) if isinstance(merges, Sequence) else 0
+    return vocab_size * _TOKEN_BYTES + num_merges * _MERGE_BYTES

@@ -1,21 +1,15 @@
-"""What memory is really in use: by this process and by cached pages of our files; and whether the budget was kept."""
+"""What memory is really in use, by all that a container counts; and whether the budget was kept."""
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from .overhead import kernel_bytes, library_bytes
+from .page_cache import cached_bytes, forget_cached
 from .profile import innermost_memory_cgroup, kib_fields
-
-_CACHESTAT_CALL = 451  # the same number on every architecture; Linux 6.5
-_WHOLE_FILE = 0
-_FORGET_BYTES = 64 << 20  # read between two calls that give the page cache back
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +21,17 @@ class MemoryUse:
     mapped_file_bytes: int  # of libraries, mostly
     peak_resident_bytes: int  # since the process began
     file_cache_bytes: int | None = None  # cached pages of the model's files, whoever read them
+    library_bytes: int | None = None  # cached pages of Python, libraries and modules, those that are mapped included
+    kernel_bytes: int = 0  # page tables and more that the kernel keeps for this process; 0: it does not tell
     cgroup_bytes: int | None = None  # charged to our innermost memory cgroup, others in it included
     cgroup_cache_bytes: int | None = None
     cgroup_peak_bytes: int | None = None
+
+    @property
+    def beside_bytes(self) -> int:
+        """What a container counts beside what is resident: cached pages that nobody mapped, and the kernel's share."""
+        unmapped = max(0, (self.library_bytes or 0) - self.mapped_file_bytes)
+        return unmapped + self.kernel_bytes
 
 
 def memory_use(files: Sequence[Path] = (), root: Path = Path("/")) -> MemoryUse:
@@ -44,6 +46,8 @@ def memory_use(files: Sequence[Path] = (), root: Path = Path("/")) -> MemoryUse:
         mapped_file_bytes=status.get("RssFile", 0),
         peak_resident_bytes=status.get("VmHWM", 0) or _peak_by_rusage(),
         file_cache_bytes=None if None in cached or not cached else sum(filter(None, cached)),
+        library_bytes=library_bytes(root),
+        kernel_bytes=kernel_bytes(root),
         cgroup_bytes=current,
         cgroup_cache_bytes=cache,
         cgroup_peak_bytes=peak,
@@ -53,90 +57,6 @@ def memory_use(files: Sequence[Path] = (), root: Path = Path("/")) -> MemoryUse:
 def peak_resident_bytes() -> int:
     """The largest resident size this process had (file pages that it mapped included)."""
     return kib_fields(Path("/proc/self/status")).get("VmHWM", 0) or _peak_by_rusage()
-
-
-def cached_bytes(path: Path) -> int | None:
-    """Bytes of a file that the page cache holds; None where the system has no call for it, or the file has gone."""
-    if platform.system() != "Linux":
-        return None
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        size = os.fstat(fd).st_size
-        pages = _cachestat(fd)
-        if pages is None:
-            pages = _mincore(fd, size)
-        return None if pages is None else min(pages * mmap.PAGESIZE, size)
-    finally:
-        os.close(fd)
-
-
-class _Range(ctypes.Structure):
-    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
-
-
-class _Cachestat(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_uint64) for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")
-    )
-
-
-def _libc() -> Any:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _cachestat(fd: int) -> int | None:
-    """Pages in the cache by cachestat(2); None before Linux 6.5 and where a sandbox forbids it."""
-    found = _Cachestat()
-    what = _Range(0, _WHOLE_FILE)
-    call = _libc().syscall
-    call.restype = ctypes.c_long
-    result = call(
-        ctypes.c_long(_CACHESTAT_CALL), ctypes.c_uint(fd), ctypes.byref(what), ctypes.byref(found), ctypes.c_uint(0)
-    )
-    return int(found.cached) if result == 0 else None
-
-
-def _mincore(fd: int, size: int) -> int | None:
-    """Pages in the cache by mincore(2), which older kernels answer for files that we may write."""
-    if size == 0:
-        return 0
-    libc = _libc()
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = (
-        ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
-    )  # fmt: skip
-    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-    address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
-    if address in (None, ctypes.c_void_p(-1).value):
-        return None
-    try:
-        flags = ctypes.create_string_buffer(-(-size // mmap.PAGESIZE))
-        if libc.mincore(address, size, flags) != 0:
-            return None
-        return sum(flag & 1 for flag in flags.raw[: -(-size // mmap.PAGESIZE)])
-    finally:
-        libc.munmap(address, size)
-
-
-def forget_cached(paths: Sequence[Path]) -> None:
-    """Asks the system to drop the files' pages from its cache; pages that someone maps stay. Never an error."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    for path in paths:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        except OSError:
-            pass
-        finally:
-            os.close(fd)
 
 
 def _cgroup_use(root: Path) -> tuple[int | None, int | None, int | None]:
@@ -178,8 +98,8 @@ def _peak_by_rusage() -> int:
 class BudgetWatch:
     """Holds what a model was promised against what is used. Call `sample` at moments that matter.
 
-    The process's own peak counts from when the watch began: what was used before is no model's. Cached pages of `files`
-    are counted with what is resident at the same moment.
+    The process's own peak counts from when the watch began: what was used before is no model's. Cached pages of
+    `files`, of Python and its libraries, and what the kernel keeps for us are counted with what is resident.
     """
 
     def __init__(self, budget_bytes: int, files: Sequence[Path]) -> None:
@@ -191,9 +111,9 @@ class BudgetWatch:
     def sample(self) -> MemoryUse:
         """Looks now, and remembers the largest."""
         use = memory_use(self.files)
-        self._peak = max(self._peak, use.resident_bytes + (use.file_cache_bytes or 0))
+        self._peak = max(self._peak, use.resident_bytes + (use.file_cache_bytes or 0) + use.beside_bytes)
         if use.peak_resident_bytes > self._peak_before:
-            self._peak = max(self._peak, use.peak_resident_bytes)
+            self._peak = max(self._peak, use.peak_resident_bytes + use.beside_bytes)
         return use
 
     def forget_files(self) -> None:
@@ -202,23 +122,9 @@ class BudgetWatch:
             self.sample()
             forget_cached(self.files)
 
-    def forgetting(self, progress: Callable[[int, int], None] | None = None) -> Callable[[int, int], None]:
-        """`progress(done, total)` of reading the files, which also drops what that leaves in the page cache."""
-        dropped = 0
-
-        def report(done: int, total: int) -> None:
-            nonlocal dropped
-            if done - dropped >= _FORGET_BYTES:
-                dropped = done
-                self.forget_files()
-            if progress is not None:
-                progress(done, total)
-
-        return report
-
     @property
     def peak_bytes(self) -> int:
-        """The most that was seen: resident memory and cached pages of the files."""
+        """The most that was seen."""
         return self._peak
 
     @property

@@ -14,18 +14,28 @@ import logging
 import re
 import secrets
 import time
+import traceback
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
 from ..errors import ClosedError
 from .access import Access
-from .bodies import BodyLimits, decode_body, read_body
+from .bodies import (
+    MEMORY_FACTOR,
+    SMALL_SHARE,
+    BodyBudget,
+    BodyCharge,
+    BodyDecoder,
+    BodyLimits,
+    take_body,
+)
 from .config import ServeConfig
-from .faults import Fault, FaultError, fault_of
+from .connections import ConnectionBounds, Connections
+from .faults import Fault, FaultError, fault_of, shown
 from .http import to_json
 from .keys import NOBODY, Key, KeyRing
 from .metrics import Registry
@@ -34,6 +44,7 @@ from .parameters import HEADER, LeftOut
 from .paths import canonical, instead_of
 from .routes import Call, Family, Response, Route
 from .service import Limits, Service
+from .share import CONNECTION_BYTES, server_share, worker_bytes
 from .table import admit
 from .wire import find_wire
 from .writer import Writer
@@ -49,6 +60,7 @@ _PARAMETER = re.compile(r"\{([a-z_]+)(:path)?\}")
 _MAX_QUERY_BYTES = 8192
 _STATS_SECONDS = 1.0
 _MAX_PATH_CHARACTERS = 2048
+_MAX_LOGGED_CHARACTERS = 1000  # of one value of a log line
 _MAX_LEFT_OUT = 50  # names in one answer's header
 _MAX_LOGGED = 1000
 
@@ -70,6 +82,7 @@ class _Exchange:
     key: Key = NOBODY
     cors: Mapping[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    body: BodyCharge | None = None  # memory of its body, until it has been answered
     left_out: Sequence[str] = ()  # names of parameters
     answer_headers: dict[str, str] = field(default_factory=dict)  # of the handler; a stream adds some before it begins
 
@@ -100,7 +113,9 @@ class Server:
         self._family_of = family_of
         self._table = _Table(self.routes)
         self._access = Access(config)
-        self._limits = BodyLimits(config.max_body_bytes, config.max_json_depth, config.body_timeout)
+        self._limits = _body_limits(config)
+        self._bodies = BodyBudget(config.bodies_bytes)
+        self.connections = Connections(_bounds(config), metrics)
         self._requests = metrics.counter(
             "kamado_http_requests_total", "Answers, by route and status.", ("route", "status")
         )
@@ -108,14 +123,22 @@ class Server:
         self._num_open = 0
         self._logged: set[str] = set()  # names of parameters that were left out once
         self._model_stats: dict[str, Mapping[str, Any]] = {}
-        register_model_stats(metrics, lambda: self._model_stats)
+        register_model_stats(metrics, lambda: self._model_stats, lambda: {"server": self.own_bytes})
+        share = server_share(config)
+        metrics.gauge(
+            "kamado_server_share_bytes",
+            "Memory that is kept for the server itself: bodies in flight, connections, the worker process.",
+            lambda: [((name,), float(getattr(share, name))) for name in ("bodies", "connections", "worker")],
+            ("part",),
+        )
         metrics.gauge("kamado_http_open", "Requests being answered.", lambda: [((), float(self._num_open))])
 
     def configure(self, config: ServeConfig, keys: KeyRing) -> None:
         """Other settings and keys from now on; requests that are past the gate keep theirs."""
         self.config, self.keys = config, keys
         self._access = Access(config)
-        self._limits = BodyLimits(config.max_body_bytes, config.max_json_depth, config.body_timeout)
+        self._limits = _body_limits(config)
+        self.connections.bounds = replace(_bounds(config), max_connections=self.connections.bounds.max_connections)
         self.service.configure(
             limits=Limits(config.max_requests, config.max_requests_per_key, config.deadline),
             aliases=config.aliases,
@@ -145,6 +168,16 @@ class Server:
                         self._model_stats[slot.name] = await slot.model.stats()
         loaded = {slot.name for slot in self.service.pool.slots}
         self._model_stats = {name: stats for name, stats in self._model_stats.items() if name in loaded}
+
+    @property
+    def own_bytes(self) -> int:
+        """Memory that bodies, connections and the worker process take now."""
+        return self._bodies.used_bytes + len(self.connections) * CONNECTION_BYTES + worker_bytes()
+
+    @property
+    def model_stats(self) -> Mapping[str, Mapping[str, Any]]:
+        """By model, as `refresh_model_stats` found them last: engine/stats.py's Stats.to_dict."""
+        return self._model_stats
 
     def drain(self) -> None:
         """Takes no more requests; those that run may end. `Service.close` cuts them."""
@@ -191,6 +224,8 @@ class Server:
             _log.exception("a request failed", extra={"id": exchange.id, "path": path}, exc_info=error)
             writer.abort()
         finally:
+            if exchange.body is not None:
+                exchange.body.close()
             self._record(exchange, writer)
 
     async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive, writer: Writer) -> None:
@@ -199,7 +234,8 @@ class Server:
         try:
             await work
         except FaultError as error:
-            await self._write_fault(exchange, writer, error.fault)
+            _let_go(error)
+            await self._write_fault(exchange, writer, fault_of(error))
         except asyncio.CancelledError:
             work.cancel()
             raise
@@ -207,6 +243,7 @@ class Server:
             fault = fault_of(error)
             if fault.kind == "internal":
                 _log.exception("a handler failed", extra={"id": exchange.id, "path": exchange.path})
+            _let_go(error)
             await self._write_fault(exchange, writer, fault)
 
     async def _run(self, exchange: _Exchange, scope: Scope, receive: Receive, writer: Writer) -> None:
@@ -234,7 +271,7 @@ class Server:
         """The checked call and its route; (None, None) for a preflight that is granted. Raises FaultError."""
         headers = exchange.headers
         self._access.check_host(headers.get("host"))
-        exchange.cors = self._access.check_origin(headers)
+        exchange.cors = self._access.check_origin(headers, exchange.method)
         if len(exchange.path) > _MAX_PATH_CHARACTERS or len(scope["query_string"]) > _MAX_QUERY_BYTES:
             raise FaultError(Fault("invalid_request", "the path or its query is too long"))
         path = canonical(exchange.path)
@@ -246,11 +283,15 @@ class Server:
             exchange.cors = self._access.preflight(exchange.cors, methods)
             return None, None
         if not methods:
-            raise FaultError(Fault("not_found", f"there is no {exchange.path}"))
+            raise FaultError(Fault("not_found", f"there is no {shown(exchange.path)}"))
         if route is None:
             allow = ", ".join(methods)
             raise FaultError(
-                Fault("method_not_allowed", f"{exchange.path} takes {allow}, not {exchange.method}", allow=allow)
+                Fault(
+                    "method_not_allowed",
+                    f"{shown(exchange.path)} takes {allow}, not {exchange.method[:20]}",
+                    allow=allow,
+                )
             )
         exchange.route, exchange.family = route, route.family
         exchange.key = self._identify(route, headers)
@@ -260,15 +301,19 @@ class Server:
         body = None
         left_out: list[LeftOut] = []
         if route.body is not None:
-            raw = await read_body(receive, headers, self._limits)
-            body = decode_body(raw, route.body, self._limits, lambda value: self._admit(route, value, left_out))
+            exchange.body = self._bodies.open()
+            decode = BodyDecoder(route.body, self._limits, lambda value: self._admit(route, value, left_out))
+            body = await take_body(receive, headers, decode, exchange.body)
         call = Call(self, body, parameters, query, headers, exchange.key, exchange.id)
         for item in left_out:
             call.leave_out(item)
         return call, route
 
     def _admit(self, route: Route, value: dict[str, Any], left_out: list[LeftOut]) -> None:
-        """Takes out of a body what the table leaves out, and puts the only model there is to mean into it."""
+        """Takes out of a body what the table leaves out, and puts the only model there is to mean into it.
+
+        Perhaps on the thread of bodies.py.
+        """
         assert route.body is not None
         left_out += admit(f"{route.method} {route.path}", value, route.body)
         models = self.config.models
@@ -381,6 +426,38 @@ class Server:
         )
 
 
+def _let_go(error: BaseException) -> None:
+    """Frees what the frames of a traceback hold. Tasks and their exceptions point at each other, so a body of megabytes
+    would stay until garbage is looked for."""
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
+
+
+def _body_limits(config: ServeConfig) -> BodyLimits:
+    most_bytes = config.bodies_bytes - config.bodies_bytes // SMALL_SHARE  # what one could have if it were alone
+    return BodyLimits(
+        min(config.max_body_bytes, most_bytes),
+        config.max_json_depth,
+        config.body_timeout,
+        config.max_json_values,
+        min(MEMORY_FACTOR * config.max_body_bytes, most_bytes),
+    )
+
+
+def _bounds(config: ServeConfig) -> ConnectionBounds:
+    return ConnectionBounds(
+        max_connections=config.max_connections,
+        max_silent=config.max_silent_connections,
+        max_per_address=config.max_connections_per_address,
+        header_seconds=config.header_timeout,
+        idle_seconds=config.idle_timeout,
+    )
+
+
 async def _cancel_on_disconnect(
     receive: Receive, work: asyncio.Task[Any], writer: Writer, notes: dict[str, Any]
 ) -> None:
@@ -447,7 +524,9 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        line |= {name: value for name, value in record.__dict__.items() if name not in self._OWN and value is not None}
+        for name, value in record.__dict__.items():
+            if name not in self._OWN and value is not None:
+                line[name] = value[:_MAX_LOGGED_CHARACTERS] if isinstance(value, str) else value
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=True)
@@ -459,10 +538,17 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         extra = " ".join(
-            f"{name}={value!r}" if isinstance(value, str) and " " in value else f"{name}={value}"
+            f"{name}={value[:_MAX_LOGGED_CHARACTERS]!r}"
+            if isinstance(value, str) and (" " in value or len(value) > _MAX_LOGGED_CHARACTERS)
+            else f"{name}={value}"
             for name, value in record.__dict__.items()
             if name not in JsonFormatter._OWN and value is not None
         )
         text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()} {extra}".rstrip()
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-        return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+        trace = "\n" + self.formatException(record.exc_info) if record.exc_info else ""  # it has what clients wrote
+        return _printable(text).replace("\n", "\\n") + _printable(trace)
+
+
+def _printable(text: str) -> str:
+    """What no terminal takes for an order; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

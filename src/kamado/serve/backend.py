@@ -306,7 +306,7 @@ class LoadedModel:
     memory_bytes: int
     expires_at: float | None  # Unix seconds; None: never
     num_active: int  # requests that run or wait
-    bytes_by_owner: Mapping[str, int] = field(default_factory=dict)  # weights, kv, experts, scratch, …
+    is_pinned: bool = False  # loaded at the start: only asking for it unloads it
 
 
 @dataclass(frozen=True, slots=True)

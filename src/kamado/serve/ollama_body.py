@@ -172,7 +172,7 @@ class CreateBody(Struct, forbid_unknown_fields=True, kw_only=True):
 
     model: ModelName | None = None
     name: ModelName | None = None
-    base: str | None = field(default=None, name="from")
+    base: ModelName | None = field(default=None, name="from")
     modelfile: str | None = None  # older clients
     system: str | None = None
     template: str | None = None

@@ -155,7 +155,7 @@ class Walker:
         assert not matcher.is_error(), matcher.get_error()
         return np.flatnonzero(np.unpackbits(self._mask.view(np.uint8), count=256, bitorder="little")).tolist()
 
-    def walk(self, rng: random.Random, soft: int = 150, hard: int = 4000) -> str | None:
+    def walk(self, rng: random.Random, soft: int = 90, hard: int = 4000) -> str | None:
         """One answer; None when it did not end within `hard` bytes. After `soft` the shortest way on is looked for."""
         matcher = self._matcher.deep_copy()
         out = bytearray()

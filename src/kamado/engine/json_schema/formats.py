@@ -57,6 +57,7 @@ _PATTERNS = {
 }
 # Formats of the specification that nothing here enforces; all other names are their author's own.
 OPEN = frozenset({"idn-email", "idn-hostname", "iri", "iri-reference", "uri-template", "regex"})
+FORMATS = tuple(_PATTERNS)
 _MOST = {"hostname": 253, "email": 254}
 
 

@@ -33,7 +33,7 @@ from .trees import inverse, is_nothing, matches
 from .values import Checker, CheckError, key_of
 
 _MAX_ATOMS = 256  # alternatives of one shape
-_MAX_WORK = 60_000  # meetings of alternatives, of a whole schema
+_MAX_WORK = 20_000  # meetings of alternatives, of a whole schema
 _ALL = Shape(EVERY)
 
 

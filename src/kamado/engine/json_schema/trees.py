@@ -67,7 +67,9 @@ EMPTY = Seq(())
 ANY_CHARACTER = Chars(charset.ALL)
 ANY = Repeat(ANY_CHARACTER, 0, None)
 
-_MAX_STATES = 1500  # that are looked at to see whether a language has texts
+# Of the states that are looked at to see whether a language has texts: how many, and how large they are together.
+_MAX_STATES = 1500
+_MAX_NODES = 10_000
 
 
 def literal(text: str) -> Tree:
@@ -232,6 +234,18 @@ def has_operators(tree: Tree) -> bool:
             return False
 
 
+@lru_cache(1 << 14)
+def size_of(tree: Tree) -> int:
+    """How many nodes it has."""
+    match tree:
+        case Seq(parts) | Alt(parts) | And(parts):
+            return 1 + sum(map(size_of, parts))
+        case Not(part) | Repeat(part, _, _):
+            return 1 + size_of(part)
+        case _:
+            return 1
+
+
 @lru_cache(1 << 10)
 def is_nothing(tree: Tree) -> bool:
     """Whether no text is in it. False too when that is not found out within a bounded number of steps."""
@@ -239,6 +253,7 @@ def is_nothing(tree: Tree) -> bool:
         return tree == NOTHING  # the functions above leave no other tree without texts
     seen = {tree}
     stack = [tree]
+    num_nodes = 0
     while stack:
         one = stack.pop()
         if is_nullable(one):
@@ -248,7 +263,8 @@ def is_nothing(tree: Tree) -> bool:
                 continue
             after = derive(one, code)
             if after not in seen and after != NOTHING:
-                if len(seen) >= _MAX_STATES or after == ANY:
+                num_nodes += size_of(after)
+                if len(seen) >= _MAX_STATES or num_nodes > _MAX_NODES or after == ANY:
                     return False
                 seen.add(after)
                 stack.append(after)
