@@ -13,8 +13,10 @@ import pytest
 
 from kamado.checkpoint.store import Store
 from kamado.serve.backend import LoadOptions
+from kamado.serve.config import ServeConfig
 from kamado.serve.library import StoreLibrary
 from kamado.serve.loader import EngineLoader, EngineSettings
+from kamado.serve.share import server_share
 
 from .browsing import ask
 from .processes import Process, started
@@ -23,6 +25,7 @@ from .stores import put
 pytestmark = pytest.mark.browser
 
 KEY = "kmd-a-key-for-this-test"
+BODIES_BYTES = 16 << 20
 OpenPage = Callable[..., Any]
 
 
@@ -119,13 +122,14 @@ def test_a_new_user_gets_a_model_that_can_be_had(
     open_page: OpenPage, home: Path, tmp_path: Path, is_pinned: bool
 ) -> None:
     settings = tmp_path / "serve.toml"
-    settings.write_text('models = ["tiny"]\nserve_all = true\n' if is_pinned else "")
+    pinned = 'models = ["tiny"]\nserve_all = true\n' if is_pinned else ""
+    settings.write_text(f"max_bodies_bytes = {BODIES_BYTES}\n{pinned}")
     loader = EngineLoader(StoreLibrary(Store(home)), EngineSettings(threads=1, context=256, prefix_cache_bytes=2 << 30))
     with ThreadPoolExecutor(1) as pool:  # this thread has an event loop that runs: playwright's
         needs = [
             pool.submit(asyncio.run, loader.estimate(name, LoadOptions())).result() for name in ("tiny", "a-larger")
         ]
-    budget = sum(needs) // 2
+    budget = sum(needs) // 2 + server_share(ServeConfig(max_bodies_bytes=BODIES_BYTES)).total
     with started(home, "--config", settings, "--memory", str(budget), "--context", "256") as process:
         page = opened(open_page, process)
         assert page.locator("#model option").all_inner_texts() == ["a-larger (no room in memory)", "tiny"]
