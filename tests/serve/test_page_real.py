@@ -132,7 +132,7 @@ def test_a_new_user_gets_a_model_that_can_be_had(
     budget = sum(needs) // 2 + server_share(ServeConfig(max_bodies_bytes=BODIES_BYTES)).total
     with started(home, "--config", settings, "--memory", str(budget), "--context", "256") as process:
         page = opened(open_page, process)
-        assert page.locator("#model option").all_inner_texts() == ["a-larger (no room in memory)", "tiny"]
+        assert page.locator("#model option").all_inner_texts() == ["a-larger (cannot be loaded now)", "tiny"]
         assert page.input_value("#model") == "tiny"
         asked(page, "hello")
         assert page.locator(".message.assistant .note.bad").count() == 0
