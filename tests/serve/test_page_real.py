@@ -266,7 +266,7 @@ def test_a_wrong_key_and_none(open_page: OpenPage, home: Path) -> None:
         assert not page.is_visible("#key-problem"), "nothing was wrong yet"
         page.fill("#key", "kmd-wrong")
         page.press("#key", "Enter")
-        page.locator("#key-problem", has_text="does not know that key").wait_for()
+        page.locator("#key-problem", has_text="That key is wrong").wait_for()
         assert page.is_visible("#key-dialog")
         page.click("#key-dialog >> text=Cancel")
         page.locator("#key-dialog").wait_for(state="hidden")

@@ -325,7 +325,8 @@ function setNeedsKey(isNeeded) {
 
 /** The server wants a key, or another one than it got. */
 function refused() {
-  const problem = hasKey() ? "The server does not know that key. Look for a letter that is missing or one too many." : "";
+  const problem = hasKey()
+    ? "That key is wrong: the server does not know it. Look for a letter that is missing or one too many." : "";
   setKey("");
   setNeedsKey(true);
   askForKey(problem);
