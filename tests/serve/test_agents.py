@@ -22,6 +22,7 @@ SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}, "require
 READ = {"type": "function", "name": "read", "description": "Reads a file.", "parameters": SCHEMA, "strict": False}
 SHELL = {"type": "function", "name": "shell", "parameters": SCHEMA, "strict": False}
 SPACE = {"type": "namespace", "name": "mcp__files", "description": "Files.", "tools": [READ]}
+HTTP = httpx2.Client(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +71,9 @@ def events_of(response: httpx2.Response) -> list[dict[str, Any]]:
 def test_functions_of_a_namespace_go_out_under_its_name_and_come_back_with_both(
     server: Running, world: FakeWorld, client: openai.OpenAI
 ) -> None:
-    response = httpx2.post(f"{server.url}/v1/responses", json=codex())
+    response = HTTP.post(f"{server.url}/v1/responses", json=codex())
     assert response.status_code == 200, response.text
-    assert response.headers[HEADER].split(", ") == ["client_metadata", "text.verbosity", "tools: web_search"]
+    assert response.headers[HEADER].split(", ") == ["tools: web_search", "client_metadata", "text.verbosity"]
     asked = world.model.requests[-1]
     assert [tool.name for tool in asked.tools] == ["shell", "mcp__files__read"]
     assert asked.tools[1].description == "Files.\nReads a file."
@@ -84,7 +85,7 @@ def test_functions_of_a_namespace_go_out_under_its_name_and_come_back_with_both(
     assert events[-1]["response"]["tools"][1]["tools"][0]["name"] == "read"
     # Codex sends its own history back.
     output = {"type": "function_call_output", "call_id": done["call_id"], "output": "text"}
-    again = httpx2.post(f"{server.url}/v1/responses", json=codex(input=[*codex()["input"], done, output]))
+    again = HTTP.post(f"{server.url}/v1/responses", json=codex(input=[*codex()["input"], done, output]))
     assert again.status_code == 200, again.text
     assert world.model.requests[-1].messages[-2].tool_calls[0].name == "mcp__files__read"
     assert client.responses.input_tokens.count(model="fake", input="a", tools=[SPACE]).input_tokens == 2  # type: ignore[list-item]
@@ -92,7 +93,7 @@ def test_functions_of_a_namespace_go_out_under_its_name_and_come_back_with_both(
 
 def test_namespaces_that_end_in_two_underscores_are_joined_without_more(server: Running, world: FakeWorld) -> None:
     space = {**SPACE, "name": "mcp__files__"}
-    httpx2.post(f"{server.url}/v1/responses", json=codex(tools=[space]))
+    HTTP.post(f"{server.url}/v1/responses", json=codex(tools=[space]))
     assert [tool.name for tool in world.model.requests[-1].tools] == ["mcp__files__read"]
 
 
@@ -113,21 +114,21 @@ def test_namespaces_that_end_in_two_underscores_are_joined_without_more(server: 
 def test_a_function_of_a_namespace_can_be_chosen(
     server: Running, world: FakeWorld, choice: dict[str, Any], names: set[str]
 ) -> None:
-    response = httpx2.post(f"{server.url}/v1/responses", json=codex(tool_choice=choice))
+    response = HTTP.post(f"{server.url}/v1/responses", json=codex(tool_choice=choice))
     assert response.status_code == 200, response.text
     assert set(world.model.requests[-1].tool_choice.names or ()) == names
 
 
 def test_two_functions_of_one_name_are_refused_whatever_they_stand_in(server: Running) -> None:
     twin = {**SHELL, "name": "mcp__files__read"}
-    response = httpx2.post(f"{server.url}/v1/responses", json=codex(tools=[SPACE, twin]))
+    response = HTTP.post(f"{server.url}/v1/responses", json=codex(tools=[SPACE, twin]))
     assert response.status_code == 400
     assert "mcp__files__read" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("choice", [{"type": "web_search"}, "required"])
 def test_a_hosted_tool_that_must_be_used_is_refused(server: Running, choice: Any) -> None:
-    response = httpx2.post(f"{server.url}/v1/responses", json=codex(tools=[{"type": "web_search"}], tool_choice=choice))
+    response = HTTP.post(f"{server.url}/v1/responses", json=codex(tools=[{"type": "web_search"}], tool_choice=choice))
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "tool_choice"
 
@@ -165,7 +166,7 @@ def test_claude_codes_request_is_taken(server: Running, world: FakeWorld) -> Non
     }
     for path in ("/v1/messages?beta=true", "/v1/messages/count_tokens?beta=true"):
         body = {k: v for k, v in CLAUDE.items() if "count" not in path or k not in ("max_tokens", "metadata", "stream")}
-        response = httpx2.post(server.url + path, json=body, headers=headers)
+        response = HTTP.post(server.url + path, json=body, headers=headers)
         assert response.status_code == 200, response.text
         said = set(response.headers[HEADER].split(", "))
         assert said == {

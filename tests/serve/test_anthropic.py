@@ -507,7 +507,9 @@ def test_a_client_that_leaves_ends_the_work(ask: Callable[..., Any], server: Run
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-@compat("GET /v1/models", "limit", "after_id", "before_id", note="Anthropic's clients: an anthropic-version header")
+@compat(
+    "GET /v1/models", "limit", "after_id", "before_id", "beta", note="Anthropic's clients: an anthropic-version header"
+)
 @compat("GET /v1/models", "anthropic-version", note="the answer has Anthropic's shape")
 @compat("GET /v1/models/{model}", "anthropic-version", note="the answer has Anthropic's shape")
 def test_models_in_anthropics_shape_page_by_page(client: Any, server: Running) -> None:
@@ -516,6 +518,8 @@ def test_models_in_anthropics_shape_page_by_page(client: Any, server: Running) -
     assert [model.id for model in found] == ["fake", "other"]  # the client asks for the next page
     assert [model.id for model in client.models.list(before_id="other").data] == ["fake"]
     assert client.models.retrieve("other").display_name == "other"
+    assert [model.id for model in client.beta.models.list()] == ["fake", "other"]
+    assert client.beta.models.retrieve("other").display_name == "other"
     for wrong in ({"limit": 0}, {"after_id": "nobody"}, {"after_id": "fake", "before_id": "other"}):
         with pytest.raises(anthropic.BadRequestError, match=next(iter(wrong)) if len(wrong) == 1 else "exclude"):
             client.models.list(**wrong)

@@ -228,6 +228,7 @@ def test_options(
         client.generate("fake", "hello there", options={name: value})
     assert look(last(world)) == meant
     records(endpoint, f"options.{name}")
+    records(endpoint, "options")
 
 
 def test_nulls_among_options(client: Any) -> None:
@@ -318,11 +319,13 @@ def test_generate_goes_through_the_template(client: Any, world: FakeWorld) -> No
     assert "".join(part.response for part in parts) == "HELLO THERE"
 
 
-@compat(GENERATE, "raw")
-def test_raw_continues_the_text_as_it_is(client: Any, world: FakeWorld) -> None:
+@compat(GENERATE, "raw", "parse_special")
+def test_raw_continues_the_text_as_it_is(client: Any, world: FakeWorld, post: Callable[..., Any]) -> None:
     assert client.generate("fake", "<|x|> one", raw=True).response == "<|X|> ONE"
     assert last(world).prompts == ("<|x|> one",)
     assert last(world).special
+    post("/api/generate", model="fake", prompt="<|x|> one", raw=True, parse_special=False)
+    assert not last(world).special
 
 
 @compat(GENERATE, "suffix")

@@ -32,6 +32,8 @@ BASES: dict[str, dict[str, Any]] = {
     "POST /v1/responses": {"model": "fake", "input": "hello there"},
     "POST /v1/responses/input_tokens": {"model": "fake", "input": "hello there"},
     "POST /v1/embeddings": {"model": "fake", "input": "hello"},
+    "POST /tokenize": {"model": "fake", "prompt": "hello"},
+    "POST /detokenize": {"model": "fake", "tokens": [1]},
     "POST /v1/messages": {"model": "fake", "messages": ASK, "max_tokens": 20},
     "POST /v1/messages/count_tokens": {"model": "fake", "messages": ASK},
     "POST /api/chat": {"model": "fake", "messages": ASK, "stream": False},

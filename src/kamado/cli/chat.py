@@ -295,7 +295,7 @@ class Conversation:
         if not rest:
             raise UsageError("/load needs a file name")
         try:
-            document = json.loads(Path(rest).expanduser().read_text(encoding="utf-8"))
+            document = json.loads(Path(rest).expanduser().read_text(encoding="utf-8-sig"))
             messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in document["messages"]]
             system = document.get("system")
         except OSError as error:

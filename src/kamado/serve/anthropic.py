@@ -26,6 +26,7 @@ from .backend import (
     ReasoningDelta,
     Started,
     TextDelta,
+    Think,
     TokenCounts,
     ToolCallDelta,
     ToolCallEnd,
@@ -35,6 +36,7 @@ from .faults import Fault, FaultKind
 from .http import json_response, sse, stream_response
 from .routes import Call, Family, Response, Route
 from .schemas import noted
+from .thinking import say_if_it_cannot_think
 
 _ERROR_TYPES: Mapping[FaultKind, str] = {
     "unauthorized": "authentication_error",
@@ -231,11 +233,23 @@ async def messages(call: Call[MessagesBody]) -> Response:
     call.notes["model"] = call.body.model
     if call.body.metadata is not None and call.body.metadata.user_id:
         call.notes["user"] = call.body.metadata.user_id
+    await _say_if_it_cannot_think(call)
     events = _events(call)
     if call.body.stream:
         return stream_response(_lines(events))
     async with aclosing(events):
         return json_response(await _whole(events))
+
+
+async def _say_if_it_cannot_think(call: Call[MessagesBody]) -> None:
+    thinking, config = call.body.thinking, call.body.output_config
+    names = []
+    if thinking is not None and thinking.type == "enabled":
+        names.append("thinking")
+    if config is not None and config.effort is not None:
+        names.append("output_config.effort")
+    if names:
+        await say_if_it_cannot_think(call, call.body.model, Think(enabled=True), *names)
 
 
 async def count_tokens(call: Call[CountTokensBody]) -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -171,6 +172,7 @@ class PromptBody(Struct, forbid_unknown_fields=True, kw_only=True):
     output_config: OutputConfig | None = None
     output_format: OutputFormatBody | None = None  # the older name of output_config.format
     cache_control: CacheControl | None = None
+    context_management: dict[str, Any] | None = None  # only clear_thinking comes here
     speed: Literal["standard"] | None = None
 
 
@@ -211,6 +213,9 @@ def chat_request(call: Call[Any]) -> ChatRequest:
     max_image_bytes = call.server.config.max_image_bytes
     tools = tuple(_tools(body.tools or []))
     messages = _messages(body, max_image_bytes)
+    if body.context_management:
+        (edit,) = body.context_management["edits"]
+        messages = _without_thinking(messages, keep=(edit.get("keep") or {"value": 1})["value"])
     config = _config(body)
     own: dict[str, Any] = {}
     if isinstance(body, MessagesBody):
@@ -328,6 +333,13 @@ def _messages(body: PromptBody, max_image_bytes: int) -> list[Message]:
     if not any(message.role != "system" for message in reader.messages):
         raise RequestError("messages: there is nothing to answer", param="messages")
     return reader.messages
+
+
+def _without_thinking(messages: Sequence[Message], *, keep: int) -> list[Message]:
+    """The messages with the thinking of the last `keep` turns that have any."""
+    thought = [i for i, message in enumerate(messages) if message.reasoning]
+    cleared = set(thought[: len(thought) - keep]) if keep < len(thought) else set()
+    return [replace(message, reasoning="") if i in cleared else message for i, message in enumerate(messages)]
 
 
 class _Reader:

@@ -31,6 +31,7 @@ from .keys import NOBODY, Key, KeyRing
 from .metrics import Registry
 from .model_stats import register_model_stats
 from .parameters import HEADER, LeftOut
+from .paths import canonical, instead_of
 from .routes import Call, Family, Response, Route
 from .service import Limits, Service
 from .table import admit
@@ -167,7 +168,7 @@ class Server:
             id=given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}",
             method=scope["method"],
             path=path,
-            family=self._family_of(path),
+            family=self._family_of(canonical(path)),
             headers=headers,
             started=time.perf_counter(),
         )
@@ -236,7 +237,11 @@ class Server:
         exchange.cors = self._access.check_origin(headers)
         if len(exchange.path) > _MAX_PATH_CHARACTERS or len(scope["query_string"]) > _MAX_QUERY_BYTES:
             raise FaultError(Fault("invalid_request", "the path or its query is too long"))
-        methods, route, parameters = self._table.find(exchange.method, exchange.path)
+        path = canonical(exchange.path)
+        reason = instead_of(path)
+        if reason is not None:
+            raise FaultError(Fault("not_found", f"there is no {exchange.path}: {reason}"))
+        methods, route, parameters = self._table.find(exchange.method, path)
         if exchange.method == "OPTIONS" and methods and "access-control-request-method" in headers:
             exchange.cors = self._access.preflight(exchange.cors, methods)
             return None, None

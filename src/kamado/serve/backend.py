@@ -265,6 +265,7 @@ class Embeddings:
 
     vectors: NDArray[np.float32]
     num_tokens: tuple[int, ...]  # of each input
+    load_seconds: float = 0.0  # until the model was there
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -367,8 +368,12 @@ class ServedModel(Protocol):
         """Tokens of the prompt that `chat` would compute; nothing is generated."""
         ...
 
-    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of a text."""
+    async def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
+        """Token ids of a text. `add_bos` None: what the model wants before a text, and never twice."""
+        ...
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each token, perhaps no whole character; of special ones, their names."""
         ...
 
     async def detokenize(self, tokens: Sequence[int]) -> str:

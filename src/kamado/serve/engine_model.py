@@ -336,9 +336,13 @@ class EngineModel:
         )
         return Embeddings(np.asarray(result.vectors, np.float32), tuple(result.num_tokens))
 
-    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+    async def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """See backend.py."""
-        return await self._in_thread(partial(self._model.tokenize, text, special=special))
+        return await self._in_thread(partial(self._model.tokenize, text, special=special, add_bos=add_bos))
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """See backend.py."""
+        return await self._in_thread(lambda: [self._model.token_bytes(token) for token in tokens])
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """See backend.py."""

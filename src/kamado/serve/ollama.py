@@ -19,6 +19,7 @@ from .backend import (
     ChatRequest,
     CompletionRequest,
     Done,
+    Embeddings,
     EmbedRequest,
     Event,
     Finish,
@@ -46,6 +47,7 @@ from .ollama_body import (
 from .ollama_options import keep_alive_seconds
 from .routes import Call, Family, Response, Route
 from .schemas import noted
+from .thinking import say_if_it_cannot_think
 
 _NDJSON = "application/x-ndjson"
 _NS = 1_000_000_000
@@ -218,6 +220,7 @@ async def _answer(
     keep_alive = keep_alive_seconds(body.keep_alive)
     writer = _Writer(body.model, part, request.context)
     if isinstance(request, ChatRequest):
+        await say_if_it_cannot_think(call, info.name, request.think, "think")
         events = noted(call, service.chat(info.name, request, keep_alive=keep_alive))
     else:
         events = noted(call, service.complete(info.name, request, keep_alive=keep_alive))
@@ -275,12 +278,10 @@ async def generate(call: Call[GenerateBody]) -> Response:
     return await _answer(call, body, info, request, _response_part)
 
 
-async def _embed(call: Call[Any], request: EmbedRequest) -> tuple[list[list[float]], int, float]:
-    began = time.perf_counter()
+async def _embed(call: Call[Any], request: EmbedRequest) -> Embeddings:
     info = await find_model(call, call.body.model)
     keep_alive = keep_alive_seconds(call.body.keep_alive)
-    result = await call.server.service.embed(info.name, request, keep_alive=keep_alive)
-    return result.vectors.tolist(), sum(result.num_tokens), time.perf_counter() - began
+    return await call.server.service.embed(info.name, request, keep_alive=keep_alive)
 
 
 async def embed(call: Call[EmbedBody]) -> Response:
@@ -298,14 +299,15 @@ async def embed(call: Call[EmbedBody]) -> Response:
         owner=call.key.id,
         request_id=call.id,
     )
-    vectors, num_tokens, seconds = await _embed(call, request)
+    began = time.perf_counter()
+    result = await _embed(call, request)
     return json_response(
         {
             "model": body.model,
-            "embeddings": vectors,
-            "total_duration": int(seconds * _NS),
-            "load_duration": 0,
-            "prompt_eval_count": num_tokens,
+            "embeddings": result.vectors.tolist(),
+            "total_duration": int((time.perf_counter() - began) * _NS),
+            "load_duration": int(result.load_seconds * _NS),
+            "prompt_eval_count": sum(result.num_tokens),
         }
     )
 
@@ -316,8 +318,8 @@ async def embeddings(call: Call[EmbeddingsBody]) -> Response:
     request = embed_request(
         [body.prompt], options=body.options, truncate=True, dimensions=None, owner=call.key.id, request_id=call.id
     )
-    vectors, _, _ = await _embed(call, request)
-    return json_response({"embedding": vectors[0]})
+    result = await _embed(call, request)
+    return json_response({"embedding": result.vectors[0].tolist()})
 
 
 ROUTES: tuple[Route, ...] = (

@@ -47,6 +47,7 @@ from .openai_bodies import (
     limit_of,
     sampling_of,
     stops_of,
+    thinking_parameters,
 )
 from .openai_forms import form_of
 from .openai_results import (
@@ -78,6 +79,7 @@ from .openai_results import (
 )
 from .routes import Call, Family, Response, Route
 from .schemas import noted
+from .thinking import say_if_it_cannot_think
 
 _TYPES = {
     "unauthorized": "authentication_error",
@@ -131,6 +133,7 @@ async def chat(call: Call[ChatBody]) -> Response:
     request = chat_request(body, max_schema_bytes=config.max_schema_bytes, max_image_bytes=config.max_image_bytes)
     request = replace(request, owner=owner_of(call, body.prompt_cache_key or body.cache_salt), request_id=call.id)
     call.notes |= {"model": body.model, "background": request.is_background or None, "user": body.user}
+    await say_if_it_cannot_think(call, body.model, request.think, *thinking_parameters(body))
     events = noted(call, call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
     if hides_reasoning(body):
         events = _without_reasoning(events)
@@ -507,7 +510,7 @@ def model_result(info: ModelInfo, is_loaded: bool) -> ModelResult:
     return ModelResult(
         id=info.name,
         created=info.created,
-        context_length=info.context or None,
+        context_length=info.context or info.max_context or None,
         max_context_length=info.max_context or None,
         capabilities=sorted(info.capabilities),
         size_bytes=info.nbytes,
@@ -523,10 +526,10 @@ async def list_models(call: Call[None]) -> Response:
     if anthropic_models.is_asked(call.headers):
         return await anthropic_models.list_models(call)
     for name in call.query:
-        raise RequestError("for clients with an anthropic-version header only", param=name)
+        if name != "beta":
+            raise RequestError("for clients with an anthropic-version header only", param=name)
     service = call.server.service
-    loaded = {item.info.name for item in service.loaded()}
-    return json_response(ModelsResult([model_result(m, m.name in loaded) for m in await service.models()]))
+    return json_response(ModelsResult([model_result(m, service.is_loaded(m.name)) for m in await service.models()]))
 
 
 async def get_model(call: Call[None]) -> Response:
@@ -537,7 +540,7 @@ async def get_model(call: Call[None]) -> Response:
         return await anthropic_models.get_model(call)
     service = call.server.service
     info = await service.model(call.path["model"])
-    return json_response(model_result(info, any(item.info.name == info.name for item in service.loaded())))
+    return json_response(model_result(info, service.is_loaded(info.name)))
 
 
 async def delete_model(call: Call[None]) -> Response:
@@ -550,6 +553,7 @@ async def delete_model(call: Call[None]) -> Response:
 
 
 _INTEGER, _STRING = {"type": "integer", "minimum": 1, "maximum": 1000}, {"type": "string"}
+_BETA = {"type": "string", "enum": ["true", "false"]}  # Anthropic's clients add it; it changes nothing
 _WORK = (404, 413, 415, 429, 500, 502, 503, 504)
 
 ROUTES = [
@@ -567,11 +571,11 @@ ROUTES = [
     ),
     Route(
         "GET", "/v1/models", list_models, "read", FAMILY, "List the models.", result=ModelsResult,
-        query={"limit": _INTEGER, "after_id": _STRING, "before_id": _STRING},  # of anthropic_models.py
+        query={"limit": _INTEGER, "after_id": _STRING, "before_id": _STRING, "beta": _BETA},  # of anthropic_models.py
     ),
     Route(
         "GET", "/v1/models/{model:path}", get_model, "read", FAMILY, "Describe a model.", result=ModelResult,
-        statuses=(404,),
+        statuses=(404,), query={"beta": _BETA},
     ),
     Route(
         "DELETE", "/v1/models/{model:path}", delete_model, "delete", FAMILY, "Remove a model and its file.",

@@ -388,6 +388,12 @@ def think_of_chat(body: ChatBody) -> Think:
     return replace(think, enabled=enabled)
 
 
+def thinking_parameters(body: ChatBody) -> list[str]:
+    """Those of a body's parameters that ask for reasoning."""
+    names = ("reasoning_effort", "thinking_budget", "reasoning", "thinking", "enable_thinking")
+    return [name for name in names if getattr(body, name) is not None]
+
+
 def hides_reasoning(body: ChatBody) -> bool:
     """Whether the answer is to be shown without its reasoning."""
     is_excluded = body.reasoning is not None and bool(body.reasoning.exclude)
@@ -427,7 +433,7 @@ def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int)
     """What the chat endpoint's body asks for. Raises RequestError naming the parameter."""
     from .openai_forms import form_of  # above this module
 
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream to be true", param="stream_options")

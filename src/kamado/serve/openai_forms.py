@@ -65,8 +65,13 @@ def _schema(schema: dict[str, Any]) -> ResponseFormat:
     return ResponseFormat("json_schema", json_schema=JsonSchemaFormat(schema=schema))
 
 
+_META = re.compile(r"[\\.+*?()|\[\]{}^$/&~#-]")
+_ENDS_OF_LINES = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
+
 def _choice(choices: list[str]) -> ResponseFormat:
-    return ResponseFormat("regex", pattern="|".join(map(re.escape, choices)))
+    escaped = (_META.sub(r"\\\g<0>", choice).translate(_ENDS_OF_LINES) for choice in choices)
+    return ResponseFormat("regex", pattern="|".join(escaped))
 
 
 def _object(value: dict[str, Any] | str, param: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ HEADER = "x-kamado-left-out"
 # Of optional parameters: as good as not given, in every protocol.
 _EMPTY: tuple[Any, ...] = ("", [], {})
 # Of Ollama's: where false or 0 says something that is not the same as saying nothing.
-_ZERO_MEANS = frozenset({"stream", "think", "truncate", "shift", "keep_alive"})
+_ZERO_MEANS = frozenset({"stream", "think", "truncate", "shift", "keep_alive", "parse_special"})
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 _LARGEST_EXACT = 1 << 53  # a float past it may stand for several whole numbers
 
@@ -70,11 +70,13 @@ class Table:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = tuple(rows)
-        self._by_endpoint: dict[str, dict[tuple[str, ...], list[Row]]] = {}
+        # endpoint, then the first name of a path, then the path
+        self._by_endpoint: dict[str, dict[str, dict[tuple[str, ...], list[Row]]]] = {}
         for row in rows:
-            paths = self._by_endpoint.setdefault(row.endpoint, {})
+            heads = self._by_endpoint.setdefault(row.endpoint, {})
             if not row.by_code and (row.kind != "honoured" or row.takes is not None or row.happens):
-                paths.setdefault(tuple(row.place.replace("[]", ".[]").split(".")), []).append(row)
+                path = tuple(row.place.replace("[]", ".[]").split("."))
+                heads.setdefault(path[0], {}).setdefault(path, []).append(row)
 
     def has(self, endpoint: str) -> bool:
         """Whether the table knows this endpoint's parameters."""
@@ -87,7 +89,9 @@ class Table:
         """
         found: dict[str, LeftOut] = {}
         is_ollama = endpoint.partition(" ")[2].startswith("/api/")
-        for path, rows in self._by_endpoint.get(endpoint, {}).items():
+        heads = self._by_endpoint.get(endpoint, {})
+        given = [paths for name in body if (paths := heads.get(name)) is not None]
+        for path, rows in (item for paths in given for item in paths.items()):
             zeroes = is_ollama and len(path) == 1  # an option's zero says something
             for holder, key, where in _places(body, path):
                 if isinstance(holder, list):
@@ -107,9 +111,10 @@ class Table:
         row = next((row for row in rows if row.takes is None or row.takes(value)), None)
         if row is None or (row.kind == "honoured" and not row.happens):
             return False
+        is_nothing = any(_same(value, empty) for empty in _EMPTY) or (zeroes and not value)
+        if is_nothing and row.takes is None and not any(_same(value, other) for other in row.examples):
+            return True
         if row.kind == "refused":
-            if row.takes is None and (any(_same(value, empty) for empty in _EMPTY) or (zeroes and not value)):
-                return True
             raise RequestError(f"{where} cannot be honoured: {row.why}", param=where, code="unsupported_parameter")
         if row.kind == "left out":
             name = row.name
@@ -130,12 +135,12 @@ def _places(value: Any, path: Sequence[str], where: str = "") -> Iterator[tuple[
     head, rest = path[0], path[1:]
     if head == "[]":
         if isinstance(value, list):
+            name = rest[0] if rest else None
             for i, item in enumerate(value):
-                here = f"{where}[{i}]"
-                if rest:
-                    yield from _places(item, rest, here)
-                else:
-                    yield value, i, here
+                if name is None:
+                    yield value, i, f"{where}[{i}]"
+                elif name == "[]" or (isinstance(item, dict) and name in item):  # most have no such name
+                    yield from _places(item, rest, f"{where}[{i}]")
     elif isinstance(value, dict) and head in value:
         here = f"{where}.{head}" if where else head
         if rest:
@@ -196,13 +201,12 @@ def _tidied(value: Any, plan: _Plan | None, is_ollama: bool, *, is_top: bool = F
         return value
     kind, inner = plan
     if kind == "struct" and isinstance(value, dict):
-        for name, (is_required, sub) in inner.items():
-            if name not in value:
-                continue
+        for name in [name for name in value if name in inner]:
+            is_required, sub = inner[name]
             given = value[name]
             if not is_required and _is_nothing(name, given, is_ollama, is_top):
                 del value[name]
-            else:
+            elif sub is not None:
                 value[name] = _tidied(given, sub, is_ollama)
     elif kind == "list" and isinstance(value, list):
         return [_tidied(item, inner, is_ollama) for item in value]

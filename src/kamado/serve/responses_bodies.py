@@ -30,6 +30,7 @@ from .openai_bodies import (
 )
 from .openai_messages import content_parts
 from .parameters import without_nulls
+from .rows_openai import OTHERS_INCLUDABLE
 from .schemas import check_schema
 
 S = TypeVar("S", bound=Struct)
@@ -37,6 +38,7 @@ S = TypeVar("S", bound=Struct)
 _MAX_ITEMS = 10_000
 _LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"  # for clients that keep reasoning themselves: base64, it is theirs anyway
+INCLUDABLE = (ENCRYPTED, _LOGPROBS, *OTHERS_INCLUDABLE)
 
 
 class Reasoning(Struct, forbid_unknown_fields=True):
@@ -174,6 +176,7 @@ def items_to_messages(items: Sequence[Mapping[str, Any]], *, max_image_bytes: in
     reasoning = ""
     for i, item in enumerate(items):
         where = f"input[{i}]"
+        item = without_nulls(item)
         kind = item.get("type", "message" if "role" in item else None)
         if kind == "message":
             message = _message(item, where, max_image_bytes)

@@ -24,6 +24,11 @@ HOSTED = (
     "code_interpreter", "image_generation", "mcp", "computer", "computer_use_preview", "computer-preview",
     "local_shell", "shell", "apply_patch", "tool_search", "custom", "programmatic_tool_calling",
 )  # fmt: skip
+# What OpenAI's answers can include and ours never have.
+OTHERS_INCLUDABLE = (
+    "web_search_call.action.sources", "web_search_call.results", "code_interpreter_call.outputs",
+    "file_search_call.results", "computer_call_output.output.image_url", "message.input_image.image_url",
+)  # fmt: skip
 _FUNCTION: dict[str, Any] = {"type": "function", "name": "look", "parameters": {"type": "object"}}
 _CHAT_FUNCTION: dict[str, Any] = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 _LABEL = "a label for its sender's own records"
@@ -46,6 +51,10 @@ def _a_function_with(name: str) -> Any:
 def _a_namespace_with(name: str) -> Any:
     tools = _a_function_with(name)
     return lambda value: {"tools": [{"type": "namespace", "name": "n", **tools(value)}]}
+
+
+def _a_chat_function_with(name: str) -> Any:
+    return lambda value: {"tools": [_CHAT_FUNCTION if value is None else {**_CHAT_FUNCTION, name: value}]}
 
 
 def _choosing(value: Any) -> dict[str, Any]:
@@ -212,6 +221,16 @@ _CHAT = [
         CHAT, "messages.cache_control", "every beginning is cached, marked or not", {"type": "ephemeral"},
         path="messages[].cache_control", within=_in_history("cache_control"),
     ),
+    *[
+        row
+        for name, value in (
+            ("id", "m-1"), ("metadata", {"a": "b"}), ("timestamp", 1), ("created_at", 1), ("signature", "s"),
+            ("reasoning_signature", "s"), ("extra_content", {"google": {}}), ("usage", {"total_tokens": 3}),
+        )
+        for row in left_out(
+            CHAT, f"messages.{name}", _LABEL, value, path=f"messages[].{name}", within=_in_history(name)
+        )
+    ],
     *left_out(
         CHAT, "messages.thinking_blocks", "reasoning is read back from reasoning_content, reasoning or thinking",
         [{"type": "thinking", "thinking": "hm"}], path="messages[].thinking_blocks",
@@ -220,6 +239,13 @@ _CHAT = [
     # Extensions.
     *honoured(CHAT, "thinking_budget chat_template_kwargs continue_final_message"),
     *honoured(CHAT, "reasoning", "OpenRouter's: effort, max_tokens, enabled, exclude"),
+    *left_out(
+        CHAT, "reasoning.summary", "reasoning is shown as it is, not summed up", "auto", "detailed",
+    ),
+    *left_out(
+        CHAT, "tools.cache_control", "every beginning is cached, marked or not", {"type": "ephemeral"},
+        path="tools[].cache_control", within=_a_chat_function_with("cache_control"),
+    ),
     *honoured(CHAT, "include_reasoning", "false: reasoning is not shown"),
     *honoured(CHAT, "thinking", "type and budget_tokens, as in Anthropic's API"),
     *honoured(CHAT, "enable_thinking"),
@@ -307,15 +333,8 @@ _RESPONSES = [
         "detailed", "concise",
     ),
     *left_out(
-        RESPONSES, "include", "it belongs to tools that are not here", "web_search_call.action.sources",
-        "web_search_call.results", "code_interpreter_call.outputs", "file_search_call.results",
-        "computer_call_output.output.image_url", "message.input_image.image_url", path="include[]",
-        part="of hosted tools",
-        takes=one_of(
-            "web_search_call.action.sources", "web_search_call.results", "code_interpreter_call.outputs",
-            "file_search_call.results", "computer_call_output.output.image_url", "message.input_image.image_url",
-        ),
-        within=_including,
+        RESPONSES, "include", "it belongs to tools that are not here", *OTHERS_INCLUDABLE, path="include[]",
+        part="of hosted tools", takes=one_of(*OTHERS_INCLUDABLE), within=_including,
     ),
     *refused(
         RESPONSES, "include", "reasoning.encrypted_content and message.output_text.logprobs can be included", "soul",
@@ -393,4 +412,16 @@ _CACHE = [
     ),
 ]  # fmt: skip
 
-ROWS: tuple[Row, ...] = (*_SHARED, *_CHAT, *_COMPLETIONS, *_EMBEDDINGS, *_RESPONSES, *_CACHE)
+TOKENIZE, DETOKENIZE = ("POST /tokenize",), ("POST /detokenize",)
+_TOKENS = [
+    *honoured(TOKENIZE, "model content prompt add_special add_special_tokens parse_special"),
+    *honoured(TOKENIZE, "with_pieces return_token_strs"),
+    *refused(
+        TOKENIZE, "messages",
+        "give a text; /v1/messages/count_tokens and /v1/responses/input_tokens count conversations",
+        [{"role": "user", "content": "a"}],
+    ),
+    *honoured(DETOKENIZE, "model tokens"),
+]  # fmt: skip
+
+ROWS: tuple[Row, ...] = (*_SHARED, *_CHAT, *_COMPLETIONS, *_EMBEDDINGS, *_RESPONSES, *_CACHE, *_TOKENS)

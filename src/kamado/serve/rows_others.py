@@ -32,6 +32,17 @@ def _keeps_all(value: Any) -> bool:
     )
 
 
+def _clears_thinking(value: Any) -> bool:
+    """Whether a context_management takes out earlier thinking and nothing else."""
+    edits = value.get("edits") if isinstance(value, dict) and set(value) == {"edits"} else None
+    if not isinstance(edits, list) or len(edits) != 1 or not isinstance(edits[0], dict):
+        return False
+    keep = edits[0].get("keep")
+    number = keep.get("value") if isinstance(keep, dict) and keep.get("type") == "thinking_turns" else None
+    is_number = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    return edits[0].get("type") == "clear_thinking_20251015" and (keep is None or is_number)
+
+
 def _marked(where: str) -> Any:
     """A body with a `scope` in a cache_control at `where`."""
 
@@ -75,13 +86,20 @@ _ANTHROPIC = [
     ),
     *left_out(
         _BOTH, "context_management", "all thinking is kept: nothing changes",
-        {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}, {"edits": []}, {},
+        {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}, {"edits": []},
         part="edits that change nothing", takes=_keeps_all,
     ),
+    *[
+        Row(
+            endpoint, "context_management", "honoured", "thinking of earlier turns is taken out of the prompt",
+            part="clear_thinking", takes=_clears_thinking,
+        )
+        for endpoint in _BOTH
+    ],
     *refused(
         _BOTH, "context_management", "contexts are not edited here: send the messages that the model is to see",
         {"edits": [{"type": "clear_tool_uses_20250919"}]},
-        {"edits": [{"type": "clear_thinking_20251015", "keep": {"type": "thinking_turns", "value": 1}}]},
+        {"edits": [{"type": "clear_thinking_20251015", "keep": "most"}]},
         {"edits": [{"type": "compact_20260112"}]},
     ),
     *left_out(
@@ -156,22 +174,10 @@ _NO_PICTURES = "this server makes no images"
 _NO_FILES = "files are not taken over HTTP: put them where the server can read them, or pull the model"
 _NO_QUANTISING = "models are served as they are; nothing is quantised here"
 
-SAMPLING_OPTIONS = tuple(
-    [
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repeat_penalty",
-        "repeat_last_n",
-        "presence_penalty",
-        "frequency_penalty",
-        "seed",
-        "stop",
-        "num_predict",
-        "num_keep",
-    ]
-)
+SAMPLING_OPTIONS = (
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "presence_penalty",
+    "frequency_penalty", "seed", "stop", "num_predict", "num_keep",
+)  # fmt: skip
 
 
 def option_rows(endpoints: tuple[str, ...], prefix: str) -> list[Row]:
