@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import marshal
 import os
 import select
 import signal
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +45,6 @@ WORK_BYTES = 64 << 20
 _MAX_MESSAGE_BYTES = 64 << 20
 _IDLE_SECONDS = 60.0
 _START_SECONDS = 30.0
-# The low priority lets others go first: on a busy machine work of a second may take some on the clock.
-_CLOCK_FACTOR = 4.0
 _SPARE_BYTES = 24 << 20  # a worker that is larger than that after its work is replaced
 _HEADER = struct.Struct("<I")
 _PACKAGES = ("llguidance", "jinja2", "markupsafe", "tokenizers")
@@ -52,9 +52,10 @@ _PACKAGES = ("llguidance", "jinja2", "markupsafe", "tokenizers")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one piece of work may use."""
+    """What one piece of work may use. Others go first, so on a busy machine the clock shows more than the processor."""
 
     cpu_seconds: float
+    clock_seconds: float
     memory_bytes: int = WORK_BYTES
 
 
@@ -93,17 +94,22 @@ class Worker:
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0  # pid of the process that started it: a forked child must not talk over its parent's pipes
+        _workers.add(self)
 
     def ask(self, function: str, request: Mapping[str, Any], limits: Limits) -> Any:
-        """What `module:function` of this package returns for `request`, both plain JSON.
+        """What `module:function` of this package returns (JSON) for `request` (plain data, as `marshal` writes it).
 
         Raises WorkerEndedError when a limit was met or the worker died, WorkerNeededError inside `without_worker`.
         """
         if getattr(_no_waiting, "is_set", False):
             raise WorkerNeededError(function)
-        call = {"call": function, "with": request, "cpu": limits.cpu_seconds, "memory": limits.memory_bytes}
-        message = json.dumps(call, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        call = {
+            "call": function,
+            "with": request,
+            "seconds": (limits.cpu_seconds, limits.clock_seconds),
+            "memory": limits.memory_bytes,
+        }
+        message = marshal.dumps(call)  # the worker believes us; its own words are read as JSON
         if len(message) > _MAX_MESSAGE_BYTES:
             raise WorkerEndedError("memory", "the request is larger than a worker takes")
         with self._lock:
@@ -112,7 +118,7 @@ class Worker:
                 try:
                     return self._exchange(process, message, limits)
                 except BaseException as error:
-                    ended = self._drop()
+                    ended = self._drop(is_ending=isinstance(error, _NoReplyError))
                     # An idle worker may end in the moment in which it is asked.
                     if isinstance(error, _NoReplyError):
                         if ended == 0 and not is_new and not is_again:
@@ -126,32 +132,36 @@ class Worker:
         with self._lock:
             self._drop()
 
+    def forget(self) -> None:
+        """In a forked child: the process and whoever held the lock are the parent's."""
+        self._lock, self._process = threading.Lock(), None
+
     @property
     def pid(self) -> int | None:
         """Of the process that waits for work, if there is one."""
         process = self._process
-        return None if process is None or self._owner != os.getpid() else process.pid
+        return None if process is None else process.pid
 
     def _running(self) -> tuple[subprocess.Popen[bytes], bool]:
-        if self._process is not None and self._owner == os.getpid() and self._process.poll() is None:
+        if self._process is not None and self._process.poll() is None:
             return self._process, False
         self._drop()
-        self._process, self._owner = _start(self._nice, self._idle_seconds), os.getpid()
+        self._process = _start(self._nice, self._idle_seconds)
         return self._process, True
 
-    def _drop(self) -> int | None:
-        """Ends the process and says how it ended; None: it was none of ours."""
+    def _drop(self, *, is_ending: bool = False) -> int | None:
+        """Ends the process and says how it ended; None: there is none. `is_ending`: its pipe is closed, so it is about
+        to say by which signal it ended."""
         process, self._process = self._process, None
-        if process is None or self._owner != os.getpid():
+        if process is None:
             return None
-        code = process.poll()
-        if code is None:
-            # It may be dying of a signal right now, whose number says why.
+        code: int | None = None
+        if is_ending:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(0.05)
-            if code is None:
-                process.kill()
-                process.wait()
+                code = process.wait(_START_SECONDS)
+        if code is None and (code := process.poll()) is None:
+            process.kill()
+            code = process.wait()
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 assert pipe is not None  # both are pipes
@@ -161,7 +171,7 @@ class Worker:
     def _exchange(self, process: subprocess.Popen[bytes], message: bytes, limits: Limits) -> Any:
         assert process.stdin is not None
         assert process.stdout is not None
-        deadline = time.monotonic() + _START_SECONDS + limits.cpu_seconds * _CLOCK_FACTOR
+        deadline = time.monotonic() + _START_SECONDS + limits.clock_seconds
         try:
             process.stdin.write(_HEADER.pack(len(message)) + message)
             process.stdin.flush()
@@ -222,7 +232,7 @@ def _start(nice: int, idle_seconds: float) -> subprocess.Popen[bytes]:
             stderr=subprocess.DEVNULL,
             bufsize=-1,
             cwd=os.sep,
-            env={**kept, "MALLOC_ARENA_MAX": "1"},
+            env={**kept, "MALLOC_ARENA_MAX": "1", "TOKENIZERS_PARALLELISM": "false"},
             start_new_session=True,  # Ctrl-C in the terminal is not for it
         )
     except OSError as error:
@@ -242,6 +252,16 @@ def _package_folders() -> list[str]:
                 if folder not in folders:
                     folders.append(folder)
     return folders
+
+
+def _forget_all() -> None:
+    for worker in _workers:
+        worker.forget()
+
+
+_workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def run_on_big_stack(work: Callable[[], Any], stack_bytes: int = OWN_STACK_BYTES) -> Any:
@@ -282,8 +302,11 @@ def serve(options: Mapping[str, Any]) -> NoReturn:
     if hasattr(os, "sched_setscheduler") and options["nice"]:
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    with contextlib.suppress(OSError):  # when memory is short, this process goes first
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    # When memory is short, this process goes first. It has a session of its own, and where sessions share the processor
+    # equally, the session must be nice too.
+    for name, value in (("oom_score_adj", 1000), ("autogroup", options["nice"])):
+        with contextlib.suppress(OSError):
+            Path(f"/proc/self/{name}").write_text(str(value))
     for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, 64)):
         resource.setrlimit(what, (most, most))
     for name in ("SIGPROF", "SIGALRM", "SIGIO"):
@@ -303,13 +326,14 @@ def _loop(idle_seconds: float) -> None:
         header = source.read(_HEADER.size)
         if len(header) < _HEADER.size:
             return
-        request = json.loads(source.read(_HEADER.unpack(header)[0]))
+        request = marshal.loads(source.read(_HEADER.unpack(header)[0]))
         module, _, name = request["call"].partition(":")
         assert module.startswith("kamado.")
         function = getattr(importlib.import_module(module), name)
         getattr(sys.modules[module], "warm_up", int)()  # imports and tables are not the work's
         least_bytes = least_bytes or _address_space()
-        with _limited(request["cpu"], least_bytes + request["memory"]):
+        cpu_seconds, clock_seconds = request["seconds"]
+        with _limited(cpu_seconds, clock_seconds, least_bytes + request["memory"]):
             reply = _reply(function, request["with"])
         sink.write(_HEADER.pack(len(reply)) + reply)
         sink.flush()
@@ -330,7 +354,7 @@ def _reply(function: Callable[[Any], Any], request: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def _limited(cpu_seconds: float, most_bytes: int) -> Iterator[None]:
+def _limited(cpu_seconds: float, clock_seconds: float, most_bytes: int) -> Iterator[None]:
     """The kernel ends this process when the work passes its time, or when the parent goes; allocations past an address
     space of `most_bytes` fail."""
     import fcntl
@@ -339,7 +363,7 @@ def _limited(cpu_seconds: float, most_bytes: int) -> Iterator[None]:
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, hard))
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-    signal.setitimer(signal.ITIMER_REAL, cpu_seconds * _CLOCK_FACTOR)
+    signal.setitimer(signal.ITIMER_REAL, clock_seconds)
     # Nothing is sent while it works, so news on the pipe means that its other end was closed: SIGIO, which ends it.
     flags = fcntl.fcntl(0, fcntl.F_GETFL)
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())

@@ -352,6 +352,18 @@ def test_a_check_of_too_much_ends() -> None:
          "$ref": "#/$defs/d0"},
         {"enum": [[[[[i]]]] for i in range(2000)]},
         {"type": "array", "items": {"enum": list(range(60))}, "uniqueItems": True},
+        {
+            "anyOf": [{"type": "object", "properties": {f"a{i}": {"type": "string"}}} for i in range(300)],
+            "oneOf": [{"type": "object", "properties": {f"b{i}": {"type": "string"}}} for i in range(300)],
+        },
+        {
+            "$defs": {
+                f"{name}{i}": {"type": "object", "properties": {"x": {"$ref": f"#/$defs/{name}{(i + 1) % length}"}}}
+                for name, length in (("a", 97), ("b", 101))
+                for i in range(length)
+            },
+            "allOf": [{"$ref": "#/$defs/a0"}, {"$ref": "#/$defs/b0"}],
+        },
         {"patternProperties": {f"{c}+": {"minimum": i} for i, c in enumerate("abcdefgh")}},
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -193,7 +194,8 @@ async def _create(call: Call[CreateBody]) -> AsyncGenerator[dict[str, Any], None
     parameters = {**_written_parameters(call, written), **(body.parameters or {})}
     given = "\n\n".join(body.license) if isinstance(body.license, list) else body.license
     messages = written.messages if body.messages is None else [(m.role, m.content) for m in body.messages]
-    recipe = make_recipe(
+    recipe = await asyncio.to_thread(  # compiles the template
+        make_recipe,
         base=body.base or written.base,
         system=body.system if body.system is not None else written.system,
         template=body.template if body.template is not None else written.template,

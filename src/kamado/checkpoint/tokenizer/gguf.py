@@ -8,6 +8,7 @@ from typing import Protocol
 from ...errors import UnsupportedError
 from ..types import TokenizerSource
 from .base import Specials, Tokenizer
+from .limits import check_charsmap
 from .metadata import MERGES_KEY, SCORES_KEY, Metadata, TokenKind, Vocabulary
 from .pieces import SPACE_MARK, Pieces, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .pretokenizers import PRE_TOKENIZERS
@@ -164,9 +165,8 @@ def _charsmap(meta: Metadata) -> bytes:
         table = bytes(value & 0xFF for value in values)
     except TypeError:
         meta.fail(_CHARSMAP_KEY, "holds something other than bytes")
-    array_bytes = int.from_bytes(table[:4], "little")
-    if len(table) < 4 or array_bytes % 4 or 4 + array_bytes >= len(table):
-        meta.fail(_CHARSMAP_KEY, f"of {len(table)} bytes does not hold the {array_bytes} bytes that it claims")
+    if problem := check_charsmap(table):
+        meta.fail(_CHARSMAP_KEY, problem)
     return table
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import TokenizerError, UnsupportedError
 from ..types import TokenizerSource
 from .base import Specials, Tokenizer
+from .limits import check_in_worker, check_text
 from .pieces import SPACE_MARK, Pieces, byte_alphabet, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .rust import rust_errors
 from .special import stop_token_ids
@@ -25,7 +26,11 @@ _MAX_FILE_BYTES = 1 << 28
 class HfEncoder:
     """Encodes with the file's own rules: added tokens, normalizer, words, model."""
 
-    def __init__(self, rust: RustTokenizer, special: Mapping[int, str], unknown_id: int | None) -> None:
+    def __init__(
+        self, rust: RustTokenizer, special: Mapping[int, str], unknown_id: int | None, growth: float = 1.0
+    ) -> None:
+        """`growth`: bytes that the file's normalizers may make of one byte of text."""
+        self._growth = growth
         self._rust = rust
         self._special = special
         self._unknown_id = unknown_id
@@ -52,6 +57,7 @@ class HfEncoder:
         return ids[len(newline) :] if ids[: len(newline)] == newline else self._encode(text, special)
 
     def _encode(self, text: str, special: bool) -> list[int]:
+        check_text(text, self._growth)
         with self._lock, rust_errors("text cannot be tokenized"):
             self._rust.encode_special_tokens = not special
             ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
@@ -80,11 +86,13 @@ def load_hf(source: TokenizerSource) -> Tokenizer:
     from tokenizers import Tokenizer as RustTokenizer
 
     raw = _read(source.path)
+    growth = check_in_worker(source.path, raw)
     with rust_errors(f"{source.path}: no valid tokenizer"):
-        rust: RustTokenizer = RustTokenizer.from_str(raw)
+        rust: RustTokenizer = RustTokenizer.from_buffer(raw)
         rust.no_truncation()
         rust.no_padding()
         added = rust.get_added_tokens_decoder()
+        del raw
         size = max(rust.get_vocab_size(True), max(added, default=-1) + 1)
         decoder = json.loads(rust.decoder.__getstate__()) if rust.decoder is not None else None
         unknown = getattr(rust.model, "unk_token", None)
@@ -117,14 +125,14 @@ def load_hf(source: TokenizerSource) -> Tokenizer:
         special_ids=frozenset(special),
     )
     pieces = _pieces(rust, size, {i: token.content for i, token in added.items()}, specials, decoder, source.path)
-    return Tokenizer(HfEncoder(rust, special_in_text, unknown_id), pieces, specials, rust.token_to_id)
+    return Tokenizer(HfEncoder(rust, special_in_text, unknown_id, growth), pieces, specials, rust.token_to_id)
 
 
 def _texts(added: Mapping[int, Any]) -> list[str]:
     return [token.content for token in added.values()]
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
             raw = file.read(_MAX_FILE_BYTES + 1)
@@ -132,10 +140,7 @@ def _read(path: Path) -> str:
         raise TokenizerError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(raw) > _MAX_FILE_BYTES:
         raise TokenizerError(f"{path}: more than the {_MAX_FILE_BYTES} bytes that a tokenizer may have")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path}: not UTF-8 text") from error
+    return raw
 
 
 def _affixes(rust: RustTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
