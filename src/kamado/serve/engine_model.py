@@ -218,7 +218,8 @@ class EngineModel:
         try:
             if request.max_tokens != 0:
                 sources = self._start(request, prompts, context, seed, form)
-            schemas = {} if form is None or form.grammar.schema is None else {"": form.grammar.schema}
+            schema = form.grammar.schema if form is not None and request.output.kind == "json_schema" else None
+            schemas = {} if schema is None else {"": schema}
             yield Started(num_prompt, context, truncated, seed, schema_header(schemas))
             for p, found in enumerate(scored):
                 for i in range(request.n):
