@@ -2,6 +2,11 @@
 """Many clients that behave badly, for minutes: does the server leak, grow, or answer anyone differently?
 
     python3 benchmarks/serve_load.py --model smollm2:135m --clients 64 --minutes 10 --json
+    python3 benchmarks/serve_load.py --hostile 16 --minutes 10 --json soak.json
+
+With `--hostile N`, N of the clients attack the server all the time (benchmarks/hostile.py, its own process: grammars
+and templates that are too deep or too costly, bodies of 27 MB, silent connections, paths, names of a megabyte). Before
+that the same run is made with those N doing nothing, on a server of its own, and gaps between pieces are compared.
 
 Every question is first asked alone. Then each client asks at random, and by lot reads on, leaves in the middle, reads
 slowly, or sends a body that is no request. Checked at the end, exit code 1 when one does not hold:
@@ -10,6 +15,9 @@ slowly, or sends a body that is no request. Checked at the end, exit code 1 when
   refusals    malformed bodies get 4xx; nothing gets 5xx but 503; 429 and 503 have Retry-After
   nothing left  no request runs, no session is live, no page is lost, descriptors are as before
   memory flat   resident memory of the last third is at most 16 MiB above that of the second
+  alive         the process is the one that was started
+  attacks       each is refused, closed, or answered as it asks (hostile runs)
+  gaps          the 99th percentile of gaps between pieces is at most 25 % above the silent run's (`--gap-limit`)
 """
 
 from __future__ import annotations
@@ -17,24 +25,31 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from serving import Answer, Served, ask, served
+from serving import Answer, Served, ask, borrowed_store, served
 
 GROWTH_BYTES = 16 << 20
 SAMPLE_SECONDS = 2.0
 TIMEOUT_SECONDS = 600.0  # of one answer: 64 share two cores
 SETTLE_SECONDS = 60.0
+ATTACK_END_SECONDS = 300.0
 SUBJECTS = ("the sea", "iron", "bread", "a river in winter", "old maps", "the number seven", "glass", "owls")
 TASKS = ("Write a sentence about {}.", "List three facts about {}.", "Tell a short story about {}.", "What is {}?")
 LOTS = (("reads", 70), ("leaves", 12), ("slow", 8), ("malformed", 10))
@@ -65,6 +80,7 @@ class Tally:
     faults: list[str] = field(default_factory=list)
     num_tokens: int = 0
     firsts: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)  # between pieces of answers that were read as they came, seconds
     memory: list[tuple[float, int]] = field(default_factory=list)  # seconds, bytes
 
 
@@ -116,6 +132,8 @@ async def client(
                     await judge(answer, lot, i, alone[i], tally)
             except httpx2.HTTPError as error:
                 tally.faults.append(f"{lot}: {type(error).__name__}: {error}")
+                if server.process.poll() is not None:
+                    return
 
 
 async def malformed(http: httpx2.AsyncClient, server: Served, lots: random.Random, tally: Tally) -> None:
@@ -140,6 +158,8 @@ async def judge(answer: Answer, lot: str, i: int, alone: str, tally: Tally) -> N
         tally.faults.append(f"{lot}: {answer.status} {answer.error[:200]}")
         return
     tally.firsts.append(answer.first_seconds)
+    if lot == "reads":
+        tally.gaps += [b - a for a, b in pairwise(answer.times)]
     if answer.finish is not None:
         tally.num_tokens += (answer.usage or {}).get("completion_tokens", 0)
         if answer.text != alone:
@@ -150,13 +170,29 @@ async def judge(answer: Answer, lot: str, i: int, alone: str, tally: Tally) -> N
 
 async def watch(server: Served, begun: float, tally: Tally) -> None:
     """Samples memory until cancelled."""
-    while True:
+    while server.process.poll() is None:
         tally.memory.append((time.monotonic() - begun, server.resident_bytes()))
         await asyncio.sleep(SAMPLE_SECONDS)
 
 
-async def run(server: Served, options: argparse.Namespace) -> dict[str, Any]:
-    """The whole run."""
+@contextmanager
+def attackers(server: Served, number: int, seconds: float, pause: float) -> Iterator[subprocess.Popen[str] | None]:
+    """So many of them, for so long; None when there are none."""
+    if not number:
+        yield None
+        return
+    command = [sys.executable, str(Path(__file__).with_name("hostile.py")), "--url", server.url]
+    command += ["--model", server.model, "--clients", str(number), "--seconds", str(seconds), "--pause", str(pause)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def run(server: Served, options: argparse.Namespace, hostile: int = 0) -> dict[str, Any]:
+    """The whole run, with so many attackers."""
     asked = questions(server.model, options.questions, options.tokens)
     alone = []
     async with httpx2.AsyncClient(timeout=TIMEOUT_SECONDS) as http:
@@ -170,14 +206,33 @@ async def run(server: Served, options: argparse.Namespace) -> dict[str, Any]:
     begun = time.monotonic()
     watcher = asyncio.create_task(watch(server, begun, tally))
     end = begun + options.minutes * 60
-    await asyncio.gather(*(client(i, server, asked, alone, end, tally) for i in range(options.clients)))
+    attack: dict[str, Any] = {}
+    with attackers(server, hostile, options.minutes * 60, options.pause) as process:
+        honest = options.clients - options.hostile
+        await asyncio.gather(*(client(i, server, asked, alone, end, tally) for i in range(honest)))
+        seconds = time.monotonic() - begun
+        if process is not None:
+            out, _ = await asyncio.to_thread(process.communicate, timeout=ATTACK_END_SECONDS)
+            attack = json.loads(out or '{"faults": ["the attackers said nothing"], "num_faults": 1}')
     watcher.cancel()
-    seconds = time.monotonic() - begun
+    if server.process.poll() is not None:
+        return {
+            "ended_with": server.process.returncode,
+            "seconds": round(seconds, 1),
+            "hostile": attack,
+            "faults": tally.faults[:20],
+            "gap_p99_ms": 0.0,
+            "checks": {"alive": False},
+        }
     left = await settled(server, files)
     again = []
     async with httpx2.AsyncClient(timeout=TIMEOUT_SECONDS) as http:
         again = [(await ask(http, server.url, body)).text for body in asked[:4]]
-    return report(server, tally, seconds, left, files, threads, again == alone[:4])
+    result = report(server, tally, seconds, left, files, threads, again == alone[:4])
+    if hostile:
+        result["hostile"] = attack
+        result["checks"]["attacks"] = not attack["num_faults"]
+    return result
 
 
 async def settled(server: Served, files: int) -> dict[str, float]:
@@ -206,6 +261,7 @@ def report(
     last = [nbytes for _, nbytes in tally.memory[2 * third :]] or [0]
     growth = int(statistics.median(last) - statistics.median(second))
     firsts = sorted(tally.firsts) or [0.0]
+    gaps = sorted(tally.gaps) or [0.0]
     return {
         "seconds": round(seconds, 1),
         "lots": dict(tally.lots),
@@ -216,6 +272,10 @@ def report(
             "median": round(statistics.median(firsts), 3),
             "p95": round(firsts[int(0.95 * (len(firsts) - 1))], 3),
         },
+        "gaps": len(tally.gaps),
+        "gap_p50_ms": round(1000 * statistics.median(gaps), 2),
+        "gap_p99_ms": round(1000 * gaps[int(0.99 * (len(gaps) - 1))], 2),
+        "gap_longest_ms": round(1000 * gaps[-1], 1),
         "resident_mib": {
             "second_third": round(statistics.median(second) / 2**20, 1),
             "growth": round(growth / 2**20, 2),
@@ -230,6 +290,7 @@ def report(
             "refusals": not tally.faults,
             "nothing_left": not any(left.values()),
             "memory_flat": growth <= GROWTH_BYTES,
+            "alive": True,
         },
     }
 
@@ -244,14 +305,80 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--memory", default="2GiB")
     parser.add_argument("--log", type=Path, help="the server's log goes there")
-    parser.add_argument("--json", action="store_true", help="the whole report, else the checks")
+    parser.add_argument(
+        "--hostile", type=int, default=0, help="so many of the clients attack; compared with a silent run"
+    )
+    parser.add_argument("--pause", type=float, default=0.5, help="between two attacks of a client, seconds in the mean")
+    parser.add_argument("--gap-limit", type=float, default=1.25, help="of hostile over silent gaps; 0: none")
+    parser.add_argument("--json", nargs="?", const="-", help="the whole report, into a file if one is named")
     options = parser.parse_args()
+    options.load_before = round(os.getloadavg()[0], 2)
+    if not 0 <= options.hostile < options.clients:
+        parser.error("--hostile must leave some honest clients")
     arguments = ("--context", str(options.context), "--memory", options.memory)
-    with served(options.model, *arguments, log=options.log) as server:
-        result = asyncio.run(run(server, options))
-    checks: dict[str, bool] = result["checks"]
-    print(json.dumps(result, indent=1) if options.json else json.dumps(checks))
+
+    def one_run(hostile: int) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as home:
+            environment = borrowed_store(Path(home))
+            if hostile:  # they make models of it
+                arguments_here = (*arguments, "--all")
+            else:
+                arguments_here = arguments
+            with served(options.model, *arguments_here, log=options.log, environment=environment) as server:
+                return asyncio.run(run(server, options, hostile))
+
+    if not options.hostile:
+        result = one_run(0)
+        checks: dict[str, bool] = result["checks"]
+    else:
+        silent, hostile = one_run(0), one_run(options.hostile)
+        ratio = hostile["gap_p99_ms"] / silent["gap_p99_ms"] if silent["gap_p99_ms"] else 0.0
+        checks = dict(hostile["checks"])
+        checks |= {f"silent_{name}": is_so for name, is_so in silent["checks"].items()}
+        if options.gap_limit:
+            checks["gaps"] = 0 < ratio <= options.gap_limit
+        result = {"silent": silent, "hostile": hostile, "gap_p99_ratio": round(ratio, 3), "checks": checks}
+        result["machine"] = {"cpus": os.cpu_count(), "load_before": options.load_before}
+    if options.json:
+        text = json.dumps(result, indent=1)
+        if options.json == "-":
+            print(text)
+        else:
+            Path(options.json).write_text(text + "\n", "utf-8")
+    if options.json != "-":
+        print(table(result) if options.hostile else json.dumps(checks))
     return 0 if all(checks.values()) else 1
+
+
+def table(result: dict[str, Any]) -> str:
+    """The two runs side by side, as Markdown."""
+    silent, hostile = result["silent"], result["hostile"]
+    rows = [("", "silent", "hostile")]
+    for name, label in (
+        ("seconds", "seconds"),
+        ("tokens_per_second", "tokens/s of complete answers"),
+        ("gaps", "gaps between pieces"),
+        ("gap_p50_ms", "gap, median, ms"),
+        ("gap_p99_ms", "gap, 99th percentile, ms"),
+        ("gap_longest_ms", "gap, longest, ms"),
+    ):
+        rows.append((label, str(silent.get(name, "-")), str(hostile.get(name, "-"))))
+    for run_ in (silent, hostile):
+        run_.setdefault("resident_mib", {"second_third": "-", "growth": "-"})
+    growths = [str(run_["resident_mib"]["growth"]) for run_ in (silent, hostile)]
+    rows.append(("growth of memory in the last third, MiB", *growths))
+    rows.append(("answers unlike alone", *(str(len(run_.get("different", []))) for run_ in (silent, hostile))))
+    attacks = hostile.get("hostile", {})
+    rows.append(("attacks", "0", str(sum(attacks.get("sent", {}).values()))))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "|---|--:|--:|")
+    lines.append("")
+    lines.append(f"99th percentile of gaps, hostile over silent: {result['gap_p99_ratio']}")
+    lines.append(f"Answers to attacks: {attacks.get('statuses')}")
+    lines += [f"FAULT {fault}" for fault in attacks.get("faults", [])]
+    failed = [name for name, is_so in result["checks"].items() if not is_so]
+    lines.append(f"Checks that failed: {', '.join(failed) or 'none'}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,13 +63,28 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def borrowed_store(home: Path) -> dict[str, str]:
+    """Environment of a server that has the models of this user's store, and keeps all else (recipes, …) in `home`."""
+    from kamado.checkpoint.store import Store
+
+    own = Store()
+    for name in ("models", "blobs"):
+        (own.root / name).mkdir(parents=True, exist_ok=True)
+        (home / name).symlink_to(own.root / name)
+    return {"KAMADO_HOME": str(home)}
+
+
 @contextmanager
-def served(model: str, *options: str, log: Path | None = None) -> Iterator[Served]:
+def served(
+    model: str, *options: str, log: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Served]:
     """`kamado serve MODEL` on a free port, ready; ended by SIGTERM."""
     port = free_port()
     command = [sys.executable, "-m", "kamado", "serve", model, "--port", str(port), "--keep-alive", "-1", *options]
     with open(log or os.devnull, "wb") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=errors, env={**os.environ, **(environment or {})}
+        )
         url = f"http://127.0.0.1:{port}"
         try:
             end = time.monotonic() + START_SECONDS
@@ -84,8 +99,8 @@ def served(model: str, *options: str, log: Path | None = None) -> Iterator[Serve
                 if time.monotonic() > end:
                     raise SystemExit("kamado serve was not ready in time")
                 time.sleep(0.1)
-            name = httpx2.get(f"{url}/v1/models", timeout=30).json()["data"][0]["id"]
-            yield Served(url, process, name)
+            names = [found["id"] for found in httpx2.get(f"{url}/v1/models", timeout=30).json()["data"]]
+            yield Served(url, process, model if model in names else names[0])
         finally:
             process.terminate()
             try:

@@ -552,6 +552,7 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // a model that somebody holds until the interpreter ends is no fault to report
   m.doc() = "The native executor; see _native.pyi.";
   main_thread_id = nb::cast<unsigned long>(nb::module_::import_("threading").attr("main_thread")().attr("ident"));
+  nb::exception<kamado::NotFinite>(m, "NotFinite", PyExc_FloatingPointError);
   nb::exception<kamado::Cancelled>(m, "Cancelled", PyExc_RuntimeError);
   nb::exception<kamado::ReadError>(m, "ReadError", PyExc_OSError);
   read_error_type = m.attr("ReadError").ptr();

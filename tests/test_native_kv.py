@@ -429,7 +429,7 @@ def test_what_is_being_imported_is_no_sequence_yet(executor: Any, sequence: int)
 
 
 @pytest.mark.parametrize("fill", ["random", "zero", "ones"])
-def test_wrong_bytes_give_wrong_numbers_and_no_crash(executor: Any, fill: str) -> None:
+def test_wrong_bytes_give_wrong_numbers_or_an_error_and_no_crash(executor: Any, fill: str) -> None:
     rng = np.random.default_rng(1)
     sizes = (executor.settled_pages(600) * executor.page_bytes(), executor.tail_bytes(600))
     pages, tail = (
@@ -439,8 +439,12 @@ def test_wrong_bytes_give_wrong_numbers_and_no_crash(executor: Any, fill: str) -
         for size in sizes
     )
     sequence = imported(executor, pages, tail, 600)
-    assert step(executor, [(sequence, LONG[:300])]).shape == (300, VOCAB)  # encodes what the tail held
-    assert executor.length(sequence) == 900
+    try:
+        assert step(executor, [(sequence, LONG[:300])]).shape == (300, VOCAB)  # encodes what the tail held
+        assert executor.length(sequence) == 900
+    except _native.NotFinite:  # random halves are infinities too
+        assert fill != "zero"
+        assert executor.length(sequence) == 600
     executor.free_sequence(sequence)
 
 

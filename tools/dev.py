@@ -35,6 +35,8 @@ DENSE = "smollm2:135m"
 REAL_TEST_MODELS = (DENSE, "minilm:l6")
 UPCYCLED = "smollm2-135m-64x2.gguf"  # made from it once, and kept in the store's folder
 UPCYCLED_BYTES = 3_300_000_000
+# 1 GB, which npm brings in a minute.
+AGENTS = ("@anthropic-ai/claude-code@2.1.197", "@openai/codex@0.171.0", "opencode-ai@1.18.33")
 SPARE_BYTES = 500_000_000  # left on the disk
 BUDGET = ("--memory", "512MiB", "--context", "2048")
 QUESTION = "Why is the sky blue?"
@@ -247,7 +249,7 @@ def step_python_tests(arguments: Sequence[str]) -> None:
 
 def step_slow_tests(arguments: Sequence[str]) -> None:
     """pytest's slow tests (kernels on large shapes, processes, pseudo-terminals)."""
-    run(python(), "-m", "pytest", "-m", "slow and not parity and not real and not browser", *arguments)
+    run(python(), "-m", "pytest", "-m", "slow and not parity and not real and not browser and not agents", *arguments)
 
 
 def step_page_tests(arguments: Sequence[str]) -> None:
@@ -257,6 +259,19 @@ def step_page_tests(arguments: Sequence[str]) -> None:
     except StepError as error:
         raise SkipStep(f"playwright could not be installed ({error})") from None
     run(python(), "-m", "pytest", "-m", "browser", *arguments, env={"KAMADO_CHROMIUM": chromium()})
+
+
+def step_agent_tests(arguments: Sequence[str]) -> None:
+    """Claude Code, Codex CLI and opencode, from npm, do a small task here. Skipped where they cannot be had."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise SkipStep("npm is missing")
+    with tempfile.TemporaryDirectory(prefix="kamado-agents-") as folder:
+        try:
+            run(npm, "install", "--prefix", folder, "--no-audit", "--no-fund", "--ignore-scripts", *AGENTS)
+        except StepError as error:
+            raise SkipStep(f"the agents could not be installed ({error})") from None
+        run(python(), "-m", "pytest", "-m", "agents", *arguments, env={"KAMADO_TEST_AGENTS": folder})
 
 
 def chromium() -> str:
@@ -426,6 +441,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "compatibility": step_compatibility,
     "slow-tests": step_slow_tests,
     "page-tests": step_page_tests,
+    "agent-tests": step_agent_tests,
     "parity": step_parity,
     "sanitizers": step_sanitizers,
     "wheel-smoke": step_wheel_smoke,

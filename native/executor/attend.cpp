@@ -122,6 +122,24 @@ void Executor::Impl::make_units(const Batch& given) {
   }
 }
 
+// A row's keys and values of one head into the cache, which makes finite numbers of all that it is given.
+void Executor::Impl::store_row(const AttendNode& node, void* k_block, void* v_block, int32_t slot, int32_t row,
+                               int32_t head, Worker& worker) const {
+  const AttendOp& op = *node.op;
+  const float* k = floats_at(node.k_at, row, worker) + head * op.head_dim;
+  const float* v = floats_at(node.v_at, row, worker) + head * op.v_dim;
+  note_damage(k, op.head_dim, "a key of attention", worker);
+  note_damage(v, op.v_dim, "a value of attention", worker);
+  kernels.attention->store(kv->type(), k_block, v_block, op.head_dim, op.v_dim, slot, k, v);
+}
+
+// A soft cap makes an ordinary score of an infinite one.
+void Executor::Impl::check_queries(const AttendNode& node, int32_t row, int32_t head, Worker& worker) const {
+  const AttendOp& op = *node.op;
+  const int32_t width = op.num_heads / op.num_kv_heads * op.head_dim;
+  note_damage(floats_at(node.q_at, row, worker) + head * width, width, "a query of attention", worker);
+}
+
 void Executor::Impl::run_attend(const Node& node, int32_t thread) {
   const AttendNode& attend = node.attend;
   const AttendOp& op = *attend.op;
@@ -140,10 +158,7 @@ void Executor::Impl::run_attend(const Node& node, int32_t thread) {
       void* v_block = kv->v_block(unit.sequence, page, op.layer, head);
       for (int32_t i = 0; i < unit.num_rows; ++i) {
         const int32_t row = unit.row_begin + i;
-        kernels.attention->store(kv->type(), k_block, v_block, op.head_dim, op.v_dim,
-                                 static_cast<int32_t>(unit.position % kPageTokens) + i,
-                                 floats_at(attend.k_at, row, worker) + head * op.head_dim,
-                                 floats_at(attend.v_at, row, worker) + head * op.v_dim);
+        store_row(attend, k_block, v_block, static_cast<int32_t>(unit.position % kPageTokens) + i, row, head, worker);
       }
     }
     pool.barrier();
@@ -211,6 +226,7 @@ void Executor::Impl::attend_block(const AttendNode& node, const BlockUnit& unit,
   const AttendOp& op = *node.op;
   const AttentionKernels& attention = *kernels.attention;
   const int32_t group = op.num_heads / op.num_kv_heads, num_queries = unit.num_rows * group;
+  for (int32_t i = 0; i < unit.num_rows; ++i) check_queries(node, unit.row_begin + i, head, worker);
   for (int32_t i = 0; i < num_queries; ++i) clear(worker.running + static_cast<size_t>(i) * partial_stride, op.v_dim);
   const Range first = visible(unit.position, unit.total, op.window, op.is_causal);
   const Range last = visible(unit.position + unit.num_rows - 1, unit.total, op.window, op.is_causal);
@@ -272,13 +288,11 @@ void Executor::Impl::attend_pages(const AttendNode& node, const SingleUnit& unit
   const int32_t group = op.num_heads / op.num_kv_heads;
   const Range keys = visible(unit.position, unit.total, op.window, op.is_causal);
   const float* q = floats_at(node.q_at, unit.row, worker) + head * group * op.head_dim;
+  if (page_begin == unit.page_begin) check_queries(node, unit.row, head, worker);
   if (unit.stores && page_end == unit.page_end) {
     const int64_t page = unit.position / kPageTokens;
-    attention.store(kv->type(), kv->k_block(unit.sequence, page, op.layer, head),
-                    kv->v_block(unit.sequence, page, op.layer, head), op.head_dim, op.v_dim,
-                    static_cast<int32_t>(unit.position % kPageTokens),
-                    floats_at(node.k_at, unit.row, worker) + head * op.head_dim,
-                    floats_at(node.v_at, unit.row, worker) + head * op.v_dim);
+    store_row(node, kv->k_block(unit.sequence, page, op.layer, head), kv->v_block(unit.sequence, page, op.layer, head),
+              static_cast<int32_t>(unit.position % kPageTokens), unit.row, head, worker);
   }
   const bool is_coded = codecs[static_cast<size_t>(op.layer)].k_bits > 0;
   const int32_t code_end = std::min(is_coded ? static_cast<int32_t>(code_pages(unit.position)) : 0, page_end);

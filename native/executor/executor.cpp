@@ -222,6 +222,7 @@ void Executor::Impl::run(const Batch& given, const Poll& given_poll) {
   poll = &given_poll;
   const Clock::time_point begin = last_poll = last_time = Clock::now();
   timed = kTimeRows;
+  for (Worker& worker : workers) worker.damage = nullptr;
   try {
     pool.run([](void* context, int32_t thread) { static_cast<Impl*>(context)->run_thread(thread); }, this);
   } catch (...) {
@@ -229,10 +230,20 @@ void Executor::Impl::run(const Batch& given, const Poll& given_poll) {
     is_cancelled.store(false, std::memory_order_relaxed);
     throw;
   }
+  refuse_damage();
   const Clock::time_point end = Clock::now();
   seconds[timed] += seconds_between(last_time, end);
   seconds_total += seconds_between(begin, end);
   if (row == 1) ahead.add(seconds_between(begin, end));
+}
+
+void Executor::Impl::refuse_damage() const {
+  for (const Worker& worker : workers) {
+    if (worker.damage == nullptr) continue;
+    throw NotFinite(std::string(worker.damage) +
+                    " came out not finite: the model file is probably damaged (compare its checksum), or its weights "
+                    "overflow float32");
+  }
 }
 
 void Executor::Impl::run_thread(int32_t thread) {

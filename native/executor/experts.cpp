@@ -150,6 +150,7 @@ void Executor::Impl::compute_experts(const Node& node, const Segment& segment, i
                 linear.multiply(up, tile, tile_end, worker.acts, rows, worker.gate_outs, worker.scratch);
                 for (int32_t i = 0; i < rows; ++i) {
                   float* out = worker.outs[i] + begin;
+                  note_damage(out, columns, "a gate of an expert", worker);
                   math.gate(experts.op->activation, out, worker.gate_outs[i] + begin, columns, out);
                 }
               }
@@ -171,8 +172,9 @@ void Executor::Impl::compute_experts(const Node& node, const Segment& segment, i
     if (kind != ActKind::kF32) {  // else the product reads the floats themselves
       for (int32_t j = std::max(0, share_begin - before); j < std::min(count, share_end - before); ++j) {
         const auto index = static_cast<size_t>(first + j - wave);
-        linear.quantize(kind, reinterpret_cast<const float*>(hidden + index * hidden_stride), experts.expert_width,
-                        hidden_acts + index * hidden_act_stride);
+        const auto* values = reinterpret_cast<const float*>(hidden + index * hidden_stride);
+        note_damage(values, experts.expert_width, "an activation of an expert", worker);
+        linear.quantize(kind, values, experts.expert_width, hidden_acts + index * hidden_act_stride);
       }
     }
     before += count;

@@ -97,6 +97,7 @@ struct Worker {
   float* partials = nullptr;          // [same][partial_stride]
   float* running = nullptr;           // [same][partial_stride]
   float* scores = nullptr;            // [3 * experts]: router
+  const char* damage = nullptr;       // where this step first met a value that is not finite
   int32_t* expert_begin = nullptr;    // [experts + 1]: where an expert's rows begin in `order`
   int32_t* order = nullptr;           // [rows * top_k]: row * top_k + pick, by expert
   int32_t* place = nullptr;           // [rows * top_k]: inverse of `order`
@@ -127,6 +128,12 @@ struct Executor::Impl {
   void run_nodes(const std::vector<Node>& nodes, const Segment& segment, int32_t thread);
   void reduce_scores(const Segment& segment, int32_t thread);
   void check_cancel(int32_t thread);
+  // Every place where a NaN or an infinity could become an ordinary number asks first: what damaged weights make must
+  // not look like an answer. A pass over values in L1; the step throws NotFinite at its end.
+  void note_damage(const float* x, int32_t n, const char* what, Worker& worker) const {
+    if (!kernels.vector->is_finite(x, n) && worker.damage == nullptr) worker.damage = what;
+  }
+  void refuse_damage() const;
 
   uint8_t* at(const Operand& operand, int32_t row, const Worker& worker) const {
     return operand.is_private ? worker.values + operand.offset
@@ -160,6 +167,9 @@ struct Executor::Impl {
   // --- attend.cpp ---
   void make_units(const Batch& batch);
   void run_attend(const Node& node, int32_t thread);
+  void check_queries(const AttendNode& node, int32_t row, int32_t head, Worker& worker) const;
+  void store_row(const AttendNode& node, void* k_block, void* v_block, int32_t slot, int32_t row, int32_t head,
+                 Worker& worker) const;
   void attend_block(const AttendNode& node, const BlockUnit& unit, int32_t head, Worker& worker);
   void attend_single(const AttendNode& node, const SingleUnit& unit, int32_t head, Worker& worker);
   void attend_splits(const AttendNode& node, const Units& units, uint64_t epoch, int32_t thread);

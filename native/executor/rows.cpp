@@ -58,6 +58,7 @@ void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segmen
       break;
     }
     case RowKind::kGate:
+      note_damage(a, op.width, "a gate", worker);  // activations take -infinity to 0
       math.gate(std::get<GateOp>(*op.op).activation, a, b, op.width, out);
       break;
     case RowKind::kAdd:
@@ -67,22 +68,29 @@ void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segmen
       math.scale(a, std::get<ScaleOp>(*op.op).factor, op.width, out);
       break;
     case RowKind::kSoftcap:
+      note_damage(a, op.width, "a value before its soft cap", worker);
       math.softcap(a, std::get<SoftcapOp>(*op.op).cap, op.width, out);
       break;
-    case RowKind::kRoute:
-      route(std::get<RouteOp>(*op.op), a, reinterpret_cast<uint8_t*>(out), worker);
+    case RowKind::kRoute: {
+      const auto& route_op = std::get<RouteOp>(*op.op);
+      note_damage(a, route_op.num_experts, "a score of a router", worker);
+      if (const float* bias = vector(route_op.bias)) note_damage(bias, route_op.num_experts, "a router's bias", worker);
+      route(route_op, a, reinterpret_cast<uint8_t*>(out), worker);
       break;
+    }
     case RowKind::kPredict:
       // One row only (see run): all threads are here, the one that talks to the stream does it.
       if (&worker == workers.data()) predict(std::get<PredictOp>(*op.op), a, reinterpret_cast<uint8_t*>(out));
       break;
     case RowKind::kOutput:
       // One row is in every thread's own memory; one of them hands it out.
+      note_damage(a, op.width, "a row of the result", worker);
       if (batch->wants_hidden && (!segment.is_one || &worker == workers.data())) {
         std::memcpy(floats_at(plan.hidden, row, worker), a, plan.hidden.stride);
       }
       break;
     case RowKind::kQuantize:
+      if (op.act != ActKind::kF32) note_damage(a, op.width, "an activation", worker);  // NaN would become 0
       kernels.linear->quantize(op.act, a, op.width, reinterpret_cast<uint8_t*>(out));
       break;
     case RowKind::kGather:

@@ -7,9 +7,9 @@ namespace {
 using Tier = VectorTier<F8x2>;
 
 constexpr VectorKernels kKernels = {
-    Tier::rms_norm, Tier::layer_norm, Tier::rope,    Tier::gate,    Tier::add,
-    Tier::scale,    Tier::axpy,       Tier::softcap, Tier::softmax, Tier::log_sum_exp_with<D16x256>,
-    Tier::to_f16,   Tier::from_f16};
+    Tier::rms_norm, Tier::layer_norm, Tier::rope,     Tier::gate,    Tier::add,
+    Tier::scale,    Tier::axpy,       Tier::softcap,  Tier::softmax, Tier::log_sum_exp_with<D16x256>,
+    Tier::to_f16,   Tier::from_f16,   Tier::is_finite};
 
 }  // namespace
 

@@ -206,6 +206,21 @@ struct VectorTier {
       V::load(last).store_first(out + i, n - i);
     }
   }
+
+  // x - x is 0, or NaN where x is not finite; a sum with a NaN in it is NaN.
+  static bool is_finite(const float* x, int32_t n) {
+    V sum = V::set1(0.0f);
+    int32_t i = 0;
+    for (; i + kVirtualLanes <= n; i += kVirtualLanes) {
+      const V v = V::load(x + i);
+      sum = sum + (v - v);
+    }
+    if (i < n) {
+      const V v = V::load_first(x + i, n - i);
+      sum = sum + (v - v);
+    }
+    return reduce_sum(sum) == 0.0f;
+  }
 };
 
 }  // namespace

@@ -135,8 +135,14 @@ void from_f16(const uint16_t* x, int32_t n, float* out) {
   for (int32_t i = 0; i < n; ++i) out[i] = f32_from_f16(x[i]);
 }
 
-constexpr VectorKernels kKernels = {rms_norm, layer_norm, rope,    gate,        add,    scale,
-                                    axpy,     softcap,    softmax, log_sum_exp, to_f16, from_f16};
+bool is_finite(const float* x, int32_t n) {
+  bool all = true;
+  for (int32_t i = 0; i < n; ++i) all &= std::isfinite(x[i]);
+  return all;
+}
+
+constexpr VectorKernels kKernels = {rms_norm, layer_norm, rope,        gate,   add,      scale,    axpy,
+                                    softcap,  softmax,    log_sum_exp, to_f16, from_f16, is_finite};
 
 }  // namespace
 

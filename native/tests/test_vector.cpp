@@ -221,6 +221,25 @@ void test_half(const VectorKernels& k) {
   CHECK(std::memcmp(out, expected, sizeof out) == 0);
 }
 
+// A NaN or an infinity at any place of any length is seen, and nothing else is taken for one.
+void test_is_finite(const VectorKernels& k) {
+  bool ok = true;
+  for (int32_t n = 1; n <= 67; ++n) {
+    std::vector<float> x(static_cast<size_t>(n) + 1, kNan);  // what lies behind does not count
+    for (int32_t i = 0; i < n; ++i) x[static_cast<size_t>(i)] = i % 3 == 0 ? FLT_MAX : i % 3 == 1 ? -FLT_MAX : 1e-45f;
+    ok &= k.is_finite(x.data(), n);
+    for (int32_t i = 0; i < n; ++i) {
+      const float good = x[static_cast<size_t>(i)];
+      for (const float bad : {kNan, -kNan, kInf, -kInf}) {
+        x[static_cast<size_t>(i)] = bad;
+        ok &= !k.is_finite(x.data(), n);
+      }
+      x[static_cast<size_t>(i)] = good;
+    }
+  }
+  CHECK(ok);
+}
+
 void test_log_sum_exp(const VectorKernels& k) {
   const auto x = random_floats(50001, 5.0f);
   double sum = 0;
@@ -325,6 +344,7 @@ int main() {
     test_rope(*table->vector);
     test_half(*table->vector);
     test_log_sum_exp(*table->vector);
+    test_is_finite(*table->vector);
     if (table != ref) test_same_bits(*ref->vector, *table->vector, tier);
   }
   return kamado::test::finish();

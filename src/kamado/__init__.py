@@ -110,6 +110,7 @@ def load(
     prefix_cache: str | int | None = None,
     chat_template: str | None = None,
     constraints: bool = False,
+    name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Loads a model: a GGUF file, a safetensors directory, or a name in the store such as "smollm2:135m".
@@ -134,6 +135,7 @@ def load(
     chat_template  Jinja source in place of the file's own
     constraints  whether the budget has room for answers of a given form and tool calls: a trie of the vocabulary, which
               is made for the first of them, about 0.5 kB a token
+    name      what messages and kept conversations call the model; None: its name in the store, else its path
     progress  called with (done bytes, total bytes) while weights are packed; an exception it raises stops the load
 
     Nothing is downloaded: `kamado pull NAME` does that. Raises ModelNotFoundError, CheckpointError and its kinds for a
@@ -159,6 +161,7 @@ def load(
         prefix_cache=prefix_cache,
         chat_template=chat_template,
         constraints=constraints,
+        name=name,
         progress=progress,
     )
 

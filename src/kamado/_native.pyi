@@ -13,6 +13,9 @@ class ReadError(OSError):
     hold the file's bytes, EIO when the file ends too early, else what the read gave.
     """
 
+class NotFinite(FloatingPointError):
+    """A step met a NaN or an infinity, which no healthy weights make; its sequences are as they were before it."""
+
 class Cancelled(RuntimeError):
     """The cancel flag was set while a step ran; the sequences are as they were before it."""
 

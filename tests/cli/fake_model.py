@@ -13,7 +13,7 @@ from kamado.cli import backend
 from kamado.engine.embed import Embedded
 from kamado.engine.piece import Piece, Usage
 from kamado.engine.scoring import Perplexity
-from kamado.errors import ContextOverflowError
+from kamado.errors import ContextOverflowError, UsageError
 
 SLOW_WORDS = 2000  # "slow" in a question: this many words, 10 ms each, so that only an interrupt ends the answer
 
@@ -62,6 +62,10 @@ class FakeModel:
     def __exit__(self, *_: object) -> None:
         self.is_closed = True
 
+    def require_chat(self, path: Path, name: str) -> None:
+        if not self.has_chat_template:
+            raise UsageError(f"{name} has no chat template: use kamado run --raw")
+
     def generate(self, prompt: str, **sampling: Any) -> FakeGeneration:
         self.calls.append(("generate", prompt, sampling))
         return self._answer(["raw:", prompt])
@@ -100,6 +104,7 @@ class FakeModel:
 
         patch.setattr(backend, "load", load)
         patch.setattr(backend, "locate", lambda name, pull=False: Path(f"/models/{name}"))
+        patch.setattr(backend, "require_chat", self.require_chat)
         return self
 
 

@@ -74,6 +74,8 @@ def test_run_prints_the_answer_and_nothing_else_on_stdout(model: FakeModel) -> N
         (["Sum", "up:", "-"], "line 1\nline 2\n", "Sum up:\n\nline 1\nline 2"),
         (["--file", "FILE"], "unread", "in the file"),
         (["Sum up:", "--file", "FILE"], "unread", "Sum up:\n\nin the file"),
+        (["--file", "MARKED"], "unread", "in the file"),
+        (["-"], "\ufefffrom stdin\n", "from stdin"),
         (["日本語 👩‍👩‍👧"], None, "日本語 👩‍👩‍👧"),
     ],
 )
@@ -81,7 +83,9 @@ def test_run_takes_the_prompt_from_arguments_file_and_stdin(
     model: FakeModel, tmp_path: Path, arguments: list[str], stdin: str | None, prompt: str
 ) -> None:
     (tmp_path / "prompt.txt").write_text("in the file\n")
-    words = [str(tmp_path / "prompt.txt") if word == "FILE" else word for word in arguments]
+    (tmp_path / "marked.txt").write_text("in the file\n", encoding="utf-8-sig")
+    files = {"FILE": "prompt.txt", "MARKED": "marked.txt"}
+    words = [str(tmp_path / files[word]) if word in files else word for word in arguments]
     assert kamado("run", "m", *words, stdin=stdin).exit_code == 0
     assert model.calls[0][1][-1]["content"] == prompt
 
@@ -101,6 +105,15 @@ def test_run_passes_on_only_what_was_given(model: FakeModel) -> None:
 def test_run_raw_uses_no_template(model: FakeModel) -> None:
     assert kamado("run", "m", "--raw", "Once").stdout == "raw:Once\n"
     assert model.calls[0][0] == "generate"
+
+
+def test_a_raw_prompt_has_special_tokens_unless_it_is_plain(model: FakeModel) -> None:
+    assert kamado("run", "m", "--raw", "<|im_start|>user").exit_code == 0
+    assert kamado("run", "m", "--raw", "--plain", "<|im_start|>user").exit_code == 0
+    assert [sampling["special"] for _, _, sampling in model.calls] == [True, False]
+    result = kamado("run", "m", "--plain", "hi")
+    assert result.exit_code == 2
+    assert "--raw" in result.stderr
 
 
 def test_run_says_that_a_base_model_only_continues(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +138,13 @@ def test_run_overflow_is_one_sentence(model: FakeModel) -> None:
 
 
 # --- chat -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_context_is_no_dead_end(model: FakeModel) -> None:
+    result = kamado("chat", "m", stdin="one\ntwo\noverflow\n/trim\nthree\n/trim\n/trim\n/trim\nfour\n")
+    assert "(/trim forgets the oldest question and its answer, /undo the last, /clear all of them)" in result.stderr
+    assert [len(call[1]) for call in model.calls] == [1, 3, 5, 3, 1]
+    assert [m["content"] for m in model.calls[3][1]] == ["two", "echo(two)#3", "three"]
 
 
 def test_chat_keeps_the_conversation(model: FakeModel) -> None:

@@ -107,7 +107,7 @@ def test_kv_prints_a_table_and_a_recommendation(model: FakeModel, monkeypatch: p
     lines = result.stdout.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["exact", "balanced", "small"]
     assert [line.split()[-1] for line in lines[2:4]] == ["yes", "no"]
-    assert lines[-1] == "--kv auto now takes balanced for fake"
+    assert lines[-1] == "--kv auto now takes balanced for /models/m"
     assert calls[0]["presets"] == ["balanced", "small"]
     assert calls[0]["threads"] == 1
     document = json.loads(kamado("kv", "m", "--presets", "balanced,small", "--json").stdout)

@@ -4,72 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-import select
 import signal
-import sys
-import time
-from pathlib import Path
 
-import pytest
+from terminals import Terminal
 
 from kamado.cli.terminal import Progress, format_seconds, printable
-
-pty = pytest.importorskip("pty")
-
-
-class Terminal:
-    """A child process on a pseudo-terminal."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.output = ""
-        command = [sys.executable, str(Path(__file__).with_name("fake_model.py")), *arguments]
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.environ["TERM"] = "dumb"
-            os.execv(command[0], command)
-
-    def wait_for(self, text: str, count: int = 1, *, press: str = "") -> None:
-        """Reads until `text` has been seen `count` times; `press` is typed, and again when nothing comes.
-
-        A Ctrl-C that arrives just before readline begins to wait is seen by Python at the next key only.
-        """
-        deadline = time.monotonic() + 30
-        self.type(press)
-        while self.output.count(text) < count:
-            if select.select([self.fd], [], [], 0.5)[0]:
-                self._read()
-                continue
-            assert time.monotonic() < deadline, f"{text!r} did not come: {self.output[-500:]!r}"
-            self.type(press)
-
-    def _read(self) -> bool:
-        try:
-            data = os.read(self.fd, 65536)
-        except OSError:  # Linux's end of a pseudo-terminal
-            return False
-        self.output += data.decode()
-        return bool(data)
-
-    def type(self, text: str) -> None:
-        os.write(self.fd, text.encode())
-
-    def exit_code(self, *, press: str = "") -> int:
-        """Reads to the end; `press` is typed, and again when nothing comes.
-
-        A key typed while the terminal changes its mode between two prompts may be lost.
-        """
-        deadline = time.monotonic() + 30
-        self.type(press)
-        while True:
-            if select.select([self.fd], [], [], 0.5)[0]:
-                if not self._read():
-                    break
-                continue
-            assert time.monotonic() < deadline, f"the program did not end: {self.output[-500:]!r}"
-            self.type(press)
-        _, status = os.waitpid(self.pid, 0)
-        os.close(self.fd)
-        return os.waitstatus_to_exitcode(status)
 
 
 def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves() -> None:

@@ -116,7 +116,7 @@ class FamilyTokenizer(ByteTokenizer):
         self.special_ids = ByteTokenizer.special_ids | frozenset(range(260, self.vocab_size))
         self.stop_ids = ByteTokenizer.stop_ids | {260 + i for i, text in enumerate(specials) if text == "<end_of_turn>"}
 
-    def encode(self, text, *, special=False, add_bos=None, add_eos=None) -> list[int]:
+    def encode(self, text, *, special=False, add_bos=None, add_eos=None, after="nothing") -> list[int]:
         if not special:
             return super().encode(text, add_bos=add_bos, add_eos=add_eos)
         ids: list[int] = []

@@ -324,7 +324,10 @@ class ByteTokenizer:
     def __init__(self, add_bos: bool = False) -> None:
         self.add_bos = add_bos
 
-    def encode(self, text, *, special=False, add_bos=None, add_eos=None) -> list[int]:
+    def strips(self, token: int) -> tuple[bool, bool]:
+        return False, False
+
+    def encode(self, text, *, special=False, add_bos=None, add_eos=None, after="nothing") -> list[int]:
         ids = [BOS] if (self.add_bos if add_bos is None else add_bos) else []
         while text:
             found = [(text.find(s), BOS + i) for i, s in enumerate(SPECIALS) if special and s in text]

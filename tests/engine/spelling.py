@@ -25,7 +25,7 @@ class PairTokenizer(FamilyTokenizer):
         self.pair_bytes = [bytes(pair) for pair in self.pairs]
         self.vocab_size += len(self.pairs)
 
-    def encode(self, text, *, special=False, add_bos=None, add_eos=None) -> list[int]:
+    def encode(self, text, *, special=False, add_bos=None, add_eos=None, after="nothing") -> list[int]:
         ids = super().encode(text, special=special, add_bos=add_bos, add_eos=add_eos)
         out: list[int] = []
         for token in ids:

@@ -118,7 +118,11 @@ def test_close_from_another_thread_while_answers_run(tiny_checkpoint: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"memory": "10MiB"}, kamado.MemoryBudgetError, r"tiny needs .* budget is 10.0 MiB: the least that works is"),
+        (
+            {"memory": "10MiB"},
+            kamado.MemoryBudgetError,
+            r"/tiny.gguf needs .* budget is 10.0 MiB: the least that works is",
+        ),
         ({"context": 513}, kamado.UsageError, "from 2 to 512"),
         ({"context": 1}, kamado.UsageError, "context"),
         ({"kv": "k=4,v=5"}, kamado.UsageError, "bits are 2, 3, 4 or 8"),

@@ -59,6 +59,42 @@ def test_penalties_by_hand() -> None:
     assert sampler.pick(row(4, -1, 10, 0, 4.1, 0), 7) == 4
 
 
+def test_a_window_forgets_what_lies_before_it() -> None:
+    """By hand: token 0 leaves the window of two, so its penalties end; at each row the largest logit is picked."""
+    sampling = Sampling(temperature=0, repetition_penalty=2.0, frequency_penalty=1.0, penalty_window=2)
+    sampler = Sampler(sampling, 4, [0, 0, 1])
+    # Window 0, 1: 0 is 4 / 2 = 2, 1 is 3 / 2; 2 is the largest with 2.5.
+    assert sampler.pick(row(4.0, 3.0, 2.5, 0.0), 0) == 2
+    # Window 1, 2: 0 is free again; 2 is 2.5 / 2 - 1.
+    assert sampler.pick(row(4.0, 3.0, 2.5, 0.0), 1) == 0
+
+
+@pytest.mark.parametrize("window", [0, 1, 3, 50])
+def test_a_window_as_long_as_the_text_is_no_window(window: int) -> None:
+    """0 is no penalty at all, and a window that holds everything is the same as none."""
+    common = {
+        "temperature": 1.0,
+        "seed": 5,
+        "repetition_penalty": 1.4,
+        "presence_penalty": 0.3,
+        "frequency_penalty": 0.2,
+    }
+    rng = np.random.default_rng(7)
+    rows = rng.standard_normal((40, 12)).astype(np.float32)
+
+    def tokens(sampling: Sampling) -> list[int]:
+        sampler = Sampler(sampling, 12, [1, 2, 2])
+        found = []
+        for i, logits in enumerate(rows):
+            found.append(sampler.pick(logits.copy(), i))
+        return found
+
+    whole, windowed = tokens(Sampling(**common)), tokens(Sampling(**common, penalty_window=window))
+    none = tokens(Sampling(temperature=1.0, seed=5))
+    assert (windowed == none) == (window == 0)
+    assert (windowed == whole) == (window == 50)
+
+
 def test_logit_bias_comes_before_penalties() -> None:
     # (1 + 3) / 4 = 1 loses against 1.5; penalised first it would be 1 / 4 + 3 and win.
     sampling = Sampling(temperature=0, repetition_penalty=4.0, logit_bias={0: 3.0})

@@ -161,3 +161,56 @@ def test_a_token_is_not_its_text() -> None:
     found = events([marks.of_token(264) + call], syntax=bound, names=NAMES)
     assert isinstance(found[0], ToolCallStart)
     assert events(["<|tool_call|>" + call], syntax=bound, names=NAMES) == [TextDelta("<|tool_call|>" + call)]
+
+
+def cut_events(text: str, **kwargs) -> list:
+    parser = AnswerParser(new_id=lambda: "id", **kwargs)
+    return [event for step in (parser.push(text), parser.finish(is_cut=True)) for event in step]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('<tool_call>\n{"name": "f", "arguments": ', [ToolCallStart(0, "id", "f"), ToolCallEnd(0, is_cut=True)]),
+        (
+            '<tool_call>\n{"name": "f", "arguments": {"a": ',
+            [ToolCallStart(0, "id", "f"), ToolCallDelta(0, '{"a": '), ToolCallEnd(0, is_cut=True)],
+        ),
+        ("text\n\n<tool_ca", [TextDelta("text")]),
+        ("a < b", [TextDelta("a < b")]),
+        ("a <", [TextDelta("a")]),
+        ("a\n", [TextDelta("a"), TextDelta("\n")]),
+        ("<thi", []),
+        ("<think>never ends</thi", [ReasoningDelta("never ends")]),
+        ('<tool_call>\n{"na', []),
+        ('<tool_call>\n{"name": "f', []),
+    ],
+)
+def test_what_a_cut_leaves(text, wanted) -> None:
+    assert cut_events(text, syntax=hermes.FORMAT.syntaxes[0], names=NAMES, tags=THINK) == wanted
+
+
+@pytest.mark.parametrize(("name", "syntax"), SYNTAXES, ids=[name for name, _ in SYNTAXES])
+@pytest.mark.parametrize("is_token", [False, True])
+def test_where_a_call_must_come_a_cut_leaves_no_text(name, syntax, is_token) -> None:
+    marks = Marks(FamilyTokenizer(TOKENS if is_token else ()), syntax.texts())
+    calls = [Call("f", {"a": "}"}, "i1"), Call("get.weather", {}, "i2")][: 2 if syntax.between is not None else 1]
+    text = "\n" + syntax.bind(marks).render(calls)
+    for size in range(len(text) + 1):
+        found = cut_events(text[:size], syntax=syntax.bind(marks), names=NAMES, is_required=True)
+        assert not [event for event in found if isinstance(event, TextDelta)]
+        starts = [event for event in found if isinstance(event, ToolCallStart)]
+        ends = [event for event in found if isinstance(event, ToolCallEnd)]
+        assert [event.index for event in starts] == [event.index for event in ends] == list(range(len(starts)))
+        assert not any(event.is_cut for event in ends[:-1])
+
+
+@pytest.mark.parametrize(("name", "syntax"), SYNTAXES, ids=[name for name, _ in SYNTAXES])
+def test_after_whole_calls_a_cut_leaves_no_text(name, syntax) -> None:
+    if syntax.between is None:
+        return
+    one = syntax.render([Call("f", {})])
+    two = syntax.render([Call("f", {}), Call("f", {})])
+    for size in range(len(one) - len(syntax.close), len(two)):
+        found = cut_events(two[:size], syntax=syntax, names=NAMES)
+        assert not [event for event in found if isinstance(event, TextDelta)]

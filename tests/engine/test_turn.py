@@ -270,10 +270,10 @@ def test_reasoning_can_be_switched_off_where_the_template_can() -> None:
 
 def test_a_form_binds_the_answer_and_not_the_reasoning() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
-    with family_model(FAMILIES["qwen3"], list(b'<think>free, {"x": </think>\n\n{"x": 1}')) as model:
+    with family_model(FAMILIES["qwen3"], list(b'<think>free, {"x": </think>\n\n{"x":1}')) as model:
         turn = model.prepare_turn(ASK, output=OutputFormat("json_schema", schema=schema))
         found = run(model, turn, **NO_SAMPLING)
-        assert found == [ReasoningDelta('free, {"x":'), TextDelta('{"x": 1}'), Finish("stop")]
+        assert found == [ReasoningDelta('free, {"x":'), TextDelta('{"x":1}'), Finish("stop")]
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ def test_what_is_wrong_is_refused_before_anything_runs(kwargs, words) -> None:
     ("message", "words"),
     [
         (Message("user", (ImagePart(b"", "image/png"),)), "picture"),
-        (Message("assistant", tool_calls=(ToolCall("1", "f", "{"),)), "no JSON object"),
+        (Message("assistant", tool_calls=(ToolCall("1", "f", "{x"),)), "no JSON object"),
         (Message("assistant", tool_calls=(ToolCall("1", "f", "[1]"),)), "no JSON object"),
         (Message("wizard", (TextPart("x"),)), "role"),
     ],
@@ -429,7 +429,7 @@ def test_a_message_that_cannot_be_told_is_refused(message, words) -> None:
 
 
 def test_tools_that_are_not_strict_get_what_can_be_had() -> None:
-    odd = replace(ADD, strict=False, parameters={**ADD.parameters, "not": {"required": ["z"]}})
+    odd = replace(ADD, strict=False, parameters={**ADD.parameters, "properties": {"a": {"pattern": "(?<=x)y"}}})
     impossible = replace(ADD, name="odd", strict=False, parameters={"type": "object", "properties": {"a": {"type": 7}}})
     with family_model(FAMILIES["qwen"]) as model:
         with pytest.raises(ConstraintError):
@@ -439,3 +439,80 @@ def test_tools_that_are_not_strict_get_what_can_be_had() -> None:
             found = run(model, turn, seed=1, temperature=1.0, top_k=0, max_tokens=3000)
             if found[-1].reason != "length":
                 assert isinstance(calls_of(found)[0][1], dict)
+
+
+CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 12}}\n</tool_call>'
+
+
+def test_log_probabilities_of_a_cut_call_are_nobodys() -> None:
+    """They were sent with an empty text after the call, which /v1/responses made a message of."""
+    for text in (CALL, f"Hm\n{CALL}\n{CALL}"):
+        with family_model(FAMILIES["qwen"], list(text.encode())) as model:
+            for choice in (ToolChoice(), REQUIRED) if text == CALL else (ToolChoice(),):
+                turn = model.prepare_turn(ASK, tools=TOOLS, tool_choice=choice)
+                for limit in range(1, len(text)):
+                    events = run(model, turn, logprobs=1, max_tokens=limit, **NO_SAMPLING)
+                    begun = [i for i, e in enumerate(events) if isinstance(e, ToolCallStart)]
+                    assert not [e for e in events[begun[0] if begun else len(events) :] if isinstance(e, TextDelta)]
+                    if choice is REQUIRED:
+                        assert not [e for e in events if isinstance(e, TextDelta)]
+                    tokens = b"".join(t.text for e in events if isinstance(e, TextDelta) for t in e.logprobs)
+                    assert text.encode().startswith(tokens)
+
+
+def test_a_stop_string_inside_a_call_cuts_nothing() -> None:
+    with family_model(FAMILIES["qwen"], list(CALL.encode())) as model:
+        turn = model.prepare_turn(ASK, tools=TOOLS)
+        for limit in range(1, len(CALL)):
+            plain = run(model, turn, max_tokens=limit, **NO_SAMPLING)
+            stopped = run(model, turn, max_tokens=limit, stop=["12", "tool", "\n"], **NO_SAMPLING)
+            shapes = [[replace(e, id="") if isinstance(e, ToolCallStart) else e for e in es] for es in (plain, stopped)]
+            assert shapes[0] == shapes[1]
+            assert plain[-1] == Finish("length")
+
+
+def test_half_a_character_is_not_shown_where_an_answer_is_cut() -> None:
+    with family_model(FAMILIES["qwen"], list("né".encode())) as model:
+        turn = model.prepare_turn(ASK)
+        assert run(model, turn, max_tokens=2, **NO_SAMPLING) == [TextDelta("n"), Finish("length")]
+        assert run(model, turn, max_tokens=3, **NO_SAMPLING)[0] == TextDelta("né")
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_a_call_that_was_cut_is_told_as_far_as_it_came(key) -> None:
+    family = FAMILIES[key]
+    whole = json.dumps({"city": 'Zü"r', "unit": "C"}, ensure_ascii=False)
+    with family_model(family) as model:
+        before = model.prepare_turn(ASK, tools=TOOLS).num_prompt_tokens
+        for size in range(len(whole) + 1):
+            answer = Message("assistant", tool_calls=(ToolCall("1", "get_weather", whole[:size]),))
+            result = Message("tool", (TextPart("not run"),), tool_call_id="1", name="get_weather")
+            turn = model.prepare_turn((*ASK, answer, result), tools=TOOLS)
+            assert turn.num_prompt_tokens > before
+        said = shown(model, turn)
+        assert 'Zü\\"r' in said
+
+
+def test_a_special_token_in_the_middle_of_text_is_no_text() -> None:
+    family = FAMILIES["qwen3_tokens"]
+    answer = FamilyTokenizer(family.specials).encode("Yes <think> no </think> so", special=True)
+    with family_model(family, answer) as model:
+        found = run(model, model.prepare_turn(ASK), **NO_SAMPLING)
+        assert found == [TextDelta("Yes  no  so"), Finish("stop")]
+
+
+def test_what_goes_on_can_call_and_cannot_have_to() -> None:
+    begun = (*ASK, Message("assistant", (TextPart("Let me see."),)))
+    with family_model(FAMILIES["qwen3"], list(f" So: <think>\n{CALL}".encode())) as model:
+        turn = model.prepare_turn(begun, tools=TOOLS, continue_last=True)
+        found = run(model, turn, **NO_SAMPLING)
+        assert found[0] in (TextDelta(" So: <think>"), TextDelta("So: <think>"))  # no reasoning where text has begun
+        assert calls_of(found) == [("add", {"a": 12})]
+        with pytest.raises(UsageError, match="required"):
+            model.prepare_turn(begun, tools=TOOLS, tool_choice=REQUIRED, continue_last=True)
+        with pytest.raises(UsageError, match="form"):
+            model.prepare_turn(begun, output=OutputFormat("json"), continue_last=True)
+        empty = (*ASK, Message("assistant"))  # nothing has begun: anything may come
+        turn = model.prepare_turn(empty, tools=TOOLS, tool_choice=REQUIRED, continue_last=True)
+        assert turn.is_required
+        assert not turn.is_continued

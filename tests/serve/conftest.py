@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .browsing import browser, open_page
 from .compat import pytest_configure, pytest_runtest_makereport, pytest_sessionfinish, records
 
-__all__ = ["pytest_configure", "pytest_runtest_makereport", "pytest_sessionfinish", "records"]
+__all__ = ["browser", "open_page", "pytest_configure", "pytest_runtest_makereport", "pytest_sessionfinish", "records"]

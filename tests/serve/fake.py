@@ -258,12 +258,18 @@ class FakeModel:
     async def count_chat_tokens(self, request: ChatRequest) -> int:
         return len(self._words(request))
 
-    async def tokenize(self, value: str, *, special: bool = False) -> list[int]:
-        tokens = []
+    async def tokenize(self, value: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
+        tokens = [] if add_bos is False else [1]
+        self.known[1] = ""
+        if special and value.startswith("<s>"):
+            tokens, value = [1], value.removeprefix("<s>")
         for word in words_of(value):
             self.known[token_of(word)] = word
             tokens.append(token_of(word))
         return tokens
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        return [self.known.get(token, f" t{token}").encode("utf-8", "surrogateescape") for token in tokens]
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         return "".join(self.known.get(token, f" t{token}") for token in tokens)

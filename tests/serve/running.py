@@ -8,13 +8,11 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import uvicorn
-
 from kamado.serve.app import Server
 from kamado.serve.backend import Library, Loader
 from kamado.serve.config import ServeConfig
 from kamado.serve.keys import KeyRing
-from kamado.serve.run import make_server
+from kamado.serve.run import Web, bind, make_server
 
 T = TypeVar("T")
 
@@ -38,21 +36,18 @@ def running(
 ) -> Iterator[Running]:
     """Starts a server on a free port of loopback; it is gone after the block."""
     server = make_server(config or ServeConfig(port=0), library, loader, keys=keys or KeyRing())
-    web = uvicorn.Server(
-        uvicorn.Config(
-            server.app, host="127.0.0.1", port=0, log_config=None, access_log=False, ws="none", interface="asgi3"
-        )
-    )
+    listener = bind(config or ServeConfig(port=0))
+    web = Web(server)
     found: dict[str, Any] = {}
     is_up = threading.Event()
 
     async def main() -> None:
         found["loop"] = asyncio.get_running_loop()
-        task = asyncio.create_task(web.serve())
+        task = asyncio.create_task(web.serve(sockets=[listener]))
         while not web.started and not task.done():
             await asyncio.sleep(0.01)
         if web.started:
-            found["port"] = web.servers[0].sockets[0].getsockname()[1]
+            found["port"] = listener.getsockname()[1]
         is_up.set()
         await task
 

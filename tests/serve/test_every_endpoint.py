@@ -478,6 +478,15 @@ def test_llm_embeddings(llm_home: Path, place: Place) -> None:
     assert one != two
 
 
+def test_tokens_of_a_text_and_back(place: Place) -> None:
+    """In llama.cpp's shape and in vLLM's, which no client library has."""
+    found = httpx2.post(f"{place.url}/tokenize", json={"model": CHAT, "content": "one two"}).json()["tokens"]
+    text = httpx2.post(f"{place.url}/detokenize", json={"model": CHAT, "tokens": found}).json()["content"]
+    assert text == "one two"
+    counted = httpx2.post(f"{place.url}/tokenize", json={"model": CHAT, "prompt": "one two"}).json()
+    assert counted["count"] == len(counted["tokens"]) >= len(found)
+
+
 # --- what was reached -------------------------------------------------------------------------------------------------
 
 

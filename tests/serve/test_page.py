@@ -1,13 +1,11 @@
 """The page at `/`: what is served, and in headless Chromium what a person sees and does.
 
-The browser is Debian's `chromium` (or KAMADO_CHROMIUM), driven by playwright; without one those tests are skipped.
+Scripted models here; test_page_real.py has a real server with real ones.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from kamado.serve.backend import Finish, ReasoningDelta, TextDelta
 from kamado.serve.keys import KeyRing
 from kamado.serve.page import HEADERS, web_files
 
+from .browsing import answered, ask
 from .fake import FakeWorld, Wait, text
 from .running import Running, running
 
@@ -53,6 +52,12 @@ def world() -> FakeWorld:
     world.scripts["markdown"] = text(*[MARKDOWN[i : i + 7] for i in range(0, len(MARKDOWN), 7)])
     world.scripts["think"] = [ReasoningDelta("let me see"), *text("seen")]
     world.scripts["slow"] = [TextDelta("half"), Wait(60.0), *text("whole")]
+    rows = (
+        "| Feature | Ollama | Kamado | Description |\n|---|---|---|---|\n| streaming | no | yes | "
+        + "a word " * 12
+        + "|\n"
+    )
+    world.scripts["table"] = text(rows)
     world.scripts["cut"] = [TextDelta("so far"), Finish("length")]
     return world
 
@@ -109,64 +114,6 @@ def test_the_page_is_public_and_what_it_shows_is_not(world: FakeWorld) -> None:
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 in_browser = pytest.mark.browser
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    path = os.environ.get("KAMADO_CHROMIUM") or shutil.which("chromium")
-    if path is None:
-        pytest.skip("no chromium: install Debian's chromium, or name one in KAMADO_CHROMIUM")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Opens the page in a fresh profile. A script error, a refusal by the policy or a foreign request is a failure."""
-    contexts: list[Any] = []
-    faults: list[str] = []
-
-    def open_page(url: str, context: Any = None, **options: Any) -> Any:
-        if context is None:
-            context = browser.new_context(**options)
-            contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda m: faults.append(m.text) if "Content Security" in m.text else None)
-        page.on("request", lambda r: None if r.url.startswith(url) else faults.append(f"foreign request: {r.url}"))
-        page.goto(url)
-        page.wait_for_selector("html[data-ready]")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert faults == []
-
-
-def ask(page: Any, question: str) -> None:
-    page.fill("#input", question)
-    page.press("#input", "Enter")
-
-
-def answered(page: Any, content: str) -> None:
-    """Waits until the last answer has this text and is complete."""
-    last = page.locator(".message.assistant").last
-    last.locator(".body", has_text=content).wait_for()  # the last one may still be that of the question before
-    last.locator(".tools button", has_text="Retry").wait_for()
-    assert content in last.locator(".body").inner_text()
 
 
 @in_browser
@@ -375,6 +322,26 @@ def test_a_phone(open_page: Callable[..., Any], server: Running) -> None:
     ask(page, "markdown")
     answered(page, "Title")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing runs off the side"
+
+
+@in_browser
+def test_a_table_on_a_phone(open_page: Callable[..., Any], server: Running) -> None:
+    """It is scrolled sideways and no word of it is broken; the figures below an answer are on more than one line."""
+    page = open_page(server.url, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    ask(page, "table")
+    answered(page, "Feature")
+    ask(page, "table")
+    page.locator(".message.assistant").nth(1).locator(".tools button", has_text="Retry").wait_for()
+    heights = page.evaluate("[...document.querySelectorAll('.table th')].map((e) => e.getBoundingClientRect().height)")
+    assert max(heights) < 50, "each title is on one line"
+    inside = "(e => [e.scrollWidth, e.clientWidth])(document.querySelector('.table'))"
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    width, room = page.evaluate(inside)
+    assert width >= room
+    right = page.evaluate(
+        "[...document.querySelectorAll('.tools .figure')].map((e) => e.getBoundingClientRect().right)"
+    )
+    assert max(right) <= 390
 
 
 @in_browser

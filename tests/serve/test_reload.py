@@ -240,7 +240,7 @@ def test_a_changed_file_is_taken_without_a_restart(
             f'max_requests = 7\nport = 9\n[aliases]\nmine = "fake"\n[[api_keys]]\nname = "one"\nkey = "{KEY}"\n'
         )
         wait_for(lambda: server.server.config.max_requests == 7)
-    assert status(server) == 401
+        assert status(server) == 401  # an answer comes after the lines of the log
     assert status(server, KEY, "mine") == 200
     (done,) = (record for record in caplog.records if record.getMessage() == "settings reloaded")
     assert set(done.changed) == {"max_requests", "aliases", "api_keys"}  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """Record reference ids into golden/. Run by hand when the corpus changes; tests only read what it wrote.
 
     python -m tests.tokenizer.record sentencepiece
+    python -m tests.tokenizer.record unigram
     python -m tests.tokenizer.record llama.cpp REFERENCE_IDS_PROGRAM VERSION MODELS_FOLDER
 
 REFERENCE_IDS_PROGRAM is reference_ids.cpp, compiled against llama.cpp.
@@ -49,6 +50,19 @@ def record_sentencepiece() -> None:
     _write("sentencepiece.json", {"sentencepiece": sentencepiece.__version__, "models": recorded})
 
 
+def record_unigram() -> None:
+    import sentencepiece
+
+    from .unigram_models import MODELS, texts, train
+
+    recorded = {}
+    for name, options in MODELS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            metadata, encode = train(sentencepiece, Path(folder), **options)
+            recorded[name] = {"metadata": metadata, "ids": {key: encode(text) for key, text in texts().items()}}
+    _write("unigram.json", {"sentencepiece": sentencepiece.__version__, "models": recorded})
+
+
 def record_llama_cpp(program: str, version: str, folder: str) -> None:
     from .test_real import FILES, compact, golden_name, texts
 
@@ -74,5 +88,7 @@ def _write(name: str, value: Any) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "sentencepiece":
         record_sentencepiece()
+    elif sys.argv[1] == "unigram":
+        record_unigram()
     else:
         record_llama_cpp(*sys.argv[2:5])

@@ -187,3 +187,10 @@ def test_one_word_of_a_million_letters() -> None:
     tokenizer = _pair("tekken")[0]
     for text in ("x" * 1_000_000, " " * 1_000_000, "\n" * 1_000_000, "\u0301" * 300_000, "A" * 3_000_000):
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_an_end_is_appended_as_the_file_asks_unless_told_otherwise(asks: bool) -> None:
+    tokenizer = gguf(**tiny_bpe(add_eos_token=asks))
+    end = [tokenizer.eos_id] if asks else []
+    assert tokenizer.encode("hello") == [*tokenizer.encode("hello", add_eos=False), *end]

@@ -141,7 +141,7 @@ def test_missing_file_and_bytes_that_are_no_text(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: cannot be read: No such file"):
         load_tokenizer(TokenizerSource("hf", {}, path))
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(TokenizerError, match="not UTF-8"):
+    with pytest.raises(TokenizerError, match="not valid UTF-8"):
         load_tokenizer(TokenizerSource("hf", {}, path))
 
 

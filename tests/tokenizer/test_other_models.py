@@ -98,7 +98,8 @@ def test_unigram_ids() -> None:
     keys, rust = _unigram()
     ours = gguf(**keys)
     for name, text in TEXTS.items():
-        if "special" in name or name == "html":  # the package reads "</s>" in plain text as the token; we do not
+        # The package reads "</s>" in plain text as the token, and forgets the mark of a text that began with spaces.
+        if "special" in name or name == "html" or text.startswith((" ", SPACE)):
             continue
         assert ours.encode(text) == [*rust.encode(text).ids, 1], name
     assert 1 not in ours.encode("a</s>b", add_eos=False)
@@ -130,7 +131,7 @@ def test_unigram_against_sentencepiece(tmp_path: Path) -> None:
 
 def test_a_lying_charsmap_is_refused() -> None:
     keys, _ = _unigram()
-    for table in ([], [255, 255, 255, 127, 0], [4, 0, 0, 0], [3, 0, 0, 0, 1, 2, 3, 4]):
+    for table in ([0], [255, 255, 255, 127, 0], [4, 0, 0, 0], [3, 0, 0, 0, 1, 2, 3, 4]):
         with pytest.raises(TokenizerError, match="precompiled_charsmap"):
             gguf(**keys, precompiled_charsmap=table)
 

@@ -25,6 +25,11 @@ namespace kamado {
 class File;  // native/executor/file.h
 
 // Thrown by a step that `cancel` or the poll hook stopped.
+// A step met a NaN or an infinity, which no healthy model makes; its sequences are as they were before.
+struct NotFinite : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct Cancelled : std::runtime_error {
   Cancelled() : std::runtime_error("cancelled") {}
 };

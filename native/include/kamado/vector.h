@@ -28,6 +28,7 @@ struct VectorKernels {
   // f32 <-> f16, round to nearest even, clamped to +-65504 so that a cache never holds an infinity.
   void (*to_f16)(const float* x, int32_t n, uint16_t* out);
   void (*from_f16)(const uint16_t* x, int32_t n, float* out);
+  bool (*is_finite)(const float* x, int32_t n);  // no NaN and no infinity among them
 };
 
 const VectorKernels* vector_kernels_ref();

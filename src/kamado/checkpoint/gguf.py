@@ -7,7 +7,6 @@ nothing behind it could be checked.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from ..errors import CorruptFileError, MetadataError
 from .gguf_header import GGML_TYPES, Header, read_header
+from .hf_settings import is_finite_number
 from .tensor_map import TensorMap
 from .types import Checkpoint, Layout, TensorRef, TokenizerSource
 
@@ -151,7 +151,7 @@ def _sampling(header: Header) -> Mapping[str, float]:
         value: Any = header.metadata.get(f"general.sampling.{theirs}")
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not is_finite_number(value):
             raise MetadataError(
                 f"{header.path}: metadata key 'general.sampling.{theirs}' must be a number, it is {_brief(value)}"
             )

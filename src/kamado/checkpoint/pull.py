@@ -39,7 +39,8 @@ def pull(
         return pull_from_hub(name, store, revision=revision, quant=quant, progress=progress)
     entry = CATALOG.get(name)
     if entry is None:
-        store.resolve(name)  # raises with near names, or is a path or a stored model
+        if store.get(name) is None:  # names only: whoever asks may not be the one whose files these are
+            raise ModelNotFoundError(store.not_found(name))
         raise ModelNotFoundError(f"{name} is here already, and is no catalog name that could be fetched again")
     if revision or quant:
         raise UsageError(f"{name} is a catalog name: it is pinned to one file, --revision and --quant do not apply")

@@ -7,19 +7,18 @@ directory. Layouts other than BF16, F16 and F32 are refused when a program asks 
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptFileError, MetadataError, ModelNotFoundError
+from .hf_settings import chat_templates, default_end, is_there, json_object, sampling
+from .plain_file import open_regular, parse_json_object
 from .tensor_map import TensorMap
 from .types import Checkpoint, Layout, TensorRef, TokenizerSource
 
 MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
-MAX_JSON_BYTES = 64 << 20
 MAX_TENSORS = 262_144
 MAX_SHARDS = 1024
 MAX_DIMS = 8
@@ -36,13 +35,12 @@ _MAX_NAME_BYTES = 255  # of a file, on every file system we know
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 POOLING_KEY = "sentence_transformers_pooling"  # where a checkpoint's metadata has that file
-_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-_SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 
 
 def open_safetensors(path: Path) -> Checkpoint:
     """The model in directory `path`. Raises CorruptFileError or MetadataError naming the file and the key."""
-    config = _json_object(path / "config.json")
+    config = json_object(path / "config.json")
     architecture = config.get("model_type")
     if not isinstance(architecture, str) or not architecture:
         raise MetadataError(f"{path / 'config.json'}: key 'model_type' is missing or no text")
@@ -62,23 +60,22 @@ def open_safetensors(path: Path) -> Checkpoint:
     if where is not None and (lost := where.keys() - tensors.keys() - unsupported.keys()):
         name = min(lost)
         raise CorruptFileError(f"{path / where[name]}: tensor {name!r} is missing, though {_INDEX} lists it")
-    extra = {name: _json_object(path / name) for name in _TOKENIZER_FILES if (path / name).is_file()}
-    pooling = path / "1_Pooling" / "config.json"  # beside models of the sentence-transformers library
-    if pooling.is_file():
-        config = {**config, POOLING_KEY: _json_object(pooling)}
-    template, named = _chat_templates(path, extra.get("tokenizer_config.json", {}))
+    extra = {name: json_object(path / name) for name in _TOKENIZER_FILES if is_there(path / name)}
+    generation = extra.get("generation_config.json")
+    extra["config.json"] = default_end(config)
+    template, named = chat_templates(path, extra.get("tokenizer_config.json", {}))
     tokenizer_file = path / "tokenizer.json"
     return Checkpoint(
         path=path,
         files=tuple(files),
         format="safetensors",
         architecture=architecture,
-        metadata=config,
+        metadata=_with_pooling(path, config),
         tensors=TensorMap(path, tensors, unsupported),
-        tokenizer=TokenizerSource("hf", extra, tokenizer_file) if tokenizer_file.is_file() else None,
+        tokenizer=TokenizerSource("hf", extra, tokenizer_file) if is_there(tokenizer_file) else None,
         chat_template=template,
         chat_templates=named,
-        sampling=_sampling(path, extra.get("generation_config.json", {})),
+        sampling=sampling(path, generation, config),
         name=_name(path, config),
     )
 
@@ -89,7 +86,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
     Raises CorruptFileError naming the tensor for anything the format forbids.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file_bytes = os.fstat(file.fileno()).st_size
             head = file.read(8)
             if len(head) < 8:
@@ -102,7 +99,7 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
             raw = file.read(header_bytes)
     except OSError as error:
         raise CorruptFileError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return _check_header(path, _parse_json(raw, path), 8 + header_bytes, file_bytes)
+    return _check_header(path, parse_json_object(raw, path), 8 + header_bytes, file_bytes)
 
 
 def _check_header(
@@ -156,40 +153,6 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value <= 1 << 62
 
 
-def _parse_json(raw: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object without duplicate keys, nesting and number sizes bounded."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        out = dict(pairs)
-        if len(out) != len(pairs):
-            seen: set[str] = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise CorruptFileError(f"{path}: key {twice[:80]!r} appears twice")
-        return out
-
-    try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8 and huge-integer faults alike
-        raise CorruptFileError(f"{path}: not valid JSON: {str(error)[:120]}") from None
-    if not isinstance(value, dict):
-        raise CorruptFileError(f"{path}: must hold a JSON object, it holds a {type(value).__name__}")
-    return value
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    return _parse_json(_read_small(path), path)
-
-
-def _read_small(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_JSON_BYTES:
-                raise CorruptFileError(f"{path}: larger than the limit of {MAX_JSON_BYTES} bytes")
-            return file.read()
-    except OSError as error:
-        raise CorruptFileError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
 def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The files in name order, and the index (tensor name -> file name) when there is one."""
     index_file = path / _INDEX
@@ -203,7 +166,7 @@ def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
             f"{path}: neither {_SINGLE} nor {_INDEX} is there"
             + ("; weights in .bin or .pth files are never opened" if any(path.glob("*.bin")) else "")
         )
-    where = _json_object(index_file).get("weight_map")
+    where = json_object(index_file).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise MetadataError(f"{index_file}: key 'weight_map' is missing or empty")
     for name, shard in where.items():
@@ -222,52 +185,10 @@ def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     return [path / shard for shard in shards], where
 
 
-def _chat_templates(path: Path, config: Mapping[str, Any]) -> tuple[str | None, dict[str, str]]:
-    """(default, named). chat_template.jinja wins over chat_template.json, that over tokenizer_config.json."""
-    source: Any = config.get("chat_template")
-    if (path / "chat_template.json").is_file():
-        source = _json_object(path / "chat_template.json").get("chat_template", source)
-    named: dict[str, str] = {}
-    if isinstance(source, list):
-        for entry in source:
-            if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-                raise MetadataError(f"{path / 'tokenizer_config.json'}: 'chat_template' has an entry without a name")
-            named[entry["name"]] = _template_text(path, entry.get("template"))
-        source = named.pop("default", None)
-    elif source is not None:
-        source = _template_text(path, source)
-    if (path / "chat_template.jinja").is_file():
-        source = _read_text(path / "chat_template.jinja")
-    for file in sorted((path / "additional_chat_templates").glob("*.jinja"))[:64]:
-        named[file.stem] = _read_text(file)
-    return source, named
-
-
-def _template_text(path: Path, value: Any) -> str:
-    if not isinstance(value, str):
-        raise MetadataError(f"{path / 'tokenizer_config.json'}: key 'chat_template' must be text")
-    return value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return _read_small(path).decode("utf-8")
-    except UnicodeDecodeError:
-        raise CorruptFileError(f"{path}: not valid UTF-8") from None
-
-
-def _sampling(path: Path, generation: Mapping[str, Any]) -> dict[str, float]:
-    out: dict[str, float] = {}
-    for key in _SAMPLING_KEYS:
-        value = generation.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise MetadataError(f"{path / 'generation_config.json'}: key {key!r} must be a number, it is {value!r:.60}")
-        out[key] = value
-    if generation.get("do_sample") is False:
-        out["temperature"] = 0.0
-    return out
+def _with_pooling(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with the settings that the sentence-transformers library puts beside a model."""
+    pooling = path / "1_Pooling" / "config.json"
+    return {**config, POOLING_KEY: json_object(pooling)} if is_there(pooling) else config
 
 
 def _name(path: Path, config: Mapping[str, Any]) -> str:

@@ -91,6 +91,12 @@ class Store:
             self.recover()
         return _read_entry(entry) if entry.is_file() else None
 
+    def name_of(self, path: Path) -> str:
+        """What `resolve` takes for the model that lies at `path`: its name in the store, else the path."""
+        if self.models_dir not in path.parents:
+            return str(path)
+        return next((model.name for model in self.list() if model.path == path), str(path))
+
     def resolve(self, name_or_path: str | os.PathLike[str]) -> Path:
         """Where a model lies: a path (used in place), a name of the store, or the part before ':' of just one name.
 
@@ -113,6 +119,10 @@ class Store:
         if starts:
             raise ModelNotFoundError(f"{text!r} may be any of {', '.join(starts)}: give the whole name")
         raise ModelNotFoundError(self._not_found(text, names))
+
+    def not_found(self, name: str) -> str:
+        """What to say of a name that no model has: near names, of models only."""
+        return self._not_found(name[:200], [model.name for model in self.list()])
 
     def _not_found(self, name: str, stored: builtins.list[str]) -> str:
         if name in CATALOG:

@@ -3,21 +3,29 @@
 Covered: a template sees plain data only (copies), reaches no Python object outside it, and is stopped with a
 TemplateError when it runs too long, loops too often, or would build a value, a total or an output that is too large.
 Not covered: what the prompt says. A hostile template can still write any text into the prompt.
+
+A template is compiled in the worker process first (isolated.py), which may die of it. Of one that is plain
+(template_plain.py) and was compiled fast there, each rendering is tried in this process with a twentieth of the limits,
+which takes no more than it ever did; everything else is rendered in the worker.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TemplateError
+from ..isolated import WORK_BYTES, WORKER, Limits, WorkerEndedError
 
 if TYPE_CHECKING:
     from .template_sandbox import Compiled
 
 _MAX_DEPTH = 64
+# What compiling may have taken in the worker for it to be done here too, where it holds the GIL: templates of 5000
+# characters take 30 ms.
+_MAX_COMPILE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +38,19 @@ class TemplateLimits:
     total_size: int = 1 << 27  # of all values it builds, kept or not
     output_chars: int = 1 << 22
     steps: int = 500_000  # loop iterations, calls, filters, operators
-    seconds: float = 5.0
+    seconds: float = 5.0  # of processor time, with compiling
     range_length: int = 100_000
+
+    def here(self) -> TemplateLimits:
+        """What a rendering in this process may use: 50 MiB at most, if it builds lists of numbers."""
+        return replace(
+            self,
+            value_size=min(self.value_size, 1 << 20),
+            total_size=min(self.total_size, 1 << 20),
+            output_chars=min(self.output_chars, 1 << 20),
+            steps=min(self.steps, 25_000),
+            seconds=min(self.seconds, 0.25),
+        )
 
 
 class ChatTemplate:
@@ -45,6 +64,8 @@ class ChatTemplate:
         self._source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._limits = limits or TemplateLimits()
+        self._is_known = False  # whether the worker has compiled it
+        self._may_run_here = False
         self._compiled: Compiled | None = None
         self._lock = threading.Lock()
         if len(source) > self._limits.source_chars:
@@ -58,12 +79,12 @@ class ChatTemplate:
         return self._source
 
     def check(self) -> None:
-        """Compile the template now instead of at the first `render`. Raises TemplateError for a syntax error."""
-        with self._lock:
-            if self._compiled is None:
-                from .template_sandbox import Compiled
+        """Compile the template now instead of at the first `render`. Raises TemplateError for a syntax error.
 
-                self._compiled = Compiled(self._source, self._limits)
+        Like `render`, it waits for the worker process: not for an event loop.
+        """
+        if not self._is_known:
+            self._ask(None)
 
     def render(
         self,
@@ -78,8 +99,6 @@ class ChatTemplate:
         Raises TemplateError: a syntax error, what the template itself refuses, a forbidden access, a passed limit, or
         data that is not plain (text, numbers, booleans, None, lists and mappings of these).
         """
-        self.check()
-        assert self._compiled is not None  # check() sets it or raises
         variables: dict[str, Any] = {
             "documents": None,
             **self._tokens,
@@ -90,7 +109,43 @@ class ChatTemplate:
         }
         room = [self._limits.input_size]
         plain = {name: _plain(value, name, room, 0) for name, value in variables.items()}
-        return self._compiled.render(plain)
+        if self._may_run_here:
+            from .template_limits import PassedLimitError
+
+            try:
+                return self._compile_here().render(plain)
+            except (PassedLimitError, MemoryError):
+                pass
+        text: str = self._ask(plain)["text"]
+        return text
+
+    def _compile_here(self) -> Compiled:
+        with self._lock:
+            if self._compiled is None:
+                from .template_sandbox import Compiled
+
+                self._compiled = Compiled(self._source, self._limits.here())
+            return self._compiled
+
+    def _ask(self, variables: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The worker's reply."""
+        limits = Limits(self._limits.seconds, clock_seconds=2 * self._limits.seconds)
+        request = {"source": self._source, "limits": asdict(self._limits), "variables": variables}
+        try:
+            reply: dict[str, Any] = WORKER.ask("kamado.checkpoint.template_worker:use", request, limits)
+        except WorkerEndedError as error:
+            said = {
+                "time": f"took longer than {limits.cpu_seconds:g} s",
+                "memory": f"needs more than {WORK_BYTES >> 20} MiB of memory",
+                "stack": "is nested too deeply or calls itself without end",
+            }.get(error.why, f"could not be tried: {error}")
+            raise TemplateError(f"the chat template {said}") from None
+        if "error" in reply:
+            raise TemplateError(reply["error"])
+        if not self._is_known:
+            self._may_run_here = reply["is_plain"] and reply["seconds"] <= _MAX_COMPILE_SECONDS
+        self._is_known = True
+        return reply
 
 
 def _plain(value: Any, where: str, room: list[int], depth: int) -> Any:

@@ -36,6 +36,10 @@ _FILTER_NAMES = """
 """
 
 
+class PassedLimitError(TemplateError):
+    """A limit of this rendering was passed; with larger ones it may end."""
+
+
 class Budget:
     """What one rendering has used."""
 
@@ -43,7 +47,7 @@ class Budget:
         self.limits = limits
         self._steps = 0
         self._total = 0
-        self._deadline = time.monotonic() + limits.seconds
+        self._deadline = time.thread_time() + limits.seconds  # of this thread's processor time
         # id -> (container, size). Holding the container keeps its id from being reused.
         self._sizes: dict[int, tuple[Any, int]] = {}
 
@@ -51,16 +55,16 @@ class Budget:
         """Count work; raise when there was too much of it or it took too long."""
         self._steps += count
         if self._steps > self.limits.steps:
-            raise TemplateError(f"the chat template took more than {self.limits.steps} steps")
-        if time.monotonic() > self._deadline:
-            raise TemplateError(f"the chat template took longer than {self.limits.seconds:g} s")
+            raise PassedLimitError(f"the chat template took more than {self.limits.steps} steps")
+        if time.thread_time() > self._deadline:
+            raise PassedLimitError(f"the chat template took longer than {self.limits.seconds:g} s")
 
     def reserve(self, size: int) -> None:
         """Raise when a value of `size` is too large or would make the total too large."""
         if size > self.limits.value_size:
-            raise TemplateError(f"the chat template builds a value larger than {self.limits.value_size}")
+            raise PassedLimitError(f"the chat template builds a value larger than {self.limits.value_size}")
         if self._total + size > self.limits.total_size:
-            raise TemplateError(f"the chat template builds more than {self.limits.total_size} in all")
+            raise PassedLimitError(f"the chat template builds more than {self.limits.total_size} in all")
 
     def built(self, value: Any) -> Any:
         """Count a value that was built, if it holds memory; return it."""
@@ -310,6 +314,8 @@ def _tojson(
     for part in encoder.iterencode(value):
         num_chars += len(part)
         room.reserve(num_chars)
+        if len(parts) % 16 == 0:
+            room.step()
         parts.append(part)
     return str(room.built("".join(parts)))
 

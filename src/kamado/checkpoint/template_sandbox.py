@@ -1,8 +1,9 @@
 """The guarded Jinja environment of `template.ChatTemplate`; imported when a template is first used.
 
 Jinja's immutable sandbox keeps a template away from Python's internals. It does not bound time or memory: this module
-and `template_limits` do. Everything that can build a value (operators, literals, slices, concatenation, calls,
-filters, blocks) goes through a guard that knows the size of the result, and every loop body counts.
+and `template_limits` do, and where they cannot, the worker process in which templates run that are not plain.
+Everything that can build a value (operators, literals, slices, concatenation, calls, filters, blocks) goes through a
+guard that knows the size of the result, and every loop body counts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .template_limits import (
     MAX_INT_BITS,
     BoundedFormat,
     Budget,
+    PassedLimitError,
     as_text,
     budget,
     check_percent,
@@ -58,7 +60,7 @@ class Compiled:
 
     def __init__(self, source: str, limits: TemplateLimits) -> None:
         self._limits = limits
-        self._template = _guarded(limits, lambda _: Environment().from_string(source))
+        self._template = guarded(limits, lambda _: Environment().from_string(source))
 
     def render(self, variables: Mapping[str, Any]) -> str:
         """The output for `variables`, which must be plain data."""
@@ -74,10 +76,10 @@ class Compiled:
             budget.step()
             return "".join(parts)
 
-        return _guarded(self._limits, run)
+        return guarded(self._limits, run)
 
 
-def _guarded(limits: TemplateLimits, run: Callable[[Budget], _T]) -> _T:
+def guarded(limits: TemplateLimits, run: Callable[[Budget], _T]) -> _T:
     """`run` under a fresh budget; whatever goes wrong is a TemplateError."""
     try:
         with fresh_budget(limits) as fresh:
@@ -89,9 +91,9 @@ def _guarded(limits: TemplateLimits, run: Callable[[Budget], _T]) -> _T:
     except jinja2.TemplateError as error:
         raise TemplateError(f"chat template: {_short(error)}") from error
     except RecursionError as error:
-        raise TemplateError("the chat template is nested too deeply or calls itself without end") from error
-    except MemoryError as error:
-        raise TemplateError("the chat template needs more memory than there is") from error
+        raise PassedLimitError("the chat template is nested too deeply or calls itself without end") from error
+    except MemoryError:
+        raise
     except Exception as error:  # a template may call anything on anything: any fault is the template's
         raise TemplateError(f"chat template: {type(error).__name__}: {_short(error)}") from error
 

@@ -126,7 +126,8 @@ class TokenizerSource:
     """Raw tokenizer data as the file has it; `checkpoint.tokenizer.load()` turns it into a Tokenizer.
 
     kind "gguf": `data` is the metadata under `tokenizer.*`. kind "hf": `data` has parsed `tokenizer_config.json`,
-    `special_tokens_map.json`, `generation_config.json`, and `path` is the `tokenizer.json` file.
+    `special_tokens_map.json`, `added_tokens.json`, `generation_config.json` and of `config.json` the ends of a text;
+    `path` is the `tokenizer.json` file.
     """
 
     kind: Literal["gguf", "hf"]

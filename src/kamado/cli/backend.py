@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelNotFoundError
+from ..errors import ModelNotFoundError, UsageError
 from .terminal import Progress, note
 
 if TYPE_CHECKING:
@@ -53,6 +54,32 @@ def open_model_file(name: str) -> Checkpoint:
     from ..checkpoint import open_checkpoint
 
     return open_checkpoint(locate(name))
+
+
+def open_named(name: str) -> Checkpoint:
+    """The same, and what the checkpoint is called in messages is what commands take, not what the file calls itself."""
+    checkpoint = open_model_file(name)
+    return dataclasses.replace(checkpoint, name=called(checkpoint.path))
+
+
+def called(path: Path) -> str:
+    """What commands take for the model that lies at `path`."""
+    return open_store().name_of(path)
+
+
+def require_chat(path: Path, name: str) -> None:
+    """Raises UsageError unless the header says that the model can chat. No weight is loaded for that."""
+    from ..checkpoint import open_checkpoint
+    from ..models import build_program
+
+    checkpoint = open_checkpoint(path)
+    if build_program(checkpoint).is_encoder:
+        raise UsageError(f"{name} is an encoder: it makes vectors of texts and does not answer: use kamado embed")
+    if checkpoint.chat_template is None:
+        raise UsageError(
+            f"{name} has no chat template: it is a base model, made to continue text; use kamado run --raw, or a model "
+            "that was taught to chat"
+        )
 
 
 def load(path: Path, options: Mapping[str, Any]) -> Model:

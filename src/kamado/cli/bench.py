@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ..errors import UsageError
-from ..memory.budget import format_size, parse_size
+from ..memory.budget import format_size, given_size
 from . import backend
 from .options import complete_model, load_options
-from .terminal import Progress, echo_json, echo_table, note, styled
+from .terminal import Progress, echo, echo_json, echo_table, note, styled
 
 if TYPE_CHECKING:
     from .._native import Executor
@@ -100,7 +100,7 @@ def command(
     Of a model whose experts are streamed, cold start (the first tokens after loading, no expert in memory) and steady
     state are told apart; no run decodes the tokens of another.
     """
-    from ..memory.profile import load_device_profile, machine
+    from ..memory.profile import load_device_profile, machine, why_no_profile
 
     if model is None and not limits:
         raise UsageError("name a MODEL, or give --limits to measure the machine alone")
@@ -119,7 +119,8 @@ def command(
         )  # fmt: skip
         document["results"] = [result.to_dict() for result in results]
         if profile is None:
-            note("kamado: note: percentages need this machine's limits: give --limits once")
+            why = why_no_profile(here, num_threads)
+            note(f"kamado: note: percentages need this machine's limits, {why} {model}")
     if as_json:
         echo_json(document)
     else:
@@ -160,7 +161,6 @@ def _measure_model(
     context: int | None,
     kv: str,
 ) -> list[Measurement]:
-    from ..checkpoint import open_checkpoint
     from ..engine.kv_record import recommended_for
     from ..engine.ledger import read_ledger
     from ..engine.trace import Tracer
@@ -169,7 +169,7 @@ def _measure_model(
     from ..models import build_program
     from .measure import WARM_UP_STEPS, Bench, cost_of, reset_peak_rss
 
-    checkpoint = open_checkpoint(backend.locate(model))
+    checkpoint = backend.open_named(model)
     program = build_program(checkpoint)
     steps = decode + WARM_UP_STEPS
     decode_runs = [(depth, count) for depth in depths for count in batches] if decode else []
@@ -185,7 +185,7 @@ def _measure_model(
         context=min(max(sequence_tokens, 2), program.context_length),
         kv=kv,
         threads=num_threads,
-        memory=parse_size(memory) if memory is not None else None,
+        memory=given_size(memory) if memory is not None else None,
         kv_tokens=kv_tokens,
         max_rows=None if chunk is None else max(chunk, max_sequences),
         max_logit_rows=logit_rows,
@@ -295,30 +295,30 @@ def _streamed_cells(result: Measurement) -> tuple[str, str]:
 
 def _print(document: dict[str, Any], results: list[Measurement]) -> None:
     here = document["machine"]
-    click.echo(f"{here['cpu_model']}, {document['threads']} threads, tier {here['tier']}")
+    echo(f"{here['cpu_model']}, {document['threads']} threads, tier {here['tier']}")
     for limit in document.get("limits", []):
         bandwidth, int8 = limit["read_bytes_per_second"] / 1e9, limit["int8_ops_per_second"] / 1e9
         disk, f32 = limit["disk_bytes_per_second"], limit["f32_ops_per_second"]
-        click.echo(
+        echo(
             f"limits, {limit['num_threads']} threads: reads {bandwidth:.1f} GB/s, int8 {int8:.0f} GOPS"
             + (f", f32 {f32 / 1e9:.0f} GFLOPS" if f32 else "")
             + (f", disk {disk / 1e9:.2f} GB/s" if disk else "")
         )
     if document["model"] is None:
         return
-    click.echo(
+    echo(
         f"{styled(document['model'], bold=True)}: {format_size(document['weight_bytes'])}, "
         f"loaded in {document['load_seconds']:.2f} s, peak {format_size(document['peak_bytes'])}"
     )
     if document["ledger"] is not None:
         total = document["ledger"]["total"]
         hits = total["hit_rate"] or 0.0
-        click.echo(
+        echo(
             f"experts streamed through {document['ledger']['slots']} slots: {format_size(total['bytes_read'])} read, "
             f"hit rate {hits:.1%}, waited {total['wait_seconds']:.2f} s"
         )
     if not document["has_held"]:
-        click.echo(f"more than the budget of {format_size(document['budget_bytes'])}")
+        echo(f"more than the budget of {format_size(document['budget_bytes'])}")
     rows = [
         (
             _WORK[result.kind] if document["ledger"] is not None else result.kind,
@@ -338,4 +338,4 @@ def _print(document: dict[str, Any], results: list[Measurement]) -> None:
     if document["ledger"] is not None:
         click.echo("cold start: from an empty memory, once; steady state: the median of runs on tokens of their own")
     if any(result.kv_tiled for result in results):
-        click.echo("* cache filled by repeating real keys and values: for speed only")
+        echo("* cache filled by repeating real keys and values: for speed only")

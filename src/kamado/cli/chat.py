@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import KamadoError, UsageError
+from ..errors import ContextOverflowError, KamadoError, UsageError
 from . import backend
 from .answer import Answer, summary
+from .lines import Lines
 from .options import (
     LOAD_NAMES,
     SAMPLING_NAMES,
@@ -29,7 +29,7 @@ from .options import (
 )
 from .report import report_stats
 from .sessions import complete_session
-from .terminal import is_tty, note, printable, styled
+from .terminal import echo, note, styled
 
 if TYPE_CHECKING:
     from .. import Model
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 PROMPT = ">>> "
 CONTINUED = "... "
 _FENCE = '"""'
-_HISTORY_LINES = 2000
 
 Message = dict[str, str]
 
@@ -72,9 +71,8 @@ def command(
     """
     kept = None if session is None else Kept(typed(session))
     path = backend.locate(model, pull=pull)
+    backend.require_chat(path, model)
     with backend.load(path, given(values | {"trace": trace}, LOAD_NAMES)) as loaded:
-        if not loaded.has_chat_template:
-            raise UsageError(f"{model} has no chat template (a base model?): use kamado run --raw")
         Conversation(loaded, system=system, sampling=given(values, SAMPLING_NAMES), stats=stats, kept=kept).run()
         if stats:
             report_stats(loaded)
@@ -118,13 +116,14 @@ class Conversation:
             if self.messages[0]["role"] == "system":
                 first = self.messages.pop(0)["content"]
                 self.system = first if self.system is None else self.system
-        self._interactive = is_tty(sys.stdin)
+        self._lines = Lines(_history_path())
         self._commands: dict[str, tuple[Callable[[str], bool], str]] = {
             "help": (self._help, "show this list"),
             "clear": (self._clear, "forget the conversation"),
             "system": (self._set_system, "TEXT  set the system message; alone: remove it"),
             "set": (self._set, "NAME VALUE  set a sampling option, e.g. temperature 0.2"),
             "undo": (self._undo, "forget the last question and answer"),
+            "trim": (self._trim, "forget the oldest question and its answer, for room in the context"),
             "retry": (self._retry, "answer the last question again"),
             "stats": (self._toggle_stats, "show or hide the figures after an answer"),
             "save": (self._save, "FILE  write the conversation as JSON"),
@@ -134,8 +133,8 @@ class Conversation:
 
     def run(self) -> None:
         """Reads and answers until the input ends or /bye."""
-        with _history(self._interactive):
-            if self._interactive:
+        with self._lines.editing():
+            if self._lines.is_interactive:
                 note('/help lists the commands; """ begins and ends a text of several lines')
             if self._kept is not None and self.messages:
                 note(f"(session {self._kept.name} goes on: {len(self.messages)} messages)")
@@ -148,7 +147,9 @@ class Conversation:
                 except KeyboardInterrupt:
                     note("\n(Ctrl-D or /bye leaves)")
                 except KamadoError as error:  # a wrong value or a full context ends no conversation
-                    note(f"kamado: error: {printable(' '.join(str(error).split()))}")
+                    note(f"kamado: error: {' '.join(str(error).split())}")
+                    if isinstance(error, ContextOverflowError):
+                        note("(/trim forgets the oldest question and its answer, /undo the last, /clear all of them)")
 
     def _keep(self) -> None:
         if self._kept is not None:
@@ -165,18 +166,24 @@ class Conversation:
         name, _, rest = text[1:].partition(" ")
         name = {"?": "help", "exit": "bye", "quit": "bye"}.get(name, name)
         if name not in self._commands:
+            if "\n" in text:  # pasted: a path or a comment that begins with a slash
+                self._answer(text)
+                return True
             raise UsageError(f"no command /{name}: /help lists them (begin with a space to send the text as it is)")
         return self._commands[name][0](rest.strip())
 
     def _read(self) -> str | None:
         """One message, of several lines perhaps; None at the end of the input."""
-        line = self._line(PROMPT)
+        line = self._lines.read(PROMPT)
         if line is None:
             return None
+        if "\n" in line and not _is_open_fence(line):  # pasted: a message as it is, but for the fence around all of it
+            fenced = line.startswith(_FENCE) and line.endswith(_FENCE) and line.count(_FENCE) == 2
+            return line.removeprefix(_FENCE).removesuffix(_FENCE).strip("\n") if fenced else line
         if line.startswith(_FENCE):
             lines = [line[len(_FENCE) :]]
             while not lines[-1].rstrip().endswith(_FENCE):
-                line = self._line(CONTINUED)
+                line = self._lines.read(CONTINUED)
                 if line is None:
                     break
                 lines.append(line)
@@ -185,21 +192,11 @@ class Conversation:
         lines = [line]
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1]
-            line = self._line(CONTINUED)
+            line = self._lines.read(CONTINUED)
             if line is None:
                 break
             lines.append(line)
         return "\n".join(lines)
-
-    def _line(self, prompt: str) -> str | None:
-        if self._interactive:
-            try:
-                return input(prompt)
-            except EOFError:
-                note("")
-                return None
-        line = sys.stdin.readline() if sys.stdin is not None else ""
-        return line.removesuffix("\n") if line else None
 
     def _answer(self, text: str) -> None:
         """Streams the answer to `text`. A stopped answer stays in the conversation as far as it came."""
@@ -214,7 +211,7 @@ class Conversation:
             finally:
                 usage = pieces.usage
         except KeyboardInterrupt:
-            click.echo()
+            echo()
             note("(stopped)")
         except KamadoError:
             self.messages.pop()  # the question was never answered: the next one stands in its place
@@ -228,8 +225,8 @@ class Conversation:
 
     def _help(self, _rest: str) -> bool:
         for name, (_, description) in self._commands.items():
-            click.echo(f"  /{name:8}{description}")
-        click.echo('  """       begins and ends a text of several lines; a \\ at the end of a line goes on too')
+            echo(f"  /{name:8}{description}")
+        echo('  """       begins and ends a text of several lines; a \\ at the end of a line goes on too')
         return True
 
     def _clear(self, _rest: str) -> bool:
@@ -265,6 +262,12 @@ class Conversation:
         note(f"({len(self.messages)} messages)")
         return True
 
+    def _trim(self, _rest: str) -> bool:
+        questions = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
+        del self.messages[: questions[1] if len(questions) > 1 else len(self.messages)]
+        note(f"({len(self.messages)} messages)")
+        return True
+
     def _retry(self, _rest: str) -> bool:
         while self.messages:
             message = self.messages.pop()
@@ -295,7 +298,7 @@ class Conversation:
         if not rest:
             raise UsageError("/load needs a file name")
         try:
-            document = json.loads(Path(rest).expanduser().read_text(encoding="utf-8"))
+            document = json.loads(Path(rest).expanduser().read_text(encoding="utf-8-sig"))
             messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in document["messages"]]
             system = document.get("system")
         except OSError as error:
@@ -310,6 +313,11 @@ class Conversation:
         return False
 
 
+def _is_open_fence(text: str) -> bool:
+    """Whether a fence begins with `text` and does not end in it."""
+    return text.startswith(_FENCE) and text.count(_FENCE) == 1
+
+
 def _history_path() -> Path:
     home = os.environ.get("KAMADO_HOME")
     if home:
@@ -317,27 +325,3 @@ def _history_path() -> Path:
     state = os.environ.get("XDG_STATE_HOME")  # the specification ignores relative paths
     base = Path(state) if state and os.path.isabs(state) else Path.home() / ".local" / "state"
     return base / "kamado" / "chat-history"
-
-
-@contextlib.contextmanager
-def _history(interactive: bool) -> Iterator[None]:
-    """Line editing and a history that outlives the program, when a person types and the platform has readline."""
-    if not interactive:
-        yield
-        return
-    try:
-        import readline
-    except ImportError:
-        yield
-        return
-    path = _history_path()
-    with contextlib.suppress(OSError):
-        readline.read_history_file(path)
-    readline.set_history_length(_HISTORY_LINES)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(path)
-            path.chmod(0o600)

@@ -14,7 +14,7 @@ import click
 from ..errors import KamadoError
 from ..memory.budget import format_size
 from . import backend
-from .terminal import echo_json, printable, styled
+from .terminal import echo, echo_json, one_line, styled
 
 if TYPE_CHECKING:
     from ..checkpoint.store import StoredModel
@@ -39,7 +39,7 @@ def command(as_json: bool) -> None:
     from ..memory.profile import machine
 
     here = machine()
-    findings = [*_machine(here), *_limits(here), *_store()]
+    findings = [*_machine(here), *_limits(here), *_store(), *_server()]
     broken = any(finding.state == "error" for finding in findings)
     if as_json:
         echo_json(
@@ -58,7 +58,7 @@ def command(as_json: bool) -> None:
         }
         for finding in findings:
             state = styled(finding.state.ljust(7), **colours[finding.state])
-            click.echo(f"{state}  {finding.name.ljust(width)}  {printable(finding.text)}")
+            echo(f"{state}  {finding.name.ljust(width)}  {one_line(finding.text)}")
     if broken:
         raise click.exceptions.Exit(1)
 
@@ -83,11 +83,12 @@ def _machine(here: Machine) -> list[Finding]:
 
 
 def _limits(here: Machine) -> list[Finding]:
-    from ..memory.profile import load_device_profile
+    from ..memory.profile import load_device_profile, why_no_profile
 
     profile = load_device_profile(here.cpu_model, here.cpus, here.tier)
     if profile is None:
-        return [Finding("limits", "warning", "not measured yet: kamado bench --limits (forecasts of speed need them)")]
+        why = why_no_profile(here, here.cpus)
+        return [Finding("limits", "warning", f"{why} (forecasts of speed need them)")]
     reads, int8 = profile.read_bytes_per_second / 1e9, profile.int8_ops_per_second / 1e9
     text = f"reads {reads:.1f} GB/s, int8 {int8:.0f} GOPS with {profile.num_threads} threads ({profile.measured_at})"
     return [Finding("limits", "ok", text)]
@@ -102,6 +103,23 @@ def _store() -> list[Finding]:
     findings = [_disk(Path(store.root), len(models))]
     findings += [_model(model) for model in models]
     return findings
+
+
+def _server() -> list[Finding]:
+    """The settings of `kamado serve`, if there are any."""
+    try:
+        from ..serve.config import config_file, exposed_keys, load_config
+    except ModuleNotFoundError:  # the extra is not installed
+        return []
+    path = config_file()
+    if not path.is_file():
+        return []
+    try:
+        config, _ = load_config(environment={}, flags={})
+    except KamadoError as error:
+        return [Finding("server", "error", str(error))]
+    warning = exposed_keys(path, config)
+    return [Finding("server", "warning" if warning else "ok", warning or f"settings in {path}")]
 
 
 def _disk(root: Path, num_models: int) -> Finding:

@@ -9,7 +9,7 @@ import click
 from ..errors import UsageError
 from . import backend
 from .options import given, load_options, model_argument, read_text
-from .terminal import echo_json, styled
+from .terminal import echo, echo_json, styled
 
 _SHOWN = 6  # values of a vector that are shown where JSON was not asked for
 
@@ -66,4 +66,4 @@ def command(
     for text, vector, cosine in zip(lines, result.vectors, likeness, strict=True):
         shown = " ".join(f"{x:+.4f}" for x in vector[:_SHOWN]) + (" …" if len(vector) > _SHOWN else "")
         first = f"{styled(f'{cosine:.4f}', bold=True)}  " if len(lines) > 1 else ""
-        click.echo(f"{first}{shown}  {' '.join(text.split())[:60]}")
+        echo(f"{first}{shown}  {' '.join(text.split())[:60]}")

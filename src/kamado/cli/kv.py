@@ -11,7 +11,7 @@ import click
 from ..errors import UsageError
 from . import backend
 from .options import model_argument
-from .terminal import Progress, echo_json, echo_table, note, styled
+from .terminal import Progress, echo, echo_json, echo_table, note, styled
 
 if TYPE_CHECKING:
     from ..engine.kv_record import KvLayerRow
@@ -71,7 +71,7 @@ def command(
     if as_json:
         echo_json(
             {
-                "model": found.model,
+                "model": backend.called(path),
                 "path": str(path),
                 "recommended": found.recommended,
                 "limits": {"rise_percent": MAX_RISE_PERCENT, "divergence": MAX_DIVERGENCE},
@@ -126,7 +126,7 @@ def command(
                     f"{row.kv}: keys of layer {layer.layer} are delicate: the weights of its head {layer.worst_head} "
                     f"move by {layer.worst_divergence:.3f} nats, {layer.divergence:.4f} over all its heads"
                 )
-    click.echo(f"--kv auto now takes {styled(str(found.recommended), bold=True)} for {found.model}")
+    echo(f"--kv auto now takes {styled(str(found.recommended), bold=True)} for {backend.called(path)}")
     note(
         f"safe: perplexity rises by {MAX_RISE_PERCENT:g} % at most with two standard errors, and the mean divergence "
         f"of the next token is {MAX_DIVERGENCE:g} nats at most; {rows[0].num_tokens} tokens were scored; attention: "

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from ..errors import KamadoError
-from .terminal import note, printable
+from .terminal import note
 
 # name -> (module, one line for --help). The line stands here so that `kamado --help` imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -105,6 +105,9 @@ class KamadoGroup(click.Group):
                 **extra,
             )
             code = result if isinstance(result, int) else 0
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()  # all lines of the help: it is no sentence
+            code = EXIT_USAGE
         except (click.exceptions.Abort, KeyboardInterrupt):
             code = EXIT_INTERRUPTED
         except Exception as error:
@@ -117,7 +120,7 @@ class KamadoGroup(click.Group):
 def _report(error: Exception) -> int:
     """Prints one sentence for `error` on stderr and returns the exit code."""
     message, code = _describe(error)
-    note(f"kamado: error: {printable(' '.join(message.split()))}")
+    note(f"kamado: error: {' '.join(message.split())}")
     return code
 
 

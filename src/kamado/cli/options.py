@@ -158,12 +158,15 @@ def typed(argument: str) -> str:
 
 
 def read_text(source: str) -> str:
-    """The UTF-8 text of a file, or of stdin for "-". Raises UsageError that names the source when it is no UTF-8."""
+    """The UTF-8 text of a file, or of stdin for "-", without the mark (BOM) that some editors put before it.
+
+    Raises UsageError that names the source when it is no UTF-8.
+    """
     if source == "-" and sys.stdin is None:
         raise UsageError("standard input is closed")
     data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         where = "standard input" if source == "-" else source
         raise UsageError(f"{where} is not UTF-8 text (byte {error.start})") from None

@@ -9,7 +9,7 @@ import click
 from ..errors import UsageError
 from . import backend
 from .options import KV_HELP, given, model_argument, read_text
-from .terminal import Progress, echo_json, styled
+from .terminal import Progress, echo, echo_json, styled
 
 
 @click.command("perplexity")
@@ -51,6 +51,4 @@ def command(model: str, file: str, context: int, as_json: bool, **values: Any) -
         )
     else:
         value = styled(f"{result.value:.4f}", bold=True)
-        click.echo(
-            f"perplexity {value} ± {result.standard_error:.4f} over {result.num_tokens} tokens, windows of {context}"
-        )
+        echo(f"perplexity {value} ± {result.standard_error:.4f} over {result.num_tokens} tokens, windows of {context}")

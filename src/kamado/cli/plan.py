@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from ..memory.budget import format_size, format_size_up, parse_size
+from ..memory.budget import format_size, format_size_up, given_size
 from . import backend
 from .options import load_options, model_argument
-from .terminal import echo_json, styled
+from .terminal import echo, echo_json, styled
 
 
 @click.command("plan")
@@ -24,10 +24,10 @@ def command(
     """
     from ..engine.kv_record import recommended_for
     from ..memory.forecast import plan
-    from ..memory.profile import load_device_profile, machine
+    from ..memory.profile import load_device_profile, machine, why_no_profile
     from ..models import build_program
 
-    checkpoint = backend.open_model_file(model)
+    checkpoint = backend.open_named(model)
     here = machine()
     forecast = plan(
         checkpoint,
@@ -35,7 +35,7 @@ def command(
         context=context,
         kv=kv or "auto",
         threads=threads,
-        memory=parse_size(memory) if memory is not None else None,
+        memory=given_size(memory) if memory is not None else None,
         kv_recommended=recommended_for(checkpoint, kv or "auto"),
         profile=load_device_profile(here.cpu_model, threads or here.cpus, here.tier),
         on=here,
@@ -44,36 +44,34 @@ def command(
         echo_json(forecast.to_dict())
         return
     verdict = styled("fits", fg="green") if forecast.fits else styled("does not fit", fg="red")
-    click.echo(
-        f"{forecast.model}: {verdict}, {format_size(forecast.peak_bytes)} of {format_size(forecast.memory_bytes)}"
-    )
+    echo(f"{forecast.model}: {verdict}, {format_size(forecast.peak_bytes)} of {format_size(forecast.memory_bytes)}")
     for owner, size in forecast.bytes_by_owner.items():
         if size:
-            click.echo(f"  {owner.replace('_', ' '):12}{format_size(size):>10}")
-    click.echo(f"context {forecast.context} tokens, KV cache {forecast.kv}, {forecast.num_threads} threads")
-    click.echo(f"KV cache of a sequence: {forecast.kv_formula}")
+            echo(f"  {owner.replace('_', ' '):12}{format_size(size):>10}")
+    echo(f"context {forecast.context} tokens, KV cache {forecast.kv}, {forecast.num_threads} threads")
+    echo(f"KV cache of a sequence: {forecast.kv_formula}")
     if forecast.is_streamed and forecast.fits:
-        click.echo(
+        echo(
             f"experts are streamed: {forecast.expert_slots} of {forecast.num_experts} in memory, a token reads "
             f"{format_size(forecast.miss_bytes_per_token)} of {format_size(forecast.expert_bytes_per_token)} when "
             f"routing is flat, less when it is not; prefill by {forecast.max_rows} rows"
         )
     elif forecast.num_experts and forecast.fits:
-        click.echo(f"all {forecast.num_experts} experts are resident")
+        echo(f"all {forecast.num_experts} experts are resident")
     if not forecast.fits or forecast.is_streamed:
         owners = ", ".join(
             f"{owner.replace('_', ' ')} {format_size(size)}"
             for owner, size in forecast.least_bytes_by_owner.items()
             if size
         )
-        click.echo(
+        echo(
             f"the least budget that works with a context of {forecast.least_context} tokens is "
             f"{format_size_up(forecast.least_bytes)} ({owners})"
         )
     if forecast.decode_tokens_per_second is None or forecast.prefill_tokens_per_second is None:
-        click.echo("speed: unknown until `kamado bench --limits` has measured this machine")
+        echo(f"speed: unknown; limits of this machine: {why_no_profile(here, forecast.num_threads)}")
     else:
-        click.echo(
+        echo(
             f"speed at most: prefill {forecast.prefill_tokens_per_second:.0f} tokens/s, "
             f"decode {forecast.decode_tokens_per_second:.3g} tokens/s"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from . import backend
-from .terminal import echo_json, echo_table
+from .terminal import echo, echo_json, echo_table
 
 
 @click.command("pull")
@@ -29,7 +29,7 @@ def command(name: str | None, revision: str | None, quant: str | None, list_cata
     if as_json:
         echo_json({"name": name, "path": str(path)})
     else:
-        click.echo(path)
+        echo(path)
 
 
 def _list_catalog(as_json: bool) -> None:

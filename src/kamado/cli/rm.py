@@ -6,6 +6,7 @@ import click
 
 from . import backend
 from .options import complete_model
+from .terminal import echo
 
 
 @click.command("rm")
@@ -23,4 +24,4 @@ def command(names: tuple[str, ...]) -> None:
             raise click.UsageError(f"{name} is no model of the store: 'kamado list' names them; files are not removed")
     for name in names:
         store.remove(name)
-        click.echo(f"removed {name}")
+        echo(f"removed {name}")

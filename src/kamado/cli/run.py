@@ -32,6 +32,7 @@ from .terminal import note
 @click.option("--file", "-f", type=click.Path(exists=True, dir_okay=False), help="Read the prompt from a file.")
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option("--raw", is_flag=True, help="No chat template: continue the prompt as it is.")
+@click.option("--plain", is_flag=True, help="With --raw: special tokens such as <|im_start|> are plain text.")
 @click.option("--pull", is_flag=True, help="Fetch the model first when it is not here.")
 @stats_options
 @sampling_options
@@ -43,6 +44,7 @@ def command(
     file: str | None,
     system: str | None,
     raw: bool,
+    plain: bool,
     pull: bool,
     stats: bool,
     trace: Path | None,
@@ -54,6 +56,8 @@ def command(
     """
     if raw and system is not None:
         raise UsageError("--system needs the chat template, --raw switches it off")
+    if plain and not raw:
+        raise UsageError("--plain goes with --raw: in a conversation, what you write is always plain text")
     text = read_prompt(prompt, file)
     path = backend.locate(model, pull=pull)
     sampling = given(values, SAMPLING_NAMES)
@@ -64,7 +68,7 @@ def command(
             note("kamado: note: this model has no chat template; it continues the prompt as plain text")
             raw = True
         if raw:
-            pieces = loaded.generate(text, **sampling)
+            pieces = loaded.generate(text, special=not plain, **sampling)
         else:
             messages = [{"role": "user", "content": text}]
             if system is not None:

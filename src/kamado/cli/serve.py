@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import click
 from ..errors import MissingPackageError
 from .backend import locate, open_store
 from .options import complete_model
-from .terminal import note
+from .terminal import echo, note
 
 if TYPE_CHECKING:
     from ..serve.config import ServeConfig
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
 
 
 @click.command("serve")
-@click.argument("model", metavar="[MODEL]", required=False, shell_complete=complete_model)
+@click.argument("models", metavar="[MODEL]...", nargs=-1, shell_complete=complete_model)
+@click.option("--all", "serve_all", is_flag=True, help="Serve the rest of the store, too.")
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Settings in TOML.")
 @click.option("--host", metavar="ADDRESS", help="Where to listen.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="0 takes a free one.  [default: 8417]")
@@ -38,45 +41,63 @@ if TYPE_CHECKING:
 @click.option("--allow-origin", "origins", multiple=True, metavar="URL", help="A web page that may call; repeatable.")
 @click.option("--allow-host", "hosts", multiple=True, metavar="NAME", help="A name of this server; repeatable.")
 @click.option("--log", type=click.Choice(["json", "text"]), help="Form of the log on stderr.")
-@click.option("--pull", is_flag=True, help="Fetch MODEL first when it is not here.")
+@click.option("--pull", is_flag=True, help="Fetch each MODEL first that is not here.")
 @click.option("--unit", is_flag=True, help="Print a systemd (macOS: launchd) unit for these options, and leave.")
-def command(model: str | None, config: Path | None, api_key: str | None, pull: bool, unit: bool, **values: Any) -> None:
-    """Serve MODEL, or without one all that were pulled, each loaded when it is first used.
+def command(
+    models: tuple[str, ...],
+    serve_all: bool,
+    config: Path | None,
+    api_key: str | None,
+    pull: bool,
+    unit: bool,
+    **values: Any,
+) -> None:
+    """Serve each MODEL and no other, loaded at the start; without one all that were pulled, each when it is first used.
 
     Speaks the OpenAI, Ollama and Anthropic protocols and has a chat page at /. Only this machine can connect unless
     --host says otherwise. Settings come from the file, then KAMADO_SERVE_… variables, then these options.
     """
     flags = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     flags = {name: value for name, value in flags.items() if value not in (None, [])}
+    if serve_all:
+        flags["serve_all"] = True
     try:
         from ..serve.config import config_file, load_config
         from ..serve.library import StoreLibrary
         from ..serve.loader import EngineLoader, EngineSettings
         from ..serve.run import bind, key_file, make_keys, make_server, run
+        from ..serve.share import server_share
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"{error.name} is missing: pip install 'kamado[serve]'") from None
     if api_key is not None:
         flags["api_keys"] = [{"name": "command line", "key": api_key, "scopes": _scopes()}]
     store = open_store()
     files: dict[str, Path] = {}
-    if model is not None:
+    for model in models:
         path = locate(model, pull=pull)
         stored = {entry.path: entry.name for entry in store.list()}
         name = stored.get(path)
         if name is None:
-            name = _name_of(path)
+            name = _free_name(_name_of(path), path, files)
             files[name] = path
-        flags["models"] = [name]
+        flags.setdefault("models", []).append(name)
     settings, sources = load_config(file=config, environment=os.environ, flags=flags)
     if unit:
         from ..serve.unit import unit_text
 
-        click.echo(unit_text(_command_line(click.get_current_context(), model)), nl=False)
+        echo(unit_text(_command_line(click.get_current_context(), models)), nl=False)
         return
     keys = make_keys(settings, announce=_announce)
     library = StoreLibrary(store, files)
     loader = EngineLoader(
-        library, EngineSettings(settings.threads, settings.kv, settings.context, settings.prefix_cache_bytes)
+        library,
+        EngineSettings(
+            settings.threads,
+            settings.kv,
+            settings.context,
+            settings.prefix_cache_bytes,
+            server_bytes=server_share(settings).total,
+        ),
     )
     server = make_server(settings, library, loader, keys=keys)
     listener = bind(settings)
@@ -110,14 +131,23 @@ def _name_of(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._@+-]+", "-", stem).strip("-.") or "model"
 
 
-def _command_line(context: click.Context, model: str | None) -> list[str]:
+def _free_name(name: str, path: Path, files: Mapping[str, Path]) -> str:
+    """`name`, or with a number behind it when another file of this command line has it."""
+    taken = {known for known, other in files.items() if other != path}
+    numbered = (f"{name}-{n}" for n in count(2))
+    return next(free for free in chain([name], numbered) if free not in taken)
+
+
+def _command_line(context: click.Context, models: Sequence[str]) -> list[str]:
     """These options as they were typed, for a unit file. A key does not belong into one."""
-    words = [] if model is None else [model]
+    words = list(models)
     for param in context.command.params:
         if not isinstance(param, click.Option) or param.name in ("unit", "pull", "api_key"):
             continue
         value = context.params.get(param.name or "")
         for item in value if isinstance(value, tuple) else (value,):
-            if item is not None:
+            if param.is_flag:
+                words += [param.opts[0]] if item else []
+            elif item is not None:
                 words += [param.opts[0], str(item.absolute() if isinstance(item, Path) else item)]
     return words

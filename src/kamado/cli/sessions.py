@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import CompletionItem
 
-from .terminal import echo_json, echo_table, note
+from .terminal import echo, echo_json, echo_table, note
 
 
 def complete_session(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -85,4 +85,4 @@ def rm_command(names: tuple[str, ...]) -> None:
     for name in dict.fromkeys(names):
         conversations.remove(name)
         store.remove_label(conversation_label(name))
-        click.echo(f"removed {name}")
+        echo(f"removed {name}")

@@ -12,7 +12,7 @@ from ..errors import KamadoError, UsageError
 from ..memory.budget import format_size
 from . import backend
 from .options import model_argument
-from .terminal import echo_json, echo_table, printable, styled
+from .terminal import echo, echo_json, echo_table, one_line, styled
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -54,7 +54,7 @@ def _show_program(checkpoint: Checkpoint, show_all: bool, as_json: bool) -> None
     if as_json:
         echo_json({"architecture": program.architecture, "ops": len(program.ops), "program": text.splitlines()})
     else:
-        click.echo(printable(text))
+        echo(text)
 
 
 def _show_template(checkpoint: Checkpoint, as_json: bool) -> None:
@@ -63,7 +63,7 @@ def _show_template(checkpoint: Checkpoint, as_json: bool) -> None:
         return
     if checkpoint.chat_template is None:
         raise UsageError(f"{checkpoint.path} has no chat template")
-    click.echo(printable(checkpoint.chat_template))
+    echo(checkpoint.chat_template)
 
 
 def _show_tensors(checkpoint: Checkpoint, as_json: bool) -> None:
@@ -127,11 +127,11 @@ def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
     }
     width = max(map(len, facts))
     for key, value in facts.items():
-        click.echo(f"{styled(key.ljust(width), bold=True)}  {printable(str(value))}")
-    click.echo()
+        echo(f"{styled(key.ljust(width), bold=True)}  {one_line(str(value))}")
+    echo()
     rows = [(name, e["tensors"], f"{e['values']:,}", format_size(e["bytes"])) for name, e in sorted(layouts.items())]
     echo_table(("layout", "tensors", "values", "size"), rows, right=(1, 2, 3))
-    click.echo()
+    echo()
     echo_table(("metadata", "value"), [(key, _short(value)) for key, value in sorted(checkpoint.metadata.items())])
 
 

@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..memory.budget import format_size
 from . import backend
 from .options import complete_model
-from .terminal import Progress, echo_json
+from .terminal import Progress, echo, echo_json
 
 
 @click.command("synth")
@@ -102,7 +102,7 @@ def _upcycle(out: Path, parent: str, as_json: bool, settings: dict[str, Any]) ->
     if as_json:
         echo_json(dataclasses.asdict(report))
         return
-    click.echo(
+    echo(
         f"{out}  {format_size(report.nbytes)}, {report.num_parameters / 1e9:.2f} billion parameters, "
         f"{report.top_k} of {report.num_experts} experts of {format_size(report.expert_nbytes)} in each of "
         f"{report.num_layers} layers"
@@ -123,6 +123,6 @@ def _synthesize(out: Path, family: str, tokenizer_from: str, as_json: bool, sett
             {"path": str(out), "bytes": report.nbytes, "shape": shape_used, "hot_shares": list(report.hot_shares)}
         )
         return
-    click.echo(f"{out}  {format_size(report.nbytes)}")
+    echo(f"{out}  {format_size(report.nbytes)}")
     if report.hot_share is not None:
-        click.echo(f"the hottest half of each layer's experts takes {report.hot_share:.1%} of the picks")
+        echo(f"the hottest half of each layer's experts takes {report.hot_share:.1%} of the picks")

@@ -1,9 +1,16 @@
-"""What reaches the terminal: tables, JSON, progress bars, and text that no model file can steer it with."""
+"""What reaches the terminal: tables, JSON, progress bars, and text that nobody else can steer it with.
+
+Every command prints through `echo`, `note`, `echo_json` and `echo_table`, and `printable` cleans all of it: names and
+metadata of model files, templates, answers of models, what servers said, messages of errors. Only `styled` makes escape
+sequences that come out.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,8 +21,22 @@ import click
 
 from ..memory.budget import format_size
 
-# The C0 and C1 controls but newline and tab: an escape sequence in a model's text or in a tensor's name must not act.
-_CONTROLS = {code: None for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\n\t"}
+# What acts on a terminal or on the text around it instead of being shown.
+_UNSEEN = (
+    *(code for code in range(0x20) if chr(code) not in "\n\t"),
+    *range(0x7F, 0xA0),  # DEL and the C1 controls
+    *range(0x202A, 0x202F),  # bidirectional embeddings and overrides: "exe.txt" can be shown as "txt.exe"
+    *range(0x2066, 0x206A),  # bidirectional isolates
+    *range(0x206A, 0x2070),  # deprecated format characters
+    *range(0xFFF9, 0xFFFC),  # interlinear annotations
+    0xFEFF,
+    *range(0xE0000, 0xE0080),  # tags: letters that nobody sees
+)
+_CONTROLS: dict[int, str | None] = {**dict.fromkeys(_UNSEEN), 0x2028: "\n", 0x2029: "\n"}
+_ESCAPED_IN_JSON = re.compile(f"[{re.escape(''.join(chr(code) for code in _CONTROLS if code >= 0x7F))}]")
+
+# Stands for the escape character of our own styles until `echo` puts it in; no file can know it.
+_STYLE_MARK = f"\0{secrets.token_hex(8)}\0"
 
 
 def format_seconds(seconds: float) -> str:
@@ -31,8 +52,19 @@ def format_seconds(seconds: float) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without the control characters that could move the cursor, set the title or ring the bell."""
+    """`text` without what could move the cursor, set the title, ring the bell, or turn the order of letters about."""
     return text.translate(_CONTROLS)
+
+
+def one_line(text: str) -> str:
+    """The same for a name or another text that has no lines: what would begin a new one is a blank."""
+    return printable(text).replace("\n", " ").replace("\t", " ")
+
+
+def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """A text on stdout, or stderr: cleaned, but for our own styles."""
+    parts = (printable(part) for part in str(text).split(_STYLE_MARK))
+    click.echo("\x1b".join(parts), err=err, nl=nl)
 
 
 def is_tty(stream: TextIO) -> bool:
@@ -44,28 +76,29 @@ def is_tty(stream: TextIO) -> bool:
 
 
 def styled(text: str, stream: TextIO | None = None, **style: Any) -> str:
-    """`text` with click's style, or as it is when `stream` (stdout) is no terminal or NO_COLOR is set."""
+    """`text` styled by click, for `echo` and `note`; plain if `stream` (stdout) is no terminal or NO_COLOR is set."""
     if os.environ.get("NO_COLOR") or not is_tty(sys.stdout if stream is None else stream):
         return text
-    return click.style(text, **style)
+    return click.style(printable(text), **style).replace("\x1b", _STYLE_MARK)
 
 
 def echo_json(value: Any) -> None:
     """One JSON document on stdout, indented; the keys keep their order."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    echo(_ESCAPED_IN_JSON.sub(lambda found: json.dumps(found[0])[1:-1], text))
 
 
 def echo_table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> None:
     """Aligned columns on stdout; the columns in `right` are set flush right. Prints the header alone when empty."""
     first, *others = aligned(header, rows, right)
-    click.echo(styled(first, bold=True))
+    echo(styled(first, bold=True))
     for line in others:
-        click.echo(line)
+        echo(line)
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> list[str]:
     """The lines of a table, the header in capitals first."""
-    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    cells = [[one_line(str(cell)) for cell in row] for row in rows]
     widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(header)]
 
     def line(row: Sequence[str]) -> str:
@@ -77,7 +110,7 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequ
 
 def note(message: str) -> None:
     """One line for a person on stderr; never part of the output."""
-    click.echo(message, err=True)
+    echo(message, err=True)
 
 
 class Progress:
@@ -96,7 +129,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         stream: TextIO | None = None,
     ) -> None:
-        self._label = label
+        self._label = one_line(label)
         self._unit = unit
         self._clock = clock
         self._stream = sys.stderr if stream is None else stream

@@ -167,16 +167,27 @@ class ChatEncoder:
 
     def _encode_parts(self, text: str, words: _Words) -> list[int]:
         """Special literals to their ids; what lies between, words turned back, as plain text."""
+        tokenizer = self._tokenizer
+        pieces = [
+            self._ids[self._texts[piece]] if isinstance(piece, int) else words.restore(piece)
+            for piece in self._special.split(text)
+        ]
         ids: list[int] = []
-        for piece in self._special.split(text):
+        for i, piece in enumerate(pieces):
             if isinstance(piece, int):
-                ids.append(self._ids[self._texts[piece]])
-            else:
-                ids += self._encode_plain(words.restore(piece))
+                ids.append(piece)
+                continue
+            # Just what it is when all is encoded at once, or one literal in a message would change the whole prompt.
+            before, after = pieces[i - 1] if i else None, pieces[i + 1] if i + 1 < len(pieces) else None
+            if isinstance(before, int) and tokenizer.strips(before)[1]:
+                piece = piece.lstrip()
+            if isinstance(after, int) and tokenizer.strips(after)[0]:
+                piece = piece.rstrip()
+            if piece:
+                ids += tokenizer.encode(
+                    piece, special=False, add_bos=False, add_eos=False, after="special" if ids else "nothing"
+                )
         return self._with_bos(ids)
-
-    def _encode_plain(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, special=False, add_bos=False, add_eos=False) if text else []
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self._tokenizer.bos_id

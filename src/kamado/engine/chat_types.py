@@ -40,7 +40,7 @@ class ToolCall:
 
     id: str  # "" when the protocol has none: then calls and results match by order
     name: str
-    arguments: str  # JSON text of an object
+    arguments: str  # JSON text of an object; of a call that was cut the beginning of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Tool:
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)  # JSON Schema of an object; {}: no parameters
-    strict: bool = True  # False: arguments need only be a JSON object; True: they must match `parameters`
+    strict: bool = True  # False: what of `parameters` cannot be enforced is left open and checked, not refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ class OutputFormat:
     kind: Literal["text", "json", "json_schema", "regex", "lark"] = "text"
     schema: Mapping[str, Any] | None = None  # of json_schema
     grammar: str = ""  # of regex and lark
+    is_strict: bool = True  # False: what of `schema` cannot be enforced is left open and checked, not refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +150,23 @@ class ToolCallDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallEnd:
-    """A call is complete; its arguments parse."""
+    """A call ends, and every call that began does. `is_cut`: the answer ended inside it, and its arguments are the
+    beginning of an object (cut_json.py); else they are whole and parse."""
 
     index: int
     choice: int = 0
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """One choice is complete. `stop_sequence`: which one came, for the reason of that name."""
+    """One choice is complete. `stop_sequence`: which one came, for the reason of that name. `violations`: what the
+    whole answer violates of schemas that were not strict and could not be enforced, each with its place."""
 
     reason: FinishReason
     stop_sequence: str | None = None
     choice: int = 0
+    violations: tuple[str, ...] = ()
 
 
 ContentEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCallStart | ToolCallDelta | ToolCallEnd

@@ -8,11 +8,17 @@ token, and is made when the first constraint is.
 
 A grammar is compiled once and copied for every answer; several answers may run at once. What is allowed depends on the
 grammar and the tokens alone, so the same seed still gives the same answer.
+
+Grammars are strangers' text, and the compiler recurses on the native stack. Whatever is not small and plain
+(grammar_bounds.py) is compiled in a worker process first, on a stack a quarter as large as the one it is then compiled
+on here; within it, memory and processor time are bounded too. Following an answer does not recurse: grammars that need
+more than 8 MiB of stack to compile follow 300 tokens on 128 KiB. Compiling and masks run without the GIL.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,41 +26,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConstraintError, MissingPackageError
+from ..errors import ConstraintError
+from ..isolated import WORKER, Limits, WorkerEndedError, run_on_big_stack
 from ..memory.sizes import constraint_bytes
 from .grammar import Grammar
+from .grammar_bounds import check_bounds
+from .grammar_compile import KINDS, make_matcher, reason, require_llguidance
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
 
+__all__ = ["Constraint", "ConstraintCompiler", "Form", "require_llguidance"]
+
 # Compiled grammars that are kept: an agent sends the same tools with every turn.
 _MAX_CACHED = 32
-# Bounds of the compiler and of one mask, in its own units; about 50 000 of fuel and 20 000 items take a millisecond.
-_LIMITS = {
-    "max_items_in_row": 2000,
-    "initial_lexer_fuel": 2_000_000,
-    "step_lexer_fuel": 200_000,
-    "step_max_items": 50_000,
-    "max_lexer_states": 50_000,  # 1 to 2 kB each
-    "max_grammar_size": 200_000,
-    "verbose_errors": False,
-}
-# Between the parts of JSON: enough to indent by two for seven levels, too little to go on for ever.
-WHITESPACE = r"[ \t\r\n]{0,16}"
-
-_KINDS = {
-    "json_schema": "the JSON Schema cannot be used",
-    "regex": "the regular expression cannot be used",
-    "lark": "the grammar cannot be used",
-    "parts": "the tools or the answer's form cannot be used",
-}
-# What the matcher calls its ends.
-_STOPS = {
-    "NoExtensionBias": "no text matches it",
-    "NoExtension": "no text matches it",
-    "ParserTooComplex": "it is too ambiguous: too many ways to read the same text",
-    "LexerTooComplex": "its expressions are too complex",
-}
+# A grammar is compiled twice, so 2 s in all.
+_TRIAL = Limits(cpu_seconds=1.0, clock_seconds=4.0)
+# Processor time of the thread on which all answers wait: a token may take 5 ms (usual ones take less than one), and all
+# of an answer's tokens together 100 ms more. An ambiguous grammar takes a little more with each token.
+_STEP_SECONDS = 0.005
+_SPARE_SECONDS = 0.1
 
 
 class Constraint:
@@ -64,15 +55,23 @@ class Constraint:
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._mask = np.zeros(-(-vocab_size // 32), np.uint32)
+        self._debt_seconds = 0.0
 
     def allowed(self) -> NDArray[np.int64]:
         """Ids that may come next, ascending, at least one; ids that end a turn where the answer may end.
 
         Raises ConstraintError when the vocabulary has no way on, or the grammar is too ambiguous to follow.
         """
+        if self._debt_seconds > _SPARE_SECONDS:
+            raise ConstraintError(
+                "the answer's form cannot be followed: it is too ambiguous or too large, one token takes longer than "
+                f"{_STEP_SECONDS * 1e3:.0f} ms"
+            )
+        began = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+        self._debt_seconds = max(0.0, self._debt_seconds + time.thread_time() - began - _STEP_SECONDS)
         if self._matcher.is_error():
-            raise ConstraintError(f"the answer's form cannot be followed: {_reason(self._matcher.get_error())}")
+            raise ConstraintError(f"the answer's form cannot be followed: {reason(self._matcher.get_error())}")
         bits = np.unpackbits(self._mask.view(np.uint8), count=self._vocab_size, bitorder="little")
         ids = np.flatnonzero(bits.view(np.bool_))
         if ids.size == 0:
@@ -81,8 +80,10 @@ class Constraint:
 
     def accept(self, token: int) -> None:
         """The token that was picked, one of `allowed`."""
+        began = time.thread_time()
         if not self._matcher.consume_token(token):
-            raise ConstraintError(f"token {token} breaks the answer's form: {_reason(self._matcher.get_error())}")
+            raise ConstraintError(f"token {token} breaks the answer's form: {reason(self._matcher.get_error())}")
+        self._debt_seconds += time.thread_time() - began
 
     @property
     def is_complete(self) -> bool:
@@ -95,6 +96,28 @@ class Constraint:
         return bool(self._matcher.is_accepting())
 
 
+class Form:
+    """A compiled grammar. Thread-safe."""
+
+    def __init__(self, matcher: Any, vocab_size: int, grammar: Grammar) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self.grammar = grammar  # what it was made of
+
+    def begin(self) -> Constraint:
+        """A constraint for one answer; microseconds."""
+        return Constraint(self._matcher.deep_copy(), self._vocab_size)
+
+
+class _Compiling:
+    """A grammar's place in the cache: others who want it wait here."""
+
+    def __init__(self) -> None:
+        self.is_done = threading.Event()
+        self.form: Form | None = None
+        self.error: BaseException | None = None
+
+
 class ConstraintCompiler:
     """Compiles grammars for one vocabulary. Thread-safe."""
 
@@ -103,10 +126,11 @@ class ConstraintCompiler:
         once, before memory is taken; what it raises stops that."""
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the cache; never held while something is compiled
+        self._trie_lock = threading.Lock()
         self._before_trie = before_trie
         self._trie: Any = None
-        self._compiled: OrderedDict[Grammar, Any] = OrderedDict()
+        self._compiled: OrderedDict[Grammar, _Compiling] = OrderedDict()
 
     @property
     def nbytes(self) -> int:
@@ -114,63 +138,82 @@ class ConstraintCompiler:
         return 0 if self._trie is None else constraint_bytes(self._vocab_size, is_peak=False)
 
     def compile(self, grammar: Grammar) -> Constraint:
-        """A constraint for one answer.
+        """A constraint for one answer. Raises as `form` does."""
+        return self.form(grammar).begin()
+
+    def form(self, grammar: Grammar) -> Form:
+        """The compiled grammar. Takes up to some seconds for one that is new: not for an event loop.
 
         Raises ConstraintError for a grammar that is wrong, unsupported, too large or that nothing matches, and
         MissingPackageError when `llguidance` is not installed.
         """
-        with self._lock:
-            matcher = self._compiled.get(grammar)
-            if matcher is None:
-                matcher = self._compiled[grammar] = self._make(grammar)
-                while len(self._compiled) > _MAX_CACHED:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(grammar)
-            return Constraint(matcher.deep_copy(), self._vocab_size)
+        while True:
+            with self._lock:
+                place = self._compiled.get(grammar)
+                is_mine = place is None
+                if place is None:
+                    place = self._compiled[grammar] = _Compiling()
+                    while len(self._compiled) > _MAX_CACHED:
+                        self._compiled.popitem(last=False)
+                self._compiled.move_to_end(grammar)
+            if is_mine:
+                try:
+                    place.form = Form(self._make(grammar), self._vocab_size, grammar)
+                except BaseException as error:
+                    place.error = error
+                    with self._lock:
+                        if self._compiled.get(grammar) is place:
+                            del self._compiled[grammar]
+                    raise
+                finally:
+                    place.is_done.set()
+                return place.form
+            place.is_done.wait()
+            if place.form is not None:
+                return place.form
+            if isinstance(place.error, ConstraintError):
+                raise ConstraintError(str(place.error))
+            # Whoever tried was not allowed to wait for the worker, or was interrupted: try it here.
 
     def _make(self, grammar: Grammar) -> Any:
         package = require_llguidance()
-        matchers = package.LLMatcher
-        if self._trie is None:
-            if self._before_trie is not None:
-                self._before_trie()
-                self._before_trie = None
-            self._trie = _make_trie(package, self._tokenizer, self._vocab_size)
+        if not check_bounds(grammar):
+            self._try(grammar)
+        with self._trie_lock:
+            if self._trie is None:
+                if self._before_trie is not None:
+                    self._before_trie()
+                    self._before_trie = None
+                self._trie = _make_trie(package, self._tokenizer, self._vocab_size)
+        return run_on_big_stack(lambda: self._compile(package, grammar))
+
+    @staticmethod
+    def _try(grammar: Grammar) -> None:
+        """Compiles the grammar in the worker. Raises ConstraintError when it must not be compiled here."""
+        request = {"kind": grammar.kind, "text": grammar.text}
         try:
-            if grammar.kind == "json_schema":
-                options = {"whitespace_pattern": WHITESPACE, "lenient": grammar.is_lenient}
-                source = matchers.grammar_from_json_schema(grammar.text, overrides=options)
-            elif grammar.kind == "regex":
-                source = matchers.grammar_from_regex(grammar.text)
-            elif grammar.kind == "lark":
-                source = matchers.grammar_from_lark(grammar.text)
-            else:
-                source = grammar.text
-            matcher = matchers(self._trie, source, log_level=0, limits=package.LLParserLimits(**_LIMITS))
-        except ValueError as error:
-            raise ConstraintError(f"{_KINDS[grammar.kind]}: {_reason(str(error))}") from None
-        if matcher.is_error():
-            raise ConstraintError(f"{_KINDS[grammar.kind]}: {_reason(matcher.get_error())}")
+            problem = WORKER.ask("kamado.engine.grammar_compile:check", request, _TRIAL)
+        except WorkerEndedError as error:
+            said = {
+                "time": f"compiling it takes longer than {2 * _TRIAL.cpu_seconds:g} s: make it smaller or simpler",
+                "memory": f"compiling it takes more than {_TRIAL.memory_bytes >> 20} MiB: make it smaller or simpler",
+                "stack": "its parts are nested too deeply in each other: follow fewer references from one to the next",
+            }.get(error.why, f"it could not be tried ({error})")
+            raise ConstraintError(f"{KINDS[grammar.kind]}: {said}") from None
+        if problem:
+            raise ConstraintError(problem)
+
+    def _compile(self, package: Any, grammar: Grammar) -> Any:
+        matcher = make_matcher(package, self._trie, grammar)
         probe = Constraint(matcher.deep_copy(), self._vocab_size)
         try:
-            probe.allowed()
+            for _ in range(2):  # the second says whether the first took too long
+                probe.allowed()
         except ConstraintError as error:
-            raise ConstraintError(f"{_KINDS[grammar.kind]}: {error}") from None
+            raise ConstraintError(f"{KINDS[grammar.kind]}: {error}") from None
         if probe.is_complete and not probe.is_accepting:
-            raise ConstraintError(f"{_KINDS[grammar.kind]}: no text matches it")
+            raise ConstraintError(f"{KINDS[grammar.kind]}: no text matches it")
         return matcher
-
-
-def require_llguidance() -> Any:
-    """The package. Raises MissingPackageError, which names the extra that brings it."""
-    try:
-        import llguidance
-    except ImportError as error:
-        raise MissingPackageError(
-            "answers that follow a schema or a grammar, and tool calls, need the package llguidance: "
-            "pip install 'kamado[schema]'"
-        ) from error
-    return llguidance
 
 
 class _Vocabulary:
@@ -189,7 +232,7 @@ class _Vocabulary:
         self.bos_token_id = tokenizer.bos_id
 
     def __call__(self, text: str) -> Sequence[int]:
-        return self._tokenizer.encode(text, special=False, add_bos=False, add_eos=False)
+        return self._tokenizer.encode(text, special=False, add_bos=False, add_eos=False, after="text")
 
 
 def _make_trie(package: Any, tokenizer: Tokenizer, vocab_size: int) -> Any:
@@ -200,12 +243,4 @@ def _make_trie(package: Any, tokenizer: Tokenizer, vocab_size: int) -> Any:
     try:
         return package.LLTokenizer(vocabulary, n_vocab=vocab_size, eos_token=stops)
     except (ValueError, TypeError) as error:
-        raise ConstraintError(f"the model's vocabulary cannot be bound: {_reason(str(error))}") from error
-
-
-def _reason(text: str) -> str:
-    """What went wrong, in one line: the compiler goes on with the source and a caret."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and line.strip() != "<non-verbose/>"]
-    if "regex parse error:" in text:
-        lines = [line for line in lines if line.startswith("error:")] or lines
-    return _STOPS.get(lines[0], lines[0])[:300] if lines else "unknown reason"
+        raise ConstraintError(f"the model's vocabulary cannot be bound: {reason(str(error))}") from error

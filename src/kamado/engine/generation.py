@@ -113,6 +113,7 @@ def public_error(error: BaseException) -> BaseException:
         fault: KamadoError = kind(error.strerror or str(error))
         fault.__cause__ = error
         return fault
-    wrapped = NativeError(f"{type(error).__name__}: {error}")
+    # Not finite numbers in a step (`_native.NotFinite`) speak for themselves.
+    wrapped = NativeError(str(error) if isinstance(error, FloatingPointError) else f"{type(error).__name__}: {error}")
     wrapped.__cause__ = error
     return wrapped

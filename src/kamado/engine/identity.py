@@ -25,7 +25,7 @@ def model_identity(checkpoint: Checkpoint) -> str:
     handles: dict[Path, int] = {}
     try:
         for file in checkpoint.files:
-            handles[file] = fd = os.open(file, os.O_RDONLY)
+            handles[file] = fd = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
             state.update(str(os.fstat(fd).st_size).encode() + b"\0")
             state.update(_read(fd, _HEAD_BYTES, 0))
         tensors = sorted(checkpoint.tensors.values(), key=lambda t: (str(t.file), t.offset))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..checkpoint.types import Checkpoint
 from ..errors import UsageError
 from ..memory import forecast
-from ..memory.budget import parse_size
+from ..memory.budget import given_size, parse_size
 from ..memory.forecast import Plan
 from ..memory.kv_presets import check_kv
 from ..memory.limits import LimitWatch
@@ -50,13 +50,14 @@ def load_model(
     prefix_cache: str | int | None = None,
     chat_template: str | None = None,
     constraints: bool = False,
+    name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """See `kamado.load`."""
     check_kv(kv)
     cap_bytes = _prefix_cap(prefix_cache)
-    budget_bytes = None if memory is None else parse_size(memory)
-    for name, value, low, high in (
+    budget_bytes = None if memory is None else given_size(memory)
+    for setting, value, low, high in (
         ("threads", threads, 1, MAX_THREADS),
         ("max_rows", max_rows, 2, 1 << 16),
         ("max_logit_rows", max_logit_rows, 2, 1 << 16),
@@ -64,13 +65,16 @@ def load_model(
         ("context", context, 2, 1 << 32),
     ):
         if value is not None and (not is_whole(value) or not low <= value <= high):
-            raise UsageError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+            raise UsageError(f"{setting} must be a whole number from {low} to {high}, not {value!r}")
 
     from ..checkpoint import open_checkpoint
     from ..checkpoint.store import Store
     from ..models import build_program
 
-    checkpoint = open_checkpoint(Store().resolve(model if isinstance(model, Path) else str(model)))
+    store = Store()
+    path = store.resolve(model if isinstance(model, Path) else str(model))
+    # What the user can type again, not what the file calls itself: messages, sessions and figures have it.
+    checkpoint = dataclasses.replace(open_checkpoint(path), name=name or store.name_of(path))
     if chat_template is not None:
         checkpoint = dataclasses.replace(checkpoint, chat_template=chat_template, chat_templates={})
     program = build_program(checkpoint)
@@ -111,7 +115,7 @@ def _prefix_cap(prefix_cache: str | int | None) -> int:
     """Bytes that the prefix store may take; 0: it is off."""
     if prefix_cache is None or prefix_cache == "off":
         return 0
-    return parse_size(prefix_cache)
+    return given_size(prefix_cache) if isinstance(prefix_cache, str) else parse_size(prefix_cache)
 
 
 def _keeper_maker(

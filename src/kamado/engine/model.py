@@ -28,7 +28,7 @@ from ..memory.usage import BudgetWatch
 from ..program import Pooling
 from .chat import ChatEncoder
 from .chat_types import Message, OutputFormat, Think, TokenLogprob, Tool, ToolChoice
-from .constraint import ConstraintCompiler
+from .constraint import ConstraintCompiler, Form
 from .conversations import ConversationStore, check_name, conversation_label
 from .embed import Embedded, Embedder, shortened
 from .executor_protocol import ExecutorProtocol
@@ -127,7 +127,7 @@ class Model:
 
     @property
     def name(self) -> str:
-        """The model's name as its file has it, else the file's name."""
+        """What commands take for it: its name in the store, else its path; or what `load` was told."""
         return self.plan.model
 
     @property
@@ -164,9 +164,12 @@ class Model:
     def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """Token ids of `text`. With `special`, special tokens written in it become their ids; else they are plain text.
 
-        `add_bos` None: as the model wants it. Raises TokenizerError when the model has no tokenizer.
+        `add_bos` None: as the model wants it. A model that generates gets no end token, even where its file asks for
+        one (`add_eos_token`): the answer would begin after the end of its text. Vectors are of the text with that end.
+        Raises TokenizerError when the model has no tokenizer.
         """
-        return self._require_tokenizer().encode(text, special=special, add_bos=add_bos)
+        add_eos = None if self.is_encoder else False
+        return self._require_tokenizer().encode(text, special=special, add_bos=add_bos, add_eos=add_eos)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of `tokens`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
@@ -186,6 +189,7 @@ class Model:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
+        penalty_window: int | None = None,
         presence_penalty: float | None = None,
         frequency_penalty: float | None = None,
         logit_bias: Mapping[int, float] | None = None,
@@ -195,6 +199,7 @@ class Model:
         schema: Schema | None = None,
         regex: str | None = None,
         grammar: str | None = None,
+        form: Form | None = None,
         special: bool = False,
         background: bool = False,
         owner: str = "",
@@ -209,7 +214,8 @@ class Model:
         what was computed for one owner is never reused for another, in memory or on disk; "" is the local user.
         At most one of `schema` (JSON Schema: a dict, its text, or True for any JSON), `regex` (the whole answer matches
         it) and `grammar` (Lark, rule `start`) gives the answer's form: tokens that would break it are not picked. It
-        holds for every answer that was not cut by `max_tokens` or a stop string.
+        holds for every answer that was not cut by `max_tokens` or a stop string. Compiling one may take two seconds;
+        `form` is one that `prepare_form` made before.
 
         Raises, at once, UsageError for a value out of range, ContextOverflowError when the prompt leaves no room for
         one token, TokenizerError for text without a tokenizer, ConstraintError for a form that cannot be kept,
@@ -225,7 +231,7 @@ class Model:
             max_tokens=max_tokens,
             stop=stop,
             logprobs=logprobs,
-            form=make_grammar(schema, regex, grammar),
+            form=form or make_grammar(schema, regex, grammar),
             background=background,
             owner=owner,
             temperature=temperature,
@@ -233,11 +239,22 @@ class Model:
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
+            penalty_window=penalty_window,
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
             seed=seed,
         )
+
+    def prepare_form(
+        self, *, schema: Schema | None = None, regex: str | None = None, grammar: str | None = None
+    ) -> Form | None:
+        """What `generate` takes as `form`; None when nothing is given. Takes up to two seconds, the first time.
+
+        Raises ConstraintError and MissingPackageError as `generate` does.
+        """
+        asked = make_grammar(schema, regex, grammar)
+        return None if asked is None else self._constraints.form(asked)
 
     def chat(
         self,
@@ -249,6 +266,7 @@ class Model:
         top_p: float | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
+        penalty_window: int | None = None,
         presence_penalty: float | None = None,
         frequency_penalty: float | None = None,
         logit_bias: Mapping[int, float] | None = None,
@@ -291,6 +309,7 @@ class Model:
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
+            penalty_window=penalty_window,
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
@@ -326,7 +345,7 @@ class Model:
             think=think or Think(),
             continue_last=continue_last,
             options=template_options or {},
-            compile_form=lambda form: self._constraints.compile(form),
+            compile_form=lambda form: self._constraints.form(form),
             respell=lambda tokens, names: self._respelled(tokens, owner, names),
         )
 
@@ -350,11 +369,11 @@ class Model:
         stops = check_stops(stop)
         generation = self._answer(
             list(turn.tokens),
-            continues=False,
+            continues=turn.is_continued,
             max_tokens=max_tokens,
             stop=None,
             logprobs=logprobs,
-            form=turn.form,
+            form=turn.compiled,
             background=background,
             owner=owner,
             session=None,
@@ -386,7 +405,7 @@ class Model:
         max_tokens: int | None,
         stop: str | Sequence[str] | None,
         logprobs: int | None,
-        form: Grammar | None,
+        form: Grammar | Form | None,
         background: bool,
         owner: str,
         session: str | None = None,
@@ -423,7 +442,7 @@ class Model:
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
         )
-        remember = None if continues else partial(self._transcripts.remember, owner)
+        remember = None if continues and turn is None else partial(self._transcripts.remember, owner)
         if session is None:
             return Generation(request, self._scheduler, self, on_tokens=remember)
         name, history, store, model = session, [dict(m) for m in messages], self._conversations, self.name
@@ -514,7 +533,7 @@ class Model:
         """As `embed`, with the number of tokens of each text."""
         if isinstance(texts, str):
             raise UsageError("texts must be a list of texts, not one text")
-        ids = [self._prompt_tokens(text, special=False) for text in texts]
+        ids = [self._prompt_tokens(self._text_tokens(text), special=False) for text in texts]
         if truncate:
             ids = [self._cut(tokens) for tokens in ids]
         longest = max(map(len, ids), default=0)
@@ -522,6 +541,10 @@ class Model:
             raise ContextOverflowError(longest, self.context)
         vectors = shortened(self._embedder.embed(ids), dimensions)
         return Embedded(vectors, tuple(map(len, ids)))
+
+    def _text_tokens(self, text: str | Sequence[int]) -> Sequence[int]:
+        """A text to make a vector of, with the end that the file wants."""
+        return self._require_tokenizer().encode(text) if isinstance(text, str) else text
 
     def _cut(self, tokens: list[int]) -> list[int]:
         """At most the context; the token that ends a text stays."""
@@ -655,9 +678,11 @@ class Model:
         source = self._checkpoint.chat_template or ""
         return TurnMaker(encoder, choose_format(encoder.template, self._require_tokenizer()), source)
 
-    def _rule(self, form: Grammar | None, turn: Turn | None) -> TokenRule | None:
+    def _rule(self, form: Grammar | Form | None, turn: Turn | None) -> TokenRule | None:
         """What binds the tokens of an answer."""
-        inner = None if form is None else self._constraints.compile(form)
+        if isinstance(form, Grammar):
+            form = self._constraints.form(form)
+        inner = None if form is None else form.begin()
         if turn is None or turn.think_tokens is None or turn.plain_tags is None:
             return inner
         return ThinkBudget(

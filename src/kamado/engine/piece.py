@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -21,6 +22,17 @@ class Piece(NamedTuple):
     logprob: float | None = None  # natural logarithm; only when `logprobs` was asked for
     top_logprobs: tuple[tuple[int, float], ...] = ()  # (token, logprob), most likely first
     finish_reason: FinishReason | None = None
+
+
+def whole_text(piece: Piece, token_bytes: Callable[[int], bytes]) -> str:
+    """The text of a piece without the U+FFFD that marks half a character where an answer was cut: who goes on from the
+    text must not go on from that."""
+    if piece.finish_reason == "length" and piece.text.endswith("\ufffd"):
+        try:
+            token_bytes(piece.token).decode("utf-8")
+        except UnicodeDecodeError:
+            return piece.text[:-1]
+    return piece.text
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ Temperature 0 takes the largest logit after bias and penalties; equal logits go 
   repetition   over the prompt and the answer: a positive logit is divided by it, a negative one multiplied
   presence     over the answer: subtracted once from every token that occurred
   frequency    over the answer: subtracted once for each time the token occurred
+  window       of the latest tokens, if one is set: the three look at nothing before it
   top-k        keeps the k most likely tokens
   top-p        keeps the fewest most likely tokens whose probabilities (after top-k, normalised) reach p
   min-p        keeps tokens at least min_p times as likely as the most likely one
@@ -20,6 +21,7 @@ from __future__ import annotations
 import math
 import numbers
 import secrets
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
@@ -45,6 +47,7 @@ class Sampling:
     top_p: float = 0.95  # 1: off
     min_p: float = 0.0  # 0: off
     repetition_penalty: float = 1.0  # 1: off
+    penalty_window: int = -1  # tokens before the next one that penalties look at; -1: all, 0: none
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
@@ -56,6 +59,7 @@ class Sampling:
         _check_real("top_p", self.top_p, 0.0, 1.0, low_is_open=True)
         _check_real("min_p", self.min_p, 0.0, 1.0)
         _check_real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_is_open=True)
+        _check_integer("penalty_window", self.penalty_window, -1, None)
         _check_real("presence_penalty", self.presence_penalty, -100.0, 100.0)
         _check_real("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
         if self.seed is not None:
@@ -75,6 +79,8 @@ class Sampling:
     @property
     def has_penalties(self) -> bool:
         """Whether earlier tokens change the logits."""
+        if self.penalty_window == 0:
+            return False
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
@@ -146,7 +152,10 @@ class Sampler:
             raise UsageError(f"logit_bias names token {too_large[0]}: ids of this model go to {vocab_size - 1}")
         self._bias_ids = np.fromiter(sampling.logit_bias.keys(), np.int64, len(sampling.logit_bias))
         self._biases = np.fromiter(sampling.logit_bias.values(), np.float32, len(sampling.logit_bias))
-        self._penalties = _Penalties(sampling, prompt) if sampling.has_penalties else None
+        self._penalties: _Penalties | _WindowPenalties | None = None
+        if sampling.has_penalties:
+            make = _Penalties if sampling.penalty_window < 0 else _WindowPenalties
+            self._penalties = make(sampling, prompt)
 
     def pick(self, logits: NDArray[np.float32], position: int, allowed: NDArray[np.int64] | None = None) -> int:
         """The token that follows at `position`, the number of tokens before it. `logits` float32[vocab], not changed.
@@ -245,16 +254,39 @@ class _Penalties:
         self._counts[i] += 1.0
 
     def apply(self, logits: NDArray[np.float32]) -> None:
-        s = self._sampling
-        ids = self._ids[: len(self._index)]
-        counts = self._counts[: len(self._index)]
-        values = logits[ids]
-        if s.repetition_penalty != 1.0:
-            penalty = np.float32(s.repetition_penalty)
-            values = np.where(values > 0.0, values / penalty, values * penalty)
-        if s.presence_penalty != 0.0 or s.frequency_penalty != 0.0:
-            values -= np.float32(s.presence_penalty) * (counts > 0.0) + np.float32(s.frequency_penalty) * counts
-        logits[ids] = values
+        num = len(self._index)
+        _penalise(logits, self._ids[:num], self._counts[:num], self._sampling)
+
+
+class _WindowPenalties:
+    """The same of the latest tokens only. They are counted anew for each row: windows are short where they are used."""
+
+    def __init__(self, sampling: Sampling, prompt: Iterable[int]) -> None:
+        self._sampling = sampling
+        self._tokens: deque[int] = deque(prompt, maxlen=sampling.penalty_window)
+        self._is_answer: deque[bool] = deque((False for _ in self._tokens), maxlen=sampling.penalty_window)
+
+    def add(self, token: int) -> None:
+        self._tokens.append(token)
+        self._is_answer.append(True)
+
+    def apply(self, logits: NDArray[np.float32]) -> None:
+        if not self._tokens:
+            return
+        ids, place = np.unique(np.fromiter(self._tokens, np.int64), return_inverse=True)
+        counts = np.bincount(place, np.fromiter(self._is_answer, np.float32), len(ids)).astype(np.float32)
+        _penalise(logits, ids, counts, self._sampling)
+
+
+def _penalise(logits: NDArray[np.float32], ids: NDArray[np.int64], counts: NDArray[np.float32], s: Sampling) -> None:
+    """Lowers the logits of tokens that occurred; `counts`: how often in the answer."""
+    values = logits[ids]
+    if s.repetition_penalty != 1.0:
+        penalty = np.float32(s.repetition_penalty)
+        values = np.where(values > 0.0, values / penalty, values * penalty)
+    if s.presence_penalty != 0.0 or s.frequency_penalty != 0.0:
+        values -= np.float32(s.presence_penalty) * (counts > 0.0) + np.float32(s.frequency_penalty) * counts
+    logits[ids] = values
 
 
 def _filtered(weights: NDArray[np.float32], top_sum: float, min_weight: float) -> NDArray[np.float32]:

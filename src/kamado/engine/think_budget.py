@@ -36,7 +36,9 @@ class ThinkBudget:
         self._inner = inner
         self._tail = b""  # of the answer's text, in which the tags are looked for
         close = tokenizer.token_to_id(tags.close)
-        text = tokenizer.encode(f"\n{tags.close}\n\n", special=close in tokenizer.special_ids, add_bos=False)
+        text = tokenizer.encode(
+            f"\n{tags.close}\n\n", special=close in tokenizer.special_ids, add_bos=False, add_eos=False, after="text"
+        )
         self._closing = text
         self._forced: deque[int] = deque()
 

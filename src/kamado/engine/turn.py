@@ -12,10 +12,12 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConstraintError, UsageError
+from .answer_check import AnswerCheck
 from .chat import ChatEncoder
 from .chat_types import (
     ContentEvent,
@@ -33,7 +35,8 @@ from .chat_types import (
 )
 from .generation import Generation
 from .grammar import Grammar
-from .piece import Piece, Usage
+from .json_schema import CompiledSchema
+from .piece import Piece, Usage, whole_text
 from .stops import StopMatcher
 from .tool_format import AnswerParser, ChatFormat
 from .tool_format.grammar import AnswerGrammar
@@ -43,6 +46,7 @@ from .tool_format.turns import check_tools, make_turns
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
+    from .constraint import Form
 
 _OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TAKEN = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
@@ -59,8 +63,12 @@ class Turn:
     is_reasoning: bool  # the prompt has opened it
     syntax: CallSyntax | None  # bound to marks; None: no tools
     names: frozenset[str]
+    is_required: bool = False  # a call must come
+    is_continued: bool = False  # the answer's text has begun in the prompt
     think_tokens: int | None = None
     plain_tags: ReasoningTags | None = None
+    schemas: Mapping[str, CompiledSchema] = field(default_factory=dict)  # of tools by name; "": of the answer's form
+    compiled: Form | None = None  # of `form`
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -86,7 +94,7 @@ class TurnMaker:
         think: Think,
         continue_last: bool,
         options: Mapping[str, Any],
-        compile_form: Callable[[Grammar], object],
+        compile_form: Callable[[Grammar], Form],
         respell: Callable[[list[int], frozenset[str]], list[int]],
     ) -> Turn:
         """See `Model.prepare_turn`. `respell(tokens, names of tools)`: the same text with the ids that are cached."""
@@ -95,8 +103,11 @@ class TurnMaker:
         offered = self._offered(tools, tool_choice)
         if offered and chat.tools is None:
             raise UsageError(f"this model cannot use tools: {chat.refusal}")
-        if continue_last and (offered or output.kind != "text"):
-            raise UsageError("an answer that goes on from a given beginning can have neither tools nor a form")
+        is_continued = continue_last and messages[-1].text != ""
+        if is_continued and output.kind != "text":
+            raise UsageError("an answer that goes on from a given beginning cannot have a form")
+        if is_continued and tool_choice.mode == "required":
+            raise UsageError("an answer that goes on from a given beginning is text: no call can be required of it")
         shown = tools if offered else ()
         turns, objects = make_turns(messages, shown, chat.tools, chat.syntax, chat.system_in_user)
         encoded = self._encoder.encode_turns(
@@ -111,26 +122,23 @@ class TurnMaker:
         bound = _bound_tags(chat)
         syntax = chat.syntax.bind(chat.marks) if chat.syntax is not None and offered else None
         may_reason = bound if is_reasoning or think.enabled is not False else None
-        form: Grammar | None = None
-        for any_arguments in (False, True):
-            form = AnswerGrammar(
-                chat.marks,
-                tags=may_reason,
-                is_reasoning=is_reasoning,
-                syntax=syntax,
-                tools=offered,
-                is_required=tool_choice.mode == "required",
-                is_parallel=tool_choice.parallel and chat.is_parallel,
-                output=output,
-                any_arguments=any_arguments,
-            ).build()
-            try:
-                if form is not None:
-                    compile_form(form)
-                break
-            except ConstraintError:
-                if any_arguments or all(tool.strict for tool in offered):
-                    raise
+        if is_continued:
+            bound = may_reason = None
+            is_reasoning = False
+            if syntax is not None and syntax.is_whole_message:
+                syntax = None  # what began as text is no call
+        make = partial(
+            AnswerGrammar,
+            chat.marks,
+            tags=may_reason,
+            is_reasoning=is_reasoning,
+            syntax=syntax,
+            tools=offered,
+            is_required=tool_choice.mode == "required",
+            is_parallel=tool_choice.parallel and chat.is_parallel,
+            output=output,
+        )
+        form, compiled, schemas = _compiled(make, offered, output, compile_form)
         return Turn(
             tokens=tokens,
             form=form,
@@ -138,8 +146,12 @@ class TurnMaker:
             is_reasoning=is_reasoning,
             syntax=syntax,
             names=frozenset(tool.name for tool in offered),
-            think_tokens=think.max_tokens if tags is not None else None,
+            is_required=tool_choice.mode == "required",
+            is_continued=is_continued,
+            think_tokens=think.max_tokens if bound is not None else None,
             plain_tags=tags,
+            compiled=compiled,
+            schemas=schemas,
         )
 
     def _offered(self, tools: Sequence[Tool], choice: ToolChoice) -> tuple[Tool, ...]:
@@ -164,6 +176,39 @@ class TurnMaker:
         if think.effort is not None:
             chosen.setdefault("reasoning_effort", think.effort)
         return chosen
+
+
+def _compiled(
+    make: Callable[..., AnswerGrammar],
+    tools: Sequence[Tool],
+    output: OutputFormat,
+    compile_form: Callable[[Grammar], Form],
+) -> tuple[Grammar | None, Form | None, Mapping[str, CompiledSchema]]:
+    """The answer's grammar. Schemas that are not strict and that the compiler refuses are left open, only those."""
+    maker = make()
+    form = maker.build()
+    if form is None:
+        return None, None, {}
+    try:
+        return form, compile_form(form), maker.schemas
+    except ConstraintError as error:
+        loose = {tool.name for tool in tools if not tool.strict}
+        if output.kind == "json_schema" and not output.is_strict:
+            loose.add("")
+        loose &= maker.schemas.keys()
+        if not loose:
+            raise
+        reasons = {}
+        for name in loose:
+            schema = maker.schemas[name]
+            try:
+                compile_form(Grammar("json_schema", schema.lark, schema, schema.is_plain))
+            except ConstraintError as own:
+                reasons[name] = str(own)
+        maker = make(loosened=reasons or dict.fromkeys(loose, str(error)))
+        form = maker.build()
+        assert form is not None
+        return form, compile_form(form), maker.schemas
 
 
 def _bound_tags(chat: ChatFormat) -> ReasoningTags | None:
@@ -200,14 +245,22 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         self._tokenizer = tokenizer
         self._marks = chat.marks
         self._parser = AnswerParser(
-            tags=turn.tags, is_reasoning=turn.is_reasoning, syntax=turn.syntax, names=turn.names, choice=choice
+            tags=turn.tags,
+            is_reasoning=turn.is_reasoning,
+            syntax=turn.syntax,
+            names=turn.names,
+            is_required=turn.is_required,
+            is_continued=turn.is_continued,
+            choice=choice,
         )
+        self._may_be_text = not turn.is_required  # what comes next; no protocol has a place for calls' logprobs
         self._stops = StopMatcher(stops)
         self._choice = choice
         self._has_logprobs = has_logprobs
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text has not come out yet
         self._ready: deque[ContentEvent | Finish] = deque()
         self._is_done = False
+        self._check = AnswerCheck(turn.schemas)
         self.num_reasoning_tokens = 0
 
     def __next__(self) -> ContentEvent | Finish:
@@ -215,7 +268,7 @@ class TurnStream(Iterator[ContentEvent | Finish]):
             if self._is_done:
                 raise StopIteration
             self._take(next(self._generation))
-        return self._ready.popleft()
+        return self._next()
 
     def poll(self) -> ContentEvent | Finish | None:
         """The next event if it is there already, else None. Raises StopIteration after the last."""
@@ -225,7 +278,15 @@ class TurnStream(Iterator[ContentEvent | Finish]):
             if not self._generation.is_ready:
                 return None
             self._take(next(self._generation))
-        return self._ready.popleft()
+        return self._next()
+
+    def _next(self) -> ContentEvent | Finish:
+        event = self._ready.popleft()
+        if not isinstance(event, Finish):
+            self._check.take(event)
+        elif event.reason in ("stop", "tool_calls"):
+            event = replace(event, violations=self._check.violations())
+        return event
 
     def on_news(self, listener: Callable[[], None] | None) -> None:
         """`listener` is called, by the scheduler's thread, when `poll` may have something."""
@@ -239,11 +300,11 @@ class TurnStream(Iterator[ContentEvent | Finish]):
     def _take(self, piece: Piece) -> None:
         if self._has_logprobs:
             self._logprobs.append(self._logprob(piece))
-        text = self._marks.of_token(piece.token) + without_marks(piece.text)
+        text = self._marks.of_token(piece.token) + without_marks(whole_text(piece, self._tokenizer.token_bytes))
         events = self._parser.push(text)
         self.num_reasoning_tokens += self._parser.is_reasoning
         if piece.finish_reason is not None:
-            events += self._parser.finish()
+            events += self._parser.finish(is_cut=piece.finish_reason == "length")
         for event in events:
             self._show(event)
             if self._stops.is_stopped:
@@ -267,7 +328,8 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         if isinstance(event, ReasoningDelta):
             event = replace(event, logprobs=self._taken_logprobs())
         elif isinstance(event, ToolCallEnd):
-            self._logprobs.clear()  # no protocol has a place for those of calls
+            self._logprobs.clear()
+            self._may_be_text = False
         self._ready.append(event)
 
     def _show_text(self, text: str) -> None:
@@ -279,7 +341,7 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         return taken
 
     def _finish(self, reason: FinishReason) -> None:
-        if self._logprobs and reason != "tool_calls":
+        if self._logprobs and self._may_be_text:
             self._ready.append(TextDelta("", self._taken_logprobs(), self._choice))
         self._ready.append(Finish(reason, self._stops.matched, self._choice))
         self._is_done = True

@@ -13,6 +13,8 @@ _FACTORS = {
     **{f"{letter}{suffix}": 1 << (10 * i) for i, letter in enumerate("kmgt", 1) for suffix in ("", "ib")},
     **{f"{letter}b": 1000**i for i, letter in enumerate("kmgt", 1)},
 }
+_BARE = re.compile(r"\s*[0-9]{1,18}(?:\.[0-9]{1,9})?\s*")
+_LEAST_BARE_BYTES = 1 << 20  # whoever does mean bytes writes more digits
 _SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*")
 
 
@@ -34,6 +36,19 @@ def parse_size(text: str | int) -> int:
     if num_bytes <= 0:
         raise UsageError(f"a size must be larger than zero, not {text}")
     return num_bytes
+
+
+def given_size(text: str | int) -> int:
+    """Bytes of a size that a person gave in an option, a variable or a file of settings: as parse_size, but no slip.
+
+    Raises UsageError also for a number below 1 MiB without a unit: who writes 6 means 6 GiB and not 6 bytes.
+    """
+    is_bare = isinstance(text, int) or _BARE.fullmatch(text) is not None
+    if not is_bare or isinstance(text, bool) or not 0 < float(text) < _LEAST_BARE_BYTES:
+        return parse_size(text)
+    number = str(text).strip()
+    meant = f"{number}GiB" if float(text) < 1024 else f"{number}MiB"
+    raise UsageError(f"{number} without a unit is {number} bytes: did you mean {meant}? (bytes: {number}B)")
 
 
 def format_size_up(num_bytes: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -488,4 +488,6 @@ def _tokenizer_bytes(checkpoint: Checkpoint, vocab_size: int) -> int:
         return 0
     # tokenizer.json is not read for a forecast: byte-pair vocabularies have about as many merges as entries.
     merges = source.data.get("tokenizer.ggml.merges", ()) if source.kind == "gguf" else range(vocab_size)
-    return vocab_size * _TOKEN_BYTES + len(merges) * _MERGE_BYTES
+    # What is no array is told when the tokenizer is loaded.
+    num_merges = len(merges) if isinstance(merges, Sequence) else 0
+    return vocab_size * _TOKEN_BYTES + num_merges * _MERGE_BYTES

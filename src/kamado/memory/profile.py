@@ -271,6 +271,25 @@ def load_device_profile(
     return None
 
 
+def why_no_profile(here: Machine, num_threads: int, path: Path | None = None) -> str:
+    """Why `load_device_profile` has none for this machine and so many threads: what was measured, and what to run."""
+    measured = _load_all(path or profile_path())
+    same = [profile for profile in measured if profile.cpu_model == here.cpu_model]
+    usual = [profile for profile in same if profile.tier == here.tier]
+    todo = "kamado bench --limits" + ("" if num_threads == here.cpus else f" -j {num_threads}")
+    wanted = f"{num_threads} thread{'' if num_threads == 1 else 's'}"
+    if usual:
+        counts = sorted({profile.num_threads for profile in usual})
+        had = f"{' and '.join(map(str, counts))} thread{'' if counts == [1] else 's'}"
+        return f"measured with {had}, not with {wanted}: {todo}"
+    if same:
+        tiers = ", ".join(sorted({profile.tier for profile in same}))
+        return f"measured with the tier {tiers}, not with {here.tier}, which is in use: {todo}"
+    if measured:
+        return f"measured on another processor ({measured[-1].cpu_model}): {todo}"
+    return f"not measured yet: {todo}"
+
+
 def _key(profile: DeviceProfile) -> tuple[str, int, str]:
     return profile.cpu_model, profile.num_threads, profile.tier
 

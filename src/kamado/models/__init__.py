@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from ..checkpoint.types import Checkpoint
 from ..errors import UnsupportedError
-from ..program import Program, validate
+from ..program import Head, Pool, Program, validate
 from . import bert, gemma3, granitemoe, llama, mistral, mixtral, olmoe, qwen2, qwen3, qwen3moe
+from .common import has_no_head
 from .config import Config
 from .pooling import read_pooling
 
@@ -55,8 +56,18 @@ def build_program(checkpoint: Checkpoint) -> Program:
     program = family(checkpoint)
     if program.pooling is None:
         program = replace(program, pooling=read_pooling(Config.of(checkpoint)))
+    last = program.ops[-1]
+    if isinstance(last, Head) and has_no_head(checkpoint) and not _is_tied(checkpoint):
+        # Vectors of decoders are those of their last row, unless the file says otherwise (E5-Mistral, GTE-Qwen2).
+        pooling = program.pooling or "last"
+        program = replace(program, ops=[*program.ops[:-1], Pool(last.x, pooling)], pooling=pooling)
     validate(program)
     return program
+
+
+def _is_tied(checkpoint: Checkpoint) -> bool:
+    tied = checkpoint.metadata.get("tie_word_embeddings")
+    return checkpoint.architecture.startswith("gemma") if tied is None else tied is True
 
 
 def supported_architectures() -> tuple[str, ...]:

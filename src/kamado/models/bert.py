@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..checkpoint.types import Checkpoint
 from ..program import Activation, Add, Attend, Buffer, Embed, Gate, Linear, Norm, Op, Pool, Pooling, Program
 from . import config
-from .common import Buffers, Weights
+from .common import Buffers, Weights, hf_weights
 from .config import Config
 from .pooling import read_pooling
 
@@ -60,9 +60,8 @@ HF_NAMES = {
     "ffn_norm_bias": "encoder.layer.{i}.output.LayerNorm.bias",
 }
 
-_HF_PREFIXES = ("", "bert.")
 # Heads for training and the pooler in front of classifiers: no embedding model reads them.
-_UNUSED_TENSORS = r"^((bert\.)?(pooler|embeddings\.position_ids)|cls)\b"
+_UNUSED_TENSORS = r"(^|\.)(pooler|embeddings\.position_ids)\b|^cls\b"
 _ARCHITECTURES = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
 
 
@@ -190,7 +189,6 @@ def build(checkpoint: Checkpoint) -> Program:
                 raise c.unsupported(
                     "architectures", f"names {str(name)[:60]!r}; supported are {', '.join(_ARCHITECTURES)}"
                 )
-        prefix = next((p for p in _HF_PREFIXES if checkpoint.has(p + HF_NAMES["embed"])), "")
-        args, w = Args.from_hf(c), Weights(checkpoint, HF_NAMES, prefix)
+        args, w = Args.from_hf(c), hf_weights(checkpoint, HF_NAMES, norm="embed_norm", default="")
     c.refuse_unread()
     return model(checkpoint.architecture, args, w)

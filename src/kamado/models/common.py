@@ -3,18 +3,61 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 import numpy as np
 
+from ..checkpoint.plain_file import open_regular
 from ..checkpoint.types import Checkpoint, Layout, TensorRef
-from ..errors import MissingTensorError, UnsupportedError
+from ..errors import CorruptFileError, MissingTensorError, UnsupportedError
 from ..program import Buffer
 from .config import MAX_VOCAB
 
 # Tensors that no forward pass needs: position tables that older exports carried along.
 _IGNORED_TENSORS: Final = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn_rot_embd\.weight)$")
+
+
+def hf_weights(
+    checkpoint: Checkpoint, names: Mapping[str, str], *, norm: str = "final_norm", default: str = "model."
+) -> Weights:
+    """The tensors of a safetensors directory, under whatever prefix they lie.
+
+    `names` are those of transformers' classes, with `default` before all but the output matrix. Base models are
+    published without it (Qwen3-Embedding, E5-Mistral), wrapped ones with another (`language_model.model.`,
+    `model.language_model.`, `transformer.`): the prefix is what stands before both the token table and the role `norm`.
+    Raises UnsupportedError when there are several such places.
+    """
+    stems = {role: name.removeprefix(default) for role, name in names.items()}
+    # With those in a layout that cannot be run: asked for by their right name, they are refused by that.
+    present = {*checkpoint.tensors, *getattr(checkpoint.tensors, "unsupported", ())}
+    prefix = _one_prefix(checkpoint, present, (stems["embed"], stems[norm]), default)
+    renamed = {role: prefix + stem for role, stem in stems.items()}
+    if "head" in names:
+        renamed["head"] = _one_prefix(checkpoint, present, (names["head"],), "") + names["head"]
+    return Weights(checkpoint, renamed)
+
+
+def _one_prefix(checkpoint: Checkpoint, present: Set[str], probes: tuple[str, ...], default: str) -> str:
+    """What stands before every one of `probes` in the file; `default` when it has none of them."""
+    first = probes[0]
+    found = {name.removesuffix(first) for name in present if name == first or name.endswith("." + first)}
+    found = {prefix for prefix in found if all(prefix + probe in present for probe in probes)} or found
+    if len(found) > 1:
+        shown = " and ".join(repr(prefix + first) for prefix in sorted(found)[:2])
+        raise UnsupportedError(f"{checkpoint.path}: {shown} are both there: which of the models is meant is not clear")
+    return found.pop() if found else default
+
+
+def has_no_head(checkpoint: Checkpoint) -> bool:
+    """Whether config.json names a base model (`Qwen2Model`) and no output matrix lies in the file: it makes vectors."""
+    names = checkpoint.metadata.get("architectures") if checkpoint.format == "safetensors" else None
+    return (
+        isinstance(names, list)
+        and bool(names)
+        and all(isinstance(name, str) and name.endswith("Model") for name in names)
+        and not any(name.endswith("lm_head.weight") for name in checkpoint.tensors)
+    )
 
 
 class Weights:
@@ -73,9 +116,9 @@ class Weights:
     def head(self, table: TensorRef, tied: bool | None) -> TensorRef:
         """The output matrix. A tensor in the file wins, as in transformers 5; without one the table serves if `tied`.
 
-        `tied` None is GGUF's way: no output tensor means tied.
+        `tied` None is GGUF's way: no output tensor means tied. A base model has no output at all: see `has_no_head`.
         """
-        if self.has("head") or tied is False:
+        if self.has("head") or (tied is False and not has_no_head(self.checkpoint)):
             return self.matrix("head", table.rows, table.cols)
         return table
 
@@ -112,7 +155,15 @@ class Weights:
         ref = self._tensor(self.name(role), (length,))
         if ref.layout is not Layout.F32:
             raise UnsupportedError(f"{self.checkpoint.path}: tensor {ref.name!r} is {ref.layout.name}, needed as F32")
-        return np.fromfile(ref.file, dtype="<f4", count=length, offset=ref.offset).astype(np.float64)
+        try:
+            with open_regular(ref.file) as file:
+                file.seek(ref.offset)
+                raw = file.read(ref.nbytes)
+        except OSError as error:
+            raise CorruptFileError(f"{ref.file}: cannot be read: {error.strerror or error}") from error
+        if len(raw) != ref.nbytes:
+            raise CorruptFileError(f"{ref.file}: ends inside tensor {ref.name!r}")
+        return np.frombuffer(raw, dtype="<f4", count=length).astype(np.float64)
 
     def finish(self, ignored: str | None = None) -> None:
         """Raises UnsupportedError when the file has tensors that nothing asked for, but for names matching `ignored`.

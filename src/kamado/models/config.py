@@ -297,10 +297,24 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def head_counts(config: Config, heads_key: str, kv_key: str, default: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Query and key-value heads; the first must be a multiple of the second."""
+def head_counts(
+    config: Config,
+    heads_key: str,
+    kv_key: str,
+    default: tuple[int, int] | None = None,
+    *,
+    absent_kv: int | None = None,
+) -> tuple[int, int]:
+    """Query and key-value heads; the first must be a multiple of the second.
+
+    `absent_kv`: key-value heads of a file that leaves the key out, where that is possible; one that says null, or
+    leaves it out without such a default, has as many as query heads.
+    """
     num_heads = config.integer(heads_key, default=default[0] if default else REQUIRED, high=MAX_HEADS)
-    num_kv_heads = config.integer(kv_key, default=default[1] if default else num_heads, high=MAX_HEADS)
+    usual = num_heads
+    if absent_kv is not None and not config.has(kv_key) and num_heads % absent_kv == 0:
+        usual = absent_kv
+    num_kv_heads = config.integer(kv_key, default=default[1] if default else usual, high=MAX_HEADS)
     if num_heads % num_kv_heads:
         raise config.invalid(heads_key, f"is {num_heads}, no multiple of {config.name(kv_key)}, {num_kv_heads}")
     return num_heads, num_kv_heads
@@ -388,7 +402,7 @@ def qwen_windows(config: Config, num_layers: int) -> tuple[int | None, ...]:
 
 
 def check_causal_lm(config: Config) -> None:
-    """Refuses config.json of classifiers and encoders, which share a model_type with the language models."""
+    """Refuses config.json of classifiers, which share a model_type with the language models. `…Model` is a base."""
     for name in config.sequence("architectures") or []:
-        if isinstance(name, str) and not name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")):
+        if isinstance(name, str) and not name.endswith(("ForCausalLM", "ForConditionalGeneration", "Model")):
             raise config.unsupported("architectures", f"names {_shown(name)}, which is no language model")

@@ -11,9 +11,9 @@ import numpy as np
 from ..checkpoint.types import Checkpoint, TensorRef
 from ..program import Activation, Add, Attend, Buffer, Embed, Gate, Head, Linear, Norm, Op, Program, Rope
 from . import config
-from .common import Buffers, Weights
+from .common import Buffers, Weights, hf_weights
 from .config import Config
-from .rope import RopeTable, base_frequencies, gguf_rope, hf_rope_section
+from .rope import RopeTable, base_frequencies, gguf_context, gguf_rope, hf_rope_section
 
 GGUF_NAMES = {
     "embed": "token_embd.weight",
@@ -35,9 +35,10 @@ GGUF_NAMES = {
 }
 
 HF_NAMES = {
-    "embed": "embed_tokens.weight",
-    "final_norm": "norm.weight",
-    "attn_norm": "layers.{i}.input_layernorm.weight",
+    "embed": "model.embed_tokens.weight",
+    "final_norm": "model.norm.weight",
+    "head": "lm_head.weight",
+    "attn_norm": "model.layers.{i}.input_layernorm.weight",
     "q": "layers.{i}.self_attn.q_proj.weight",
     "q_norm": "layers.{i}.self_attn.q_norm.weight",
     "k": "layers.{i}.self_attn.k_proj.weight",
@@ -52,12 +53,6 @@ HF_NAMES = {
     "post_ffn_norm": "layers.{i}.post_feedforward_layernorm.weight",
 }
 
-# Where the text model lies: (prefix of its tensors, output matrix). Text-only files, then the multimodal ones.
-_HF_PREFIXES = (
-    ("model.", "lm_head.weight"),
-    ("language_model.model.", "language_model.lm_head.weight"),
-    ("model.language_model.", "lm_head.weight"),
-)
 _VISION_TENSORS = r"^(model\.)?(vision_tower|multi_modal_projector)\."
 _LAYERS_OF_27B = 62
 
@@ -100,7 +95,7 @@ class Args:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             eps=c.number("attention.layer_norm_rms_epsilon"),
-            context_length=c.integer("context_length", high=config.MAX_CONTEXT),
+            context_length=gguf_context(c),
             activation="gelu_tanh",
             attention_scale=c.number("attention.scale", default=0.0) or config.inverse_sqrt(scalar),
             windows=_gguf_windows(c, num_layers, window),
@@ -255,6 +250,4 @@ def build(checkpoint: Checkpoint) -> Program:
     args = Args.from_hf(text)
     ropes = Ropes.from_hf(text, args.head_dim)
     text.refuse_unread()
-    prefix, head = next((p for p in _HF_PREFIXES if checkpoint.has(p[0] + HF_NAMES["embed"])), _HF_PREFIXES[0])
-    names = {role: prefix + name for role, name in HF_NAMES.items()}
-    return model(checkpoint, args, Weights(checkpoint, {**names, "head": head}), ropes)
+    return model(checkpoint, args, hf_weights(checkpoint, HF_NAMES), ropes)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ..checkpoint.types import Checkpoint
 from ..program import Activation, Add, Attend, Embed, Experts, Gate, Head, Linear, Norm, Op, Program, Rope, Route
 from . import config
-from .common import Buffers, Weights
+from .common import Buffers, Weights, hf_weights
 from .config import Config
-from .rope import RopeTable, gguf_rope, hf_rope
+from .rope import RopeTable, gguf_context, gguf_rope, hf_context, hf_rope
 
 GGUF_NAMES = {
     "embed": "token_embd.weight",
@@ -111,7 +111,7 @@ class Args:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             eps=c.number("attention.layer_norm_rms_epsilon"),
-            context_length=c.integer("context_length", high=config.MAX_CONTEXT),
+            context_length=gguf_context(c),
             attention_scale=c.number("attention.scale", default=0.0) or config.inverse_sqrt(head_dim),
             activation="silu",
             interleaved=True,
@@ -122,10 +122,12 @@ class Args:
         )
 
     @classmethod
-    def from_hf(cls, c: Config) -> Args:
-        """From config.json."""
+    def from_hf(cls, c: Config, *, absent_kv: int | None = None, default_context: int = 2048) -> Args:
+        """From config.json. `absent_kv`: see `config.head_counts`; `default_context`: positions when it says none."""
         hidden = c.integer("hidden_size")
-        num_heads, num_kv_heads = config.head_counts(c, "num_attention_heads", "num_key_value_heads")
+        num_heads, num_kv_heads = config.head_counts(
+            c, "num_attention_heads", "num_key_value_heads", absent_kv=absent_kv
+        )
         head_dim = config.hf_head_dim(c, hidden, num_heads)
         return cls(
             num_layers=c.integer("num_hidden_layers", high=config.MAX_LAYERS),
@@ -135,7 +137,7 @@ class Args:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             eps=c.number("rms_norm_eps", default=1e-6),
-            context_length=c.integer("max_position_embeddings", default=2048, high=config.MAX_CONTEXT),
+            context_length=hf_context(c, default_context),
             attention_scale=config.inverse_sqrt(head_dim),
             activation=c.activation("hidden_act", "silu"),
             interleaved=False,
@@ -226,7 +228,7 @@ def build(checkpoint: Checkpoint) -> Program:
         rope = gguf_rope(c, args.head_dim, w)
     else:
         config.check_causal_lm(c)
-        w = Weights(checkpoint, HF_NAMES)
+        w = hf_weights(checkpoint, HF_NAMES)
         args = Args.from_hf(c)
         rope = hf_rope(c, args.head_dim)
     c.refuse_unread()

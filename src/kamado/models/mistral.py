@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..checkpoint.types import Checkpoint
 from ..program import Program
 from . import config, llama
-from .common import Weights
+from .common import hf_weights
 from .config import Config
 from .rope import hf_rope
 
@@ -19,7 +19,7 @@ def build(checkpoint: Checkpoint) -> Program:
     window = c.optional_integer("sliding_window", high=config.MAX_CONTEXT)
     if not c.has("sliding_window"):
         window = 4096  # what transformers assumes; files without a window say null
-    args = replace(llama.Args.from_hf(c), window=window)
+    args = replace(llama.Args.from_hf(c, absent_kv=8, default_context=131072), window=window)
     rope = hf_rope(c, args.head_dim)
     c.refuse_unread()
-    return llama.model(checkpoint.architecture, args, Weights(checkpoint, llama.HF_NAMES), rope)
+    return llama.model(checkpoint.architecture, args, hf_weights(checkpoint, llama.HF_NAMES), rope)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..checkpoint.types import Checkpoint
 from ..program import Program
 from . import config, llama
-from .common import Weights
+from .common import hf_weights
 from .config import Config
 from .rope import hf_rope
 
@@ -25,7 +25,7 @@ HF_NAMES = {
 def read_args(c: Config) -> llama.Args:
     """Llama's settings, a window and the experts."""
     num_experts, top_k = config.expert_counts(c, ("num_local_experts", "num_experts"), "num_experts_per_tok", (8, 2))
-    args = llama.Args.from_hf(c)
+    args = llama.Args.from_hf(c, absent_kv=8, default_context=131072)
     return replace(
         args,
         window=c.optional_integer("sliding_window", high=config.MAX_CONTEXT),
@@ -42,4 +42,4 @@ def build(checkpoint: Checkpoint) -> Program:
     args = read_args(c)
     rope = hf_rope(c, args.head_dim, default_theta=1e6)
     c.refuse_unread()
-    return llama.model(checkpoint.architecture, args, Weights(checkpoint, HF_NAMES), rope)
+    return llama.model(checkpoint.architecture, args, hf_weights(checkpoint, HF_NAMES), rope)

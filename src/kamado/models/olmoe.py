@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ..checkpoint.types import Checkpoint
 from ..program import Activation, Add, Attend, Embed, Experts, Head, Linear, Norm, Op, Program, Rope, Route
 from . import config
-from .common import Buffers, Weights
+from .common import Buffers, Weights, hf_weights
 from .config import Config
-from .rope import RopeTable, gguf_rope, hf_rope
+from .rope import RopeTable, gguf_context, gguf_rope, hf_context, hf_rope
 
 GGUF_NAMES = {
     "embed": "token_embd.weight",
@@ -98,7 +98,7 @@ class Args:
             num_kv_heads=num_kv_heads,
             head_dim=config.gguf_head_dim(c, hidden, num_heads),
             eps=c.number("attention.layer_norm_rms_epsilon"),
-            context_length=c.integer("context_length", high=config.MAX_CONTEXT),
+            context_length=gguf_context(c),
             activation="silu",
         )
 
@@ -123,7 +123,7 @@ class Args:
             num_kv_heads=num_kv_heads,
             head_dim=config.hf_head_dim(c, hidden, num_heads),
             eps=c.number("rms_norm_eps", default=1e-5),
-            context_length=c.integer("max_position_embeddings", default=4096, high=config.MAX_CONTEXT),
+            context_length=hf_context(c, 4096),
             activation=c.activation("hidden_act", "silu"),
             vocab_size=c.integer("vocab_size", high=config.MAX_VOCAB),
             tied=c.flag("tie_word_embeddings", default=False),
@@ -191,7 +191,7 @@ def build(checkpoint: Checkpoint) -> Program:
         rope = gguf_rope(c, args.head_dim)
     else:
         config.check_causal_lm(c)
-        args, w = Args.from_hf(c), Weights(checkpoint, HF_NAMES)
+        args, w = Args.from_hf(c), hf_weights(checkpoint, HF_NAMES)
         rope = hf_rope(c, args.head_dim)
     c.refuse_unread()
     return model(checkpoint.architecture, args, w, rope)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ..checkpoint.types import Checkpoint
 from ..program import Activation, Add, Attend, Embed, Experts, Gate, Head, Linear, Norm, Op, Program, Rope, Route
 from . import config
-from .common import Buffers, Weights
+from .common import Buffers, Weights, hf_weights
 from .config import Config
-from .rope import RopeTable, gguf_rope, hf_rope
+from .rope import RopeTable, gguf_context, gguf_rope, hf_context, hf_rope
 
 GGUF_NAMES = {
     "embed": "token_embd.weight",
@@ -107,7 +107,7 @@ class Args:
             num_kv_heads=num_kv_heads,
             head_dim=config.gguf_head_dim(c, hidden, num_heads),
             eps=c.number("attention.layer_norm_rms_epsilon"),
-            context_length=c.integer("context_length", high=config.MAX_CONTEXT),
+            context_length=gguf_context(c),
             activation="silu",
         )
 
@@ -115,7 +115,7 @@ class Args:
     def from_hf(cls, c: Config) -> Args:
         """From config.json."""
         hidden = c.integer("hidden_size")
-        num_heads, num_kv_heads = config.head_counts(c, "num_attention_heads", "num_key_value_heads")
+        num_heads, num_kv_heads = config.head_counts(c, "num_attention_heads", "num_key_value_heads", absent_kv=4)
         num_layers = c.integer("num_hidden_layers", high=config.MAX_LAYERS)
         num_experts, top_k = config.expert_counts(c, ("num_experts", "num_local_experts"), "num_experts_per_tok")
         window = c.optional_integer("sliding_window", high=config.MAX_CONTEXT)
@@ -135,7 +135,7 @@ class Args:
             num_kv_heads=num_kv_heads,
             head_dim=config.hf_head_dim(c, hidden, num_heads),
             eps=c.number("rms_norm_eps", default=1e-6),
-            context_length=c.integer("max_position_embeddings", default=32768, high=config.MAX_CONTEXT),
+            context_length=hf_context(c, 32768),
             activation=c.activation("hidden_act", "silu"),
             window=window if c.flag("use_sliding_window", default=False) else None,
             vocab_size=c.integer("vocab_size", high=config.MAX_VOCAB),
@@ -216,7 +216,7 @@ def build(checkpoint: Checkpoint) -> Program:
         rope = gguf_rope(c, args.head_dim)
     else:
         config.check_causal_lm(c)
-        args, w = Args.from_hf(c), Weights(checkpoint, HF_NAMES)
+        args, w = Args.from_hf(c), hf_weights(checkpoint, HF_NAMES)
         rope = hf_rope(c, args.head_dim)
     c.refuse_unread()
     return model(checkpoint.architecture, args, w, rope)

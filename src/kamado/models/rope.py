@@ -13,15 +13,15 @@ from .config import MAX_CONTEXT, Config
 
 # Keys of a rope dictionary by type, besides the two names of the type itself. Any other key is refused by name.
 _KEYS: dict[str, frozenset[str]] = {
-    "default": frozenset({"rope_theta"}),
-    "linear": frozenset({"rope_theta", "factor"}),
+    "default": frozenset({"rope_theta", "factor", "original_max_position_embeddings"}),
+    "linear": frozenset({"rope_theta", "factor", "original_max_position_embeddings"}),
     "llama3": frozenset(
         {"rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
     ),
     "yarn": frozenset(
         {
             "rope_theta", "factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow",
-            "mscale", "mscale_all_dim", "truncate",
+            "mscale", "mscale_all_dim", "truncate", "finetuned",
         }
     ),
 }  # fmt: skip
@@ -129,15 +129,55 @@ def _check_yarn(config: Config, key: str, theta: float) -> None:
 def hf_rope(config: Config, head_dim: int, default_theta: float = 10000.0) -> RopeTable:
     """The table of a config.json: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`."""
     theta = config.number("rope_theta", default=default_theta, low=1.0)
-    old, new = config.section("rope_scaling"), config.section("rope_parameters")
-    if old is not None and new is not None:
-        for key in sorted(set(old.present()) & set(new.present())):
-            if old.get(key) != new.get(key):
-                raise old.invalid(key, f"is {old.get(key)!r} while {new.name(key)} is {new.get(key)!r}")
-    rope = old or new
+    rope = _hf_section(config)
     if rope is None:
         return RopeTable(base_frequencies(theta, head_dim))
     return hf_rope_section(config, rope, head_dim, theta)
+
+
+def _hf_section(config: Config) -> Config | None:
+    """`rope_scaling` and `rope_parameters` as one: files of the years between have both."""
+    old, new = config.section("rope_scaling"), config.section("rope_parameters")
+    if old is None or new is None:
+        return old or new
+    for key in sorted(set(old.present()) & set(new.present())):
+        if old.get(key) != new.get(key):
+            raise old.invalid(key, f"is {old.get(key)!r} while {new.name(key)} is {new.get(key)!r}")
+    both = {key: section.get(key) for section in (new, old) for key in section.present()}
+    return Config(config.checkpoint, both, old.prefix)
+
+
+def hf_context(config: Config, default: int) -> int:
+    """Positions that a config.json allows: `max_position_embeddings`, or what its rope scaling stretches it to.
+
+    The recipe of model cards for long texts (Qwen2.5, Qwen3) adds YaRN and leaves max_position_embeddings alone.
+    """
+    written = config.integer("max_position_embeddings", default=default, high=MAX_CONTEXT)
+    rope = _hf_section(config)
+    if rope is None:
+        return written
+    kind = rope.text("rope_type", default=rope.text("type", default="default"))
+    factor = rope.optional_number("factor")
+    outer = config.optional_integer("original_max_position_embeddings", high=MAX_CONTEXT)
+    original = outer or rope.optional_integer("original_max_position_embeddings", high=MAX_CONTEXT)
+    return _stretched(written, kind, original, factor)
+
+
+def gguf_context(config: Config) -> int:
+    """Positions that a GGUF file allows; see `hf_context`."""
+    written = config.integer("context_length", high=MAX_CONTEXT)
+    kind = config.text("rope.scaling.type", default="linear")
+    factor = config.optional_number("rope.scaling.factor") or config.optional_number("rope.scale_linear")
+    original = config.optional_integer("rope.scaling.original_context_length", high=MAX_CONTEXT)
+    return _stretched(written, kind, original, factor)
+
+
+def _stretched(written: int, kind: str, original: int | None, factor: float | None) -> int:
+    if kind == "yarn":
+        original = original or written  # what the frequencies are made from then, too
+    elif kind not in ("linear", "llama3") or original is None or written > original:
+        return written  # Llama 3.2 says 131 072, which is less than 32 times its 8192: what was stretched on purpose
+    return min(max(written, int(original * (factor or 1.0))), MAX_CONTEXT)
 
 
 def hf_rope_section(config: Config, rope: Config, head_dim: int, default_theta: float) -> RopeTable:

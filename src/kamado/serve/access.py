@@ -58,13 +58,15 @@ class Access:
             Fault("forbidden", f"this server does not answer to {name!r}; its `hosts` setting lists names that it does")
         )
 
-    def check_origin(self, headers: Mapping[str, str]) -> dict[str, str]:
+    def check_origin(self, headers: Mapping[str, str], method: str = "GET") -> dict[str, str]:
         """Headers that let the asking page read the answer; {} when none asks. Raises FaultError for a foreign page."""
         origin = headers.get("origin")
         if origin is None:
-            # A browser that says the request is another site's, but not which: an image, say. A link may lead here.
+            # A browser that says the request is another site's, but not which: an image, say, or a form that it sends
+            # without Origin. A link may lead here, which is a GET.
             is_foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
-            if is_foreign and headers.get("sec-fetch-mode") != "navigate":
+            is_link = headers.get("sec-fetch-mode") == "navigate" and method in ("GET", "HEAD")
+            if is_foreign and not is_link:
                 raise FaultError(Fault("forbidden", "requests of other sites are not taken"))
             return {}
         match = _ORIGIN.fullmatch(origin)

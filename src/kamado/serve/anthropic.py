@@ -4,18 +4,19 @@
                                    ├→ as server-sent events          (stream)
                                    └→ put together to one message    (whole)
 
-Both ways go through the same events, so that they cannot differ.
+Both ways go through the same events, so that they cannot differ. The input of a call that was cut has what came whole,
+which is what the official clients read out of the stream; `stop_reason` says that it was cut.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
 
+from ..engine.cut_json import whole_members
 from .anthropic_body import CountTokensBody, MessagesBody, chat_request
 from .backend import (
     Done,
@@ -26,6 +27,7 @@ from .backend import (
     ReasoningDelta,
     Started,
     TextDelta,
+    Think,
     TokenCounts,
     ToolCallDelta,
     ToolCallEnd,
@@ -34,6 +36,8 @@ from .backend import (
 from .faults import Fault, FaultKind
 from .http import json_response, sse, stream_response
 from .routes import Call, Family, Response, Route
+from .schemas import noted
+from .thinking import say_if_it_cannot_think
 
 _ERROR_TYPES: Mapping[FaultKind, str] = {
     "unauthorized": "authentication_error",
@@ -175,7 +179,8 @@ class _Blocks:
             reason = "max_tokens"
         sequence = self._finish.stop_sequence if reason == "stop_sequence" else None
         delta = {"stop_reason": reason, "stop_sequence": sequence}
-        yield {"type": "message_delta", "delta": delta, "usage": usage}
+        said = {"kamado": {"schema_violations": list(counts.violations)}} if counts.violations else {}
+        yield {"type": "message_delta", "delta": delta, "usage": usage, **said}
         yield {"type": "message_stop"}
 
 
@@ -198,10 +203,11 @@ async def _whole(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
                 block[name] += delta[name]
         elif event["type"] == "content_block_stop":
             if message["content"][-1]["type"] == "tool_use":
-                message["content"][-1]["input"] = json.loads(arguments or "{}")
+                message["content"][-1]["input"] = whole_members(arguments)
         elif event["type"] == "message_delta":
             message |= event["delta"]
             message["usage"] |= event["usage"]
+            message |= {"kamado": event["kamado"]} if "kamado" in event else {}
     return message
 
 
@@ -209,7 +215,7 @@ async def _events(call: Call[MessagesBody]) -> AsyncGenerator[dict[str, Any], No
     body = call.body
     request = chat_request(call)
     blocks = _Blocks(body, body.model)
-    async with aclosing(call.server.service.chat(body.model, request)) as events:
+    async with aclosing(noted(call, call.server.service.chat(body.model, request))) as events:
         async for event in events:
             for made in blocks.events(event):
                 yield made
@@ -228,11 +234,23 @@ async def messages(call: Call[MessagesBody]) -> Response:
     call.notes["model"] = call.body.model
     if call.body.metadata is not None and call.body.metadata.user_id:
         call.notes["user"] = call.body.metadata.user_id
+    await _say_if_it_cannot_think(call)
     events = _events(call)
     if call.body.stream:
         return stream_response(_lines(events))
     async with aclosing(events):
         return json_response(await _whole(events))
+
+
+async def _say_if_it_cannot_think(call: Call[MessagesBody]) -> None:
+    thinking, config = call.body.thinking, call.body.output_config
+    names = []
+    if thinking is not None and thinking.type == "enabled":
+        names.append("thinking")
+    if config is not None and config.effort is not None:
+        names.append("output_config.effort")
+    if names:
+        await say_if_it_cannot_think(call, call.body.model, Think(enabled=True), *names)
 
 
 async def count_tokens(call: Call[CountTokensBody]) -> Response:
@@ -256,6 +274,7 @@ ROUTES: tuple[Route, ...] = (
         body=MessagesBody,
         streams="text/event-stream",
         query=_QUERY,
+        needs_model=True,
     ),
     Route(
         "POST",
@@ -266,5 +285,6 @@ ROUTES: tuple[Route, ...] = (
         "Tokens of a prompt (Anthropic)",
         body=CountTokensBody,
         query=_QUERY,
+        needs_model=True,
     ),
 )

@@ -1,13 +1,15 @@
 """What a client of Anthropic's Messages API sends, and the conversation it means.
 
-Every documented parameter is honoured or refused with the reason; an unknown one is refused by name. Blocks and tools
-are read here, not by their declared types, so that a refusal can say why.
+What is honoured is a field; what is left out or refused is a row of rows_others.py and never comes here; what is
+neither is unknown and refused by name. Blocks and tools are read here, not by their declared types, so that a refusal
+can say why.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -30,11 +32,14 @@ from .backend import (
 )
 from .faults import RequestError
 from .images import image_from_base64
+from .openai_bodies import stops_of, top_p_of
+from .parameters import without_nulls
 from .routes import Call
 from .schemas import check_schema
 
 MAX_TOOLS = 256
-_EFFORTS: Mapping[str, Effort] = {"low": "low", "medium": "medium", "high": "high"}
+# Models here know of no more than high.
+_EFFORTS: Mapping[str, Effort] = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 
 S = TypeVar("S", bound=Struct)
 
@@ -73,7 +78,7 @@ class _ToolUse(Struct, forbid_unknown_fields=True):
     type: str
     id: str
     name: str
-    input: dict[str, Any]
+    input: dict[str, Any] = {}
     cache_control: CacheControl | None = None
     caller: dict[str, Any] | None = None
     toolset_name: str | None = None
@@ -110,7 +115,6 @@ class _CustomTool(Struct, forbid_unknown_fields=True):
     eager_input_streaming: bool | None = None  # arguments are always streamed as they come
     input_examples: list[dict[str, Any]] | None = None
     allowed_callers: list[str] | None = None
-    defer_loading: bool | None = None
 
 
 class ToolChoiceBody(Struct, forbid_unknown_fields=True):
@@ -166,10 +170,10 @@ class PromptBody(Struct, forbid_unknown_fields=True, kw_only=True):
     tool_choice: ToolChoiceBody | None = None
     thinking: ThinkingBody | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormatBody | None = None  # the older name of output_config.format
     cache_control: CacheControl | None = None
-    speed: Literal["standard", "fast"] | None = None
-    mcp_servers: list[Any] | None = None
-    context_management: dict[str, Any] | None = None
+    context_management: dict[str, Any] | None = None  # only clear_thinking comes here
+    speed: Literal["standard"] | None = None
 
 
 class MessagesBody(PromptBody, forbid_unknown_fields=True, kw_only=True):
@@ -177,55 +181,42 @@ class MessagesBody(PromptBody, forbid_unknown_fields=True, kw_only=True):
 
     max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)]
     stream: bool = False
-    stop_sequences: list[Annotated[str, Meta(min_length=1)]] | None = None
+    stop_sequences: list[str] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_k: Annotated[int, Meta(ge=0)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None  # 0 and -1: off
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None  # there is one tier, the standard one
-    container: str | dict[str, Any] | None = None
-    diagnostics: dict[str, Any] | None = None
-    inference_geo: str | None = None
 
 
 class CountTokensBody(PromptBody, forbid_unknown_fields=True, kw_only=True):
     """The body of POST /v1/messages/count_tokens."""
 
 
-# What belongs to Anthropic's own machinery, and why it cannot be met here. None of them may be given, null aside.
-REFUSED: Mapping[str, str] = {
-    "container": "there are no containers here: this server runs no code",
-    "context_management": "contexts are not edited here: send the messages that the model is to see",
-    "diagnostics": "there are none here: usage.cache_read_input_tokens says what was found in the cache",
-    "inference_geo": "the answer is computed on this machine, in no other region",
-    "mcp_servers": "this server calls no other: connect to MCP servers in the client and send their tools",
-}
 REFUSED_HEADERS: Mapping[str, str] = {
     "anthropic-user-profile-id": "there are no user profiles here: keys are this server's own",
     "anthropic-workspace-id": "there are no workspaces here: keys are this server's own",
 }
 
 
-def check_refused(body: PromptBody, headers: Mapping[str, str]) -> None:
-    """Raises RequestError for a parameter that cannot be honoured."""
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raises RequestError for a header that cannot be honoured."""
     for name, reason in REFUSED_HEADERS.items():
         if name in headers:
             raise RequestError(f"{name}: {reason}", param=name)
-    for name, reason in REFUSED.items():
-        if getattr(body, name, None) is not None:
-            raise RequestError(f"{name}: {reason}", param=name)
-    if body.speed == "fast":
-        raise RequestError("speed: there is one speed here, the standard one", param="speed")
 
 
 def chat_request(call: Call[Any]) -> ChatRequest:
     """The conversation that a call's body asks to continue. Raises RequestError naming the parameter."""
     body: PromptBody = call.body
-    check_refused(body, call.headers)
+    check_headers(call.headers)
     max_image_bytes = call.server.config.max_image_bytes
     tools = tuple(_tools(body.tools or []))
     messages = _messages(body, max_image_bytes)
-    config = body.output_config or OutputConfig()
+    if body.context_management:
+        (edit,) = body.context_management["edits"]
+        messages = _without_thinking(messages, keep=(edit.get("keep") or {"value": 1})["value"])
+    config = _config(body)
     own: dict[str, Any] = {}
     if isinstance(body, MessagesBody):
         budget = body.thinking.budget_tokens if body.thinking is not None else None
@@ -238,8 +229,12 @@ def chat_request(call: Call[Any]) -> ChatRequest:
         own = {
             # 0 asks for the prompt to be computed and kept, nothing more: one token is computed and not sent.
             "max_tokens": max(1, body.max_tokens),
-            "stop": tuple(body.stop_sequences or ()),
-            "sampling": SamplingOptions(temperature=body.temperature, top_k=body.top_k, top_p=body.top_p),
+            "stop": stops_of(body.stop_sequences),
+            "sampling": SamplingOptions(
+                temperature=body.temperature,
+                top_k=0 if body.top_k == -1 else body.top_k,
+                top_p=top_p_of(body.top_p),
+            ),
         }
     return ChatRequest(
         messages=tuple(messages),
@@ -247,29 +242,31 @@ def chat_request(call: Call[Any]) -> ChatRequest:
         tool_choice=_tool_choice(body.tool_choice, tools),
         output=_output(config),
         think=_think(body.thinking, config),
-        continue_last=messages[-1].role == "assistant",
+        continue_last=messages[-1].role == "assistant" and not messages[-1].tool_calls,
         owner=call.key.id,
         request_id=call.id,
         **own,
     )
 
 
+def _config(body: PromptBody) -> OutputConfig:
+    config = body.output_config or OutputConfig()
+    if body.output_format is None:
+        return config
+    if config.format is not None:
+        raise RequestError("output_format and output_config.format are two names of one thing", param="output_format")
+    return OutputConfig(config.effort, body.output_format)
+
+
 def _output(config: OutputConfig) -> OutputFormat:
     if config.format is None:
         return OutputFormat()
     check_schema(config.format.schema, "output_config.format.schema")
-    return OutputFormat(kind="json_schema", schema=config.format.schema)
+    return OutputFormat(kind="json_schema", schema=config.format.schema, is_strict=False)
 
 
 def _think(thinking: ThinkingBody | None, config: OutputConfig) -> Think:
-    effort = None
-    if config.effort is not None:
-        effort = _EFFORTS.get(config.effort)
-        if effort is None:
-            raise RequestError(
-                f"output_config.effort: {config.effort!r} is more than models here know of: low, medium or high",
-                param="output_config.effort",
-            )
+    effort = None if config.effort is None else _EFFORTS[config.effort]
     if thinking is None:
         return Think(effort=effort)
     if thinking.type == "enabled" and thinking.budget_tokens is None:
@@ -289,16 +286,20 @@ def _tool_choice(choice: ToolChoiceBody | None, tools: Sequence[Tool]) -> ToolCh
         return ToolChoice()
     if (choice.name is not None) != (choice.type == "tool"):
         raise RequestError("tool_choice.name goes with the type 'tool', and only with it", param="tool_choice.name")
-    if choice.type != "none" and not tools:
-        raise RequestError("tool_choice needs tools", param="tool_choice")
+    if choice.type in ("any", "tool") and not tools:
+        raise RequestError(
+            "tool_choice asks for a call, but there are no tools that can be called", param="tool_choice"
+        )
     parallel = not choice.disable_parallel_tool_use
     if choice.name is not None:
         if choice.name not in {tool.name for tool in tools}:
             raise RequestError(f"tool_choice.name: there is no tool {choice.name[:80]!r}", param="tool_choice.name")
-        return ToolChoice("required", frozenset((choice.name,)), parallel)
+        return ToolChoice("required", frozenset((choice.name,)), choice.disable_parallel_tool_use is False)
     mode: Literal["auto", "none", "required"] = "auto"
     if choice.type == "any":
         mode = "required"
+        if len(tools) == 1:  # a small model would call it again and again
+            parallel = choice.disable_parallel_tool_use is False
     elif choice.type == "none":
         mode = "none"
     return ToolChoice(mode, parallel=parallel)
@@ -310,20 +311,7 @@ def _tools(raw: Sequence[Mapping[str, Any]]) -> Iterator[Tool]:
     names = set()
     for i, item in enumerate(raw):
         where = f"tools[{i}]"
-        if item.get("type", "custom") not in ("custom", None):
-            raise RequestError(
-                f"{where}: {str(item['type'])[:60]!r} is run by Anthropic's own servers or made for its own models; "
-                "give a tool with name and input_schema, which the client runs",
-                param=where,
-            )
         tool = _convert(item, _CustomTool, where)
-        if tool.defer_loading:
-            raise RequestError(f"{where}.defer_loading: there is no tool search here", param=f"{where}.defer_loading")
-        if tool.allowed_callers is not None and tool.allowed_callers != ["direct"]:
-            raise RequestError(
-                f"{where}.allowed_callers: only the model itself calls tools here (direct)",
-                param=f"{where}.allowed_callers",
-            )
         if tool.name in names:
             raise RequestError(f"{where}: there are two tools {tool.name!r}", param=f"{where}.name")
         names.add(tool.name)
@@ -331,7 +319,7 @@ def _tools(raw: Sequence[Mapping[str, Any]]) -> Iterator[Tool]:
         description = tool.description or ""
         for example in tool.input_examples or ():
             description += f"\nExample of its input: {json.dumps(example, ensure_ascii=False)}"
-        yield Tool(tool.name, description.lstrip("\n"), tool.input_schema, strict=tool.strict is not False)
+        yield Tool(tool.name, description.lstrip("\n"), tool.input_schema, strict=tool.strict is True)
 
 
 def _messages(body: PromptBody, max_image_bytes: int) -> list[Message]:
@@ -345,6 +333,13 @@ def _messages(body: PromptBody, max_image_bytes: int) -> list[Message]:
     if not any(message.role != "system" for message in reader.messages):
         raise RequestError("messages: there is nothing to answer", param="messages")
     return reader.messages
+
+
+def _without_thinking(messages: Sequence[Message], *, keep: int) -> list[Message]:
+    """The messages with the thinking of the last `keep` turns that have any."""
+    thought = [i for i, message in enumerate(messages) if message.reasoning]
+    cleared = set(thought[: len(thought) - keep]) if keep < len(thought) else set()
+    return [replace(message, reasoning="") if i in cleared else message for i, message in enumerate(messages)]
 
 
 class _Reader:
@@ -371,7 +366,7 @@ class _Reader:
         if isinstance(message.content, str):
             self.add(message.role, (TextPart(message.content),))
             return
-        if not message.content:
+        if not message.content and message.role != "assistant":  # an answer that was cut at once is empty
             raise RequestError(f"{where}.content is empty", param=f"{where}.content")
         if message.role == "assistant":
             self._read_assistant(message.content, f"{where}.content")
@@ -492,7 +487,7 @@ class _Reader:
 
 def _convert(value: Mapping[str, Any], kind: type[S], where: str) -> S:
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(without_nulls(value), kind)
     except msgspec.ValidationError as error:
         text = str(error).replace("`$.", f"`{where}.").replace("`$`", f"`{where}`")
         raise RequestError(f"{where}: {text}", param=where) from None

@@ -14,23 +14,38 @@ import logging
 import re
 import secrets
 import time
+import traceback
+from collections import ChainMap
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
 from ..errors import ClosedError
 from .access import Access
-from .bodies import BodyLimits, decode_body, read_body
+from .bodies import (
+    MEMORY_FACTOR,
+    SMALL_SHARE,
+    BodyBudget,
+    BodyCharge,
+    BodyDecoder,
+    BodyLimits,
+    take_body,
+)
 from .config import ServeConfig
-from .faults import Fault, FaultError, fault_of
+from .connections import ConnectionBounds, Connections
+from .faults import Fault, FaultError, fault_of, shown
 from .http import to_json
 from .keys import NOBODY, Key, KeyRing
 from .metrics import Registry
 from .model_stats import register_model_stats
+from .parameters import HEADER, LeftOut
+from .paths import canonical, instead_of
 from .routes import Call, Family, Response, Route
 from .service import Limits, Service
+from .share import CONNECTION_BYTES, server_share, worker_bytes
+from .table import admit
 from .wire import find_wire
 from .writer import Writer
 
@@ -45,6 +60,9 @@ _PARAMETER = re.compile(r"\{([a-z_]+)(:path)?\}")
 _MAX_QUERY_BYTES = 8192
 _STATS_SECONDS = 1.0
 _MAX_PATH_CHARACTERS = 2048
+_MAX_LOGGED_CHARACTERS = 1000  # of one value of a log line
+_MAX_LEFT_OUT = 50  # names in one answer's header
+_MAX_LOGGED = 1000
 
 # What a page of ours may do, and nothing else: no other host, no inline script.
 _SECURITY_HEADERS = {"x-content-type-options": "nosniff"}
@@ -64,6 +82,9 @@ class _Exchange:
     key: Key = NOBODY
     cors: Mapping[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    body: BodyCharge | None = None  # memory of its body, until it has been answered
+    left_out: Sequence[str] = ()  # names of parameters
+    answer_headers: dict[str, str] = field(default_factory=dict)  # of the handler; a stream adds some before it begins
 
 
 class Server:
@@ -92,21 +113,32 @@ class Server:
         self._family_of = family_of
         self._table = _Table(self.routes)
         self._access = Access(config)
-        self._limits = BodyLimits(config.max_body_bytes, config.max_json_depth, config.body_timeout)
+        self._limits = _body_limits(config)
+        self._bodies = BodyBudget(config.bodies_bytes)
+        self.connections = Connections(_bounds(config), metrics)
         self._requests = metrics.counter(
             "kamado_http_requests_total", "Answers, by route and status.", ("route", "status")
         )
         self._http_seconds = metrics.histogram("kamado_http_seconds", "From a request to the end of its answer.")
         self._num_open = 0
+        self._logged: set[str] = set()  # names of parameters that were left out once
         self._model_stats: dict[str, Mapping[str, Any]] = {}
-        register_model_stats(metrics, lambda: self._model_stats)
+        register_model_stats(metrics, lambda: self._model_stats, lambda: {"server": self.own_bytes})
+        share = server_share(config)
+        metrics.gauge(
+            "kamado_server_share_bytes",
+            "Memory that is kept for the server itself: bodies in flight, connections, the worker process.",
+            lambda: [((name,), float(getattr(share, name))) for name in ("bodies", "connections", "worker")],
+            ("part",),
+        )
         metrics.gauge("kamado_http_open", "Requests being answered.", lambda: [((), float(self._num_open))])
 
     def configure(self, config: ServeConfig, keys: KeyRing) -> None:
         """Other settings and keys from now on; requests that are past the gate keep theirs."""
         self.config, self.keys = config, keys
         self._access = Access(config)
-        self._limits = BodyLimits(config.max_body_bytes, config.max_json_depth, config.body_timeout)
+        self._limits = _body_limits(config)
+        self.connections.bounds = replace(_bounds(config), max_connections=self.connections.bounds.max_connections)
         self.service.configure(
             limits=Limits(config.max_requests, config.max_requests_per_key, config.deadline),
             aliases=config.aliases,
@@ -137,6 +169,16 @@ class Server:
         loaded = {slot.name for slot in self.service.pool.slots}
         self._model_stats = {name: stats for name, stats in self._model_stats.items() if name in loaded}
 
+    @property
+    def own_bytes(self) -> int:
+        """Memory that bodies, connections and the worker process take now."""
+        return self._bodies.used_bytes + len(self.connections) * CONNECTION_BYTES + worker_bytes()
+
+    @property
+    def model_stats(self) -> Mapping[str, Mapping[str, Any]]:
+        """By model, as `refresh_model_stats` found them last: engine/stats.py's Stats.to_dict."""
+        return self._model_stats
+
     def drain(self) -> None:
         """Takes no more requests; those that run may end. `Service.close` cuts them."""
         self.is_draining = True
@@ -159,7 +201,7 @@ class Server:
             id=given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}",
             method=scope["method"],
             path=path,
-            family=self._family_of(path),
+            family=self._family_of(canonical(path)),
             headers=headers,
             started=time.perf_counter(),
         )
@@ -182,6 +224,8 @@ class Server:
             _log.exception("a request failed", extra={"id": exchange.id, "path": path}, exc_info=error)
             writer.abort()
         finally:
+            if exchange.body is not None:
+                exchange.body.close()
             self._record(exchange, writer)
 
     async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive, writer: Writer) -> None:
@@ -190,7 +234,8 @@ class Server:
         try:
             await work
         except FaultError as error:
-            await self._write_fault(exchange, writer, error.fault)
+            _let_go(error)
+            await self._write_fault(exchange, writer, fault_of(error))
         except asyncio.CancelledError:
             work.cancel()
             raise
@@ -198,6 +243,7 @@ class Server:
             fault = fault_of(error)
             if fault.kind == "internal":
                 _log.exception("a handler failed", extra={"id": exchange.id, "path": exchange.path})
+            _let_go(error)
             await self._write_fault(exchange, writer, fault)
 
     async def _run(self, exchange: _Exchange, scope: Scope, receive: Receive, writer: Writer) -> None:
@@ -210,6 +256,8 @@ class Server:
         watcher = asyncio.create_task(_cancel_on_disconnect(receive, work, writer, exchange.notes))
         try:
             response = await route.handler(call)
+            exchange.left_out = tuple(call.left_out)
+            exchange.answer_headers = call.answer_headers
             await self._write(exchange, writer, response)
         finally:
             exchange.notes.update(call.notes)
@@ -223,19 +271,27 @@ class Server:
         """The checked call and its route; (None, None) for a preflight that is granted. Raises FaultError."""
         headers = exchange.headers
         self._access.check_host(headers.get("host"))
-        exchange.cors = self._access.check_origin(headers)
+        exchange.cors = self._access.check_origin(headers, exchange.method)
         if len(exchange.path) > _MAX_PATH_CHARACTERS or len(scope["query_string"]) > _MAX_QUERY_BYTES:
             raise FaultError(Fault("invalid_request", "the path or its query is too long"))
-        methods, route, parameters = self._table.find(exchange.method, exchange.path)
+        path = canonical(exchange.path)
+        reason = instead_of(path)
+        if reason is not None:
+            raise FaultError(Fault("not_found", f"there is no {exchange.path}: {reason}"))
+        methods, route, parameters = self._table.find(exchange.method, path)
         if exchange.method == "OPTIONS" and methods and "access-control-request-method" in headers:
             exchange.cors = self._access.preflight(exchange.cors, methods)
             return None, None
         if not methods:
-            raise FaultError(Fault("not_found", f"there is no {exchange.path}"))
+            raise FaultError(Fault("not_found", f"there is no {shown(exchange.path)}"))
         if route is None:
             allow = ", ".join(methods)
             raise FaultError(
-                Fault("method_not_allowed", f"{exchange.path} takes {allow}, not {exchange.method}", allow=allow)
+                Fault(
+                    "method_not_allowed",
+                    f"{shown(exchange.path)} takes {allow}, not {exchange.method[:20]}",
+                    allow=allow,
+                )
             )
         exchange.route, exchange.family = route, route.family
         exchange.key = self._identify(route, headers)
@@ -243,11 +299,32 @@ class Server:
             raise ClosedError("the server is going down")
         query = self._query(route, scope["query_string"])
         body = None
+        left_out: list[LeftOut] = []
         if route.body is not None:
-            raw = await read_body(receive, headers, self._limits)
-            body = decode_body(raw, route.body, self._limits)
+            exchange.body = self._bodies.open()
+            decode = BodyDecoder(route.body, self._limits, lambda value: self._admit(route, value, left_out))
+            body = await take_body(receive, headers, decode, exchange.body)
         call = Call(self, body, parameters, query, headers, exchange.key, exchange.id)
+        for item in left_out:
+            call.leave_out(item)
         return call, route
+
+    def _admit(self, route: Route, value: dict[str, Any], left_out: list[LeftOut]) -> None:
+        """Takes out of a body what the table leaves out, and puts the only model there is to mean into it.
+
+        Perhaps on the thread of bodies.py.
+        """
+        assert route.body is not None
+        left_out += admit(f"{route.method} {route.path}", value, route.body)
+        models = self.config.models
+        if len(models) == 1 and route.needs_model and not value.get("model") and not value.get("name"):
+            value["model"] = models[0]
+
+    def log_left_out(self, left: LeftOut) -> None:
+        """One line for each name, however many requests have it."""
+        if left.name not in self._logged and len(self._logged) < _MAX_LOGGED:
+            self._logged.add(left.name)
+            _log.info("left out", extra={"parameter": left.name, "reason": left.why})
 
     def _identify(self, route: Route, headers: Mapping[str, str]) -> Key:
         secret: str | None = None
@@ -286,8 +363,11 @@ class Server:
 
     async def _write(self, exchange: _Exchange, writer: Writer, response: Response) -> None:
         headers = {**response.headers, **exchange.cors, **self._own_headers(exchange)}
+        if exchange.left_out:
+            headers[HEADER] = ", ".join(exchange.left_out[:_MAX_LEFT_OUT])
+        all_headers = ChainMap(headers, exchange.answer_headers)
         if response.chunks is None:
-            await writer.whole(response.status, response.content, response.media_type, headers)
+            await writer.whole(response.status, response.content, response.media_type, all_headers)
             return
         family = exchange.family
         try:
@@ -295,7 +375,7 @@ class Server:
                 response.status,
                 response.chunks,
                 response.media_type,
-                headers,
+                all_headers,
                 comment=family.keep_alive,
                 comment_seconds=self.config.keep_alive_comment,
             )
@@ -344,6 +424,38 @@ class Server:
                 **exchange.notes,
             },
         )
+
+
+def _let_go(error: BaseException) -> None:
+    """Frees what the frames of a traceback hold. Tasks and their exceptions point at each other, so a body of megabytes
+    would stay until garbage is looked for."""
+    seen: BaseException | None = error
+    for _ in range(10):
+        if seen is None:
+            return
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
+
+
+def _body_limits(config: ServeConfig) -> BodyLimits:
+    most_bytes = config.bodies_bytes - config.bodies_bytes // SMALL_SHARE  # what one could have if it were alone
+    return BodyLimits(
+        min(config.max_body_bytes, most_bytes),
+        config.max_json_depth,
+        config.body_timeout,
+        config.max_json_values,
+        min(MEMORY_FACTOR * config.max_body_bytes, most_bytes),
+    )
+
+
+def _bounds(config: ServeConfig) -> ConnectionBounds:
+    return ConnectionBounds(
+        max_connections=config.max_connections,
+        max_silent=config.max_silent_connections,
+        max_per_address=config.max_connections_per_address,
+        header_seconds=config.header_timeout,
+        idle_seconds=config.idle_timeout,
+    )
 
 
 async def _cancel_on_disconnect(
@@ -412,7 +524,9 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        line |= {name: value for name, value in record.__dict__.items() if name not in self._OWN and value is not None}
+        for name, value in record.__dict__.items():
+            if name not in self._OWN and value is not None:
+                line[name] = value[:_MAX_LOGGED_CHARACTERS] if isinstance(value, str) else value
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=True)
@@ -424,10 +538,17 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         extra = " ".join(
-            f"{name}={value!r}" if isinstance(value, str) and " " in value else f"{name}={value}"
+            f"{name}={value[:_MAX_LOGGED_CHARACTERS]!r}"
+            if isinstance(value, str) and (" " in value or len(value) > _MAX_LOGGED_CHARACTERS)
+            else f"{name}={value}"
             for name, value in record.__dict__.items()
             if name not in JsonFormatter._OWN and value is not None
         )
         text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()} {extra}".rstrip()
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-        return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+        trace = "\n" + self.formatException(record.exc_info) if record.exc_info else ""  # it has what clients wrote
+        return _printable(text).replace("\n", "\\n") + _printable(trace)
+
+
+def _printable(text: str) -> str:
+    """What no terminal takes for an order; line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -12,6 +12,8 @@ Rules for every stream of events here:
     step; nobody has to drain it.
   - `Started` comes first, once. Then the choices' events, interleaved when n > 1; each choice ends with `Finish`.
     `Done` comes last, once. `Progress` may come anywhere before the first content.
+  - An answer that was cut (`Finish` of reason "length") is finished where it is parsed, not in the protocols: a call
+    that was open has its ToolCallEnd, with `is_cut`, and half a tag, call or character is not shown.
   - Faults are raised as KamadoError, never sent as events: UsageError (the request is wrong, or the model cannot do
     what it asks), ContextOverflowError (with both numbers), ModelNotFoundError, OverloadedError (with `retry_after`),
     DeadlineError, TemplateError, ClosedError (the server is going down). What is wrong with a request is raised before
@@ -95,6 +97,7 @@ __all__ = [
     "ToolCallStart",
     "ToolChoice",
     "Truncated",
+    "Truncation",
 ]
 
 Capability = Literal["completion", "chat", "tools", "thinking", "vision", "embedding", "insert"]
@@ -126,6 +129,7 @@ class SamplingOptions:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    penalty_window: int | None = None  # tokens before the next one that penalties look at; -1: all, 0: none
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Mapping[int, float] | None = None
@@ -170,6 +174,7 @@ class CompletionRequest:
     logprobs: int | None = None  # alternatives a token
     prompt_logprobs: int | None = None  # the same of the prompt's tokens: PromptLogprobs comes before the first text
     special: bool = False  # special tokens written in a text prompt become their ids
+    add_bos: bool | None = None  # None: as the model wants it, and never twice
     context: int | None = None
     truncation: Literal["refuse", "keep_end"] = "refuse"
     is_background: bool = False
@@ -211,6 +216,7 @@ class Started:
     context: int  # tokens of prompt and answer together
     truncated: Truncated | None = None
     seed: int | None = None  # that gives this answer again (of choice 0; choice i has seed + i)
+    schemas: str = ""  # what is said of the request's schemas, as the header has it (schemas.py); "": it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +248,7 @@ class TokenCounts:
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    violations: tuple[str, ...] = ()  # of schemas that were left open, by the finished answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +267,7 @@ class Embeddings:
 
     vectors: NDArray[np.float32]
     num_tokens: tuple[int, ...]  # of each input
+    load_seconds: float = 0.0  # until the model was there
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
@@ -298,7 +306,7 @@ class LoadedModel:
     memory_bytes: int
     expires_at: float | None  # Unix seconds; None: never
     num_active: int  # requests that run or wait
-    bytes_by_owner: Mapping[str, int] = field(default_factory=dict)  # weights, kv, experts, scratch, …
+    is_pinned: bool = False  # loaded at the start: only asking for it unloads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,8 +370,12 @@ class ServedModel(Protocol):
         """Tokens of the prompt that `chat` would compute; nothing is generated."""
         ...
 
-    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        """Token ids of a text."""
+    async def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
+        """Token ids of a text. `add_bos` None: what the model wants before a text, and never twice."""
+        ...
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each token, perhaps no whole character; of special ones, their names."""
         ...
 
     async def detokenize(self, tokens: Sequence[int]) -> str:

@@ -1,21 +1,40 @@
-"""Request bodies: bounded in size, time and depth before anything is made of them, then checked against their type."""
+"""Request bodies: bounded in size, time, depth, values and memory before anything is made of them, then decoded and
+checked against their type.
+
+Large ones are decoded on a thread of their own, one at a time: looking through the bytes lets go of the interpreter,
+and what then decodes them (msgspec, which does not) is bounded in values so that nobody waits long for it. All bodies
+together have one budget of memory; see `BodyBudget`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgspec
 
+from ..memory.budget import format_size
 from .faults import Fault, FaultError
+from .json_scan import json_cost
 
 _WHERE = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 # Sent by `curl -d` when nobody says otherwise. No page of another site gets here: its Origin was refused.
 _CURL_TYPES = ("application/x-www-form-urlencoded", "text/plain", "application/octet-stream")
+_BOM = b"\xef\xbb\xbf"  # what some editors put before a file
+
+SMALL_BYTES = 64 << 10  # decoded where it was read: a millisecond at the most
+MEMORY_FACTOR = 3  # of the largest body: what one may take while it is decoded, itself included
+SMALL_SHARE = 4  # the part of the budget that large bodies cannot take from small ones: a quarter
+_RETRY_SECONDS = 2.0
+_MAX_ECHO = 160  # characters of the decoder's words: it repeats what clients wrote
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +44,162 @@ class BodyLimits:
     max_bytes: int
     max_depth: int
     timeout_seconds: float
+    max_values: int = 1_000_000  # a key or a container counts as four
+    max_memory_bytes: int = 96 << 20  # of one body while it is decoded, itself included
+
+
+class BodyBudget:
+    """Memory of all bodies in flight: bytes as they come, what decoding takes, then what was decoded until its request
+    has ended. The first 64 KiB of each are counted apart, so that a few large bodies cannot lock out small ones.
+
+    One event loop's own.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._used_small = 0
+        self._used_large = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Of all bodies now."""
+        return self._used_small + self._used_large
+
+    def open(self) -> BodyCharge:
+        """The account of one more body."""
+        return BodyCharge(self)
+
+    def take(self, old: int, new: int) -> None:
+        """Another size of one body. Raises FaultError (503) when a larger one has no room; nothing is changed then."""
+        small = min(new, SMALL_BYTES) - min(old, SMALL_BYTES)
+        large = new - old - small
+        most_small = self.max_bytes // SMALL_SHARE
+        if (small > 0 and self._used_small + small > most_small) or (
+            large > 0 and self._used_large + large > self.max_bytes - most_small
+        ):
+            raise FaultError(
+                Fault(
+                    "unavailable",
+                    f"the bodies of other requests take the {format_size(self.max_bytes)} that they may take together: "
+                    "try again soon",
+                    code="bodies_in_flight",
+                    retry_after=_RETRY_SECONDS,
+                )
+            )
+        self._used_small += small
+        self._used_large += large
+
+
+class BodyCharge:
+    """What one body takes of a budget."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self.nbytes = 0
+
+    def resize(self, nbytes: int) -> None:
+        """Takes `nbytes` from now on. Raises FaultError (503) when there is no room for more."""
+        self._budget.take(self.nbytes, nbytes)
+        self.nbytes = nbytes
+
+    def close(self) -> None:
+        """Gives all back."""
+        self.resize(0)
+
+
+@dataclass(frozen=True, slots=True)
+class BodyDecoder:
+    """From bytes to a request's Struct. `admit` is called with the plain object in between, and may change it."""
+
+    kind: type
+    limits: BodyLimits
+    admit: Callable[[dict[str, Any]], object] | None = None
+
+    def check_cost(self, raw: bytes | bytearray) -> int:
+        """Bytes that decoding takes beside `raw`, at most. Raises FaultError when it is more than a body may cost."""
+        limits = self.limits
+        most_bytes = max(0, limits.max_memory_bytes - len(raw))
+        cost = json_cost(raw, max_depth=limits.max_depth, max_weight=limits.max_values, max_bytes=most_bytes)
+        if cost.depth > limits.max_depth:
+            raise _too_deep(limits)
+        if cost.weight > limits.max_values:
+            text = f"the body has more than {limits.max_values} values (a key or a list counts as four)"
+        elif cost.nbytes > most_bytes:
+            text = f"the body would take more than {format_size(limits.max_memory_bytes)} of memory"
+        else:
+            return cost.nbytes
+        raise FaultError(Fault("too_large", text + ", the limit here"))
+
+    def decode(self, raw: bytes | bytearray) -> Any:
+        """The Struct of a body whose cost was checked. Raises FaultError naming the parameter."""
+        is_collected = gc.isenabled()
+        if len(raw) > SMALL_BYTES:
+            gc.disable()  # it would look for garbage again and again among what is being made: 20 times the time
+        try:
+            value = msgspec.json.decode(memoryview(raw)[len(_BOM) :] if raw.startswith(_BOM) else raw)
+        except RecursionError:
+            raise _too_deep(self.limits) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            text = "the body is empty: send a JSON object" if not raw.strip() else f"the body is no valid JSON: {error}"
+            raise FaultError(Fault("invalid_request", text)) from None
+        finally:
+            if is_collected:
+                gc.enable()
+        if not isinstance(value, dict):
+            raise FaultError(Fault("invalid_request", "the body must be a JSON object"))
+        if self.admit is not None:
+            self.admit(value)
+        try:
+            return msgspec.convert(value, self.kind, strict=True)
+        except msgspec.ValidationError as error:
+            raise _invalid(error) from None
+
+
+async def take_body(
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+    headers: Mapping[str, str],
+    decoder: BodyDecoder,
+    charge: BodyCharge,
+) -> Any:
+    """The body as its Struct; `charge` then counts what that takes. Raises FaultError for what cannot be taken."""
+    raw = bytearray()
+    try:
+        await read_body(receive, headers, decoder.limits, charge, raw)
+        if len(raw) <= SMALL_BYTES:
+            return decode_body(raw, decoder)
+        loop = asyncio.get_running_loop()
+        num_bytes = await loop.run_in_executor(_thread(), decoder.check_cost, raw)
+        charge.resize(len(raw) + num_bytes)
+        value = await loop.run_in_executor(_thread(), decoder.decode, raw)
+        charge.resize(num_bytes)
+        return value
+    finally:
+        with suppress(BufferError):  # cancelled while the thread reads it, which then drops it
+            raw.clear()  # here and not when the traceback that may hold it goes
+
+
+def decode_body(raw: bytes | bytearray, decoder: BodyDecoder) -> Any:
+    """The body as its Struct, here and now. Raises FaultError naming the parameter."""
+    # A small body can be too deep only if it has that many brackets, and too costly not at all.
+    if len(raw) > SMALL_BYTES or raw.count(b"[") + raw.count(b"{") > decoder.limits.max_depth:
+        decoder.check_cost(raw)
+    return decoder.decode(raw)
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    """One: two decoders would only wait for each other, and take the memory of two."""
+    return ThreadPoolExecutor(1, thread_name_prefix="kamado-bodies")
 
 
 async def read_body(
-    receive: Callable[[], Awaitable[MutableMapping[str, Any]]], headers: Mapping[str, str], limits: BodyLimits
-) -> bytes:
-    """The whole body. Raises FaultError when it is too large, too slow or of a type that cannot be JSON."""
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+    headers: Mapping[str, str],
+    limits: BodyLimits,
+    charge: BodyCharge,
+    body: bytearray,
+) -> None:
+    """Reads the whole body into `body`. Raises FaultError when it is too large, too slow or no JSON."""
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = media_type in ("", "application/json") or media_type.endswith("+json")
     if not is_json and not (media_type in _CURL_TYPES and "origin" not in headers):
@@ -40,8 +209,6 @@ async def read_body(
     length = headers.get("content-length", "0")
     if length.isdigit() and int(length) > limits.max_bytes:
         raise _too_large(limits)
-    chunks: list[bytes] = []
-    num_bytes = 0
     try:
         async with asyncio.timeout(limits.timeout_seconds or None):
             while True:
@@ -49,59 +216,32 @@ async def read_body(
                 if message["type"] == "http.disconnect":
                     raise asyncio.CancelledError
                 chunk = message.get("body", b"")
-                num_bytes += len(chunk)
-                if num_bytes > limits.max_bytes:
+                if len(body) + len(chunk) > limits.max_bytes:
                     raise _too_large(limits)
-                chunks.append(chunk)
+                charge.resize(len(body) + len(chunk))
+                body += chunk
                 if not message.get("more_body", False):
-                    return b"".join(chunks)
+                    return
     except TimeoutError:
         raise FaultError(
             Fault("request_timeout", f"the body was not complete after {limits.timeout_seconds:g} seconds")
         ) from None
 
 
-def decode_body(raw: bytes, kind: type, limits: BodyLimits) -> Any:
-    """The body as its Struct. Raises FaultError naming the parameter."""
-    try:
-        value = msgspec.json.decode(raw)
-    except RecursionError:
-        raise _too_deep(limits) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        text = "the body is empty: send a JSON object" if not raw.strip() else f"the body is no valid JSON: {error}"
-        raise FaultError(Fault("invalid_request", text)) from None
-    if not isinstance(value, dict):
-        raise FaultError(Fault("invalid_request", "the body must be a JSON object"))
-    _check_depth(value, limits)
-    try:
-        return msgspec.convert(value, kind, strict=True)
-    except msgspec.ValidationError as error:
-        match = _WHERE.match(str(error))
-        assert match is not None
-        problem, where = match[1], match[2] or None
-        unknown = _UNKNOWN.fullmatch(problem)
-        if unknown is not None:
-            name = unknown[1][:80]
-            where = f"{where}.{name}" if where else name
-            problem = f"unknown parameter {where!r}: nothing here would honour it"
-        else:
-            problem = f"{where}: {problem[:400]}" if where else problem[:400]
-        raise FaultError(Fault("invalid_request", problem, param=where)) from None
-
-
-def _check_depth(value: Any, limits: BodyLimits) -> None:
-    """Without recursion, since depth is what is in doubt."""
-    level: list[Any] = [value]
-    for _ in range(limits.max_depth):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, (dict, list))
-        ]
-        if not level:
-            return
-    raise _too_deep(limits)
+def _invalid(error: msgspec.ValidationError) -> FaultError:
+    match = _WHERE.match(str(error))
+    assert match is not None
+    problem, where = match[1], match[2] or None
+    unknown = _UNKNOWN.fullmatch(problem)
+    if unknown is not None:
+        name = unknown[1][:80]
+        where = f"{where}.{name}" if where else name
+        problem = f"unknown parameter {where!r}: nothing here would honour it"
+    elif where is None and problem.startswith("Expected `object`"):
+        problem = "the body must be a JSON object"
+    else:
+        problem = f"{where}: {problem[:_MAX_ECHO]}" if where else problem[:_MAX_ECHO]
+    return FaultError(Fault("invalid_request", problem, param=where))
 
 
 def _too_deep(limits: BodyLimits) -> FaultError:

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..engine.piece import Piece
+from ..engine.answer_check import AnswerCheck
+from ..engine.piece import Piece, whole_text
 from .backend import Finish, TextDelta, TokenLogprob
 
 if TYPE_CHECKING:
@@ -24,11 +25,14 @@ _INSERT_MARKS = (
 class CompletionSource:
     """The events of one answer; bridge.py's Source."""
 
-    def __init__(self, model: Model, generation: Generation, *, choice: int, has_logprobs: bool) -> None:
+    def __init__(
+        self, model: Model, generation: Generation, *, choice: int, has_logprobs: bool, check: AnswerCheck
+    ) -> None:
         self._model = model
         self._generation = generation
         self._choice = choice
         self._has_logprobs = has_logprobs
+        self._check = check
         self._ready: deque[TextDelta | Finish] = deque()
         self._is_done = False
 
@@ -58,10 +62,14 @@ class CompletionSource:
 
     def _take(self, piece: Piece) -> None:
         logprobs = (logprob_of(self._model, piece),) if self._has_logprobs else ()
-        if piece.text or logprobs:
-            self._ready.append(TextDelta(piece.text, logprobs, self._choice))
+        text = whole_text(piece, self._model.token_bytes)
+        if text or logprobs:
+            delta = TextDelta(text, logprobs, self._choice)
+            self._check.take(delta)
+            self._ready.append(delta)
         if piece.finish_reason is not None:
-            self._ready.append(Finish(piece.finish_reason, None, self._choice))
+            violations = self._check.violations() if piece.finish_reason == "stop" else ()
+            self._ready.append(Finish(piece.finish_reason, None, self._choice, violations))
             self._is_done = True
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -27,11 +28,14 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import UsageError
-from ..memory.budget import parse_size
+from ..memory.budget import given_size
 
 ENV_PREFIX = "KAMADO_SERVE_"
 _MAX_FILE_BYTES = 1 << 20
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)(?:s)?)?(?:(\d+)ms)?")
+
+_BODIES_BYTES = 128 << 20
+_LEAST_BODIES_BYTES = 8 << 20
 
 Seconds = Annotated[float, Meta(ge=0)]
 
@@ -50,7 +54,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8417  # 0: one that is free
-    models: list[str] = []  # loaded at the start and kept
+    models: list[str] = []  # loaded at the start, kept, and the only ones that are served; none: all are
+    serve_all: bool = False  # beside `models` the rest of the store is served, too
     aliases: dict[str, str] = {}  # another name -> a model's name
     memory: str | int | None = None  # of all models together
     context: Annotated[int, Meta(ge=2)] | None = None
@@ -65,11 +70,19 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     drain: Seconds = 30.0  # after SIGTERM, for streams to end by themselves
     write_timeout: Seconds = 60.0  # a client that takes nothing for so long is gone
     body_timeout: Seconds = 60.0
+    header_timeout: Seconds = 10.0  # from connecting, or the first byte of a further request, to its whole header
+    idle_timeout: Seconds = 60.0  # of a connection between two requests
     keep_alive_comment: Seconds = 10.0  # between signs of life in a silent stream
     api_keys: list[KeyConfig] = []
     hosts: list[str] = []  # further names in Host headers
     origins: list[str] = []  # web pages that may call, "https://chat.example"
-    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 32 << 20
+    max_connections: Annotated[int, Meta(ge=16, le=100_000)] = 512
+    max_silent_connections: Annotated[int, Meta(ge=16, le=100_000)] = 128  # without a whole request header
+    max_connections_per_address: Annotated[int, Meta(ge=1)] | None = None  # a proxy is one address
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 32 << 20  # three times that in memory while decoded
+    # Memory of all bodies in flight; more get 503. None: 128 MiB, or an eighth of `memory` where that is less.
+    max_bodies_bytes: Annotated[int, Meta(ge=1 << 20)] | None = None
+    max_json_values: Annotated[int, Meta(ge=1024, le=1 << 30)] = 1_000_000  # of a body; keys and lists count as four
     max_json_depth: Annotated[int, Meta(ge=4, le=200)] = 64
     max_header_bytes: Annotated[int, Meta(ge=1024, le=1 << 20)] = 32 << 10
     max_schema_bytes: Annotated[int, Meta(ge=256, le=16 << 20)] = 256 << 10
@@ -80,12 +93,20 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     @property
     def memory_bytes(self) -> int | None:
         """The budget in bytes; None: what the machine has to give."""
-        return None if self.memory is None else parse_size(self.memory)
+        return None if self.memory is None else given_size(self.memory)
+
+    @property
+    def bodies_bytes(self) -> int:
+        """What all bodies in flight may take together."""
+        if self.max_bodies_bytes is not None:
+            return self.max_bodies_bytes
+        memory = self.memory_bytes
+        return _BODIES_BYTES if memory is None else max(_LEAST_BODIES_BYTES, min(_BODIES_BYTES, memory // 8))
 
     @property
     def prefix_cache_bytes(self) -> int:
         """The prefix store's cap in bytes; 0: it is off."""
-        return 0 if self.prefix_cache == "off" else parse_size(self.prefix_cache)
+        return 0 if self.prefix_cache == "off" else given_size(self.prefix_cache)
 
     @property
     def is_loopback(self) -> bool:
@@ -141,14 +162,33 @@ def load_config(
     if given:
         values.update(_checked(given, "the command line"))
     config = _convert(values, "the settings")
-    config.memory_bytes  # noqa: B018 (raises UsageError for what is no size)
-    config.prefix_cache_bytes  # noqa: B018
+    for name in ("memory", "prefix_cache"):
+        try:
+            getattr(config, f"{name}_bytes")
+        except UsageError as error:
+            raise UsageError(f"{name}: {error}") from None
     if config.log not in ("json", "text"):
         raise UsageError(f"log must be json or text, not {config.log!r}")
     for origin in config.origins:
         if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}", origin):
             raise UsageError(f"{origin!r} is no origin such as https://chat.example; '*' is not taken: name each page")
     return config, sources
+
+
+def exposed_keys(path: Path, config: ServeConfig) -> str:
+    """A warning, when a file of settings has API keys in plain text and others may read it; "" when all is well."""
+    if os.name == "nt" or not any(entry.key is not None for entry in config.api_keys):
+        return ""
+    try:
+        found = path.stat()
+        if not found.st_mode & 0o077 or not any(entry.get("key") for entry in _read_file(path).get("api_keys", ())):
+            return ""
+    except (OSError, UsageError, AttributeError):
+        return ""
+    return (
+        f"{path} has an API key in plain text and other users may read it (mode {found.st_mode & 0o777:o}): "
+        f"chmod 600 it, or give the key's sha256 instead"
+    )
 
 
 def config_file() -> Path:
@@ -167,7 +207,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise UsageError(f"{path}: too large for settings")
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: {error}") from None
     except OSError as error:
@@ -198,7 +238,17 @@ def _all_scopes() -> tuple[str, ...]:
     return SCOPES
 
 
-_DURATIONS = {"keep_alive", "deadline", "load_wait", "drain", "write_timeout", "body_timeout", "keep_alive_comment"}
+_DURATIONS = {
+    "keep_alive",
+    "deadline",
+    "load_wait",
+    "drain",
+    "write_timeout",
+    "body_timeout",
+    "keep_alive_comment",
+    "header_timeout",
+    "idle_timeout",
+}
 
 
 def _checked(values: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..errors import ClosedError, ContextOverflowError, KamadoError, UsageError
+from ..engine.answer_check import AnswerCheck
+from ..engine.grammar import Grammar, schema_grammar
+from ..engine.json_schema import open_schema
+from ..errors import ClosedError, ConstraintError, ContextOverflowError, KamadoError, UsageError
+from ..isolated import WorkerNeededError, without_worker
 from .backend import (
     Capability,
     ChatRequest,
@@ -37,8 +41,10 @@ from .backend import (
 )
 from .bridge import merge
 from .completions import CompletionSource, insert_marks
+from .schemas import schema_header
 
 if TYPE_CHECKING:
+    from ..engine.constraint import Form
     from ..engine.generation import Generation
     from ..engine.model import Model
     from ..engine.model import PromptLogprobs as ScoredPrompt
@@ -49,6 +55,8 @@ T = TypeVar("T")
 
 # Templates and tokenizers hold the GIL for most of their work: more threads would only wait for each other.
 _NUM_THREADS = 2
+# What has to wait for the worker process waits here, so that others' requests never stand behind it.
+_NUM_WAITING = 4
 # A truncated prompt leaves room for an answer of this share of the context.
 _ANSWER_SHARE = 4
 
@@ -61,6 +69,7 @@ class EngineModel:
         self._model = model
         self._recipe = recipe
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kamado-serve")
+        self._waiting = ThreadPoolExecutor(_NUM_WAITING, thread_name_prefix="kamado-serve-slow")
         self._marks = insert_marks(model) if model.has_tokenizer else None
         self._is_closed = False
         self.info = replace(info, context=model.context, capabilities=self._capabilities(info))
@@ -113,7 +122,7 @@ class EngineModel:
             for source in sources:
                 source.close()
             raise
-        yield Started(len(turn.tokens), context, truncated, seed)
+        yield Started(len(turn.tokens), context, truncated, seed, schema_header(turn.schemas))
         progress = _PrefillProgress(lambda: sources[0].num_computed_tokens, len(turn.tokens))
         events: AsyncGenerator[Event, None] = merge(sources, progress)
         async with aclosing(events):
@@ -190,7 +199,7 @@ class EngineModel:
                 stop=request.stop or _recipe_stop(self._recipe),
             )
         context = min(request.context or self.info.context, self.info.context)
-        prompts, cut = await self._in_thread(partial(self._prompts, request, context))
+        prompts, cut, form = await self._in_thread(partial(self._prompts, request, context))
         num_prompt = sum(map(len, prompts))
         seed = _first_seed(request.sampling)
         truncated = Truncated(0, cut, "keep_end") if cut else None
@@ -199,8 +208,9 @@ class EngineModel:
         sources: list[CompletionSource] = []
         try:
             if request.max_tokens != 0:
-                sources = self._start(request, prompts, context, seed)
-            yield Started(num_prompt, context, truncated, seed)
+                sources = self._start(request, prompts, context, seed, form)
+            schemas = {} if form is None or form.grammar.schema is None else {"": form.grammar.schema}
+            yield Started(num_prompt, context, truncated, seed, schema_header(schemas))
             for p, found in enumerate(scored):
                 for i in range(request.n):
                     yield PromptLogprobs(found.tokens, p * request.n + i)
@@ -235,7 +245,7 @@ class EngineModel:
         return [found[i] for i in range(len(prompts))]
 
     def _start(
-        self, request: CompletionRequest, prompts: Sequence[list[int]], context: int, seed: int
+        self, request: CompletionRequest, prompts: Sequence[list[int]], context: int, seed: int, form: Form | None
     ) -> list[CompletionSource]:
         sources: list[CompletionSource] = []
         try:
@@ -249,24 +259,28 @@ class EngineModel:
                         logprobs=request.logprobs,
                         background=request.is_background,
                         owner=request.owner,
-                        **_form(request.output),
+                        form=form,
                         **_sampling(request.sampling, seed + choice),
                     )
                     has_logprobs = request.logprobs is not None
-                    sources.append(CompletionSource(self._model, generation, choice=choice, has_logprobs=has_logprobs))
+                    schema = None if form is None else form.grammar.schema
+                    check = AnswerCheck({} if schema is None else {"": schema})
+                    sources.append(
+                        CompletionSource(self._model, generation, choice=choice, has_logprobs=has_logprobs, check=check)
+                    )
         except BaseException:
             for source in sources:
                 source.close()
             raise
         return sources
 
-    def _prompts(self, request: CompletionRequest, context: int) -> tuple[list[list[int]], int]:
-        """Token ids of every prompt, and how many were cut off. On a thread."""
+    def _prompts(self, request: CompletionRequest, context: int) -> tuple[list[list[int]], int, Form | None]:
+        """Token ids of every prompt, how many were cut off, and the compiled form. On a thread."""
         prompts: list[list[int]] = []
         num_cut = 0
         for prompt in request.prompts:
             if isinstance(prompt, str):
-                tokens = self._model.tokenize(prompt, special=request.special)
+                tokens = self._model.tokenize(prompt, special=request.special, add_bos=request.add_bos)
             else:
                 tokens = list(prompt)
                 bad = next((token for token in tokens if token >= self._model.vocab_size), None)
@@ -284,7 +298,20 @@ class EngineModel:
                 num_cut += len(tokens) - keep
                 tokens = tokens[-keep:]
             prompts.append(tokens)
-        return prompts, num_cut
+        return prompts, num_cut, self._form(request.output)
+
+    def _form(self, output: OutputFormat) -> Form | None:
+        """The compiled form. A schema that is not strict and that the compiler refuses is left open as a whole."""
+        if output.kind != "json_schema":
+            return self._model.prepare_form(**_form(output))
+        schema = output.schema or {}
+        try:
+            return self._model.prepare_form(schema=schema_grammar(schema, lenient=not output.is_strict))
+        except ConstraintError as error:
+            if output.is_strict:
+                raise
+            loose = open_schema(schema, str(error))
+            return self._model.prepare_form(schema=Grammar("json_schema", loose.lark, loose, True))
 
     def _around_gap(self, prompt: str | tuple[int, ...], suffix: str) -> list[int]:
         if self._marks is None:
@@ -309,9 +336,13 @@ class EngineModel:
         )
         return Embeddings(np.asarray(result.vectors, np.float32), tuple(result.num_tokens))
 
-    async def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+    async def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """See backend.py."""
-        return await self._in_thread(partial(self._model.tokenize, text, special=special))
+        return await self._in_thread(partial(self._model.tokenize, text, special=special, add_bos=add_bos))
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """See backend.py."""
+        return await self._in_thread(lambda: [self._model.token_bytes(token) for token in tokens])
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """See backend.py."""
@@ -326,11 +357,22 @@ class EngineModel:
         self._is_closed = True
         await asyncio.to_thread(self._model.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._waiting.shutdown(wait=False, cancel_futures=True)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._is_closed:
             raise ClosedError("the model was closed")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, _at_once, work)
+        except WorkerNeededError:
+            return await loop.run_in_executor(self._waiting, work)
+
+
+def _at_once(work: Callable[[], T]) -> T:
+    """`work()`, which must leave nothing behind when it finds that it needs the worker process."""
+    with without_worker():
+        return work()
 
 
 class _PrefillProgress:
@@ -394,6 +436,7 @@ def _sampling(options: SamplingOptions, seed: int) -> dict[str, Any]:
         "top_p": options.top_p,
         "min_p": options.min_p,
         "repetition_penalty": options.repetition_penalty,
+        "penalty_window": options.penalty_window,
         "presence_penalty": options.presence_penalty,
         "frequency_penalty": options.frequency_penalty,
         "logit_bias": options.logit_bias,
@@ -404,8 +447,6 @@ def _sampling(options: SamplingOptions, seed: int) -> dict[str, Any]:
 def _form(output: OutputFormat) -> dict[str, Any]:
     if output.kind == "json":
         return {"schema": True}
-    if output.kind == "json_schema":
-        return {"schema": output.schema}
     if output.kind == "regex":
         return {"regex": output.grammar}
     return {"grammar": output.grammar} if output.kind == "lark" else {}
@@ -417,6 +458,7 @@ _RECIPE_NAMES = {
     "top_p": "top_p",
     "min_p": "min_p",
     "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "penalty_window",
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
     "seed": "seed",

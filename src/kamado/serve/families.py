@@ -7,9 +7,9 @@ from .routes import Family, Route
 
 def all_routes() -> list[Route]:
     """Every route there is. Imported when asked: the table is the first that needs the families."""
-    from . import anthropic, ollama, ollama_library, openai, ops, page, responses
+    from . import anthropic, ollama, ollama_library, openai, ops, page, responses, tokens
 
-    modules = (ops, openai, responses, anthropic, ollama, ollama_library, page)
+    modules = (ops, openai, responses, tokens, anthropic, ollama, ollama_library, page)
     return [route for module in modules for route in module.ROUTES]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -61,7 +62,18 @@ STATUS: dict[FaultKind, int] = {
     "timeout": 504,
 }
 
-MAX_MESSAGE_CHARACTERS = 2000
+MAX_MESSAGE_CHARACTERS = 700
+# Of a client's words in one message. Sentences of ours have spaces: what runs on without one is somebody's text.
+MAX_ECHO_CHARACTERS = 200
+_RUN = re.compile(rf"\S{{{MAX_ECHO_CHARACTERS + 1},}}")
+# What is quoted: shortly, or for longer than that, perhaps without an end.
+_QUOTED = re.compile(
+    rf"(?<!\w)(['\"`])(?:(?!\1).){{0,{MAX_ECHO_CHARACTERS}}}\1"
+    rf"|(?<!\w)(?P<long>['\"`])(?:(?!(?P=long)).){{{MAX_ECHO_CHARACTERS + 1},}}(?:(?P=long)|$)",
+    re.DOTALL,
+)
+# Directories of this machine, in errors of files: clients have no use for them.
+_DIRECTORIES = re.compile(r"(?<![\w:/.~-])~?/(?:[^/\s:'\"]+/)+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +123,33 @@ class RequestError(FaultError):
         super().__init__(Fault(kind, message, param=param, code=code))
 
 
+def shown(text: str, limit: int = MAX_ECHO_CHARACTERS) -> str:
+    """A client's words as a message may repeat them: cut, and without what a terminal takes for an order."""
+    cut = text if len(text) <= limit else text[:limit] + "…"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+
+
 def fault_of(error: BaseException) -> Fault:
-    """The fault that answers an exception. What was not foreseen says nothing of our inside: the log has it."""
+    """The fault that answers an exception. What was not foreseen says nothing of our inside: the log has it.
+
+    However a message was made, it does not repeat more than 200 characters of what somebody wrote in one piece.
+    """
     fault = _fault_of(error)
-    if len(fault.message) <= MAX_MESSAGE_CHARACTERS:
-        return fault
-    return replace(fault, message=fault.message[:MAX_MESSAGE_CHARACTERS] + " …")
+    message, param = fault.message, fault.param
+    if len(message) > MAX_ECHO_CHARACTERS:
+        message = message[: 2 * MAX_MESSAGE_CHARACTERS]
+        message = _QUOTED.sub(_cut_quoted, message)
+        message = _RUN.sub(lambda match: match[0][:MAX_ECHO_CHARACTERS] + "…", message)
+        if len(message) > MAX_MESSAGE_CHARACTERS:
+            message = message[:MAX_MESSAGE_CHARACTERS] + " …"
+    if param is not None and len(param) > MAX_ECHO_CHARACTERS:
+        param = param[:MAX_ECHO_CHARACTERS] + "…"
+    return replace(fault, message=message, param=param)
+
+
+def _cut_quoted(match: re.Match[str]) -> str:
+    quote = match["long"]
+    return match[0] if quote is None else match[0][:MAX_ECHO_CHARACTERS] + "…" + quote
 
 
 def _fault_of(error: BaseException) -> Fault:
@@ -143,7 +176,7 @@ def _fault_of(error: BaseException) -> Fault:
     if isinstance(error, (UsageError, TemplateError, TokenizerError)):
         return Fault("invalid_request", text)
     if isinstance(error, CheckpointError):
-        return Fault("unavailable", text, param="model", code="model_unusable")
+        return Fault("unavailable", _DIRECTORIES.sub("…/", text), param="model", code="model_unusable")
     if isinstance(error, RecursionError):
         return Fault("invalid_request", "the request is nested too deeply")
     if isinstance(error, MemoryError):

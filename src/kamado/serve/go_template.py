@@ -26,6 +26,8 @@ from ..errors import UsageError
 
 MAX_CHARACTERS = 64 << 10
 MAX_DEPTH = 32
+# Of one translated expression: `eq` writes its first operand once for each of the others, so nesting it multiplies.
+_MAX_EXPRESSION = 16 << 10
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+(?:\.\d+)?)|(?P<path>\$?\w*(?:\.\w+)+|\$\w*|\.)"""
@@ -392,6 +394,9 @@ def _call(name: str, operands: Sequence[str]) -> str:
     fits, make = calls[name]
     if not fits:
         raise UsageError(f"the template gives {name!r} {n} operands")
+    longest = sum(map(len, operands)) + (n * len(operands[0]) if operands else 0)
+    if longest > _MAX_EXPRESSION:
+        raise UsageError(f"the template has an expression of more than {_MAX_EXPRESSION} characters")
     return make()
 
 

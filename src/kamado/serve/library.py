@@ -104,6 +104,9 @@ class StoreLibrary:
         from ..checkpoint.pull import pull
 
         check_name(name.removeprefix("hf:"))
+        if not name.startswith("hf:") and name not in CATALOG:  # a path is never looked at for a client
+            await self.get(name)
+            raise UsageError(f"{name} is here already, and is no catalog name that could be fetched again")
         is_left = False
         news: dict[str, int] = {}
 
@@ -260,10 +263,13 @@ class StoreLibrary:
         text = json.dumps({"name": name, **_to_json(recipe, base)}, indent=1)
         if len(text) > _MAX_RECIPE_BYTES:
             raise UsageError(f"the recipe has more than {_MAX_RECIPE_BYTES} bytes")
-        self._recipes_dir.mkdir(parents=True, exist_ok=True)
+        self._recipes_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.name != "nt":  # system prompts are nobody else's; older versions left it open
+            self._recipes_dir.chmod(0o700)
         path = self._recipe_path(name)
         new = path.with_name(f".{secrets.token_hex(8)}.new")
-        new.write_text(text + "\n", "utf-8")
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text + "\n")
         os.replace(new, path)
 
     def _recipe_path(self, name: str) -> Path:

@@ -31,6 +31,7 @@ class EngineSettings:
     kv: str = "auto"
     context: int | None = None
     prefix_cache_bytes: int = 0  # on disk, shared by all models; 0: off
+    server_bytes: int = 0  # kept for the server itself where no budget was named
 
 
 class EngineLoader:
@@ -47,6 +48,7 @@ class EngineLoader:
             located = self._library.locate(name)
             plan = self._planner(located, options, options.memory_bytes)
             least = plan(*self._choices(located, options)[-1])
+            least.require_fit()
             return least.least_bytes if least.is_streamed else least.peak_bytes
 
         return await asyncio.to_thread(work)
@@ -72,6 +74,7 @@ class EngineLoader:
             prefix_cache=self._settings.prefix_cache_bytes or None,
             chat_template=located.recipe.template if located.recipe is not None else None,
             constraints=True,
+            name=name,
         )
         try:
             info = replace(located.info, max_context=located.info.max_context or model.context)
@@ -86,7 +89,9 @@ class EngineLoader:
         plan_of = self._planner(located, options, memory_bytes)
         for context, kv_tokens in choices:
             plan = plan_of(context, kv_tokens)
-            limit = plan.memory_bytes if memory_bytes is not None else int(plan.memory_bytes * _MACHINE_SHARE)
+            limit = plan.memory_bytes
+            if memory_bytes is None:
+                limit = int(limit * _MACHINE_SHARE) - self._settings.server_bytes
             if plan.peak_bytes <= limit:
                 return context, kv_tokens
         return choices[-1]
@@ -112,7 +117,7 @@ class EngineLoader:
         from ..memory.profile import machine
         from ..models import build_program
 
-        checkpoint = open_checkpoint(located.path)
+        checkpoint = replace(open_checkpoint(located.path), name=located.info.name)
         program = build_program(checkpoint)
         here = machine()
 

@@ -10,8 +10,8 @@ from .metrics import Registry, Sample
 AllStats = Callable[[], Mapping[str, Mapping[str, Any]]]  # by model: engine/stats.py's Stats.to_dict
 
 
-def register_model_stats(metrics: Registry, read: AllStats) -> None:
-    """Adds the metrics; each reads what `read` gives at that moment."""
+def register_model_stats(metrics: Registry, read: AllStats, own: Callable[[], Mapping[str, int]] = dict) -> None:
+    """Adds the metrics; each reads what `read` gives at that moment. `own`: bytes by owner that are no model's."""
 
     def by_key(group: str) -> Callable[[], Iterable[Sample]]:
         def samples() -> Iterable[Sample]:
@@ -55,7 +55,15 @@ def register_model_stats(metrics: Registry, read: AllStats) -> None:
         by_key("executor_seconds"),
         ("model", "operation"),
     )
-    metrics.gauge("kamado_memory_bytes", "Memory by owner.", by_key("bytes_by_owner"), ("model", "owner"))
+
+    def by_owner() -> Iterable[Sample]:
+        yield from by_key("bytes_by_owner")()
+        for owner, nbytes in own().items():
+            yield ("", owner), float(nbytes)
+
+    metrics.gauge(
+        "kamado_memory_bytes", "Memory by owner; the server's own has no model.", by_owner, ("model", "owner")
+    )
     metrics.gauge("kamado_engine_requests", "Requests by state.", by_key("requests"), ("model", "state"))
     metrics.gauge(
         "kamado_kv_pages",

@@ -3,6 +3,9 @@
 Streams are lines of JSON, and a stream is the default. Durations are nanoseconds. A context that `options.num_ctx`
 asks for and the model was not given is refused with both numbers; so is a prompt that does not fit, unless `truncate`
 is true, and then the last line says what was left out.
+
+Calls are objects here and come whole: one that was cut is left out of the message, for clients run every call they get,
+and stands in the last line as `cut_call`, its arguments the text that had come.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from .backend import (
     ChatRequest,
     CompletionRequest,
     Done,
+    Embeddings,
     EmbedRequest,
     Event,
     Finish,
@@ -45,6 +49,8 @@ from .ollama_body import (
 )
 from .ollama_options import keep_alive_seconds
 from .routes import Call, Family, Response, Route
+from .schemas import noted
+from .thinking import say_if_it_cannot_think
 
 _NDJSON = "application/x-ndjson"
 _NS = 1_000_000_000
@@ -112,7 +118,7 @@ class _Writer:
             self._calls[event.index] = (event.id, event.name, [])
         elif isinstance(event, ToolCallDelta):
             self._calls[event.index][2].append(event.arguments)
-        elif isinstance(event, ToolCallEnd):  # this API has no parts of calls: each comes whole
+        elif isinstance(event, ToolCallEnd) and not event.is_cut:
             call_id, name, pieces = self._calls.pop(event.index)
             function = {"index": event.index, "name": name, "arguments": json.loads("".join(pieces) or "{}")}
             return [self._line(self._part("", "", [{"id": call_id, "function": function}]), ())]
@@ -143,6 +149,10 @@ class _Writer:
             "eval_count": counts.num_generated_tokens,
             "eval_duration": int(counts.decode_seconds * _NS),
         }
+        for call_id, name, pieces in self._calls.values():  # what has not ended, or ended as cut
+            line["cut_call"] = {"id": call_id, "function": {"name": name, "arguments": "".join(pieces)}}
+        if counts.violations:
+            line["schema_violations"] = list(counts.violations)
         cut = self._started.truncated if self._started is not None else None
         if cut is not None:
             line["truncated"] = {"messages": cut.num_messages, "tokens": cut.num_tokens, "rule": cut.rule}
@@ -215,9 +225,10 @@ async def _answer(
     keep_alive = keep_alive_seconds(body.keep_alive)
     writer = _Writer(body.model, part, request.context)
     if isinstance(request, ChatRequest):
-        events = service.chat(info.name, request, keep_alive=keep_alive)
+        await say_if_it_cannot_think(call, info.name, request.think, "think")
+        events = noted(call, service.chat(info.name, request, keep_alive=keep_alive))
     else:
-        events = service.complete(info.name, request, keep_alive=keep_alive)
+        events = noted(call, service.complete(info.name, request, keep_alive=keep_alive))
     lines = _lines(events, writer)
     if body.stream is False:
         async with aclosing(lines):
@@ -272,12 +283,10 @@ async def generate(call: Call[GenerateBody]) -> Response:
     return await _answer(call, body, info, request, _response_part)
 
 
-async def _embed(call: Call[Any], request: EmbedRequest) -> tuple[list[list[float]], int, float]:
-    began = time.perf_counter()
+async def _embed(call: Call[Any], request: EmbedRequest) -> Embeddings:
     info = await find_model(call, call.body.model)
     keep_alive = keep_alive_seconds(call.body.keep_alive)
-    result = await call.server.service.embed(info.name, request, keep_alive=keep_alive)
-    return result.vectors.tolist(), sum(result.num_tokens), time.perf_counter() - began
+    return await call.server.service.embed(info.name, request, keep_alive=keep_alive)
 
 
 async def embed(call: Call[EmbedBody]) -> Response:
@@ -290,19 +299,20 @@ async def embed(call: Call[EmbedBody]) -> Response:
     request = embed_request(
         inputs,
         options=body.options,
-        truncate=bool(body.truncate),
+        truncate=body.truncate is not False,
         dimensions=body.dimensions,
         owner=call.key.id,
         request_id=call.id,
     )
-    vectors, num_tokens, seconds = await _embed(call, request)
+    began = time.perf_counter()
+    result = await _embed(call, request)
     return json_response(
         {
             "model": body.model,
-            "embeddings": vectors,
-            "total_duration": int(seconds * _NS),
-            "load_duration": 0,
-            "prompt_eval_count": num_tokens,
+            "embeddings": result.vectors.tolist(),
+            "total_duration": int((time.perf_counter() - began) * _NS),
+            "load_duration": int(result.load_seconds * _NS),
+            "prompt_eval_count": sum(result.num_tokens),
         }
     )
 
@@ -311,14 +321,24 @@ async def embeddings(call: Call[EmbeddingsBody]) -> Response:
     """POST /api/embeddings."""
     body = call.body
     request = embed_request(
-        [body.prompt], options=body.options, truncate=False, dimensions=None, owner=call.key.id, request_id=call.id
+        [body.prompt], options=body.options, truncate=True, dimensions=None, owner=call.key.id, request_id=call.id
     )
-    vectors, _, _ = await _embed(call, request)
-    return json_response({"embedding": vectors[0]})
+    result = await _embed(call, request)
+    return json_response({"embedding": result.vectors[0].tolist()})
 
 
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/api/chat", chat, "infer", FAMILY, "Answer a conversation (Ollama)", body=ChatBody, streams=_NDJSON),
+    Route(
+        "POST",
+        "/api/chat",
+        chat,
+        "infer",
+        FAMILY,
+        "Answer a conversation (Ollama)",
+        body=ChatBody,
+        streams=_NDJSON,
+        needs_model=True,
+    ),
     Route(
         "POST",
         "/api/generate",
@@ -327,8 +347,18 @@ ROUTES: tuple[Route, ...] = (
         FAMILY,
         "Continue a text (Ollama)",
         body=GenerateBody,
+        needs_model=True,
         streams=_NDJSON,
     ),
-    Route("POST", "/api/embed", embed, "infer", FAMILY, "Embed texts (Ollama)", body=EmbedBody),
-    Route("POST", "/api/embeddings", embeddings, "infer", FAMILY, "Embed one text (Ollama)", body=EmbeddingsBody),
+    Route("POST", "/api/embed", embed, "infer", FAMILY, "Embed texts (Ollama)", body=EmbedBody, needs_model=True),
+    Route(
+        "POST",
+        "/api/embeddings",
+        embeddings,
+        "infer",
+        FAMILY,
+        "Embed one text (Ollama)",
+        body=EmbeddingsBody,
+        needs_model=True,
+    ),
 )

@@ -36,7 +36,7 @@ class FunctionCallBody(Struct, forbid_unknown_fields=True):
     """A call of a tool."""
 
     name: str
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] | None = None
     index: int | None = None
     description: str | None = None
 
@@ -105,13 +105,9 @@ class GenerateBody(Asked, forbid_unknown_fields=True, kw_only=True):
     prompt: str | None = None
     suffix: str | None = None
     system: str | None = None
-    template: str | None = None
-    context: list[int] | None = None
     raw: bool | None = None
     images: list[str] | None = None
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
+    parse_special: bool | None = None  # false: special tokens written in a raw prompt are plain text
 
 
 class EmbedBody(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -140,9 +136,6 @@ class ShowBody(Struct, forbid_unknown_fields=True, kw_only=True):
     model: ModelName | None = None
     name: ModelName | None = None  # older clients
     verbose: bool | None = None
-    system: str | None = None
-    template: str | None = None
-    options: dict[str, Any] | None = None
 
 
 class PullBody(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -151,9 +144,6 @@ class PullBody(Struct, forbid_unknown_fields=True, kw_only=True):
     model: ModelName | None = None
     name: ModelName | None = None
     stream: bool | None = None
-    insecure: bool | None = None
-    username: str | None = None
-    password: str | None = None
 
 
 class DeleteBody(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -182,7 +172,7 @@ class CreateBody(Struct, forbid_unknown_fields=True, kw_only=True):
 
     model: ModelName | None = None
     name: ModelName | None = None
-    base: str | None = field(default=None, name="from")
+    base: ModelName | None = field(default=None, name="from")
     modelfile: str | None = None  # older clients
     system: str | None = None
     template: str | None = None
@@ -190,15 +180,6 @@ class CreateBody(Struct, forbid_unknown_fields=True, kw_only=True):
     parameters: dict[str, Any] | None = None
     messages: Annotated[list[CreateMessage], Meta(max_length=1000)] | None = None
     stream: bool | None = None
-    files: dict[str, str] | None = None
-    adapters: dict[str, str] | None = None
-    quantize: str | None = None
-    quantization: str | None = None
-    path: str | None = None
-    renderer: str | None = None
-    parser: str | None = None
-    requires: str | None = None
-    info: dict[str, Any] | None = None
 
 
 def named(body: ShowBody | PullBody | DeleteBody | CreateBody) -> str:
@@ -209,17 +190,8 @@ def named(body: ShowBody | PullBody | DeleteBody | CreateBody) -> str:
     return name
 
 
-def refuse(body: Struct, reasons: dict[str, str]) -> None:
-    """Raises RequestError for the first given parameter among `reasons`. false and null are as good as not given."""
-    for name, reason in reasons.items():
-        value = getattr(body, name)
-        if value is not None and value is not False:
-            raise RequestError(f"{name}: {reason}", param=name)
-
-
 def _check_asked(body: Asked) -> Options:
-    refuse(body, {"shift": "an answer ends where the context ends; nothing of it is dropped to go on"})
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     options = read_options(body.options)
     if body.truncate and options.num_keep:
@@ -243,7 +215,7 @@ def _output(value: str | dict[str, Any] | None) -> OutputFormat:
         return OutputFormat()
     if isinstance(value, dict):
         check_schema(value, "format")
-        return OutputFormat(kind="json_schema", schema=value)
+        return OutputFormat(kind="json_schema", schema=value, is_strict=False)
     if value != "json":
         raise RequestError(f"format must be 'json' or a JSON Schema, not {value[:40]!r}", param="format")
     return OutputFormat(kind="json")
@@ -264,7 +236,7 @@ def _message(message: MessageBody, i: int, max_image_bytes: int) -> Message:
     if message.content:
         parts.append(TextPart(message.content))
     calls = tuple(
-        ToolCall(call.id or "", call.function.name, json.dumps(call.function.arguments, ensure_ascii=False))
+        ToolCall(call.id or "", call.function.name, json.dumps(call.function.arguments or {}, ensure_ascii=False))
         for call in message.tool_calls or ()
     )
     return Message(
@@ -283,7 +255,7 @@ def _tools(body: ChatBody) -> tuple[Tool, ...]:
             tool.function.name,
             tool.function.description or "",
             tool.function.parameters or {},
-            strict=tool.function.strict is not False,
+            strict=tool.function.strict is True,
         )
         for tool in body.tools or ()
     )
@@ -319,22 +291,12 @@ def _chat(
         max_tokens=options.max_tokens,
         stop=options.stop,
         logprobs=_logprobs(body),
-        continue_last=messages[-1].role == "assistant",
+        continue_last=messages[-1].role == "assistant" and not messages[-1].tool_calls,
         context=options.context,
         truncation="drop_oldest" if body.truncate else "refuse",
         owner=owner,
         request_id=request_id,
     )
-
-
-_NO_PICTURES = "this server makes no images"
-_GENERATE_REFUSED = {
-    "template": "a template belongs to a model: make one with /api/create, or send raw: true",
-    "context": "token histories are not taken back: send the conversation to /api/chat, which reuses what was computed",
-    "width": _NO_PICTURES,
-    "height": _NO_PICTURES,
-    "steps": _NO_PICTURES,
-}
 
 
 def generate_request(
@@ -343,7 +305,6 @@ def generate_request(
     """What /api/generate asks: a conversation of one question through the template, or a text to continue as it is
     (`raw`, a suffix, or a model without a template). Raises RequestError naming the parameter.
     """
-    refuse(body, _GENERATE_REFUSED)
     options = _check_asked(body)
     is_plain = bool(body.raw) or body.suffix is not None or not can_chat
     if not is_plain:
@@ -366,7 +327,7 @@ def generate_request(
         max_tokens=options.max_tokens,
         stop=options.stop,
         logprobs=_logprobs(body),
-        special=bool(body.raw),
+        special=bool(body.raw) and body.parse_special is not False,
         context=options.context,
         owner=owner,
         request_id=request_id,
@@ -382,10 +343,8 @@ def embed_request(
     owner: str,
     request_id: str,
 ) -> EmbedRequest:
-    """Texts to embed. Options that change a text's tokens one by one have no place here. Raises RequestError."""
-    given = read_options(options)
-    if given != Options(context=given.context):
-        raise RequestError("options: an embedding is not sampled; only num_ctx can be given", param="options")
+    """Texts to embed. Raises RequestError for options that are none."""
+    read_options(options)
     return EmbedRequest(
         inputs=tuple(inputs), dimensions=dimensions, truncate=truncate, owner=owner, request_id=request_id
     )

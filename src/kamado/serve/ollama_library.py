@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -21,8 +22,9 @@ from .modelfile import (
     write_modelfile,
 )
 from .ollama import FAMILY, find_model
-from .ollama_body import CopyBody, CreateBody, DeleteBody, PullBody, ShowBody, named, refuse
+from .ollama_body import CopyBody, CreateBody, DeleteBody, PullBody, ShowBody, named
 from .routes import Call, Response, Route
+from .table import TABLE
 
 _NDJSON = "application/x-ndjson"
 # Clients ask for the version to know what the API has; this is the one whose API is spoken here.
@@ -84,8 +86,6 @@ async def ps(call: Call[None]) -> Response:
 async def show(call: Call[ShowBody]) -> Response:
     """POST /api/show."""
     body = call.body
-    reason = "nothing is rendered here: show says what the model has"
-    refuse(body, {"system": reason, "template": reason, "options": reason})
     info = await find_model(call, named(body))
     arch = info.architecture or "model"
     model_info: dict[str, Any] = {
@@ -147,14 +147,6 @@ async def _encoded(lines: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerato
 async def pull(call: Call[PullBody]) -> Response:
     """POST /api/pull."""
     body = call.body
-    refuse(
-        body,
-        {
-            "insecure": "what comes from elsewhere is always checked",
-            "username": "there is no registry with users here",
-            "password": "there is no registry with users here",
-        },
-    )
     name = named(body)
     check_name(name, "model")
     call.notes["model"] = name
@@ -185,30 +177,25 @@ async def copy(call: Call[CopyBody]) -> Response:
     return Response(media_type="text/plain; charset=utf-8")  # as Ollama: nothing in it
 
 
-_NO_FILES = "files are not taken over HTTP: put them where the server can read them, or pull the model"
-_CREATE_REFUSED = {
-    "files": _NO_FILES,
-    "path": _NO_FILES,
-    "adapters": "adapters are not supported",
-    "quantize": "models are served as they are; nothing is quantised here",
-    "quantization": "models are served as they are; nothing is quantised here",
-    "renderer": "Ollama's built-in renderers are not here: give a template",
-    "parser": "Ollama's built-in parsers are not here: the model's own format is recognised from its template",
-    "requires": "this is not Ollama: its version says nothing here",
-    "info": "a model's metadata is what its file says",
-}
+def _written_parameters(call: Call[CreateBody], written: Instructions) -> dict[str, Any]:
+    """The PARAMETERs of a Modelfile, by the same rows as those of the body."""
+    inner: dict[str, Any] = {"parameters": parameters_from_lines(written.parameters)}
+    for left in TABLE.admit("POST /api/create", inner):
+        call.leave_out(left)
+    parameters: dict[str, Any] = inner["parameters"]
+    return parameters
 
 
 async def _create(call: Call[CreateBody]) -> AsyncGenerator[dict[str, Any], None]:
     body = call.body
-    refuse(body, _CREATE_REFUSED)
     name = named(body)
     check_name(name, "model")
     written = Instructions() if body.modelfile is None else parse_modelfile(body.modelfile)
-    parameters = {**parameters_from_lines(written.parameters), **(body.parameters or {})}
+    parameters = {**_written_parameters(call, written), **(body.parameters or {})}
     given = "\n\n".join(body.license) if isinstance(body.license, list) else body.license
     messages = written.messages if body.messages is None else [(m.role, m.content) for m in body.messages]
-    recipe = make_recipe(
+    recipe = await asyncio.to_thread(  # compiles the template
+        make_recipe,
         base=body.base or written.base,
         system=body.system if body.system is not None else written.system,
         template=body.template if body.template is not None else written.template,

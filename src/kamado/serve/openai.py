@@ -43,16 +43,20 @@ from .openai_bodies import (
     CompletionBody,
     EmbeddingBody,
     chat_request,
-    output_of,
+    hides_reasoning,
+    limit_of,
     sampling_of,
     stops_of,
+    thinking_parameters,
 )
+from .openai_forms import form_of
 from .openai_results import (
     ChatChoice,
     ChatLogprobs,
     ChatResult,
     Chunk,
     ChunkChoice,
+    ContextResult,
     DeletedResult,
     Delta,
     EmbeddingResult,
@@ -74,6 +78,8 @@ from .openai_results import (
     usage_of,
 )
 from .routes import Call, Family, Response, Route
+from .schemas import noted
+from .thinking import say_if_it_cannot_think
 
 _TYPES = {
     "unauthorized": "authentication_error",
@@ -84,6 +90,7 @@ _TYPES = {
     "upstream": "server_error",
     "timeout": "server_error",
 }
+_DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI says
 SSE_DONE = b"data: [DONE]\n\n"
 FINISH = {"stop": "stop", "stop_sequence": "stop", "length": "length", "tool_calls": "tool_calls"}
 
@@ -124,14 +131,25 @@ async def chat(call: Call[ChatBody]) -> Response:
     """POST /v1/chat/completions."""
     body, config = call.body, call.server.config
     request = chat_request(body, max_schema_bytes=config.max_schema_bytes, max_image_bytes=config.max_image_bytes)
-    request = replace(request, owner=owner_of(call, body.prompt_cache_key), request_id=call.id)
+    request = replace(request, owner=owner_of(call, body.prompt_cache_key or body.cache_salt), request_id=call.id)
     call.notes |= {"model": body.model, "background": request.is_background or None, "user": body.user}
-    events = call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive))
+    await say_if_it_cannot_think(call, body.model, request.think, *thinking_parameters(body))
+    events = noted(call, call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
+    if hides_reasoning(body):
+        events = _without_reasoning(events)
     headers = {"x-kamado-lane": "background"} if request.is_background else {}
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
+        include_usage = include_usage or (body.usage is not None and bool(body.usage.include))
         return stream_response(_chat_chunks(call, body.model, events, request.n, include_usage), headers=headers)
     return json_response(await _chat_result(call, body.model, events, request.n), headers=headers)
+
+
+async def _without_reasoning(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    async with aclosing(events):
+        async for event in events:
+            if not isinstance(event, ReasoningDelta):
+                yield event
 
 
 def owner_of(call: Call[Any], cache_key: str | None = None) -> str:
@@ -263,7 +281,7 @@ async def _chat_chunks(
                 note_counts(call, event.counts)
                 if include_usage:
                     yield chunk([], usage=usage_of(event.counts), kamado=account_of(started, event.counts))
-                elif started.truncated is not None:  # is reported whether usage was asked for or not
+                elif started.truncated is not None or event.counts.violations:  # said whether it was asked for or not
                     yield chunk([], kamado=account_of(started, event.counts))
     yield SSE_DONE
 
@@ -287,7 +305,8 @@ async def completions(call: Call[CompletionBody]) -> Response:
     if len(prompts) * n > MAX_PROMPTS:
         raise RequestError(f"prompts times n may be {MAX_PROMPTS} at most", param="n")
     echo = bool(body.echo)
-    max_tokens = 16 if body.max_tokens is None else body.max_tokens
+    is_limited = body.max_tokens is not None or body.n_predict is not None
+    max_tokens = limit_of(body.max_tokens, body.n_predict) if is_limited else _DEFAULT_MAX_TOKENS
     if max_tokens == 0 and not echo:
         raise RequestError("max_tokens may be 0 only with echo", param="max_tokens")
     if echo and body.suffix:
@@ -296,20 +315,22 @@ async def completions(call: Call[CompletionBody]) -> Response:
         prompts=prompts,
         suffix=body.suffix or None,
         sampling=sampling_of(body),
-        output=output_of(body.response_format, call.server.config.max_schema_bytes),
+        output=form_of(body, call.server.config.max_schema_bytes),
         max_tokens=max_tokens,
         stop=stops_of(body.stop),
         n=n,
         logprobs=body.logprobs,
         prompt_logprobs=(body.logprobs or 0) if echo else None,
         truncation="keep_end" if body.truncation == "auto" else "refuse",
+        special=body.parse_special is not False,
+        add_bos=False if body.add_special_tokens is False else None,
         is_background=bool(body.background),
-        owner=owner_of(call),
+        owner=owner_of(call, body.cache_salt),
         deadline_seconds=body.deadline_seconds,
         request_id=call.id,
     )
     call.notes |= {"model": body.model, "user": body.user}
-    events = call.server.service.complete(body.model, request, keep_alive=keep_alive_of(body.keep_alive))
+    events = noted(call, call.server.service.complete(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
     include_usage = body.stream_options is not None and body.stream_options.include_usage
     chunks = _completion_chunks(call, body.model, events, request, echo)
     if body.stream:
@@ -323,7 +344,7 @@ async def _completion_events(
     async with aclosing(chunks):
         async for chunk in chunks:
             is_last = chunk.usage is not msgspec.UNSET
-            if is_last and not include_usage and (chunk.kamado is msgspec.UNSET or chunk.kamado.truncated is None):
+            if is_last and not include_usage and not _must_be_said(chunk.kamado):
                 continue
             if is_last and not include_usage:
                 chunk.usage = msgspec.UNSET
@@ -331,6 +352,13 @@ async def _completion_events(
                 chunk.usage = None
             yield sse(chunk)
     yield SSE_DONE
+
+
+def _must_be_said(account: ContextResult | msgspec.UnsetType) -> bool:
+    """Whether it has what is said even when no account was asked for."""
+    if isinstance(account, msgspec.UnsetType):
+        return False
+    return account.truncated is not None or account.schema_violations is not msgspec.UNSET
 
 
 async def _completion_whole(chunks: AsyncGenerator[TextResult, None], num_choices: int) -> TextResult:
@@ -482,7 +510,7 @@ def model_result(info: ModelInfo, is_loaded: bool) -> ModelResult:
     return ModelResult(
         id=info.name,
         created=info.created,
-        context_length=info.context or None,
+        context_length=info.context or info.max_context or None,
         max_context_length=info.max_context or None,
         capabilities=sorted(info.capabilities),
         size_bytes=info.nbytes,
@@ -498,10 +526,10 @@ async def list_models(call: Call[None]) -> Response:
     if anthropic_models.is_asked(call.headers):
         return await anthropic_models.list_models(call)
     for name in call.query:
-        raise RequestError("for clients with an anthropic-version header only", param=name)
+        if name != "beta":
+            raise RequestError("for clients with an anthropic-version header only", param=name)
     service = call.server.service
-    loaded = {item.info.name for item in service.loaded()}
-    return json_response(ModelsResult([model_result(m, m.name in loaded) for m in await service.models()]))
+    return json_response(ModelsResult([model_result(m, service.is_loaded(m.name)) for m in await service.models()]))
 
 
 async def get_model(call: Call[None]) -> Response:
@@ -512,7 +540,7 @@ async def get_model(call: Call[None]) -> Response:
         return await anthropic_models.get_model(call)
     service = call.server.service
     info = await service.model(call.path["model"])
-    return json_response(model_result(info, any(item.info.name == info.name for item in service.loaded())))
+    return json_response(model_result(info, service.is_loaded(info.name)))
 
 
 async def delete_model(call: Call[None]) -> Response:
@@ -525,28 +553,29 @@ async def delete_model(call: Call[None]) -> Response:
 
 
 _INTEGER, _STRING = {"type": "integer", "minimum": 1, "maximum": 1000}, {"type": "string"}
+_BETA = {"type": "string", "enum": ["true", "false"]}  # Anthropic's clients add it; it changes nothing
 _WORK = (404, 413, 415, 429, 500, 502, 503, 504)
 
 ROUTES = [
     Route(
         "POST", "/v1/chat/completions", chat, "infer", FAMILY, "Answer a conversation.", ChatBody, ChatResult,
-        streams="text/event-stream", statuses=_WORK,
+        streams="text/event-stream", statuses=_WORK, needs_model=True,
     ),
     Route(
         "POST", "/v1/completions", completions, "infer", FAMILY, "Continue a text.", CompletionBody, TextResult,
-        streams="text/event-stream", statuses=_WORK,
+        streams="text/event-stream", statuses=_WORK, needs_model=True,
     ),
     Route(
         "POST", "/v1/embeddings", embeddings, "infer", FAMILY, "Embed texts.", EmbeddingBody, EmbeddingsResult,
-        statuses=_WORK,
+        statuses=_WORK, needs_model=True,
     ),
     Route(
         "GET", "/v1/models", list_models, "read", FAMILY, "List the models.", result=ModelsResult,
-        query={"limit": _INTEGER, "after_id": _STRING, "before_id": _STRING},  # of anthropic_models.py
+        query={"limit": _INTEGER, "after_id": _STRING, "before_id": _STRING, "beta": _BETA},  # of anthropic_models.py
     ),
     Route(
         "GET", "/v1/models/{model:path}", get_model, "read", FAMILY, "Describe a model.", result=ModelResult,
-        statuses=(404,),
+        statuses=(404,), query={"beta": _BETA},
     ),
     Route(
         "DELETE", "/v1/models/{model:path}", delete_model, "delete", FAMILY, "Remove a model and its file.",

@@ -1,18 +1,20 @@
 """OpenAI's request bodies, and what they mean.
 
-Every documented parameter is a field. Those that nothing here can honour are refused with the reason (`REFUSED_…`);
-what is not a field is unknown and refused too, by name.
+What is honoured is a field. What is left out or refused is a row of rows_openai.py and never comes here; what is
+neither is unknown and refused by name.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, Struct
+from msgspec import Meta, Struct
 
-from .backend import ChatRequest, OutputFormat, SamplingOptions, Think, Tool, ToolChoice
+from .backend import ChatRequest, OutputFormat, SamplingOptions, Think, Tool, ToolChoice, Truncation
 from .faults import RequestError
 from .openai_messages import to_messages
 from .schemas import MAX_SCHEMA_BYTES, check_schema
@@ -29,15 +31,19 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 Label = Annotated[str, Meta(max_length=512)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
-Probability = Annotated[float, Meta(gt=0, le=1)]
+Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 TokenId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stop = Annotated[str, Meta(max_length=MAX_STOP_CHARACTERS)]
 Stops = Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None
-MaxTokens = Annotated[int, Meta(ge=1, le=(1 << 31) - 1)] | None
+# -1, as local servers write it: as many as fit.
+MaxTokens = Annotated[int, Meta(ge=-1, le=(1 << 31) - 1)] | None
+Limit = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 JsonObject = dict[str, Any]
+Pattern = Annotated[str, Meta(min_length=1, max_length=65536)]
+Choices = Annotated[list[Annotated[str, Meta(min_length=1, max_length=10_000)]], Meta(min_length=1, max_length=1000)]
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -52,14 +58,25 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
 
 
 class Extensions(Struct, kw_only=True):
-    """Not OpenAI's: what local servers' clients send besides."""
+    """Not OpenAI's: what local servers' clients send besides. Two names of one thing are one field afterwards."""
 
-    top_k: Annotated[int, Meta(ge=0, le=1 << 30)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=1 << 30)] | None = None  # 0 and -1: off
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None  # llama.cpp's name
+    repeat_last_n: Annotated[int, Meta(ge=-1, le=1 << 31)] | None = None  # tokens that penalties look at; -1: all
     background: bool | None = None  # interactive requests go first
     deadline_seconds: Annotated[float, Meta(gt=0, le=86_400)] | None = None
     keep_alive: float | str | None = None
+    ttl: Annotated[float, Meta(ge=0)] | None = None  # LM Studio's name; seconds
+
+    def __post_init__(self) -> None:
+        if self.repetition_penalty is None:
+            self.repetition_penalty = self.repeat_penalty
+        if self.keep_alive is None:
+            self.keep_alive = self.ttl
+        if self.top_k == -1:
+            self.top_k = 0
 
 
 class Shared(Extensions, kw_only=True, forbid_unknown_fields=True):
@@ -71,19 +88,37 @@ class Shared(Extensions, kw_only=True, forbid_unknown_fields=True):
     temperature: Temperature | None = None
     top_p: Probability | None = None
     user: Label | None = None
+    # Other servers' forms of response_format and max_tokens; openai_forms.py.
+    json_schema: JsonObject | None = None
+    guided_json: JsonObject | str | None = None
+    guided_regex: Pattern | None = None
+    guided_choice: Choices | None = None
+    structured_outputs: StructuredOutputs | bool | None = None
+    n_predict: MaxTokens = None
+    cache_salt: Label | None = None
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """vLLM's: one of them."""
+
+    json: JsonObject | str | None = None
+    regex: Pattern | None = None
+    choice: Choices | None = None
+    json_object: bool | None = None
 
 
 class ResponseFormat(Struct, forbid_unknown_fields=True):
-    """`regex` and `lark` are extensions; so is `json_schema` without a name."""
+    """`regex` and `lark` are extensions; so is `json_schema` without a name, and a `schema` of its own."""
 
     type: Literal["text", "json_object", "json_schema", "regex", "lark"]
     json_schema: JsonSchemaFormat | None = None
-    pattern: Annotated[str, Meta(min_length=1, max_length=65536)] | None = None
+    schema: JsonObject | None = None  # llama.cpp's and others', of the types json_object and json_schema
+    pattern: Pattern | None = None
     grammar: Annotated[str, Meta(min_length=1, max_length=MAX_SCHEMA_BYTES)] | None = None
 
 
 class JsonSchemaFormat(Struct, forbid_unknown_fields=True):
-    """A schema that the answer will match, `strict` or not."""
+    """A schema that the answer will match; what cannot be enforced is refused when it is `strict`, else checked."""
 
     schema: JsonObject = msgspec.field(default_factory=dict)
     name: Annotated[str, Meta(max_length=64)] = ""
@@ -126,39 +161,44 @@ class ChatBody(Shared, kw_only=True, forbid_unknown_fields=True):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = None
-    modalities: list[Literal["text", "audio"]] | None = None
     prompt_cache_key: Label | None = None
     safety_identifier: Label | None = None
     service_tier: str | None = None
-    store: bool | None = None
-    metadata: dict[str, str] | None = None
-    verbosity: str | None = None
-    # Refused, each with its reason.
-    audio: Any = UNSET
-    function_call: Any = UNSET
-    functions: Any = UNSET
-    moderation: Any = UNSET
-    prediction: Any = UNSET
-    prompt_cache_options: Any = UNSET
-    prompt_cache_retention: Any = UNSET
-    web_search_options: Any = UNSET
     # Extensions.
-    thinking_budget: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None = None
+    thinking_budget: Limit | None = None
     chat_template_kwargs: JsonObject | None = None
     continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     truncation: Literal["disabled", "auto"] | None = None
+    transforms: list[Literal["middle-out"]] | None = None
+    reasoning: ChatReasoning | None = None
+    thinking: Thinking | None = None
+    enable_thinking: bool | None = None
+    include_reasoning: bool | None = None
+    reasoning_format: Literal["auto", "deepseek", "parsed", "hidden"] | None = None
+    usage: UsageWish | None = None
 
 
-REFUSED_CHAT = {
-    "audio": "no model here speaks",
-    "function_call": "it is deprecated: use `tool_choice`",
-    "functions": "it is deprecated: use `tools`",
-    "moderation": "no moderation model is here",
-    "prediction": "predicted outputs are not used",
-    "prompt_cache_options": "the prefix cache works by itself, for all prompts",
-    "prompt_cache_retention": "how long prefixes are kept depends on memory, not on the request",
-    "web_search_options": "nothing here searches the web",
-}
+class ChatReasoning(Struct, forbid_unknown_fields=True):
+    """OpenRouter's: how much to reason, and whether it is shown."""
+
+    effort: Effort | None = None
+    max_tokens: Limit | None = None
+    enabled: bool | None = None
+    exclude: bool | None = None
+
+
+class Thinking(Struct, forbid_unknown_fields=True):
+    """Anthropic's word for the same, which DeepSeek's, Zhipu's and other services' clients send to this endpoint."""
+
+    type: Literal["enabled", "disabled", "adaptive", "auto"]
+    budget_tokens: Limit | None = None
+
+
+class UsageWish(Struct, forbid_unknown_fields=True):
+    """OpenRouter's: whether a stream ends with the count of tokens."""
+
+    include: bool | None = None
 
 
 class CompletionBody(Shared, kw_only=True, forbid_unknown_fields=True):
@@ -171,13 +211,15 @@ class CompletionBody(Shared, kw_only=True, forbid_unknown_fields=True):
     presence_penalty: Penalty | None = None
     logit_bias: dict[str, Bias] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    max_tokens: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None = 16
+    max_tokens: MaxTokens = None  # 16, as OpenAI says
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     seed: Seed | None = None
     stop: Stops = None
     suffix: str | None = None
     response_format: ResponseFormat | None = None
     truncation: Literal["disabled", "auto"] | None = None
+    parse_special: bool | None = None  # true, as in other servers: special tokens written in a prompt become their ids
+    add_special_tokens: bool | None = None  # true: as the model wants it
 
 
 class EmbeddingBody(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -192,47 +234,25 @@ class EmbeddingBody(Struct, kw_only=True, forbid_unknown_fields=True):
     keep_alive: float | str | None = None
 
 
-def refuse(body: Struct, reasons: Mapping[str, str]) -> None:
-    """Raises RequestError for the first parameter that was given and cannot be honoured. null is not giving it."""
-    for name, reason in reasons.items():
-        if getattr(body, name) is not UNSET and getattr(body, name) is not None:
-            raise RequestError(f"{name} cannot be honoured: {reason}", param=name, code="unsupported_parameter")
-
-
-def refuse_service(tier: str | None) -> bool:
-    """Whether the request asked to wait behind others. Raises RequestError for tiers that are sold elsewhere."""
-    if tier not in (None, "auto", "default", "flex"):
-        raise RequestError(
-            f"service_tier must be auto, default or flex (behind interactive requests), not {str(tier)[:40]!r}",
-            param="service_tier",
-            code="unsupported_parameter",
-        )
-    return tier == "flex"
-
-
-def refuse_verbosity(value: str | None, param: str) -> None:
-    """Raises RequestError for anything but the default: no model here has such a switch."""
-    if value not in (None, "medium"):
-        raise RequestError(
-            f"{param} cannot be honoured: ask for short or long answers in the prompt",
-            param=param,
-            code="unsupported_parameter",
-        )
-
-
 def sampling_of(body: ChatBody | CompletionBody) -> SamplingOptions:
     """How tokens are picked."""
     return SamplingOptions(
         temperature=body.temperature,
         top_k=body.top_k,
-        top_p=body.top_p,
+        top_p=top_p_of(body.top_p),
         min_p=body.min_p,
         repetition_penalty=body.repetition_penalty,
+        penalty_window=body.repeat_last_n,
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         logit_bias=_bias(body.logit_bias),
         seed=seed_of(body.seed),
     )
+
+
+def top_p_of(value: float | None) -> float | None:
+    """0 keeps the most likely token alone, which is what the smallest number above it does."""
+    return math.ulp(0.0) if value == 0 else value
 
 
 def seed_of(seed: int | None) -> int | None:
@@ -250,8 +270,8 @@ def _bias(biases: Mapping[str, float] | None) -> dict[int, float] | None:
 
 
 def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:
-    """Stop sequences as a tuple."""
-    return () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    """Stop sequences as a tuple; empty ones end nothing."""
+    return tuple(text for text in ([stop] if isinstance(stop, str) else stop or ()) if text)
 
 
 def output_of(form: ResponseFormat | None, max_schema_bytes: int) -> OutputFormat:
@@ -266,7 +286,7 @@ def output_of(form: ResponseFormat | None, max_schema_bytes: int) -> OutputForma
                 "response_format.json_schema is missing, which the type json_schema needs", param="response_format"
             )
         check_schema(form.json_schema.schema, "response_format.json_schema.schema", max_schema_bytes)
-        return OutputFormat("json_schema", schema=form.json_schema.schema)
+        return OutputFormat("json_schema", schema=form.json_schema.schema, is_strict=form.json_schema.strict is True)
     source = form.pattern if form.type == "regex" else form.grammar
     if source is None:
         needed = "pattern" if form.type == "regex" else "grammar"
@@ -281,8 +301,7 @@ def tools_of(specs: list[ToolSpec] | None, max_schema_bytes: int) -> tuple[Tool,
         function = spec.function
         schema = function.parameters or {}
         check_schema(schema, f"tools[{i}].function.parameters", max_schema_bytes)
-        # Arguments match their schema in any case: what does not is of no use to anybody.
-        tools.append(Tool(function.name, function.description or "", schema, strict=True))
+        tools.append(Tool(function.name, function.description or "", schema, strict=function.strict is True))
     check_names([tool.name for tool in tools])
     return tuple(tools)
 
@@ -297,6 +316,8 @@ def check_names(names: list[str]) -> None:
 def tool_choice_of(choice: Any, names: list[str], parallel: bool | None) -> ToolChoice:
     """Which tools may be called. Chat's shapes and those of /v1/responses."""
     many = parallel is not False
+    # A small model that must call its one tool calls it again and again: several calls are for who asked for them.
+    must_many = many if len(names) > 1 else parallel is True
     if choice is None or choice == "auto":
         return ToolChoice(parallel=many)
     if choice == "none":
@@ -304,22 +325,22 @@ def tool_choice_of(choice: Any, names: list[str], parallel: bool | None) -> Tool
     if choice == "required":
         if not names:
             raise RequestError("tool_choice is required, but there are no tools", param="tool_choice")
-        return ToolChoice("required", parallel=many)
+        return ToolChoice("required", parallel=must_many)
     if isinstance(choice, dict):
         if choice.get("type") == "function":
             function = choice.get("function", choice)
             name = function.get("name") if isinstance(function, dict) else None
             if name in names:
-                return ToolChoice("required", frozenset({name}), parallel=False)
+                return ToolChoice("required", frozenset({name}), parallel=parallel is True)
             raise RequestError(f"tool_choice names {str(name)[:80]!r}, which is none of the tools", param="tool_choice")
         if choice.get("type") == "allowed_tools":
-            return _allowed(choice.get("allowed_tools", choice), names, many)
+            return _allowed(choice.get("allowed_tools", choice), names, parallel)
     raise RequestError(
         'tool_choice must be "auto", "none", "required", a function or allowed_tools', param="tool_choice"
     )
 
 
-def _allowed(spec: Any, names: list[str], many: bool) -> ToolChoice:
+def _allowed(spec: Any, names: list[str], parallel: bool | None) -> ToolChoice:
     tools = spec.get("tools") if isinstance(spec, dict) else None
     mode = spec.get("mode") if isinstance(spec, dict) else None
     if not isinstance(tools, list) or mode not in ("auto", "required"):
@@ -333,7 +354,8 @@ def _allowed(spec: Any, names: list[str], many: bool) -> ToolChoice:
         allowed.add(str(name))
     if not allowed:
         raise RequestError("allowed_tools allows none", param="tool_choice")
-    return ToolChoice(mode, frozenset(allowed), parallel=many)
+    is_one = mode == "required" and len(allowed) == 1
+    return ToolChoice(mode, frozenset(allowed), parallel=parallel is True if is_one else parallel is not False)
 
 
 def think_of(effort: str | None, budget: int | None = None) -> Think:
@@ -346,20 +368,72 @@ def think_of(effort: str | None, budget: int | None = None) -> Think:
     return Think(enabled=True, effort=known, max_tokens=budget)  # type: ignore[arg-type]
 
 
+def think_of_chat(body: ChatBody) -> Think:
+    """The same for the chat endpoint, whose clients have several words for it. Raises RequestError."""
+    effort, budget = body.reasoning_effort, body.thinking_budget
+    enabled: bool | None = body.enable_thinking
+    if body.reasoning is not None:
+        effort = effort if effort is not None else body.reasoning.effort
+        budget = budget if budget is not None else body.reasoning.max_tokens
+        enabled = enabled if enabled is not None else body.reasoning.enabled
+    if body.thinking is not None:
+        budget = budget if budget is not None else body.thinking.budget_tokens
+        if enabled is None:
+            enabled = {"enabled": True, "disabled": False}.get(body.thinking.type)
+    think = think_of(effort, budget)
+    if enabled is None or think.enabled == enabled:
+        return think
+    if think.enabled is not None:
+        raise RequestError("one parameter asks for reasoning and another for none", param="reasoning_effort")
+    return replace(think, enabled=enabled)
+
+
+def thinking_parameters(body: ChatBody) -> list[str]:
+    """Those of a body's parameters that ask for reasoning."""
+    names = ("reasoning_effort", "thinking_budget", "reasoning", "thinking", "enable_thinking")
+    return [name for name in names if getattr(body, name) is not None]
+
+
+def hides_reasoning(body: ChatBody) -> bool:
+    """Whether the answer is to be shown without its reasoning."""
+    is_excluded = body.reasoning is not None and bool(body.reasoning.exclude)
+    return is_excluded or body.include_reasoning is False or body.reasoning_format == "hidden"
+
+
+def limit_of(*values: int | None, param: str = "max_tokens") -> int | None:
+    """Tokens that an answer may have, by whatever name; -1: as many as fit. Raises RequestError when two differ."""
+    given = {value for value in values if value is not None}
+    if len(given) > 1:
+        raise RequestError(f"{param} and another name of it differ: give one", param=param)
+    limit = given.pop() if given else None
+    return None if limit == -1 else limit
+
+
+def _max_tokens(body: ChatBody) -> int | None:
+    limit = limit_of(body.max_completion_tokens, body.max_tokens, body.n_predict)
+    if limit == 0:
+        raise RequestError("max_tokens must be 1 or more, or -1 for as many as fit", param="max_tokens")
+    return limit
+
+
+def _check_template_wishes(body: ChatBody) -> None:
+    if body.add_generation_prompt is False and not body.continue_final_message:
+        raise RequestError(
+            "add_generation_prompt: false needs continue_final_message: true: else the model would go on with your own "
+            "message",
+            param="add_generation_prompt",
+        )
+    if body.add_generation_prompt and body.continue_final_message:
+        raise RequestError(
+            "add_generation_prompt and continue_final_message contradict each other", param="add_generation_prompt"
+        )
+
+
 def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int) -> ChatRequest:
     """What the chat endpoint's body asks for. Raises RequestError naming the parameter."""
-    refuse(body, REFUSED_CHAT)
-    if body.store:
-        raise RequestError("store cannot be honoured here: /v1/responses keeps answers", param="store")
-    if body.metadata:
-        raise RequestError("metadata belongs to stored answers, and none is stored here", param="metadata")
-    if body.modalities is not None and "audio" in body.modalities:
-        raise RequestError("modalities: no model here speaks", param="modalities", code="unsupported_parameter")
-    refuse_verbosity(body.verbosity, "verbosity")
-    is_flex = refuse_service(body.service_tier)
-    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
-        raise RequestError("max_tokens and max_completion_tokens differ: give one", param="max_tokens")
-    if body.top_logprobs is not None and not body.logprobs:
+    from .openai_forms import form_of  # above this module
+
+    if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream to be true", param="stream_options")
@@ -369,21 +443,23 @@ def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int)
         raise RequestError(
             "continue_final_message needs the last message to be the assistant's", param="continue_final_message"
         )
-    max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    _check_template_wishes(body)
+    is_flex = body.service_tier == "flex"
+    truncation: Truncation = "drop_oldest" if body.truncation == "auto" else "refuse"
     return ChatRequest(
         messages=messages,
         tools=tools,
         tool_choice=tool_choice_of(body.tool_choice, [tool.name for tool in tools], body.parallel_tool_calls),
-        output=output_of(body.response_format, max_schema_bytes),
-        think=think_of(body.reasoning_effort, body.thinking_budget),
+        output=form_of(body, max_schema_bytes),
+        think=think_of_chat(body),
         sampling=sampling_of(body),
-        max_tokens=max_tokens,
+        max_tokens=_max_tokens(body),
         stop=stops_of(body.stop),
         n=body.n or 1,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         continue_last=bool(body.continue_final_message),
         template_options=body.chat_template_kwargs or {},
-        truncation="drop_oldest" if body.truncation == "auto" else "refuse",
+        truncation="drop_middle" if body.transforms else truncation,
         is_background=is_flex or (is_task if body.background is None else body.background),
         deadline_seconds=body.deadline_seconds,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .backend import Message, Part, Role, TextPart, ToolCall
 from .faults import RequestError
 from .images import image_from_url
+from .parameters import without_nulls
 
 # How chat pages begin what they ask of themselves: titles, tags, follow-up questions (Open WebUI's task prompts).
 _TASK_BEGINNINGS = ("### Task:\n", "Create a concise, 3-5 word", "Generate a concise, 3-5 word")
@@ -50,13 +52,14 @@ def to_messages(raw: Sequence[Mapping[str, Any]], *, max_image_bytes: int) -> tu
 
 
 def _message(item: Mapping[str, Any], where: str, max_image_bytes: int) -> Message:
+    item = without_nulls(item)
     name = item.get("role")
     if not isinstance(name, str) or name not in _ROLES:
         raise RequestError(
             f"{where}.role must be one of {', '.join(_ROLES)}, not {str(name)[:40]!r}", param=f"{where}.role"
         )
-    for key, value in item.items():
-        if key not in _FIELDS[name] and value is not None:
+    for key in item:
+        if key not in _FIELDS[name]:
             raise RequestError(
                 f"{where}.{key[:60]} is not known in a message of this role", param=f"{where}.{key[:60]}"
             )
@@ -98,13 +101,17 @@ def _assistant(item: Mapping[str, Any], parts: tuple[Part, ...], where: str) -> 
 
 
 def _call(call: Any, where: str) -> ToolCall:
-    function = call.get("function") if isinstance(call, dict) else None
+    call = without_nulls(call) if isinstance(call, dict) else {}
+    function = call.get("function")
     if not isinstance(function, dict) or call.get("type", "function") != "function":
         raise RequestError(f"{where} must be a function call", param=where)
+    function = without_nulls(function)
     name = _text(function, "name", f"{where}.function")
     if not 0 < len(name) <= _MAX_NAME:
         raise RequestError(f"{where}.function.name must have 1 to {_MAX_NAME} characters", param=where)
-    arguments = function.get("arguments", "{}")
+    arguments = function.get("arguments")
+    if isinstance(arguments, dict) or arguments is None:  # as other APIs have them, and calls without any
+        arguments = json.dumps(arguments or {}, ensure_ascii=False)
     if not isinstance(arguments, str):
         raise RequestError(f"{where}.function.arguments must be JSON text", param=f"{where}.function.arguments")
     return ToolCall(_text(call, "id", where), name, arguments or "{}")

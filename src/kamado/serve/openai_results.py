@@ -47,6 +47,7 @@ class ContextResult(Struct):
     queue_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    schema_violations: list[str] | UnsetType = UNSET  # by the finished answer, of what was left open
 
 
 class PromptDetails(Struct):
@@ -305,6 +306,7 @@ def account_of(started: Started, counts: TokenCounts) -> ContextResult:
         queue_seconds=round(counts.queue_seconds, 6),
         prefill_seconds=round(counts.prefill_seconds, 6),
         decode_seconds=round(counts.decode_seconds, 6),
+        schema_violations=list(counts.violations) or UNSET,
     )
 
 

@@ -1,7 +1,7 @@
 """The page at `/`: files of `web/`, and what the page shows of models and memory.
 
     GET /                  index.html        GET /web/app.js, style.css, …    the rest of web/
-    GET /web/status.json   models, what is loaded, bytes by owner
+    GET /web/status.json   models, which of them to begin with, what is loaded, bytes by owner
 
 There is no build step and nothing is fetched from elsewhere. The policy sent with every file lets the page load scripts
 and styles from this server only, talk to this server only, and never make HTML of a text (Trusted Types without a
@@ -12,14 +12,17 @@ what they show comes through routes that want a key like every other.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..errors import ModelNotFoundError
 from .faults import Fault, FaultError
 from .http import json_response, sse
+from .pool import Slot
 from .routes import Call, Family, Response, Route
 
 _FOLDER = Path(__file__).parent / "web"
@@ -90,22 +93,50 @@ async def _file(call: Call[None]) -> Response:
 
 
 async def _status(call: Call[None]) -> Response:
-    """What the page shows: models that can chat, what is loaded, bytes by owner."""
+    """What the page shows: models that can chat, which of them to begin with, what is loaded, bytes by owner."""
     service = call.server.service
-    models = [
-        {"name": info.name, "context": info.context} for info in await service.models() if "chat" in info.capabilities
-    ]
+    infos, real = [], {}
+    for info in await service.models():
+        if "chat" in info.capabilities:
+            with suppress(ModelNotFoundError):  # removed at this moment
+                real[info.name] = await service.model(info.name)  # an alias and its model are one
+                infos.append(info)
+    fits = {name: await service.pool.fits(info) for name, info in real.items()}
+    await call.server.refresh_model_stats()
+    stats = call.server.model_stats
     loaded = [
         {
             "name": model.info.name,
             "context": model.info.context,
             "memory_bytes": model.memory_bytes,
             "num_active": model.num_active,
-            "bytes_by_owner": dict(model.bytes_by_owner),
+            "is_pinned": model.is_pinned,
+            "bytes_by_owner": dict(stats.get(model.info.name, {}).get("bytes_by_owner") or {}),
         }
         for model in service.loaded()
     ]
-    return json_response({"models": models, "loaded": loaded})
+    in_memory = {model["name"] for model in loaded}
+    models = [
+        {
+            "name": info.name,
+            "context": info.context,
+            "is_loaded": real[info.name].name in in_memory,
+            "fits": fits[info.name],
+        }
+        for info in infos
+    ]
+    return json_response({"models": models, "default": _default(service.pool.slots, fits), "loaded": loaded})
+
+
+def _default(slots: Sequence[Slot], fits: Mapping[str, bool]) -> str | None:
+    """The model that answers soonest and surely: named at the start, else in memory, else one that fits, else any.
+
+    `fits` has the models that can chat; `slots` are in the order in which they were loaded.
+    """
+    pinned = [slot.name for slot in slots if slot.is_pinned]
+    latest = [slot.name for slot in reversed(slots)]
+    fitting = [name for name, has_room in fits.items() if has_room]
+    return next((name for name in (*pinned, *latest, *fitting, *fits) if name in fits), None)
 
 
 ROUTES: tuple[Route, ...] = (

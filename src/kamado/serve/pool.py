@@ -11,16 +11,17 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from ..errors import ClosedError, MemoryBudgetError
-from .backend import Library, LoadedModel, Loader, LoadOptions, OverloadedError, ServedModel
+from ..errors import ClosedError, KamadoError, MemoryBudgetError
+from .backend import Library, LoadedModel, Loader, LoadOptions, ModelInfo, OverloadedError, ServedModel
 from .metrics import Registry
 
 _log = logging.getLogger("kamado.serve")
 
 _RETRY_SECONDS = 10.0
+_ESTIMATE_SECONDS = 60.0  # an estimate reads a header, 0.1 to 1 s: what it found is good for so long
 
 
 @dataclass(eq=False)
@@ -69,6 +70,7 @@ class ModelPool:
         self._slots: dict[str, Slot] = {}
         self._replaced: list[Slot] = []  # their files are others now: what runs on them ends on them
         self._resolved: dict[str, str] = {}
+        self._needs: dict[tuple[str, str], tuple[float, int | None]] = {}  # by name and version: until when, bytes
         self._load_lock = asyncio.Lock()
         self._freed = asyncio.Event()  # some model has become idle or gone
         self._reaper: asyncio.Task[None] | None = None
@@ -138,9 +140,33 @@ class ModelPool:
                         slot.memory_bytes,
                         None if math.isinf(expires) else wall + (expires - now),
                         slot.num_active,
+                        slot.is_pinned,
                     )
                 )
         return out
+
+    async def fits(self, info: ModelInfo) -> bool:
+        """Whether a model can be had: it is in memory, or there is room for it beside those that are never given up."""
+        slot = self._slots.get(info.name)
+        if slot is not None and slot.model is not None:
+            return True
+        needed = await self._needed_bytes(info)
+        if needed is None or self._memory_bytes is None:
+            return needed is not None
+        return needed <= self._memory_bytes - sum(s.memory_bytes for s in self._all if s.is_pinned)
+
+    async def _needed_bytes(self, info: ModelInfo) -> int | None:
+        """The least that loading takes; None: it cannot be loaded here at all."""
+        key, now = (info.name, info.version), self._clock()
+        known = self._needs.get(key)
+        if known is None or known[0] < now:
+            needed: int | None = None
+            with suppress(KamadoError, OSError):
+                needed = await self._loader.estimate(info.name, LoadOptions(memory_bytes=self._memory_bytes))
+            if len(self._needs) > 1000:
+                self._needs.clear()
+            self._needs[key] = known = (now + _ESTIMATE_SECONDS, needed)
+        return known[1]
 
     @asynccontextmanager
     async def use(
@@ -258,13 +284,13 @@ class ModelPool:
 
     async def _load_when_room(self, slot: Slot) -> ServedModel:
         """Loads, giving idle models up, least recently used first, until there is room; then waits for busy ones."""
-        options = LoadOptions()
+        most = LoadOptions(memory_bytes=self._memory_bytes)
         give_up_at = self._clock() + self._load_wait
         while True:
             left = self._bytes_left(slot)
             try:
-                if left is None or await self._loader.estimate(slot.name, options) <= left:
-                    return await self._loader.load(slot.name, options, left)
+                if left is None or await self._loader.estimate(slot.name, most) <= left:
+                    return await self._loader.load(slot.name, LoadOptions(), left)
                 problem = MemoryBudgetError(f"{slot.name} does not fit into what other models leave of the budget")
             except MemoryBudgetError as error:
                 problem = error

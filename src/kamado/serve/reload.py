@@ -16,7 +16,7 @@ import msgspec
 
 from ..errors import KamadoError, UsageError
 from .app import Server
-from .config import ServeConfig
+from .config import ServeConfig, exposed_keys
 from .keys import KeyRing
 
 _log = logging.getLogger("kamado.serve")
@@ -25,8 +25,8 @@ LOOK_SECONDS = 2.0  # between looks at the files
 
 # Fields of ServeConfig that sockets, loaded models and the engine's threads were made from.
 FIXED = frozenset(
-    {"host", "port", "models", "memory", "context", "threads", "kv", "prefix_cache", "max_header_bytes",
-     "max_stored_responses"}
+    {"host", "port", "models", "serve_all", "memory", "context", "threads", "kv", "prefix_cache", "max_header_bytes",
+     "max_stored_responses", "max_connections", "max_bodies_bytes"}
 )  # fmt: skip
 
 Load = Callable[[], tuple[ServeConfig, KeyRing]]
@@ -96,6 +96,10 @@ class Reloader:
         taken = [name for name in changed if name not in FIXED and name != "api_keys"]
         if has_other_keys:
             taken.append("api_keys")
+        for path in self._files:
+            warning = exposed_keys(path, merged)
+            if warning:
+                _log.warning("an API key is exposed", extra={"reason": warning})
         _log.info("settings reloaded", extra={"changed": taken, "keys": len(keys)})
         return bool(taken)
 

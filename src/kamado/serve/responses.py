@@ -28,8 +28,11 @@ from .faults import RequestError, fault_of
 from .http import json_response, sse, stream_response, to_json, until_started
 from .openai import FAMILY, keep_alive_of, new_id, note_counts, owner_of
 from .openai_results import account_of, token_text
-from .responses_bodies import ENCRYPTED, ResponsesBody, input_items, responses_request
+from .responses_bodies import ENCRYPTED, INCLUDABLE, ResponsesBody, input_items, named_parts, responses_request
+from .responses_replay import replay
 from .routes import Call, Response, Route
+from .schemas import noted
+from .thinking import say_if_it_cannot_think
 
 _log = logging.getLogger("kamado.serve")
 
@@ -103,8 +106,9 @@ async def create(call: Call[ResponsesBody]) -> Response:
     )
     request = replace(request, owner=owner_of(call, body.prompt_cache_key), request_id=call.id)
     call.notes |= {"model": body.model, "user": body.user}
+    await say_if_it_cannot_think(call, body.model, request.think, "reasoning")
     maker = ResponseMaker(body)
-    events = call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive))
+    events = noted(call, call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
 
     def keep() -> None:
         own = input_items(body.input)
@@ -161,6 +165,7 @@ class ResponseMaker:
         include = body.include or ()
         self._has_logprobs = body.top_logprobs is not None or any("logprobs" in name for name in include)
         self._seals_reasoning = ENCRYPTED in include
+        self._spaces = named_parts(body.tools)
         reasoning = body.reasoning
         text_format = body.text.format if body.text is not None else None
         self.response: dict[str, Any] = {
@@ -209,7 +214,7 @@ class ResponseMaker:
                 "type": "function_call",
                 "id": new_id("fc_"),
                 "call_id": event.id,
-                "name": event.name,
+                **self._named(event.name),
                 "arguments": "",
                 "status": "in_progress",
             }
@@ -220,7 +225,7 @@ class ResponseMaker:
             place = self._place()
             return [self._event("response.function_call_arguments.delta", **place, delta=event.arguments)]
         if isinstance(event, ToolCallEnd):
-            return self._close()
+            return self._close("incomplete" if event.is_cut else "completed")
         if isinstance(event, Finish):
             is_cut = event.reason == "length"
             closing = self._close("incomplete" if is_cut else "completed")
@@ -232,6 +237,13 @@ class ResponseMaker:
             self.complete(event.counts)
             return [self._whole(f"response.{self.response['status']}")]
         return []
+
+    def _named(self, name: str) -> dict[str, Any]:
+        """A call's name as its tool was given: a function of a namespace has both names."""
+        if name not in self._spaces:
+            return {"name": name}
+        namespace, own = self._spaces[name]
+        return {"namespace": namespace, "name": own}
 
     def complete(self, counts: TokenCounts) -> None:
         """Adds the account."""
@@ -247,10 +259,11 @@ class ResponseMaker:
         self.response["kamado"] = account_of(self._started, counts)
 
     def fail(self, message: str) -> list[dict[str, Any]]:
-        """The last event of a response that met a fault."""
+        """The last events of a response that met a fault: an item that was open ends as it is."""
+        closing = self._close("incomplete")
         self.response["status"] = "failed"
         self.response["error"] = {"code": "server_error", "message": message}
-        return [self._whole("response.failed")]
+        return [*closing, self._whole("response.failed")]
 
     def _more(self, kind: str, text: str, logprobs: tuple[TokenLogprob, ...]) -> list[dict[str, Any]]:
         events = []
@@ -357,18 +370,59 @@ def _format_of(form: Any) -> dict[str, Any]:
 
 
 def _tool_of(tool: Mapping[str, Any]) -> dict[str, Any]:
+    if tool.get("type") == "namespace":
+        return {**tool, "tools": [_tool_of(inner) for inner in tool["tools"]]}
     return {
         "type": "function",
         "name": tool["name"],
         "description": tool.get("description"),
         "parameters": tool.get("parameters"),
-        "strict": tool.get("strict", True),
+        "strict": tool.get("strict") is True,
     }
 
 
 async def retrieve(call: Call[None]) -> Response:
-    """GET /v1/responses/{id}."""
-    return json_response(_store(call).get(call.path["id"], call.key.id).response)
+    """GET /v1/responses/{id}, whole or as the events that made it."""
+    response = _store(call).get(call.path["id"], call.key.id).response
+    _check_include(call)
+    if _flag(call, "include_obfuscation"):
+        raise RequestError(
+            "include_obfuscation must be false: answers are not padded here", param="include_obfuscation"
+        )
+    if not _flag(call, "stream"):
+        return json_response(response)
+    return stream_response(_replayed(response, _whole_number(call, "starting_after", -1)))
+
+
+async def _replayed(response: Mapping[str, Any], after: int) -> AsyncGenerator[bytes, None]:
+    for event in replay(response):
+        if event["sequence_number"] > after:
+            yield sse(event, event=event["type"])
+
+
+def _flag(call: Call[Any], name: str) -> bool:
+    """A query parameter that is true or false. Raises RequestError for anything else."""
+    value = call.query.get(name, "false")
+    if value not in ("true", "false"):
+        raise RequestError(f"{name} must be true or false", param=name)
+    return value == "true"
+
+
+def _whole_number(call: Call[Any], name: str, default: int) -> int:
+    value = call.query.get(name)
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdecimal() and len(value) <= 9):
+        raise RequestError(f"{name} must be a whole number", param=name)
+    return int(value)
+
+
+def _check_include(call: Call[Any]) -> None:
+    """What is there is shown, and what belongs to tools that are not here is in no answer: any known word is met."""
+    for name in ("include", "include[]"):
+        value = call.query.get(name)
+        if value is not None and value not in INCLUDABLE:
+            raise RequestError(f"{name}: {value[:80]!r} is nothing that can be included", param=name)
 
 
 async def remove(call: Call[None]) -> Response:
@@ -388,8 +442,33 @@ async def list_input(call: Call[None]) -> Response:
             part = "output_text" if shown.get("role") == "assistant" else "input_text"
             shown["content"] = [{"type": part, "text": shown["content"]}]
         items.append(shown)
-    first, last = (items[0]["id"], items[-1]["id"]) if items else (None, None)
-    return json_response({"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": False})
+    _check_include(call)
+    return json_response(_page(items, call))
+
+
+def _page(items: list[dict[str, Any]], call: Call[Any]) -> dict[str, Any]:
+    """The items of a page, by `order`, `after` and `limit`; the newest first, as OpenAI has them."""
+    limit = _whole_number(call, "limit", 20)
+    if not 1 <= limit <= 100:
+        raise RequestError("limit must be 1 to 100", param="limit")
+    order = call.query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise RequestError("order must be asc or desc", param="order")
+    if order == "desc":
+        items = items[::-1]
+    if "after" in call.query:
+        at = next((i for i, item in enumerate(items) if item["id"] == call.query["after"]), None)
+        if at is None:
+            raise RequestError("after: there is no such item", param="after")
+        items = items[at + 1 :]
+    shown = items[:limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(items) > limit,
+    }
 
 
 async def count_input(call: Call[ResponsesBody]) -> Response:
@@ -405,20 +484,27 @@ async def count_input(call: Call[ResponsesBody]) -> Response:
     return json_response({"object": "response.input_tokens", "input_tokens": num_tokens})
 
 
+_BOOLEAN, _STRING = {"type": "string", "enum": ["true", "false"]}, {"type": "string", "enum": list(INCLUDABLE)}
+_NUMBER = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+_LIMIT = {"type": "integer", "minimum": 1, "maximum": 100}
 _WORK = (404, 413, 415, 429, 500, 502, 503, 504)
 
 ROUTES = [
     Route(
         "POST", "/v1/responses", create, "infer", FAMILY, "Answer, and keep the answer to go on from.",
-        ResponsesBody, dict[str, Any], streams="text/event-stream", statuses=_WORK,
+        ResponsesBody, dict[str, Any], streams="text/event-stream", statuses=_WORK, needs_model=True,
     ),
     Route(
         "POST", "/v1/responses/input_tokens", count_input, "infer", FAMILY, "Count the tokens of an input.",
-        ResponsesBody, dict[str, Any], statuses=_WORK,
+        ResponsesBody, dict[str, Any], statuses=_WORK, needs_model=True,
     ),
     Route(
         "GET", "/v1/responses/{id}", retrieve, "infer", FAMILY, "A stored response.", result=dict[str, Any],
-        statuses=(404,),
+        statuses=(404,), streams="text/event-stream",
+        query={
+            "stream": _BOOLEAN, "starting_after": _NUMBER, "include": _STRING, "include[]": _STRING,
+            "include_obfuscation": _BOOLEAN,
+        },
     ),
     Route(
         "DELETE", "/v1/responses/{id}", remove, "infer", FAMILY, "Forget a stored response.", result=dict[str, Any],
@@ -427,5 +513,9 @@ ROUTES = [
     Route(
         "GET", "/v1/responses/{id}/input_items", list_input, "infer", FAMILY, "The input of a stored response.",
         result=dict[str, Any], statuses=(404,),
+        query={
+            "limit": _LIMIT, "after": {"type": "string"}, "order": {"type": "string", "enum": ["asc", "desc"]},
+            "include": _STRING, "include[]": _STRING,
+        },
     ),
 ]  # fmt: skip

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import UNSET, Meta, Struct
+from msgspec import Meta, Struct
 
 from .backend import ChatRequest, Message, OutputFormat, Part, Role, SamplingOptions, TextPart, Tool, ToolCall
 from .faults import RequestError
@@ -23,27 +23,28 @@ from .openai_bodies import (
     Probability,
     Temperature,
     check_names,
-    refuse,
-    refuse_service,
-    refuse_verbosity,
+    limit_of,
     think_of,
     tool_choice_of,
+    top_p_of,
 )
 from .openai_messages import content_parts
+from .parameters import without_nulls
+from .rows_openai import OTHERS_INCLUDABLE
 from .schemas import check_schema
+
+S = TypeVar("S", bound=Struct)
 
 _MAX_ITEMS = 10_000
 _LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"  # for clients that keep reasoning themselves: base64, it is theirs anyway
-_INCLUDABLE = (_LOGPROBS, ENCRYPTED)
+INCLUDABLE = (ENCRYPTED, _LOGPROBS, *OTHERS_INCLUDABLE)
 
 
 class Reasoning(Struct, forbid_unknown_fields=True):
     """How much to reason. Summaries are written by another model elsewhere: here the reasoning itself is shown."""
 
     effort: Effort | None = None
-    summary: str | None = None
-    generate_summary: str | None = None
     max_tokens: Annotated[int, Meta(ge=0)] | None = None  # an extension
 
 
@@ -63,17 +64,25 @@ class TextConfig(Struct, forbid_unknown_fields=True):
     """Of the answer's text."""
 
     format: TextFormat | None = None
-    verbosity: str | None = None
 
 
 class FunctionTool(Struct, forbid_unknown_fields=True):
-    """A function. Hosted tools (search, code, files) are not here."""
+    """A function, by itself or of a namespace. Hosted tools (search, code, files) are not here."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     type: Literal["function"]
     description: str | None = None
     parameters: JsonObject | None = None
     strict: bool | None = None
+
+
+class Namespace(Struct, forbid_unknown_fields=True):
+    """Functions under one name: Codex sends each MCP server's so. Calls come back with `namespace` and `name`."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    type: Literal["namespace"]
+    tools: Annotated[list[JsonObject], Meta(max_length=MAX_TOOLS)]
+    description: str | None = None
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -113,58 +122,15 @@ class ResponsesBody(Extensions, kw_only=True, forbid_unknown_fields=True):
     user: Label | None = None
     include: list[str] | None = None
     background: bool | None = None
-    # Refused, each with its reason.
-    access_programs: Any = UNSET
-    background_options: Any = UNSET
-    context_management: Any = UNSET
-    conversation: Any = UNSET
-    image: Any = UNSET
-    max_tool_calls: Any = UNSET
-    moderation: Any = UNSET
-    prompt: Any = UNSET
-    prompt_cache_options: Any = UNSET
-    prompt_cache_retention: Any = UNSET
-
-
-REFUSED = {
-    "access_programs": "there are none here",
-    "background_options": "responses are not made in the background",
-    "context_management": "nothing is compacted; `truncation` may leave messages out",
-    "conversation": "conversations are carried on by `previous_response_id`",
-    "image": "no model here makes pictures",
-    "max_tool_calls": "it counts calls of hosted tools, and none is here",
-    "moderation": "no moderation model is here",
-    "prompt": "no prompt templates are stored here",
-    "prompt_cache_options": "the prefix cache works by itself, for all prompts",
-    "prompt_cache_retention": "how long prefixes are kept depends on memory, not on the request",
-}
 
 
 def responses_request(
     body: ResponsesBody, earlier: Sequence[Mapping[str, Any]], *, max_schema_bytes: int, max_image_bytes: int
 ) -> ChatRequest:
     """What the body asks for, after the items of `earlier` responses. Raises RequestError naming the parameter."""
-    refuse(body, REFUSED)
-    if body.background:
-        raise RequestError(
-            "background cannot be honoured: stream the response, or ask again for less",
-            param="background",
-            code="unsupported_parameter",
-        )
-    for name in body.include or ():
-        if name not in _INCLUDABLE:
-            raise RequestError(
-                f"include: {name[:80]!r} cannot be honoured; {' and '.join(_INCLUDABLE)} can", param="include"
-            )
     reasoning = body.reasoning or Reasoning()
-    for name in ("summary", "generate_summary"):
-        if getattr(reasoning, name) not in (None, "auto"):
-            raise RequestError(
-                f"reasoning.{name} cannot be honoured: reasoning is shown as it is", param=f"reasoning.{name}"
-            )
     text = body.text or TextConfig()
-    refuse_verbosity(text.verbosity, "text.verbosity")
-    is_flex = refuse_service(body.service_tier)
+    is_flex = body.service_tier == "flex"
     tools = _tools(body.tools, max_schema_bytes)
     messages = items_to_messages([*earlier, *input_items(body.input)], max_image_bytes=max_image_bytes)
     if body.instructions:
@@ -175,17 +141,20 @@ def responses_request(
     return ChatRequest(
         messages=tuple(messages),
         tools=tools,
-        tool_choice=tool_choice_of(body.tool_choice, [tool.name for tool in tools], body.parallel_tool_calls),
+        tool_choice=tool_choice_of(
+            _flat_choice(body.tool_choice), [tool.name for tool in tools], body.parallel_tool_calls
+        ),
         output=_output(text.format, max_schema_bytes),
         think=think_of(reasoning.effort, reasoning.max_tokens),
         sampling=SamplingOptions(
             temperature=body.temperature,
-            top_p=body.top_p,
+            top_p=top_p_of(body.top_p),
             top_k=body.top_k,
             min_p=body.min_p,
             repetition_penalty=body.repetition_penalty,
+            penalty_window=body.repeat_last_n,
         ),
-        max_tokens=body.max_output_tokens,
+        max_tokens=_max_tokens(body),
         logprobs=(body.top_logprobs or 0) if has_logprobs else None,
         truncation="drop_oldest" if body.truncation == "auto" else "refuse",
         is_background=is_flex,
@@ -207,7 +176,11 @@ def items_to_messages(items: Sequence[Mapping[str, Any]], *, max_image_bytes: in
     reasoning = ""
     for i, item in enumerate(items):
         where = f"input[{i}]"
+        item = without_nulls(item)
         kind = item.get("type", "message" if "role" in item else None)
+        if reasoning and (kind == "function_call_output" or item.get("role", "assistant") != "assistant"):
+            messages.append(Message("assistant", reasoning=reasoning))  # an answer that was cut while it reasoned
+            reasoning = ""
         if kind == "message":
             message = _message(item, where, max_image_bytes)
             if message.role == "assistant":
@@ -218,9 +191,10 @@ def items_to_messages(items: Sequence[Mapping[str, Any]], *, max_image_bytes: in
         elif kind == "reasoning":
             reasoning += _reasoning(item, where)
         elif kind == "function_call":
-            call = ToolCall(
-                _text(item, "call_id", where), _text(item, "name", where), _text(item, "arguments", where) or "{}"
-            )
+            name = _text(item, "name", where)
+            if item.get("namespace") is not None:
+                name = joined(_text(item, "namespace", where), name)
+            call = ToolCall(_text(item, "call_id", where), name, _text(item, "arguments", where) or "{}")
             known.add(call.id)
             _append(messages, Message("assistant", reasoning=reasoning, tool_calls=(call,)))
             reasoning = ""
@@ -230,6 +204,8 @@ def items_to_messages(items: Sequence[Mapping[str, Any]], *, max_image_bytes: in
             raise RequestError(f"{where}: refer to a whole response by previous_response_id", param=where)
         else:
             raise RequestError(f"{where}.type {str(kind)[:60]!r} cannot be honoured here", param=f"{where}.type")
+    if reasoning:
+        messages.append(Message("assistant", reasoning=reasoning))
     return messages
 
 
@@ -289,24 +265,75 @@ def _text(item: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
+def joined(namespace: str, name: str) -> str:
+    """The name by which the model calls a function of a namespace, `mcp__files` and `read` being mcp__files__read."""
+    return namespace + name if namespace.endswith("__") else f"{namespace}__{name}"
+
+
+def named_parts(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, tuple[str, str]]:
+    """Namespace and name of each function of the namespaces, by the name that the model calls."""
+    return {
+        joined(item["name"], tool["name"]): (item["name"], tool["name"])
+        for item in tools or ()
+        if item.get("type") == "namespace"
+        for tool in item["tools"]
+        if tool.get("type") == "function"
+    }
+
+
 def _tools(raw: Sequence[Mapping[str, Any]] | None, max_schema_bytes: int) -> tuple[Tool, ...]:
     tools = []
     for i, item in enumerate(raw or ()):
         where = f"tools[{i}]"
-        if item.get("type") != "function":
-            raise RequestError(
-                f"{where}: tools of type {str(item.get('type'))[:40]!r} are not here: functions are called by you",
-                param=where,
-            )
-        try:
-            spec = msgspec.convert(item, FunctionTool)
-        except msgspec.ValidationError as error:
-            raise RequestError(f"{where}: {str(error)[:200]}", param=where) from None
-        schema = spec.parameters or {}
-        check_schema(schema, f"{where}.parameters", max_schema_bytes)
-        tools.append(Tool(spec.name, spec.description or "", schema, strict=True))
+        if item.get("type") != "namespace":
+            tools.append(_function(item, where, max_schema_bytes))
+            continue
+        space = _convert(item, Namespace, where)
+        about = f"{space.description}\n" if space.description else ""
+        for j, inner in enumerate(space.tools):
+            tool = _function(inner, f"{where}.tools[{j}]", max_schema_bytes)
+            tools.append(replace(tool, name=joined(space.name, tool.name), description=about + tool.description))
+    if len(tools) > MAX_TOOLS:
+        raise RequestError(f"tools: {len(tools)} functions are more than the {MAX_TOOLS} allowed", param="tools")
     check_names([tool.name for tool in tools])
     return tuple(tools)
+
+
+def _function(item: Mapping[str, Any], where: str, max_schema_bytes: int) -> Tool:
+    if item.get("type") != "function":
+        raise RequestError(
+            f"{where}: tools of type {str(item.get('type'))[:40]!r} are not here: functions are called by you",
+            param=where,
+        )
+    spec = _convert(item, FunctionTool, where)
+    schema = spec.parameters or {}
+    check_schema(schema, f"{where}.parameters", max_schema_bytes)
+    return Tool(spec.name, spec.description or "", schema, strict=spec.strict is True)
+
+
+def _convert(item: Mapping[str, Any], kind: type[S], where: str) -> S:
+    try:
+        return msgspec.convert(without_nulls(item), kind)
+    except msgspec.ValidationError as error:
+        raise RequestError(f"{where}: {str(error)[:200]}", param=where) from None
+
+
+def _flat_choice(choice: Any) -> Any:
+    """The choice with functions of namespaces under the names that the model calls."""
+    if not isinstance(choice, dict):
+        return choice
+    if isinstance(choice.get("tools"), list):
+        return {**choice, "tools": [_flat_choice(tool) for tool in choice["tools"]]}
+    space, name = choice.get("namespace"), choice.get("name")
+    if isinstance(space, str) and isinstance(name, str):
+        return {**choice, "name": joined(space, name)}
+    return choice
+
+
+def _max_tokens(body: ResponsesBody) -> int | None:
+    if body.max_output_tokens == 0:
+        raise RequestError("max_output_tokens must be 1 or more, or -1 for as many as fit", param="max_output_tokens")
+    return limit_of(body.max_output_tokens, param="max_output_tokens")
 
 
 def _output(form: TextFormat | None, max_schema_bytes: int) -> OutputFormat:
@@ -318,7 +345,7 @@ def _output(form: TextFormat | None, max_schema_bytes: int) -> OutputFormat:
         if form.schema is None:
             raise RequestError("text.format.schema is missing, which the type json_schema needs", param="text.format")
         check_schema(form.schema, "text.format.schema", max_schema_bytes)
-        return OutputFormat("json_schema", schema=form.schema)
+        return OutputFormat("json_schema", schema=form.schema, is_strict=form.strict is True)
     source = form.pattern if form.type == "regex" else form.grammar
     if not source or len(source) > max_schema_bytes:
         raise RequestError(f"text.format of type {form.type} needs its pattern or grammar", param="text.format")

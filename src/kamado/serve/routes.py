@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from .faults import Fault
+from .parameters import LeftOut
 
 if TYPE_CHECKING:
     from .app import Server
@@ -58,6 +59,7 @@ class Route:
     statuses: tuple[int, ...] = ()  # that it may answer besides 200 and the ones that every route may
     query: Mapping[str, Any] = field(default_factory=dict)  # JSON Schemas of the query string's parameters
     is_hidden: bool = False  # not in the OpenAPI document: files of the page
+    needs_model: bool = False  # a body without a model means the one that the server was started for
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +85,14 @@ class Call(Generic[Body]):
     key: Key  # who asks; key.id is the owner of cached prefixes
     id: str  # of the request, as in the log and in the answer's header
     notes: dict[str, Any] = field(default_factory=dict)  # what the log line says more: model, tokens, …
+    answer_headers: dict[str, str] = field(default_factory=dict)  # as they are when the answer begins
+    left_out: dict[str, LeftOut] = field(default_factory=dict)  # parameters that were; the answer's header says so
+
+    def leave_out(self, left: LeftOut) -> None:
+        """Says in the answer's header and, once for each name, in the log that a parameter was left out.
+
+        Only before the handler has given its Response: a stream's header is sent with its first piece.
+        """
+        if left.name not in self.left_out:
+            self.left_out[left.name] = left
+            self.server.log_left_out(left)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import logging
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -16,11 +19,20 @@ import uvicorn
 from ..errors import KamadoError, UsageError
 from .app import JsonFormatter, Server, TextFormatter
 from .backend import Library, Loader
-from .config import ServeConfig, config_dir
+from .config import ServeConfig, config_dir, exposed_keys
+from .connections import (
+    ACCEPT_BATCH,
+    affordable_connections,
+    loop_exception_handler,
+    protocol_class,
+    raise_file_limit,
+)
 from .keys import KeyRing, new_key
 from .metrics import Registry
 from .reload import Load, Reloader
+from .served import ServedLibrary
 from .service import Limits, Service
+from .share import models_bytes, server_share
 
 _log = logging.getLogger("kamado.serve")
 
@@ -30,19 +42,25 @@ _SWITCH_SECONDS = 0.0005
 
 # Between the last words of cut streams and the end of the process.
 _LAST_WORDS_SECONDS = 2.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _BACKLOG = 512  # connections that wait to be taken
 
 
 def make_server(config: ServeConfig, library: Library, loader: Loader, *, keys: KeyRing) -> Server:
-    """The server of these settings. Raises UsageError when it could be reached from elsewhere without a key."""
+    """The server of these settings, with the models that they name, or all.
+
+    Raises UsageError when it could be reached from elsewhere without a key.
+    """
     if not config.is_loopback and not len(keys):
         raise UsageError(f"an API key is needed to serve on {config.host}: everybody in reach could use the server")
+    if config.models and not config.serve_all:
+        library = ServedLibrary(library, [config.aliases.get(name, name) for name in config.models])
     metrics = Registry()
     service = Service(
         library,
         loader,
         limits=Limits(config.max_requests, config.max_requests_per_key, config.deadline),
-        memory_bytes=config.memory_bytes,
+        memory_bytes=models_bytes(config),
         keep_alive=config.keep_alive,
         load_wait=config.load_wait,
         aliases=config.aliases,
@@ -105,15 +123,48 @@ def bind(config: ServeConfig) -> socket.socket:
     return listener
 
 
-class _Web(uvicorn.Server):
-    """uvicorn's server; at the first signal the application says farewell to its streams."""
+class Web(uvicorn.Server):
+    """uvicorn's server, within the bounds of connections.py; at the first signal the application says farewell to its
+    streams."""
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
-        super().__init__(config)
+    def __init__(self, server: Server) -> None:
+        config = server.config
+        book = server.connections
+        afforded = affordable_connections(config.max_connections, raise_file_limit())
+        if afforded < config.max_connections:
+            _log.warning("fewer connections than max_connections: open files are limited", extra={"count": afforded})
+        book.bounds = replace(book.bounds, max_connections=afforded)
+        super().__init__(
+            uvicorn.Config(
+                server.app,
+                interface="asgi3",
+                http=protocol_class(book),
+                ws="none",
+                loop="asyncio",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=True,
+                proxy_headers=False,
+                h11_max_incomplete_event_size=config.max_header_bytes,
+                timeout_keep_alive=int(config.idle_timeout),
+                timeout_graceful_shutdown=int(config.drain + _LAST_WORDS_SECONDS + 1),
+                backlog=ACCEPT_BATCH,
+            )
+        )
         self._server = server
         self._farewell: asyncio.Task[None] | None = None
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
+        asyncio.get_running_loop().set_exception_handler(loop_exception_handler(_log))
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)  # asyncio's backlog is also how many are taken in one turn of the loop
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn."""
         self._server.drain()
         _log.info("draining", extra={"requests": self._server.service.num_active})
         self._farewell = asyncio.create_task(self._cut_after(self._server.config.drain))
@@ -147,31 +198,20 @@ def run(
     `load_settings` reads settings and keys anew, when SIGHUP comes or a file of `watched` changes; see reload.py.
     """
     set_up_logging(config)
+    share = server_share(config)
+    parts = {f"{name}_bytes": getattr(share, name) for name in ("bodies", "connections", "worker")}
+    _log.info("memory of the server itself", extra={"bytes": share.total, **parts, "models": models_bytes(config)})
+    for path in watched:
+        warning = exposed_keys(path, config)
+        if warning:
+            _log.warning("an API key is exposed", extra={"reason": warning})
     sys.setswitchinterval(_SWITCH_SECONDS)
-    web = _Web(
-        uvicorn.Config(
-            server.app,
-            interface="asgi3",
-            http="h11",
-            ws="none",
-            loop="asyncio",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=True,
-            proxy_headers=False,
-            h11_max_incomplete_event_size=config.max_header_bytes,
-            timeout_keep_alive=60,
-            timeout_graceful_shutdown=int(config.drain + _LAST_WORDS_SECONDS + 1),
-            backlog=_BACKLOG,
-        ),
-        server,
-    )
+    _set_up_memory()
+    web = Web(server)
     failure: list[KamadoError] = []
 
     async def main() -> None:
-        server.state["is_ready"] = not config.models
+        server.state["is_ready"] = False
         tasks = [asyncio.create_task(_load_first(config, server, web, failure))]
         if load_settings is not None:
             reloader = Reloader(server, load_settings, watched, on_change=lambda: set_up_logging(server.config))
@@ -199,7 +239,20 @@ async def _load_first(config: ServeConfig, server: Server, web: uvicorn.Server, 
         failure.append(error)
         web.should_exit = True
         return
+    gc.collect()
+    gc.freeze()  # what is here stays: looking through it again took 30 to 100 ms, in which no stream went on
     server.state["is_ready"] = True
+
+
+def _set_up_memory() -> None:
+    """Large buffers go back to the system when they are freed. glibc otherwise learns from the first body of 27 MB to
+    keep such blocks, and 400 MiB stay resident after some of them."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 4 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 16 << 20)
 
 
 def set_up_logging(config: ServeConfig) -> None:

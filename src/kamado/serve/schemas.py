@@ -1,37 +1,75 @@
-"""Bounds of JSON Schemas that clients send, checked before any compiler sees them."""
+"""JSON Schemas that clients send: bounds before any compiler sees them, and what is said of what is not kept.
+
+An answer to a request with a schema has the header `x-kamado-schema`, a list of
+
+    declared-keys      objects have the keys of `properties` only where the schema does not speak of others
+    open=<where>       a keyword that is not enforced while the answer is written; the finished answer is checked
+    remark=<where>     a format that is a remark here
+    violated           the finished answer violates what was left open (of whole answers; a stream says so at its end)
+
+where <where> is `answer` or the tool's name, `#`, and the keyword's JSON pointer. A violation stands in the
+answer's own account too (`kamado.schema_violations`; Ollama: `schema_violations`), and in the log.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
+from ..engine.json_schema import CompiledSchema
+from .backend import Done, Event, Finish, Started
 from .faults import RequestError
 from .http import to_json
+from .routes import Call
 
 MAX_SCHEMA_BYTES = 256 << 10
-_MAX_NODES = 20_000
+HEADER = "x-kamado-schema"
+_MAX_NAMED = 20
+_SAFE = "/~!$&'()*+:@-._"
+
+_log = logging.getLogger("kamado.serve")
 
 
 def check_schema(schema: Mapping[str, Any], param: str, max_bytes: int = MAX_SCHEMA_BYTES) -> None:
-    """Raises RequestError for a schema that is too large or refers to something outside itself."""
+    """Raises RequestError for a schema of too many bytes. What is in it is the engine's to judge (json_schema/)."""
     if not schema:
         return
     num_bytes = len(to_json(schema))
     if num_bytes > max_bytes:
         raise RequestError(f"{param} has {num_bytes} bytes, more than the {max_bytes} that are taken", param=param)
-    num_nodes = 0
-    stack: list[Any] = [schema]
-    while stack:
-        node = stack.pop()
-        num_nodes += 1
-        if num_nodes > _MAX_NODES:
-            raise RequestError(f"{param} has more than {_MAX_NODES} parts", param=param)
-        if isinstance(node, Mapping):
-            reference = node.get("$ref")
-            if isinstance(reference, str) and not reference.startswith("#"):
-                raise RequestError(
-                    f"{param} refers to {reference[:80]!r}: nothing is fetched for a schema", param=param
-                )
-            stack.extend(node.values())
-        elif isinstance(node, list):
-            stack.extend(node)
+
+
+def schema_header(schemas: Mapping[str, CompiledSchema]) -> str:
+    """The header's value for the schemas of a request, by tool, "" for the answer's form; "" when there is none."""
+    if not schemas:
+        return ""
+    items = ["declared-keys"] if any(schema.is_narrowed for schema in schemas.values()) else []
+    for word in ("open", "remark"):
+        places = [
+            f"{word}={quote(name or 'answer', safe=_SAFE)}#{quote(place, safe=_SAFE)}"
+            for name, schema in schemas.items()
+            for place in ([one.place for one in schema.open] if word == "open" else schema.remarks)
+        ]
+        items += places[:_MAX_NAMED] + ([f"{word}-more={len(places) - _MAX_NAMED}"] if len(places) > _MAX_NAMED else [])
+    return ", ".join(items or ["whole"])
+
+
+async def noted(call: Call[Any], events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """The events, with what is to be said of schemas put into the answer's header, its account and the log."""
+    violations: list[str] = []
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Started) and event.schemas:
+                call.answer_headers[HEADER] = event.schemas
+            elif isinstance(event, Finish):
+                violations += event.violations
+            elif isinstance(event, Done) and violations:
+                call.answer_headers[HEADER] = f"{call.answer_headers.get(HEADER, '')}, violated".lstrip(", ")
+                call.notes["schema_violations"] = len(violations)
+                _log.warning("an answer violates its schema", extra={"id": call.id, "violations": violations[:10]})
+                event = replace(event, counts=replace(event.counts, violations=tuple(violations)))
+            yield event

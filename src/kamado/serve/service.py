@@ -9,11 +9,11 @@ import asyncio
 import time
 from collections import Counter as CountOf
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from ..errors import ClosedError
+from ..errors import ClosedError, ModelNotFoundError
 from .backend import (
     ChatRequest,
     CompletionRequest,
@@ -103,8 +103,18 @@ class Service:
         return self._aliases.get(name, name)
 
     async def models(self) -> Sequence[ModelInfo]:
-        """All models of the library; loaded ones exact."""
-        return [self._exact(info) for info in await self.library.list()]
+        """All models of the library, loaded ones exact, and aliases under their own names."""
+        infos = [self._exact(info) for info in await self.library.list()]
+        taken = {info.name for info in infos}
+        for alias, name in sorted(self._aliases.items()):
+            if alias not in taken:
+                with suppress(ModelNotFoundError):
+                    infos.append(replace(self._exact(await self.library.get(name)), name=alias))
+        return infos
+
+    def is_loaded(self, name: str) -> bool:
+        """Whether a model, or the one that an alias stands for, is in memory."""
+        return self.pool.is_ready(self.real_name(name))
 
     async def model(self, name: str) -> ModelInfo:
         """One of them. Raises ModelNotFoundError."""
@@ -147,12 +157,14 @@ class Service:
         """Embeds texts."""
         deadline = self._deadline(request.deadline_seconds)
         async with self._admitted(request.owner):
+            began, was_ready = self._clock(), self.is_loaded(name)
             try:
                 async with (
                     asyncio.timeout_at(deadline),
                     self.pool.use(self.real_name(name), keep_alive=keep_alive) as model,
                 ):
-                    result = await model.embed(request)
+                    load_seconds = 0.0 if was_ready else self._clock() - began
+                    result = replace(await model.embed(request), load_seconds=load_seconds)
             except TimeoutError:
                 raise _late(request.deadline_seconds or self._limits.deadline) from None
             self._prompt_tokens.add(sum(result.num_tokens), model.info.name)
@@ -181,13 +193,17 @@ class Service:
         limit = request.deadline_seconds or self._limits.deadline
         async with self._admitted(request.owner):
             use = self.pool.use(self.real_name(name), keep_alive=keep_alive)
-            if not self.pool.is_ready(self.real_name(name)):
+            load_seconds, asked = 0.0, self._clock()
+            was_ready = self.is_loaded(name)
+            if not was_ready:
                 yield Progress("loading", 0, 1)
             try:
                 async with asyncio.timeout_at(deadline):
                     model = await use.__aenter__()
             except TimeoutError:
                 raise _late(limit) from None
+            if not was_ready:
+                load_seconds = self._clock() - asked
             label = model.info.name
             is_done, has_content = False, False
             try:
@@ -205,6 +221,7 @@ class Service:
                             raise _late(limit) from None
                         self._last_event = now = self._clock()
                         if isinstance(event, Done):
+                            event = Done(replace(event.counts, load_seconds=load_seconds))
                             is_done = True
                             self._count(label, event, now - began)
                         elif not has_content and not isinstance(event, (Started, Progress, Finish)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from ...errors import UsageError
 from .pieces import Pieces, StreamDecoder
@@ -15,6 +15,11 @@ _SURROGATES = re.compile("[\ud800-\udfff]+")
 
 class Encoder(Protocol):
     """What a vocabulary must be able to do; `Tokenizer` adds BOS and EOS, and text that is no valid Unicode."""
+
+    @property
+    def begins_after_special(self) -> bool:
+        """Whether text after a special token is encoded as if nothing stood before it (a space mark in front)."""
+        ...
 
     def encode(self, text: str, *, special: bool, start: bool) -> list[int]:
         """Ids of valid Unicode. `start`: nothing stands before `text`. `special`: special tokens in it are parsed."""
@@ -37,6 +42,8 @@ class Specials:
     add_eos: bool
     stop_ids: frozenset[int]
     special_ids: frozenset[int]
+    # Special tokens that take the white space before or after them along: (before, after).
+    strips: Mapping[int, tuple[bool, bool]] = field(default_factory=dict)
 
 
 class Tokenizer:
@@ -85,23 +92,36 @@ class Tokenizer:
         """Control tokens. They are hidden by `decode` and never come from plain text."""
         return self._specials.special_ids
 
+    def strips(self, token_id: int) -> tuple[bool, bool]:
+        """Whether a special token, when it is parsed from text, takes the white space before and after it along."""
+        return self._specials.strips.get(token_id, (False, False))
+
     def encode(
-        self, text: str | bytes, *, special: bool = False, add_bos: bool | None = None, add_eos: bool | None = None
+        self,
+        text: str | bytes,
+        *,
+        special: bool = False,
+        add_bos: bool | None = None,
+        add_eos: bool | None = None,
+        after: Literal["nothing", "special", "text"] = "nothing",
     ) -> list[int]:
         """Ids of `text`.
 
         special: parse special tokens written in the text (a rendered chat template). Otherwise they are plain text:
         nothing a user writes becomes a control token. Tokens the vocabulary calls user-defined are matched either way.
         add_bos, add_eos: None is what the file says, and never doubles one that `text` itself has at that place.
+        after: what stands before `text`, whose ids are then as if both were encoded at once (but for tokens that would
+        reach across).
         Bytes that are no valid UTF-8 (in `bytes`, or in a str as lone surrogates) become byte tokens where the
         vocabulary has them. Raises UsageError when BOS or EOS is asked for and the vocabulary has none.
         """
         ids: list[int] = []
+        begins = after == "nothing" or (after == "special" and self._encoder.begins_after_special)
         for segment in _segments(text):
             if isinstance(segment, bytes):
                 ids += self._encoder.encode_bytes(segment)
             elif segment:
-                ids += self._encoder.encode(segment, special=special, start=not ids)
+                ids += self._encoder.encode(segment, special=special, start=begins and not ids)
         prefix = self._affix(add_bos, self._specials.add_bos, self._specials.prefix_ids, "BOS")
         suffix = self._affix(add_eos, self._specials.add_eos, self._specials.suffix_ids, "EOS")
         if prefix and not (add_bos is None and tuple(ids[: len(prefix)]) == prefix):

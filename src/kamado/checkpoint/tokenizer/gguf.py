@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ...errors import UnsupportedError
 from ..types import TokenizerSource
 from .base import Specials, Tokenizer
+from .limits import check_charsmap
 from .metadata import MERGES_KEY, SCORES_KEY, Metadata, TokenKind, Vocabulary
 from .pieces import SPACE_MARK, Pieces, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .pretokenizers import PRE_TOKENIZERS
@@ -31,9 +32,12 @@ class _TextEncoder(Protocol):
 class GgufEncoder:
     """Cuts special tokens out of a text and hands what is between them to the vocabulary's own encoder."""
 
-    def __init__(self, vocabulary: Vocabulary, plain: _TextEncoder) -> None:
+    begins_after_special = True  # as llama.cpp does it
+
+    def __init__(self, vocabulary: Vocabulary, plain: _TextEncoder, *, finds_own: bool = False) -> None:
+        """`finds_own`: `plain` matches user-defined tokens by itself."""
         tokens = vocabulary.tokens
-        always = {tokens[i]: i for i in vocabulary.of_kind(TokenKind.USER_DEFINED)}
+        always = {} if finds_own else {tokens[i]: i for i in vocabulary.of_kind(TokenKind.USER_DEFINED)}
         parsed = {tokens[i]: i for i in vocabulary.of_kind(TokenKind.CONTROL, TokenKind.UNKNOWN)}
         self._always = SpecialMatcher(always)
         self._all = SpecialMatcher(always | parsed)
@@ -113,6 +117,7 @@ def _sentence_piece(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
         vocabulary,
         add_space_prefix=add_space_prefix,
         remove_extra_spaces=meta.flag("tokenizer.ggml.remove_extra_whitespaces", False),
+        normalize=_normalizer(meta),
         unknown_id=meta.token_id("tokenizer.ggml.unknown_token_id", size, 0),
     )
     specials = _specials(meta, vocabulary, add_bos=True, add_eos=False, default_bos=1, default_eos=2)
@@ -121,53 +126,49 @@ def _sentence_piece(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
 
 
 def _unigram(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
-    from tokenizers import Regex, models, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as RustTokenizer
-
-    from .rust import RustEncoder, rust_errors
+    from .unigram import UnigramEncoder
 
     if not vocabulary.scores:
         meta.fail(SCORES_KEY, "is missing: a unigram model needs scores")
     size = len(vocabulary.tokens)
-    unknown_id = meta.token_id("tokenizer.ggml.unknown_token_id", size, 2)
     add_space_prefix = meta.flag("tokenizer.ggml.add_space_prefix", True)
-    merge_spaces = meta.flag("tokenizer.ggml.remove_extra_whitespaces", True)
-    matched = {int(TokenKind.NORMAL), int(TokenKind.USER_DEFINED), int(TokenKind.BYTE)}
-    # Ids are positions, so tokens that no text may produce keep theirs under a name that no text has.
-    words = [
-        (token if kind in matched else f"\0\0{i}\0", float(score))
-        for i, (token, kind, score) in enumerate(
-            zip(vocabulary.tokens, vocabulary.kinds, vocabulary.scores, strict=True)
-        )
-    ]
-    steps: list[normalizers.Normalizer] = []
-    with rust_errors(f"{meta.path}: tokenizer of model 't5'"):
-        if meta.has(_CHARSMAP_KEY):
-            steps.append(normalizers.Precompiled(_charsmap(meta)))
-        if merge_spaces:
-            steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-        rust = RustTokenizer(
-            models.Unigram(words, unk_id=unknown_id, byte_fallback=bool(vocabulary.of_kind(TokenKind.BYTE)))
-        )
-        rust.normalizer = normalizers.Sequence(steps)
-        scheme = "first" if add_space_prefix else "never"
-        rust.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE_MARK, prepend_scheme=scheme, split=False)
+    encoder = UnigramEncoder(
+        vocabulary,
+        add_space_prefix=add_space_prefix,
+        remove_extra_spaces=meta.flag("tokenizer.ggml.remove_extra_whitespaces", True),
+        normalize=_normalizer(meta),
+        unknown_id=meta.token_id("tokenizer.ggml.unknown_token_id", size, 2),
+        what=f"{meta.path}: tokenizer of model 't5'",
+    )
     specials = _specials(meta, vocabulary, add_bos=False, add_eos=True, default_eos=1)
     pieces = Pieces(size, _space_mark_bytes(vocabulary), specials.special_ids, strip_first_space=add_space_prefix)
-    return Tokenizer(GgufEncoder(vocabulary, RustEncoder(rust, unknown_id)), pieces, specials, vocabulary.ids.get)
+    # The encoder finds user-defined tokens itself: they do not begin a text anew.
+    return Tokenizer(GgufEncoder(vocabulary, encoder, finds_own=True), pieces, specials, vocabulary.ids.get)
 
 
-def _charsmap(meta: Metadata) -> bytes:
-    """The normalisation table: a length, that many bytes of double array, then replacement texts."""
+def _normalizer(meta: Metadata) -> Callable[[str], str] | None:
+    """The file's normalisation table as a function; None when it has none."""
+    # Nobody writes these, but SentencePiece has the options: other than so, text would be cut wrongly without a word.
+    for key, usual in (("escape_whitespaces", True), ("treat_whitespace_as_suffix", False)):
+        if meta.flag(f"tokenizer.ggml.{key}", usual) is not usual:
+            raise UnsupportedError(f"{meta.about(f'tokenizer.ggml.{key}')} is {not usual}, which is not supported")
+    if not meta.has(_CHARSMAP_KEY):
+        return None
+    from .charsmap import CharsMap
+
     values = meta.array(_CHARSMAP_KEY, _MAX_CHARSMAP_BYTES)
     try:
         table = bytes(value & 0xFF for value in values)
     except TypeError:
         meta.fail(_CHARSMAP_KEY, "holds something other than bytes")
-    array_bytes = int.from_bytes(table[:4], "little")
-    if len(table) < 4 or array_bytes % 4 or 4 + array_bytes >= len(table):
-        meta.fail(_CHARSMAP_KEY, f"of {len(table)} bytes does not hold the {array_bytes} bytes that it claims")
-    return table
+    if not table:
+        return None  # the identity
+    if problem := check_charsmap(table):
+        meta.fail(_CHARSMAP_KEY, problem)
+    try:
+        return CharsMap(table).normalize
+    except ValueError as error:
+        meta.fail(_CHARSMAP_KEY, str(error))
 
 
 def _word_piece(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:

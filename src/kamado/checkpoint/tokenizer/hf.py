@@ -8,15 +8,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import TokenizerError, UnsupportedError
+from ...errors import CorruptFileError, TokenizerError, UnsupportedError
+from ..plain_file import BOM, read_limited
 from ..types import TokenizerSource
 from .base import Specials, Tokenizer
+from .hf_names import HfNames, add_named_tokens
+from .limits import check_in_worker, check_text
 from .pieces import SPACE_MARK, Pieces, byte_alphabet, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .rust import rust_errors
 from .special import stop_token_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as RustTokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 # The largest known file (Gemma, 262 144 tokens with merges as pairs) has 33 MB.
 _MAX_FILE_BYTES = 1 << 28
@@ -25,12 +29,20 @@ _MAX_FILE_BYTES = 1 << 28
 class HfEncoder:
     """Encodes with the file's own rules: added tokens, normalizer, words, model."""
 
-    def __init__(self, rust: RustTokenizer, special: Mapping[int, str], unknown_id: int | None) -> None:
+    def __init__(
+        self, rust: RustTokenizer, special: Mapping[int, str], unknown_id: int | None, growth: float = 1.0
+    ) -> None:
+        """`growth`: bytes that the file's normalizers may make of one byte of text."""
+        self._growth = growth
         self._rust = rust
         self._special = special
         self._unknown_id = unknown_id
         # Whether special tokens are parsed is a state of the Rust object, so calls take turns.
         self._lock = threading.Lock()
+        # "first": text that follows a special token does not begin anew, unlike "always".
+        schemes = [step.get("prepend_scheme") for step in _metaspaces(rust)]
+        self.begins_after_special = "first" not in schemes
+        self._middle = _without_prefix(rust) if schemes else None
         self._byte_ids = [self._byte_id(byte, char) for byte, char in sorted(byte_alphabet().items())]
 
     def _byte_id(self, byte: int, char: str) -> int | None:
@@ -46,15 +58,26 @@ class HfEncoder:
         """See `base.Encoder`."""
         if start:
             return self._encode(text, special)
+        if self._middle is not None:
+            return self._encode(text, special, self._middle)
         # In the middle of a text the file's leading space must not come again: encode after a newline, drop that.
         newline = self._encode("\n", False)
         ids = self._encode("\n" + text, special)
         return ids[len(newline) :] if ids[: len(newline)] == newline else self._encode(text, special)
 
-    def _encode(self, text: str, special: bool) -> list[int]:
+    def _encode(self, text: str, special: bool, words: PreTokenizer | None = None) -> list[int]:
+        """Ids of `text`, its words cut by `words` in place of the file's own way."""
+        check_text(text, self._growth)
         with self._lock, rust_errors("text cannot be tokenized"):
             self._rust.encode_special_tokens = not special
-            ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
+            own = self._rust.pre_tokenizer
+            if words is not None:
+                self._rust.pre_tokenizer = words
+            try:
+                ids: list[int] = self._rust.encode(text, add_special_tokens=False).ids
+            finally:
+                if words is not None:
+                    self._rust.pre_tokenizer = own
         if special or self._special.keys().isdisjoint(ids):
             return ids
         # The model itself can hold special tokens (unigram): spell those out.
@@ -75,23 +98,48 @@ class HfEncoder:
         return [token_id for token_id in known if token_id is not None]
 
 
+def _metaspaces(rust: RustTokenizer) -> list[dict[str, Any]]:
+    """The steps of the file's pre-tokenizer that put a space mark before text."""
+    if rust.pre_tokenizer is None:
+        return []
+    steps = _flatten(json.loads(rust.pre_tokenizer.__getstate__()), "pretokenizers")
+    return [step for step in steps if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never"]
+
+
+def _without_prefix(rust: RustTokenizer) -> PreTokenizer:
+    """A copy of the file's pre-tokenizer for text in the middle of other text."""
+    from tokenizers import pre_tokenizers
+
+    state = json.loads(rust.pre_tokenizer.__getstate__())
+    steps = _flatten(state, "pretokenizers")
+    for step in steps:
+        if step.get("type") == "Metaspace":
+            step["prepend_scheme"] = "never"
+    copy = pre_tokenizers.Sequence([])
+    copy.__setstate__(json.dumps({"type": "Sequence", "pretokenizers": steps}).encode())
+    return copy
+
+
 def load_hf(source: TokenizerSource) -> Tokenizer:
     """The tokenizer that `source.path`, a `tokenizer.json`, describes."""
     from tokenizers import Tokenizer as RustTokenizer
 
     raw = _read(source.path)
+    growth = check_in_worker(source.path, raw)
     with rust_errors(f"{source.path}: no valid tokenizer"):
-        rust: RustTokenizer = RustTokenizer.from_str(raw)
+        rust: RustTokenizer = RustTokenizer.from_buffer(raw.removeprefix(BOM))
         rust.no_truncation()
         rust.no_padding()
+        add_named_tokens(rust, source)
         added = rust.get_added_tokens_decoder()
+        del raw
         size = max(rust.get_vocab_size(True), max(added, default=-1) + 1)
         decoder = json.loads(rust.decoder.__getstate__()) if rust.decoder is not None else None
         unknown = getattr(rust.model, "unk_token", None)
         unknown_id = rust.token_to_id(unknown) if isinstance(unknown, str) else getattr(rust.model, "unk_id", None)
         prefix, suffix = _affixes(rust)
     special = {i: token.content for i, token in added.items() if token.special}
-    names = _Names(source, rust, size)
+    names = HfNames(source, rust, size)
     bos_id = names.token("bos_token")
     eos_id = names.token("eos_token")
     if unknown_id is not None and unknown_id in special:
@@ -115,27 +163,21 @@ def load_hf(source: TokenizerSource) -> Tokenizer:
             [eos_id, *names.generation_ends()],
         ),
         special_ids=frozenset(special),
+        strips={i: (token.lstrip, token.rstrip) for i, token in added.items() if token.lstrip or token.rstrip},
     )
     pieces = _pieces(rust, size, {i: token.content for i, token in added.items()}, specials, decoder, source.path)
-    return Tokenizer(HfEncoder(rust, special_in_text, unknown_id), pieces, specials, rust.token_to_id)
+    return Tokenizer(HfEncoder(rust, special_in_text, unknown_id, growth), pieces, specials, rust.token_to_id)
 
 
 def _texts(added: Mapping[int, Any]) -> list[str]:
     return [token.content for token in added.values()]
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        with open(path, "rb") as file:
-            raw = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise TokenizerError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(raw) > _MAX_FILE_BYTES:
-        raise TokenizerError(f"{path}: more than the {_MAX_FILE_BYTES} bytes that a tokenizer may have")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{path}: not UTF-8 text") from error
+        return read_limited(path, _MAX_FILE_BYTES)
+    except CorruptFileError as error:
+        raise TokenizerError(str(error)) from error
 
 
 def _affixes(rust: RustTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -147,59 +189,6 @@ def _affixes(rust: RustTokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if full[num_before : num_before + len(bare)] == bare:
             return tuple(full[:num_before]), tuple(full[num_before + len(bare) :])
     return (), ()
-
-
-class _Names:
-    """The small JSON files beside `tokenizer.json`, which name special tokens by text."""
-
-    def __init__(self, source: TokenizerSource, rust: RustTokenizer, size: int) -> None:
-        self._data = source.data
-        self._folder = source.path.parent
-        self._rust = rust
-        self._size = size
-
-    def _file(self, name: str) -> Mapping[str, Any]:
-        value = self._data.get(name, {})
-        if not isinstance(value, Mapping):
-            raise TokenizerError(f"{self._folder / name}: not a JSON object")
-        return value
-
-    def token(self, key: str) -> int | None:
-        """Id of a token named in one of the files, e.g. "eos_token"."""
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            value = self._file(name).get(key)
-            if isinstance(value, Mapping):
-                value = value.get("content")
-            if value is None:
-                continue
-            if not isinstance(value, str):
-                raise TokenizerError(f"{self._folder / name}: key '{key}' is no token")
-            token_id = self._rust.token_to_id(value)
-            if token_id is None:
-                raise TokenizerError(f"{self._folder / name}: key '{key}' names {value!r}, which tokenizer.json lacks")
-            return token_id
-        return None
-
-    def flag(self, key: str, default: bool) -> bool:
-        """A boolean of tokenizer_config.json."""
-        value = self._file("tokenizer_config.json").get(key)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise TokenizerError(f"{self._folder / 'tokenizer_config.json'}: key '{key}' is not a boolean")
-        return value
-
-    def generation_ends(self) -> list[int]:
-        """`eos_token_id` of generation_config.json: one id or several."""
-        value = self._file("generation_config.json").get("eos_token_id")
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        for token_id in values:
-            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self._size:
-                raise TokenizerError(
-                    f"{self._folder / 'generation_config.json'}: key 'eos_token_id' has {token_id!r}, "
-                    f"no id of the {self._size} tokens"
-                )
-        return values
 
 
 def _pieces(
@@ -243,9 +232,9 @@ def _pieces(
     return Pieces(size, bytes_of, specials.special_ids, strip_first_space=strip or wordpiece is not None or not steps)
 
 
-def _flatten(decoder: Any) -> list[dict[str, Any]]:
+def _flatten(decoder: Any, parts: str = "decoders") -> list[dict[str, Any]]:
     if not isinstance(decoder, dict):
         return []
     if decoder.get("type") == "Sequence":
-        return [step for part in decoder.get("decoders", []) for step in _flatten(part)]
+        return [step for part in decoder.get(parts, []) for step in _flatten(part, parts)]
     return [decoder]

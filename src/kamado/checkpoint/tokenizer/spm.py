@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from .metadata import TokenKind, Vocabulary
 from .pieces import SPACE_MARK, byte_fallback_value
@@ -25,8 +25,15 @@ class SentencePieceEncoder:
     """Encodes text without special tokens."""
 
     def __init__(
-        self, vocabulary: Vocabulary, *, add_space_prefix: bool, remove_extra_spaces: bool, unknown_id: int | None
+        self,
+        vocabulary: Vocabulary,
+        *,
+        add_space_prefix: bool,
+        remove_extra_spaces: bool,
+        unknown_id: int | None,
+        normalize: Callable[[str], str] | None = None,
     ) -> None:
+        """`normalize` is the file's own normalisation, before white space is looked at."""
         # Control and byte tokens are never the result of a merge: "</s>" or "<0x0A>" in plain text is text.
         self._ids = vocabulary.ids_without(TokenKind.CONTROL, TokenKind.BYTE, TokenKind.UNKNOWN)
         # Nor are user-defined ones: they were cut out of the text before, unless they are written with space marks.
@@ -42,6 +49,7 @@ class SentencePieceEncoder:
             if value is not None:
                 self._byte_ids[value] = token_id
         self._unknown_id = unknown_id
+        self._normalize = normalize
         self._add_space_prefix = add_space_prefix
         self._remove_extra_spaces = remove_extra_spaces
         self._words = _word_pattern(self._ids)
@@ -49,6 +57,8 @@ class SentencePieceEncoder:
 
     def encode_text(self, text: str, *, start: bool) -> list[int]:
         """Ids of `text`. `start`: it stands at the beginning or after a special token."""
+        if self._normalize is not None:
+            text = self._normalize(text)
         if self._remove_extra_spaces:
             # Marks already in the text count as spaces at its end, nowhere else, as in SentencePiece.
             text = re.sub(" +", " ", text.lstrip(" ") if start else text).rstrip(f" {SPACE_MARK}")

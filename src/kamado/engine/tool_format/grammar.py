@@ -16,8 +16,8 @@ from typing import Any
 
 from ...errors import ConstraintError, UsageError
 from ..chat_types import OutputFormat, Tool
-from ..constraint import WHITESPACE
-from ..grammar import Grammar, check_length, schema_text
+from ..grammar import Grammar, check_length
+from ..json_schema import CompiledSchema, compile_schema, open_schema
 from .reasoning import ReasoningTags
 from .syntax import MARK_BASE, MAX_MARKS, CallSyntax, Marks, is_mark
 
@@ -27,6 +27,7 @@ _VISIBLE = rf"[^ \t\r\n{_NO_MARKS}]"
 _TEXT = f"({_VISIBLE}{_ANY}*)"
 _MAX_LARK = 1 << 19
 
+_OBJECT: Mapping[str, Any] = {"type": "object"}
 _EMPTY: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -44,10 +45,10 @@ class AnswerGrammar:
         is_required: bool,
         is_parallel: bool,
         output: OutputFormat,
-        any_arguments: bool = False,
+        loosened: Mapping[str, str] | None = None,
     ) -> None:
-        """`tags` None: no reasoning may come. `is_required`: a call must come. `any_arguments`: of tools that are not
-        strict, arguments need only be an object."""
+        """`tags` None: no reasoning may come. `is_required`: a call must come. `loosened`: names of tools whose schemas
+        are left open as a whole, each with the reason; "" is the form's."""
         self._marks = marks
         self._tags = tags
         self._is_reasoning = is_reasoning
@@ -56,7 +57,9 @@ class AnswerGrammar:
         self._is_required = is_required
         self._is_parallel = is_parallel
         self._output = output
-        self._any_arguments = any_arguments
+        self._loosened = loosened or {}
+        self.schemas: dict[str, CompiledSchema] = {}  # by tool, "" for the form: what the answer is held to
+        self._own_parts: set[str] = set()
         self._rules: list[str] = []
         self._parts: list[dict[str, Any]] = []
 
@@ -71,7 +74,8 @@ class AnswerGrammar:
         text = json.dumps({"grammars": [top, *self._parts]}, ensure_ascii=False)
         if len(text) > _MAX_LARK:
             raise ConstraintError(f"the tools' schemas have {len(text)} characters together: {_MAX_LARK} are allowed")
-        return Grammar("parts", text)
+        is_plain = all(compiled.is_plain for compiled in self.schemas.values())
+        return Grammar("parts", text, is_plain=is_plain, own_parts=frozenset({"answer", *self._own_parts}))
 
     def _reasoning(self) -> str:
         if self._tags is None:
@@ -125,7 +129,7 @@ class AnswerGrammar:
         for i, tool in enumerate(self._tools):
             head = syntax.head + tool.name + syntax.middle
             self._rules.append(f"call_{i}: {self._head(head, syntax, i)} @arguments_{i} {self._literal(syntax.tail)}")
-            self._parts.append({"name": f"arguments_{i}", "json_schema": self._arguments(tool, syntax)})
+            self._add_schema(f"arguments_{i}", tool.name, self._arguments(tool, syntax))
 
     def _head(self, head: str, syntax: CallSyntax, i: int) -> str:
         """A call that is a whole message needs its beginning in one piece, for text is ruled out by that piece."""
@@ -134,24 +138,20 @@ class AnswerGrammar:
         self._rules.append(f"head_{i}[lazy]: {self._literal(head)}")
         return f"head_{i}"
 
-    def _arguments(self, tool: Tool, syntax: CallSyntax) -> dict[str, Any]:
-        schema: dict[str, Any] = (
-            {"type": "object"} if self._any_arguments and not tool.strict else dict(tool.parameters or _EMPTY)
-        )
-        schema.setdefault("type", "object")
-        if "properties" in schema:
-            schema.setdefault("additionalProperties", False)
+    def _arguments(self, tool: Tool, syntax: CallSyntax) -> CompiledSchema:
+        schema: Mapping[str, Any] = tool.parameters or _EMPTY
+        separators = (syntax.item_separator, syntax.key_separator)
+        if tool.name in self._loosened:
+            return open_schema(schema, self._loosened[tool.name], *separators, is_object=True)
         try:
-            plain: dict[str, Any] = json.loads(schema_text(schema))
+            compiled = compile_schema(schema, *separators, is_object=True)
+            if tool.strict:
+                compiled.refuse_open("it")
+            return compiled
         except ConstraintError as error:
-            raise ConstraintError(f"tool {tool.name!r}: {error}") from None
-        plain["x-guidance"] = {
-            "item_separator": syntax.item_separator,
-            "key_separator": syntax.key_separator,
-            "whitespace_flexible": False,
-            "lenient": not tool.strict,
-        }
-        return plain
+            if tool.strict:
+                raise ConstraintError(f"tool {tool.name!r}: {error}") from None
+            return open_schema(schema, str(error), *separators, is_object=True)
 
     def _add_form(self) -> None:
         output = self._output
@@ -163,9 +163,26 @@ class AnswerGrammar:
             self._parts.append({"name": "form", "lark_grammar": f"start: /{_slashes(output.grammar)}/"})
         else:
             has_schema = output.kind == "json_schema" and output.schema is not None
-            plain: dict[str, Any] = json.loads(schema_text(output.schema if has_schema else {"type": "object"}))
-            plain["x-guidance"] = {"whitespace_pattern": WHITESPACE}
-            self._parts.append({"name": "form", "json_schema": plain})
+            schema: Mapping[str, Any] = output.schema if has_schema and output.schema else _OBJECT
+            self._add_schema("form", "", self._form(schema, output.is_strict))
+
+    def _form(self, schema: Mapping[str, Any], is_strict: bool) -> CompiledSchema:
+        if "" in self._loosened:
+            return open_schema(schema, self._loosened[""])
+        try:
+            compiled = compile_schema(schema)
+            if is_strict:
+                compiled.refuse_open("the schema")
+            return compiled
+        except ConstraintError as error:
+            if is_strict:
+                raise
+            return open_schema(schema, str(error))
+
+    def _add_schema(self, name: str, owner: str, compiled: CompiledSchema) -> None:
+        self._parts.append({"name": name, "lark_grammar": compiled.lark})
+        self._own_parts.add(name)
+        self.schemas[owner] = compiled
 
     def _literal(self, text: str) -> str:
         """Plain text as a string, marks as their tokens."""

@@ -4,6 +4,9 @@ The events, neighbours of a kind joined, do not depend on how the output was cut
 of a tag is held back until that is known, so no half tag is ever shown. Covered: output that was bound by the grammar
 of the same format (grammar.py), for which every call is whole and correct; any other output gives events too, and what
 is no call is text.
+
+An answer that was cut (`finish(is_cut=True)`) ends here for every protocol: a call that has begun ends with its
+ToolCallEnd, marked as cut, and what may be the beginning of a tag or of a call is not shown, for it is no text yet.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Literal
 
 from ..chat_types import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
 from .reasoning import ReasoningTags
-from .syntax import CallSyntax
+from .syntax import CallSyntax, shown_text
 
 # White space before a closing tag or a call belongs to neither; so much of it is held back to be left out.
 _HELD_SPACE = 256
@@ -41,17 +44,25 @@ class AnswerParser:
         is_reasoning: bool = False,
         syntax: CallSyntax | None = None,
         names: frozenset[str] = frozenset(),
+        is_required: bool = False,
+        is_continued: bool = False,
         choice: int = 0,
         new_id: Callable[[], str] = new_call_id,
     ) -> None:
         """`tags` and `syntax` are bound to the marks that the text has (syntax.py). `is_reasoning`: the prompt has
-        opened it already. `names`: tools that may be called; anything else that looks like a call is text."""
+        opened it already. `names`: tools that may be called; anything else that looks like a call is text.
+        `is_required`: a call must come, so that nothing can be text. `is_continued`: the answer's text has begun in the
+        prompt, so that white space at its beginning is part of it."""
         self._tags = tags
         self._syntax = syntax
         self._names = names
+        self._is_required = is_required and syntax is not None
+        self._is_cut = False
         self._choice = choice
         self._new_id = new_id
         self._state: _State = "reason" if tags and is_reasoning else "start" if tags or syntax else "text"
+        if is_continued:
+            self._state = "text"
         self._held = ""
         self._is_first = True  # nothing of the reasoning was shown yet
         self._starts: tuple[str, ...] = ()
@@ -72,9 +83,13 @@ class AnswerParser:
         self._held += text
         return self._run(is_end=False)
 
-    def finish(self) -> list[ContentEvent]:
-        """What is left at the end. A call that was cut has no ToolCallEnd."""
-        return self._run(is_end=True)
+    def finish(self, *, is_cut: bool = False) -> list[ContentEvent]:
+        """What is left at the end. `is_cut`: the model had not come to it; a call that is open then ends as cut."""
+        self._is_cut = is_cut
+        events = self._run(is_end=True)
+        if is_cut and self._state == "arguments":
+            events.append(ToolCallEnd(self.num_calls, self._choice, is_cut=True))
+        return events
 
     def _run(self, is_end: bool) -> list[ContentEvent]:
         while _STEPS[self._state](self, is_end):
@@ -91,8 +106,11 @@ class AnswerParser:
                 self._held = text[len(self._tags.open) :]
                 self._state = "reason"
                 return True
-            if self._tags.open.startswith(text) and not is_end:
-                return False
+            if self._tags.open.startswith(text):
+                if not is_end:
+                    return False
+                if self._is_cut:
+                    self._held = ""
         self._state = "answer"
         return True
 
@@ -104,9 +122,10 @@ class AnswerParser:
             self._held = self._held[end + len(self._tags.close) :]
             self._state = "answer"
             return True
-        size = 0 if is_end else _overlap(self._held, self._tags.close)
+        size = 0 if is_end and not self._is_cut else _overlap(self._held, self._tags.close)
         cut = len(self._held) - size
-        self._held = self._show_reasoning(self._held[:cut], is_end) + self._held[cut:]
+        rest = self._show_reasoning(self._held[:cut], is_end)
+        self._held = "" if is_end else rest + self._held[cut:]
         return False
 
     def _show_reasoning(self, text: str, is_end: bool) -> str:
@@ -116,7 +135,8 @@ class AnswerParser:
         shown = _without_space(text)
         if shown:
             self._is_first = False
-            self._out.append(ReasoningDelta(shown, choice=self._choice))
+            if plain := shown_text(shown):
+                self._out.append(ReasoningDelta(plain, choice=self._choice))
         return "" if is_end else text[len(shown) :]
 
     def _answer(self, is_end: bool) -> bool:
@@ -131,19 +151,24 @@ class AnswerParser:
                 self._held = text
                 self._state = "open"
                 return True
-        if not is_end and any(start.startswith(text) for start in self._starts):
-            return False
+        if any(start.startswith(text) for start in self._starts):
+            if not is_end:
+                return False
+            if self._is_cut:
+                self._held = ""
+                return False
         self._held = text
         self._state = "text"
         return True
 
     def _text(self, is_end: bool) -> bool:
         syntax = self._syntax
-        if syntax is None or not syntax.begin or is_end:
-            self._show_text(self._held)
+        begin = self._held.find(syntax.begin) if syntax is not None and syntax.begin else -1
+        if syntax is None or not syntax.begin or (is_end and begin < 0):
+            size = _overlap(self._held, syntax.begin) if syntax is not None and self._is_cut else 0
+            self._show_text(_without_space(self._held[:-size]) if size else self._held)
             self._held = ""
             return False
-        begin = self._held.find(syntax.begin)
         if begin >= 0:
             self._show_text(_without_space(self._held[:begin]))
             self._held = self._held[begin + len(syntax.begin) :]
@@ -157,8 +182,9 @@ class AnswerParser:
         return False
 
     def _show_text(self, text: str) -> None:
-        if text:
-            self._out.append(TextDelta(text, choice=self._choice))
+        shown = shown_text(text)
+        if shown and not self._is_required:
+            self._out.append(TextDelta(shown, choice=self._choice))
 
     def _open(self, is_end: bool) -> bool:
         assert self._syntax is not None
@@ -252,8 +278,11 @@ class AnswerParser:
             self._held = self._held[len(close) :]
             self._state = "after"
             return True
-        if not is_end and ((between or "").startswith(self._held) or (close and close.startswith(self._held))):
-            return False
+        if (between or "").startswith(self._held) or (close and close.startswith(self._held)):
+            if not is_end:
+                return False
+            if self._is_cut:
+                self._held = ""
         self._state = "after"
         return True
 

@@ -113,6 +113,13 @@ def is_mark(character: str) -> bool:
     return MARK_BASE <= ord(character) < MARK_BASE + MAX_MARKS
 
 
+def shown_text(text: str) -> str:
+    """Text without the marks in it: a special token that is neither tag nor call says nothing."""
+    if text.isascii():
+        return text
+    return "".join(c for c in text if not is_mark(c))
+
+
 def without_marks(text: str) -> str:
     """Text of a model in which noncharacters, which nobody can show, are U+FFFD."""
     if text.isascii():

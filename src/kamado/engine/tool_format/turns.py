@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ..chat_types import ImagePart, Message, Tool
+from ..cut_json import closed
 from .formats import ToolFormat
 from .syntax import Call, CallSyntax
 
@@ -59,12 +60,15 @@ def make_turns(
         turns = [_native(i, message, tool_format) for i, message in enumerate(messages)]
         return turns, tool_objects(tools) if tools else None
     turns = []
+    is_result = False  # whether the last turn ends with what a tool returned
     for i, message in enumerate(messages):
         turn = _written(i, message, tool_format, syntax)
-        if turns and turn["role"] == turns[-1]["role"] == "user" and message.role == "tool":
+        # Templates that know of no tools may insist that user and model take turns.
+        if turns and turn["role"] == turns[-1]["role"] == "user" and (message.role == "tool" or is_result):
             turns[-1]["content"] += "\n" + turn["content"]
         else:
             turns.append(turn)
+        is_result = message.role == "tool"
     if tools and tool_format is not None and tool_format.instructions is not None:
         lines = "\n".join(json.dumps(t["function"], ensure_ascii=False) for t in tool_objects(tools))
         _put_first(turns, tool_format.instructions.format(tools=lines), system_in_user)
@@ -135,12 +139,12 @@ def _text(i: int, message: Message) -> str:
 
 
 def arguments_of(i: int, name: str, text: str) -> Mapping[str, Any]:
-    """Arguments of a call that a client sent back. Raises UsageError when they are no JSON object."""
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
+    """Arguments of a call that a client sent back, closed where the answer was cut in them.
+
+    Raises UsageError when they are neither a JSON object nor the beginning of one.
+    """
+    value = closed(text)
+    if value is None:
         raise UsageError(f"message {i}: the arguments of the call to {name[:80]!r} are no JSON object")
     return value
 

@@ -7,11 +7,17 @@ export function setKey(value) {
   sessionStorage.setItem("kamado.key", key);
 }
 
-/** An answer that is no success: `status` (0: no answer at all), and the server's own words as the message. */
+/** Whether requests are sent with a key. */
+export function hasKey() {
+  return key !== "";
+}
+
+/** An answer that is no success: `status` (0: no answer at all), the server's own words as the message, and its code. */
 export class ServerError extends Error {
-  constructor(status, message) {
+  constructor(status, message, code = "") {
     super(message);
     this.status = status;
+    this.code = code;
   }
 }
 
@@ -25,7 +31,7 @@ async function request(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new ServerError(0, "The server cannot be reached. Is it still running?");
   }
-  if (!response.ok) throw new ServerError(response.status, await fault(response));
+  if (!response.ok) throw await fault(response);
   return response;
 }
 
@@ -33,9 +39,10 @@ async function fault(response) {
   const text = await response.text().catch(() => "");
   try {
     const { error } = JSON.parse(text);
-    return (typeof error === "string" ? error : error?.message) || text;
+    const message = (typeof error === "string" ? error : error?.message) || text;
+    return new ServerError(response.status, message, error?.code ?? "");
   } catch {
-    return text.slice(0, 500) || `${response.status} ${response.statusText}`;
+    return new ServerError(response.status, text.slice(0, 500) || `${response.status} ${response.statusText}`);
   }
 }
 
@@ -70,8 +77,9 @@ export async function* events(body) {
 }
 
 /**
- * Asks for an answer and yields {text, thinking, usage, finish} as they come. Throws ServerError, and AbortError when
- * `signal` says stop. A stream that ends without its last event is an error too, never a silent end.
+ * Asks for an answer and yields {text, thinking, usage, finish, numLeftOut} as they come; the last counts messages that
+ * did not fit. Throws ServerError, and AbortError when `signal` says stop. A stream that ends without its last event is
+ * an error too, never a silent end.
  */
 export async function* chat(body, signal) {
   const response = await request("/v1/chat/completions", {
@@ -90,6 +98,7 @@ export async function* chat(body, signal) {
       thinking: choice?.delta?.reasoning_content ?? choice?.delta?.reasoning ?? "",
       finish: choice?.finish_reason ?? null,
       usage: event.usage ?? null,
+      numLeftOut: event.kamado?.truncated?.messages ?? 0,
     };
   }
   throw new ServerError(0, "The connection ended in the middle of the answer.");

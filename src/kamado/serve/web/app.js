@@ -1,6 +1,6 @@
 // The page: what is shown, what runs, and what each key and button does.
 
-import { ServerError, chat, setKey, status } from "./api.js";
+import { ServerError, chat, hasKey, setKey, status } from "./api.js";
 import { readFiles } from "./attachments.js";
 import {
   addMessage, branch, newConversation, requestMessages, requestSettings, settle, showVersion,
@@ -15,7 +15,12 @@ const STATUS_EVERY_MS = 2000; // while the memory panel is open
 
 const store = await Store.open();
 const runs = new Map(); // conversation id → {abort, message}: answers on their way, also of conversations not shown
-let models = []; // [{name, context}]
+let models = []; // [{name, context, is_loaded, fits}]
+let standard = null; // the name of the model that a new conversation has
+let isListed = false; // `models` is what the server has
+let needsKey = false; // the server has refused us, and no other key was given since
+let follows = true; // whether the end of the log stays in view as it grows; not while the reader looks further up
+let lastTop = 0; // of the scroller
 let current = newConversation("");
 let isSaved = false; // an empty conversation is not kept
 let views = new Map(); // message id → MessageView
@@ -25,7 +30,7 @@ let files = []; // attached to the message being written
 
 function actionsFor(conversation) {
   const base = { copy: (message) => copy(message.text), version: (message) => turnTo(conversation, message) };
-  return runs.has(conversation.id) ? base : { ...base, edit: askAgain, retry };
+  return runs.has(conversation.id) ? base : { ...base, edit: askAgain, retry, retryShorter };
 }
 
 function render() {
@@ -67,13 +72,22 @@ function contextOf(name) {
   return models.find((model) => model.name === name)?.context ?? 0;
 }
 
-function isAtEnd() {
+/** Called after everything that makes the log taller or the window lower. */
+function scrollDown(always = false) {
+  if (always) follows = true;
+  if (!follows) return;
   const box = byId("scroller");
-  return box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+  box.scrollTop = box.scrollHeight;
+  lastTop = box.scrollTop; // where we put it ourselves is nobody's wish
 }
 
-function scrollDown(always = false) {
-  if (always || isAtEnd()) byId("scroller").scrollTop = byId("scroller").scrollHeight;
+/** Whoever scrolls up wants to read there; whoever comes back to the end wants to see it grow. */
+function onScroll() {
+  const box = byId("scroller");
+  const left = box.scrollHeight - box.scrollTop - box.clientHeight;
+  if (left < 4 || (left < 60 && box.scrollTop > lastTop)) follows = true;
+  else if (box.scrollTop < lastTop) follows = false;
+  lastTop = box.scrollTop;
 }
 
 function turnTo(conversation, message) {
@@ -136,8 +150,13 @@ function send() {
   const input = byId("input");
   const text = input.value.trim();
   if ((!text && !files.length) || runs.has(current.id)) return;
+  if (needsKey) {
+    askForKey();
+    return;
+  }
   if (!current.model) {
-    showNotice("There is no model yet. Fetch one with: kamado pull smollm2:135m");
+    if (isListed) showNotice("No model here can chat. Fetch one with: kamado pull smollm2:135m");
+    else refreshStatus().then(() => current.model && send()); // says why when there is still none
     return;
   }
   const question = addMessage(current, current.leaf, "user", { text, files });
@@ -152,13 +171,22 @@ function askAgain(message, text) {
   answer(current, addMessage(current, message.parent, "user", { text, files: message.files }));
 }
 
-function retry(message) {
+function retry(message, more = {}) {
   const question = current.messages[message.parent];
-  if (question) answer(current, question);
+  if (question) answer(current, question, more);
 }
 
-async function answer(conversation, question) {
-  const message = addMessage(conversation, question.id, "assistant", { state: "running", model: conversation.model });
+/** Asks again; the server leaves out the oldest messages that do not fit, and says how many. */
+function retryShorter(message) {
+  retry(message, { truncation: "auto" });
+}
+
+/** `more`: further parameters of the request. */
+async function answer(conversation, question, more = {}) {
+  const limit = requestSettings(conversation).max_tokens ?? null;
+  const message = addMessage(
+    conversation, question.id, "assistant", { state: "running", model: conversation.model, limit },
+  );
   const run = { conversation, message, abort: new AbortController() };
   runs.set(conversation.id, run);
   await save(conversation);
@@ -172,9 +200,9 @@ async function answer(conversation, question) {
   const draw = () => {
     isDrawn = true;
     if (conversation !== current) return;
-    const follows = isAtEnd();
     views.get(message.id)?.update();
-    if (follows) scrollDown(true);
+    scrollDown();
+    if (message.state !== "running") return; // its end came before this frame
     const now = performance.now();
     while (arrivals.length && now - arrivals[0] > SPEED_WINDOW_MS) arrivals.shift();
     const seconds = Math.min(SPEED_WINDOW_MS, now - first) / 1000;
@@ -182,7 +210,7 @@ async function answer(conversation, question) {
   };
   try {
     const body = {
-      model: conversation.model, messages: requestMessages(conversation, question), ...requestSettings(conversation),
+      model: conversation.model, messages: requestMessages(conversation, question), ...requestSettings(conversation), ...more,
     };
     for await (const piece of chat(body, run.abort.signal)) {
       if (piece.text || piece.thinking) {
@@ -202,15 +230,18 @@ async function answer(conversation, question) {
       }
       if (piece.finish) state = piece.finish === "length" ? "cut" : "done";
       if (piece.usage) message.usage = piece.usage;
+      if (piece.numLeftOut) message.numLeftOut = piece.numLeftOut;
     }
   } catch (error) {
     if (error.name !== "AbortError") {
       state = "failed";
       message.error = error.message;
-      if (error instanceof ServerError && error.status === 401) askForKey();
+      message.isTooLong = error.code === "context_length_exceeded";
+      if (error instanceof ServerError && error.status === 401) refused();
     }
   }
   message.state = state;
+  message.context = contextOf(message.model);
   const end = performance.now();
   message.seconds = { first: ((first || end) - begun) / 1000, answer: first ? (end - first) / 1000 : 0 };
   if (runs.get(conversation.id) !== run) return; // deleted meanwhile
@@ -219,6 +250,7 @@ async function answer(conversation, question) {
   if (conversation === current) {
     for (const view of views.values()) view.finish(conversation, actionsFor(conversation));
     showState();
+    scrollDown(); // the note, the buttons and the figures are part of the answer
     refreshStatus();
   }
   await save(conversation);
@@ -234,26 +266,34 @@ async function refreshStatus() {
   try {
     const found = await status();
     models = found.models;
+    standard = found.default;
+    isListed = true;
+    setNeedsKey(false);
     showModels();
     showMemory(found.loaded);
     showState();
   } catch (error) {
-    if (error.status === 401) askForKey();
-    else showNotice(error.message);
+    if (error.status === 401) {
+      refused();
+      return;
+    }
+    if (error.status) setNeedsKey(false); // what it said is not of the key
+    showNotice(isListed ? error.message : `The list of models cannot be had: ${error.message}`);
   }
 }
 
 function showModels() {
   const select = byId("model");
-  const names = models.map((model) => model.name);
-  if (names.join("\n") !== Array.from(select.options, (option) => option.value).join("\n")) {
-    select.replaceChildren(...models.map((model) => {
-      const option = el("option", "", model.name);
+  const labels = models.map((model) => (model.fits ? model.name : `${model.name} (no room in memory)`));
+  if (labels.join("\n") !== Array.from(select.options, (option) => option.text).join("\n")) {
+    select.replaceChildren(...models.map((model, i) => {
+      const option = el("option", "", labels[i]);
       option.value = model.name;
       return option;
     }));
   }
-  select.disabled = names.length === 0;
+  if (!models.length) select.replaceChildren(el("option", "", "no model that chats"));
+  select.disabled = models.length === 0;
   chooseModel();
 }
 
@@ -262,23 +302,44 @@ function chooseModel() {
   const names = models.map((model) => model.name);
   if (!names.length) return;
   if (!names.includes(current.model)) {
-    const last = localStorage.getItem("kamado.model");
-    current.model = names.includes(last) ? last : names[0];
+    const last = models.find((model) => model.name === localStorage.getItem("kamado.model")); // chosen here before
+    current.model = last?.fits ? last.name : standard;
   }
   select.value = current.model;
 }
 
-function askForKey() {
+function setNeedsKey(isNeeded) {
+  needsKey = isNeeded;
+  byId("key-missing").hidden = !isNeeded;
+}
+
+/** The server wants a key, or another one than it got. */
+function refused() {
+  const problem = hasKey() ? "The server does not know that key. Look for a letter that is missing or one too many." : "";
+  setKey("");
+  setNeedsKey(true);
+  askForKey(problem);
+}
+
+function askForKey(problem = "") {
   const dialog = byId("key-dialog");
+  if (problem || !dialog.open) {
+    byId("key-problem").textContent = problem;
+    byId("key-problem").hidden = !problem;
+  }
   if (dialog.open) return;
   byId("key").value = "";
   dialog.returnValue = "";
   dialog.showModal();
-  dialog.addEventListener("close", () => {
-    if (dialog.returnValue !== "ok") return;
+}
+
+async function onKeyDialogClosed() {
+  if (byId("key-dialog").returnValue === "ok" && byId("key").value.trim()) {
     setKey(byId("key").value);
-    refreshStatus();
-  }, { once: true });
+    await refreshStatus();
+  }
+  byId("key").value = "";
+  if (!byId("key-dialog").open) byId("input").focus();
 }
 
 // --- the form, keys and panels ---------------------------------------------------------------------------------------
@@ -415,6 +476,10 @@ function listen() {
     refreshStatus();
   });
   byId("show-settings").addEventListener("click", () => togglePanel(byId("settings"), byId("show-settings")));
+  byId("enter-key").addEventListener("click", () => askForKey());
+  byId("key-dialog").addEventListener("close", onKeyDialogClosed);
+  byId("scroller").addEventListener("scroll", onScroll, { passive: true });
+  new ResizeObserver(() => scrollDown()).observe(byId("scroller")); // a longer message, a keyboard of a phone
   byId("theme").addEventListener("change", () => setTheme(byId("theme").value));
   byId("model").addEventListener("change", () => {
     current.model = byId("model").value;
@@ -446,7 +511,7 @@ function listen() {
     }
   });
   setInterval(() => {
-    if (!byId("memory").hidden && document.visibilityState === "visible") refreshStatus();
+    if (!byId("memory").hidden && document.visibilityState === "visible" && !needsKey) refreshStatus();
   }, STATUS_EVERY_MS);
 }
 

@@ -1,7 +1,9 @@
 // A conversation is a tree: editing or retrying adds a sibling, so nothing that was said is lost. `leaf` is the end of
 // the branch that is shown.
 //
-// message: {id, parent, role, text, thinking, files: [{name, text}], state, error, usage, seconds, created}
+// message: {id, parent, role, text, thinking, files: [{name, text}], state, error, usage, seconds, created; of an answer
+//          also model, limit (tokens, or null), context (tokens of the model, when it ended), isTooLong (the question
+//          did not fit) and numLeftOut (messages that were not sent to the model)}
 // state:   "done" | "running" | "stopped" | "failed" | "cut" (the token limit or the context ended it)
 
 import { newId } from "./store.js";

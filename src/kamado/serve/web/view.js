@@ -17,12 +17,18 @@ function button(label, className, action, title = "") {
   return node;
 }
 
-const NOTES = {
-  stopped: "Stopped.",
-  cut: "The answer ended at its token limit or at the end of the context.",
-};
+/** Why an answer ended that is not complete; "" for one that is. */
+function reason({ state, usage, context, limit }) {
+  if (state === "stopped") return "Stopped.";
+  if (state !== "cut") return "";
+  if (usage && context && usage.total_tokens >= context) {
+    return `The context is full: the conversation has all of its ${context} tokens. A new conversation begins with none.`;
+  }
+  if (limit) return `The answer ended at the limit of ${limit} tokens that is set in Settings.`;
+  return `The answer ended at the token limit of this model${usage ? `, ${usage.completion_tokens} tokens` : ""}.`;
+}
 
-/** One message. `actions`: {edit, retry, copy, version(message)}; edit and retry are missing while an answer runs. */
+/** One message. `actions`: {edit, retry, retryShorter, copy, version(message)}; the first three are missing while an answer runs. */
 export class MessageView {
   constructor(conversation, message, modelName, actions) {
     this.message = message;
@@ -73,7 +79,8 @@ export class MessageView {
     const { message } = this;
     if (message.role === "assistant") this.update();
     const fault = message.state === "failed" ? message.error : "";
-    this.note.textContent = fault || NOTES[message.state] || "";
+    const left = message.numLeftOut ? `Without the ${message.numLeftOut} oldest messages, which do not fit. ` : "";
+    this.note.textContent = fault || (left + reason(message)).trim();
     this.note.className = fault ? "note bad" : "note";
     this.note.hidden = !this.note.textContent;
     const isRunning = message.state === "running";
@@ -95,6 +102,9 @@ export class MessageView {
     }
     if (message.text) this.tools.append(button("Copy", "quiet", () => actions.copy(message)));
     if (message.role === "user" && actions.edit) this.tools.append(button("Edit", "quiet", () => this.edit(actions)));
+    if (message.isTooLong && actions.retryShorter) {
+      this.tools.append(button("Leave out the oldest messages", "quiet", () => actions.retryShorter(message)));
+    }
     if (message.role === "assistant" && actions.retry) {
       this.tools.append(button("Retry", "quiet", () => actions.retry(message)));
     }
@@ -199,7 +209,8 @@ export function showMemory(models) {
       stack.append(part);
       legend.append(el("li", "", el("i", `o${i % 8}`), `${owner.replaceAll("_", " ")} ${bytes(count)}`));
     });
-    return el("div", "", el("strong", "", model.name), ` ${bytes(total)} of ${bytes(model.memory_bytes)} planned`, stack, legend);
+    const amount = owners.length ? `${bytes(total)} in use of ${bytes(model.memory_bytes)} planned` : `${bytes(model.memory_bytes)} planned`;
+    return el("div", "", el("strong", "", model.name), ` ${amount}`, stack, legend);
   }));
 }
 

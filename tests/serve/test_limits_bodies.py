@@ -1,0 +1,264 @@
+"""Bodies on the wire: what they may cost in values and memory, alone and together, and that nobody waits for them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import re
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from kamado.errors import UsageError
+from kamado.serve import json_scan
+from kamado.serve.bodies import BodyBudget
+from kamado.serve.config import ServeConfig
+from kamado.serve.faults import FaultError
+from kamado.serve.json_scan import json_cost
+from kamado.serve.share import models_bytes, server_share
+
+from .fake import FakeWorld
+from .processes import started
+from .running import Running, running
+
+MIB = 1 << 20
+NO_BOUND = 1 << 60
+CHAT = "/v1/chat/completions"
+
+
+@contextlib.contextmanager
+def serving(**settings: object) -> Iterator[Running]:
+    world = FakeWorld({})
+    with running(world.library, world.loader, ServeConfig(port=0, **settings)) as found:  # type: ignore[arg-type]
+        yield found
+
+
+# --- the cost of a text -----------------------------------------------------------------------------------------------
+
+
+def by_hand(text: bytes) -> tuple[int, int]:
+    """Depth and weight, a byte at a time."""
+    depth = level = weight = 0
+    in_string = escaped = False
+    for byte in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == ord("\\"):
+                escaped = True
+            elif byte == ord('"'):
+                in_string = False
+        elif byte == ord('"'):
+            in_string = True
+        elif byte in b"[{":
+            level += 1
+            depth = max(depth, level)
+            weight += 4
+        elif byte in b"]}":
+            level -= 1
+        else:
+            weight += {ord(","): 1, ord(":"): 4}.get(byte, 0)
+    return depth, weight
+
+
+def some_json(lots: random.Random, depth: int = 0) -> object:
+    kind = lots.randrange(7 if depth < 5 else 4)
+    if kind < 2:
+        return "".join(lots.choice('a"\\[]{},:é日😀\n') for _ in range(lots.randrange(12)))
+    if kind < 4:
+        return lots.choice((1, -2.5, True, None, 10**20))
+    if kind < 6:
+        return [some_json(lots, depth + 1) for _ in range(lots.randrange(5))]
+    return {str(some_json(lots, 9)): some_json(lots, depth + 1) for _ in range(lots.randrange(4))}
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 2, 7, 64, 1 << 17])
+def test_the_cost_is_what_counting_by_hand_finds(monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
+    monkeypatch.setattr(json_scan, "_PIECE_BYTES", piece_bytes)
+    lots = random.Random(piece_bytes)
+    for i in range(150):
+        text = json.dumps(some_json(lots), ensure_ascii=i % 2 == 0).encode()
+        cost = json_cost(text, max_depth=NO_BOUND, max_weight=NO_BOUND, max_bytes=NO_BOUND)
+        assert (cost.depth, cost.weight) == by_hand(text), text
+
+
+@pytest.mark.parametrize("piece_bytes", [5, 1 << 17])
+def test_strings_are_counted_by_their_own_widest_character(monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
+    monkeypatch.setattr(json_scan, "_PIECE_BYTES", piece_bytes)
+
+    def nbytes(text: str) -> int:
+        return json_cost(text.encode(), max_depth=9, max_weight=NO_BOUND, max_bytes=NO_BOUND).nbytes
+
+    plain = nbytes('["%s"]' % ("a" * 10_000))
+    assert 10_000 <= plain <= 11_000
+    assert nbytes('["%s"]' % ("a" * 10_000 + "😀")) >= 50_000  # CPython copies it into four bytes a character
+    assert nbytes('["%s"]' % ("a" * 10_000 + "\\ud83d\\ude00")) >= 50_000
+    assert nbytes(f'["{"a" * 10_000}", "\\u65e5😀"]') <= plain + 500  # another's does not matter
+    assert nbytes('["%s"' % ("a" * 10_000)) >= 10_000  # without an end, too
+
+
+# --- one body ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b'{"model":"x","messages":[%b[]]}' % (b"[]," * 9000), 413, "values"),
+        (b'{"model":"x","messages":[],"metadata":{"a":[%b1]}}' % (b"1," * 70_000), 413, "values"),
+        (b'{"model":"x","messages":[],"metadata":{%b}}' % b",".join(b'"%d":1' % i for i in range(9000)), 413, "values"),
+        (b'{"model":"x","messages":[{"role":"user","content":"%b"}]}' % ("a" * 900_000 + "😀").encode(), 413, "memory"),
+        (b'{"model":"x","messages":%b' % (b"[" * 200_000), 400, "nested"),
+        (b'{"model":"x","messages":["%b' % (b"\\\\" * 200_000), 400, "JSON"),
+    ],
+)  # fmt: skip
+def test_a_large_body_is_bounded_in_what_it_becomes(body: bytes, status: int, words: str) -> None:
+    with serving(max_json_values=20_000, max_body_bytes=MIB) as server, httpx2.Client(base_url=server.url) as http:
+        answer = http.post(CHAT, content=body)
+        assert answer.status_code == status
+        assert words in answer.json()["error"]["message"]
+        text = "[]{},:" * 100_000  # in a string they are text
+        fine = http.post(CHAT, json={"model": "fake", "messages": [{"role": "user", "content": text}]})
+        assert fine.status_code == 200
+
+
+def test_a_large_body_is_answered_like_a_small_one() -> None:
+    with serving() as server, httpx2.Client(base_url=server.url) as http:
+        long = "a" * (2 * MIB)  # one word
+        for more, status, words in (
+            ({}, 200, ""),
+            ({"nothing": 1}, 400, "unknown parameter 'nothing'"),
+            ({"max_tokens": "x"}, 400, "max_tokens"),
+        ):
+            body = {"model": "fake", "messages": [{"role": "user", "content": long}], **more}
+            answer = http.post(CHAT, json=body)
+            assert answer.status_code == status
+            assert words in answer.text
+        with_mark = b"\xef\xbb\xbf" + json.dumps({"model": "fake", "messages": body["messages"]}).encode()
+        assert http.post(CHAT, content=with_mark).status_code == 200
+
+
+# --- all together -----------------------------------------------------------------------------------------------------
+
+
+def test_bodies_in_flight_have_one_budget_and_small_ones_a_part_of_their_own() -> None:
+    with serving(max_bodies_bytes=MIB, body_timeout=30) as server, httpx2.Client(base_url=server.url) as http:
+        host, port = server.url.removeprefix("http://").split(":")
+        small = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+        large = {"model": "fake", "messages": [{"role": "user", "content": "a" * 200_000}]}
+        assert http.post(CHAT, json=large).status_code == 200
+        with socket.create_connection((host, int(port)), timeout=20) as line:
+            head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 780000\r\n\r\n"
+            line.sendall(head.encode() + b" " * 770_000)  # and then nothing
+            end = time.monotonic() + 20
+            while server.server.own_bytes < 770_000:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            refused = http.post(CHAT, json=large)
+            assert refused.status_code == 503
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+            assert refused.json()["error"]["code"] == "bodies_in_flight"
+            assert http.post(CHAT, json=small).status_code == 200
+            found = re.search(r'^kamado_memory_bytes\{model="",owner="server"\} (\d+)', http.get("/metrics").text, re.M)
+            assert found is not None
+            assert int(found[1]) > 770_000
+        end = time.monotonic() + 20
+        while http.post(CHAT, json=large).status_code != 200:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        too_large = http.post(CHAT, content=b" " * MIB)
+        assert too_large.status_code == 413  # it could never be had
+
+
+def test_a_budget_counts_both_parts() -> None:
+    budget = BodyBudget(4 * MIB)
+    charges = [budget.open() for _ in range(16)]
+    for charge in charges:
+        charge.resize(64 << 10)
+    with pytest.raises(FaultError, match="try again"):
+        budget.open().resize(1)
+    charges[0].resize(3 * MIB + (64 << 10))
+    with pytest.raises(FaultError, match="try again"):
+        charges[1].resize((64 << 10) + 1)
+    assert charges[1].nbytes == 64 << 10
+    for charge in charges:
+        charge.close()
+        charge.close()
+    assert budget.used_bytes == 0
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_servers_share_is_taken_from_what_models_may_have() -> None:
+    config = ServeConfig(memory="2GiB")
+    share = server_share(config)
+    assert share.bodies == 128 * MIB
+    assert share.worker == 80 * MIB
+    assert share.connections == 512 * (80 << 10)
+    assert models_bytes(config) == 2048 * MIB - share.total
+    assert models_bytes(ServeConfig()) is None
+    assert server_share(ServeConfig(memory="512MiB")).bodies == 64 * MIB  # an eighth
+    assert server_share(ServeConfig(memory="512MiB", max_bodies_bytes=32 * MIB)).bodies == 32 * MIB
+    with pytest.raises(UsageError, match="max_bodies_bytes"):
+        models_bytes(ServeConfig(memory="100MiB"))
+
+
+def test_the_share_is_shown() -> None:
+    with serving(memory="1GiB") as server:
+        assert server.server.service.pool._memory_bytes == models_bytes(ServeConfig(memory="1GiB"))
+        text = httpx2.get(f"{server.url}/metrics").text
+        assert f'kamado_server_share_bytes{{part="bodies"}} {128 * MIB}' in text
+        assert 'kamado_memory_bytes{model="",owner="server"} ' in text
+
+
+# --- a real process ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_bodies_of_27_mb_neither_stall_others_nor_stay(tmp_path: Path) -> None:
+    bodies = [
+        b'{"model":"x","messages":[%b[]]}' % (b"[]," * 9_000_000),
+        b'{"model":"x","messages":[],"metadata":{"a":[%b1]}}' % (b'{"a":[]},' * 3_000_000),
+        b'{"model":"x","messages":[%b]}' % (b'"\\"" ,' * 4_500_000),
+        b'{"model":"x","prompt":"%b"}' % ("a" * 26_000_000 + "😀").encode(),
+        b"[" * 27_000_000,
+    ]
+    with started(tmp_path) as process:
+
+        def mib(name: str) -> int:
+            text = Path(f"/proc/{process.popen.pid}/status").read_text()
+            found = re.search(rf"{name}:\s+(\d+) kB", text)
+            assert found is not None
+            return int(found[1]) >> 10
+
+        before = mib("VmRSS")
+        longest = 0.0
+        is_over = threading.Event()
+
+        def look() -> None:
+            nonlocal longest
+            with httpx2.Client(base_url=process._url, timeout=60) as http:
+                while not is_over.is_set():
+                    begun = time.monotonic()
+                    assert http.get("/health").status_code == 200
+                    longest = max(longest, time.monotonic() - begun)
+                    time.sleep(0.01)
+
+        looker = threading.Thread(target=look)
+        looker.start()
+        try:
+            for body in bodies:
+                assert process.http.post(CHAT, content=body).status_code in (400, 413)
+        finally:
+            is_over.set()
+            looker.join()
+        assert longest < 3.0  # it was 4 to 12; benchmarks/attack_gaps.py measures the pauses of a stream
+        assert mib("VmHWM") - before < 110  # three times 32 MiB and what else came to be meanwhile
+        assert mib("VmRSS") - before < 48
