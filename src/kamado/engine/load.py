@@ -106,8 +106,8 @@ def load_model(
     watch = BudgetWatch(plan.memory_bytes, checkpoint.files if is_strict else ())
     keeps = None
     if cap_bytes:
-        store = PrefixStore(cap_bytes=cap_bytes, keeps_cached=not is_strict)
-        keeps = _keeper_maker(store, checkpoint, identity, plan)
+        prefixes = PrefixStore(cap_bytes=cap_bytes, keeps_cached=not is_strict)
+        keeps = _keeper_maker(prefixes, checkpoint, identity, plan)
     return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, make_keeper=keeps, progress=progress)
 
 
