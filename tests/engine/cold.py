@@ -28,22 +28,25 @@ _NOT_NEEDED = shutil.ignore_patterns(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ColdPython:
     """The copy: an executable, what its environment must have, and where all files lie."""
 
     root: Path
     executable: Path
     environment: dict[str, str]
+    is_on_disk: bool = False
 
     def drop(self) -> None:
         """Drops every cached page of the copy; there are none that are mapped while it does not run."""
         for folder, _, names in os.walk(self.root):
             for name in names:
                 fd = os.open(os.path.join(folder, name), os.O_RDONLY)
-                os.fsync(fd)  # pages that are not on disk yet would stay
+                if not self.is_on_disk:
+                    os.fsync(fd)  # pages that are not on disk yet would stay
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.close(fd)
+        self.is_on_disk = True
 
 
 def copy_python(root: Path) -> ColdPython:

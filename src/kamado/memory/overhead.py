@@ -29,8 +29,8 @@ _KERNEL_BYTES = 3 << 20
 # Mapped files: read-ahead goes past what is mapped.
 _READ_AHEAD_BYTES = 4 << 20
 # Blocks of directories and inode tables that finding those files reads: cached pages of the disk itself (measured 4.1
-# MiB after a cold start, ext4).
-_DIRECTORY_BYTES = 4 << 20
+# MiB after a cold start of `load`, 6.4 of `kamado run`; ext4).
+_DIRECTORY_BYTES = 6 << 20
 _OUR_THREADS = 8  # readers, scheduler, tokenizer, prefix writer, NumPy's
 
 
