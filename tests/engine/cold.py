@@ -28,25 +28,21 @@ _NOT_NEEDED = shutil.ignore_patterns(
 )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ColdPython:
     """The copy: an executable, what its environment must have, and where all files lie."""
 
     root: Path
     executable: Path
     environment: dict[str, str]
-    is_on_disk: bool = False
 
     def drop(self) -> None:
         """Drops every cached page of the copy; there are none that are mapped while it does not run."""
         for folder, _, names in os.walk(self.root):
             for name in names:
                 fd = os.open(os.path.join(folder, name), os.O_RDONLY)
-                if not self.is_on_disk:
-                    os.fsync(fd)  # pages that are not on disk yet would stay
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.close(fd)
-        self.is_on_disk = True
 
 
 def copy_python(root: Path) -> ColdPython:
@@ -70,6 +66,7 @@ def copy_python(root: Path) -> ColdPython:
         source = source.with_name(name) if "." in name else source
         if source.is_dir():
             shutil.copytree(source, packages / name, ignore=_NOT_NEEDED)
+    os.sync()  # pages that are not on disk yet could not be dropped
     environment = os.environ | {
         "PYTHONHOME": str(root),
         "PYTHONPATH": str(packages),
