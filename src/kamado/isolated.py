@@ -388,3 +388,8 @@ def _address_space() -> int:
 
 # Grammars and templates.
 WORKER = Worker()
+
+
+def worker_pids() -> list[int]:
+    """Of the worker processes that are there now."""
+    return [pid for worker in list(_workers) if (pid := worker.pid) is not None]

@@ -41,7 +41,6 @@ class ColdPython:
         for folder, _, names in os.walk(self.root):
             for name in names:
                 fd = os.open(os.path.join(folder, name), os.O_RDONLY)
-                os.fsync(fd)  # pages that are not on disk yet would stay
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.close(fd)
 
@@ -67,6 +66,7 @@ def copy_python(root: Path) -> ColdPython:
         source = source.with_name(name) if "." in name else source
         if source.is_dir():
             shutil.copytree(source, packages / name, ignore=_NOT_NEEDED)
+    os.sync()  # pages that are not on disk yet could not be dropped
     environment = os.environ | {
         "PYTHONHOME": str(root),
         "PYTHONPATH": str(packages),

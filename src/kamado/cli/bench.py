@@ -191,6 +191,7 @@ def _measure_model(
         max_logit_rows=logit_rows,
         max_sequences=max_sequences,
         kv_recommended=recommended_for(checkpoint, kv),
+        worker=False,  # there is no text
         profile=profile,
         on=here,
     )

@@ -99,6 +99,8 @@ def make_stats(
     if use.library_bytes is not None:
         owners["libraries"] = max(use.library_bytes, mapped_bytes)
     owners["kernel"] = use.kernel_bytes
+    if "worker" in plan.bytes_by_owner:
+        owners["worker"] = use.worker_bytes
     executor_seconds = {
         name.removeprefix("seconds_"): value for name, value in snapshot.executor.items() if name.startswith("seconds_")
     }

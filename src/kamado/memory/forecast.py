@@ -24,7 +24,7 @@ from .kv_presets import (
     pages_for,
     parse_kv,
 )
-from .overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, planned_kernel_bytes
+from .overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, WORKER_BYTES, planned_kernel_bytes
 from .profile import DeviceProfile, Machine, machine
 from .sizes import ExpertNeeds
 
@@ -75,7 +75,8 @@ class Plan:
     num_threads: int
     max_rows: int  # rows of a step
     max_logit_rows: int
-    # weights, experts, kv, scratch, interpreter, constraints if planned for, file_cache, libraries, kernel
+    # weights, experts, kv, scratch, interpreter, constraints if planned for, file_cache, libraries, kernel,
+    # worker where there may be one
     bytes_by_owner: dict[str, int]
     memory_bytes: int  # what may be used
     memory_limited_by: str  # "budget", "machine" or a cgroup's path
@@ -180,6 +181,7 @@ def plan(
     kv_recommended: str | None = None,
     reserved_bytes: int = 0,
     constraints: bool = False,
+    worker: bool = True,
     profile: DeviceProfile | None = None,
     on: Machine | None = None,
 ) -> Plan:
@@ -191,7 +193,8 @@ def plan(
     experts, they are streamed through slots that take what is left of the budget. `kv_recommended` is what kv="auto"
     stands for, "exact" when None. `max_sequences` None: 64, or fewer where each holds exact pages beside codes.
     `reserved_bytes`: what the engine takes beside, counted with the interpreter. `constraints`: answers may be given a
-    form, which takes a trie of the vocabulary, an owner of its own. Nothing is loaded. Raises
+    form, which takes a trie of the vocabulary, an owner of its own. `worker`: so may the
+    process that tries templates and grammars, if the model makes text. Nothing is loaded. Raises
     UsageError for values out of range; a plan that does not fit is returned, not raised.
     """
     on = on or machine()
@@ -202,7 +205,11 @@ def plan(
         checkpoint, program, kv_plan, threads or on.cpus, on.cpus_online, kv_tokens, max_rows, max_logit_rows,
         max_sequences,
     )  # fmt: skip
-    planner.reserve(reserved_bytes, sizes.constraint_bytes(program.vocab_size) if constraints else 0)
+    planner.reserve(
+        reserved_bytes,
+        sizes.constraint_bytes(program.vocab_size) if constraints else 0,
+        WORKER_BYTES if worker and not program.is_encoder else 0,
+    )
     memory_bytes, limited_by = (on.usable_bytes or on.memory_bytes), on.memory_limited_by
     if memory is not None:
         memory_bytes, limited_by = min((memory, "budget"), (on.memory_bytes, on.memory_limited_by))
@@ -284,6 +291,7 @@ class _Split:
     max_sequences: int = MAX_SEQUENCES
     expert_bytes: int | None = None  # None: resident
     constraints: int = 0
+    worker: int = 0
 
     @property
     def fixed(self) -> int:
@@ -296,6 +304,7 @@ class _Split:
             + self.constraints
             + self.file_cache
             + self.libraries
+            + self.worker
         )
 
     @property
@@ -335,6 +344,7 @@ class _Split:
             "file_cache": self.file_cache,
             "libraries": self.libraries,
             "kernel": self.kernel(self.resident_bytes(needs)),
+            **({"worker": self.worker} if self.worker else {}),
         }
 
 
@@ -368,12 +378,13 @@ class _Planner:
         self._weights = sizes.dense_weight_bytes(program)
         self._interpreter = _INTERPRETER_BYTES + _tokenizer_bytes(checkpoint, program.vocab_size)
 
-        self._constraints = 0
+        self._constraints = self._worker = 0
 
-    def reserve(self, num_bytes: int, constraint_bytes: int) -> None:
+    def reserve(self, num_bytes: int, constraint_bytes: int, worker_bytes: int) -> None:
         """Counts what the engine takes beside the model."""
         self._interpreter += num_bytes
         self._constraints = constraint_bytes
+        self._worker = worker_bytes
 
     def best(self, memory_bytes: int, context: int | None) -> _Split:
         """The split to load with; the first one tried when none fits."""
@@ -459,6 +470,7 @@ class _Planner:
             scratch=self._scratch.bytes_of(rows, logit_rows, self.num_threads),
             interpreter=self._interpreter + sizes.transcript_bytes(kv_tokens),
             constraints=self._constraints,
+            worker=self._worker,
             num_threads=self.num_threads,
             cpus=self._cpus,
             file_cache=sizes.table_page_bytes(self._program, context) + _FILE_CACHE_BYTES,

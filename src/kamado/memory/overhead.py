@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ..isolated import WORKER_BASE_BYTES, worker_pids
 from .page_cache import cached_bytes
 from .profile import kib_fields
 
@@ -19,14 +20,17 @@ _CHARGE_STOCK_BYTES = 64 * _PAGE_BYTES
 # 84 MiB with read-ahead of 8 MiB (numpy 36, tokenizers 11, libpython 9.5, other libraries 16, compiled modules 11).
 LIBRARY_BYTES = 92 << 20
 CONSTRAINT_LIBRARY_BYTES = 8 << 20  # llguidance
+# The process that tries templates and grammars, and what honest ones take there (13 MiB in all were measured). Hostile
+# ones may take WORK_BYTES for some seconds before it is ended: the server's share has room for that.
+WORKER_BYTES = WORKER_BASE_BYTES + (8 << 20)
 # Inodes and directory entries of the thousand files that a cold start opens, mappings, descriptors; page tables of
 # what is mapped but not ours. Measured 1.6 MiB after a cold start, 1.9 with answers of a given form.
 _KERNEL_BYTES = 3 << 20
 # Mapped files: read-ahead goes past what is mapped.
 _READ_AHEAD_BYTES = 4 << 20
 # Blocks of directories and inode tables that finding those files reads: cached pages of the disk itself (measured 4.1
-# MiB after a cold start, ext4).
-_DIRECTORY_BYTES = 4 << 20
+# MiB after a cold start of `load`, 6.4 of `kamado run`; ext4).
+_DIRECTORY_BYTES = 6 << 20
 _OUR_THREADS = 8  # readers, scheduler, tokenizer, prefix writer, NumPy's
 
 
@@ -50,6 +54,15 @@ def kernel_bytes(root: Path = Path("/")) -> int:
         (int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("Threads:")), 1
     )
     return _KERNEL_BYTES + num_threads * _KERNEL_THREAD_BYTES + tables
+
+
+def workers_bytes(root: Path = Path("/")) -> int:
+    """The most that the worker processes which are there now have taken; the files that they mapped are ours too."""
+    total = 0
+    for pid in worker_pids():
+        status = kib_fields(root / f"proc/{pid}/status")
+        total += max(0, status.get("VmHWM", 0) - status.get("RssFile", 0)) + status.get("VmPTE", 0)
+    return total
 
 
 def library_bytes(root: Path = Path("/")) -> int | None:

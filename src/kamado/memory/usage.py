@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .overhead import kernel_bytes, library_bytes
+from .overhead import kernel_bytes, library_bytes, workers_bytes
 from .page_cache import cached_bytes, forget_cached
 from .profile import innermost_memory_cgroup, kib_fields
 
@@ -23,15 +23,17 @@ class MemoryUse:
     file_cache_bytes: int | None = None  # cached pages of the model's files, whoever read them
     library_bytes: int | None = None  # cached pages of Python, libraries and modules, those that are mapped included
     kernel_bytes: int = 0  # page tables and more that the kernel keeps for this process; 0: it does not tell
+    worker_bytes: int = 0  # of the processes that try templates and grammars
     cgroup_bytes: int | None = None  # charged to our innermost memory cgroup, others in it included
     cgroup_cache_bytes: int | None = None
     cgroup_peak_bytes: int | None = None
 
     @property
     def beside_bytes(self) -> int:
-        """What a container counts beside what is resident: cached pages that nobody mapped, and the kernel's share."""
+        """What a container counts beside what is resident: cached pages that nobody mapped, the kernel's share, and our
+        worker processes."""
         unmapped = max(0, (self.library_bytes or 0) - self.mapped_file_bytes)
-        return unmapped + self.kernel_bytes
+        return unmapped + self.kernel_bytes + self.worker_bytes
 
 
 def memory_use(files: Sequence[Path] = (), root: Path = Path("/")) -> MemoryUse:
@@ -48,6 +50,7 @@ def memory_use(files: Sequence[Path] = (), root: Path = Path("/")) -> MemoryUse:
         file_cache_bytes=None if None in cached or not cached else sum(filter(None, cached)),
         library_bytes=library_bytes(root),
         kernel_bytes=kernel_bytes(root),
+        worker_bytes=workers_bytes(root),
         cgroup_bytes=current,
         cgroup_cache_bytes=cache,
         cgroup_peak_bytes=peak,
