@@ -215,6 +215,11 @@ def stalling_body(kind: str, model: str) -> bytes:
     if kind == "keys":
         keys = b",".join(b'"%x":1' % i for i in range(size // 10))
         return b'{"model":%b,"messages":[],"logit_bias":{%b}}' % (name, keys)
+    if kind == "keys_below":  # as many as the gate lets pass
+        keys = b",".join(b'"%x":1' % i for i in range(195_000))
+        return b'{"model":%b,"messages":[],"logit_bias":{%b}}' % (name, keys)
+    if kind == "objects_below":
+        return b'{"model":%b,"messages":[],"metadata":{"a":[%b1]}}' % (name, b'{"a":1},' * 105_000)
     if kind == "deep":
         return b'{"model":%b,"messages":%b%b}' % (name, b"[" * (size // 2), b"]" * (size // 2))
     if kind == "wide":
@@ -383,7 +388,18 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("A1", "rules", deep_rules),
     *(
         Attack("A2", kind, _body_attack(kind))
-        for kind in ("lists", "objects", "numbers", "messages", "keys", "deep", "wide", "quotes")
+        for kind in (
+            "lists",
+            "objects",
+            "numbers",
+            "messages",
+            "keys",
+            "keys_below",
+            "objects_below",
+            "deep",
+            "wide",
+            "quotes",
+        )
     ),
     Attack("A2", "token_ids", token_ids),
     Attack("A2", "long_text", long_text),
