@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kamado.isolated import WORKER
+
+WORKER._nice = 0  # tests wait for it, and the machine may be busy
+
 # The real models that tests name, and the file of each in the folder of KAMADO_TEST_MODELS.
 REAL_MODELS = {
     "smollm2:135m": "smollm2-135m-instruct-q4_1.gguf",

@@ -19,13 +19,14 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are Linu
 
 CHECK = "kamado.engine.grammar_compile:check"
 USE = "kamado.checkpoint.template_worker:use"
+MODULES = (CHECK.partition(":")[0], USE.partition(":")[0])
 SMALL = {"kind": "regex", "text": "[ab]+", "is_lenient": False}
 LIMITS = Limits(cpu_seconds=2.0, clock_seconds=20.0)
 
 
 @pytest.fixture
 def worker() -> Iterator[Worker]:
-    made = Worker()
+    made = Worker(MODULES, nice=0)  # tests wait for it, and the machine may be busy
     yield made
     made.close()
 
@@ -38,13 +39,17 @@ def test_the_worker_answers_again_and_again(worker: Worker) -> None:
     assert worker.pid == pid
 
 
-def test_others_go_first(worker: Worker) -> None:
-    worker.ask(CHECK, SMALL, LIMITS)
-    pid = worker.pid
-    assert pid is not None
-    assert os.getpriority(os.PRIO_PROCESS, pid) == 19
-    assert os.sched_getscheduler(pid) == os.SCHED_BATCH
-    assert os.getsid(pid) == pid, "Ctrl-C in our terminal would end it"
+def test_others_go_first() -> None:
+    worker = Worker(MODULES)
+    try:
+        worker.ask(CHECK, SMALL, LIMITS)
+        pid = worker.pid
+        assert pid is not None
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+        assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+        assert os.getsid(pid) == pid, "Ctrl-C in our terminal would end it"
+    finally:
+        worker.close()
 
 
 def test_nothing_of_the_working_directory_is_imported(tmp_path: Path) -> None:
@@ -75,7 +80,7 @@ def test_nothing_of_the_working_directory_is_imported(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_limit_ends_the_work_and_the_next_goes_on(worker: Worker, why: str, function: str, request_: object) -> None:
     assert isinstance(request_, dict)
-    limits = Limits(0.2, 20.0) if why == "time" else Limits(10.0, 60.0, 24 << 20 if why == "memory" else 64 << 20)
+    limits = Limits(0.2, 20.0) if why == "time" else Limits(10.0, 60.0, 8 << 20 if why == "memory" else 64 << 20)
     with pytest.raises(WorkerEndedError) as caught:
         worker.ask(function, request_, limits)
     assert caught.value.why == why, str(caught.value)
@@ -89,11 +94,11 @@ def test_work_that_waits_for_nothing_is_ended_by_the_clock(worker: Worker) -> No
     os.kill(pid, signal.SIGSTOP)  # as on a machine that never gives it a turn
     with pytest.raises(WorkerEndedError) as caught:
         worker._exchange(worker._process, b"", Limits(0.1, -29.8))  # type: ignore[arg-type]
-    assert caught.value.why == "time"
+    assert caught.value.why == "busy"
 
 
 def test_an_idle_worker_ends_and_another_is_started() -> None:
-    worker = Worker(idle_seconds=0.05)
+    worker = Worker(MODULES, nice=0, idle_seconds=0.05)
     try:
         worker.ask(CHECK, SMALL, LIMITS)
         first = worker._process

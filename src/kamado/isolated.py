@@ -27,12 +27,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-Why = Literal["time", "memory", "stack", "broken"]
+Why = Literal["time", "memory", "stack", "busy", "broken"]
 
 # Native stack of the worker's thread. Whatever is done again in this process runs on OWN_STACK_BYTES, four times that.
 WORKER_STACK_BYTES = 8 << 20
@@ -46,6 +46,7 @@ _MAX_MESSAGE_BYTES = 64 << 20
 _IDLE_SECONDS = 60.0
 _START_SECONDS = 30.0
 _SPARE_BYTES = 24 << 20  # a worker that is larger than that after its work is replaced
+_BUSY = "the machine is too busy with other work: try again later"
 _HEADER = struct.Struct("<I")
 _PACKAGES = ("llguidance", "jinja2", "markupsafe", "tokenizers")
 
@@ -60,7 +61,8 @@ class Limits:
 
 
 class WorkerEndedError(Exception):
-    """The worker ended before its work did. `why` says which limit it met; "broken" is none of them."""
+    """The worker ended before its work did. `why` says which limit it met: "time" is the processor's, "busy" the
+    clock's (others kept the processor), "broken" none of them."""
 
     def __init__(self, why: Why, detail: str = "") -> None:
         super().__init__(detail or why)
@@ -89,7 +91,10 @@ def without_worker() -> Iterator[None]:
 class Worker:
     """A process that is started when it is first needed. Thread-safe; work waits for its turn."""
 
-    def __init__(self, *, nice: int = 19, idle_seconds: float = _IDLE_SECONDS) -> None:
+    def __init__(self, modules: Sequence[str] = (), *, nice: int = 19, idle_seconds: float = _IDLE_SECONDS) -> None:
+        """`modules` are imported and warmed up at its start, at our own priority: else, on a busy machine, the first
+        work would wait for seconds."""
+        self._modules = tuple(modules)
         self._nice = nice
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
@@ -146,7 +151,7 @@ class Worker:
         if self._process is not None and self._process.poll() is None:
             return self._process, False
         self._drop()
-        self._process = _start(self._nice, self._idle_seconds)
+        self._process = _start(self._modules, self._nice, self._idle_seconds)
         return self._process, True
 
     def _drop(self, *, is_ending: bool = False) -> int | None:
@@ -196,7 +201,7 @@ def _read(fd: int, size: int, deadline: float) -> bytes:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1e3):
-            raise WorkerEndedError("time", "the worker does not answer")
+            raise WorkerEndedError("busy", _BUSY)
         part = os.read(fd, min(size, 1 << 20))
         if not part:
             raise _NoReplyError
@@ -209,8 +214,10 @@ def _why(code: int | None) -> tuple[Why, str]:
     """What a worker's end says of the work."""
     if code is None:
         return "broken", "the worker was lost"
-    if code in (-signal.SIGPROF, -signal.SIGALRM, -signal.SIGXCPU):
+    if code in (-signal.SIGPROF, -signal.SIGXCPU):
         return "time", "it took too long"
+    if code == -signal.SIGALRM:
+        return "busy", _BUSY
     if code in (-signal.SIGSEGV, -signal.SIGBUS):
         return "stack", "it is nested too deeply"
     if code in (-signal.SIGABRT, -signal.SIGKILL):  # native allocations that fail abort; the system kills for memory
@@ -218,9 +225,9 @@ def _why(code: int | None) -> tuple[Why, str]:
     return "broken", f"the worker ended with code {code}"
 
 
-def _start(nice: int, idle_seconds: float) -> subprocess.Popen[bytes]:
+def _start(modules: Sequence[str], nice: int, idle_seconds: float) -> subprocess.Popen[bytes]:
     root = Path(__file__).resolve().parent.parent
-    options = {"nice": nice, "idle": idle_seconds, "path": [str(root), *_package_folders()]}
+    options = {"modules": modules, "nice": nice, "idle": idle_seconds, "path": [str(root), *_package_folders()]}
     code = "import json,sys;o=json.loads(sys.argv[1]);sys.path+=o['path'];from kamado.isolated import serve;serve(o)"
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "SYSTEMROOT", "TZ") if name in os.environ}
     try:
@@ -298,19 +305,21 @@ def serve(options: Mapping[str, Any]) -> NoReturn:
     """The worker's whole life: reads requests until the pipe is closed or nothing comes for a while."""
     import resource
 
-    os.nice(int(options["nice"]))
-    if hasattr(os, "sched_setscheduler") and options["nice"]:
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    # When memory is short, this process goes first. It has a session of its own, and where sessions share the processor
-    # equally, the session must be nice too.
-    for name, value in (("oom_score_adj", 1000), ("autogroup", options["nice"])):
-        with contextlib.suppress(OSError):
-            Path(f"/proc/self/{name}").write_text(str(value))
+    with contextlib.suppress(OSError):  # when memory is short, this process goes first
+        Path("/proc/self/oom_score_adj").write_text("1000")
     for what, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NOFILE, 64)):
         resource.setrlimit(what, (most, most))
     for name in ("SIGPROF", "SIGALRM", "SIGIO"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
+    for module in options["modules"]:
+        with contextlib.suppress(Exception):  # of a package that is not there, the work will say so
+            _warm_up(module)
+    with contextlib.suppress(OSError):  # where sessions share the processor equally, its session must be nice too
+        Path("/proc/self/autogroup").write_text(str(options["nice"]))
+    os.nice(int(options["nice"]))
+    if hasattr(os, "sched_setscheduler") and options["nice"]:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     threading.stack_size(WORKER_STACK_BYTES)
     thread = threading.Thread(target=_loop, args=(float(options["idle"]),), daemon=True)
     thread.start()
@@ -329,8 +338,7 @@ def _loop(idle_seconds: float) -> None:
         request = marshal.loads(source.read(_HEADER.unpack(header)[0]))
         module, _, name = request["call"].partition(":")
         assert module.startswith("kamado.")
-        function = getattr(importlib.import_module(module), name)
-        getattr(sys.modules[module], "warm_up", int)()  # imports and tables are not the work's
+        function = getattr(_warm_up(module), name)
         least_bytes = least_bytes or _address_space()
         cpu_seconds, clock_seconds = request["seconds"]
         with _limited(cpu_seconds, clock_seconds, least_bytes + request["memory"]):
@@ -339,6 +347,13 @@ def _loop(idle_seconds: float) -> None:
         sink.flush()
         if _address_space() > least_bytes + _SPARE_BYTES:
             return
+
+
+def _warm_up(name: str) -> Any:
+    """The module, with the imports and tables that are not the work's."""
+    module = importlib.import_module(name)
+    getattr(module, "warm_up", int)()
+    return module
 
 
 def _reply(function: Callable[[Any], Any], request: Any) -> bytes:
@@ -387,7 +402,7 @@ def _address_space() -> int:
 
 
 # Grammars and templates.
-WORKER = Worker()
+WORKER = Worker(("kamado.engine.grammar_compile", "kamado.checkpoint.template_worker"))
 
 
 def worker_pids() -> list[int]:

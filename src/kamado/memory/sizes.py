@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..checkpoint.types import Layout, TensorRef
+from ..isolated import WORK_BYTES, WORKER_BASE_BYTES
 from ..program import Buffer, Embed, Experts, Head, Linear, Norm, Program, Route
 
 _TILE_ROWS = 16
@@ -46,6 +47,9 @@ _MAX_ASSIGNMENTS = 1024
 _CONSTRAINT_BYTES = 12 << 20
 _CONSTRAINT_PEAK_TOKEN_BYTES = 560
 _CONSTRAINT_TOKEN_BYTES = 500
+# The process in which grammars and templates are tried (isolated.py), at work. It is there from the first of them until
+# a minute after the last; idle it takes WORKER_BASE_BYTES.
+WORKER_BYTES = WORKER_BASE_BYTES + WORK_BYTES
 # Ids of conversations that may come back: sixteen times what the cache holds.
 _TRANSCRIPT_TOKEN_BYTES = 64
 _MAX_TRANSCRIPT_BYTES = 8 << 20

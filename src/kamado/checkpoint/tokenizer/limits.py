@@ -30,7 +30,7 @@ _PROBES = (*range(0x20, 0x600), *range(0x600, 0xD800, 16), *range(0xF900, 0x1000
 
 _LIMITS = Limits(cpu_seconds=60.0, clock_seconds=180.0, memory_bytes=LOAD_BYTES)
 # At usual priority, for somebody waits for a model; it ends soon after.
-_WORKER = Worker(nice=0, idle_seconds=2.0)
+_WORKER = Worker((__name__,), nice=0, idle_seconds=2.0)
 
 
 def check_in_worker(path: Path, raw: bytes) -> float:
