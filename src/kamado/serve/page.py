@@ -96,7 +96,7 @@ async def _status(call: Call[None]) -> Response:
     """What the page shows: models that can chat, which of them to begin with, what is loaded, bytes by owner."""
     service = call.server.service
     infos, real = [], {}
-    for info in await service.models():
+    for info in await service.models(with_aliases=False):
         if "chat" in info.capabilities:
             with suppress(ModelNotFoundError):  # removed at this moment
                 real[info.name] = await service.model(info.name)  # an alias and its model are one

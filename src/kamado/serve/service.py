@@ -102,9 +102,11 @@ class Service:
         """The name that an alias stands for."""
         return self._aliases.get(name, name)
 
-    async def models(self) -> Sequence[ModelInfo]:
+    async def models(self, *, with_aliases: bool = True) -> Sequence[ModelInfo]:
         """All models of the library, loaded ones exact, and aliases under their own names."""
         infos = [self._exact(info) for info in await self.library.list()]
+        if not with_aliases:
+            return infos
         taken = {info.name for info in infos}
         for alias, name in sorted(self._aliases.items()):
             if alias not in taken:
