@@ -166,7 +166,11 @@ def test_think(client: Any, world: FakeWorld, value: Any, meant: Think) -> None:
 @compat(CHAT, "format", note="json or a JSON Schema")
 @pytest.mark.parametrize(
     ("value", "meant"),
-    [("json", OutputFormat("json")), (SCHEMA, OutputFormat("json_schema", SCHEMA, is_strict=False)), ("", OutputFormat())],
+    [
+        ("json", OutputFormat("json")),
+        (SCHEMA, OutputFormat("json_schema", SCHEMA, is_strict=False)),
+        ("", OutputFormat()),
+    ],
 )
 def test_format(client: Any, world: FakeWorld, value: Any, meant: OutputFormat) -> None:
     client.chat("fake", hello(), format=value)
@@ -346,7 +350,8 @@ def test_generate_has_what_chat_has(client: Any, world: FakeWorld, post: Callabl
     assert (answer.thinking, answer.response) == ("hm", "yes")
     request = last(world)
     assert request.messages[0].parts[0] == ImagePart(base64.b64decode(PIXEL), "image/png")
-    assert (request.think, request.output) == (Think(enabled=True), OutputFormat("json_schema", SCHEMA, is_strict=False))
+    assert request.think == Think(enabled=True)
+    assert request.output == OutputFormat("json_schema", SCHEMA, is_strict=False)
     answer = client.generate("fake", "hello", logprobs=True, top_logprobs=1)
     assert answer.logprobs[0].top_logprobs[0].token == "HELLO"
     post("/api/generate", model="fake", prompt="hello", truncate=True)
