@@ -71,6 +71,8 @@ TABLE: dict[str, tuple[Any, list[Any], list[Any]]] = {
                    "1e1000", "1e309"]),
     "a range of fractions": ({"type": "number", "minimum": 0, "exclusiveMaximum": 1}, [0, 0.5, 1e-9, 0.999], [1, "1.0",
                              "0.99999999999999999", -0.1, 1e2]),
+    "a bound past 2^53": ({"type": "number", "maximum": 9223372036854775807}, [0.5, "6.22e+16", (1 << 63) - 1],
+                          ["9223372036854775807.5", "9.9e18", 1 << 63]),
     "multipleOf": ({"type": "integer", "multipleOf": 7, "minimum": 0}, [0, 7, 70007], [8, -7]),
     "multipleOf 1000": ({"type": "integer", "multipleOf": 1000}, [0, -5000, 1234567890123456000], [500, 1001]),
     "multipleOf 0.01": ({"type": "number", "multipleOf": 0.01}, [19.99, 3], ["0.001"]),

@@ -350,10 +350,8 @@ def test_generate_has_what_chat_has(client: Any, world: FakeWorld, post: Callabl
     assert (answer.thinking, answer.response) == ("hm", "yes")
     request = last(world)
     assert request.messages[0].parts[0] == ImagePart(base64.b64decode(PIXEL), "image/png")
-    assert (request.think, request.output) == (
-        Think(enabled=True),
-        OutputFormat("json_schema", SCHEMA, is_strict=False),
-    )
+    assert request.think == Think(enabled=True)
+    assert request.output == OutputFormat("json_schema", SCHEMA, is_strict=False)
     answer = client.generate("fake", "hello", logprobs=True, top_logprobs=1)
     assert answer.logprobs[0].top_logprobs[0].token == "HELLO"
     post("/api/generate", model="fake", prompt="hello", truncate=True)

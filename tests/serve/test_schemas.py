@@ -240,3 +240,9 @@ def test_of_two_tools_several_may_be_called(world: World) -> None:
     both = call_of('{"n": 1}') + "\n" + call_of('{"n": 2}', "g")
     answer = world.ask("/v1/chat/completions", body, both).json()
     assert [c["function"]["name"] for c in answer["choices"][0]["message"]["tool_calls"]] == ["f", "g"]
+
+
+def test_nothing_stands_before_a_form(world: World) -> None:
+    answer = world.ask("/v1/chat/completions", {"messages": HELLO, "response_format": form(COUNT)}, '\n\n {"n":1}')
+    text = answer.json()["choices"][0]["message"]["content"]
+    assert json.dumps(json.loads(text), separators=(",", ":")) == text

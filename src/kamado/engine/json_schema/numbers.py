@@ -199,10 +199,11 @@ def numbers_in(bounds: Range) -> Tree:
     else:
         positive.append(NOTHING)
         negative.append(_at_least(-high, bounds.is_high_open))
-    # Past 2^53 a fraction may round to the other side of a bound.
-    digits = 0 if any(bound is not None and abs(bound) >= _EXACT for bound in (low, high)) else _FRACTION_DIGITS
+    # Near a bound past 2^53 a fraction may round to its other side.
+    is_far = any(bound is not None and abs(bound) >= _EXACT for bound in (low, high))
     largest = max([MAX_WHOLE, *(int(abs(bound)) for bound in (low, high) if bound is not None)])
-    plain = seq(_natural(0, largest), repeat(_fraction(digits), 0, 1))
+    top = 10**_DOUBLE_DIGITS - 1 if is_far else largest
+    plain = alt(seq(_natural(0, top), repeat(_fraction(_FRACTION_DIGITS), 0, 1)), _natural(0, largest))
     powers = alt(seq(_MANTISSA, alt(_exponent(_PLUS, 0, _BIG_EXPONENT), _exponent(_SIGN, 0, 999))), _LARGEST)
     magnitude = alt(plain, powers)
     return alt(both(magnitude, *positive), seq(_SIGN, both(magnitude, *negative)))
@@ -281,6 +282,9 @@ def _at_most(bound: Decimal, is_open: bool) -> Tree:
         power = max(1, 2 - bound.adjusted())
         if power <= 999:
             ways.append(seq(_MANTISSA, _exponent(_SIGN, power, 999)))
+        most = min(bound.adjusted() - 2, _BIG_EXPONENT)  # and far from it on this side
+        if most >= 0:
+            ways.append(seq(_MANTISSA, _exponent(_PLUS, 0, most)))
     return alt(*ways)
 
 

@@ -67,7 +67,9 @@ class AnswerGrammar:
         """The grammar; None when anything may come. Raises ConstraintError for a schema that cannot be used."""
         if self._syntax is None and self._output.kind == "text":
             return None
-        start = f"{self._reasoning()}SPACE? answer"
+        # Where the parser looks for reasoning or calls it leaves out the blanks before them; else they would be shown.
+        space = "SPACE? " if self._tags is not None or self._syntax is not None else ""
+        start = f"{self._reasoning()}{space}answer"
         answer = " | ".join(self._answers())
         rules = [f"start: {start}", f"answer: {answer}", r"SPACE: /[ \t\r\n]{1,4}/", *self._rules]
         top = {"name": "answer", "lark_grammar": "\n".join(rules)}
