@@ -13,8 +13,10 @@ import pytest
 
 from kamado.checkpoint.store import Store
 from kamado.serve.backend import LoadOptions
+from kamado.serve.config import ServeConfig
 from kamado.serve.library import StoreLibrary
 from kamado.serve.loader import EngineLoader, EngineSettings
+from kamado.serve.share import server_share
 
 from .browsing import ask
 from .processes import Process, started
@@ -119,13 +121,15 @@ def test_a_new_user_gets_a_model_that_can_be_had(
     open_page: OpenPage, home: Path, tmp_path: Path, is_pinned: bool
 ) -> None:
     settings = tmp_path / "serve.toml"
-    settings.write_text('models = ["tiny"]\nserve_all = true\n' if is_pinned else "")
+    bodies = 16 << 20
+    text = f"max_bodies_bytes = {bodies}\nmax_body_bytes = {1 << 20}\n"
+    settings.write_text(text + ('models = ["tiny"]\nserve_all = true\n' if is_pinned else ""))
     loader = EngineLoader(StoreLibrary(Store(home)), EngineSettings(threads=1, context=256, prefix_cache_bytes=2 << 30))
     with ThreadPoolExecutor(1) as pool:  # this thread has an event loop that runs: playwright's
         needs = [
             pool.submit(asyncio.run, loader.estimate(name, LoadOptions())).result() for name in ("tiny", "a-larger")
         ]
-    budget = sum(needs) // 2
+    budget = sum(needs) // 2 + server_share(ServeConfig(max_bodies_bytes=bodies)).total
     with started(home, "--config", settings, "--memory", str(budget), "--context", "256") as process:
         page = opened(open_page, process)
         assert page.locator("#model option").all_inner_texts() == ["a-larger (no room in memory)", "tiny"]
