@@ -63,7 +63,7 @@ BODIES: tuple[bytes, ...] = (
     b'{"model": "MODEL", "messages": []}',
     b'{"model": "MODEL", "messages": "hi"}',
     b'{"model": "MODEL", "messages": [{"role": "user"}], "temperature": "hot"}',
-    b'{"model": "MODEL", "messages": [{"role": "user", "content": "a"}], "max_tokens": -1}',
+    b'{"model": "MODEL", "messages": [{"role": "user", "content": "a"}], "max_tokens": -2}',
     b'{"model": "../../etc/passwd", "messages": [{"role": "user", "content": "a"}]}',
     b'{"model": "MODEL", "messages": ' + b"[" * 5000 + b"]" * 5000 + b"}",
     b'{"model": "MODEL", "messages": [{"role": "user", "content": "\xff\xfe"}]}',

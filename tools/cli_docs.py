@@ -51,7 +51,7 @@ flowchart LR
 
 | Variable | Effect |
 |---|---|
-| `KAMADO_HOME` | one folder for models, device profile and history, instead of the XDG ones |
+| `KAMADO_HOME` | one folder for models, profile and history; settings and keys of `serve` stay where they are |
 | `XDG_DATA_HOME`, `XDG_CACHE_HOME`, `XDG_STATE_HOME` | where these lie otherwise |
 | `KAMADO_TIER` | a lower kernel tier than the best (`scalar`, `avx2`, …) |
 | `KAMADO_DEBUG` | `1`: tracebacks |

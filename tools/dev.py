@@ -271,7 +271,16 @@ def step_agent_tests(arguments: Sequence[str]) -> None:
             run(npm, "install", "--prefix", folder, "--no-audit", "--no-fund", "--ignore-scripts", *AGENTS)
         except StepError as error:
             raise SkipStep(f"the agents could not be installed ({error})") from None
-        run(python(), "-m", "pytest", "-m", "agents", *arguments, env={"KAMADO_TEST_AGENTS": folder})
+        run(
+            python(),
+            "-m",
+            "pytest",
+            "-m",
+            "agents",
+            "tests/serve/test_agents_npm.py",
+            *arguments,
+            env={"KAMADO_TEST_AGENTS": folder},
+        )
 
 
 def chromium() -> str:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kamado.engine.cut_json import closed, whole_members
+from kamado.engine.tool_format.turns import arguments_of
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False)
@@ -57,12 +58,16 @@ def test_a_beginning_is_made_whole(text, members, all_of_it) -> None:
     [
         "[1]", "null", "7", "x", "f()", "{x", '{"a" 1', '{"a": x', '{"a": 1 2', '{"a": 1}}', '{"a": 1} x', "{,", "{]",
         '{"a": [1}', '{"a": "\x01', '{"a": "\\x', '{"a": "\\u12g', '{"a": 01', '{"a": 1-', '{"a": 1.5.', "{'a': 1}",
-        '{"a":' + "[" * 200_000,
+        '{"a":' + "[" * 200_000, '{"a": "' + "x" * (1 << 20),
     ],
 )  # fmt: skip
 def test_what_begins_no_object_is_none(text) -> None:
     assert closed(text) is None
     assert whole_members(text) == {}
+
+
+def test_null_is_no_argument_at_all() -> None:
+    assert arguments_of(0, "f", "null") == arguments_of(0, "f", "") == {}
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

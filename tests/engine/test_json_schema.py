@@ -74,6 +74,7 @@ TABLE: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "multipleOf": ({"type": "integer", "multipleOf": 7, "minimum": 0}, [0, 7, 70007], [8, -7]),
     "multipleOf 1000": ({"type": "integer", "multipleOf": 1000}, [0, -5000, 1234567890123456000], [500, 1001]),
     "multipleOf 0.01": ({"type": "number", "multipleOf": 0.01}, [19.99, 3], ["0.001"]),
+    "multipleOf 1.5": ({"type": "number", "multipleOf": 1.5}, [1.5, 3, -4.5], [1, "5332552796181325.5"]),
     "not whole": ({"type": "number", "not": {"type": "integer"}}, [1.5], [1, "1.0", "7210759514116835007.138"]),
     # P2
     "zod's email": ({"type": "string", "pattern": EMAIL}, ['"a.b@c.de"'], ['".a@c.de"', '"a..b@c.de"', '"a@b"']),
@@ -271,7 +272,7 @@ def test_ranges_of_numbers_are_exact() -> None:
     [
         (EMAIL, ["a@b.com"], [".a@b.com", "a..b@c.de"]),
         (r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$", ["1.5", "+3", ".5"], ["+", ".", ""]),  # pydantic's Decimal
-        (r"\bfoo\b", ["foo", "a foo b", "foo!"], ["afoo", "foob"]),
+        (r"\bfoo\b", ["foo", "a foo b", "foo!"], ["afoo", "foob", "ßfoo", "foo㢼"]),
         (r"a|^b$|c$", ["xax", "b", "zc"], ["bb", "cd"]),
         (r"^(?=.*\d)(?=.*[a-z]).{4,8}$", ["abc1", "1234567a"], ["abcd", "1234", "ab1"]),
         (r"(?i)^abc$", ["ABC", "aBc"], ["abd"]),
@@ -352,6 +353,18 @@ def test_a_check_of_too_much_ends() -> None:
          "$ref": "#/$defs/d0"},
         {"enum": [[[[[i]]]] for i in range(2000)]},
         {"type": "array", "items": {"enum": list(range(60))}, "uniqueItems": True},
+        {
+            "anyOf": [{"type": "object", "properties": {f"a{i}": {"type": "string"}}} for i in range(300)],
+            "oneOf": [{"type": "object", "properties": {f"b{i}": {"type": "string"}}} for i in range(300)],
+        },
+        {
+            "$defs": {
+                f"{name}{i}": {"type": "object", "properties": {"x": {"$ref": f"#/$defs/{name}{(i + 1) % length}"}}}
+                for name, length in (("a", 97), ("b", 101))
+                for i in range(length)
+            },
+            "allOf": [{"$ref": "#/$defs/a0"}, {"$ref": "#/$defs/b0"}],
+        },
         {"patternProperties": {f"{c}+": {"minimum": i} for i, c in enumerate("abcdefgh")}},
     ],
 )  # fmt: skip

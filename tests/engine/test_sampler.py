@@ -286,3 +286,39 @@ def test_log_probabilities_by_hand() -> None:
     assert logprob == pytest.approx(math.log(0.1), abs=1e-6)
     assert [token for token, _ in top] == [2, 1]
     assert [value for _, value in top] == pytest.approx([math.log(0.7), math.log(0.2)], abs=1e-6)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-310, 1e-300, 1e-45, 1e-38, 1e-30, 1e-10])
+@pytest.mark.parametrize("more", [{"top_k": 0}, {"top_k": 40}, {"top_k": 0, "min_p": 0.1}, {"top_k": 0, "top_p": 1.0}])
+def test_the_smallest_temperatures_take_the_best(temperature: float, more: dict[str, float]) -> None:
+    logits = np.random.default_rng(1).normal(scale=5.0, size=500).astype(np.float32)
+    sampler = Sampler(Sampling(temperature=temperature, seed=1, **more), 500)
+    assert {sampler.pick(logits, i) for i in range(5)} == {int(logits.argmax())}
+    flat = np.zeros(500, np.float32)  # of equals any may come, as at every temperature above 0
+    assert len({sampler.pick(flat, i) for i in range(20)}) > 1
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"repetition_penalty": 5e-324},
+        {"repetition_penalty": 1e-40},
+        {"repetition_penalty": 100.0},
+        {"presence_penalty": 100.0, "frequency_penalty": 100.0},
+        {"presence_penalty": -100.0, "frequency_penalty": -100.0},
+        {"top_p": 5e-324},
+        {"min_p": 5e-324},
+        {"min_p": 1.0},
+        {"logit_bias": {0: 100.0, 1: -100.0}},
+    ],
+)
+@pytest.mark.parametrize("scale", [1e-45, 1.0, 1e30, 3e38])
+def test_extreme_values_give_a_token(values: dict[str, object], scale: float) -> None:
+    logits = np.random.default_rng(2).uniform(-1.0, 1.0, 100).astype(np.float32) * np.float32(scale)
+    logits[7] = -np.inf
+    for more in ({}, {"temperature": 1e-320}, {"temperature": 0.0}, {"top_k": 0}):
+        sampler = Sampler(Sampling(**({"seed": 1} | values | more)), 100, prompt=range(50))
+        picked = [sampler.pick(logits, i) for i in range(8)]
+        assert all(0 <= token < 100 and token != 7 for token in picked)

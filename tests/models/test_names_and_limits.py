@@ -258,3 +258,12 @@ def test_keys_left_out_are_what_transformers_takes(tmp_path: Path, family: str) 
             except KamadoError:  # a required key, or a default that these small tensors do not fit
                 results.append(KamadoError)
         assert KamadoError in results or results[0] == results[1], key
+
+
+def test_the_server_allows_the_longer_context_too(tmp_path: Path) -> None:
+    from kamado.serve.describe import describe
+
+    folder = tiny_models.write(tmp_path, "qwen3", max_position_embeddings=32, rope_scaling=_yarn())
+    assert describe("m", folder, digest="", created=0, nbytes=None).max_context == 128
+    unknown = tiny_models.write(tmp_path / "unknown", "qwen3", model_type="phi9")
+    assert describe("m", unknown, digest="", created=0, nbytes=None).max_context == 512

@@ -67,15 +67,15 @@ class WritingModel(EngineModel):
         super().__init__(model, INFO)
 
     def _prepare(self, request: ChatRequest, context: int) -> Any:
-        turn, truncated = super()._prepare(request, context)
-        self.begin = len(turn.tokens)
-        self.prompts.append(turn.tokens)
-        return turn, truncated
+        found: Any = super()._prepare(request, context)
+        self.begin = len(found[0].tokens)
+        self.prompts.append(found[0].tokens)
+        return found
 
     def _prompts(self, request: CompletionRequest, context: int) -> Any:
-        prompts, num_cut = super()._prompts(request, context)
-        self.begin = len(prompts[0])
-        return prompts, num_cut
+        found: Any = super()._prompts(request, context)
+        self.begin = len(found[0][0])
+        return found
 
 
 class WritingLoader:
@@ -310,7 +310,7 @@ class OllamaChat(Chat):
     base: Mapping[str, Any] = {}
 
     def body(self, history: list[Any], limit: int, kind: str) -> dict[str, Any]:
-        body: dict[str, Any] = {"messages": history, "options": {"num_predict": limit}}
+        body: dict[str, Any] = {"messages": history, "options": {"num_predict": limit, "temperature": 0}}
         if kind == "auto":
             function = {"name": NAME, "description": "Puts.", "parameters": PARAMETERS}
             body["tools"] = [{"type": "function", "function": function}]
@@ -389,7 +389,7 @@ ANSWERS = {
     "text and a call": ("Let me see.\n{1}", "auto"),
     "two calls": ("{2}", "required"),
     "one call": ("{1}", "auto"),
-    "schema": ('{"city": "Zürich", "days": 12}', "schema"),
+    "schema": ('{"city":"Zürich","days":12}', "schema"),
 }
 CASES = [
     *((key, "qwen3", protocol) for key in ANSWERS if key != "one call" for protocol in PROTOCOLS),

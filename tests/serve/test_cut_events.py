@@ -155,7 +155,7 @@ def test_text_before_a_cut_call_stays(client: httpx.Client, world: FakeWorld) ->
 
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
-    [(None, "{}"), ("", "{}"), ({"a": 1}, '{"a": 1}'), ('{"a": ', '{"a": '), ("{}", "{}")],
+    [(None, "{}"), ("", "{}"), ({"a": 1}, '{"a": 1}'), ('{"a": ', '{"a": '), ("{}", "{}"), ("null", "null")],
 )
 def test_arguments_of_a_call_in_a_history(client: httpx.Client, world: FakeWorld, arguments: Any, wanted: str) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
@@ -165,3 +165,17 @@ def test_arguments_of_a_call_in_a_history(client: httpx.Client, world: FakeWorld
     if not isinstance(arguments, str):
         ask(client, "/api/chat", [*said("hello"), {**back, "content": ""}, *said("and now")])
         assert world.model.requests[-1].messages[1].tool_calls[0].arguments == wanted
+
+
+def test_each_of_two_answers_is_finished(client: httpx.Client) -> None:
+    body = {"model": "fake", "messages": said("ended"), "n": 2}
+    whole = client.post("/v1/chat/completions", json=body).json()["choices"]
+    assert [c["message"]["tool_calls"][0]["function"]["arguments"] for c in whole] == ['{"a": 1, "text": "f'] * 2
+    assert [c["finish_reason"] for c in whole] == ["length"] * 2
+    lines = client.post("/v1/chat/completions", json={**body, "stream": True}).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    arguments = ["", ""]
+    for choice in (choice for event in events for choice in event["choices"]):
+        for call in choice["delta"].get("tool_calls", ()):
+            arguments[choice["index"]] += call["function"]["arguments"]
+    assert arguments == ['{"a": 1, "text": "f'] * 2

@@ -17,12 +17,15 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from kamado.checkpoint.store import Store
 from kamado.errors import UsageError
 from kamado.serve import json_scan
 from kamado.serve.bodies import BodyBudget
 from kamado.serve.config import ServeConfig
 from kamado.serve.faults import FaultError
 from kamado.serve.json_scan import json_cost
+from kamado.serve.library import StoreLibrary
+from kamado.serve.loader import EngineLoader, EngineSettings
 from kamado.serve.share import models_bytes, server_share
 
 from .fake import FakeWorld
@@ -145,6 +148,32 @@ def test_a_large_body_is_answered_like_a_small_one() -> None:
         assert http.post(CHAT, content=with_mark).status_code == 200
 
 
+def test_a_prompt_that_no_context_has_room_for_is_refused_untokenized(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    library = StoreLibrary(Store(tmp_path), {"tiny": tiny_checkpoint})
+    loader = EngineLoader(library, EngineSettings(threads=1, context=256))
+    with (
+        running(library, loader, ServeConfig(port=0)) as server,
+        httpx2.Client(base_url=server.url, timeout=60) as http,
+    ):
+        long = "a " * (140 << 10)
+        asked = [
+            (CHAT, {"messages": [{"role": "user", "content": long}]}),
+            ("/v1/completions", {"prompt": long}),
+            ("/v1/completions", {"prompt": ["hi", long]}),
+            ("/api/chat", {"messages": [{"role": "user", "content": long}], "stream": False}),
+            ("/api/generate", {"prompt": long, "raw": True, "stream": False}),
+        ]
+        for path, body in asked:
+            answer = http.post(path, json={"model": "tiny", **body})
+            assert answer.status_code == 400, path
+            assert "without counting" in answer.text, path
+        assert (
+            http.post(CHAT, json={"model": "tiny", **asked[0][1]}).json()["error"]["code"] == "context_length_exceeded"
+        )
+        shorter = http.post("/v1/completions", json={"model": "tiny", "prompt": long[: 100 << 10]})
+        assert "tokens and the context holds 256" in shorter.text  # counted exactly
+
+
 # --- all together -----------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +187,7 @@ def test_bodies_in_flight_have_one_budget_and_small_ones_a_part_of_their_own() -
             head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 780000\r\n\r\n"
             line.sendall(head.encode() + b" " * 770_000)  # and then nothing
             end = time.monotonic() + 20
-            while server.server.own_bytes < 770_000:
+            while server.server._bodies.used_bytes < 770_000:
                 assert time.monotonic() < end
                 time.sleep(0.01)
             refused = http.post(CHAT, json=large)

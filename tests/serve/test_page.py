@@ -5,6 +5,7 @@ Scripted models here; test_page_real.py has a real server with real ones.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -322,6 +323,29 @@ def test_a_phone(open_page: Callable[..., Any], server: Running) -> None:
     ask(page, "markdown")
     answered(page, "Title")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing runs off the side"
+
+
+@in_browser
+def test_loading_is_said(open_page: Callable[..., Any]) -> None:
+    world = FakeWorld()
+    with running(world.library, world.loader) as up:
+
+        async def hold() -> None:
+            world.loader.gate = asyncio.Event()
+
+        async def release() -> None:
+            assert world.loader.gate is not None
+            world.loader.gate.set()
+
+        up.call(hold)
+        page = open_page(up.url)
+        ask(page, "hello there")
+        page.locator(".waiting", has_text="fake is being loaded").wait_for()
+        up.call(release)
+        answered(page, "HELLO THERE")
+        ask(page, "slowly now")
+        answered(page, "SLOWLY NOW")
+        assert page.locator(".waiting").last.text_content() == "…", "it is in memory now"
 
 
 @in_browser

@@ -25,6 +25,7 @@ from .stores import put
 pytestmark = pytest.mark.browser
 
 KEY = "kmd-a-key-for-this-test"
+BODIES_BYTES = 16 << 20
 OpenPage = Callable[..., Any]
 
 
@@ -121,18 +122,17 @@ def test_a_new_user_gets_a_model_that_can_be_had(
     open_page: OpenPage, home: Path, tmp_path: Path, is_pinned: bool
 ) -> None:
     settings = tmp_path / "serve.toml"
-    bodies = 16 << 20
-    text = f"max_bodies_bytes = {bodies}\nmax_body_bytes = {1 << 20}\n"
-    settings.write_text(text + ('models = ["tiny"]\nserve_all = true\n' if is_pinned else ""))
+    pinned = 'models = ["tiny"]\nserve_all = true\n' if is_pinned else ""
+    settings.write_text(f"max_bodies_bytes = {BODIES_BYTES}\n{pinned}")
     loader = EngineLoader(StoreLibrary(Store(home)), EngineSettings(threads=1, context=256, prefix_cache_bytes=2 << 30))
     with ThreadPoolExecutor(1) as pool:  # this thread has an event loop that runs: playwright's
         needs = [
             pool.submit(asyncio.run, loader.estimate(name, LoadOptions())).result() for name in ("tiny", "a-larger")
         ]
-    budget = sum(needs) // 2 + server_share(ServeConfig(max_bodies_bytes=bodies)).total
+    budget = sum(needs) // 2 + server_share(ServeConfig(max_bodies_bytes=BODIES_BYTES)).total
     with started(home, "--config", settings, "--memory", str(budget), "--context", "256") as process:
         page = opened(open_page, process)
-        assert page.locator("#model option").all_inner_texts() == ["a-larger (no room in memory)", "tiny"]
+        assert page.locator("#model option").all_inner_texts() == ["a-larger (cannot be loaded now)", "tiny"]
         assert page.input_value("#model") == "tiny"
         asked(page, "hello")
         assert page.locator(".message.assistant .note.bad").count() == 0
@@ -266,7 +266,7 @@ def test_a_wrong_key_and_none(open_page: OpenPage, home: Path) -> None:
         assert not page.is_visible("#key-problem"), "nothing was wrong yet"
         page.fill("#key", "kmd-wrong")
         page.press("#key", "Enter")
-        page.locator("#key-problem", has_text="does not know that key").wait_for()
+        page.locator("#key-problem", has_text="That key is wrong").wait_for()
         assert page.is_visible("#key-dialog")
         page.click("#key-dialog >> text=Cancel")
         page.locator("#key-dialog").wait_for(state="hidden")

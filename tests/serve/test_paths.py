@@ -36,8 +36,15 @@ def world() -> FakeWorld:
 
 @pytest.fixture(scope="module")
 def server(world: FakeWorld) -> Iterator[Running]:
-    config = ServeConfig(port=0, models=["fake"], aliases={"gpt-4o": "fake", "lost": "nothing"})
+    config = ServeConfig(port=0, aliases={"gpt-4o": "fake", "lost": "nothing"})
     with running(world.library, world.loader, config) as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def single(world: FakeWorld) -> Iterator[Running]:
+    """A server that was started for one model."""
+    with running(world.library, world.loader, ServeConfig(port=0, models=["fake"])) as up:
         yield up
 
 
@@ -164,13 +171,14 @@ def test_tokenize_says_what_is_wrong(server: Running, body: Any) -> None:
     ],
 )
 def test_without_a_model_the_one_that_was_named_is_meant(
-    server: Running, world: FakeWorld, path: str, body: dict[str, Any]
+    single: Running, server: Running, world: FakeWorld, path: str, body: dict[str, Any]
 ) -> None:
     for more in ({}, {"model": None}, {"model": ""}):
-        assert post(server, path, **body, **more).status_code == 200
+        assert post(single, path, **body, **more).status_code == 200
+        assert post(server, path, **body, **more).status_code in (400, 404)
     with running(world.library, world.loader, ServeConfig(port=0, models=["fake", "other"])) as two:
         assert post(two, path, **body).status_code in (400, 404)
-    assert post(server, "/api/show").status_code == 400, "nothing is shown, deleted or made by guess"
+    assert post(single, "/api/show").status_code == 400, "nothing is shown, deleted or made by guess"
 
 
 def test_a_body_may_begin_with_a_bom(server: Running) -> None:

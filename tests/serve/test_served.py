@@ -64,9 +64,10 @@ def uses(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
-def check_only_second(http: httpx2.Client) -> None:
+def check_only_second(http: httpx2.Client, alias: str) -> None:
     for protocol, names in names_of(http).items():
-        assert names == ["second"], protocol
+        assert "second" in names, protocol
+        assert {*names, alias} == {"second", alias}, protocol
     for kind, (path, body) in uses("first:a").items():
         found = http.post(path, json=body)
         assert found.status_code == 404, f"{kind}: {found.text}"
@@ -83,7 +84,7 @@ def test_a_named_model_is_served_and_nothing_else(home: Path, tmp_path: Path) ->
     settings = tmp_path / "serve.toml"
     settings.write_text('[aliases]\n"gpt-4o" = "second"\n')
     with started(home, "second", "--config", settings) as process:
-        check_only_second(process.http)
+        check_only_second(process.http, "gpt-4o")
         for model in ("second", "gpt-4o"):
             path, body = uses(model)["chat"]
             assert process.http.post(path, json=body).status_code == 200, model
@@ -100,7 +101,7 @@ def test_a_named_model_is_served_and_nothing_else(home: Path, tmp_path: Path) ->
         process.popen.send_signal(signal.SIGHUP)
         wait_for(lambda: any(event["event"] == "settings reloaded" for event in process.events()))
         assert any(event.get("settings") == ["serve_all"] for event in process.events()), "it needs a restart"
-        check_only_second(process.http)
+        check_only_second(process.http, "gpt-4")
         for model, code in (("gpt-4", 200), ("mine", 404)):
             path, body = uses(model)["chat"]
             assert process.http.post(path, json=body).status_code == code, model
@@ -211,6 +212,14 @@ def test_a_pinned_model_comes_first_and_takes_its_room(small: FakeWorld) -> None
         assert found["default"] == "fake"
         assert found["loaded"][0]["is_pinned"]
         assert found["loaded"][0]["bytes_by_owner"] == {"weights": 600, "kv": 400}
+
+
+def test_an_alias_has_the_room_of_its_model(small: FakeWorld) -> None:
+    with running(small.library, small.loader, ServeConfig(port=0, aliases={"gpt-4o": "fake"})) as up:
+        up.call(lambda: up.server.service.load("fake"))
+        found = {model["name"]: (model["is_loaded"], model["fits"]) for model in status(up)["models"]}
+        assert found.get("gpt-4o", found["fake"]) == found["fake"] == (True, True)
+        assert found["a-large"] == (False, True)
 
 
 def test_no_model_that_chats_is_no_default() -> None:

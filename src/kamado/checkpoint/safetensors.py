@@ -156,7 +156,7 @@ def _is_size(value: Any) -> bool:
 def _weight_files(path: Path) -> tuple[list[Path], dict[str, str] | None]:
     """The files in name order, and the index (tensor name -> file name) when there is one."""
     index_file = path / _INDEX
-    if not index_file.is_file():
+    if not is_there(index_file):
         if (path / _SINGLE).is_file():
             return [path / _SINGLE], None
         found = sorted(path.glob("*.safetensors"))

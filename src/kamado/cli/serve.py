@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import MissingPackageError
+from ..errors import MissingPackageError, UsageError
 from .backend import locate, open_store
 from .options import complete_model
 from .terminal import echo, note
+
+_KEY_VARIABLE = "KAMADO_SERVE_API_KEY"
+_FOLDERS = ("KAMADO_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
 
 if TYPE_CHECKING:
     from ..serve.config import ServeConfig
@@ -85,9 +90,21 @@ def command(
     if unit:
         from ..serve.unit import unit_text
 
-        echo(unit_text(_command_line(click.get_current_context(), models)), nl=False)
+        own = {name: value for name, value in flags.items() if name != "api_keys"}
+        plain, _ = load_config(file=config, environment=_without_key(os.environ), flags=own)
+        secret = api_key if api_key is not None else os.environ.get(_KEY_VARIABLE)
+        if secret is not None:
+            _keep_key(secret, plain, config or config_file(), key_file())
+        names = [str(files[name]) if name in files else name for name in flags.get("models", [])]
+        words = _command_line(click.get_current_context(), names)
+        echo(unit_text(words, environment=_of_service(os.environ)), nl=False)
         return
-    keys = make_keys(settings, announce=_announce)
+    made: list[str] = []
+    keys = make_keys(settings, announce=made.append)
+    if made:
+        _announce(made[0], key_file())
+    elif not settings.is_loopback and not settings.api_keys:
+        note(f"API keys are those of {key_file()}; a new one is made and shown when that file is removed")
     library = StoreLibrary(store, files)
     loader = EngineLoader(
         library,
@@ -120,9 +137,48 @@ def _scopes() -> list[str]:
     return list(SCOPES)
 
 
-def _announce(key: str) -> None:
+def _announce(key: str, file: Path) -> None:
     note("an API key was made, since others can connect. It is shown this once:")
     note(f"  {key}")
+    note(f"its hash is in {file}; a new one is made and shown when that file is removed")
+
+
+def _keep_key(secret: str, settings: ServeConfig, settings_file: Path, keys_file: Path) -> None:
+    """Puts the hash of a key where the service will find it, since its unit holds none. `settings`: without the key.
+
+    Raises UsageError where the service would not look: with keys in its settings, or open to this machine only.
+    """
+    from ..serve.keys import KeyRing
+
+    ring = KeyRing()
+    digest = sha256(secret.encode()).hexdigest()
+    ring.add(secret, name="command line")
+    if settings.is_loopback or settings.api_keys:
+        raise UsageError(
+            f"a unit holds no API key: put it into {settings_file}, and leave it out here: "
+            f'[[api_keys]] with sha256 = "{digest}" and scopes = {json.dumps(_scopes())}'
+        )
+    ring.load(keys_file)
+    ring.save(keys_file)
+    note(f"the key's hash is in {keys_file} now, where the service finds it")
+
+
+def _without_key(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name != _KEY_VARIABLE}
+
+
+def _of_service(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of this shell that Kamado reads, for a service that would not have them; folders are absolute."""
+    found = {}
+    for name, value in sorted(_without_key(environment).items()):
+        if name in _FOLDERS and value:
+            found[name] = str(Path(value).expanduser().absolute())
+        elif name.startswith("KAMADO_SERVE_") or name == "KAMADO_TIER":
+            found[name] = value
+    odd = next((name for name, value in found.items() if not value.isprintable()), None)
+    if odd is not None:
+        raise UsageError(f"{odd} has a character that cannot stand in a unit")
+    return found
 
 
 def _name_of(path: Path) -> str:

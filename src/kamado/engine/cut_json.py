@@ -15,10 +15,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-_SPACE = " \t\r\n"
+_SPACE = re.compile(r"[ \t\r\n]*")
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]*')  # of a string
+# More than any answer has. A client may send so much of it that reading it would keep others waiting.
+_MAX_CUT_CHARACTERS = 1 << 20
 _MAX_DEPTH = 400  # brackets in each other; json.loads gives up at about a thousand
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
-_NUMBER_CHARACTERS = frozenset("+-.0123456789eE")
+_NUMBER_CHARACTERS = re.compile(r"[-+.0-9eE]*")
 _LITERALS = ("true", "false", "null")
 _ESCAPES = frozenset('"\\/bfnrt')
 _HIGH_SURROGATE = re.compile(r"[dD][89abAB][0-9a-fA-F]{2}")
@@ -42,15 +45,16 @@ def whole_members(text: str) -> dict[str, Any]:
 
 
 def closed(text: str) -> dict[str, Any] | None:
-    """The object that `text` is, or is the beginning of, with the half value at its end; None for any other text."""
-    return _object(text, keeps_half=True)
+    """The object that `text` is, or is the beginning of, with the half value at its end; None for any other text, and
+    for a beginning of more than a million characters."""
+    return _object(text, keeps_half=True, max_characters=_MAX_CUT_CHARACTERS)
 
 
-def _object(text: str, *, keeps_half: bool) -> dict[str, Any] | None:
+def _object(text: str, *, keeps_half: bool, max_characters: int | None = None) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        cut = _scan(text, keeps_half)
+        cut = None if max_characters is not None and len(text) > max_characters else _scan(text, keeps_half)
         if cut is None:
             return None
         try:
@@ -65,7 +69,7 @@ def _scan(text: str, keeps_half: bool) -> _Cut | None:
 
     One pass, with a stack of closing brackets; `expects` is what the grammar of JSON lets come next.
     """
-    at, end = _skip(text, 0), len(text)
+    at, end = _end(_SPACE, text, 0), len(text)
     if at == end:
         return _Cut(0, "{", "}")
     if text[at] != "{":
@@ -74,7 +78,7 @@ def _scan(text: str, keeps_half: bool) -> _Cut | None:
     expects = "value"  # value, value or end, key, key or end, colon, comma or end
     whole = _Cut(0, "{", "}")
     while True:
-        at = _skip(text, at)
+        at = _end(_SPACE, text, at)
         if at == end:
             return whole
         c = text[at]
@@ -124,11 +128,8 @@ def _scalar(text: str, at: int) -> tuple[int, str, bool] | None:
         size, is_whole = _string(text, at)
         return None if size < 0 else (size, "" if is_whole else '"', is_whole)
     if c in "-0123456789":
-        end = at
-        while end < len(text) and text[end] in _NUMBER_CHARACTERS:
-            end += 1
-        match = _NUMBER.match(text, at)
-        size = match.end() if match is not None else at
+        end = _end(_NUMBER_CHARACTERS, text, at)
+        size = _end(_NUMBER, text, at)
         if size == end:
             return size, "", True
         # One digit more makes a number of whatever may become one.
@@ -152,7 +153,7 @@ def _string(text: str, at: int) -> tuple[int, bool]:
         if c < " ":
             return -1, False
         if c != "\\":
-            i += 1
+            i = _end(_PLAIN, text, i)
         elif i + 1 == len(text):
             break
         elif text[i + 1] in _ESCAPES:
@@ -171,7 +172,7 @@ def _string(text: str, at: int) -> tuple[int, bool]:
     return (i - 6 if half == i else i), False
 
 
-def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in _SPACE:
-        at += 1
-    return at
+def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """Where what `pattern` finds at `at` ends."""
+    match = pattern.match(text, at)
+    return at if match is None else match.end()

@@ -37,6 +37,7 @@ class Generation(Iterator[Piece]):
     def __next__(self) -> Piece:
         if self._is_done:
             raise StopIteration
+        self._scheduler.check_process()
         request = self._request
         try:
             item = request.output.get()
@@ -74,9 +75,13 @@ class Generation(Iterator[Piece]):
 
     def close(self) -> None:
         """Stops the answer. Its executor is free within 250 ms; may be called again, and from another thread."""
-        if not self._is_done:
-            self._scheduler.cancel(self._request)
-            self._end()
+        if self._is_done:
+            return
+        if not self._scheduler.is_own_process:  # a forked child's copy: the answer goes on in the parent
+            self._is_done = True
+            return
+        self._scheduler.cancel(self._request)
+        self._end()
 
     def _end(self) -> None:
         self._is_done = True

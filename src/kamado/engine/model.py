@@ -154,6 +154,7 @@ class Model:
     def stats(self) -> Stats:
         """Totals since the model was loaded: tokens, seconds by stage, bytes by owner, whether the budget was kept, and
         the ledger of streamed experts. Waits for the running step."""
+        self._scheduler.check_process()
         constraints = self.__dict__.get("_constraints")  # none before the first answer that has a form
         nbytes = 0 if constraints is None else constraints.nbytes
         return make_stats(
@@ -225,6 +226,7 @@ class Model:
             for piece in model.generate("Once upon a time", max_tokens=50):
                 print(piece.text, end="", flush=True)
         """
+        self._scheduler.check_process()
         return self._answer(
             self._prompt_tokens(prompt, special),
             continues=True,
@@ -253,6 +255,7 @@ class Model:
 
         Raises ConstraintError and MissingPackageError as `generate` does.
         """
+        self._scheduler.check_process()
         asked = make_grammar(schema, regex, grammar)
         return None if asked is None else self._constraints.form(asked)
 
@@ -293,6 +296,7 @@ class Model:
             answer = model.chat([{"role": "user", "content": "Why is the sky blue?"}])
             print("".join(piece.text for piece in answer))
         """
+        self._scheduler.check_process()
         return self._answer(
             self._prompt_tokens(self.encode_chat(messages, owner=owner), special=False),
             continues=False,
@@ -337,6 +341,7 @@ class Model:
         name or message that is wrong), ConstraintError for schemas that cannot be used, MissingPackageError,
         TemplateError.
         """
+        self._scheduler.check_process()
         return self._turn_maker.prepare(
             messages,
             tools=tools,
@@ -366,6 +371,7 @@ class Model:
         Parameters and errors are those of `generate`; `stop` strings end the answer's text, not its reasoning or calls.
         `choice` marks the events of one of several answers.
         """
+        self._scheduler.check_process()
         stops = check_stops(stop)
         generation = self._answer(
             list(turn.tokens),
@@ -531,6 +537,7 @@ class Model:
         self, texts: Sequence[str | Sequence[int]], *, dimensions: int | None = None, truncate: bool = False
     ) -> Embedded:
         """As `embed`, with the number of tokens of each text."""
+        self._scheduler.check_process()
         if isinstance(texts, str):
             raise UsageError("texts must be a list of texts, not one text")
         ids = [self._prompt_tokens(self._text_tokens(text), special=False) for text in texts]
@@ -559,6 +566,7 @@ class Model:
         Raises ContextOverflowError when the prompt is longer than the context.
         """
         self._require_generator()
+        self._scheduler.check_process()
         tokens = self._prompt_tokens(prompt, special=False)
         if len(tokens) < 2:
             raise UsageError("score needs two tokens at least")
@@ -581,6 +589,7 @@ class Model:
         Raises at once what `prompt_logprobs` does for a prompt that is wrong.
         """
         self._require_generator()
+        self._scheduler.check_process()
         checked = [self._check_tokens(tokens) for tokens in prompts]
         for tokens in checked:
             if not tokens:
@@ -620,6 +629,7 @@ class Model:
         window is one. `progress(done, total)` counts windows.
         """
         self._require_generator()
+        self._scheduler.check_process()
         tokens = self._prompt_tokens(prompt, special=False)
         if not is_whole(window) or not 4 <= window <= self.context:
             raise UsageError(f"window must be a whole number from 4 to {self.context}, the context, not {window!r}")

@@ -34,6 +34,12 @@ from ..errors import NativeError, UsageError
 MAX_LOGPROBS = 64
 _MAX_BIASES = 65536
 
+# Logits that differ at all differ by more than this allows to tell apart; its inverse is a float32 still.
+_LEAST_TEMPERATURE = 1e-30
+# Penalties never make a logit infinite: what is finite says that the model computed it well.
+_LEAST_PENALTY = 1e-30
+_LARGEST_LOGIT = float(np.finfo(np.float32).max)
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
@@ -146,7 +152,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, vocab_size: int, prompt: Iterable[int] = ()) -> None:
         self.sampling = sampling
         self.seed = secrets.randbits(53) if sampling.seed is None else sampling.seed
-        self._inverse_temperature = 0.0 if sampling.is_greedy else 1.0 / sampling.temperature
+        self._inverse_temperature = 0.0 if sampling.is_greedy else 1.0 / max(sampling.temperature, _LEAST_TEMPERATURE)
         too_large = [token for token in sampling.logit_bias if token >= vocab_size]
         if too_large:
             raise UsageError(f"logit_bias names token {too_large[0]}: ids of this model go to {vocab_size - 1}")
@@ -162,6 +168,10 @@ class Sampler:
 
         `allowed`: ids, ascending, of which one is picked; None: all. Raises NativeError when the logits are no numbers.
         """
+        with np.errstate(over="ignore"):  # the weight of what is that far below the best is 0
+            return self._pick(logits, position, allowed)
+
+    def _pick(self, logits: NDArray[np.float32], position: int, allowed: NDArray[np.int64] | None) -> int:
         if self._penalties is not None or self._bias_ids.size:
             logits = logits.copy()
             if self._bias_ids.size:
@@ -281,12 +291,13 @@ class _WindowPenalties:
 def _penalise(logits: NDArray[np.float32], ids: NDArray[np.int64], counts: NDArray[np.float32], s: Sampling) -> None:
     """Lowers the logits of tokens that occurred; `counts`: how often in the answer."""
     values = logits[ids]
+    is_finite = np.isfinite(values)
     if s.repetition_penalty != 1.0:
-        penalty = np.float32(s.repetition_penalty)
+        penalty = np.float32(max(s.repetition_penalty, _LEAST_PENALTY))
         values = np.where(values > 0.0, values / penalty, values * penalty)
     if s.presence_penalty != 0.0 or s.frequency_penalty != 0.0:
         values -= np.float32(s.presence_penalty) * (counts > 0.0) + np.float32(s.frequency_penalty) * counts
-    logits[ids] = values
+    logits[ids] = np.where(is_finite, np.clip(values, -_LARGEST_LOGIT, _LARGEST_LOGIT), values)
 
 
 def _filtered(weights: NDArray[np.float32], top_sum: float, min_weight: float) -> NDArray[np.float32]:
@@ -335,7 +346,8 @@ def log_probabilities(
     Of the model's own distribution: before bias, penalties and temperature.
     """
     peak = float(logits.max())
-    log_total = peak + math.log(float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64)))
+    with np.errstate(over="ignore"):
+        log_total = peak + math.log(float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64)))
     top: tuple[tuple[int, float], ...] = ()
     if num_top:
         ids = top_ids(logits, min(num_top, logits.size))

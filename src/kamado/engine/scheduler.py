@@ -9,6 +9,7 @@ step that it is part of is aborted, and the others do that step again: an aborte
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -19,7 +20,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from ..errors import ClosedError, NativeError
+from ..errors import ClosedError, NativeError, UsageError
 from ..memory.kv_presets import PAGE_TOKENS
 from .executor_protocol import ExecutorProtocol
 from .keeper import Keeper
@@ -102,6 +103,7 @@ class Scheduler:
         `keeper`: saves prefixes to disk and restores them. `before_step` is called before each step, and now and then
         while there is none to do; what it raises ends everything, and every request gets it."""
         assert min(max_rows, max_logit_rows) >= 2, "a decode row and a prompt's end must fit in one step"
+        self._process_id = os.getpid()
         self._executor = executor
         self._max_rows = max_rows
         self._max_logit_rows = min(max_logit_rows, max_rows)
@@ -135,12 +137,27 @@ class Scheduler:
 
     # Called by any thread.
 
+    def check_process(self) -> None:
+        """Raises UsageError in a forked child: the threads that would answer are its parent's."""
+        if not self.is_own_process:
+            raise UsageError(
+                f"this model belongs to process {self._process_id}, of which this one was forked: load it again in "
+                "the child, or start the child before the model is loaded (the multiprocessing method 'spawn')"
+            )
+
+    @property
+    def is_own_process(self) -> bool:
+        """Whether this is the process that made it."""
+        return os.getpid() == self._process_id
+
     def submit(self, request: Request) -> None:
         """Queues a request; its pieces, or the error it met, come out of `request.output`. Raises ClosedError."""
         self._send(request)
 
     def cancel(self, request: Request) -> None:
         """The request gets no more than an end mark. Its rows leave with the next step; a running one is aborted."""
+        if not self.is_own_process:
+            return
         request.is_cancelled = True
         self._news.set()
         self._abort_step_of(request)
@@ -188,7 +205,10 @@ class Scheduler:
         return self.call(take)
 
     def close(self) -> None:
-        """Ends every request with ClosedError, waits for the thread and closes the executor. May be called again."""
+        """Ends every request with ClosedError, waits for the thread and closes the executor. May be called again, and
+        does nothing in a forked child."""
+        if not self.is_own_process:
+            return
         self._close(ClosedError("the model was closed"))
         if threading.current_thread() is not self._thread:
             self._thread.join(_CLOSE_SECONDS)
@@ -207,6 +227,7 @@ class Scheduler:
         self._news.set()
 
     def _send(self, item: Request | _Job[object]) -> None:
+        self.check_process()
         with self._lock:
             if self._closing is not None:
                 raise ClosedError(str(self._closing)) from self._closing

@@ -190,6 +190,10 @@ class _Connection(h11.Connection):
                 self.refusal, self.reason = 431, "header_size"
                 self._process_error(self.their_role)
                 raise h11.RemoteProtocolError("the header is too large", error_status_hint=431)
+            names = [name for name, _ in event.headers if name in (b"content-length", b"transfer-encoding")]
+            if len(set(names)) > 1:  # two lengths of one body: a proxy may believe the other one
+                self._process_error(self.their_role)
+                raise h11.RemoteProtocolError("content-length beside transfer-encoding")
             self._num_chunks = self._num_body_bytes = 0
             self._on_request()
         elif type(event) is h11.Data:

@@ -11,6 +11,7 @@ from ..checkpoint import open_checkpoint
 from ..checkpoint.types import Checkpoint
 from ..errors import CheckpointError
 from ..models import build_program
+from ..program import Program
 from .backend import Capability, ModelInfo
 
 _MAX_TEXT = 300
@@ -29,6 +30,7 @@ def describe(name: str, path: Path, *, digest: str, created: int, nbytes: int | 
     checkpoint = open_checkpoint(path)
     metadata = checkpoint.metadata
     template = checkpoint.chat_template or ""
+    program = _program(checkpoint)
     prefix = checkpoint.architecture if checkpoint.format == "gguf" else ""
     return ModelInfo(
         name=name,
@@ -39,9 +41,12 @@ def describe(name: str, path: Path, *, digest: str, created: int, nbytes: int | 
         architecture=checkpoint.architecture,
         parameter_count=sum(tensor.num_values for tensor in checkpoint.tensors.values()),
         quantization=_quantization(checkpoint),
-        max_context=_number(metadata, f"{prefix}.context_length", "max_position_embeddings"),
+        # What the file's rope scaling stretches it to; for what cannot be run, what the file says.
+        max_context=program.context_length
+        if program
+        else _number(metadata, f"{prefix}.context_length", "max_position_embeddings"),
         embedding_length=_number(metadata, f"{prefix}.embedding_length", "hidden_size"),
-        capabilities=_capabilities(checkpoint, template),
+        capabilities=_capabilities(program, template),
         template=template[:_MAX_TEMPLATE],
         license=_short(metadata.get("general.license", metadata.get("license", "")), _MAX_LICENSE),
         parameters=dict(checkpoint.sampling),
@@ -49,15 +54,21 @@ def describe(name: str, path: Path, *, digest: str, created: int, nbytes: int | 
     )
 
 
-def _capabilities(checkpoint: Checkpoint, template: str) -> frozenset[Capability]:
+def _program(checkpoint: Checkpoint) -> Program | None:
+    """The forward pass, None for a file that cannot be run."""
+    try:
+        return build_program(checkpoint)
+    except CheckpointError:
+        return None
+
+
+def _capabilities(program: Program | None, template: str) -> frozenset[Capability]:
     """What the forward pass is for, and a guess by the template, which loading proves; none for what cannot be loaded.
 
     A generating model embeds when its file says how the rows of a text become a vector (`pooling_type`,
     `1_Pooling/config.json`): it was trained for it then.
     """
-    try:
-        program = build_program(checkpoint)
-    except CheckpointError:
+    if program is None:
         return frozenset()
     if program.is_encoder:
         return frozenset({"embedding"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -15,7 +15,7 @@ Description=Kamado model server
 After=network.target
 
 [Service]
-ExecStart={command}
+{environment}ExecStart={command}
 # Reads the settings again.
 ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure
@@ -25,7 +25,7 @@ TimeoutStopSec=45
 NoNewPrivileges=yes
 PrivateTmp=yes
 ProtectSystem=strict
-ReadWritePaths=%h
+ReadWritePaths=%h{writable}
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
 LockPersonality=yes
 RestrictSUIDSGID=yes
@@ -45,7 +45,7 @@ _LAUNCHD = """\
   <array>
 {words}
   </array>
-  <key>RunAtLoad</key><true/>
+{environment}  <key>RunAtLoad</key><true/>
   <key>KeepAlive</key><dict><key>SuccessfulExit</key><false/></dict>
   <key>ExitTimeOut</key><integer>45</integer>
 </dict>
@@ -53,15 +53,48 @@ _LAUNCHD = """\
 """
 
 
-def unit_text(arguments: Sequence[str], *, platform: str = sys.platform, program: str | None = None) -> str:
-    """A unit for this system that runs `kamado serve` with `arguments`. It holds no API key: the key file does."""
+def unit_text(
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    platform: str = sys.platform,
+    program: str | None = None,
+) -> str:
+    """A unit for this system that runs `kamado serve` with `arguments` and these variables.
+
+    It holds no API key: the key file does. A folder in KAMADO_HOME may be written to.
+    """
+    variables = dict(environment or {})
     words = [program or shutil.which("kamado") or str(Path(sys.argv[0]).absolute()), "serve", *arguments]
     if platform == "darwin":
         advice = "put it into ~/Library/LaunchAgents/kamado.serve.plist; launchctl load -w that file"
         items = "\n".join(f"    <string>{escape(word)}</string>" for word in words)
-        return _LAUNCHD.format(advice=advice, words=items)
+        pairs = "".join(
+            f"    <key>{escape(name)}</key><string>{escape(value)}</string>\n" for name, value in variables.items()
+        )
+        known = f"  <key>EnvironmentVariables</key>\n  <dict>\n{pairs}  </dict>\n" if pairs else ""
+        return _LAUNCHD.format(advice=advice, words=items, environment=known)
     advice = "put it into ~/.config/systemd/user/kamado.service; systemctl --user enable --now kamado"
-    return _SYSTEMD.format(advice=advice, command=" ".join(_quoted(word) for word in words))
+    home = variables.get("KAMADO_HOME")
+    return _SYSTEMD.format(
+        advice=advice,
+        command=" ".join(_quoted(word) for word in words),
+        environment="".join(f"Environment={_assignment(name, value)}\n" for name, value in variables.items()),
+        writable="" if home is None else f" {_escaped(home, ' ')}",
+    )
+
+
+def _assignment(name: str, value: str) -> str:
+    plain = f"{name}={value}".replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{plain}"'
+
+
+def _escaped(path: str, characters: str) -> str:
+    """A path of a list: what parts the list is written in hexadecimal."""
+    plain = path.replace("\\", "\\x5c").replace("%", "%%")
+    for character in characters:
+        plain = plain.replace(character, f"\\x{ord(character):02x}")
+    return plain
 
 
 def _quoted(word: str) -> str:

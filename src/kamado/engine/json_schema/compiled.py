@@ -126,7 +126,7 @@ def _compile(root: Node, item_separator: str, key_separator: str, is_object: boo
     try:
         lark = emitter.grammar(normaliser.of(root, {"type": "object"} if is_object else True))
     except RecursionError:
-        raise ConstraintError("the schema refers to itself too deeply") from None
+        raise ConstraintError("the schema's references form too long a chain: put schemas in their places") from None
     if lark is None:
         raise ConstraintError("nothing matches the schema")
     notes = tuple(OpenKeyword(place, reason) for place, reason in normaliser.notes.items())

@@ -194,14 +194,16 @@ class Emitter:
             return self._rules.terminal(trees.write(numbers.whole_between(*atom.bounds.whole()), False))
         if atom.excluded:
             self._open("multipleOf", "a multiple of it is excluded")
-        if not Range(Decimal(-_EXACT), Decimal(_EXACT)).meet(atom.bounds).whole_count():
-            self._open("multipleOf", "its numbers are past 2^53")
+        # So few digits that a double has them all.
+        most = _EXACT if kind == "integer" else 10 ** (_MAX_PLACES - places)
+        if not Range(Decimal(-most), Decimal(most)).meet(atom.bounds).whole_count():
+            self._open("multipleOf", "its numbers have too many digits")
             return self._rules.terminal(trees.write(numbers.whole_between(*atom.bounds.whole()), False))
-        schema: dict[str, Any] = {"type": kind, "multipleOf": divisor, "minimum": -_EXACT, "maximum": _EXACT}
+        schema: dict[str, Any] = {"type": kind, "multipleOf": divisor, "minimum": -most, "maximum": most}
         bounds = atom.bounds
-        if bounds.low is not None and bounds.low > -_EXACT:
+        if bounds.low is not None and bounds.low > -most:
             schema["exclusiveMinimum" if bounds.is_low_open else "minimum"] = _plain_number(bounds.low)
-        if bounds.high is not None and bounds.high < _EXACT:
+        if bounds.high is not None and bounds.high < most:
             schema["exclusiveMaximum" if bounds.is_high_open else "maximum"] = _plain_number(bounds.high)
         return self._rules.nested(json.dumps(schema))
 

@@ -60,8 +60,9 @@ class _Loop:
 
 
 _Node: TypeAlias = Chars | _Cat | _Or | _Loop | _Look | _Place
-# What came before: nothing, a character of a word, another one; "some": one of which it does not matter.
-_Before = Literal["start", "word", "other", "some"]
+# What came before: nothing, a character of a word, another one, one of which the dialects say different things; "some":
+# one of which it does not matter.
+_Before = Literal["start", "word", "other", "unclear", "some"]
 
 
 @lru_cache(512)
@@ -118,10 +119,11 @@ class _Builder:
             case _Place("end"):
                 return EMPTY if is_nullable(rest(before)) else NOTHING
             case _Place(kind):
-                is_after_word = before == "word"
-                follows = seq(Chars(charset.WORD), ANY)
-                wanted = inverse(follows) if is_after_word == (kind == "word") else follows
-                return both(rest(before), wanted)
+                if before == "unclear":
+                    return NOTHING
+                is_word_wanted = (before == "word") != (kind == "word")
+                other = alt(EMPTY, seq(Chars(charset.complement(charset.any_word())), ANY))
+                return both(rest(before), seq(Chars(charset.WORD), ANY) if is_word_wanted else other)
             case _Loop(part, low, high) if high is not None and high <= 4:
                 ways = [_Cat((part,) * n) for n in range(low, high + 1)]
                 return alt(*(self._walk(way, rest, before) for way in ways))
@@ -138,7 +140,11 @@ class _Builder:
             if before == "some" or (not self._has_begin) or nothing_taken in (NOTHING, after):
                 return seq(tree, after)
             return alt(seq(both(tree, inverse(EMPTY)), after), nothing_taken)
-        afters: list[tuple[_Before, Ranges]] = [("word", charset.WORD), ("other", charset.complement(charset.WORD))]
+        afters: list[tuple[_Before, Ranges]] = [
+            ("word", charset.WORD),
+            ("other", charset.complement(charset.any_word())),
+            ("unclear", charset.minus(charset.any_word(), charset.WORD)),
+        ]
         ways = [nothing_taken]
         for name, ranges in afters:
             if isinstance(tree, Chars):

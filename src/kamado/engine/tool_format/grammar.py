@@ -69,7 +69,7 @@ class AnswerGrammar:
             return None
         start = f"{self._reasoning()}SPACE? answer"
         answer = " | ".join(self._answers())
-        rules = [f"start: {start}", f"answer: {answer}", r"SPACE: /[ \t\r\n]+/", *self._rules]
+        rules = [f"start: {start}", f"answer: {answer}", r"SPACE: /[ \t\r\n]{1,4}/", *self._rules]
         top = {"name": "answer", "lark_grammar": "\n".join(rules)}
         text = json.dumps({"grammars": [top, *self._parts]}, ensure_ascii=False)
         if len(text) > _MAX_LARK:
@@ -164,7 +164,10 @@ class AnswerGrammar:
         else:
             has_schema = output.kind == "json_schema" and output.schema is not None
             schema: Mapping[str, Any] = output.schema if has_schema and output.schema else _OBJECT
-            self._add_schema("form", "", self._form(schema, output.is_strict))
+            compiled = self._form(schema, output.is_strict)
+            self._add_schema("form", "", compiled)
+            if not has_schema:
+                del self.schemas[""]  # nobody's: there is nothing to say of it
 
     def _form(self, schema: Mapping[str, Any], is_strict: bool) -> CompiledSchema:
         if "" in self._loosened:

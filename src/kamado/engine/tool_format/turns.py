@@ -143,7 +143,7 @@ def arguments_of(i: int, name: str, text: str) -> Mapping[str, Any]:
 
     Raises UsageError when they are neither a JSON object nor the beginning of one.
     """
-    value = closed(text)
+    value = {} if text == "null" else closed(text)
     if value is None:
         raise UsageError(f"message {i}: the arguments of the call to {name[:80]!r} are no JSON object")
     return value

@@ -72,6 +72,10 @@ function contextOf(name) {
   return models.find((model) => model.name === name)?.context ?? 0;
 }
 
+function isLoaded(name) {
+  return models.find((model) => model.name === name)?.is_loaded ?? true; // what is not known is not said
+}
+
 /** Called after everything that makes the log taller or the window lower. */
 function scrollDown(always = false) {
   if (always) follows = true;
@@ -185,7 +189,8 @@ function retryShorter(message) {
 async function answer(conversation, question, more = {}) {
   const limit = requestSettings(conversation).max_tokens ?? null;
   const message = addMessage(
-    conversation, question.id, "assistant", { state: "running", model: conversation.model, limit },
+    conversation, question.id, "assistant",
+    { state: "running", model: conversation.model, limit, isLoading: !isLoaded(conversation.model) },
   );
   const run = { conversation, message, abort: new AbortController() };
   runs.set(conversation.id, run);
@@ -271,6 +276,11 @@ async function refreshStatus() {
     setNeedsKey(false);
     showModels();
     showMemory(found.loaded);
+    for (const { message } of runs.values()) {
+      if (!message.isLoading || !isLoaded(message.model)) continue;
+      message.isLoading = false;
+      views.get(message.id)?.update();
+    }
     showState();
   } catch (error) {
     if (error.status === 401) {
@@ -284,7 +294,7 @@ async function refreshStatus() {
 
 function showModels() {
   const select = byId("model");
-  const labels = models.map((model) => (model.fits ? model.name : `${model.name} (no room in memory)`));
+  const labels = models.map((model) => (model.fits ? model.name : `${model.name} (cannot be loaded now)`));
   if (labels.join("\n") !== Array.from(select.options, (option) => option.text).join("\n")) {
     select.replaceChildren(...models.map((model, i) => {
       const option = el("option", "", labels[i]);
@@ -315,7 +325,8 @@ function setNeedsKey(isNeeded) {
 
 /** The server wants a key, or another one than it got. */
 function refused() {
-  const problem = hasKey() ? "The server does not know that key. Look for a letter that is missing or one too many." : "";
+  const problem = hasKey()
+    ? "That key is wrong: the server does not know it. Look for a letter that is missing or one too many." : "";
   setKey("");
   setNeedsKey(true);
   askForKey(problem);
@@ -511,7 +522,8 @@ function listen() {
     }
   });
   setInterval(() => {
-    if (!byId("memory").hidden && document.visibilityState === "visible" && !needsKey) refreshStatus();
+    const isWatched = !byId("memory").hidden || runs.get(current.id)?.message.isLoading;
+    if (isWatched && document.visibilityState === "visible" && !needsKey) refreshStatus();
   }, STATUS_EVERY_MS);
 }
 

@@ -3,7 +3,7 @@
 //
 // message: {id, parent, role, text, thinking, files: [{name, text}], state, error, usage, seconds, created; of an answer
 //          also model, limit (tokens, or null), context (tokens of the model, when it ended), isTooLong (the question
-//          did not fit) and numLeftOut (messages that were not sent to the model)}
+//          did not fit), numLeftOut (messages that were not sent to the model) and isLoading (the model was not in memory)}
 // state:   "done" | "running" | "stopped" | "failed" | "cut" (the token limit or the context ended it)
 
 import { newId } from "./store.js";

@@ -67,10 +67,11 @@ export class MessageView {
 
   /** Shows what an answer has so far. */
   update() {
-    const { text, thinking, state } = this.message;
+    const { text, thinking, state, isLoading, model } = this.message;
     this.thinking.hidden = !thinking;
     if (thinking) this.thoughtsView.update(thinking);
     this.waiting.hidden = state !== "running" || Boolean(text || thinking);
+    this.waiting.textContent = isLoading ? `${model} is being loaded …` : "…";
     this.bodyView.update(text);
   }
 
