@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import random
@@ -231,12 +232,52 @@ def test_the_servers_share_is_taken_from_what_models_may_have() -> None:
     assert share.bodies == 128 * MIB
     assert share.worker == 80 * MIB
     assert share.connections == 512 * (80 << 10)
+    assert share.libraries == 100 * MIB
+    assert share.total == sum(share.parts().values())
     assert models_bytes(config) == 2048 * MIB - share.total
     assert models_bytes(ServeConfig()) is None
     assert server_share(ServeConfig(memory="512MiB")).bodies == 64 * MIB  # an eighth
     assert server_share(ServeConfig(memory="512MiB", max_bodies_bytes=32 * MIB)).bodies == 32 * MIB
     with pytest.raises(UsageError, match="max_bodies_bytes"):
         models_bytes(ServeConfig(memory="100MiB"))
+
+
+def test_models_share_the_libraries(tmp_path: Path) -> None:
+    """The server has them once; a plan counts them for its model alone."""
+    pytest.importorskip("kamado._native", reason="the native module is not built")
+    from kamado.checkpoint import open_checkpoint
+    from kamado.checkpoint.store import Store
+    from kamado.checkpoint.synth import synthesize
+    from kamado.serve.backend import LoadOptions
+    from kamado.serve.library import StoreLibrary
+    from kamado.serve.loader import EngineLoader, EngineSettings
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+    from smoke import write_donor
+
+    write_donor(tmp_path / "donor.gguf")
+    synthesize(
+        tmp_path / "tiny.gguf", "llama", tokenizer_from=open_checkpoint(tmp_path / "donor.gguf"), layers=2, hidden=256,
+        heads=4, kv_heads=2, head_dim=64, ffn=512, context=512,
+    )  # fmt: skip
+    library = StoreLibrary(Store(tmp_path / "store"), {"tiny": tmp_path / "tiny.gguf"})
+    loader = EngineLoader(library, EngineSettings(threads=1))
+
+    async def load() -> None:
+        most = 1 << 30
+        needed = await loader.estimate("tiny", LoadOptions(memory_bytes=most))
+        assert needed < 100 * MIB  # the libraries alone are that
+        model = await loader.load("tiny", LoadOptions(), needed)
+        try:
+            assert 0 < model.memory_bytes <= needed
+            stats = await model.stats()
+            planned = stats["planned_by_owner"]
+            assert planned["libraries"] == server_share(ServeConfig()).libraries
+            assert sum(planned.values()) - planned["libraries"] - planned["worker"] == model.memory_bytes
+        finally:
+            await model.close()
+
+    asyncio.run(load())
 
 
 def test_the_share_is_shown() -> None:

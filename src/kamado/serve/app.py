@@ -127,8 +127,8 @@ class Server:
         share = server_share(config)
         metrics.gauge(
             "kamado_server_share_bytes",
-            "Memory that is kept for the server itself: bodies in flight, connections, the worker process.",
-            lambda: [((name,), float(getattr(share, name))) for name in ("bodies", "connections", "worker")],
+            "Memory that is kept for the server itself: bodies in flight, connections, the worker process, libraries.",
+            lambda: [((name,), float(nbytes)) for name, nbytes in share.parts().items()],
             ("part",),
         )
         metrics.gauge("kamado_http_open", "Requests being answered.", lambda: [((), float(self._num_open))])

@@ -41,6 +41,7 @@ from .backend import (
 )
 from .bridge import merge
 from .completions import CompletionSource, insert_marks
+from .loader import shared_bytes
 from .schemas import schema_header
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class EngineModel:
         self._marks = insert_marks(model) if model.has_tokenizer else None
         self._is_closed = False
         self.info = replace(info, context=model.context, capabilities=self._capabilities(info))
-        self.memory_bytes = model.plan.peak_bytes
+        self.memory_bytes = model.plan.peak_bytes - shared_bytes(model.plan)
 
     def _capabilities(self, info: ModelInfo) -> frozenset[Capability]:
         if "embedding" in info.capabilities and "completion" not in info.capabilities:

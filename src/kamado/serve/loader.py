@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..memory.overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, WORKER_BYTES
 from .backend import LoadOptions, ServedModel
 from .library import Located, StoreLibrary
 
@@ -49,7 +50,7 @@ class EngineLoader:
             plan = self._planner(located, options, options.memory_bytes)
             least = plan(*self._choices(located, options)[-1])
             least.require_fit()
-            return least.least_bytes if least.is_streamed else least.peak_bytes
+            return (least.least_bytes if least.is_streamed else least.peak_bytes) - shared_bytes(least)
 
         return await asyncio.to_thread(work)
 
@@ -63,7 +64,7 @@ class EngineLoader:
         from .engine_model import EngineModel
 
         located = self._library.locate(name)
-        context, kv_tokens = self._choose(located, options, memory_bytes)
+        context, kv_tokens, memory_bytes = self._choose(located, options, memory_bytes)
         model = kamado.load(
             located.path,
             memory=memory_bytes,
@@ -83,8 +84,9 @@ class EngineLoader:
             model.close()
             raise
 
-    def _choose(self, located: Located, options: LoadOptions, memory_bytes: int | None) -> tuple[int, int]:
-        """The first choice that fits; the last one when none does, whose load then says by how much."""
+    def _choose(self, located: Located, options: LoadOptions, memory_bytes: int | None) -> tuple[int, int, int | None]:
+        """The first choice that fits, and the budget to load it with; the last one when none does, whose load then says
+        by how much."""
         choices = self._choices(located, options)
         plan_of = self._planner(located, options, memory_bytes)
         for context, kv_tokens in choices:
@@ -92,9 +94,10 @@ class EngineLoader:
             limit = plan.memory_bytes
             if memory_bytes is None:
                 limit = int(limit * _MACHINE_SHARE) - self._settings.server_bytes
+                limit += shared_bytes(plan)  # which the server's bytes have
             if plan.peak_bytes <= limit:
-                return context, kv_tokens
-        return choices[-1]
+                break
+        return context, kv_tokens, None if memory_bytes is None else plan.memory_bytes
 
     def _choices(self, located: Located, options: LoadOptions) -> list[tuple[int, int]]:
         """(context, tokens of the cache), best first: a long context before room for many conversations."""
@@ -110,7 +113,8 @@ class EngineLoader:
         return found
 
     def _planner(self, located: Located, options: LoadOptions, memory_bytes: int | None) -> Callable[[int, int], Plan]:
-        """Plans by (context, tokens of the cache); the header is read once."""
+        """Plans by (context, tokens of the cache); the header is read once. `memory_bytes`: without what all models of
+        the server share, which a plan counts."""
         from ..checkpoint import open_checkpoint
         from ..engine.load import PREFIX_STORE_BYTES
         from ..memory import forecast
@@ -120,6 +124,9 @@ class EngineLoader:
         checkpoint = replace(open_checkpoint(located.path), name=located.info.name)
         program = build_program(checkpoint)
         here = machine()
+        budget = memory_bytes
+        if budget is not None:
+            budget += LIBRARY_BYTES + (0 if program.is_encoder else CONSTRAINT_LIBRARY_BYTES + WORKER_BYTES)
 
         def plan(context: int, kv_tokens: int) -> Plan:
             return forecast.plan(
@@ -128,7 +135,7 @@ class EngineLoader:
                 context=context,
                 kv=self._settings.kv,
                 threads=options.threads or self._settings.threads,
-                memory=memory_bytes,
+                memory=budget,
                 kv_tokens=kv_tokens,
                 reserved_bytes=PREFIX_STORE_BYTES if self._settings.prefix_cache_bytes else 0,
                 constraints=not program.is_encoder,
@@ -136,6 +143,11 @@ class EngineLoader:
             )
 
         return plan
+
+
+def shared_bytes(plan: Plan) -> int:
+    """What a plan counts for its model alone, but all models of a server share: share.py has it."""
+    return plan.bytes_by_owner["libraries"] + plan.bytes_by_owner.get("worker", 0)
 
 
 def _halvings(most: int) -> Iterator[int]:

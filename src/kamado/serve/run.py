@@ -199,7 +199,7 @@ def run(
     """
     set_up_logging(config)
     share = server_share(config)
-    parts = {f"{name}_bytes": getattr(share, name) for name in ("bodies", "connections", "worker")}
+    parts = {f"{name}_bytes": nbytes for name, nbytes in share.parts().items()}
     _log.info("memory of the server itself", extra={"bytes": share.total, **parts, "models": models_bytes(config)})
     for path in watched:
         warning = exposed_keys(path, config)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..errors import UsageError
 from ..isolated import WORK_BYTES, WORKER, WORKER_BASE_BYTES
 from ..memory.budget import format_size, format_size_up
+from ..memory.overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES
 from .config import ServeConfig
 
 # A connection without its header: objects, the buffer it reads into, an answer on its way out. Each of 490 idle ones
@@ -23,15 +24,19 @@ class ServerShare:
     bodies: int  # of all requests in flight
     connections: int  # with their headers
     worker: int  # the process that compiles grammars and templates, one thing at a time
+    libraries: int  # cached pages of Python and its libraries, once for all models
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.bodies + self.connections + self.worker
+        return self.bodies + self.connections + self.worker + self.libraries
 
     def __str__(self) -> str:
-        parts = (("bodies", self.bodies), ("connections", self.connections), ("worker", self.worker))
-        return ", ".join(f"{name} {format_size(nbytes)}" for name, nbytes in parts)
+        return ", ".join(f"{name} {format_size(nbytes)}" for name, nbytes in self.parts().items())
+
+    def parts(self) -> dict[str, int]:
+        """By name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def server_share(config: ServeConfig) -> ServerShare:
@@ -40,6 +45,7 @@ def server_share(config: ServeConfig) -> ServerShare:
         bodies=config.bodies_bytes,
         connections=config.max_connections * (CONNECTION_BYTES + config.max_header_bytes),
         worker=WORKER_BASE_BYTES + WORK_BYTES,
+        libraries=LIBRARY_BYTES + CONSTRAINT_LIBRARY_BYTES,
     )
 
 
