@@ -199,3 +199,17 @@ def test_any_modelfile_is_read_or_refused(text: str) -> None:
         )
     except KamadoError:
         pass
+
+
+def test_nesting_does_not_multiply_the_translation() -> None:
+    """`eq` writes its first operand once for each of the others: 30 levels of three would be 10^14 characters."""
+    expression = ".System"
+    for _ in range(30):
+        expression = f'(eq {expression} "a" "b" "c")'
+    with pytest.raises(UsageError, match="an expression of more than 16384 characters"):
+        to_jinja("{{ if " + expression + " }}x{{ end }}{{ .Prompt }}")
+
+
+def test_a_template_that_takes_long_to_compile_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"template: the chat template (needs more than 64 MiB|took longer)"):
+        jinja_template("{% if a %}" + "{% elif a %}" * 40_000 + "{% endif %}")
