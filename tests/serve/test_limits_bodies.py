@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -172,6 +172,30 @@ def test_a_prompt_that_no_context_has_room_for_is_refused_untokenized(tmp_path: 
         )
         shorter = http.post("/v1/completions", json={"model": "tiny", "prompt": long[: 100 << 10]})
         assert "tokens and the context holds 256" in shorter.text  # counted exactly
+
+
+def test_what_may_be_cut_is_cut_before_it_is_tokenized(tmp_path: Path, write_tiny: Callable[..., Path]) -> None:
+    library = StoreLibrary(Store(tmp_path), {"tiny": write_tiny(), "vectors": write_tiny(pooling_type=3)})
+    loader = EngineLoader(library, EngineSettings(threads=1, context=256))
+    with (
+        running(library, loader, ServeConfig(port=0)) as server,
+        httpx2.Client(base_url=server.url, timeout=60) as http,
+    ):
+        long = "a " * (140 << 10)
+        turns = [("user", long), ("assistant", "yes"), ("user", "and now?")]
+        messages = [{"role": role, "content": text} for role, text in turns]
+        body = {"model": "tiny", "messages": messages, "max_tokens": 2, "truncation": "auto"}
+        answer = http.post(CHAT, json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["kamado"]["truncated"]["messages"] == 1
+        assert answer.json()["kamado"]["truncated"]["tokens"] >= len(long) // 64
+        end = {"model": "tiny", "prompt": long, "max_tokens": 2, "truncation": "auto"}
+        assert http.post("/v1/completions", json=end).status_code == 200
+        whole = http.post("/api/embed", json={"model": "vectors", "input": long})  # truncate is Ollama's default
+        assert whole.status_code == 200, whole.text
+        first = http.post("/api/embed", json={"model": "vectors", "input": long[:4000]})
+        assert whole.json()["embeddings"] == first.json()["embeddings"]
+        assert http.post("/v1/embeddings", json={"model": "vectors", "input": long}).status_code == 400
 
 
 # --- all together -----------------------------------------------------------------------------------------------------

@@ -204,7 +204,7 @@ class Truncated:
     """What was left out of the prompt because the request allowed it."""
 
     num_messages: int  # whole messages left out (0 for completions)
-    num_tokens: int  # tokens the prompt had more
+    num_tokens: int  # tokens the prompt had more; at the least, where it was too long to be worth counting
     rule: Truncation | Literal["keep_end"]
 
 

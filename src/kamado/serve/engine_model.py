@@ -107,7 +107,6 @@ class EngineModel:
             raise UsageError(f"{self.info.name} cannot see pictures")
         request = self._with_recipe(request)
         context = min(request.context or self.info.context, self.info.context)
-        _check_room(sum(_size(message) for message in request.messages), context)
         turn, truncated = await self._in_thread(partial(self._prepare, request, context))
         seed = _first_seed(request.sampling)
         sources = []
@@ -159,23 +158,34 @@ class EngineModel:
 
     def _prepare(self, request: ChatRequest, context: int) -> tuple[Turn, Truncated | None]:
         """The prompt, messages left out as the request allows. On a thread."""
-        turn = self._turn(request, request.messages)
+        from_middle = request.truncation == "drop_middle"
+        kept = list(request.messages)
+        num_uncounted = 0  # tokens of what is left out before tokens are counted, at the least
+        while (num_characters := sum(map(_size, kept))) > (most := most_characters(context)):
+            shorter = None
+            if request.truncation != "refuse":
+                shorter = _without_oldest(kept, num_characters - most, num_characters, from_middle=from_middle)
+            if shorter is None:
+                raise _FarTooLongError(num_characters, context)
+            num_uncounted += (num_characters - sum(map(_size, shorter))) // _MOST_CHARACTERS_A_TOKEN
+            kept = shorter
+        turn = self._turn(request, tuple(kept))
         num_tokens = len(turn.tokens)
-        if num_tokens < context:
+        if num_tokens < context and len(kept) == len(request.messages):
             return turn, None
         if request.truncation == "refuse":
             raise ContextOverflowError(num_tokens, context)
         limit = context - max(1, min(request.max_tokens or context, context // _ANSWER_SHARE))
-        kept = list(request.messages)
         size = num_tokens
         while size > limit:
-            shorter = _without_oldest(kept, size - limit, size, from_middle=request.truncation == "drop_middle")
+            shorter = _without_oldest(kept, size - limit, size, from_middle=from_middle)
             if shorter is None:
                 raise ContextOverflowError(size, context)
             kept = shorter
             turn = self._turn(request, tuple(kept))
             size = len(turn.tokens)
-        return turn, Truncated(len(request.messages) - len(kept), num_tokens - size, request.truncation)
+        num_left_out = len(request.messages) - len(kept)
+        return turn, Truncated(num_left_out, num_uncounted + num_tokens - size, request.truncation)
 
     def _turn(self, request: ChatRequest, messages: tuple[Message, ...]) -> Turn:
         return self._model.prepare_turn(
@@ -207,8 +217,13 @@ class EngineModel:
                 stop=request.stop or _recipe_stop(self._recipe),
             )
         context = min(request.context or self.info.context, self.info.context)
+        most = most_characters(context)
+        if request.truncation == "keep_end":  # what is far too long is cut before its tokens are counted
+            kept = tuple(text[-most:] if isinstance(text, str) else text for text in request.prompts)
+            request = replace(request, prompts=kept)
         for text in (*request.prompts, request.suffix or ""):
-            _check_room(len(text) if isinstance(text, str) else 0, context)
+            if isinstance(text, str) and len(text) > most:
+                raise _FarTooLongError(len(text), context)
         prompts, cut, form = await self._in_thread(partial(self._prompts, request, context))
         num_prompt = sum(map(len, prompts))
         seed = _first_seed(request.sampling)
@@ -342,10 +357,13 @@ class EngineModel:
                 f"{self.info.name} generates text and makes no embeddings: its file names no pooling, so it was not "
                 "trained for them; use an embedding model such as minilm"
             )
-        for text in request.inputs:
-            _check_room(len(text) if isinstance(text, str) else 0, self.info.context)
+        most = most_characters(self.info.context)
+        inputs = tuple(text[:most] if request.truncate and isinstance(text, str) else text for text in request.inputs)
+        for text in inputs:
+            if isinstance(text, str) and len(text) > most:
+                raise _FarTooLongError(len(text), self.info.context)
         result = await self._in_thread(
-            partial(self._model.embed_counted, request.inputs, dimensions=request.dimensions, truncate=request.truncate)
+            partial(self._model.embed_counted, inputs, dimensions=request.dimensions, truncate=request.truncate)
         )
         return Embeddings(np.asarray(result.vectors, np.float32), tuple(result.num_tokens))
 
@@ -443,10 +461,9 @@ class _FarTooLongError(ContextOverflowError):
         self.args = (f"{text} without counting its tokens; shorten it",)
 
 
-def _check_room(num_characters: int, context: int) -> None:
-    """Raises ContextOverflowError for a prompt that no context of this size has room for."""
-    if num_characters > max(_FEW_CHARACTERS, context * _MOST_CHARACTERS_A_TOKEN):
-        raise _FarTooLongError(num_characters, context)
+def most_characters(context: int) -> int:
+    """Characters that a prompt for `context` tokens may have: more are never worth counting their tokens."""
+    return max(_FEW_CHARACTERS, context * _MOST_CHARACTERS_A_TOKEN)
 
 
 def _check_length(num_characters: int, most: int) -> None:
