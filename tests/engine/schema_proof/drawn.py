@@ -116,10 +116,12 @@ def _ordered(document: Document, schemas: list[Any], value: Any, depth: int) -> 
         return value
     names = dict.fromkeys(name for node in nodes for name in node.get("properties") or {})
     required = dict.fromkeys(name for node in nodes for name in node.get("required") or [])
-    words = ("additionalProperties", "unevaluatedProperties", "patternProperties", "minProperties")
+    words = ("additionalProperties", "unevaluatedProperties", "minProperties")
     is_open = not names or any(word in node for node in nodes for word in words)
     keys = [name for name in {**names, **required} if name in value]
-    keys += [name for name in value if name not in keys and is_open]
+    patterns = [pattern for node in nodes for pattern in node.get("patternProperties") or {}]
+    is_matching = lambda name: any(re.search(pattern, name) for pattern in patterns)  # noqa: E731
+    keys += [name for name in value if name not in keys and (is_open or is_matching(name))]
     out_object = {}
     for name in keys:
         own = []
