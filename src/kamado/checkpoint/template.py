@@ -129,7 +129,7 @@ class ChatTemplate:
 
     def _ask(self, variables: Mapping[str, Any] | None) -> dict[str, Any]:
         """The worker's reply."""
-        limits = Limits(self._limits.seconds, clock_seconds=4 * self._limits.seconds + 10.0)
+        limits = Limits(self._limits.seconds, clock_seconds=max(10.0, 2 * self._limits.seconds))
         request = {"source": self._source, "limits": asdict(self._limits), "variables": variables}
         try:
             reply: dict[str, Any] = WORKER.ask("kamado.checkpoint.template_worker:use", request, limits)

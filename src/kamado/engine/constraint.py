@@ -41,7 +41,7 @@ __all__ = ["Constraint", "ConstraintCompiler", "Form", "require_llguidance"]
 # Compiled grammars that are kept: an agent sends the same tools with every turn.
 _MAX_CACHED = 32
 # A grammar is compiled twice, so 2 s in all.
-_TRIAL = Limits(cpu_seconds=1.0, clock_seconds=20.0)
+_TRIAL = Limits(cpu_seconds=1.0, clock_seconds=8.0)
 # Processor time of the thread on which all answers wait: a token may take 5 ms (usual ones take less than one), and all
 # of an answer's tokens together 100 ms more. An ambiguous grammar takes a little more with each token.
 _STEP_SECONDS = 0.005
