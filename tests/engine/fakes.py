@@ -386,7 +386,7 @@ def make_plan(*, context=1024, kv_tokens=None, max_rows=64, max_logit_rows=16) -
         num_threads=1,
         max_rows=max_rows,
         max_logit_rows=max_logit_rows,
-        bytes_by_owner={"weights": 1000, "kv": 200, "scratch": 30, "interpreter": 4},
+        bytes_by_owner={"weights": 1000, "kv": 200, "scratch": 30, "interpreter": 4, "libraries": 3},
         memory_bytes=10000,
         memory_limited_by="machine",
         least_bytes=1100,
