@@ -21,7 +21,7 @@ CHAT, COMPLETIONS = "POST /v1/chat/completions", "POST /v1/completions"
 RESPONSES, COUNT_INPUT = "POST /v1/responses", "POST /v1/responses/input_tokens"
 MESSAGES, COUNT = "POST /v1/messages", "POST /v1/messages/count_tokens"
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-AS_JSON = OutputFormat("json_schema", SCHEMA)
+AS_JSON = OutputFormat("json_schema", SCHEMA, is_strict=False)
 ASK = [{"role": "user", "content": "hello there"}]
 BASES: dict[str, dict[str, Any]] = {
     CHAT: {"model": "fake", "messages": ASK},
