@@ -151,9 +151,17 @@ def has_other_digits(text: str) -> bool:
     return any(not c.isascii() and re.match(r"\w", c) for c in text)
 
 
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e18:
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return {key: _whole(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
 def compact(value: Any) -> str | None:
-    """Compact JSON; None for a text that no bytes have."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    """Compact JSON, whole numbers without a fraction of 0, as JavaScript writes them; None for half a character."""
+    text = json.dumps(_whole(value), separators=(",", ":"), ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:
