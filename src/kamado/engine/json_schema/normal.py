@@ -34,6 +34,7 @@ from .values import Checker, CheckError, key_of
 
 _MAX_ATOMS = 256  # alternatives of one shape
 _MAX_WORK = 20_000  # meetings of alternatives, of a whole schema
+_MAX_CHECK_STEPS = 100_000  # of checking its constants against it, some 5 µs each
 _ALL = Shape(EVERY)
 
 
@@ -54,6 +55,7 @@ class Normaliser:
         self._busy: set[int] = set()
         self._asked: set[Conjunction] = set()
         self._work = 0
+        self._num_check_steps = 0
 
     def of(self, *nodes: Node) -> Conjunction:
         """The conjunction of schemas."""
@@ -136,6 +138,10 @@ class Normaliser:
             return self.checker.is_valid(self._nodes[code >> 1], value) != bool(code & 1)
         except CheckError:
             return True
+        finally:
+            self._num_check_steps += self.checker.num_steps
+            if self._num_check_steps > _MAX_CHECK_STEPS:
+                raise ConstraintError("the schema's references meet in too many ways to check its values")
 
     def _of_code(self, code: int) -> Shape:
         known = self._by_code.get(code)

@@ -59,7 +59,7 @@ class Checker:
 
     def __init__(self, document: Document) -> None:
         self._document = document
-        self._steps = 0
+        self.num_steps = 0  # of the latest check
         self._depth = 0
         self._enums: dict[int, tuple[list[Any], frozenset[str]]] = {}  # keys of what an enum lists
 
@@ -68,20 +68,20 @@ class Checker:
 
         Raises CheckError.
         """
-        self._steps = 0
+        self.num_steps = 0
         return [f"{at or 'the answer'} violates {where}" for at, where in self._check(node, value, "")]
 
     def is_valid(self, node: Node, value: Any, *, shallow: bool = False) -> bool:
         """Whether a value matches. `shallow`: by what stands in this schema itself, not in what it combines."""
-        self._steps = 0
+        self.num_steps = 0
         return next(self._check(node, value, "", shallow=shallow), None) is None
 
     def _ok(self, node: Node, value: Any) -> bool:
         return next(self._check(node, value, ""), None) is None
 
     def _check(self, node: Node, value: Any, at: str, *, shallow: bool = False) -> Iterator[tuple[str, str]]:
-        self._steps += 1
-        if self._steps > _MAX_STEPS:
+        self.num_steps += 1
+        if self.num_steps > _MAX_STEPS:
             raise CheckError("the check of the answer takes too long")
         if isinstance(node, bool):
             if not node:
@@ -197,7 +197,7 @@ class Checker:
 
     def is_found(self, pattern: str, text: str) -> bool:
         """Whether a pattern is found in a text. Raises CheckError."""
-        self._steps += len(text)
+        self.num_steps += len(text)
         try:
             return trees.matches(language(pattern), text)
         except PatternError as error:
