@@ -187,7 +187,7 @@ def main() -> int:
         aliases = {alias: kind for client in CLIENTS for alias, kind in client.aliases.items()}
         config.write_text("[aliases]\n" + "".join(f'"{alias}" = "{kind}"\n' for alias, kind in aliases.items()))
         found: dict[str, Outcome] = {}
-        with started(home, "--config", config) as server:
+        with started(home, "chat", "--all", "--config", config) as server:
             url = str(server.http.base_url).rstrip("/")
             for client in CLIENTS:
                 source = fetch(client, folder)
