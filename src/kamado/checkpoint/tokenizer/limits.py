@@ -98,7 +98,7 @@ def try_out(request: Any) -> Any:
         with rust_errors("no valid tokenizer"):
             reply["growth"] = _try_out(raw.removeprefix(BOM))
     except UnicodeDecodeError:
-        reply["error"] = "not UTF-8 text"
+        reply["error"] = "not valid UTF-8"
     except TokenizerError as error:
         reply["error"] = str(error)
     return reply
