@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kamado import isolated
 from kamado.isolated import Limits, Worker, WorkerEndedError, WorkerNeededError, run_on_big_stack, without_worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
@@ -37,6 +38,25 @@ def test_the_worker_answers_again_and_again(worker: Worker) -> None:
     pid = worker.pid
     assert "cannot be used" in worker.ask(CHECK, SMALL | {"text": "[ab"}, LIMITS)
     assert worker.pid == pid
+
+
+def test_nobody_waits_for_ever_for_a_turn(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "_TURN_SECONDS", 0.05)
+    with worker._turn():  # somebody's work
+        with pytest.raises(WorkerEndedError) as late:
+            worker.ask(CHECK, SMALL, LIMITS)
+        assert late.value.why == "busy"
+        monkeypatch.setattr(isolated, "_TURN_SECONDS", 60.0)
+        waiting = [threading.Thread(target=worker.ask, args=(CHECK, SMALL, LIMITS)) for _ in range(8)]
+        for thread in waiting:
+            thread.start()
+        while worker._places._value:
+            time.sleep(0.001)
+        with pytest.raises(WorkerEndedError, match="too busy"):
+            worker.ask(CHECK, SMALL, LIMITS)  # the ninth does not even wait
+    for thread in waiting:
+        thread.join()
+    assert worker.ask(CHECK, SMALL, LIMITS) == ""
 
 
 def test_others_go_first() -> None:

@@ -26,6 +26,10 @@ class MissingPackageError(KamadoError):
     exit_code = 2
 
 
+class BusyError(KamadoError):
+    """Others use what the call needs, and it did not wait longer for its turn. The same call may succeed later."""
+
+
 class CheckpointError(KamadoError):
     """A model file cannot be used. Base of the checkpoint faults."""
 

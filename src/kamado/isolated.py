@@ -47,6 +47,9 @@ _IDLE_SECONDS = 60.0
 _START_SECONDS = 30.0
 _SPARE_BYTES = 24 << 20  # a worker that is larger than that after its work is replaced
 _BUSY = "the machine is too busy with other work: try again later"
+# Callers that may wait for their turn, and for how long: a queue without an end would be answered by nobody.
+_MAX_WAITING = 8
+_TURN_SECONDS = 20.0
 _HEADER = struct.Struct("<I")
 _PACKAGES = ("llguidance", "jinja2", "markupsafe", "tokenizers")
 
@@ -98,13 +101,15 @@ class Worker:
         self._nice = nice
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(1 + _MAX_WAITING)
         self._process: subprocess.Popen[bytes] | None = None
         _workers.add(self)
 
     def ask(self, function: str, request: Mapping[str, Any], limits: Limits) -> Any:
         """What `module:function` of this package returns (JSON) for `request` (plain data, as `marshal` writes it).
 
-        Raises WorkerEndedError when a limit was met or the worker died, WorkerNeededError inside `without_worker`.
+        Raises WorkerEndedError when a limit was met, the worker died or the turn did not come, WorkerNeededError inside
+        `without_worker`.
         """
         if getattr(_no_waiting, "is_set", False):
             raise WorkerNeededError(function)
@@ -117,7 +122,7 @@ class Worker:
         message = marshal.dumps(call)  # the worker believes us; its own words are read as JSON
         if len(message) > _MAX_MESSAGE_BYTES:
             raise WorkerEndedError("memory", "the request is larger than a worker takes")
-        with self._lock:
+        with self._turn():
             for is_again in (False, True):
                 process, is_new = self._running()
                 try:
@@ -132,6 +137,20 @@ class Worker:
                     raise
             raise AssertionError("unreachable")
 
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._places.acquire(blocking=False):
+            raise WorkerEndedError("busy", _BUSY)
+        try:
+            if not self._lock.acquire(timeout=_TURN_SECONDS):
+                raise WorkerEndedError("busy", _BUSY)
+            try:
+                yield
+            finally:
+                self._lock.release()
+        finally:
+            self._places.release()
+
     def close(self) -> None:
         """Ends the process. The next work starts another."""
         with self._lock:
@@ -140,6 +159,7 @@ class Worker:
     def forget(self) -> None:
         """In a forked child: the process and whoever held the lock are the parent's."""
         self._lock, self._process = threading.Lock(), None
+        self._places = threading.BoundedSemaphore(1 + _MAX_WAITING)
 
     @property
     def pid(self) -> int | None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TemplateError
+from ..errors import BusyError, TemplateError
 from ..isolated import WORK_BYTES, WORKER, Limits, WorkerEndedError
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ class ChatTemplate:
         try:
             reply: dict[str, Any] = WORKER.ask("kamado.checkpoint.template_worker:use", request, limits)
         except WorkerEndedError as error:
+            if error.why == "busy":
+                raise BusyError(f"the chat template could not be tried: {error}") from None
             said = {
                 "time": f"took longer than {limits.cpu_seconds:g} s",
                 "memory": f"needs more than {WORK_BYTES >> 20} MiB of memory",

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConstraintError
+from ..errors import BusyError, ConstraintError
 from ..isolated import WORKER, Limits, WorkerEndedError, run_on_big_stack
 from ..memory.sizes import constraint_bytes
 from .grammar import Grammar
@@ -194,6 +194,8 @@ class ConstraintCompiler:
         try:
             problem = WORKER.ask("kamado.engine.grammar_compile:check", request, _TRIAL)
         except WorkerEndedError as error:
+            if error.why == "busy":
+                raise BusyError(f"the answer's form could not be tried: {error}") from None
             said = {
                 "time": f"compiling it takes longer than {2 * _TRIAL.cpu_seconds:g} s: make it smaller or simpler",
                 "memory": f"compiling it takes more than {_TRIAL.memory_bytes >> 20} MiB: make it smaller or simpler",

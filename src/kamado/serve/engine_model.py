@@ -43,6 +43,7 @@ from .bridge import merge
 from .completions import CompletionSource, insert_marks
 from .loader import shared_bytes
 from .schemas import schema_header
+from .slow_work import SlowWork
 
 if TYPE_CHECKING:
     from ..engine.constraint import Form
@@ -56,8 +57,6 @@ T = TypeVar("T")
 
 # Templates and tokenizers hold the GIL for most of their work: more threads would only wait for each other.
 _NUM_THREADS = 2
-# What has to wait for the worker process waits here, so that others' requests never stand behind it.
-_NUM_WAITING = 4
 # A truncated prompt leaves room for an answer of this share of the context.
 _ANSWER_SHARE = 4
 # Texts with more characters than so many a token of the context, and more than can be counted in no time, are refused
@@ -75,7 +74,7 @@ class EngineModel:
         self._model = model
         self._recipe = recipe
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kamado-serve")
-        self._waiting = ThreadPoolExecutor(_NUM_WAITING, thread_name_prefix="kamado-serve-slow")
+        self._slow = SlowWork("kamado-serve-slow")
         self._marks = insert_marks(model) if model.has_tokenizer else None
         self._is_closed = False
         self.info = replace(info, context=model.context, capabilities=self._capabilities(info))
@@ -389,7 +388,7 @@ class EngineModel:
         self._is_closed = True
         await asyncio.to_thread(self._model.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._waiting.shutdown(wait=False, cancel_futures=True)
+        self._slow.close()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._is_closed:
@@ -398,7 +397,7 @@ class EngineModel:
         try:
             return await loop.run_in_executor(self._threads, _at_once, work)
         except WorkerNeededError:
-            return await loop.run_in_executor(self._waiting, work)
+            return await self._slow.run(work)
 
 
 def _at_once(work: Callable[[], T]) -> T:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import (
+    BusyError,
     CheckpointError,
     ClosedError,
     ContextOverflowError,
@@ -171,6 +172,8 @@ def _fault_of(error: BaseException) -> Fault:
         return Fault("unavailable", text, code="memory_budget", retry_after=60.0)
     if isinstance(error, ClosedError):
         return Fault("unavailable", text or "the server is going down", code="closed", retry_after=5.0)
+    if isinstance(error, BusyError):
+        return Fault("unavailable", text, code="busy", retry_after=5.0)
     if isinstance(error, DownloadError):
         return Fault("upstream", text, code="download_failed")
     if isinstance(error, (UsageError, TemplateError, TokenizerError)):

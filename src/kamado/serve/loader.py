@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..memory.overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, WORKER_BYTES
@@ -22,6 +24,7 @@ _LEAST_CONTEXT = 512
 _CONVERSATIONS = (8, 4, 2, 1)
 # Of what the machine has to give, when no budget was named: the rest is for the user's other programs.
 _MACHINE_SHARE = 0.6
+_NUM_THREADS = 4  # models that are being loaded at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class EngineLoader:
     def __init__(self, library: StoreLibrary, settings: EngineSettings) -> None:
         self._library = library
         self._settings = settings
+        # Their own: a model whose template is being tried must not take the threads that look models up.
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kamado-load")
 
     async def estimate(self, name: str, options: LoadOptions) -> int:
         """See backend.py: of the smallest choice that is worth loading."""
@@ -56,7 +61,8 @@ class EngineLoader:
 
     async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
         """See backend.py."""
-        return await asyncio.to_thread(self._load, name, options, memory_bytes)
+        work = partial(self._load, name, options, memory_bytes)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
         import kamado

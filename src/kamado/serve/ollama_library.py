@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from ..errors import UsageError
@@ -24,6 +24,7 @@ from .modelfile import (
 from .ollama import FAMILY, find_model
 from .ollama_body import CopyBody, CreateBody, DeleteBody, PullBody, ShowBody, named
 from .routes import Call, Response, Route
+from .slow_work import SlowWork
 from .table import TABLE
 
 _NDJSON = "application/x-ndjson"
@@ -194,14 +195,20 @@ async def _create(call: Call[CreateBody]) -> AsyncGenerator[dict[str, Any], None
     parameters = {**_written_parameters(call, written), **(body.parameters or {})}
     given = "\n\n".join(body.license) if isinstance(body.license, list) else body.license
     messages = written.messages if body.messages is None else [(m.role, m.content) for m in body.messages]
-    recipe = await asyncio.to_thread(  # compiles the template
-        make_recipe,
-        base=body.base or written.base,
-        system=body.system if body.system is not None else written.system,
-        template=body.template if body.template is not None else written.template,
-        license_text=given if given is not None else written.license,
-        parameters=parameters,
-        messages=messages,
+    state = call.server.state
+    if "create" not in state:
+        state["create"] = SlowWork("kamado-serve-create")
+    slow: SlowWork = state["create"]
+    recipe = await slow.run(  # compiles the template
+        partial(
+            make_recipe,
+            base=body.base or written.base,
+            system=body.system if body.system is not None else written.system,
+            template=body.template if body.template is not None else written.template,
+            license_text=given if given is not None else written.license,
+            parameters=parameters,
+            messages=messages,
+        )
     )
     base = await find_model(call, recipe.base)
     if base.name == name:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import TokenizerError
+from ...errors import BusyError, TokenizerError
 from ...isolated import Limits, Worker, WorkerEndedError
 from ..plain_file import BOM
 
@@ -41,6 +41,8 @@ def check_in_worker(path: Path, raw: bytes) -> float:
     try:
         reply = _WORKER.ask("kamado.checkpoint.tokenizer.limits:try_out", {"path": str(path)}, _LIMITS)
     except WorkerEndedError as error:
+        if error.why == "busy":
+            raise BusyError(f"{path}: this tokenizer could not be tried: {error}") from None
         said = {
             "time": f"takes longer than {_LIMITS.cpu_seconds:g} s",
             "memory": f"takes more than {LOAD_BYTES >> 20} MiB of memory",
