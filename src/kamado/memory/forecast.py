@@ -53,6 +53,7 @@ _SCRATCH_SHARE = 8  # the step's buffers take at most this part of what they sha
 # entries and 49k merges, 166 with 152k and 151k, 109 with 262k and none.
 _INTERPRETER_BYTES = 24 << 20
 _TOKEN_BYTES = 270
+_SCORED_TOKEN_BYTES = 410  # entries with scores, which have no merges: 125 MiB in all with 262k, KV given back included
 _MERGE_BYTES = 590
 # Pages of model files that loading and reading leave behind before they are dropped.
 _FILE_CACHE_BYTES = 8 << 20
@@ -502,4 +503,5 @@ def _tokenizer_bytes(checkpoint: Checkpoint, vocab_size: int) -> int:
     merges = source.data.get("tokenizer.ggml.merges", ()) if source.kind == "gguf" else range(vocab_size)
     # What is no array is told when the tokenizer is loaded.
     num_merges = len(merges) if isinstance(merges, Sequence) else 0
-    return vocab_size * _TOKEN_BYTES + num_merges * _MERGE_BYTES
+    has_scores = not num_merges and "tokenizer.ggml.scores" in source.data
+    return vocab_size * (_SCORED_TOKEN_BYTES if has_scores else _TOKEN_BYTES) + num_merges * _MERGE_BYTES
