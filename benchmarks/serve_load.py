@@ -176,13 +176,16 @@ async def watch(server: Served, begun: float, tally: Tally) -> None:
 
 
 @contextmanager
-def attackers(server: Served, number: int, seconds: float, pause: float) -> Iterator[subprocess.Popen[str] | None]:
-    """So many of them, for so long; None when there are none."""
+def attackers(
+    server: Served, number: int, seconds: float, pause: float, only: str
+) -> Iterator[subprocess.Popen[str] | None]:
+    """So many of them, for so long; None when there are none. `only`: a kind of attack, "" for all."""
     if not number:
         yield None
         return
     command = [sys.executable, str(Path(__file__).with_name("hostile.py")), "--url", server.url]
     command += ["--model", server.model, "--clients", str(number), "--seconds", str(seconds), "--pause", str(pause)]
+    command += ["--only", only] if only else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield process
@@ -207,7 +210,7 @@ async def run(server: Served, options: argparse.Namespace, hostile: int = 0) -> 
     watcher = asyncio.create_task(watch(server, begun, tally))
     end = begun + options.minutes * 60
     attack: dict[str, Any] = {}
-    with attackers(server, hostile, options.minutes * 60, options.pause) as process:
+    with attackers(server, hostile, options.minutes * 60, options.pause, options.only) as process:
         honest = options.clients - options.hostile
         await asyncio.gather(*(client(i, server, asked, alone, end, tally) for i in range(honest)))
         seconds = time.monotonic() - begun
@@ -309,6 +312,7 @@ def main() -> int:
         "--hostile", type=int, default=0, help="so many of the clients attack; compared with a silent run"
     )
     parser.add_argument("--pause", type=float, default=0.5, help="between two attacks of a client, seconds in the mean")
+    parser.add_argument("--only", default="", help="one kind of attack, A1 or lists: which one makes the gaps")
     parser.add_argument("--gap-limit", type=float, default=1.25, help="of hostile over silent gaps; 0: none")
     parser.add_argument("--json", nargs="?", const="-", help="the whole report, into a file if one is named")
     options = parser.parse_args()
