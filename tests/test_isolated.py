@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are Linu
 CHECK = "kamado.engine.grammar_compile:check"
 USE = "kamado.checkpoint.template_worker:use"
 MODULES = (CHECK.partition(":")[0], USE.partition(":")[0])
-SMALL = {"kind": "regex", "text": "[ab]+", "is_lenient": False}
+SMALL = {"kind": "regex", "text": "[ab]+"}
 LIMITS = Limits(cpu_seconds=2.0, clock_seconds=20.0)
 
 

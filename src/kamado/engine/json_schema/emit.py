@@ -47,7 +47,6 @@ class Emitter:
     def __init__(self, normaliser: Normaliser, item_separator: str, key_separator: str) -> None:
         self._all = normaliser
         self._comma = Literal(item_separator)
-        self._separators = (item_separator, key_separator)
         self._key_separator = key_separator
         self._rules = Rules()
         self._values: dict[Conjunction, Name] = {}
