@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ContextOverflowError, KamadoError, UsageError
+from ..files import user_folder
 from . import backend
 from .answer import Answer, summary
 from .lines import Lines
@@ -116,7 +116,7 @@ class Conversation:
             if self.messages[0]["role"] == "system":
                 first = self.messages.pop(0)["content"]
                 self.system = first if self.system is None else self.system
-        self._lines = Lines(_history_path())
+        self._lines = Lines(user_folder("state", "chat-history"))
         self._commands: dict[str, tuple[Callable[[str], bool], str]] = {
             "help": (self._help, "show this list"),
             "clear": (self._clear, "forget the conversation"),
@@ -316,12 +316,3 @@ class Conversation:
 def _is_open_fence(text: str) -> bool:
     """Whether a fence begins with `text` and does not end in it."""
     return text.startswith(_FENCE) and text.count(_FENCE) == 1
-
-
-def _history_path() -> Path:
-    home = os.environ.get("KAMADO_HOME")
-    if home:
-        return Path(home) / "chat-history"
-    state = os.environ.get("XDG_STATE_HOME")  # the specification ignores relative paths
-    base = Path(state) if state and os.path.isabs(state) else Path.home() / ".local" / "state"
-    return base / "kamado" / "chat-history"
