@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..engine.options import RANGES
 from ..errors import ContextOverflowError, KamadoError, UsageError
 from ..files import user_folder
 from . import backend
@@ -251,7 +252,8 @@ class Conversation:
             self.sampling[name] = shlex.split(words[1])
             return True
         try:
-            self.sampling[name] = int(words[1]) if name in ("max_tokens", "top_k", "seed") else float(words[1])
+            kind = RANGES[name].kind if name in RANGES else int
+            self.sampling[name] = kind(words[1])
         except ValueError:
             raise UsageError(f"{words[1]!r} is no number") from None
         return True
