@@ -20,12 +20,9 @@ from .lines import Lines
 from .options import (
     LOAD_NAMES,
     SAMPLING_NAMES,
+    answer_options,
     given,
-    load_options,
     model_argument,
-    prefix_option,
-    sampling_options,
-    stats_options,
     typed,
 )
 from .report import report_stats
@@ -52,10 +49,7 @@ Message = dict[str, str]
     help="Keep the conversation under this name, and go on with it if it is there.",
 )
 @click.option("--pull", is_flag=True, help="Fetch the model first when it is not here.")
-@stats_options
-@sampling_options
-@load_options
-@prefix_option
+@answer_options
 def command(
     model: str,
     system: str | None,

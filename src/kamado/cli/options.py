@@ -120,6 +120,13 @@ def _ranged(name: str, allowed: Range) -> Callable[[Function], Function]:
     return click.option(*names, type=kind, metavar=allowed.metavar, help=allowed.help)
 
 
+def answer_options(function: Function) -> Function:
+    """All that says how a model is loaded and answers."""
+    for options in (prefix_option, load_options, sampling_options, stats_options):
+        function = options(function)
+    return function
+
+
 def given(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Those of `names` that the user gave, ready to be passed on."""
     found = {name: values[name] for name in names if values.get(name) not in (None, ())}

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..engine.answer_check import AnswerCheck
 from ..engine.grammar import Grammar, schema_grammar
 from ..engine.json_schema import open_schema
 from ..engine.options import MAX_SEED
@@ -58,6 +57,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# What a turn takes of a request, under the same names.
+_OF_TURNS = ("tools", "tool_choice", "output", "think", "continue_last", "template_options", "owner")
 # Templates and tokenizers hold the GIL for most of their work: more threads would only wait for each other.
 _NUM_THREADS = 2
 # A truncated prompt leaves room for an answer of this share of the context.
@@ -181,16 +182,7 @@ class EngineModel:
         return turn, Truncated(num_left_out, num_uncounted + num_tokens - size, request.truncation)
 
     def _turn(self, request: ChatRequest, messages: tuple[Message, ...]) -> Turn:
-        return self._model.prepare_turn(
-            messages,
-            tools=request.tools,
-            tool_choice=request.tool_choice,
-            output=request.output,
-            think=request.think,
-            continue_last=request.continue_last,
-            template_options=request.template_options,
-            owner=request.owner,
-        )
+        return self._model.prepare_turn(messages, **{name: getattr(request, name) for name in _OF_TURNS})
 
     async def count_chat_tokens(self, request: ChatRequest) -> int:
         """See backend.py."""
@@ -237,7 +229,7 @@ class EngineModel:
                 for choice in range(len(prompts) * request.n):
                     yield Finish("length", None, choice)
             else:
-                progress = _PrefillProgress(lambda: sources[0].generation.num_computed_tokens, len(prompts[0]))
+                progress = _PrefillProgress(lambda: sources[0].num_computed_tokens, len(prompts[0]))
                 events: AsyncGenerator[Event, None] = merge(sources, progress)
                 async with aclosing(events):
                     async for event in events:
@@ -245,7 +237,7 @@ class EngineModel:
         finally:
             for source in sources:
                 source.close()
-        usages = [source.generation.usage for source in sources]
+        usages = [source.usage for source in sources]
         if scored:
             num_cached = sum(found.num_reused for found in scored)
         else:
@@ -274,11 +266,15 @@ class EngineModel:
                     generation: Generation = self._model.generate(
                         tokens, form=form, **_options(request, len(tokens), context, seed + choice)
                     )
-                    has_logprobs = request.logprobs is not None
                     schema = None if form is None else form.grammar.schema
-                    check = AnswerCheck({} if schema is None else {"": schema})
                     sources.append(
-                        CompletionSource(self._model, generation, choice=choice, has_logprobs=has_logprobs, check=check)
+                        CompletionSource(
+                            generation,
+                            self._model.token_bytes,
+                            choice=choice,
+                            has_logprobs=request.logprobs is not None,
+                            schemas={} if schema is None else {"": schema},
+                        )
                     )
         except BaseException:
             for source in sources:
