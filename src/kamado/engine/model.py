@@ -40,7 +40,7 @@ from .prompt_scores import PromptScores
 from .request import Request, TokenRule
 from .same_text import SameText
 from .scheduler import Scheduler
-from .scoring import Perplexity, Scoring
+from .scoring import Look, Perplexity, Scoring, Visit
 from .stats import Stats, make_stats
 from .stops import check_stops
 from .think_budget import ThinkBudget
@@ -422,12 +422,7 @@ class Model:
         return self._scoring.logits(checked)
 
     def visit_logits(
-        self,
-        tokens: Sequence[int],
-        visit: Callable[[int, NDArray[np.float32]], None],
-        *,
-        before: Callable[[ExecutorProtocol, int], None] | None = None,
-        after: Callable[[ExecutorProtocol, int], None] | None = None,
+        self, tokens: Sequence[int], visit: Visit, *, before: Look | None = None, after: Look | None = None
     ) -> None:
         """Calls `visit(begin, float32[n, vocab_size])` for all positions in order; row i predicts the token after
         tokens[begin + i].

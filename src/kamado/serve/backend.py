@@ -121,8 +121,18 @@ class DeadlineError(KamadoError):
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What every request to a model says of itself."""
+
+    is_background: bool = False  # titles, tags: interactive requests go first
+    owner: str = ""  # the API key's id: prefixes are shared within one owner only
+    deadline_seconds: float | None = None  # from now; DeadlineError after it
+    request_id: str = ""
+
+
 @dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(Asked):
     """A conversation to continue."""
 
     messages: tuple[Message, ...]
@@ -139,14 +149,10 @@ class ChatRequest:
     template_options: Mapping[str, Any] = field(default_factory=dict)  # plain data for the model's own template
     context: int | None = None  # less than the model's context, for clients that ask for a smaller one
     truncation: Truncation = "refuse"  # of whole messages, system ones and the last kept; reported in Started
-    is_background: bool = False  # titles, tags: interactive requests go first
-    owner: str = ""  # the API key's id: prefixes are shared within one owner only
-    deadline_seconds: float | None = None  # from now; DeadlineError after it
-    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionRequest:
+class CompletionRequest(Asked):
     """Text to continue, as it is: no chat template. Each prompt gives n choices; choice = prompt index * n + i."""
 
     prompts: tuple[str | tuple[int, ...], ...]
@@ -162,23 +168,15 @@ class CompletionRequest:
     add_bos: bool | None = None  # None: as the model wants it, and never twice
     context: int | None = None
     truncation: Literal["refuse", "keep_end"] = "refuse"
-    is_background: bool = False
-    owner: str = ""
-    deadline_seconds: float | None = None
-    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedRequest:
+class EmbedRequest(Asked):
     """Texts to embed, each a text or token ids."""
 
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None  # the first so many, normalised again; UsageError when the model has fewer
     truncate: bool = False  # False: an input that does not fit raises ContextOverflowError
-    is_background: bool = False
-    owner: str = ""
-    deadline_seconds: float | None = None
-    request_id: str = ""
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

@@ -145,19 +145,23 @@ async def _encoded(lines: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerato
             yield ndjson(line)
 
 
+async def _told(lines: AsyncGenerator[dict[str, Any], None], is_streamed: bool | None) -> Response:
+    """The lines as they come, or the last word alone when they were not asked for."""
+    if is_streamed is not False:
+        return stream_response(_encoded(lines), media_type=_NDJSON)
+    async with aclosing(lines):
+        async for _ in lines:
+            pass
+    return json_response({"status": "success"})
+
+
 async def pull(call: Call[PullBody]) -> Response:
     """POST /api/pull."""
     body = call.body
     name = named(body)
     check_name(name, "model")
     call.notes["model"] = name
-    lines = _pull_lines(call, name)
-    if body.stream is False:
-        async with aclosing(lines):
-            async for _ in lines:
-                pass
-        return json_response({"status": "success"})
-    return stream_response(_encoded(lines), media_type=_NDJSON)
+    return await _told(_pull_lines(call, name), body.stream)
 
 
 async def delete(call: Call[DeleteBody]) -> Response:
@@ -223,13 +227,7 @@ async def _create(call: Call[CreateBody]) -> AsyncGenerator[dict[str, Any], None
 async def create(call: Call[CreateBody]) -> Response:
     """POST /api/create."""
     call.notes["model"] = named(call.body)
-    lines = _create(call)
-    if call.body.stream is False:
-        async with aclosing(lines):
-            async for _ in lines:
-                pass
-        return json_response({"status": "success"})
-    return stream_response(_encoded(lines), media_type=_NDJSON)
+    return await _told(_create(call), call.body.stream)
 
 
 async def version(call: Call[None]) -> Response:

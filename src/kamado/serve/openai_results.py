@@ -136,12 +136,17 @@ class ChatChoice(Struct):
     logprobs: ChatLogprobs | None = None
 
 
-class ChatResult(Struct):
-    """POST /v1/chat/completions."""
+class Made(Struct):
+    """What begins every answer."""
 
     id: str
     created: int
     model: str
+
+
+class ChatResult(Made):
+    """POST /v1/chat/completions."""
+
     choices: list[ChatChoice]
     usage: UsageResult
     kamado: ContextResult
@@ -185,12 +190,9 @@ class ChunkChoice(Struct):
     finish_reason: Finish | None = None
 
 
-class Chunk(Struct):
+class Chunk(Made):
     """One event of a streamed chat."""
 
-    id: str
-    created: int
-    model: str
     choices: list[ChunkChoice]
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     service_tier: str = "default"
@@ -217,12 +219,9 @@ class TextChoice(Struct):
     finish_reason: Finish | None = None
 
 
-class TextResult(Struct):
+class TextResult(Made):
     """POST /v1/completions, whole or one event of it."""
 
-    id: str
-    created: int
-    model: str
     choices: list[TextChoice]
     object: Literal["text_completion"] = "text_completion"
     system_fingerprint: str | None = None
