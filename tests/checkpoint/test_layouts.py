@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_block_is_the_size_that_ggml_gives_it() -> None:
-    for layout in Layout:
+    known = {int(kind) for kind in gguf.GGMLQuantizationType}
+    for layout in [layout for layout in Layout if int(layout) in known]:
         kind = gguf.GGMLQuantizationType(layout)
         assert (kind.name, *gguf.GGML_QUANT_SIZES[kind]) == GGML_TYPES[layout]
 

@@ -1,6 +1,6 @@
 """How stored numbers are laid out: one row a layout, the only place where its numbers stand.
 
-The native side has the same rows: `native/generate/layouts.py` writes them as a header whenever it is built. So this
+The native side has the same rows: `native/generate_layouts.py` writes them as a header whenever it is built. So this
 module imports nothing but the standard library. How a new layout is added: docs/adding.md.
 """
 

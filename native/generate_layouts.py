@@ -1,4 +1,7 @@
-"""Writes KAMADO_LAYOUTS(X), the native side's copy of the rows in checkpoint/layouts.py: `layouts.py TABLE HEADER`."""
+"""Writes kamado/layout_table.h from the rows of src/kamado/checkpoint/layouts.py; CMake runs it with the folder for it.
+
+Nothing but the standard library is needed.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,13 @@ import runpy
 import sys
 from pathlib import Path
 
+_TABLE = Path(__file__).resolve().parents[1] / "src" / "kamado" / "checkpoint" / "layouts.py"
 
-def header(table: Path) -> str:
-    """`X(name, type id, block_values, block_bytes, {fields}, {tile})` a layout, as LayoutInfo has them."""
-    lines = [
-        f"// Written by native/generate/layouts.py from {table.name}.",
-        "#pragma once",
-        "#define KAMADO_LAYOUTS(X) \\",
-    ]
-    for layout in runpy.run_path(str(table))["Layout"]:
+
+def header() -> str:
+    """KAMADO_LAYOUTS(X): X(name, type id, block_values, block_bytes, {fields}, {tile}) for each, as in LayoutInfo."""
+    lines = ["// Written by native/generate_layouts.py.", "#pragma once", "#define KAMADO_LAYOUTS(X) \\"]
+    for layout in runpy.run_path(str(_TABLE))["Layout"]:
         block = layout.block
         low, high = (None if codes is None else codes[0] for codes in (block.low, block.high))
         high_planes = block.planes(block.high)
@@ -35,4 +36,6 @@ def _braces(**members: int | None) -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(header(Path(sys.argv[1])))
+    folder = Path(sys.argv[1]) / "kamado"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "layout_table.h").write_text(header(), encoding="utf-8")
