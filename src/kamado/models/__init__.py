@@ -6,7 +6,7 @@ one that needs no new operation is a file here, a line in the table below, and a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from ..checkpoint.types import Checkpoint
@@ -17,7 +17,7 @@ from .common import has_no_head
 from .config import Config
 from .pooling import read_pooling
 
-_FAMILIES: dict[tuple[str, str], Callable[[Checkpoint], Program]] = {
+_FAMILIES: dict[tuple[str, str], Callable[[Config], Program]] = {
     ("gguf", "bert"): bert.build,
     ("gguf", "llama"): llama.build,
     ("gguf", "qwen2"): qwen2.build,
@@ -40,11 +40,12 @@ _FAMILIES: dict[tuple[str, str], Callable[[Checkpoint], Program]] = {
 }
 
 
-def build_program(checkpoint: Checkpoint) -> Program:
+def build_program(checkpoint: Checkpoint, allow_unknown: Collection[str] = ()) -> Program:
     """The forward pass of `checkpoint`. Reads settings and names only, no weights but rope factors.
 
-    Raises UnsupportedError (unknown architecture, or a setting this version cannot honour), MetadataError or
-    MissingTensorError; each names the key or tensor and the file.
+    `allow_unknown`: settings, as the file writes their names, that need not be read; what that let pass is in the
+    program's `overridden`. Raises UnsupportedError (unknown architecture, or a setting this version cannot honour),
+    MetadataError or MissingTensorError; each names the key or tensor and the file.
     """
     family = _FAMILIES.get((checkpoint.format, checkpoint.architecture))
     if family is None:
@@ -53,9 +54,11 @@ def build_program(checkpoint: Checkpoint) -> Program:
             f"{checkpoint.path}: architecture {checkpoint.architecture!r} is not supported; "
             f"{checkpoint.format} files may be {', '.join(known)}"
         )
-    program = family(checkpoint)
-    if program.pooling is None:
-        program = replace(program, pooling=read_pooling(Config.of(checkpoint)))
+    c = Config.of(checkpoint, allow_unknown)
+    pooling = read_pooling(c)
+    program = family(c)
+    c.refuse_unread()
+    program = replace(program, pooling=program.pooling or pooling, overridden=tuple(c.overridden()))
     last = program.ops[-1]
     if isinstance(last, Head) and has_no_head(checkpoint) and not _is_tied(checkpoint):
         # Vectors of decoders are those of their last row, unless the file says otherwise (E5-Mistral, GTE-Qwen2).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ import numpy as np
 from ..checkpoint.types import Checkpoint
 from ..errors import MetadataError, UnsupportedError
 from ..program import Activation
+from . import harmless
 
 # Bounds on what a file may ask for, checked before anything is built from it. Far above any published model.
 MAX_LAYERS: Final = 1024
@@ -40,91 +41,6 @@ _ACTIVATIONS: Final[dict[str, Activation]] = {
     "relu": "relu",
 }
 
-# Settings that change the result unless they have one of the values given. Checked for the keys no family code read.
-_NEUTRAL_GGUF: Final[dict[str, tuple[Any, ...]]] = {
-    "use_parallel_residual": (False,),
-    "logit_scale": (0, 1),
-    "residual_scale": (0, 1),
-    "embedding_scale": (0, 1),
-    "attn_logit_softcapping": (0,),
-    "router_logit_softcapping": (0,),
-    "final_logit_softcapping": (0,),
-    "activation_sparsity_scale": (),
-    "swin_norm": (False,),
-    "dense_2_feat_out": (0,),
-    "dense_3_feat_out": (0,),
-    "leading_dense_block_count": (0,),
-    "nextn_predict_layers": (0,),
-    "moe_every_n_layers": (0, 1),
-    "interleave_moe_layer_step": (0, 1),
-    "expert_count": (0,),
-    "expert_shared_count": (0,),
-    "expert_shared_feed_forward_length": (0,),
-    "expert_group_count": (0, 1),
-    "expert_group_used_count": (0, 1),
-    "expert_weights_scale": (0, 1),
-    "expert_weights_norm": (),
-    "expert_gating_func": (),
-    "expert_group_scale": (0, 1),
-    "attention.causal": (True,),
-    "attention.scale": (0,),
-    "attention.output_scale": (0, 1),
-    "attention.clamp_kqv": (0,),
-    "attention.max_alibi_bias": (0,),
-    "attention.sliding_window": (0,),
-    "attention.sliding_window_pattern": (),
-    "attention.shared_kv_layers": (0,),
-    "attention.key_length_mla": (0,),
-    "attention.value_length_mla": (0,),
-    "attention.key_length_swa": (0,),
-    "attention.value_length_swa": (0,),
-    "attention.temperature_length": (0,),
-    "attention.temperature_scale": (0,),
-    "rope.dimension_sections": (),
-    "rope.dimension_count_swa": (),
-    "rope.freq_base_swa": (),
-    "rope.scaling.alpha": (0, 1),
-    "rope.scaling.yarn_log_multiplier": (0,),
-    "rope.pattern": (),
-}
-_NEUTRAL_HF: Final[dict[str, tuple[Any, ...]]] = {
-    "quantization_config": (),
-    "compression_config": (),
-    "is_causal": (True,),
-    "use_bidirectional_attention": (False,),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "use_bias": (False,),
-    "bias": (False,),
-    "clip_qkv": (),
-    "qk_layernorm": (False,),
-    "use_qk_norm": (False,),
-    "use_sliding_window": (False,),
-    "sliding_window": (),
-    "sliding_window_pattern": (),
-    "layer_types": (),
-    "no_rope_layers": (),
-    "attention_chunk_size": (),
-    "attn_logit_softcapping": (),
-    "final_logit_softcapping": (),
-    "router_logit_softcapping": (),
-    "attention_multiplier": (),
-    "embedding_multiplier": (1,),
-    "residual_multiplier": (1,),
-    "logits_scaling": (1,),
-    "logit_scale": (1,),
-    "partial_rotary_factor": (1,),
-    "num_local_experts": (0,),
-    "num_experts": (0,),
-    "n_routed_experts": (0,),
-    "n_shared_experts": (0,),
-    "shared_intermediate_size": (0,),
-    "shared_expert_intermediate_size": (0,),
-    "num_nextn_predict_layers": (0,),
-    "first_k_dense_replace": (0,),
-    "routed_scaling_factor": (1,),
-}
-
 
 class Config:
     """Typed reads of a file's settings. Every fault names the key and the file; null counts as absent.
@@ -132,20 +48,32 @@ class Config:
     Numbers are rounded to float32, which is what GGUF stores: one model then gives one program in either format.
     """
 
-    def __init__(self, checkpoint: Checkpoint, values: Mapping[str, Any], prefix: str = "") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        values: Mapping[str, Any],
+        prefix: str = "",
+        allow_unknown: Collection[str] = (),
+    ) -> None:
         self.checkpoint = checkpoint
         self.prefix = prefix
         self._values = values
+        self._allow_unknown = allow_unknown
         self._read: set[str] = set()
+        self._sections: dict[str, Config] = {}
+        self._joined: set[str] = set()  # sections whose keys are among these
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Config:
-        """The settings of the whole file: keys below `general.architecture` in GGUF, all of config.json else."""
+    def of(cls, checkpoint: Checkpoint, allow_unknown: Collection[str] = ()) -> Config:
+        """The settings of the whole file: keys below `general.architecture` in GGUF, all of config.json else.
+
+        `allow_unknown`: keys, as the file writes them, that may stay unread on the user's word.
+        """
         if checkpoint.format == "safetensors":
-            return cls(checkpoint, checkpoint.metadata)
+            return cls(checkpoint, checkpoint.metadata, "", allow_unknown)
         prefix = checkpoint.architecture + "."
         values = {k.removeprefix(prefix): v for k, v in checkpoint.metadata.items() if k.startswith(prefix)}
-        return cls(checkpoint, values, prefix)
+        return cls(checkpoint, values, prefix, allow_unknown)
 
     @property
     def is_gguf(self) -> bool:
@@ -264,13 +192,33 @@ class Config:
         return list(value)
 
     def section(self, key: str) -> Config | None:
-        """A nested object of config.json."""
+        """A nested object of config.json. Its keys count as the file's own: what nobody reads of them is refused."""
         value = self.get(key)
         if value is None:
             return None
         if not isinstance(value, Mapping):
             raise self.invalid(key, f"must be an object, got {_shown(value)}")
-        return Config(self.checkpoint, value, f"{self.prefix}{key}.")
+        if key not in self._sections:
+            self._sections[key] = Config(self.checkpoint, value, f"{self.prefix}{key}.", self._allow_unknown)
+        return self._sections[key]
+
+    def joined_section(self, key: str, other: str) -> Config | None:
+        """Two nested objects that say parts of one thing, under the name of the first. They must not contradict."""
+        one, two = self.section(key), self.section(other)
+        if one is None or two is None or other in one._joined:
+            return one or two
+        for name in sorted(set(one.present()) & set(two.present())):
+            if one.get(name) != two.get(name):
+                raise one.invalid(name, f"is {one.get(name)!r} while {two.name(name)} is {two.get(name)!r}")
+        two.known(two.present())
+        values = {name: section.get(name) for section in (two, one) for name in section.present()}
+        joined = self._sections[key] = Config(self.checkpoint, values, one.prefix, self._allow_unknown)
+        joined._joined.add(other)
+        return joined
+
+    def known(self, keys: Collection[str]) -> None:
+        """Counts as read what has a meaning that does not matter here, e.g. the factor of a rope that is not scaled."""
+        self._read.update(keys)
 
     def activation(self, key: str, default: str) -> Activation:
         """The gate's activation under transformers' names."""
@@ -279,17 +227,33 @@ class Config:
             raise self.unsupported(key, f"is {name!r}; supported are {', '.join(sorted(_ACTIVATIONS))}")
         return _ACTIVATIONS[name]
 
+    def overridden(self) -> dict[str, Any]:
+        """Keys that nobody read and that no row of harmless.py has, but the user allowed; as the file writes them."""
+        return {name: value for name, value in self._unknown() if name in self._allow_unknown}
+
     def refuse_unread(self) -> None:
-        """Raises UnsupportedError when a setting that would change the result was read by nobody."""
-        for key, neutral in (_NEUTRAL_GGUF if self.is_gguf else _NEUTRAL_HF).items():
-            value = self._values.get(key)
-            if key in self._read or value is None:
-                continue
-            if isinstance(value, list | tuple) and all(v == "full_attention" for v in value):
-                continue  # layer_types that say nothing new
-            if not any(type(value) in (bool, int, float) and value == fine for fine in neutral):
-                family = self.checkpoint.architecture
-                raise self.unsupported(key, f"is {_shown(value)}, which this version cannot apply to {family!r} models")
+        """Raises UnsupportedError naming the keys that nobody read, unless harmless.py or the user says they may be."""
+        refused = [(name, value) for name, value in self._unknown() if name not in self._allow_unknown]
+        if not refused:
+            return
+        (name, value), *more = refused
+        others = f" (and {', '.join(repr(other) for other, _ in more[:5])}{', …' if more[5:] else ''})" if more else ""
+        raise UnsupportedError(
+            f"{self.checkpoint.path}: {name!r} is {_shown(value)}{others}, which this version cannot apply to "
+            f"{self.checkpoint.architecture!r} models: running without it may give wrong answers. Who knows that it "
+            f"does not matter may say --allow-unknown {name} (allow_unknown in load() and serve.toml)"
+        )
+
+    def _unknown(self) -> Iterator[tuple[str, Any]]:
+        """Keys with a value that nobody read and no row of harmless.py has, with those of sections."""
+        for key, value in self._values.items():
+            if key in self._sections:
+                yield from self._sections[key]._unknown()
+            elif key not in self._read and value is not None:
+                name = self.prefix + key
+                place = key if self.is_gguf else name.removeprefix("text_config.")
+                if harmless.reason(self.checkpoint.format, self.checkpoint.architecture, place, value) is None:
+                    yield name, value
 
 
 def _shown(value: Any) -> str:

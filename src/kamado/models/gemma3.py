@@ -235,9 +235,9 @@ def model(checkpoint: Checkpoint, a: Args, w: Weights, ropes: Ropes) -> Program:
     return Program(checkpoint.architecture, ops, a.num_layers, a.hidden, table.rows, a.context_length, notes=notes)
 
 
-def build(checkpoint: Checkpoint) -> Program:
+def build(c: Config) -> Program:
     """The program of a `gemma3` (GGUF; multimodal safetensors) or `gemma3_text` checkpoint."""
-    c = Config.of(checkpoint)
+    checkpoint = c.checkpoint
     if c.is_gguf:
         args, w = Args.from_gguf(c), Weights(checkpoint, GGUF_NAMES)
         ropes = Ropes.from_gguf(c, args.head_dim)
@@ -245,9 +245,7 @@ def build(checkpoint: Checkpoint) -> Program:
         return model(checkpoint, args, w, ropes)
     config.check_causal_lm(c)
     text = c.section("text_config") or c
-    if text is not c:
-        c.refuse_unread()
     args = Args.from_hf(text)
     ropes = Ropes.from_hf(text, args.head_dim)
-    text.refuse_unread()
+    c.refuse_unread()
     return model(checkpoint, args, hf_weights(checkpoint, HF_NAMES), ropes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..checkpoint.types import Checkpoint
 from ..program import Program
 from . import config, llama
 from .common import hf_weights
@@ -12,9 +11,9 @@ from .config import Config
 from .rope import hf_rope
 
 
-def build(checkpoint: Checkpoint) -> Program:
+def build(c: Config) -> Program:
     """The program of a `mistral` checkpoint (GGUF files of Mistral say `llama`)."""
-    c = Config.of(checkpoint)
+    checkpoint = c.checkpoint
     config.check_causal_lm(c)
     window = c.optional_integer("sliding_window", high=config.MAX_CONTEXT)
     if not c.has("sliding_window"):

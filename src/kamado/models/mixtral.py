@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..checkpoint.types import Checkpoint
 from ..program import Program
 from . import config, llama
 from .common import hf_weights
@@ -35,9 +34,9 @@ def read_args(c: Config) -> llama.Args:
     )
 
 
-def build(checkpoint: Checkpoint) -> Program:
+def build(c: Config) -> Program:
     """The program of a `mixtral` checkpoint."""
-    c = Config.of(checkpoint)
+    checkpoint = c.checkpoint
     config.check_causal_lm(c)
     args = read_args(c)
     rope = hf_rope(c, args.head_dim, default_theta=1e6)

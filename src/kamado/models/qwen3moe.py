@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..checkpoint.types import Checkpoint
 from ..program import Activation, Add, Attend, Embed, Experts, Gate, Head, Linear, Norm, Op, Program, Rope, Route
 from . import config
 from .common import Buffers, Weights, hf_weights
@@ -208,9 +207,9 @@ def model(architecture: str, a: Args, w: Weights, rope: RopeTable) -> Program:
     return Program(architecture, ops, a.num_layers, a.hidden, table.rows, a.context_length, a.num_experts, a.top_k)
 
 
-def build(checkpoint: Checkpoint) -> Program:
+def build(c: Config) -> Program:
     """The program of a `qwen3moe` checkpoint."""
-    c = Config.of(checkpoint)
+    checkpoint = c.checkpoint
     if c.is_gguf:
         args, w = Args.from_gguf(c), Weights(checkpoint, GGUF_NAMES)
         rope = gguf_rope(c, args.head_dim)
