@@ -231,6 +231,7 @@ class Program:
     top_k: int = 0
     pooling: Pooling | None = None  # how the rows of a text become its vector, where the file says so
     notes: tuple[str, ...] = field(default=())
+    overridden: tuple[str, ...] = ()  # settings of the file that nobody read and the user allowed
 
     @property
     def is_encoder(self) -> bool:
@@ -437,6 +438,7 @@ def format_program(program: Program, *, fold: bool = True) -> str:
         + (f", {program.top_k} of {program.num_experts} experts" if program.num_experts else "")
     ]
     lines += [f"note: {note}" for note in program.notes]
+    lines += [f"note: the file's {key} is not applied (allowed)" for key in program.overridden]
     groups: dict[object, tuple[list[int], list[str]]] = {}
     for index, (number_, body) in enumerate(sections):
         key: object = tuple(body) if fold and number_ is not None else index

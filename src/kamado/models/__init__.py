@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Collection
 
 from ..checkpoint.types import Checkpoint
 from ..errors import UnsupportedError
@@ -18,11 +19,12 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 
-def build_program(checkpoint: Checkpoint) -> Program:
+def build_program(checkpoint: Checkpoint, allow_unknown: Collection[str] = ()) -> Program:
     """The forward pass of `checkpoint`. Reads settings and names only, no weights but rope factors.
 
-    Raises UnsupportedError (unknown architecture, or a setting this version cannot honour), MetadataError or
-    MissingTensorError; each names the key or tensor and the file.
+    `allow_unknown`: settings, as the file writes their names, that need not be read; what that let pass is in the
+    program's `overridden`. Raises UnsupportedError (unknown architecture, or a setting this version cannot honour),
+    MetadataError or MissingTensorError; each names the key or tensor and the file.
     """
     family = FAMILIES.get((checkpoint.format, checkpoint.architecture))
     if family is None:
@@ -31,7 +33,7 @@ def build_program(checkpoint: Checkpoint) -> Program:
             f"{checkpoint.path}: architecture {checkpoint.architecture!r} is not supported; "
             f"{checkpoint.format} files may be {', '.join(known)}"
         )
-    program = family.build(checkpoint)
+    program = family.build(checkpoint, allow_unknown)
     validate(program)
     return program
 

@@ -56,7 +56,7 @@ def build(c: Config, w: Weights) -> Program:
     vocab_size = None if c.is_gguf else c.integer("vocab_size", high=MAX_VOCAB)
     num_types = None if c.is_gguf else c.integer("type_vocab_size", high=MAX_VOCAB)
     num_layers = read.num_layers(c)
-    c.refuse_unread()
+    c.whole.refuse_unread()
 
     table = w.embedding(s.hidden, vocab_size)
     positions = w.matrix("position_embd", context, s.hidden)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, TypeVar, cast
 
@@ -11,6 +11,7 @@ import numpy as np
 from ..checkpoint.types import Checkpoint
 from ..errors import MetadataError, UnsupportedError
 from ..program import Activation
+from . import harmless
 from .names import HF_KEYS
 
 _T = TypeVar("_T")
@@ -44,91 +45,6 @@ _ACTIVATIONS: Final[dict[str, Activation]] = {
     "relu": "relu",
 }
 
-# Settings that change the result unless they have one of the values given. Checked for the keys no family code read.
-_NEUTRAL_GGUF: Final[dict[str, tuple[Any, ...]]] = {
-    "use_parallel_residual": (False,),
-    "logit_scale": (0, 1),
-    "residual_scale": (0, 1),
-    "embedding_scale": (0, 1),
-    "attn_logit_softcapping": (0,),
-    "router_logit_softcapping": (0,),
-    "final_logit_softcapping": (0,),
-    "activation_sparsity_scale": (),
-    "swin_norm": (False,),
-    "dense_2_feat_out": (0,),
-    "dense_3_feat_out": (0,),
-    "leading_dense_block_count": (0,),
-    "nextn_predict_layers": (0,),
-    "moe_every_n_layers": (0, 1),
-    "interleave_moe_layer_step": (0, 1),
-    "expert_count": (0,),
-    "expert_shared_count": (0,),
-    "expert_shared_feed_forward_length": (0,),
-    "expert_group_count": (0, 1),
-    "expert_group_used_count": (0, 1),
-    "expert_weights_scale": (0, 1),
-    "expert_weights_norm": (),
-    "expert_gating_func": (),
-    "expert_group_scale": (0, 1),
-    "attention.causal": (True,),
-    "attention.scale": (0,),
-    "attention.output_scale": (0, 1),
-    "attention.clamp_kqv": (0,),
-    "attention.max_alibi_bias": (0,),
-    "attention.sliding_window": (0,),
-    "attention.sliding_window_pattern": (),
-    "attention.shared_kv_layers": (0,),
-    "attention.key_length_mla": (0,),
-    "attention.value_length_mla": (0,),
-    "attention.key_length_swa": (0,),
-    "attention.value_length_swa": (0,),
-    "attention.temperature_length": (0,),
-    "attention.temperature_scale": (0,),
-    "rope.dimension_sections": (),
-    "rope.dimension_count_swa": (),
-    "rope.freq_base_swa": (),
-    "rope.scaling.alpha": (0, 1),
-    "rope.scaling.yarn_log_multiplier": (0,),
-    "rope.pattern": (),
-}
-_NEUTRAL_HF: Final[dict[str, tuple[Any, ...]]] = {
-    "quantization_config": (),
-    "compression_config": (),
-    "is_causal": (True,),
-    "use_bidirectional_attention": (False,),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "use_bias": (False,),
-    "bias": (False,),
-    "clip_qkv": (),
-    "qk_layernorm": (False,),
-    "use_qk_norm": (False,),
-    "use_sliding_window": (False,),
-    "sliding_window": (),
-    "sliding_window_pattern": (),
-    "layer_types": (),
-    "no_rope_layers": (),
-    "attention_chunk_size": (),
-    "attn_logit_softcapping": (),
-    "final_logit_softcapping": (),
-    "router_logit_softcapping": (),
-    "attention_multiplier": (),
-    "embedding_multiplier": (1,),
-    "residual_multiplier": (1,),
-    "logits_scaling": (1,),
-    "logit_scale": (1,),
-    "partial_rotary_factor": (1,),
-    "num_local_experts": (0,),
-    "num_experts": (0,),
-    "n_routed_experts": (0,),
-    "n_shared_experts": (0,),
-    "shared_intermediate_size": (0,),
-    "shared_expert_intermediate_size": (0,),
-    "num_nextn_predict_layers": (0,),
-    "first_k_dense_replace": (0,),
-    "routed_scaling_factor": (1,),
-}
-
 
 class Config:
     """Typed reads of a file's settings. Every fault names the key and the file; null counts as absent.
@@ -143,6 +59,7 @@ class Config:
         checkpoint: Checkpoint,
         values: Mapping[str, Any],
         prefix: str = "",
+        allow_unknown: Collection[str] = (),
         keys: Keys | None = None,
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
@@ -150,29 +67,38 @@ class Config:
         self.prefix = prefix
         self.whole = self  # the settings of the whole file, where these are those of its text part
         self._values = values
+        self._allow_unknown = allow_unknown
         self._keys = keys or {}
         self._defaults = defaults or {}
         self._read: set[str] = set()
+        self._sections: dict[str, Config] = {}
+        self._joined: set[str] = set()  # sections whose keys are among these
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, keys: Keys = HF_KEYS, defaults: Mapping[str, Any] | None = None) -> Config:
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        allow_unknown: Collection[str] = (),
+        keys: Keys = HF_KEYS,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> Config:
         """The settings of the whole file: keys below `general.architecture` in GGUF, all of config.json else.
 
-        `keys` and `defaults` (those of transformers' configuration class) are for config.json only.
+        `allow_unknown`: keys, as the file writes them, that may stay unread on the user's word. `keys` and `defaults`
+        (those of transformers' configuration class) are for config.json only.
         """
         if checkpoint.format == "safetensors":
-            return cls(checkpoint, checkpoint.metadata, "", keys, defaults)
+            return cls(checkpoint, checkpoint.metadata, "", allow_unknown, keys, defaults)
         prefix = checkpoint.architecture + "."
         values = {k.removeprefix(prefix): v for k, v in checkpoint.metadata.items() if k.startswith(prefix)}
-        return cls(checkpoint, values, prefix)
+        return cls(checkpoint, values, prefix, allow_unknown)
 
     def text_part(self) -> Config:
         """The language model's settings: `text_config` of a multimodal config.json, else the whole."""
-        values = None if self.is_gguf else self._object("text_config")
-        if values is None:
+        part = None if self.is_gguf else self.section("text_config")
+        if part is None:
             return self
-        part = Config(self.checkpoint, values, f"{self.prefix}text_config.", self._keys, self._defaults)
-        part.whole = self
+        part.whole, part._keys, part._defaults = self, self._keys, self._defaults
         return part
 
     @property
@@ -198,8 +124,9 @@ class Config:
         return UnsupportedError(f"{self.checkpoint.path}: {self.name(key)} {problem}")
 
     def get(self, key: str) -> Any:
-        """The raw value, None when absent. Counts as read."""
-        return self._first((key,))[1]
+        """The raw value under the file's own name of the key, None when absent. Counts as read."""
+        self._read.add(key)
+        return self._values.get(key)
 
     def has(self, key: str) -> bool:
         """Whether the key is there, null included."""
@@ -215,8 +142,7 @@ class Config:
 
     def _first(self, keys: Sequence[str]) -> tuple[str, Any]:
         names = [name for key in keys for name in self._spellings(key)]
-        self._read.update(names)
-        found = [(name, value) for name in names if (value := self._values.get(name)) is not None]
+        found = [(name, value) for name in names if (value := self.get(name)) is not None]
         if len({repr(v) for _, v in found}) > 1:
             raise self.invalid(found[0][0], f"is {found[0][1]!r} while {self.name(found[1][0])} is {found[1][1]!r}")
         return found[0] if found else (names[0], None)
@@ -256,15 +182,14 @@ class Config:
 
     def integers(self, key: str, count: int, *, low: int = 1, high: int = MAX_WIDTH) -> tuple[int, ...]:
         """An integer in [low, high] for each of `count` layers, from a list or from one number for all."""
-        values = self.get(key)
+        name, values = self._first((key,))
         if not isinstance(values, list | tuple | np.ndarray):
             return (self.integer(key, low=low, high=high),) * count
-        name = self._first((key,))[0]
         return tuple(self._integer(name, value, low, high) for value in self.sequence(key, count) or ())
 
     def optional_number(self, key: str, *, low: float = 0.0, high: float = 1e30) -> float | None:
         """A finite number in [low, high], rounded to float32."""
-        value = self.get(key)
+        value = self._first((key,))[1]
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
@@ -281,7 +206,7 @@ class Config:
 
     def flag(self, key: str, *, default: bool) -> bool:
         """A boolean."""
-        value = self.get(key)
+        value = self._first((key,))[1]
         if value is None:
             return self._otherwise(key, default)
         if not isinstance(value, bool | np.bool_):
@@ -290,7 +215,7 @@ class Config:
 
     def text(self, key: str, *, default: str) -> str:
         """A string."""
-        value = self.get(key)
+        value = self._first((key,))[1]
         if value is None:
             return self._otherwise(key, default)
         if not isinstance(value, str):
@@ -299,7 +224,7 @@ class Config:
 
     def sequence(self, key: str, length: int | None = None) -> list[Any] | None:
         """A list, of `length` entries when given."""
-        value = self.get(key)
+        value = self._first((key,))[1]
         if value is None:
             return None
         if isinstance(value, np.ndarray):
@@ -311,15 +236,33 @@ class Config:
         return list(value)
 
     def section(self, key: str) -> Config | None:
-        """A nested object of config.json."""
-        value = self._object(key)
-        return None if value is None else Config(self.checkpoint, value, f"{self.prefix}{key}.")
-
-    def _object(self, key: str) -> Mapping[str, Any] | None:
+        """A nested object of config.json. Its keys count as the file's own: what nobody reads of them is refused."""
         value = self.get(key)
-        if value is not None and not isinstance(value, Mapping):
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
             raise self.invalid(key, f"must be an object, got {shown(value)}")
-        return value
+        if key not in self._sections:
+            self._sections[key] = Config(self.checkpoint, value, f"{self.prefix}{key}.", self._allow_unknown)
+        return self._sections[key]
+
+    def joined_section(self, key: str, other: str) -> Config | None:
+        """Two nested objects that say parts of one thing, under the name of the first. They must not contradict."""
+        one, two = self.section(key), self.section(other)
+        if one is None or two is None or other in one._joined:
+            return one or two
+        for name in sorted(set(one.present()) & set(two.present())):
+            if one.get(name) != two.get(name):
+                raise one.invalid(name, f"is {one.get(name)!r} while {two.name(name)} is {two.get(name)!r}")
+        two.known(two.present())
+        values = {name: section.get(name) for section in (two, one) for name in section.present()}
+        joined = self._sections[key] = Config(self.checkpoint, values, one.prefix, self._allow_unknown)
+        joined._joined.add(other)
+        return joined
+
+    def known(self, keys: Collection[str]) -> None:
+        """Counts as read what has a meaning that does not matter here, e.g. the factor of a rope that is not scaled."""
+        self._read.update(keys)
 
     def activation(self, key: str, default: str) -> Activation:
         """The gate's activation under transformers' names, of which GGUF has the `default` only."""
@@ -328,19 +271,33 @@ class Config:
             raise self.unsupported(key, f"is {name!r}; supported are {', '.join(sorted(_ACTIVATIONS))}")
         return _ACTIVATIONS[name]
 
+    def overridden(self) -> dict[str, Any]:
+        """Keys that nobody read and that no row of harmless.py has, but the user allowed; as the file writes them."""
+        return {name: value for name, value in self._unknown() if name in self._allow_unknown}
+
     def refuse_unread(self) -> None:
-        """Raises UnsupportedError when a setting that would change the result was read by nobody."""
-        if self.whole is not self:
-            self.whole.refuse_unread()
-        for key, neutral in (_NEUTRAL_GGUF if self.is_gguf else _NEUTRAL_HF).items():
-            value = self._values.get(key)
-            if key in self._read or value is None:
-                continue
-            if isinstance(value, list | tuple) and all(v == "full_attention" for v in value):
-                continue  # layer_types that say nothing new
-            if not any(type(value) in (bool, int, float) and value == fine for fine in neutral):
-                family = self.checkpoint.architecture
-                raise self.unsupported(key, f"is {shown(value)}, which this version cannot apply to {family!r} models")
+        """Raises UnsupportedError naming the keys that nobody read, unless harmless.py or the user says they may be."""
+        refused = [(name, value) for name, value in self._unknown() if name not in self._allow_unknown]
+        if not refused:
+            return
+        (name, value), *more = refused
+        others = f" (and {', '.join(repr(other) for other, _ in more[:5])}{', …' if more[5:] else ''})" if more else ""
+        raise UnsupportedError(
+            f"{self.checkpoint.path}: {name!r} is {shown(value)}{others}, which this version cannot apply to "
+            f"{self.checkpoint.architecture!r} models: running without it may give wrong answers. Who knows that it "
+            f"does not matter may say --allow-unknown {name} (allow_unknown in load() and serve.toml)"
+        )
+
+    def _unknown(self) -> Iterator[tuple[str, Any]]:
+        """Keys with a value that nobody read and no row of harmless.py has, with those of sections."""
+        for key, value in self._values.items():
+            if key in self._sections:
+                yield from self._sections[key]._unknown()
+            elif key not in self._read and value is not None:
+                name = self.prefix + key
+                place = key if self.is_gguf else name.removeprefix("text_config.")
+                if harmless.reason(self.checkpoint.format, self.checkpoint.architecture, place, value) is None:
+                    yield name, value
 
 
 def shown(value: Any) -> str:

@@ -187,7 +187,7 @@ def model(
     vocab_size = None if c.is_gguf else c.integer("vocab_size", high=MAX_VOCAB)
     tied = None if c.is_gguf else c.flag("tie_word_embeddings", default=False)
     pooling = read_pooling(c.whole)
-    c.refuse_unread()
+    c.whole.refuse_unread()
     table = w.embedding(s.hidden, vocab_size)
     ops: list[Op] = [op.Embed(s.x, table, embedding_scale)]
     for i, b in enumerate(blocks):

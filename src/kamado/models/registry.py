@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..checkpoint.types import Checkpoint
@@ -28,15 +28,16 @@ class Family:
     classes: tuple[str, ...]
     has_text_config: bool
 
-    def build(self, checkpoint: Checkpoint) -> Program:
+    def build(self, checkpoint: Checkpoint, allow_unknown: Collection[str]) -> Program:
         """The program of a file. Raises UnsupportedError for files of classifiers, which share a name with others."""
-        c = Config.of(checkpoint, self.keys, self.defaults)
+        c = Config.of(checkpoint, allow_unknown, self.keys, self.defaults)
         for name in [] if c.is_gguf else c.sequence("architectures") or []:
             if isinstance(name, str) and not name.endswith(self.classes):
                 known = ", ".join(f"…{ending}" for ending in self.classes)
                 raise c.unsupported("architectures", f"names {shown(name)}; supported are {known}")
         part = c.text_part() if self.has_text_config else c
-        return self.read(part, Weights(checkpoint, self.tensors))
+        program = self.read(part, Weights(checkpoint, self.tensors))
+        return replace(program, overridden=tuple(c.overridden()))
 
 
 FAMILIES: Final[dict[tuple[str, str], Family]] = {}  # by format and the file's own name of the architecture

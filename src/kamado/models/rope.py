@@ -138,14 +138,7 @@ def hf_rope(config: Config, head_dim: int) -> RopeTable:
 
 def _hf_section(config: Config) -> Config | None:
     """`rope_scaling` and `rope_parameters` as one: files of the years between have both."""
-    old, new = config.section("rope_scaling"), config.section("rope_parameters")
-    if old is None or new is None:
-        return old or new
-    for key in sorted(set(old.present()) & set(new.present())):
-        if old.get(key) != new.get(key):
-            raise old.invalid(key, f"is {old.get(key)!r} while {new.name(key)} is {new.get(key)!r}")
-    both = {key: section.get(key) for section in (new, old) for key in section.present()}
-    return Config(config.checkpoint, both, old.prefix)
+    return config.joined_section("rope_scaling", "rope_parameters")
 
 
 def context_length(config: Config) -> int:
@@ -185,9 +178,8 @@ def hf_rope_section(config: Config, rope: Config, head_dim: int, default_theta: 
     theta = rope.number("rope_theta", default=default_theta, low=1.0)
     if rope.number("partial_rotary_factor", default=1.0) != 1.0:
         raise rope.unsupported("partial_rotary_factor", "is not 1")
-    for key in rope.present():
-        if key not in _KEYS[kind] | {"rope_type", "type", "partial_rotary_factor"}:
-            raise rope.unsupported(key, f"has no meaning for rope type {kind!r}")
+    rope.known(_KEYS[kind])
+    rope.refuse_unread()
     freqs = base_frequencies(theta, head_dim)
     if kind == "default":
         return RopeTable(freqs)
