@@ -36,6 +36,8 @@ REQUIRED: Final = Required.REQUIRED
 
 Keys = Mapping[str, str | tuple[str, ...]]  # GGUF's name of a setting -> config.json's, or several in order
 
+_MOST_NAMED: Final = 8  # settings in one message
+
 _ACTIVATIONS: Final[dict[str, Activation]] = {
     "silu": "silu",
     "swish": "silu",
@@ -280,12 +282,14 @@ class Config:
         refused = [(name, value) for name, value in self._unknown() if name not in self._allow_unknown]
         if not refused:
             return
-        (name, value), *more = refused
-        others = f" (and {', '.join(repr(other) for other, _ in more[:5])}{', …' if more[5:] else ''})" if more else ""
+        settings = " and ".join(f"{name!r} is {shown(value)}" for name, value in refused[:_MOST_NAMED])
+        rest = len(refused) - _MOST_NAMED
+        more = f" and {rest} more" if rest > 0 else ""
+        options = " ".join(f"--allow-unknown {name}" for name, _ in refused[:_MOST_NAMED])
         raise UnsupportedError(
-            f"{self.checkpoint.path}: {name!r} is {shown(value)}{others}, which this version cannot apply to "
-            f"{self.checkpoint.architecture!r} models: running without it may give wrong answers. Who knows that it "
-            f"does not matter may say --allow-unknown {name} (allow_unknown in load() and serve.toml)"
+            f"{self.checkpoint.path}: {settings}{more}, which this version cannot apply to "
+            f"{self.checkpoint.architecture!r} models: without it the answers may be wrong. A newer version may know "
+            f"it; to leave it out all the same: {options} (allow_unknown in load() and serve.toml)"
         )
 
     def _unknown(self) -> Iterator[tuple[str, Any]]:

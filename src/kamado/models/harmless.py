@@ -45,6 +45,10 @@ def _families(names: str) -> frozenset[str]:
 
 _OFF: Final = (False, 0, 1)  # of a scale 0 stands for "none" and 1 for itself; of a count of passes 1 is the plain one
 
+_DECODERS: Final = _families(  # of both formats
+    "llama mistral mixtral qwen2 qwen3 qwen3moe qwen3_moe gemma3 gemma3_text olmoe granitemoe"
+)
+
 GGUF: Final = (
     Row("vocab_size", "the rows of the token table are the vocabulary"),
     Row("rope.scaling.finetuned", "tells how the model was trained; kept by llama.cpp for saving only"),
@@ -54,7 +58,7 @@ GGUF: Final = (
         "attention.layer_norm_epsilon",
         "the norms of this family are RMS norms",
         None,
-        _families("llama qwen2 qwen3 qwen3moe gemma3 olmoe granitemoe"),
+        _DECODERS,
     ),
     Row("attention.layer_norm_rms_epsilon", "the norms of this family are layer norms", None, _families("bert")),
     Row("rope.*", "positions come from a table, nothing is turned", None, _families("bert")),
@@ -74,7 +78,7 @@ GGUF: Final = (
         (0,),
     ),
     Row("use_parallel_residual swin_norm", "false: off", (False,)),
-    Row("attention.causal", "true: what a decoder does", (True,)),
+    Row("attention.causal", "true: what a decoder does", (True,), _DECODERS),
     Row(
         "logit_scale residual_scale embedding_scale attention.output_scale expert_weights_scale expert_group_scale "
         "rope.scaling.alpha expert_group_count expert_group_used_count moe_every_n_layers interleave_moe_layer_step",
@@ -136,9 +140,15 @@ CONFIG_JSON: Final = (
     Row("tie_word_embeddings", "an encoder has no output matrix", None, _families("bert")),
     Row("tie_word_embeddings", "true: what this family does", (True,), _families("gemma3")),
     Row("use_qk_norm", "true: what this family does", (True,), _families("qwen3 qwen3_moe gemma3 gemma3_text olmoe")),
+    Row(
+        "use_qk_norm qk_layernorm",
+        "false: this family norms neither q nor k",
+        (False,),
+        _families("llama mistral mixtral qwen2 granitemoe bert"),
+    ),
     Row("qkv_bias", "true: what this family does", (True,), _families("qwen2")),
     Row(
-        "use_qk_norm qk_layernorm use_mrope rope_interleaved use_sliding_window use_bidirectional_attention "
+        "use_mrope rope_interleaved use_sliding_window use_bidirectional_attention "
         "is_encoder_decoder is_decoder add_cross_attention tie_encoder_decoder",
         "false: off",
         (False,),
@@ -148,7 +158,8 @@ CONFIG_JSON: Final = (
         "false: no bias, and one in the file that has no place would be refused",
         (False,),
     ),
-    Row("is_causal", "true: what a decoder does", (True,)),
+    Row("is_causal", "true: what a decoder does", (True,), _DECODERS),
+    Row("is_causal", "false: what an encoder does", (False,), _families("bert")),
     Row("layer_types", "full attention everywhere: what a layer does without a window", ("full_attention",)),
     Row(
         "embedding_multiplier residual_multiplier logits_scaling logit_scale partial_rotary_factor "
