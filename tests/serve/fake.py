@@ -167,7 +167,7 @@ class FakeModel:
                 for step in script
                 for i in range(request.n)
             ]
-        seed = request.sampling.seed if request.sampling.seed is not None else 7
+        seed = request.sampling.get("seed", 7)
         counts = TokenCounts(num_prompt, min(self.cached_tokens, num_prompt), 0)
         started = Started(num_prompt, context, truncated, seed)
         stream = self._play(script, started, counts)

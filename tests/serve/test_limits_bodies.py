@@ -256,7 +256,7 @@ def test_the_servers_share_is_taken_from_what_models_may_have() -> None:
     assert share.bodies == 128 * MIB
     assert share.worker == 80 * MIB
     assert share.connections == 512 * (80 << 10)
-    assert share.libraries == 100 * MIB
+    assert share.libraries == 108 * MIB
     assert share.total == sum(share.parts().values())
     assert models_bytes(config) == 2048 * MIB - share.total
     assert models_bytes(ServeConfig()) is None
