@@ -296,8 +296,8 @@ class BytePairs:
         """Ids of words as `pre_tokenize_str` gives them. Characters that are no token say nothing."""
 
 class JsonCost:
-    """What decoding a JSON text would cost, found in its bytes, which come in pieces: a nanosecond or two for one. Upper
-    estimates. The text need not be valid."""
+    """What decoding a JSON text would cost, found in its bytes, which come in pieces: a nanosecond or two for one.
+    Upper estimates. The text need not be valid."""
 
     def __init__(self) -> None: ...
     def take(self, data: bytes) -> None:

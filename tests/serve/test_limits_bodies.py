@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from kamado.checkpoint.store import Store
 from kamado._native import JsonCost
+from kamado.checkpoint.store import Store
 from kamado.errors import UsageError
 from kamado.serve.bodies import BodyBudget
 from kamado.serve.config import ServeConfig
