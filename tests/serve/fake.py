@@ -296,6 +296,9 @@ class FakeLoader:
     async def estimate(self, name: str, options: LoadOptions) -> int:
         return self.bytes_of.get(name, 1000)
 
+    async def share(self, name: str) -> ServedModel | None:
+        return None
+
     async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
         if self.gate is not None:
             await self.gate.wait()
