@@ -272,6 +272,9 @@ class FakeLoader:
     async def estimate(self, name: str, options: b.LoadOptions) -> int:
         return self.bytes_of.get(name, 1000)
 
+    async def share(self, name: str) -> b.ServedModel | None:
+        return None
+
     async def load(self, name: str, options: b.LoadOptions, memory_bytes: int | None) -> b.ServedModel:
         if self.gate is not None:
             await self.gate.wait()

@@ -66,7 +66,7 @@ def command(
     """
     kept = None if session is None else Kept(typed(session))
     path = backend.locate(model, pull=pull)
-    backend.require_chat(path, model)
+    backend.require_chat(path, model, values["allow_unknown"])
     with backend.load(path, given(values | {"trace": trace}, LOAD_NAMES)) as loaded:
         Conversation(loaded, system=system, sampling=given(values, SAMPLING_NAMES), stats=stats, kept=kept).run()
         if stats:

@@ -18,7 +18,7 @@ KV_HELP = "KV cache: exact, safe, balanced, small, auto, or bits as k=4,v=3.  [d
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-LOAD_NAMES = ("memory", "threads", "context", "kv", "trace", "prefix_cache")
+LOAD_NAMES = ("memory", "threads", "context", "kv", "trace", "prefix_cache", "allow_unknown")
 DEFAULT_PREFIX_CACHE = "2GiB"
 SAMPLING_NAMES = ("max_tokens", *(name for name, allowed in RANGES.items() if allowed.help), "stop", "logit_bias")
 
@@ -42,9 +42,17 @@ def model_argument(function: Function) -> Function:
     return click.argument("model", metavar="MODEL", shell_complete=complete_model)(function)
 
 
+def unknown_option(function: Function) -> Function:
+    """--allow-unknown."""
+    return click.option(
+        "--allow-unknown", multiple=True, metavar="KEY", help="Leave out a setting of the file that is not known here."
+    )(function)
+
+
 def load_options(function: Function) -> Function:
-    """--memory --threads --context --kv."""
+    """--memory --threads --context --kv --allow-unknown."""
     for option in (
+        unknown_option,
         click.option("--kv", metavar="PRESET", help=KV_HELP),
         click.option(
             "--context", type=click.IntRange(min=1), metavar="N", help="Tokens that prompt and answer may take."

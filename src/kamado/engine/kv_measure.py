@@ -91,7 +91,7 @@ def measure_kv(
     checkpoint = open_checkpoint(path)
     if checkpoint.tokenizer is None:
         raise TokenizerError(f"{path} has no tokenizer, so no text can be scored with it")
-    program = build_program(checkpoint)
+    program = build_program(checkpoint, options.get("allow_unknown", ()))
     identity = model_identity(checkpoint)
     texts = builtin_texts()
     setting = record.digest(*(text.encode() for text in texts), str(num_tokens).encode()).hex()

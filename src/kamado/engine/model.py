@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple, Unpack
 
@@ -93,6 +95,7 @@ class Model:
         `before_step` is called before each step; `reserve(num_bytes, what, advice)` makes room for what was not planned
         for, between steps, and returns what experts lost for it: see guard.py."""
         self._reserve = reserve
+        self._original: Model | None = None  # of whom this is another name
         self._unplanned: dict[str, int] = {}  # by owner: reserved since, and what experts lost for it
         self._keeper = keeper
         self._conversations = conversations or ConversationStore()
@@ -558,6 +561,21 @@ class Model:
     def close(self) -> None:
         """Ends what runs (its iterators raise ClosedError) and gives the memory back. May be called again."""
         self._finalizer()
+
+    def renamed(self, name: str, chat_template: str | None = None) -> Model:
+        """The same weights, cache and running answers under another name, with a chat template of its own if one is
+        given. Closing either closes both."""
+        if self.has_tokenizer:
+            self._constraints  # noqa: B018  made now, so that both have the same
+        other = copy.copy(self)
+        for cached in ("_chat_encoder", "_same_text", "_turn_maker"):
+            other.__dict__.pop(cached, None)
+        other._original = self  # whose end closes both
+        other._checkpoint = replace(self._checkpoint, name=name)
+        if chat_template is not None:
+            other._checkpoint = replace(other._checkpoint, chat_template=chat_template, chat_templates={})
+        other.plan = replace(self.plan, model=name)
+        return other
 
     def __enter__(self) -> Model:
         return self

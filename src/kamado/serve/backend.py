@@ -334,7 +334,7 @@ class ServedModel(Protocol):
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that the model was planned to take."""
+        """Memory that the model was planned to take; 0 as long as another one that has its weights pays for them."""
         ...
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
@@ -379,6 +379,10 @@ class Loader(Protocol):
 
     async def estimate(self, name: str, options: LoadOptions) -> int:
         """Bytes that loading would take, from the header alone. Raises MemoryBudgetError when it can never fit."""
+        ...
+
+    async def share(self, name: str) -> ServedModel | None:
+        """The model of this name, of weights that are in memory for another name; None when they are not."""
         ...
 
     async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:

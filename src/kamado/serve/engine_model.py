@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +16,7 @@ import numpy as np
 from ..engine.grammar import Grammar, schema_grammar
 from ..engine.json_schema import open_schema
 from ..engine.options import MAX_SEED
-from ..errors import ClosedError, ConstraintError, ContextOverflowError, KamadoError, UsageError
+from ..errors import BusyError, ClosedError, ConstraintError, ContextOverflowError, KamadoError, UsageError
 from ..isolated import WorkerNeededError, without_worker
 from .backend import (
     Capability,
@@ -45,6 +45,7 @@ from .loader import shared_bytes
 from .sampling import ollama_sampling
 from .schemas import schema_header
 from .slow_work import SlowWork
+from .weights import Weights
 
 if TYPE_CHECKING:
     from ..engine.constraint import Form
@@ -73,34 +74,60 @@ _MOST_COUNTED_CHARACTERS = 4 << 20  # where the question is how many tokens a te
 class EngineModel:
     """One loaded model; backend.py's ServedModel."""
 
-    def __init__(self, model: Model, info: ModelInfo, recipe: Recipe | None = None) -> None:
-        """`info` as the library has it. Proves the chat format, which takes some milliseconds: not for the loop."""
+    def __init__(
+        self, model: Model, info: ModelInfo, recipe: Recipe | None = None, weights: Weights | None = None
+    ) -> None:
+        """`info` as the library has it; `weights`: that the model is of, which others may use too.
+
+        Proves the chat format, which takes some milliseconds, and seconds for a template that needs the worker process:
+        not for the loop. Raises ClosedError when the weights are gone, BusyError when the worker has no turn.
+        """
         self._model = model
+        self._weights = weights or Weights(model)
         self._recipe = recipe
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kamado-serve")
         self._slow = SlowWork("kamado-serve-slow")
         self._marks = insert_marks(model) if model.has_tokenizer else None
         self._is_closed = False
-        self.info = replace(info, context=model.context, capabilities=self._capabilities(info))
-        self.memory_bytes = model.plan.peak_bytes - shared_bytes(model.plan)
+        if not self._weights.join(self):
+            raise ClosedError("the model was closed")
+        try:
+            self.info = replace(info, context=model.context, capabilities=self._capabilities(info))
+        except BaseException:
+            self._weights.leave(self)
+            raise
+
+    @property
+    def memory_bytes(self) -> int:
+        """See backend.py. 0 for a model that uses another's weights."""
+        plan = self._model.plan
+        return plan.peak_bytes - shared_bytes(plan) if self._weights.is_payer(self) else 0
 
     def _capabilities(self, info: ModelInfo) -> frozenset[Capability]:
         if "embedding" in info.capabilities and "completion" not in info.capabilities:
             return info.capabilities
-        found: set[Capability] = {"completion"}
-        if self._model.has_chat_template:
-            with suppress(KamadoError):
-                chat = self._model.chat_format
-                found.add("chat")
-                if chat.tools is not None:
-                    found.add("tools")
-                if chat.tags is not None:
-                    found.add("thinking")
+        found: set[Capability] = {"completion", *self._chat_capabilities()}
         if self._marks is not None:
             found.add("insert")
         if "embedding" in info.capabilities:
             found.add("embedding")
         return frozenset(found)
+
+    def _chat_capabilities(self) -> set[Capability]:
+        if not self._model.has_chat_template:
+            return set()
+        try:
+            chat = self._model.chat_format
+        except BusyError:  # says nothing of the model
+            raise
+        except KamadoError:
+            return set()
+        found: set[Capability] = {"chat"}
+        if chat.tools is not None:
+            found.add("tools")
+        if chat.tags is not None:
+            found.add("thinking")
+        return found
 
     # --- chat ---------------------------------------------------------------------------------------------------------
 
@@ -363,13 +390,15 @@ class EngineModel:
         return await self._in_thread(partial(self._model.detokenize, tokens))
 
     async def stats(self) -> Mapping[str, Any]:
-        """See backend.py."""
+        """See backend.py. What uses another's weights is counted there."""
+        if not self._weights.is_payer(self):
+            return {}
         return await self._in_thread(lambda: self._model.stats.to_dict())
 
     async def close(self) -> None:
         """See backend.py."""
         self._is_closed = True
-        await asyncio.to_thread(self._model.close)
+        await asyncio.to_thread(self._weights.leave, self)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._slow.close()
 

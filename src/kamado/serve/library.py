@@ -55,10 +55,13 @@ class Located:
 class StoreLibrary:
     """backend.py's Library over a Store, and files that the server was started with."""
 
-    def __init__(self, store: Store, files: Mapping[str, Path] | None = None) -> None:
-        """`files`: models outside the store, by the name they are served under."""
+    def __init__(
+        self, store: Store, files: Mapping[str, Path] | None = None, allow_unknown: Sequence[str] = ()
+    ) -> None:
+        """`files`: models outside the store, by the name they are served under. `allow_unknown`: see `kamado.load`."""
         self._store = store
         self._files = dict(files or {})
+        self._allow_unknown = tuple(allow_unknown)
         self._recipes_dir = store.root / "recipes"
         self._seen: dict[tuple[str, str], ModelInfo] = {}  # by name and version
         self._found: dict[str, tuple[_Stamp, Located]] = {}  # by the name that was asked for
@@ -218,7 +221,10 @@ class StoreLibrary:
                 digest = weights[0].sha256 if weights else ""
                 with suppress(ValueError):
                     created = timegm(time.strptime(stored.added, "%Y-%m-%dT%H:%M:%SZ"))
-            info = describe(name, path, digest=digest, created=created, nbytes=stored.nbytes if stored else None)
+            info = describe(
+                name, path, digest=digest, created=created, nbytes=stored.nbytes if stored else None,
+                allow_unknown=self._allow_unknown,
+            )  # fmt: skip
             info = replace(info, version=version)
             if len(self._seen) > 1000:
                 self._seen.clear()
