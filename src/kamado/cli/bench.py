@@ -77,23 +77,7 @@ class NumberList(click.ParamType[tuple[int, ...]]):
 )
 @load_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
-    model: str | None,
-    prefill: tuple[int, ...],
-    decode: int,
-    depth: tuple[int, ...],
-    batch: tuple[int, ...],
-    repeat: int,
-    chunk: int | None,
-    limits: bool,
-    trace: Path | None,
-    memory: str | None,
-    threads: int | None,
-    context: int | None,
-    kv: str | None,
-    allow_unknown: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def command(model: str | None, limits: bool, threads: int | None, as_json: bool, **settings: Any) -> None:
     """Measure prefill and decode speed, and with --limits what the machine itself can do.
 
     Depths above 256 are filled by repeating real keys and values: right for speed, meaningless as text.
@@ -113,11 +97,7 @@ def command(
     profile = load_device_profile(here.cpu_model, num_threads, here.tier)
     results: list[Measurement] = []
     if model is not None:
-        results = _measure_model(
-            document, here, model, profile=profile, prefill=prefill, decode=decode, depths=depth, batches=batch,
-            repeat=repeat, chunk=chunk, trace=trace, memory=memory, num_threads=num_threads, context=context,
-            kv=kv or "auto", allow_unknown=allow_unknown,
-        )  # fmt: skip
+        results = _measure_model(document, here, model, profile=profile, num_threads=num_threads, **settings)
         document["results"] = [result.to_dict() for result in results]
         if profile is None:
             why = why_no_profile(here, num_threads)
@@ -152,8 +132,8 @@ def _measure_model(
     profile: DeviceProfile | None,
     prefill: tuple[int, ...],
     decode: int,
-    depths: tuple[int, ...],
-    batches: tuple[int, ...],
+    depth: tuple[int, ...],
+    batch: tuple[int, ...],
     repeat: int,
     chunk: int | None,
     trace: Path | None,
@@ -171,14 +151,15 @@ def _measure_model(
     from ..models import build_program
     from .measure import WARM_UP_STEPS, Bench, cost_of, reset_peak_rss
 
+    kv = kv or "auto"
     checkpoint = backend.open_named(model)
     program = build_program(checkpoint, allow_unknown)
     backend.tell_unknown(allow_unknown, program.overridden)
     steps = decode + WARM_UP_STEPS
-    decode_runs = [(depth, count) for depth in depths for count in batches] if decode else []
-    sequence_tokens = max([*prefill, *(depth + steps for depth, _ in decode_runs), context or 1])
+    decode_runs = [(tokens, count) for tokens in depth for count in batch] if decode else []
+    sequence_tokens = max([*prefill, *(tokens + steps for tokens, _ in decode_runs), context or 1])
     # Each sequence takes whole pages, so a batch takes that many times a sequence's pages.
-    largest = [-(-(depth + steps) // 128) * 128 * count for depth, count in decode_runs]
+    largest = [-(-(tokens + steps) // 128) * 128 * count for tokens, count in decode_runs]
     kv_tokens = max([-(-sequence_tokens // 128) * 128, *largest])
     max_sequences = max([1, *(count for _, count in decode_runs)])
     logit_rows = max(max_sequences, 16)
@@ -247,7 +228,7 @@ def _measure_model(
             executor = cast("Executor", Tracer(executor, trace))
         bench = bench_of(executor, seed=1)
         results = [*cold, *(bench.prefill(tokens) for tokens in prefill)]
-        results += [bench.decode(decode, depth, count) for depth, count in decode_runs]
+        results += [bench.decode(decode, before, count) for before, count in decode_runs]
         stats = executor.stats()
         ledger = read_ledger(executor)
         use = watch.sample()

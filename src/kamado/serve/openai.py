@@ -228,7 +228,12 @@ async def _chat_result(call: Call[Any], model: str, events: AsyncGenerator[Event
             ChatChoice(i, message, FINISH[answer.finish.reason], chat_logprobs(tuple(answer.logprobs)))  # type: ignore[arg-type]
         )
     return ChatResult(
-        new_id("chatcmpl-"), int(time.time()), model, choices, usage_of(counts), account_of(started, counts)
+        new_id("chatcmpl-"),
+        int(time.time()),
+        model,
+        choices,
+        usage=usage_of(counts),
+        kamado=account_of(started, counts),
     )
 
 

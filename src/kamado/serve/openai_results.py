@@ -136,8 +136,16 @@ class ChatChoice(Struct):
     logprobs: ChatLogprobs | None = None
 
 
-class Made(Struct):
-    """What begins every answer."""
+class Account(Struct, kw_only=True):
+    """What ends every answer that makes text."""
+
+    system_fingerprint: str | None = None
+    usage: UsageResult | UnsetType | None = UNSET
+    kamado: ContextResult | UnsetType = UNSET
+
+
+class Made(Account):
+    """What begins it."""
 
     id: str
     created: int
@@ -148,11 +156,8 @@ class ChatResult(Made):
     """POST /v1/chat/completions."""
 
     choices: list[ChatChoice]
-    usage: UsageResult
-    kamado: ContextResult
     object: Literal["chat.completion"] = "chat.completion"
     service_tier: str = "default"
-    system_fingerprint: str | None = None
 
 
 class FunctionDelta(Struct):
@@ -196,9 +201,6 @@ class Chunk(Made):
     choices: list[ChunkChoice]
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     service_tier: str = "default"
-    system_fingerprint: str | None = None
-    usage: UsageResult | UnsetType | None = UNSET
-    kamado: ContextResult | UnsetType = UNSET
 
 
 class TextLogprobs(Struct):
@@ -224,9 +226,6 @@ class TextResult(Made):
 
     choices: list[TextChoice]
     object: Literal["text_completion"] = "text_completion"
-    system_fingerprint: str | None = None
-    usage: UsageResult | UnsetType | None = UNSET
-    kamado: ContextResult | UnsetType = UNSET
 
 
 class EmbeddingResult(Struct):
