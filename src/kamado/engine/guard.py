@@ -22,11 +22,9 @@ class ShrinkingExecutor(Protocol):
 
     def ledger(self) -> Mapping[str, Any]:
         """What experts take."""
-        ...
 
     def shrink_experts(self, expert_bytes: int) -> None:
         """Slots and read buffers take at most that many bytes from now on."""
-        ...
 
 
 @dataclass

@@ -330,48 +330,37 @@ class ServedModel(Protocol):
     @property
     def info(self) -> ModelInfo:
         """Exact: context, capabilities."""
-        ...
 
     @property
     def memory_bytes(self) -> int:
         """Memory that the model was planned to take; 0 as long as another one that has its weights pays for them."""
-        ...
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """Answers a conversation. See the rules at the top."""
-        ...
 
     def complete(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
         """Continues texts."""
-        ...
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Embeds texts. Raises UsageError for a model without "embedding"."""
-        ...
 
     async def count_chat_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt that `chat` would compute; nothing is generated."""
-        ...
 
     async def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """Token ids of a text. `add_bos` None: what the model wants before a text, and never twice."""
-        ...
 
     async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
         """The bytes of each token, perhaps no whole character; of special ones, their names."""
-        ...
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of token ids. UsageError for ids that the vocabulary does not have."""
-        ...
 
     async def stats(self) -> Mapping[str, Any]:
         """Totals for /metrics: tokens, seconds, bytes by owner (engine/stats.py's Stats.to_dict)."""
-        ...
 
     async def close(self) -> None:
         """Ends what runs with ClosedError and gives the memory back."""
-        ...
 
 
 class Loader(Protocol):
@@ -379,15 +368,12 @@ class Loader(Protocol):
 
     async def estimate(self, name: str, options: LoadOptions) -> int:
         """Bytes that loading would take, from the header alone. Raises MemoryBudgetError when it can never fit."""
-        ...
 
     async def share(self, name: str) -> ServedModel | None:
         """The model of this name, of weights that are in memory for another name; None when they are not."""
-        ...
 
     async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
         """Loads a model within `memory_bytes` (None: what the machine has to give)."""
-        ...
 
 
 class Library(Protocol):
@@ -395,24 +381,18 @@ class Library(Protocol):
 
     async def list(self) -> Sequence[ModelInfo]:
         """All models in name order."""
-        ...
 
     async def get(self, name: str) -> ModelInfo:
         """One of them. Raises ModelNotFoundError with near names."""
-        ...
 
     def pull(self, name: str) -> AsyncIterator[PullProgress]:
         """Fetches a model; closing the iterator stops the download, kept for the next try. Raises DownloadError."""
-        ...
 
     async def delete(self, name: str) -> None:
         """Forgets a model."""
-        ...
 
     async def copy(self, source: str, target: str) -> None:
         """A second name for a model."""
-        ...
 
     async def create(self, name: str, recipe: Recipe) -> None:
         """A model made of another. Raises UsageError, ModelNotFoundError for its base."""
-        ...

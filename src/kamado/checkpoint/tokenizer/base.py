@@ -19,15 +19,12 @@ class Encoder(Protocol):
     @property
     def begins_after_special(self) -> bool:
         """Whether text after a special token is encoded as if nothing stood before it (a space mark in front)."""
-        ...
 
     def encode(self, text: str, *, special: bool, start: bool) -> list[int]:
         """Ids of valid Unicode. `start`: nothing stands before `text`. `special`: special tokens in it are parsed."""
-        ...
 
     def encode_bytes(self, raw: bytes) -> list[int]:
         """Ids of bytes that are no valid UTF-8: byte tokens when the vocabulary has them, else the unknown token."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
