@@ -9,9 +9,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import KamadoError
 from .executor_protocol import ExecutorProtocol
-from .generation import public_error
+from .generation import public_errors
 from .scheduler import NoRoomError, Scheduler
 from .session import SessionCache
 
@@ -122,9 +121,5 @@ class Scoring:
             finally:
                 sessions.drop(session)
 
-        try:
+        with public_errors():
             self._scheduler.call(job)
-        except KamadoError:
-            raise
-        except Exception as error:
-            raise public_error(error) from error
