@@ -34,9 +34,9 @@ class Required(Enum):
 
 REQUIRED: Final = Required.REQUIRED
 
-_MOST_NAMED: Final = 8  # settings in one message
-
 Keys = Mapping[str, str | tuple[str, ...]]  # GGUF's name of a setting -> config.json's, or several in order
+
+_MOST_NAMED: Final = 8  # settings in one message
 
 _ACTIVATIONS: Final[dict[str, Activation]] = {
     "silu": "silu",
