@@ -418,6 +418,10 @@ _TWO: dict[str, tuple[Any, Any]] = {
     "problem_type": ("regression", "single_label_classification"),
     "pad_token_id": (0, 5),
     "hidden_act": ("silu", "gelu"),
+    "vision_config": ({"layer_norm_eps": 1e-6}, {"layer_norm_eps": 0.5}),
+    "mm_tokens_per_image": (1, 4),
+    "image_token_index": (91, 92),
+    "image_token_id": (93, 94),
     "suppress_tokens": ([], [1]),
     "begin_suppress_tokens": ([], [1]),
     "bad_words_ids": ([[1]], [[2]]),
@@ -454,13 +458,20 @@ class _Reference:
         import transformers
         from model_cases import quiet
 
-        small = {**tiny_models.CONFIGS.get(self._family, tiny_bert.CONFIG), "num_hidden_layers": 2, "layer_types": None}
+        family = {"bert": tiny_bert.CONFIG, "gemma3": tiny_models.CONFIGS["gemma3_text"]}.get(self._family)
+        small = {**(family or tiny_models.CONFIGS[self._family]), "num_hidden_layers": 2, "layer_types": None}
         small = {key: value for key, value in small.items() if value is not None and key != "model_type"}
+        if self._family == "gemma3":  # what stands beside the text part
+            sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+            sight = {**sight, "image_size": 28, **changes.get("vision_config", {})}
+            small = {"text_config": small, "image_token_index": 90}
+            changes = {**changes, "vision_config": sight}
+        auto = {"bert": transformers.AutoModel, "gemma3": transformers.AutoModelForImageTextToText}
         with quiet():
             torch.manual_seed(0)
             config = transformers.AutoConfig.for_model(self._family, **{**small, **changes})
-            auto = transformers.AutoModel if self._family == "bert" else transformers.AutoModelForCausalLM
-            return auto.from_config(config, dtype=torch.float32).eval()
+            kind = auto.get(self._family, transformers.AutoModelForCausalLM)
+            return kind.from_config(config, dtype=torch.float32).eval()
 
     def answer(self, changes: dict[str, Any]) -> np.ndarray:
         import torch
@@ -473,7 +484,7 @@ class _Reference:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("family", [family for family in HF_FAMILIES if family != "gemma3"])
+@pytest.mark.parametrize("family", HF_FAMILIES)
 def test_what_is_harmless_gives_transformers_equal_logits(family: str, checkpoints: Any, read: set[str]) -> None:
     """Attributes of other models, too: a configuration takes every key, whether its class has it or not."""
     build_program(checkpoints("safetensors", family))
