@@ -434,9 +434,10 @@ _TWO: dict[str, tuple[Any, Any]] = {
     "bad_words_ids": ([[1]], [[2]]),
 }
 _FLAGS = (  # noqa: SIM905
-    "use_cache output_attentions output_hidden_states output_router_logits gradient_checkpointing torchscript "
-    "use_bfloat16 do_sample early_stopping output_scores return_dict_in_generate remove_invalid_values tf_legacy_loss "
-    "is_llama_config attn_implementation_autoset _attn_implementation_autoset _flash_attn_2_enabled output_past"
+    "tie_word_embeddings use_cache output_attentions output_hidden_states output_router_logits gradient_checkpointing "
+    "torchscript use_bfloat16 do_sample early_stopping output_scores return_dict_in_generate remove_invalid_values "
+    "tf_legacy_loss is_llama_config attn_implementation_autoset _attn_implementation_autoset _flash_attn_2_enabled "
+    "output_past"
 ).split()
 _COUNTS = (  # noqa: SIM905
     "bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id "
@@ -478,21 +479,27 @@ class _Reference:
         model = self._model(changes)
         model.load_state_dict(self._weights)
         with torch.no_grad():
-            return model(input_ids=torch.tensor([[5, 1, 7, 3, 9, 2]]))[0].numpy()
+            answer = model(input_ids=torch.tensor([[5, 1, 7, 3, 9, 2]]))
+        return (answer.last_hidden_state if self._family == "bert" else answer.logits).numpy()
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("family", [family for family in HF_FAMILIES if family != "gemma3"])
-def test_what_is_harmless_gives_transformers_equal_logits(family: str) -> None:
+def test_what_is_harmless_gives_transformers_equal_logits(family: str, checkpoints: Any, read: set[str]) -> None:
     """Attributes of other models, too: a configuration takes every key, whether its class has it or not."""
+    build_program(checkpoints("safetensors", family))
     reference = _Reference(family)
     plain = reference.answer({})
     for row in harmless.CONFIG_JSON:
         if row.families is not None and family not in row.families:
             continue
         for key in row.keys.split():
-            if key in _NOT_GIVEN or "*" in key or "." in key:
+            if key in (*read, *_NOT_GIVEN) or "*" in key or "." in key:
                 continue
             for value in _two_values(key) if row.values is None else row.values:
                 given = [value] * 2 if key == "layer_types" else value
-                assert np.array_equal(reference.answer({key: given}), plain), (family, key, value)
+                answer = reference.answer({key: given})
+                if key == "chunk_size_feed_forward":  # by other products of matrices, which round otherwise
+                    assert np.abs(answer - plain).max() < 1e-5
+                else:
+                    assert np.array_equal(answer, plain), (family, key, value)

@@ -281,10 +281,9 @@ def _measure_model(
 
 # How the table of a streamed model names the kinds of measurements.
 _WORK = {
-    "prefill_cold": "prefill, cold start",
-    "decode_cold": "decode, cold start",
-    "prefill": "prefill, steady state",
-    "decode": "decode, steady state",
+    f"{kind}{mark}": f"{kind}, {state}"
+    for mark, state in (("_cold", "cold start"), ("", "steady state"))
+    for kind in ("prefill", "decode")
 }
 
 

@@ -37,6 +37,7 @@ class Family:
                 raise c.unsupported("architectures", f"names {shown(name)}; supported are {known}")
         part = c.text_part() if self.has_text_config else c
         program = self.read(part, Weights(checkpoint, self.tensors))
+        c.refuse_unread()
         return replace(program, overridden=tuple(c.overridden()))
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import time
 from calendar import timegm
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from urllib.parse import quote
 from ..checkpoint.catalog import CATALOG
 from ..checkpoint.store import Store, StoredModel
 from ..errors import CheckpointError, CorruptFileError, ModelNotFoundError, UsageError
+from ..files import PRIVATE, write_atomically
 from .backend import Message, ModelInfo, PullProgress, Recipe, TextPart
 from .describe import describe
 
@@ -272,11 +272,7 @@ class StoreLibrary:
         self._recipes_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.name != "nt":  # system prompts are nobody else's; older versions left it open
             self._recipes_dir.chmod(0o700)
-        path = self._recipe_path(name)
-        new = path.with_name(f".{secrets.token_hex(8)}.new")
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(new, path)
+        write_atomically(self._recipe_path(name), text, "\n", mode=PRIVATE)
 
     def _recipe_path(self, name: str) -> Path:
         return self._recipes_dir / f"{quote(name, safe='')}.json"
