@@ -66,7 +66,7 @@ def test_others_go_first() -> None:
         pid = worker.pid
         assert pid is not None
         assert os.getpriority(os.PRIO_PROCESS, pid) == 19
-        assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+        assert os.sched_getscheduler(pid) == os.SCHED_IDLE
         assert os.getsid(pid) == pid, "Ctrl-C in our terminal would end it"
     finally:
         worker.close()
