@@ -74,23 +74,19 @@ void fill(float* out, size_t count, uint32_t& state) {
   for (size_t i = 0; i < count; ++i) out[i] = (static_cast<float>(next_random(state)) / 8388608.0f - 1.0f) * 3.0f;
 }
 
-constexpr Layout kLayouts[] = {Layout::F32,  Layout::F16,    Layout::BF16,   Layout::Q4_0, Layout::Q4_1, Layout::Q5_0,
-                               Layout::Q5_1, Layout::Q8_0,   Layout::Q2_K,   Layout::Q3_K, Layout::Q4_K, Layout::Q5_K,
-                               Layout::Q6_K, Layout::IQ4_NL, Layout::IQ4_XS, Layout::MXFP4};
-
 bool linear_agrees(const LinearKernels& ref, const LinearKernels& wide) {
   constexpr int32_t kCols = 512, kActs = 3;
   constexpr int kRows = kTileRows;
   uint32_t state = 1;
-  for (const Layout layout : kLayouts) {
-    const LayoutInfo& info = *layout_info(layout);
+  for (const LayoutInfo& info : kLayouts) {
+    const Layout layout = info.layout;
     const size_t stride = row_bytes(layout, kCols);
     Bytes rows(stride * kRows),
         tiles[2] = {Bytes(packed_tile_bytes(layout, kCols)), Bytes(packed_tile_bytes(layout, kCols))};
     for (size_t i = 0; i < rows.size; ++i) {
       // High bytes of 16-bit scales lie at odd places in every layout; below 0x40 and 0xC0 they are finite and small.
       rows.data[i] = static_cast<uint8_t>(next_random(state) & (i % 2 ? 0xBFu : 0xFFu));
-      if (layout == Layout::MXFP4 && i % static_cast<size_t>(info.block_bytes) == 0) {
+      if (info.fields.d_bytes == 1 && i % static_cast<size_t>(info.block_bytes) == static_cast<size_t>(info.fields.d)) {
         rows.data[i] = static_cast<uint8_t>(120 + next_random(state) % 8);
       }
     }

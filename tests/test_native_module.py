@@ -128,6 +128,8 @@ def test_available_cpus_is_within_the_machine() -> None:
 def test_dequantize_has_the_bits_of_the_gguf_package(layout: Layout) -> None:
     import gguf
 
+    if int(layout) not in [int(kind) for kind in gguf.GGMLQuantizationType]:
+        pytest.skip(f"{layout.name} is no layout of ggml's")
     rng = np.random.default_rng(int(layout))
     data = rng.integers(0, 256, 64 * layout.block_bytes, dtype=np.uint8)
     values = 64 * layout.block_values

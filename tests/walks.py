@@ -79,6 +79,15 @@ class Tree:
             path.write_text("".join([*lines[:at], edit.text, *lines[at:]]), encoding="utf-8")
         return {edit.path for edit in edits}
 
+    def change(self, path: str, anchor: str, old: str, new: str) -> None:
+        """Puts `new` for `old` in the only line of a file that begins with `anchor`."""
+        file = self.folder / path
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        (at,) = [i for i, line in enumerate(lines) if line.startswith(anchor)]
+        assert lines[at].count(old) == 1, f"{old!r} is not once in {lines[at]!r}"
+        lines[at] = lines[at].replace(old, new)
+        file.write_text("".join(lines), encoding="utf-8")
+
     def build(self, *targets: str) -> None:
         """Builds the native module, into src/kamado, and `targets`: the native tests."""
         build = self.folder / "build"
