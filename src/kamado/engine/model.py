@@ -273,13 +273,15 @@ class Model:
         think: Think | None = None,
         continue_last: bool = False,
         template_options: Mapping[str, object] | None = None,
+        most_tokens: int | None = None,
         owner: str = "",
     ) -> Turn:
         """A prompt with tools and an output format, in the model's own form: what `answer_turn` answers.
 
         Whatever the model does, calls in the answer are whole and their arguments match the tool's schema, and text
         has the output format. `think.enabled` switches reasoning where the template can; `think.max_tokens` ends it.
-        `template_options`: plain data for variables of the template. `owner`: answers that were given to the same one
+        `template_options`: plain data for variables of the template. A prompt that is far longer than `most_tokens` is
+        not counted to its end: ContextOverflowError. `owner`: answers that were given to the same one
         keep the token ids that were generated. Raises UsageError (a model that cannot use tools, with the reason; a
         name or message that is wrong), ConstraintError for schemas that cannot be used, MissingPackageError,
         TemplateError.
@@ -293,6 +295,7 @@ class Model:
             think=think or Think(),
             continue_last=continue_last,
             options=template_options or {},
+            most_tokens=most_tokens,
             compile_form=lambda form: self._constraints.form(form),
             respell=lambda tokens, names: self._respelled(tokens, owner, names),
         )
@@ -555,6 +558,7 @@ class Model:
     def renamed(self, name: str, chat_template: str | None = None) -> Model:
         """The same weights, cache and running answers under another name, with a chat template of its own if one is
         given. Closing either closes both."""
+        self._scheduler.check_process()
         if self.has_tokenizer:
             self._constraints  # noqa: B018  made now, so that both have the same
         other = copy.copy(self)

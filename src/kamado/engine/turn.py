@@ -94,6 +94,7 @@ class TurnMaker:
         think: Think,
         continue_last: bool,
         options: Mapping[str, Any],
+        most_tokens: int | None,
         compile_form: Callable[[Grammar], Form],
         respell: Callable[[list[int], frozenset[str]], list[int]],
     ) -> Turn:
@@ -111,7 +112,11 @@ class TurnMaker:
         shown = tools if offered else ()
         turns, objects = make_turns(messages, shown, chat.tools, chat.syntax, chat.system_in_user)
         encoded = self._encoder.encode_turns(
-            turns, tools=objects, options=self._options(options, think), continue_last=continue_last
+            turns,
+            tools=objects,
+            options=self._options(options, think),
+            continue_last=continue_last,
+            most_tokens=most_tokens,
         )
         tags = chat.tags
         is_reasoning = tags is not None and encoded.tail.rstrip().endswith(tags.open)

@@ -186,7 +186,8 @@ class EngineModel:
                 raise _FarTooLongError(num_characters, context)
             num_uncounted += (num_characters - sum(map(_size, shorter))) // _MOST_CHARACTERS_A_TOKEN
             kept = shorter
-        turn = self._turn(request, tuple(kept))
+        most_tokens = context if request.truncation == "refuse" else None
+        turn = self._turn(request, tuple(kept), most_tokens)
         num_tokens = len(turn.tokens)
         if num_tokens < context and len(kept) == len(request.messages):
             return turn, None
@@ -204,8 +205,9 @@ class EngineModel:
         num_left_out = len(request.messages) - len(kept)
         return turn, Truncated(num_left_out, num_uncounted + num_tokens - size, request.truncation)
 
-    def _turn(self, request: ChatRequest, messages: tuple[Message, ...]) -> Turn:
-        return self._model.prepare_turn(messages, **{name: getattr(request, name) for name in _OF_TURNS})
+    def _turn(self, request: ChatRequest, messages: tuple[Message, ...], most_tokens: int | None = None) -> Turn:
+        given = {name: getattr(request, name) for name in _OF_TURNS}
+        return self._model.prepare_turn(messages, **given, most_tokens=most_tokens)
 
     async def count_chat_tokens(self, request: ChatRequest) -> int:
         """See backend.py."""
@@ -303,8 +305,7 @@ class EngineModel:
                 tokens = self._model.tokenize(prompt, special=request.special, add_bos=request.add_bos)
             else:
                 tokens = list(prompt)
-                bad = next((token for token in tokens if token >= self._model.vocab_size), None)
-                if bad is not None:
+                if (bad := max(tokens, default=0)) >= self._model.vocab_size:
                     raise UsageError(f"token id {bad} is past the vocabulary of {self._model.vocab_size}")
             if request.suffix is not None:
                 tokens = self._around_gap(prompt, request.suffix)

@@ -472,7 +472,8 @@ def prompts_of(value: Any, param: str, limit: int) -> tuple[str | tuple[int, ...
 
 
 def _is_ids(items: list[Any]) -> bool:
-    return all(type(item) is int and 0 <= item < 1 << 31 for item in items)
+    # The types first, all at once: a list may have a million.
+    return set(map(type, items)) == {int} and min(items) >= 0 and max(items) < 1 << 31
 
 
 # --- embeddings and models --------------------------------------------------------------------------------------------
