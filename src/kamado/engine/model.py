@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from ..checkpoint.types import Checkpoint
 from ..errors import (
     ContextOverflowError,
-    KamadoError,
     TemplateError,
     TokenizerError,
     UsageError,
@@ -34,15 +33,15 @@ from .constraint import ConstraintCompiler, Form
 from .conversations import ConversationStore, check_name, conversation_label
 from .embed import Embedded, Embedder, shortened
 from .executor_protocol import ExecutorProtocol
-from .generation import Generation, public_error
+from .generation import Generation, public_errors
 from .grammar import Grammar, Schema, make_grammar
 from .keeper import Keeper
+from .options import MAX_LOGPROBS, AnswerOptions, check_options, sampling_from
 from .prompt_scores import PromptScores
 from .request import Request, TokenRule
 from .same_text import SameText
-from .sampler import MAX_LOGPROBS, sampling_from
 from .scheduler import Scheduler
-from .scoring import Perplexity, Scoring
+from .scoring import Look, Perplexity, Scoring, Visit
 from .stats import Stats, make_stats
 from .stops import check_stops
 from .think_budget import ThinkBudget
@@ -102,7 +101,7 @@ class Model:
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._executor = executor
-        self._vocab_size = executor.vocab_size
+        self.vocab_size = executor.vocab_size  # number of token ids, the width of a row of logits
         self._pooling: Pooling = pooling or "mean"
         self.is_encoder = is_encoder  # it makes vectors of texts, and no text
         self.plan: Plan = plan
@@ -120,11 +119,11 @@ class Model:
             before_step=before_step,
         )
         self._transcripts = Transcripts(
-            self._vocab_size,
+            self.vocab_size,
             max_bytes=transcript_bytes(plan.kv_tokens),
             stored=keeper.stored_tokens if keeper else None,
         )
-        self._scoring = Scoring(self._scheduler, vocab_size=self._vocab_size, max_rows=plan.max_rows,
+        self._scoring = Scoring(self._scheduler, vocab_size=self.vocab_size, max_rows=plan.max_rows,
                                 max_logit_rows=plan.max_logit_rows)  # fmt: skip
         self._finalizer = weakref.finalize(self, self._scheduler.close)  # also at interpreter exit
 
@@ -137,11 +136,6 @@ class Model:
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return self.plan.context
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids, the width of a row of logits."""
-        return self._vocab_size
 
     @property
     def has_chat_template(self) -> bool:
@@ -187,31 +181,19 @@ class Model:
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        penalty_window: int | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        logprobs: int | None = None,
         schema: Schema | None = None,
         regex: str | None = None,
         grammar: str | None = None,
         form: Form | None = None,
         special: bool = False,
-        background: bool = False,
-        owner: str = "",
+        **options: Unpack[AnswerOptions],
     ) -> Generation:
         """Continues `prompt` (text, or token ids as they are) and yields one Piece a token, as soon as it is there.
 
-        A value that is not given is the model file's own recommendation, else temperature 0.7, top_k 40, top_p 0.95 and
-        everything else off. temperature 0 always takes the most likely token. See engine/sampler.py for the order.
+        `options` are those of engine/options.py: temperature, top_k, top_p, min_p, seed, penalties, logit_bias,
+        max_tokens, stop, logprobs, background, owner. A value of sampling that is not given is the model file's own
+        recommendation, else temperature 0.7, top_k 40, top_p 0.95 and everything else off. temperature 0 always takes
+        the most likely token. See engine/sampler.py for the order.
         `max_tokens` None: until the model ends its turn or the context is full. `stop`: strings that end the answer and
         are not part of it. `logprobs` n (0 to 64): log-probabilities of the token and of the n most likely. `special`:
         special tokens written in a text prompt become their ids. `background`: interactive requests go first. `owner`:
@@ -232,23 +214,9 @@ class Model:
         self._scheduler.check_process()
         return self._answer(
             self._prompt_tokens(prompt, special),
+            options,
             continues=True,
-            max_tokens=max_tokens,
-            stop=stop,
-            logprobs=logprobs,
             form=form or make_grammar(schema, regex, grammar),
-            background=background,
-            owner=owner,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            penalty_window=penalty_window,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=logit_bias,
-            seed=seed,
         )
 
     def prepare_form(
@@ -266,25 +234,11 @@ class Model:
         self,
         messages: Sequence[Mapping[str, str]],
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        penalty_window: int | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        logprobs: int | None = None,
         schema: Schema | None = None,
         regex: str | None = None,
         grammar: str | None = None,
-        background: bool = False,
-        owner: str = "",
         session: str | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Generation:
         """Answers a conversation: messages with "role" and "content", through the model's own chat template.
 
@@ -301,26 +255,12 @@ class Model:
         """
         self._scheduler.check_process()
         return self._answer(
-            self._prompt_tokens(self.encode_chat(messages, owner=owner), special=False),
+            self._prompt_tokens(self.encode_chat(messages, owner=options.get("owner", "")), special=False),
+            options,
             continues=False,
+            form=make_grammar(schema, regex, grammar),
             session=None if session is None else check_name(session),
             messages=messages,
-            max_tokens=max_tokens,
-            stop=stop,
-            logprobs=logprobs,
-            form=make_grammar(schema, regex, grammar),
-            background=background,
-            owner=owner,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            penalty_window=penalty_window,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=logit_bias,
-            seed=seed,
         )
 
     def prepare_turn(
@@ -364,13 +304,8 @@ class Model:
         self,
         turn: Turn,
         *,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        logprobs: int | None = None,
         choice: int = 0,
-        background: bool = False,
-        owner: str = "",
-        **sampling: object,
+        **options: Unpack[AnswerOptions],
     ) -> TurnStream:
         """Answers a prepared turn: an iterator over events of engine/chat_types.py, `Finish` the last.
 
@@ -378,20 +313,9 @@ class Model:
         `choice` marks the events of one of several answers.
         """
         self._scheduler.check_process()
-        stops = check_stops(stop)
+        stops = check_stops(options.pop("stop", None))
         generation = self._answer(
-            list(turn.tokens),
-            continues=turn.is_continued,
-            max_tokens=max_tokens,
-            stop=None,
-            logprobs=logprobs,
-            form=turn.compiled,
-            background=background,
-            owner=owner,
-            session=None,
-            messages=(),
-            turn=turn,
-            **sampling,
+            list(turn.tokens), options, continues=turn.is_continued, form=turn.compiled, turn=turn
         )
         return TurnStream(
             turn,
@@ -400,7 +324,7 @@ class Model:
             generation,
             stops=stops,
             choice=choice,
-            has_logprobs=logprobs is not None,
+            has_logprobs=options.get("logprobs") is not None,
         )
 
     @property
@@ -412,29 +336,20 @@ class Model:
     def _answer(
         self,
         tokens: list[int],
+        options: AnswerOptions,
         *,
         continues: bool,
-        max_tokens: int | None,
-        stop: str | Sequence[str] | None,
-        logprobs: int | None,
         form: Grammar | Form | None,
-        background: bool,
-        owner: str,
         session: str | None = None,
         messages: Sequence[Mapping[str, str]] = (),
         turn: Turn | None = None,
-        **explicit: object,
     ) -> Generation:
         """Starts an answer. `continues`: its text goes on from the prompt's, so a leading space belongs to it."""
         self._require_generator()
-        if not isinstance(owner, str):
-            raise UsageError(f"owner must be a text, not {owner!r}")
-        sampling = sampling_from(self._checkpoint.sampling, **explicit)
-        if max_tokens is not None and (not is_whole(max_tokens) or max_tokens < 1):
-            raise UsageError(f"max_tokens must be a whole number, 1 or more, not {max_tokens!r}")
-        if logprobs is not None and (not is_whole(logprobs) or not 0 <= logprobs <= MAX_LOGPROBS):
-            raise UsageError(f"logprobs must be a whole number from 0 to {MAX_LOGPROBS}, not {logprobs!r}")
-        stops = check_stops(stop)
+        check_options(options)
+        sampling = sampling_from(self._checkpoint.sampling, options)
+        owner, max_tokens, logprobs = options.get("owner", ""), options.get("max_tokens"), options.get("logprobs")
+        stops = check_stops(options.get("stop"))
         room = self.context - len(tokens)
         if room < 1:
             raise ContextOverflowError(len(tokens), self.context)
@@ -443,14 +358,14 @@ class Model:
         request = Request(
             tokens,
             sampling=sampling,
-            vocab_size=self._vocab_size,
+            vocab_size=self.vocab_size,
             max_tokens=room if max_tokens is None else min(int(max_tokens), room),
             text=self._tokenizer.stream(continuation=continues) if self._tokenizer else None,
             stops=stops,
             stop_ids=self._tokenizer.stop_ids if self._tokenizer else frozenset(),
             logprobs=None if logprobs is None else int(logprobs),
             constraint=self._rule(form, turn),
-            is_background=background,
+            is_background=options.get("background", False),
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
         )
@@ -507,12 +422,7 @@ class Model:
         return self._scoring.logits(checked)
 
     def visit_logits(
-        self,
-        tokens: Sequence[int],
-        visit: Callable[[int, NDArray[np.float32]], None],
-        *,
-        before: Callable[[ExecutorProtocol, int], None] | None = None,
-        after: Callable[[ExecutorProtocol, int], None] | None = None,
+        self, tokens: Sequence[int], visit: Visit, *, before: Look | None = None, after: Look | None = None
     ) -> None:
         """Calls `visit(begin, float32[n, vocab_size])` for all positions in order; row i predicts the token after
         tokens[begin + i].
@@ -608,7 +518,7 @@ class Model:
 
     def _scored(self, prompts: Sequence[list[int]], top: int, owner: str) -> Iterator[PromptLogprobs]:
         bytes_of = self.token_bytes
-        try:
+        with public_errors():
             for number, scores, num_computed in self._prompt_scores.score_all(prompts, top, owner):
                 tokens = prompts[number]
                 out = [TokenLogprob(tokens[0], bytes_of(tokens[0]), math.nan)]
@@ -616,10 +526,6 @@ class Model:
                     alternatives = tuple((other, bytes_of(other), logprob) for other, logprob in best)
                     out.append(TokenLogprob(token, bytes_of(token), value, alternatives))
                 yield PromptLogprobs(number, tuple(out), max(0, len(tokens) - 1 - num_computed))
-        except KamadoError:
-            raise
-        except Exception as error:
-            raise public_error(error) from error
 
     def perplexity(
         self,
@@ -702,7 +608,7 @@ class Model:
         prompt: list[int] = []
         with suppress(TemplateError):
             prompt = self._chat_encoder.encode([{"role": "user", "content": "Q"}])
-        return SameText(self._require_tokenizer(), self._vocab_size, self._turn_maker.format, prompt)
+        return SameText(self._require_tokenizer(), self.vocab_size, self._turn_maker.format, prompt)
 
     @cached_property
     def _turn_maker(self) -> TurnMaker:
@@ -723,14 +629,14 @@ class Model:
 
     @cached_property
     def _constraints(self) -> ConstraintCompiler:
-        return ConstraintCompiler(self._require_tokenizer(), self._vocab_size, before_trie=self._reserve_constraints)
+        return ConstraintCompiler(self._require_tokenizer(), self.vocab_size, before_trie=self._reserve_constraints)
 
     def _reserve_constraints(self) -> None:
         """Makes room for the vocabulary's trie, unless the plan has it."""
         reserve = self._reserve
         if reserve is None or "constraints" in self.plan.bytes_by_owner:
             return
-        num_bytes = constraint_bytes(self._vocab_size) + CONSTRAINT_LIBRARY_BYTES
+        num_bytes = constraint_bytes(self.vocab_size) + CONSTRAINT_LIBRARY_BYTES
         advice = "give it a larger budget, or load it with constraints=True, which plans for them"
         taken = self._scheduler.call(lambda _: reserve(num_bytes, "answers of a given form", advice))
         self._unplanned = {
@@ -774,9 +680,9 @@ class Model:
             ids = np.zeros((1, 1))
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise UsageError("tokens must be a sequence of whole numbers")
-        if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < self._vocab_size):
+        if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < self.vocab_size):
             raise UsageError(
-                f"token ids must be from 0 to {self._vocab_size - 1}, not {int(ids.min())} to {int(ids.max())}"
+                f"token ids must be from 0 to {self.vocab_size - 1}, not {int(ids.min())} to {int(ids.max())}"
             )
         return [int(i) for i in ids]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..engine.answer_check import AnswerCheck
 from ..engine.grammar import Grammar, schema_grammar
 from ..engine.json_schema import open_schema
+from ..engine.options import MAX_SEED
 from ..errors import BusyError, ClosedError, ConstraintError, ContextOverflowError, KamadoError, UsageError
 from ..isolated import WorkerNeededError, without_worker
 from .backend import (
@@ -42,20 +42,25 @@ from .backend import (
 from .bridge import merge
 from .completions import CompletionSource, insert_marks
 from .loader import shared_bytes
+from .sampling import ollama_sampling
 from .schemas import schema_header
 from .slow_work import SlowWork
 from .weights import Weights
 
 if TYPE_CHECKING:
+    from ..engine.answer import AnswerEvents
     from ..engine.constraint import Form
-    from ..engine.generation import Generation
     from ..engine.model import Model
     from ..engine.model import PromptLogprobs as ScoredPrompt
+    from ..engine.options import AnswerOptions
     from ..engine.piece import Usage
     from ..engine.turn import Turn
 
 T = TypeVar("T")
+Begun = TypeVar("Begun", bound="AnswerEvents")
 
+# What a turn takes of a request, under the same names.
+_OF_TURNS = ("tools", "tool_choice", "output", "think", "continue_last", "template_options", "owner")
 # Templates and tokenizers hold the GIL for most of their work: more threads would only wait for each other.
 _NUM_THREADS = 2
 # A truncated prompt leaves room for an answer of this share of the context.
@@ -135,25 +140,11 @@ class EngineModel:
         context = min(request.context or self.info.context, self.info.context)
         turn, truncated = await self._in_thread(partial(self._prepare, request, context))
         seed = _first_seed(request.sampling)
-        sources = []
-        try:
-            for i in range(request.n):
-                sources.append(
-                    self._model.answer_turn(
-                        turn,
-                        max_tokens=_room(len(turn.tokens), context, request.max_tokens),
-                        stop=request.stop or None,
-                        logprobs=request.logprobs,
-                        choice=i,
-                        background=request.is_background,
-                        owner=request.owner,
-                        **_sampling(request.sampling, seed + i),
-                    )
-                )
-        except BaseException:
-            for source in sources:
-                source.close()
-            raise
+        num_prompt = len(turn.tokens)
+        sources = _begun(
+            self._model.answer_turn(turn, choice=i, **_options(request, num_prompt, context, seed + i))
+            for i in range(request.n)
+        )
         yield Started(len(turn.tokens), context, truncated, seed, schema_header(turn.schemas))
         progress = _PrefillProgress(lambda: sources[0].num_computed_tokens, len(turn.tokens))
         events: AsyncGenerator[Event, None] = merge(sources, progress)
@@ -215,17 +206,8 @@ class EngineModel:
         return turn, Truncated(num_left_out, num_uncounted + num_tokens - size, request.truncation)
 
     def _turn(self, request: ChatRequest, messages: tuple[Message, ...], most_tokens: int | None = None) -> Turn:
-        return self._model.prepare_turn(
-            messages,
-            tools=request.tools,
-            tool_choice=request.tool_choice,
-            output=request.output,
-            think=request.think,
-            continue_last=request.continue_last,
-            template_options=request.template_options,
-            most_tokens=most_tokens,
-            owner=request.owner,
-        )
+        given = {name: getattr(request, name) for name in _OF_TURNS}
+        return self._model.prepare_turn(messages, **given, most_tokens=most_tokens)
 
     async def count_chat_tokens(self, request: ChatRequest) -> int:
         """See backend.py."""
@@ -272,7 +254,7 @@ class EngineModel:
                 for choice in range(len(prompts) * request.n):
                     yield Finish("length", None, choice)
             else:
-                progress = _PrefillProgress(lambda: sources[0].generation.num_computed_tokens, len(prompts[0]))
+                progress = _PrefillProgress(lambda: sources[0].num_computed_tokens, len(prompts[0]))
                 events: AsyncGenerator[Event, None] = merge(sources, progress)
                 async with aclosing(events):
                     async for event in events:
@@ -280,7 +262,7 @@ class EngineModel:
         finally:
             for source in sources:
                 source.close()
-        usages = [source.generation.usage for source in sources]
+        usages = [source.usage for source in sources]
         if scored:
             num_cached = sum(found.num_reused for found in scored)
         else:
@@ -301,32 +283,18 @@ class EngineModel:
     def _start(
         self, request: CompletionRequest, prompts: Sequence[list[int]], context: int, seed: int, form: Form | None
     ) -> list[CompletionSource]:
-        sources: list[CompletionSource] = []
-        try:
-            for p, tokens in enumerate(prompts):
-                for i in range(request.n):
-                    choice = p * request.n + i
-                    generation: Generation = self._model.generate(
-                        tokens,
-                        max_tokens=_room(len(tokens), context, request.max_tokens),
-                        stop=request.stop or None,
-                        logprobs=request.logprobs,
-                        background=request.is_background,
-                        owner=request.owner,
-                        form=form,
-                        **_sampling(request.sampling, seed + choice),
-                    )
-                    has_logprobs = request.logprobs is not None
-                    schema = None if form is None else form.grammar.schema
-                    check = AnswerCheck({} if schema is None else {"": schema})
-                    sources.append(
-                        CompletionSource(self._model, generation, choice=choice, has_logprobs=has_logprobs, check=check)
-                    )
-        except BaseException:
-            for source in sources:
-                source.close()
-            raise
-        return sources
+        schema = None if form is None else form.grammar.schema
+
+        def source(choice: int, tokens: list[int]) -> CompletionSource:
+            return CompletionSource(
+                self._model.generate(tokens, form=form, **_options(request, len(tokens), context, seed + choice)),
+                self._model.token_bytes,
+                choice=choice,
+                has_logprobs=request.logprobs is not None,
+                schemas={} if schema is None else {"": schema},
+            )
+
+        return _begun(source(p * request.n + i, tokens) for p, tokens in enumerate(prompts) for i in range(request.n))
 
     def _prompts(self, request: CompletionRequest, context: int) -> tuple[list[list[int]], int, Form | None]:
         """Token ids of every prompt, how many were cut off, and the compiled form. On a thread."""
@@ -430,6 +398,19 @@ class EngineModel:
             return await self._slow.run(work)
 
 
+def _begun(sources: Iterable[Begun]) -> list[Begun]:
+    """All of them. When one cannot begin, those before it are stopped."""
+    begun: list[Begun] = []
+    try:
+        for source in sources:
+            begun.append(source)
+    except BaseException:
+        for source in begun:
+            source.close()
+        raise
+    return begun
+
+
 def _at_once(work: Callable[[], T]) -> T:
     """`work()`, which must leave nothing behind when it finds that it needs the worker process."""
     with without_worker():
@@ -501,27 +482,22 @@ def _check_length(num_characters: int, most: int) -> None:
         raise UsageError(f"the text has {num_characters} characters; tokens are counted of {most} at the most")
 
 
-def _room(num_prompt: int, context: int, max_tokens: int | None) -> int:
-    room = context - num_prompt
-    return room if max_tokens is None else min(room, max_tokens)
-
-
 def _first_seed(sampling: SamplingOptions) -> int:
-    return sampling.seed if sampling.seed is not None else secrets.randbits(53)
+    seed = sampling.get("seed")
+    return secrets.randbits(53) if seed is None else seed
 
 
-def _sampling(options: SamplingOptions, seed: int) -> dict[str, Any]:
+def _options(request: ChatRequest | CompletionRequest, num_prompt: int, context: int, seed: int) -> AnswerOptions:
+    """What the model is told of the answer that has this seed."""
+    room = context - num_prompt
     return {
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "min_p": options.min_p,
-        "repetition_penalty": options.repetition_penalty,
-        "penalty_window": options.penalty_window,
-        "presence_penalty": options.presence_penalty,
-        "frequency_penalty": options.frequency_penalty,
-        "logit_bias": options.logit_bias,
-        "seed": seed & ((1 << 64) - 1),
+        **request.sampling,
+        "seed": seed & MAX_SEED,
+        "max_tokens": room if request.max_tokens is None else min(room, request.max_tokens),
+        "stop": request.stop or None,
+        "logprobs": request.logprobs,
+        "background": request.is_background,
+        "owner": request.owner,
     }
 
 
@@ -533,26 +509,9 @@ def _form(output: OutputFormat) -> dict[str, Any]:
     return {"grammar": output.grammar} if output.kind == "lark" else {}
 
 
-_RECIPE_NAMES = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repeat_penalty": "repetition_penalty",
-    "repeat_last_n": "penalty_window",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "seed": "seed",
-}
-
-
 def _recipe_sampling(recipe: Recipe, sampling: SamplingOptions) -> SamplingOptions:
-    given = {
-        name: recipe.parameters[key]
-        for key, name in _RECIPE_NAMES.items()
-        if key in recipe.parameters and getattr(sampling, name) is None
-    }
-    return replace(sampling, **given) if given else sampling
+    """What the request says, before what the recipe says."""
+    return {**ollama_sampling(recipe.parameters), **sampling}
 
 
 def _recipe_stop(recipe: Recipe) -> tuple[str, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,8 @@ from .weights import Weights
 
 if TYPE_CHECKING:
     from ..memory.forecast import Plan
+
+_log = logging.getLogger("kamado.serve")
 
 # A context is chosen up to this; who needs more says so.
 _MOST_CONTEXT = 32_768
@@ -39,6 +42,7 @@ class EngineSettings:
     kv: str = "auto"
     context: int | None = None
     prefix_cache_bytes: int = 0  # on disk, shared by all models; 0: off
+    allow_unknown: Sequence[str] = ()  # settings of model files: see `kamado.load`
     server_bytes: int = 0  # kept for the server itself where no budget was named
 
 
@@ -92,8 +96,11 @@ class EngineLoader:
             kv_tokens=kv_tokens,
             prefix_cache=self._settings.prefix_cache_bytes or None,
             constraints=True,
+            allow_unknown=self._settings.allow_unknown,
             name=name if located.recipe is None else located.recipe.base,
         )
+        if model.plan.overridden:
+            _log.warning("settings not applied", extra={"model": name, "settings": list(model.plan.overridden)})
         key = (located.path, located.file_version)
         weights = Weights(model, partial(self._forget, key))
         try:
@@ -147,7 +154,7 @@ class EngineLoader:
         from ..models import build_program
 
         checkpoint = replace(open_checkpoint(located.path), name=located.info.name)
-        program = build_program(checkpoint)
+        program = build_program(checkpoint, self._settings.allow_unknown)
         here = machine()
         budget = memory_bytes
         if budget is not None:
