@@ -150,7 +150,9 @@ def _misshapen(op: Operation, values: dict[str, Any]) -> Iterator[str]:
                 named = {**values, **{name: values[name][i] for name in beside}}
                 wanted = tuple(None if part == "_" else _value(part, named) for part in shape.split(", "))
             got = (item.width,) if field.kind in BUFFERS else item.shape
-            if len(got) == len(wanted) and all(w in (None, g) for g, w in zip(got, wanted, strict=True)):
+            if got == wanted or (
+                len(got) == len(wanted) and all(w in (None, g) for g, w in zip(got, wanted, strict=True))
+            ):
                 continue
             if field.kind in BUFFERS:
                 yield f"buffer {item.name!r} has width {got[0]}, expected {wanted[0]}"
