@@ -164,9 +164,7 @@ class StoreLibrary:
         return Located(base.path, info, base.file_version, merged)
 
     def _names(self) -> dict[str, None]:
-        names = dict.fromkeys(self._files)
-        names |= dict.fromkeys(model.name for model in self._store.list())
-        return names | dict.fromkeys(self._recipe_names())
+        return dict.fromkeys((*self._files, *(model.name for model in self._store.list()), *self._recipe_names()))
 
     def _recipe_names(self) -> builtins.list[str]:
         found = []
