@@ -333,8 +333,10 @@ def _hashed(*parts: str) -> str:
 
 def check_name(name: str) -> None:
     """Raises UsageError for what cannot be a model's name."""
-    if _NAME.fullmatch(name) is None or ".." in name:
-        raise UsageError(f"{name[:200]!r} is no name for a model: letters, digits and . _ : / @ + - only, 200 at most")
+    UsageError.when(
+        _NAME.fullmatch(name) is None or ".." in name,
+        f"{name[:200]!r} is no name for a model: letters, digits and . _ : / @ + - only, 200 at most",
+    )
 
 
 def _merged(base: Recipe | None, recipe: Recipe) -> Recipe:
