@@ -23,7 +23,6 @@ from .backend import (
     Event,
     Finish,
     FinishReason,
-    Progress,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -103,18 +102,16 @@ class _Blocks:
         elif isinstance(event, Done):
             yield from self._close()
             yield from self._end(event.counts)
-        elif self._body.max_tokens == 0 or isinstance(event, Progress):
+        elif self._body.max_tokens == 0 or (isinstance(event, (TextDelta, ReasoningDelta)) and not event.text):
             return
         elif isinstance(event, TextDelta):
-            if event.text:
-                yield from self._in("text", {"type": "text", "text": ""})
-                yield self._delta({"type": "text_delta", "text": event.text})
+            yield from self._in("text", {"type": "text", "text": ""})
+            yield self._delta({"type": "text_delta", "text": event.text})
         elif isinstance(event, ReasoningDelta):
-            if event.text:
-                yield from self._in("thinking", {"type": "thinking", "thinking": "", "signature": ""})
-                self._thoughts.update(event.text.encode("utf-8", "surrogatepass"))
-                if not self._hides_thinking:
-                    yield self._delta({"type": "thinking_delta", "thinking": event.text})
+            yield from self._in("thinking", {"type": "thinking", "thinking": "", "signature": ""})
+            self._thoughts.update(event.text.encode("utf-8", "surrogatepass"))
+            if not self._hides_thinking:
+                yield self._delta({"type": "thinking_delta", "thinking": event.text})
         elif isinstance(event, ToolCallStart):
             yield from self._close()
             call_id = event.id or f"toolu_{secrets.token_hex(12)}"

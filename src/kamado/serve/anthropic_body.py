@@ -37,6 +37,7 @@ from .sampling import sampling_of
 from .schemas import check_schema
 
 MAX_TOOLS = 256
+_MODES: Mapping[str, Literal["auto", "none", "required"]] = {"auto": "auto", "any": "required", "none": "none"}
 # Models here know of no more than high.
 _EFFORTS: Mapping[str, Effort] = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 
@@ -294,14 +295,9 @@ def _tool_choice(choice: ToolChoiceBody | None, tools: Sequence[Tool]) -> ToolCh
             param="tool_choice.name",
         )
         return ToolChoice("required", frozenset((choice.name,)), choice.disable_parallel_tool_use is False)
-    mode: Literal["auto", "none", "required"] = "auto"
-    if choice.type == "any":
-        mode = "required"
-        if len(tools) == 1:  # a small model would call it again and again
-            parallel = choice.disable_parallel_tool_use is False
-    elif choice.type == "none":
-        mode = "none"
-    return ToolChoice(mode, parallel=parallel)
+    if choice.type == "any" and len(tools) == 1:  # a small model would call it again and again
+        parallel = choice.disable_parallel_tool_use is False
+    return ToolChoice(_MODES[choice.type], parallel=parallel)
 
 
 def _tools(raw: Sequence[Mapping[str, Any]]) -> Iterator[Tool]:

@@ -499,11 +499,12 @@ def _options(request: ChatRequest | CompletionRequest, num_prompt: int, context:
 
 
 def _form(output: OutputFormat) -> dict[str, Any]:
-    if output.kind == "json":
-        return {"schema": True}
-    if output.kind == "regex":
-        return {"regex": output.grammar}
-    return {"grammar": output.grammar} if output.kind == "lark" else {}
+    forms: dict[str, dict[str, Any]] = {
+        "json": {"schema": True},
+        "regex": {"regex": output.grammar},
+        "lark": {"grammar": output.grammar},
+    }
+    return forms.get(output.kind, {})
 
 
 def _recipe_sampling(recipe: Recipe, sampling: SamplingOptions) -> SamplingOptions:

@@ -33,6 +33,7 @@ _TOKEN = re.compile(
     r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+(?:\.\d+)?)|(?P<path>\$?\w*(?:\.\w+)+|\$\w*|\.)"""
     r"""|(?P<word>\w+)|(?P<mark>:=|[(),|=]))"""
 )
+_LITERALS = {"true": "true", "false": "false", "nil": "none"}
 _COMPARE = {"ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _KEYWORDS = frozenset(
     {"if", "else", "end", "range", "with", "break", "continue", "define", "template", "block", "return"}
@@ -308,7 +309,7 @@ class _Parser:
         UsageError.when(depth > MAX_DEPTH, f"the template's expressions are nested deeper than {MAX_DEPTH} levels")
         UsageError.when(at >= len(tokens), "the template has an empty expression")
         kind, text = tokens[at]
-        name = text if kind == "word" and text not in ("true", "false", "nil") else None
+        name = text if kind == "word" and text not in _LITERALS else None
         if name is not None:
             at += 1
         operands: list[str] = []
@@ -328,15 +329,11 @@ class _Parser:
             value, at = self._pipeline(tokens, at + 1, depth + 1)
             UsageError.when(at >= len(tokens) or tokens[at][1] != ")", "the template misses a )")
             return f"({value})", at + 1
-        if kind == "string":
-            return _string(text), at + 1
-        if kind == "number":
-            return text, at + 1
-        if kind == "word" and text in ("true", "false", "nil"):
-            return {"true": "true", "false": "false", "nil": "none"}[text], at + 1
-        if kind == "path":
-            return self._path(text), at + 1
-        raise UsageError(f"the template cannot be read at {text!r}")
+        if kind == "word" and text in _LITERALS:
+            return _LITERALS[text], at + 1
+        readers: dict[str, Callable[[str], str]] = {"string": _string, "number": str, "path": self._path}
+        UsageError.when(kind not in readers, f"the template cannot be read at {text!r}")
+        return readers[kind](text), at + 1
 
     def _path(self, path: str) -> str:
         start, *fields = path.split(".")

@@ -84,13 +84,10 @@ def _object(value: dict[str, Any] | str, param: str) -> dict[str, Any]:
 
 
 def _structured(wish: StructuredOutputs, prefix: str) -> dict[str, ResponseFormat]:
-    forms: dict[str, ResponseFormat] = {}
-    if wish.json is not None:
-        forms[f"{prefix}json"] = _schema(_object(wish.json, f"{prefix}json"))
-    if wish.regex is not None:
-        forms[f"{prefix}regex"] = ResponseFormat("regex", pattern=wish.regex)
-    if wish.choice is not None:
-        forms[f"{prefix}choice"] = _choice(wish.choice)
-    if wish.json_object:
-        forms[f"{prefix}json_object"] = ResponseFormat("json_object")
-    return forms
+    forms = {
+        "json": None if wish.json is None else _schema(_object(wish.json, f"{prefix}json")),
+        "regex": None if wish.regex is None else ResponseFormat("regex", pattern=wish.regex),
+        "choice": None if wish.choice is None else _choice(wish.choice),
+        "json_object": ResponseFormat("json_object") if wish.json_object else None,
+    }
+    return {prefix + name: form for name, form in forms.items() if form is not None}
