@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..models import build_program
 from ..program import Program
 from .backend import Capability, ModelInfo
 
-_MAX_TEXT = 300
+_MAX_TEXT, _MAX_DETAILS = 300, 200
 _MAX_TEMPLATE = 100_000
 _MAX_LICENSE = 100_000
 
@@ -90,22 +91,18 @@ def _quantization(checkpoint: Checkpoint) -> str:
 
 
 def _number(metadata: Mapping[str, Any], *keys: str) -> int:
-    for key in keys:
-        value = metadata.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40:
-            return value
-    return 0
+    values = (metadata.get(key) for key in keys)
+    return next((n for n in values if isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 40), 0)
 
 
 def _details(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Single values only: a vocabulary has no place in an answer."""
-    found: dict[str, Any] = {}
-    for key, value in metadata.items():
-        if isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= _MAX_TEXT):
-            found[key] = value
-        if len(found) >= 200:
-            break
-    return found
+    single = (
+        (key, value)
+        for key, value in metadata.items()
+        if isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= _MAX_TEXT)
+    )
+    return dict(islice(single, _MAX_DETAILS))
 
 
 def _short(value: object, limit: int) -> str:

@@ -139,10 +139,12 @@ class EngineLoader:
             wanted = min(self._settings.context, most)
         if wanted is not None:
             return [(wanted, wanted * many) for many in _CONVERSATIONS]
-        found = []
-        for context in _halvings(min(most, _MOST_CONTEXT)):
-            found += [(context, context * many) for many in _CONVERSATIONS if many > 1 or context <= 4096]
-        return found
+        return [
+            (context, context * many)
+            for context in _halvings(min(most, _MOST_CONTEXT))
+            for many in _CONVERSATIONS
+            if many > 1 or context <= 4096
+        ]
 
     def _planner(self, located: Located, options: LoadOptions, memory_bytes: int | None) -> Callable[[int, int], Plan]:
         """Plans by (context, tokens of the cache); the header is read once. `memory_bytes`: without what all models of

@@ -340,19 +340,17 @@ async def _completion_events(
             is_last = chunk.usage is not msgspec.UNSET
             if is_last and not include_usage and not _must_be_said(chunk.kamado):
                 continue
-            if is_last and not include_usage:
-                chunk.usage = msgspec.UNSET
-            elif not is_last and include_usage:
-                chunk.usage = None
+            if is_last != include_usage:
+                chunk.usage = msgspec.UNSET if is_last else None
             yield sse(chunk)
     yield SSE_DONE
 
 
 def _must_be_said(account: ContextResult | msgspec.UnsetType) -> bool:
     """Whether it has what is said even when no account was asked for."""
-    if isinstance(account, msgspec.UnsetType):
-        return False
-    return account.truncated is not None or account.schema_violations is not msgspec.UNSET
+    return not isinstance(account, msgspec.UnsetType) and (
+        account.truncated is not None or account.schema_violations is not msgspec.UNSET
+    )
 
 
 async def _completion_whole(chunks: AsyncGenerator[TextResult, None], num_choices: int) -> TextResult:
@@ -375,11 +373,9 @@ async def _completion_whole(chunks: AsyncGenerator[TextResult, None], num_choice
 
 
 def _extend(all_: TextLogprobs, more: TextLogprobs) -> None:
-    all_.tokens += more.tokens
-    all_.token_logprobs += more.token_logprobs
-    all_.text_offset += more.text_offset
-    if all_.top_logprobs is not None and more.top_logprobs is not None:
-        all_.top_logprobs += more.top_logprobs
+    for name in TextLogprobs.__struct_fields__:
+        if (column := getattr(all_, name)) is not None:  # `top_logprobs` may be left out, in all of them
+            column += getattr(more, name)
 
 
 async def _completion_chunks(

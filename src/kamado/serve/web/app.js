@@ -67,13 +67,9 @@ async function renderList() {
   showConversations(await store.list(), current.id, new Set(runs.keys()), { open: openConversation, remove });
 }
 
-function contextOf(name) {
-  return models.find((model) => model.name === name)?.context ?? 0;
-}
-
-function isLoaded(name) {
-  return models.find((model) => model.name === name)?.is_loaded ?? true; // what is not known is not said
-}
+const named = (name) => models.find((model) => model.name === name);
+const contextOf = (name) => named(name)?.context ?? 0;
+const isLoaded = (name) => named(name)?.is_loaded ?? true; // what is not known is not said
 
 /** Called after everything that makes the log taller or the window lower. */
 function scrollDown(always = false) {
@@ -306,7 +302,7 @@ function chooseModel() {
   const names = models.map((model) => model.name);
   if (!names.length) return;
   if (!names.includes(current.model)) {
-    const last = models.find((model) => model.name === localStorage.getItem("kamado.model")); // chosen here before
+    const last = named(localStorage.getItem("kamado.model")); // chosen here before
     current.model = last?.fits ? last.name : standard;
   }
   select.value = current.model;
