@@ -33,6 +33,8 @@ _TOKEN = re.compile(
     r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+(?:\.\d+)?)|(?P<path>\$?\w*(?:\.\w+)+|\$\w*|\.)"""
     r"""|(?P<word>\w+)|(?P<mark>:=|[(),|=]))"""
 )
+# What stands before an action's `}}`: whole strings, and all else that is not it.
+_INSIDE = re.compile(r"""(?:"(?:\\.|[^"\\])*"|`[^`]*`|(?!\}\})[^"`])*+""", re.DOTALL)
 _LITERALS = {"true": "true", "false": "false", "nil": "none"}
 _COMPARE = {"ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _KEYWORDS = frozenset(
@@ -154,20 +156,10 @@ def _end_of_action(source: str, at: int) -> int:
     """Where the action's `}}` is: not inside a string or a comment."""
     if source[at:].lstrip("- \t\r\n").startswith("/*"):
         at = source.find("*/", at)
-    quote = ""
-    while 0 <= at < len(source):
-        c = source[at]
-        if quote:
-            if c == "\\" and quote == '"':
-                at += 1
-            elif c == quote:
-                quote = ""
-        elif c in '"`':
-            quote = c
-        elif source.startswith("}}", at):
-            return at
-        at += 1
-    raise UsageError("the template has a {{ without its }}")
+    match = None if at < 0 else _INSIDE.match(source, at)
+    if match is None or not source.startswith("}}", match.end()):
+        raise UsageError("the template has a {{ without its }}")
+    return match.end()
 
 
 class _Parser:
