@@ -309,11 +309,8 @@ class ModelPool:
             if not any(not s.is_pinned for s in others):
                 raise problem  # no waiting would help
             self._freed.clear()
-            seconds = give_up_at - self._clock()
             try:
-                if seconds <= 0:
-                    raise TimeoutError
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(give_up_at - self._clock()):  # at once when it is past
                     await self._freed.wait()
             except TimeoutError:
                 raise OverloadedError(
@@ -373,11 +370,9 @@ class ModelPool:
                 else:
                     times.append(expires - now)
             seconds = min(times, default=math.inf)
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(None if math.isinf(seconds) else seconds):
                     await self._reap_now.wait()
-            except TimeoutError:
-                continue
 
 
 def _consume(task: asyncio.Task[ServedModel]) -> None:

@@ -169,22 +169,10 @@ function renderList(lines, start, parent, depth) {
   return i;
 }
 
+/** The cells of a table's line; `\|` is a bar of a cell. What stands after the last bar is a cell when it is no blank. */
 function cells(line) {
-  const out = [];
-  let cell = "";
-  const text = line.trim().replace(/^\|/, "");
-  for (let i = 0; i < text.length; i++) {
-    if (text[i] === "\\" && text[i + 1] === "|") {
-      cell += text[++i];
-    } else if (text[i] === "|") {
-      out.push(cell.trim());
-      cell = "";
-    } else {
-      cell += text[i];
-    }
-  }
-  if (cell.trim()) out.push(cell.trim());
-  return out;
+  const parts = line.trim().replace(/^\|/, "").matchAll(/((?:\\\||[^|])*)(?:\||$)/g);
+  return Array.from(parts, ([, cell]) => cell.replaceAll("\\|", "|").trim()).slice(0, -1);
 }
 
 function renderTable(lines, start, parent) {
