@@ -121,6 +121,30 @@ KAMADO_INLINE float f32_from_f16(uint16_t h) {
   return bits_float(sign | ((exponent + 112u) << 23) | (mantissa << 13));
 }
 
+// What registers of both widths do by instructions of one name.
+#define KAMADO_ARITHMETIC(F, mm)           \
+  KAMADO_INLINE F operator+(F a, F b) {    \
+    return {mm##_add_ps(a.v, b.v)};        \
+  }                                        \
+  KAMADO_INLINE F operator-(F a, F b) {    \
+    return {mm##_sub_ps(a.v, b.v)};        \
+  }                                        \
+  KAMADO_INLINE F operator*(F a, F b) {    \
+    return {mm##_mul_ps(a.v, b.v)};        \
+  }                                        \
+  KAMADO_INLINE F operator/(F a, F b) {    \
+    return {mm##_div_ps(a.v, b.v)};        \
+  }                                        \
+  KAMADO_INLINE F max(F a, F b) {          \
+    return {mm##_max_ps(a.v, b.v)};        \
+  }                                        \
+  KAMADO_INLINE F min(F a, F b) {          \
+    return {mm##_min_ps(a.v, b.v)};        \
+  }                                        \
+  KAMADO_INLINE F fma(F a, F b, F c) {     \
+    return {mm##_fmadd_ps(a.v, b.v, c.v)}; \
+  }
+
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 // ---- F8 ----
@@ -150,27 +174,8 @@ struct F8 {
   KAMADO_INLINE void store_first(float* p, int n) const { _mm256_maskstore_ps(p, first_lanes8(n), v); }
 };
 
-KAMADO_INLINE F8 operator+(F8 a, F8 b) {
-  return {_mm256_add_ps(a.v, b.v)};
-}
-KAMADO_INLINE F8 operator-(F8 a, F8 b) {
-  return {_mm256_sub_ps(a.v, b.v)};
-}
-KAMADO_INLINE F8 operator*(F8 a, F8 b) {
-  return {_mm256_mul_ps(a.v, b.v)};
-}
-KAMADO_INLINE F8 operator/(F8 a, F8 b) {
-  return {_mm256_div_ps(a.v, b.v)};
-}
-KAMADO_INLINE F8 fma(F8 a, F8 b, F8 c) {
-  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
-}
-KAMADO_INLINE F8 max(F8 a, F8 b) {
-  return {_mm256_max_ps(a.v, b.v)};
-}
-KAMADO_INLINE F8 min(F8 a, F8 b) {
-  return {_mm256_min_ps(a.v, b.v)};
-}
+KAMADO_ARITHMETIC(F8, _mm256)
+
 KAMADO_INLINE __m256 less(F8 a, F8 b) {
   return _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ);
 }
@@ -359,27 +364,8 @@ struct F16 {
   }
 };
 
-KAMADO_INLINE F16 operator+(F16 a, F16 b) {
-  return {_mm512_add_ps(a.v, b.v)};
-}
-KAMADO_INLINE F16 operator-(F16 a, F16 b) {
-  return {_mm512_sub_ps(a.v, b.v)};
-}
-KAMADO_INLINE F16 operator*(F16 a, F16 b) {
-  return {_mm512_mul_ps(a.v, b.v)};
-}
-KAMADO_INLINE F16 operator/(F16 a, F16 b) {
-  return {_mm512_div_ps(a.v, b.v)};
-}
-KAMADO_INLINE F16 fma(F16 a, F16 b, F16 c) {
-  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
-}
-KAMADO_INLINE F16 max(F16 a, F16 b) {
-  return {_mm512_max_ps(a.v, b.v)};
-}
-KAMADO_INLINE F16 min(F16 a, F16 b) {
-  return {_mm512_min_ps(a.v, b.v)};
-}
+KAMADO_ARITHMETIC(F16, _mm512)
+
 KAMADO_INLINE __mmask16 less(F16 a, F16 b) {
   return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ);
 }
