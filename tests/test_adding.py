@@ -41,5 +41,5 @@ def test_a_layout_is_at_most_seven_files(tree: Tree, touched: dict[str, set[str]
     tree.run(tree.folder / "build" / "test_linear")
     tree.pytest(
         "tests/checkpoint/test_t3_0.py", "tests/checkpoint/test_layouts.py", "tests/test_native_layouts.py",
-        "tests/test_native_module.py", "tests/memory/test_forecast.py",
+        "tests/memory/test_forecast.py",
     )  # fmt: skip

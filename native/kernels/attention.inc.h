@@ -95,13 +95,28 @@ struct AttentionTier {
     if (c < end) product<NQ, 1, true>(rows, x + c, ldx, weight, ldw, out + c, ldo, end - c);
   }
 
-  template <int NQ, class T>
-  static KAMADO_INLINE void columns_n(int n, const Matrix& rows, const T* x, size_t ldx, const float* weight,
-                                      size_t ldw, float* out, size_t ldo, int32_t begin, int32_t end) {
-    if constexpr (NQ > 1) {
-      if (n < NQ) return columns_n<NQ - 1>(n, rows, x, ldx, weight, ldw, out, ldo, begin, end);
+  template <class T>
+  static void columns_n(int n, const Matrix& rows, const T* x, size_t ldx, const float* weight, size_t ldw, float* out,
+                        size_t ldo, int32_t begin, int32_t end) {
+    switch (n) {
+      case 1:
+        return columns<1>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+      case 2:
+        return columns<2>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+      case 3:
+        return columns<3>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+      case 4:
+        return columns<4>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+      case 5:
+        return columns<5>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+      case 6:
+        return columns<6>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+      default:
+        if constexpr (kMaxQueries >= 8) {
+          if (n == 7) return columns<7>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+          return columns<8>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+        }
     }
-    columns<NQ>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
   }
 
   struct Call {  // one attend_page of at most kAttendBlock queries
@@ -149,9 +164,8 @@ struct AttentionTier {
       for (int32_t b = 0; b < call.num_blocks(); ++b) {
         const Block block = block_of(call, b);
         const auto row = static_cast<size_t>(block.first);
-        columns_n<kMaxQueries>(block.count, rows, k, kPageTokens, call.q + row * call.ldq, call.ldq,
-                               call.p + row * kPageTokens, kPageTokens, block.lo / kLanes * kLanes,
-                               (block.hi + kLanes - 1) / kLanes * kLanes);
+        columns_n(block.count, rows, k, kPageTokens, call.q + row * call.ldq, call.ldq, call.p + row * kPageTokens,
+                  kPageTokens, block.lo / kLanes * kLanes, (block.hi + kLanes - 1) / kLanes * kLanes);
       }
     }
   }
@@ -169,8 +183,8 @@ struct AttentionTier {
         const int32_t lo = begin > block.lo ? begin : block.lo, hi = end < block.hi ? end : block.hi;
         if (lo >= hi) continue;
         const auto row = static_cast<size_t>(block.first);
-        columns_n<kMaxQueries>(block.count, Matrix{next, lo, hi, lo == block.lo}, v, ldv, call.p + row * kPageTokens,
-                               kPageTokens, call.o + row * call.ldo, call.ldo, 0, call.v_dim);
+        columns_n(block.count, Matrix{next, lo, hi, lo == block.lo}, v, ldv, call.p + row * kPageTokens, kPageTokens,
+                  call.o + row * call.ldo, call.ldo, 0, call.v_dim);
       }
     }
   }

@@ -247,5 +247,22 @@ class BytePairs:
     def encode(self, words: list[tuple[str, tuple[int, int]]]) -> list[int]:
         """Ids of words as `pre_tokenize_str` gives them. Characters that are no token say nothing."""
 
+class JsonCost:
+    """What decoding a JSON text would cost, found in its bytes, which come in pieces: a nanosecond or two for one.
+    Upper estimates. The text need not be valid."""
+
+    def __init__(self) -> None: ...
+    def take(self, data: bytes) -> None:
+        """The next bytes. The GIL is kept."""
+    @property
+    def depth(self) -> int:
+        """Lists and objects within each other."""
+    @property
+    def weight(self) -> int:
+        """Values; a key or a container counts as four."""
+    @property
+    def nbytes(self) -> int:
+        """Memory while it is decoded, the text not included."""
+
 def top_ids(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Ids of the k largest logits, largest first, equal ones by lower id. No logit may be NaN."""

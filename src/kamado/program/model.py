@@ -23,6 +23,7 @@ class Program:
     top_k: int = 0
     pooling: Pooling | None = None  # how the rows of a text become its vector, where the file says so
     notes: tuple[str, ...] = field(default=())
+    overridden: tuple[str, ...] = ()  # settings of the file that nobody read and the user allowed
 
     @property
     def is_encoder(self) -> bool:

@@ -43,6 +43,7 @@ def format_program(program: Program, *, fold: bool = True) -> str:
         + (f", {program.top_k} of {program.num_experts} experts" if program.num_experts else "")
     ]
     lines += [f"note: {note}" for note in program.notes]
+    lines += [f"note: the file's {key} is not applied (allowed)" for key in program.overridden]
     groups: dict[object, tuple[list[int], list[str]]] = {}
     for index, (number_, body) in enumerate(sections):
         key: object = tuple(body) if fold and number_ is not None else index

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ _MAX_TEMPLATE = 100_000
 _MAX_LICENSE = 100_000
 
 
-def describe(name: str, path: Path, *, digest: str, created: int, nbytes: int | None) -> ModelInfo:
+def describe(
+    name: str, path: Path, *, digest: str, created: int, nbytes: int | None, allow_unknown: Collection[str] = ()
+) -> ModelInfo:
     """Reads the header. Raises CheckpointError for a file that is damaged."""
     checkpoint = open_checkpoint(path)
     metadata = checkpoint.metadata
     template = checkpoint.chat_template or ""
-    program = _program(checkpoint)
+    program = _program(checkpoint, allow_unknown)
     prefix = checkpoint.architecture if checkpoint.format == "gguf" else ""
     return ModelInfo(
         name=name,
@@ -49,10 +51,10 @@ def describe(name: str, path: Path, *, digest: str, created: int, nbytes: int | 
     )
 
 
-def _program(checkpoint: Checkpoint) -> Program | None:
+def _program(checkpoint: Checkpoint, allow_unknown: Collection[str]) -> Program | None:
     """The forward pass, None for a file that cannot be run."""
     try:
-        return build_program(checkpoint)
+        return build_program(checkpoint, allow_unknown)
     except CheckpointError:
         return None
 
