@@ -461,5 +461,12 @@ struct CodeAttention {
   static void unrotate(const KvCodec& codec, float* running) { rotate_back(running + 2, codec.v_dim); }
 };
 
+template <class Encoder, class Attention>
+const KvCodecKernels* kv_codec_table() {
+  static const KvCodecKernels table = {Encoder::encode_page, Attention::rotate_query, Attention::attend_page,
+                                       Attention::unrotate, kv_codec_kernels_ref()->decode_page};
+  return &table;
+}
+
 }  // namespace
 }  // namespace kamado

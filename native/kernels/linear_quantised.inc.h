@@ -4,16 +4,7 @@
 
 constexpr int fold_steps(CodeKind kind) {
   if (kHasVnni) return 64;  // int32 from the start: never before the sub-block ends
-  switch (kind) {
-    case CodeKind::kU4:
-      return 8;
-    case CodeKind::kU5:
-      return 4;
-    case CodeKind::kU6:
-      return 2;
-    default:
-      return 1;
-  }
+  return kind == CodeKind::kU4 ? 8 : kind == CodeKind::kU5 ? 4 : kind == CodeKind::kU6 ? 2 : 1;
 }
 
 // Blocks decoded into a buffer: code words in ascending k, then what the headers held, widened.
