@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,17 +39,6 @@ DELETE, COPY, CREATE = "DELETE /api/delete", "POST /api/copy", "POST /api/create
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Weather.", "parameters": SCHEMA}}
-
-
-@pytest.fixture(scope="module")
-def world() -> FakeWorld:
-    return FakeWorld()
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader) as up:
-        yield up
 
 
 @pytest.fixture(scope="module")

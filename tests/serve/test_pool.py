@@ -68,6 +68,14 @@ def test_an_idle_model_is_given_up_after_its_time() -> None:
     run(work())
 
 
+async def begun(service: Service) -> asyncio.Task[Any]:
+    """A slow answer that runs, its model loaded."""
+    running = asyncio.create_task(answer(service, "slow"))
+    while not service.loaded():
+        await asyncio.sleep(0)
+    return running
+
+
 def test_the_least_recently_used_makes_room_and_pinned_ones_stay() -> None:
     async def work() -> None:
         world = FakeWorld()
@@ -90,9 +98,7 @@ def test_a_model_with_work_is_waited_for_and_then_refused() -> None:
         world = FakeWorld({"slow": [Wait(event=gate), *text("done")]})
         world.loader.bytes_of = {"fake": 600, "other": 600}
         service = service_of(world, memory_bytes=1000, load_wait=0.05)
-        running = asyncio.create_task(answer(service, "slow"))
-        while not service.loaded():
-            await asyncio.sleep(0)
+        running = await begun(service)
         with pytest.raises(OverloadedError) as caught:
             await service.load("other")
         assert not caught.value.is_queue
@@ -110,9 +116,7 @@ def test_unloading_waits_for_work_and_new_work_loads_anew() -> None:
         gate = asyncio.Event()
         world = FakeWorld({"slow": [Wait(event=gate), *text("done")]})
         service = service_of(world)
-        running = asyncio.create_task(answer(service, "slow"))
-        while not service.loaded():
-            await asyncio.sleep(0)
+        running = await begun(service)
         unloading = asyncio.create_task(service.unload("fake"))
         await asyncio.sleep(0.01)
         assert not unloading.done()

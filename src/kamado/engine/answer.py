@@ -76,6 +76,11 @@ class AnswerEvents(Iterator[ContentEvent | Finish]):
         """Tokens of the prompt and the answer that were computed so far."""
         return self._generation.num_computed_tokens
 
+    def close(self) -> None:
+        """Stops the answer. May be called again, and from another thread."""
+        self._is_done = True
+        self._generation.close()
+
     @property
     def seed(self) -> int:
         """The seed in use."""
@@ -85,8 +90,3 @@ class AnswerEvents(Iterator[ContentEvent | Finish]):
     def usage(self) -> Usage:
         """Tokens and seconds so far."""
         return self._generation.usage
-
-    def close(self) -> None:
-        """Stops the answer. May be called again, and from another thread."""
-        self._is_done = True
-        self._generation.close()

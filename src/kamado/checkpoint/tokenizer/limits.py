@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import BusyError, TokenizerError
-from ...isolated import Limits, Worker, WorkerEndedError
+from ...errors import TokenizerError
+from ...isolated import Limits, Worker, WorkerEndedError, why_ended
 from ..plain_file import BOM
 
 LOAD_BYTES = 512 << 20
@@ -41,13 +41,12 @@ def check_in_worker(path: Path, raw: bytes) -> float:
     try:
         reply = _WORKER.ask("kamado.checkpoint.tokenizer.limits:try_out", {"path": str(path)}, _LIMITS)
     except WorkerEndedError as error:
-        if error.why == "busy":
-            raise BusyError(f"{path}: this tokenizer could not be tried: {error}") from None
-        said = {
+        reasons = {
             "time": f"takes longer than {_LIMITS.cpu_seconds:g} s",
             "memory": f"takes more than {LOAD_BYTES >> 20} MiB of memory",
             "stack": "is nested too deeply",
-        }.get(error.why, f"failed: {error}")
+        }
+        said = why_ended(error, f"{path}: this tokenizer", reasons)
         raise TokenizerError(f"{path}: loading this tokenizer {said}: its file is damaged or hostile") from None
     if reply["error"]:
         raise TokenizerError(f"{path}: {reply['error']}")
