@@ -351,12 +351,12 @@ void append(ProgramBuilder& self, const std::string& name, const nb::dict& field
     if (name != op.kName) return;
     is_known = true;
     size_t num_fields = 0;
-    op.fields(op, [&](auto field, auto& value) {
+    op.fields(op, [&](auto field, const auto&) {
       if (!fields.contains(field.name)) throw std::invalid_argument(name + ": field " + field.name + " is missing");
-      read_value(field, fields[field.name], value);
       ++num_fields;
     });
     if (num_fields != fields.size()) throw std::invalid_argument(name + ": there are fields that it does not have");
+    op.fields(op, [&](auto field, auto& value) { read_value(field, fields[field.name], value); });
     self.append(op);
   });
   if (!is_known) throw std::invalid_argument("no operation is called " + name);
