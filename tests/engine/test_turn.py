@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kamado.checkpoint.template import PassedLimitError
 from kamado.engine import chat_types as ct
+from kamado.engine.tool_format import choose_format
 from kamado.engine.tool_format.syntax import Call
-from kamado.errors import ConstraintError, TemplateError, UsageError
+from kamado.errors import BusyError, ConstraintError, ContextOverflowError, TemplateError, UsageError
 
 from . import chat_families
 from .chat_families import FAMILIES, Family, FamilyTokenizer
@@ -508,3 +510,37 @@ def test_what_goes_on_can_call_and_cannot_have_to() -> None:
         turn = model.prepare_turn(empty, tools=TOOLS, tool_choice=REQUIRED, continue_last=True)
         assert turn.is_required
         assert not turn.is_continued
+
+
+class FailingTemplate:
+    """A template whose renderings end with an error."""
+
+    source = "{{ messages }}"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.num_renderings = 0
+
+    def render(self, *_: object, **__: object) -> str:
+        self.num_renderings += 1
+        raise self.error
+
+
+def test_a_template_that_passes_a_limit_is_probed_once() -> None:
+    tokenizer = FamilyTokenizer(next(iter(FAMILIES.values())).specials)
+    template = FailingTemplate(PassedLimitError("it took too long"))
+    chosen = choose_format(template, tokenizer)
+    assert (chosen.tools, template.num_renderings) == (None, 1)
+    assert "took too long" in chosen.refusal
+    with pytest.raises(BusyError):  # says nothing of the template
+        choose_format(FailingTemplate(BusyError("later")), tokenizer)
+
+
+def test_a_prompt_that_is_far_too_long_is_told_by_its_beginning() -> None:
+    model = family_model(next(iter(FAMILIES.values())))
+    long = (user("word " * 2000),)
+    whole = model.prepare_turn(long).num_prompt_tokens
+    with pytest.raises(ContextOverflowError, match="at least") as caught:
+        model.prepare_turn(long, most_tokens=100)
+    assert 200 < caught.value.num_prompt_tokens < whole
+    assert model.prepare_turn(long, most_tokens=9000).num_prompt_tokens == whole  # whoever asks counts exactly

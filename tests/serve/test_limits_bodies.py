@@ -136,6 +136,15 @@ def test_a_large_body_is_bounded_in_what_it_becomes(body: bytes, status: int, wo
         assert fine.status_code == 200
 
 
+def test_a_body_past_a_bound_is_refused_before_the_rest_of_it_came() -> None:
+    with serving() as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as line:
+            head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 27000000\r\n\r\n"
+            line.sendall(head.encode() + b'{"model":"fake","messages":[' + b"[]," * 300_000)
+            assert line.recv(64).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_large_body_is_answered_like_a_small_one() -> None:
     with serving() as server, httpx2.Client(base_url=server.url) as http:
         long = "a" * (2 * MIB)  # one word
@@ -259,6 +268,7 @@ def test_the_servers_share_is_taken_from_what_models_may_have() -> None:
     share = server_share(config)
     assert share.bodies == 128 * MIB
     assert share.worker == 80 * MIB
+    assert share.schemas == 4 * MIB
     assert share.connections == 512 * (80 << 10)
     assert share.libraries == 108 * MIB
     assert share.total == sum(share.parts().values())

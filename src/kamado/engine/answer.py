@@ -82,11 +82,6 @@ class AnswerEvents(Iterator[ContentEvent | Finish]):
         self._generation.close()
 
     @property
-    def seed(self) -> int:
-        """The seed in use."""
-        return self._generation.seed
-
-    @property
     def usage(self) -> Usage:
         """Tokens and seconds so far."""
         return self._generation.usage

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
+from ..engine.json_schema import kept_bytes
 from ..errors import ClosedError
 from .access import Access
 from .bodies import (
@@ -171,8 +172,8 @@ class Server:
 
     @property
     def own_bytes(self) -> int:
-        """Memory that bodies, connections and the worker process take now."""
-        return self._bodies.used_bytes + len(self.connections) * CONNECTION_BYTES + worker_bytes()
+        """Memory that bodies, connections, schemas and the worker process take now."""
+        return self._bodies.used_bytes + len(self.connections) * CONNECTION_BYTES + kept_bytes() + worker_bytes()
 
     def drain(self) -> None:
         """Takes no more requests; those that run may end. `Service.close` cuts them."""

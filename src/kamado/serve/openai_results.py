@@ -323,18 +323,12 @@ def token_text(data: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
+def chat_logprob(token: TokenLogprob) -> ChatLogprob:
+    """A token's own and those of the likeliest."""
+    top = [TopLogprob(token_text(data), logprob, list(data)) for _, data, logprob in token.top]
+    return ChatLogprob(token_text(token.text), token.logprob, list(token.text), top)
+
+
 def chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:
     """Of a delta or a message; None when there are none."""
-    if not tokens:
-        return None
-    return ChatLogprobs(
-        [
-            ChatLogprob(
-                token_text(t.text),
-                t.logprob,
-                list(t.text),
-                [TopLogprob(token_text(data), logprob, list(data)) for _, data, logprob in t.top],
-            )
-            for t in tokens
-        ]
-    )
+    return ChatLogprobs([chat_logprob(token) for token in tokens]) if tokens else None

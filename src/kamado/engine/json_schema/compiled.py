@@ -132,6 +132,11 @@ def compile_schema(
     return known
 
 
+def kept_bytes() -> int:
+    """Of schemas and grammars that are kept now."""
+    return _kept_bytes
+
+
 def _text(schema: object) -> str | None:
     """JSON of the schema; None when it is none."""
     try:
