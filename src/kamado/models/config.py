@@ -49,7 +49,7 @@ _ACTIVATIONS: Final[dict[str, Activation]] = {
 
 
 class Config:
-    """Typed reads of a file's settings. Every fault names the key and the file; null counts as absent.
+    """Typed reads of a file's settings. Every fault names the key and the file; null counts as absent, and {} as saying nothing.
 
     Keys are GGUF's, which `keys` turns into what config.json calls them; a key that is not in it is read as it is.
     `defaults` are by the file's own keys, and only for those that it leaves out.
@@ -297,7 +297,7 @@ class Config:
         for key, value in self._values.items():
             if key in self._sections:
                 yield from self._sections[key]._unknown()
-            elif key not in self._read and value is not None:
+            elif key not in self._read and value is not None and not (isinstance(value, Mapping) and not value):
                 name = self.prefix + key
                 place = key if self.is_gguf else name.removeprefix("text_config.")
                 if harmless.reason(self.checkpoint.format, self.checkpoint.architecture, place, value) is None:
