@@ -333,38 +333,6 @@ class Fuser {
 
 }  // namespace
 
-void for_each_read(const Node& node, const std::function<void(int32_t)>& visit) {
-  for (const RowOp& op : node.rows) {
-    if (op.kind == RowKind::kGather) continue;  // reads a value of the other part
-    for (const int32_t input : op.in) {
-      if (input != -1) visit(input);
-    }
-  }
-  for (const LinearPart& part : node.linear.parts) visit(part.act);
-  if (node.kind == NodeKind::kAttend) {
-    visit(node.attend.q);
-    visit(node.attend.k);
-    visit(node.attend.v);
-  }
-  if (node.kind == NodeKind::kExperts) {
-    for (const int32_t act : node.experts.acts) {
-      if (act != -1) visit(act);
-    }
-    visit(node.experts.routing);
-  }
-}
-
-void for_each_write(const Node& node, const std::function<void(int32_t)>& visit) {
-  for (const RowOp& op : node.rows) {
-    if (op.out != -1) visit(op.out);
-  }
-  for (const LinearPart& part : node.linear.parts) {
-    if (part.out != -1) visit(part.out);
-  }
-  if (node.kind == NodeKind::kAttend) visit(node.attend.out);
-  if (node.kind == NodeKind::kExperts) visit(node.experts.out);
-}
-
 Flat fuse(const Program& program) {
   return Fuser(program).run();
 }

@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -114,15 +114,16 @@ class Bench:
 
     executor: Executor
     cost: Cost
-    max_rows: int = field(kw_only=True)
-    profile: DeviceProfile | None = field(kw_only=True)
+    _: KW_ONLY
+    max_rows: int
+    profile: DeviceProfile | None
     repetitions: int = 3
     clock: Callable[[], float] = time.perf_counter
     ledger: Callable[[], Ledger | None] = lambda: None
-    seed: int = _SEED
+    seed: InitVar[int] = _SEED
 
-    def __post_init__(self) -> None:
-        self._random = np.random.default_rng(self.seed)
+    def __post_init__(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
 
     def prefill(self, tokens: int) -> Measurement:
         """`tokens` into an empty sequence, logits of the last one only. One untimed run goes before."""
