@@ -49,7 +49,7 @@ _ACTIVATIONS: Final[dict[str, Activation]] = {
 
 
 class Config:
-    """Typed reads of a file's settings. Every fault names the key and the file; null counts as absent, and {} as saying nothing.
+    """Typed reads of a file's settings. Every fault names the key and the file; null counts as absent.
 
     Keys are GGUF's, which `keys` turns into what config.json calls them; a key that is not in it is read as it is.
     `defaults` are by the file's own keys, and only for those that it leaves out.
