@@ -18,8 +18,8 @@
 #include "kamado/checksum.h"
 #include "kamado/executor.h"
 #include "kamado/experts.h"
-#include "kamado/kv.h"
 #include "kamado/limits.h"
+#include "kamado/state.h"
 #include "kamado/tables.h"
 #include "module_text.h"
 

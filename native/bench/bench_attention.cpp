@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "kamado/kv.h"
 #include "kamado/limits.h"
+#include "kamado/state.h"
 #include "kamado/tables.h"
 
 namespace {

@@ -11,8 +11,8 @@
 #include "executor/weights.h"
 #include "kamado/executor.h"
 #include "kamado/experts.h"
-#include "kamado/kv.h"
 #include "kamado/pool.h"
+#include "kamado/state.h"
 #include "kamado/tables.h"
 
 namespace kamado {

@@ -264,7 +264,7 @@ class Executor {
   void truncate(int32_t sequence, int64_t num_tokens);
   int64_t length(int32_t sequence) const;
 
-  // Reuse points and storage: see kamado/kv.h and _native.pyi.
+  // Reuse points and storage: see kamado/state.h and _native.pyi.
   bool can_reuse_anywhere() const;
   void mark_reuse(int32_t sequence);
   void unmark_reuse(int32_t sequence, int64_t num_tokens);

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "check.h"
-#include "kamado/kv.h"
+#include "kamado/state.h"
 
 namespace {
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "check.h"
-#include "kamado/kv.h"
+#include "kamado/state.h"
 
 namespace {
 

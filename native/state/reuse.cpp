@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "kv/kv_impl.h"
+#include "state/impl.h"
 
 namespace kamado {
 namespace {

@@ -1,11 +1,11 @@
-// Sequences of the KV cache and the pages they hold (kv.h). A page of exact layers is [layer][head]{K [k_dim][128], V
-// [128][v_dim]}, a page of codes [layer][head]{K codes, V codes}, each block on its own cache line.
+// Sequences of the KV cache and the pages they hold (state.h). A page of exact layers is [layer][head]{K [k_dim][128],
+// V [128][v_dim]}, a page of codes [layer][head]{K codes, V codes}, each block on its own cache line.
 #include <algorithm>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
 
-#include "kv/kv_impl.h"
+#include "state/impl.h"
 
 namespace kamado {
 namespace {

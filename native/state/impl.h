@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "kamado/kv.h"
-#include "kv/page_arena.h"
+#include "kamado/state.h"
+#include "state/page_arena.h"
 
 namespace kamado {
 
@@ -59,7 +59,7 @@ struct KvCache::Impl {
   Impl(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences, int32_t max_step_rows,
        int32_t num_reuse_points);
 
-  // --- kv_cache.cpp ---
+  // --- cache.cpp ---
   Sequence& held(int32_t seq);  // live, or being imported
   Sequence& live(int32_t seq);
   const Sequence& live(int32_t seq) const { return const_cast<Impl*>(this)->live(seq); }
@@ -77,7 +77,7 @@ struct KvCache::Impl {
   [[noreturn]] static void refuse_full(const PageArena& arena, int64_t num_pages);
   uint8_t* exact_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const;
 
-  // --- kv_reuse.cpp ---
+  // --- reuse.cpp ---
   bool is_point(const Sequence& s, int64_t num_tokens) const;
   bool is_kept(const Sequence& s, size_t kind, int64_t page) const;  // for a reuse point
   int64_t missing_page(const Sequence& s, int64_t num_tokens) const;
@@ -87,7 +87,7 @@ struct KvCache::Impl {
   void drop_point(Sequence& s, size_t index);
   bool give_up_point(size_t kind);
 
-  // --- kv_store.cpp ---
+  // --- store.cpp ---
   template <class Visit>
   void for_each_tail_page(int64_t num_tokens, Visit visit) const;
   Sequence& importing(int32_t seq);
