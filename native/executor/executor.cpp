@@ -63,8 +63,8 @@ Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const 
   allocate();
   // Any sequences whose lengths sum to max_kv_tokens fit: each may leave its last page nearly empty.
   const int64_t pages = (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + options.max_sequences - 1;
-  kv = std::make_unique<KvCache>(kv_shapes, options.kv_f16 ? KvType::kF16 : KvType::kF32, pages, options.max_sequences,
-                                 options.max_rows, options.kv_reuse_points);
+  kv = std::make_unique<StateCache>(kv_shapes, options.kv_f16 ? KvType::kF16 : KvType::kF32, pages,
+                                    options.max_sequences, options.max_rows, options.kv_reuse_points);
   for (const Op& op : program.ops) {
     if (const auto* route_op = std::get_if<RouteOp>(&op)) max_top_k = std::max(max_top_k, route_op->top_k);
     if (std::holds_alternative<ExpertsOp>(op)) resident_ledger.emplace_back();

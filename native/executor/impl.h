@@ -209,7 +209,7 @@ struct Executor::Impl {
   Weights weights;
   Plan plan;
   std::unique_ptr<ExpertStream> stream;  // nullptr: all experts are resident
-  std::unique_ptr<KvCache> kv;
+  std::unique_ptr<StateCache> kv;
   std::vector<KvLayerShape> kv_shapes;
   std::vector<KvCodec> codecs;  // by layer; k_bits 0: exact
   bool has_codes = false;

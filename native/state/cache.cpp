@@ -47,8 +47,8 @@ int32_t reach_of(const KvLayerShape& shape) {
 
 }  // namespace
 
-KvCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t max_pages, int32_t max_sequences,
-                    int32_t max_step_rows, int32_t num_reuse_points)
+StateCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t max_pages, int32_t max_sequences,
+                       int32_t max_step_rows, int32_t num_reuse_points)
     : shapes(std::move(layers)),
       type(kv_type),
       element_bytes(kv_type == KvType::kF16 ? 2 : 4),
@@ -119,20 +119,20 @@ KvCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t ma
   wanted.resize(kinds.size());
 }
 
-Sequence& KvCache::Impl::held(int32_t seq) {
+Sequence& StateCache::Impl::held(int32_t seq) {
   if (seq < 0 || static_cast<size_t>(seq) >= sequences.size() || !sequences[static_cast<size_t>(seq)].is_live) {
     throw std::out_of_range("sequence " + std::to_string(seq) + " is not live");
   }
   return sequences[static_cast<size_t>(seq)];
 }
 
-Sequence& KvCache::Impl::live(int32_t seq) {
+Sequence& StateCache::Impl::live(int32_t seq) {
   Sequence& s = held(seq);
   if (s.is_importing) throw std::out_of_range("sequence " + std::to_string(seq) + " is still being imported");
   return s;
 }
 
-int32_t KvCache::Impl::create() {
+int32_t StateCache::Impl::create() {
   for (size_t id = 0; id < sequences.size(); ++id) {
     Sequence& s = sequences[id];
     if (s.is_live) continue;
@@ -144,31 +144,31 @@ int32_t KvCache::Impl::create() {
   throw std::length_error("all " + std::to_string(sequences.size()) + " sequences are in use");
 }
 
-void KvCache::Impl::refuse_full(const PageArena& arena, int64_t num_pages) {
+void StateCache::Impl::refuse_full(const PageArena& arena, int64_t num_pages) {
   throw std::length_error("the key-value cache is full: " + std::to_string(num_pages) + " pages of " +
                           std::to_string(kPageTokens) + " tokens needed, " + std::to_string(arena.num_free()) + " of " +
                           std::to_string(arena.max_pages()) + " free");
 }
 
-void KvCache::Impl::make_room(size_t kind, int64_t num_pages) {
+void StateCache::Impl::make_room(size_t kind, int64_t num_pages) {
   const PageArena& arena = kinds[kind].arena;
   while (num_pages > arena.num_free()) {
     if (!give_up_point(kind)) refuse_full(arena, num_pages);
   }
 }
 
-void KvCache::Impl::forget_code(int32_t recent_page) {
+void StateCache::Impl::forget_code(int32_t recent_page) {
   int32_t& code = code_of[static_cast<size_t>(recent_page)];
   if (code == kNoPage) return;
   source_of[static_cast<size_t>(code)] = kNoPage;
   code = kNoPage;
 }
 
-void KvCache::Impl::drop_exact(size_t kind, int32_t page) {
+void StateCache::Impl::drop_exact(size_t kind, int32_t page) {
   if (kinds[kind].arena.drop(page) && kind == recent_kind) forget_code(page);
 }
 
-void KvCache::Impl::drop_code(int32_t code) {
+void StateCache::Impl::drop_code(int32_t code) {
   if (!codes.drop(code)) return;
   int32_t& source = source_of[static_cast<size_t>(code)];
   if (source != kNoPage) code_of[static_cast<size_t>(source)] = kNoPage;
@@ -178,18 +178,18 @@ void KvCache::Impl::drop_code(int32_t code) {
   sink = kNoPage;
 }
 
-void KvCache::Impl::share_code(Sequence& s, int32_t code) {
+void StateCache::Impl::share_code(Sequence& s, int32_t code) {
   codes.share(code);
   s.codes.push_back(code);
 }
 
 // The exact page whose codes another sequence may have made already; kNoPage when its tokens are yet to be written.
-int32_t KvCache::Impl::code_source(const Sequence& s, int64_t page) const {
+int32_t StateCache::Impl::code_source(const Sequence& s, int64_t page) const {
   return page < s.length / kPageTokens ? s.exact[recent_kind][static_cast<size_t>(page)] : kNoPage;
 }
 
 // Copies the first num_tokens tokens of a page. K lies by dimension, so its whole block is copied; V only its rows.
-void KvCache::Impl::copy(size_t kind, int32_t from, int32_t to, int64_t num_tokens) {
+void StateCache::Impl::copy(size_t kind, int32_t from, int32_t to, int64_t num_tokens) {
   const PageArena& arena = kinds[kind].arena;
   for (const int32_t layer : kinds[kind].layers) {
     const LayerPlace& place = places[static_cast<size_t>(layer)];
@@ -204,7 +204,7 @@ void KvCache::Impl::copy(size_t kind, int32_t from, int32_t to, int64_t num_toke
 }
 
 // Keeps what a sequence of num_tokens tokens has; those before must be no more than its length.
-void KvCache::Impl::shrink(Sequence& s, int64_t num_tokens) {
+void StateCache::Impl::shrink(Sequence& s, int64_t num_tokens) {
   while (!s.points.empty() && s.points.back().num_tokens > num_tokens) s.points.pop_back();
   for (size_t kind = 0; kind < kinds.size(); ++kind) {
     auto& table = s.exact[kind];
@@ -222,14 +222,14 @@ void KvCache::Impl::shrink(Sequence& s, int64_t num_tokens) {
   s.length = num_tokens;
 }
 
-void KvCache::Impl::clear(Sequence& s) {
+void StateCache::Impl::clear(Sequence& s) {
   s.points.clear();
   shrink(s, 0);
   s.is_live = s.is_importing = false;
 }
 
 // Gives back the exact pages that neither the next query nor a reuse point reads.
-void KvCache::Impl::release(Sequence& s) {
+void StateCache::Impl::release(Sequence& s) {
   for (size_t kind = 0; kind < kinds.size(); ++kind) {
     const int64_t end = kinds[kind].first_needed(s.length);
     for (int64_t page = s.low[kind]; page < end; ++page) {
@@ -242,7 +242,7 @@ void KvCache::Impl::release(Sequence& s) {
   }
 }
 
-uint8_t* KvCache::Impl::exact_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
+uint8_t* StateCache::Impl::exact_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
   const Sequence& s = live(seq);
   if (layer >= 0 && static_cast<size_t>(layer) < places.size() && page >= 0 && page < num_pages(s) && head >= 0 &&
       head < shapes[static_cast<size_t>(layer)].num_kv_heads) {
@@ -255,22 +255,22 @@ uint8_t* KvCache::Impl::exact_block(int32_t seq, int64_t page, int32_t layer, in
                           ", head " + std::to_string(head));
 }
 
-KvCache::KvCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
-                 int32_t max_step_rows, int32_t num_reuse_points)
+StateCache::StateCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
+                       int32_t max_step_rows, int32_t num_reuse_points)
     : impl_(
           std::make_unique<Impl>(std::move(layers), type, max_pages, max_sequences, max_step_rows, num_reuse_points)) {}
 
-KvCache::~KvCache() = default;
+StateCache::~StateCache() = default;
 
-int32_t KvCache::create() {
+int32_t StateCache::create() {
   return impl_->create();
 }
 
-void KvCache::free(int32_t seq) {
+void StateCache::free(int32_t seq) {
   impl_->clear(impl_->held(seq));
 }
 
-int32_t KvCache::fork(int32_t seq, int64_t num_tokens) {
+int32_t StateCache::fork(int32_t seq, int64_t num_tokens) {
   Impl& impl = *impl_;
   Sequence& parent = impl.live(seq);
   impl.require_reusable(parent, num_tokens, "fork");
@@ -317,7 +317,7 @@ int32_t KvCache::fork(int32_t seq, int64_t num_tokens) {
   return id;
 }
 
-void KvCache::truncate(int32_t seq, int64_t num_tokens) {
+void StateCache::truncate(int32_t seq, int64_t num_tokens) {
   Impl& impl = *impl_;
   Sequence& s = impl.live(seq);
   if (num_tokens != s.length) {
@@ -327,11 +327,11 @@ void KvCache::truncate(int32_t seq, int64_t num_tokens) {
   impl.shrink(s, num_tokens);
 }
 
-int64_t KvCache::length(int32_t seq) const {
+int64_t StateCache::length(int32_t seq) const {
   return impl_->live(seq).length;
 }
 
-void KvCache::reserve(int32_t seq, int64_t num_tokens) {
+void StateCache::reserve(int32_t seq, int64_t num_tokens) {
   Impl& impl = *impl_;
   Sequence& s = impl.live(seq);
   if (num_tokens < 0) throw std::invalid_argument("cannot reserve " + std::to_string(num_tokens) + " tokens");
@@ -395,7 +395,7 @@ void KvCache::reserve(int32_t seq, int64_t num_tokens) {
   }
 }
 
-void KvCache::commit(int32_t seq, int64_t num_tokens) {
+void StateCache::commit(int32_t seq, int64_t num_tokens) {
   Impl& impl = *impl_;
   Sequence& s = impl.live(seq);
   if (num_tokens < s.length || pages_for(num_tokens) > impl.num_pages(s)) {
@@ -406,19 +406,19 @@ void KvCache::commit(int32_t seq, int64_t num_tokens) {
   impl.release(s);
 }
 
-const std::vector<int32_t>& KvCache::encodes(int32_t seq) const {
+const std::vector<int32_t>& StateCache::encodes(int32_t seq) const {
   return impl_->live(seq).encodes;
 }
 
-void* KvCache::k_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
+void* StateCache::k_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
   return impl_->exact_block(seq, page, layer, head);
 }
 
-void* KvCache::v_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
+void* StateCache::v_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
   return impl_->exact_block(seq, page, layer, head) + impl_->places[static_cast<size_t>(layer)].k_bytes;
 }
 
-KvCodeBlock KvCache::codes(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
+KvCodeBlock StateCache::codes(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
   const Impl& impl = *impl_;
   const Sequence& s = impl.live(seq);
   if (layer < 0 || static_cast<size_t>(layer) >= impl.places.size() ||
@@ -435,30 +435,30 @@ KvCodeBlock KvCache::codes(int32_t seq, int64_t page, int32_t layer, int32_t hea
   return {k, k + place.code_k_bytes, sinks};
 }
 
-KvType KvCache::type() const {
+KvType StateCache::type() const {
   return impl_->type;
 }
 
-size_t KvCache::page_bytes() const {
+size_t StateCache::page_bytes() const {
   size_t bytes = impl_->codes.page_bytes();
   for (const ExactKind& kind : impl_->kinds) bytes += kind.reach == kReachAll ? kind.arena.page_bytes() : 0;
   return bytes;
 }
 
-int64_t KvCache::pages_used() const {
+int64_t StateCache::pages_used() const {
   return impl_->kinds.front().arena.num_used();
 }
 
-int64_t KvCache::pages_free() const {
+int64_t StateCache::pages_free() const {
   return impl_->kinds.front().arena.num_free();
 }
 
-size_t KvCache::bytes_used() const {
+size_t StateCache::bytes_used() const {
   const KvUsage now = usage();
   return now.bytes_exact + now.bytes_encoded;
 }
 
-KvUsage KvCache::usage() const {
+KvUsage StateCache::usage() const {
   const Impl& impl = *impl_;
   KvUsage usage{0, impl.codes.bytes_used() + impl.sinks.bytes_used(), impl.codes.num_shared(), 0};
   for (const ExactKind& kind : impl.kinds) {

@@ -55,7 +55,7 @@ struct Sequence {
   std::vector<ReusePoint> points;           // ascending
 };
 
-struct KvCache::Impl {
+struct StateCache::Impl {
   Impl(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences, int32_t max_step_rows,
        int32_t num_reuse_points);
 

@@ -15,9 +15,9 @@
 namespace {
 
 using kamado::kPageTokens;
-using kamado::KvCache;
 using kamado::KvLayerShape;
 using kamado::KvType;
+using kamado::StateCache;
 
 template <class Exception, class Fn>
 bool throws(Fn fn) {
@@ -32,7 +32,7 @@ bool throws(Fn fn) {
 const std::vector<KvLayerShape> kShapes = {{2, 3, 5}, {1, 4, 2}};
 
 // Writes `tag` as the token at `position`, everywhere a token has a place, in the layout of attention.h.
-void write(KvCache& cache, int32_t seq, int64_t position, uint16_t tag) {
+void write(StateCache& cache, int32_t seq, int64_t position, uint16_t tag) {
   const int64_t page = position / kPageTokens, slot = position % kPageTokens;
   for (int32_t layer = 0; layer < 2; ++layer) {
     for (int32_t head = 0; head < kShapes[static_cast<size_t>(layer)].num_kv_heads; ++head) {
@@ -46,7 +46,7 @@ void write(KvCache& cache, int32_t seq, int64_t position, uint16_t tag) {
   }
 }
 
-bool holds(const KvCache& cache, int32_t seq, int64_t position, uint16_t tag) {
+bool holds(const StateCache& cache, int32_t seq, int64_t position, uint16_t tag) {
   const int64_t page = position / kPageTokens, slot = position % kPageTokens;
   bool ok = true;
   for (int32_t layer = 0; layer < 2; ++layer) {
@@ -62,7 +62,7 @@ bool holds(const KvCache& cache, int32_t seq, int64_t position, uint16_t tag) {
   return ok;
 }
 
-void append(KvCache& cache, int32_t seq, std::vector<uint16_t>& tokens, int64_t count, std::mt19937& rng) {
+void append(StateCache& cache, int32_t seq, std::vector<uint16_t>& tokens, int64_t count, std::mt19937& rng) {
   const auto length = static_cast<int64_t>(tokens.size());
   cache.reserve(seq, length + count);
   for (int64_t i = 0; i < count; ++i) {
@@ -76,7 +76,7 @@ void test_against_model(uint32_t seed) {
   constexpr int64_t kMaxPages = 12;
   constexpr int32_t kMaxSequences = 5;
   std::mt19937 rng(seed);
-  KvCache cache(kShapes, KvType::kF16, kMaxPages, kMaxSequences);
+  StateCache cache(kShapes, KvType::kF16, kMaxPages, kMaxSequences);
   std::map<int32_t, std::vector<uint16_t>> model;
   const auto pick = [&] {
     auto it = model.begin();
@@ -142,7 +142,7 @@ void test_against_model(uint32_t seed) {
 
 void test_sharing() {
   std::mt19937 rng(1);
-  KvCache cache(kShapes, KvType::kF16, 4, 3);
+  StateCache cache(kShapes, KvType::kF16, 4, 3);
   std::vector<uint16_t> tokens;
   const int32_t parent = cache.create();
   append(cache, parent, tokens, 300, rng);  // three pages, the third one partial
@@ -168,7 +168,7 @@ void test_sharing() {
 }
 
 void test_refusals() {
-  KvCache cache(kShapes, KvType::kF32, 2, 1);
+  StateCache cache(kShapes, KvType::kF32, 2, 1);
   const int32_t id = cache.create();
   CHECK(throws<std::length_error>([&] { cache.create(); }));
   CHECK(throws<std::out_of_range>([&] { cache.free(1); }));
@@ -183,10 +183,11 @@ void test_refusals() {
   CHECK(cache.pages_free() == 0);
   cache.truncate(id, 0);  // gives back what was reserved and not committed
   CHECK(cache.pages_free() == 2);
-  CHECK(throws<std::invalid_argument>([&] { KvCache(kShapes, KvType::kF16, 0, 1); }));
-  CHECK(throws<std::invalid_argument>([&] { KvCache({{1, 0, 4}}, KvType::kF16, 1, 1); }));
-  CHECK(throws<std::length_error>([&] { KvCache({{INT32_MAX, INT32_MAX, INT32_MAX}}, KvType::kF32, INT32_MAX, 1); }));
-  KvCache none({}, KvType::kF16, 4, 1);  // a model without attention
+  CHECK(throws<std::invalid_argument>([&] { StateCache(kShapes, KvType::kF16, 0, 1); }));
+  CHECK(throws<std::invalid_argument>([&] { StateCache({{1, 0, 4}}, KvType::kF16, 1, 1); }));
+  CHECK(
+      throws<std::length_error>([&] { StateCache({{INT32_MAX, INT32_MAX, INT32_MAX}}, KvType::kF32, INT32_MAX, 1); }));
+  StateCache none({}, KvType::kF16, 4, 1);  // a model without attention
   none.reserve(none.create(), 100);
   CHECK(none.page_bytes() == 0);
 }
@@ -203,7 +204,7 @@ size_t resident_bytes(const void* at, size_t bytes) {
 // Memory follows the tokens: a cache for a million of them costs nothing until they come, and little after they went.
 void test_memory() {
   for (const int32_t layers : {2, 40}) {  // pages of 0.5 MiB (small system pages) and 10 MiB (huge ones)
-    KvCache cache(std::vector<KvLayerShape>(static_cast<size_t>(layers), {4, 128, 128}), KvType::kF16, 8192, 1);
+    StateCache cache(std::vector<KvLayerShape>(static_cast<size_t>(layers), {4, 128, 128}), KvType::kF16, 8192, 1);
     const size_t page_bytes = cache.page_bytes();
     CHECK(page_bytes == static_cast<size_t>(layers) * 4 * 2 * 128 * 128 * 2);
     const int32_t id = cache.create();

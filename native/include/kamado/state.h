@@ -54,13 +54,13 @@ constexpr int64_t settled_pages(int64_t num_tokens) {
   return num_tokens < 2 * kPageTokens ? 0 : num_tokens / kPageTokens - 1;
 }
 
-class KvCache {
+class StateCache {
  public:
   // Reserves address space for max_pages pages of tokens; no memory is used until tokens are written. Of exact pages
   // that do not stay there are as many as max_sequences sequences, a step of max_step_rows and num_reuse_points need.
-  KvCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
+  StateCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
           int32_t max_step_rows = 512, int32_t num_reuse_points = 0);
-  ~KvCache();
+  ~StateCache();
 
   int32_t create();                               // new empty sequence id; throws std::length_error when none is free
   void free(int32_t seq);                         // throws std::out_of_range for an id that is not live (all calls do)
@@ -113,7 +113,7 @@ class KvCache {
 // Makes a sequence's present length a reuse point while this lives, so that it can be gone back to.
 class ReuseHere {
  public:
-  ReuseHere(KvCache& kv, int32_t seq) : kv_(kv), seq_(seq), num_tokens_(kv.length(seq)) {
+  ReuseHere(StateCache& kv, int32_t seq) : kv_(kv), seq_(seq), num_tokens_(kv.length(seq)) {
     was_point_ = num_tokens_ == 0 || kv.is_reuse_point(seq, num_tokens_);
     kv.mark_reuse(seq);
   }
@@ -124,7 +124,7 @@ class ReuseHere {
   ReuseHere& operator=(const ReuseHere&) = delete;
 
  private:
-  KvCache& kv_;
+  StateCache& kv_;
   int32_t seq_;
   int64_t num_tokens_;
   bool was_point_;
