@@ -95,7 +95,7 @@ StateCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t
     }
     places.push_back(place);
   }
-  if (reaches.empty()) {  // a model without attention: its pages are only counted
+  if (std::find(reaches.begin(), reaches.end(), kReachAll) == reaches.end()) {  // pages are counted, whatever is kept
     reaches.push_back(kReachAll);
     kind_bytes.push_back(0);
   }
@@ -105,6 +105,7 @@ StateCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t
                                                                        max_step_rows, num_reuse_points);
     kinds.push_back({reaches[kind], {}, PageArena(kind_bytes[kind], pages)});
     if (reaches[kind] == kReachRecent) recent_kind = kind;
+    if (reaches[kind] == kReachAll) stay_kind = kind;
   }
   for (size_t layer = 0; layer < places.size(); ++layer)
     kinds[places[layer].kind].layers.push_back(static_cast<int32_t>(layer));
@@ -208,7 +209,8 @@ void StateCache::Impl::shrink(Sequence& s, int64_t num_tokens) {
   while (!s.points.empty() && s.points.back().num_tokens > num_tokens) s.points.pop_back();
   for (size_t kind = 0; kind < kinds.size(); ++kind) {
     auto& table = s.exact[kind];
-    while (static_cast<int64_t>(table.size()) > pages_for(num_tokens)) {
+    const int64_t kept_tokens = kind == stay_kind ? std::max(num_tokens, s.held_tokens) : num_tokens;
+    while (static_cast<int64_t>(table.size()) > pages_for(kept_tokens)) {
       if (table.back() != kNoPage) drop_exact(kind, table.back());
       table.pop_back();
     }
@@ -224,6 +226,7 @@ void StateCache::Impl::shrink(Sequence& s, int64_t num_tokens) {
 
 void StateCache::Impl::clear(Sequence& s) {
   s.points.clear();
+  s.held_tokens = 0;
   shrink(s, 0);
   s.is_live = s.is_importing = false;
 }
@@ -244,10 +247,11 @@ void StateCache::Impl::release(Sequence& s) {
 
 uint8_t* StateCache::Impl::exact_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
   const Sequence& s = live(seq);
-  if (layer >= 0 && static_cast<size_t>(layer) < places.size() && page >= 0 && page < num_pages(s) && head >= 0 &&
+  if (layer >= 0 && static_cast<size_t>(layer) < places.size() && page >= 0 && head >= 0 &&
       head < shapes[static_cast<size_t>(layer)].num_kv_heads) {
     const LayerPlace& place = places[static_cast<size_t>(layer)];
-    const int32_t entry = s.exact[place.kind][static_cast<size_t>(page)];
+    const auto& table = s.exact[place.kind];
+    const int32_t entry = static_cast<size_t>(page) < table.size() ? table[static_cast<size_t>(page)] : kNoPage;
     if (entry != kNoPage)
       return kinds[place.kind].arena.at(entry) + place.offset + static_cast<size_t>(head) * place.head_bytes;
   }
@@ -324,11 +328,53 @@ void StateCache::truncate(int32_t seq, int64_t num_tokens) {
     impl.require_reusable(s, num_tokens, "truncate");
     if (impl.is_point(s, num_tokens)) impl.mark(s, num_tokens);
   }
+  s.held_tokens = 0;
   impl.shrink(s, num_tokens);
+}
+
+void StateCache::undo(int32_t seq) {
+  Sequence& s = impl_->live(seq);
+  impl_->shrink(s, s.length);
+}
+
+bool StateCache::hold(int32_t seq, int64_t num_tokens, int64_t num_spared) {
+  Impl& impl = *impl_;
+  Sequence& s = impl.live(seq);
+  if (num_tokens < 0) throw std::invalid_argument("cannot hold pages for " + std::to_string(num_tokens) + " tokens");
+  if (num_tokens <= s.length) return true;
+  const auto num_held = static_cast<int64_t>(s.exact[impl.stay_kind].size());
+  const int64_t wanted = std::max<int64_t>(0, num_tokens / kPageTokens + (num_tokens % kPageTokens > 0) - num_held) +
+                         impl.is_partial_shared(s, impl.stay_kind);
+  if (wanted > 0 && wanted > impl.book().num_free() - num_spared) return false;
+  impl.take_pages(s, impl.stay_kind, num_tokens);
+  s.held_tokens = std::max(s.held_tokens, num_tokens);
+  return true;
+}
+
+void StateCache::give_back(int32_t seq) {
+  Sequence& s = impl_->live(seq);
+  s.held_tokens = 0;
+  impl_->shrink(s, s.length);
 }
 
 int64_t StateCache::length(int32_t seq) const {
   return impl_->live(seq).length;
+}
+
+// There must be room. Once it was taken the pages are there for the next step, so a second call changes nothing.
+void StateCache::Impl::take_pages(Sequence& s, size_t kind, int64_t num_tokens) {
+  auto& table = s.exact[kind];
+  PageArena& arena = kinds[kind].arena;
+  const auto partial = static_cast<size_t>(s.length / kPageTokens);
+  if (is_partial_shared(s, kind)) {
+    const int32_t own = arena.take();
+    copy(kind, table[partial], own, s.length % kPageTokens);
+    drop_exact(kind, table[partial]);
+    table[partial] = own;
+  } else if (kind == recent_kind && s.length % kPageTokens > 0) {
+    forget_code(table[partial]);  // of what it held before a truncation
+  }
+  while (static_cast<int64_t>(table.size()) < pages_for(num_tokens)) table.push_back(arena.take());
 }
 
 void StateCache::reserve(int32_t seq, int64_t num_tokens) {
@@ -337,13 +383,9 @@ void StateCache::reserve(int32_t seq, int64_t num_tokens) {
   if (num_tokens < 0) throw std::invalid_argument("cannot reserve " + std::to_string(num_tokens) + " tokens");
   if (num_tokens <= s.length) return;
   if (num_tokens > int64_t{std::numeric_limits<int32_t>::max()}) {
-    Impl::refuse_full(impl.kinds.front().arena, std::numeric_limits<int64_t>::max());
+    Impl::refuse_full(impl.book(), std::numeric_limits<int64_t>::max());
   }
-  const auto partial = static_cast<size_t>(s.length / kPageTokens);
-  const int64_t rest = s.length % kPageTokens, num_pages = pages_for(num_tokens);
-  const auto is_shared = [&](size_t kind) {
-    return rest > 0 && impl.kinds[kind].arena.references(s.exact[kind][partial]) > 1;
-  };
+  const int64_t num_pages = pages_for(num_tokens);
   const auto made_already = [&](int64_t page) {
     const int32_t source = impl.code_source(s, page);
     return source == kNoPage ? kNoPage : impl.code_of[static_cast<size_t>(source)];
@@ -354,31 +396,19 @@ void StateCache::reserve(int32_t seq, int64_t num_tokens) {
   for (int64_t page = code_begin; page < code_end; ++page) num_codes += made_already(page) == kNoPage;
   if (num_codes > impl.codes.num_free()) Impl::refuse_full(impl.codes, num_codes);
   for (size_t kind = 0; kind < impl.kinds.size(); ++kind) {
-    const int64_t missing = num_pages - impl.num_pages(s);
-    impl.wanted[kind] = std::max<int64_t>(missing, 0) + is_shared(kind);
+    const int64_t missing = num_pages - static_cast<int64_t>(s.exact[kind].size());
+    impl.wanted[kind] = std::max<int64_t>(missing, 0) + impl.is_partial_shared(s, kind);
     // Those that stay first: no point is given up for a reservation that is refused anyway.
     if (impl.kinds[kind].reach == kReachAll) impl.make_room(kind, impl.wanted[kind]);
   }
   for (size_t kind = 0; kind < impl.kinds.size(); ++kind) impl.make_room(kind, impl.wanted[kind]);
-  for (auto& table : s.exact) table.reserve(static_cast<size_t>(std::max(num_pages, impl.num_pages(s))));
+  for (auto& table : s.exact) table.reserve(static_cast<size_t>(num_pages));
   if (code_end > code_begin) {
     s.codes.reserve(static_cast<size_t>(code_end));
     s.encodes.reserve(static_cast<size_t>(code_end));
   }
 
-  for (size_t kind = 0; kind < impl.kinds.size(); ++kind) {
-    auto& table = s.exact[kind];
-    PageArena& arena = impl.kinds[kind].arena;
-    if (is_shared(kind)) {
-      const int32_t own = arena.take();
-      impl.copy(kind, table[partial], own, rest);
-      impl.drop_exact(kind, table[partial]);
-      table[partial] = own;
-    } else if (rest > 0 && kind == impl.recent_kind) {
-      impl.forget_code(table[partial]);  // of what it held before a truncation
-    }
-    while (static_cast<int64_t>(table.size()) < num_pages) table.push_back(arena.take());
-  }
+  for (size_t kind = 0; kind < impl.kinds.size(); ++kind) impl.take_pages(s, kind, num_tokens);
   for (int64_t page = code_begin; page < code_end; ++page) {
     const int32_t made = made_already(page);
     if (made != kNoPage) {
@@ -398,9 +428,11 @@ void StateCache::reserve(int32_t seq, int64_t num_tokens) {
 void StateCache::commit(int32_t seq, int64_t num_tokens) {
   Impl& impl = *impl_;
   Sequence& s = impl.live(seq);
-  if (num_tokens < s.length || pages_for(num_tokens) > impl.num_pages(s)) {
+  int64_t num_reserved = std::numeric_limits<int64_t>::max();
+  for (const auto& table : s.exact) num_reserved = std::min(num_reserved, static_cast<int64_t>(table.size()));
+  if (num_tokens < s.length || pages_for(num_tokens) > num_reserved) {
     throw std::invalid_argument("cannot commit " + std::to_string(num_tokens) + " tokens: " + std::to_string(s.length) +
-                                " are cached, " + std::to_string(impl.num_pages(s)) + " pages reserved");
+                                " are cached, " + std::to_string(num_reserved) + " pages reserved");
   }
   impl.shrink(s, num_tokens);
   impl.release(s);
@@ -446,11 +478,31 @@ size_t StateCache::page_bytes() const {
 }
 
 int64_t StateCache::pages_used() const {
-  return impl_->kinds.front().arena.num_used();
+  return impl_->book().num_used();
 }
 
 int64_t StateCache::pages_free() const {
-  return impl_->kinds.front().arena.num_free();
+  return impl_->book().num_free();
+}
+
+int64_t StateCache::count_pages(const std::vector<int32_t>& seqs) const {
+  std::vector<bool> is_counted(static_cast<size_t>(impl_->book().max_pages()));
+  int64_t count = 0;
+  for (const int32_t seq : seqs) {
+    for (const int32_t page : impl_->held(seq).exact[impl_->stay_kind]) {
+      count += !is_counted[static_cast<size_t>(page)];
+      is_counted[static_cast<size_t>(page)] = true;
+    }
+  }
+  return count;
+}
+
+int64_t StateCache::shared_pages(int32_t seq, int64_t first_page) const {
+  const auto& table = impl_->held(seq).exact[impl_->stay_kind];
+  const auto begin =
+      static_cast<int64_t>(std::min<uint64_t>(static_cast<uint64_t>(std::max<int64_t>(0, first_page)), table.size()));
+  return std::count_if(table.begin() + begin, table.end(),
+                       [this](int32_t page) { return impl_->book().references(page) > 1; });
 }
 
 size_t StateCache::bytes_used() const {
@@ -463,7 +515,7 @@ KvUsage StateCache::usage() const {
   KvUsage usage{0, impl.codes.bytes_used() + impl.sinks.bytes_used(), impl.codes.num_shared(), 0};
   for (const ExactKind& kind : impl.kinds) {
     usage.bytes_exact += kind.arena.bytes_used();
-    usage.pages_shared += kind.arena.num_shared();
+    if (kind.arena.payload_bytes() > 0) usage.pages_shared += kind.arena.num_shared();
   }
   for (const Sequence& s : impl.sequences) usage.reuse_points += static_cast<int64_t>(s.points.size());
   return usage;

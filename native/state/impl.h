@@ -48,6 +48,7 @@ struct Sequence {
   bool is_importing = false;  // length is set already, pages from next_import on hold anything
   int64_t next_import = 0;
   int64_t length = 0;
+  int64_t held_tokens = 0;                  // pages that stay were taken for so many, whether a step comes or not
   std::vector<std::vector<int32_t>> exact;  // [kind][page]; kNoPage: no longer there
   std::vector<int64_t> low;                 // [kind]: pages below are there for reuse points only
   std::vector<int32_t> codes;               // [page]
@@ -94,7 +95,13 @@ struct StateCache::Impl {
   void clear_slots(size_t kind, uint8_t* page, int64_t first_slot) const;
 
   bool has_codes() const { return codes.payload_bytes() > 0; }
-  int64_t num_pages(const Sequence& s) const { return static_cast<int64_t>(s.exact.front().size()); }
+  PageArena& book() { return kinds[stay_kind].arena; }
+  // Whether the step at hand writes to a page that another sequence has too.
+  bool is_partial_shared(const Sequence& s, size_t kind) const {
+    const auto partial = static_cast<size_t>(s.length / kPageTokens);
+    return s.length % kPageTokens > 0 && kinds[kind].arena.references(s.exact[kind][partial]) > 1;
+  }
+  void take_pages(Sequence& s, size_t kind, int64_t num_tokens);
 
   std::vector<KvLayerShape> shapes;
   KvType type;
@@ -102,6 +109,7 @@ struct StateCache::Impl {
   std::vector<LayerPlace> places;  // by layer
   std::vector<ExactKind> kinds;    // at least one
   size_t recent_kind = SIZE_MAX;   // index of kReachRecent
+  size_t stay_kind = SIZE_MAX;     // index of kReachAll: every page of a sequence is counted there
   PageArena codes, sinks;
   // Sequences that share an exact page share its codes too, whoever encodes it.
   std::vector<int32_t> code_of;    // by page of the recent kind

@@ -167,6 +167,55 @@ void test_sharing() {
   CHECK(cache.fork(parent, 0) >= 0);
 }
 
+// Pages that are taken before a step comes, kept through failed steps, and counted once however many share them.
+void test_page_book() {
+  std::mt19937 rng(2);
+  const std::vector<KvLayerShape> encoded = {{1, 64, 64, 4, 4, 0}, {1, 8, 8, 0, 0, 100}};
+  for (const auto& shapes : {kShapes, encoded, {}}) {  // pages that stay; codes and a window; nothing at all
+    StateCache cache(shapes, KvType::kF16, 6, 3);
+    const int32_t a = cache.create();
+    CHECK(cache.hold(a, 300) && cache.pages_free() == 3);
+    CHECK(cache.hold(a, 200) && cache.pages_free() == 3);  // has them
+    CHECK(!cache.hold(a, 7 * kPageTokens) && !cache.hold(a, INT64_MAX) && !cache.hold(a, 6 * kPageTokens, 1));
+    CHECK(cache.pages_free() == 3);
+    cache.reserve(a, 260);
+    cache.undo(a);
+    CHECK(cache.pages_free() == 3 && cache.length(a) == 0);
+    cache.reserve(a, 260);
+    cache.commit(a, 260);
+    CHECK(cache.pages_free() == 3);
+    CHECK(cache.hold(a, 500) && cache.pages_free() == 2);
+    cache.give_back(a);
+    CHECK(cache.pages_free() == 3 && cache.length(a) == 260);
+    const int32_t b = cache.fork(a, 260);  // two shared pages, an own one
+    CHECK(cache.pages_free() == 2 && cache.count_pages({a}) == 3 && cache.count_pages({a, b}) == 4);
+    CHECK(cache.shared_pages(b, 0) == 2 && cache.shared_pages(b, 1) == 1 && cache.shared_pages(b, 2) == 0);
+    CHECK(cache.shared_pages(a, -5) == 2 && cache.shared_pages(a, INT64_MAX) == 0);
+    cache.truncate(b, 256);
+    CHECK(cache.pages_free() == 3);
+    CHECK(cache.hold(b, 256) && cache.pages_free() == 3);  // nothing will be written to the shared pages
+    cache.free(a);
+    CHECK(cache.count_pages({b}) == 2 && cache.shared_pages(b, 0) == 0);
+    const int32_t c = cache.fork(b, 0);
+    CHECK(cache.hold(c, 4 * kPageTokens) && cache.pages_free() == 0 && !cache.hold(b, 257));
+    CHECK(throws<std::out_of_range>([&] { cache.hold(2, 1); }));
+    CHECK(throws<std::out_of_range>([&] { (void)cache.count_pages({b, 2}); }));
+    CHECK(throws<std::invalid_argument>([&] { cache.hold(b, -1); }));
+    cache.truncate(c, 0);
+    CHECK(cache.pages_free() == 4);
+  }
+  // The copy of a shared page that will be written is taken at once.
+  StateCache cache(kShapes, KvType::kF16, 3, 2);
+  std::vector<uint16_t> tokens;
+  const int32_t parent = cache.create();
+  append(cache, parent, tokens, 256, rng);
+  const int32_t child = cache.fork(parent, 256);
+  cache.truncate(child, 200);
+  CHECK(cache.hold(child, 256) && cache.pages_free() == 0 && cache.shared_pages(child, 0) == 1);
+  CHECK(!cache.hold(parent, 257));
+  for (int64_t i = 0; i < 200; ++i) CHECK(holds(cache, child, i, tokens[static_cast<size_t>(i)]));
+}
+
 void test_refusals() {
   StateCache cache(kShapes, KvType::kF32, 2, 1);
   const int32_t id = cache.create();
@@ -232,6 +281,7 @@ void test_memory() {
 int main() {
   for (uint32_t seed = 1; seed <= 8; ++seed) test_against_model(seed);
   test_sharing();
+  test_page_book();
   test_refusals();
   test_memory();
   return kamado::test::finish();
