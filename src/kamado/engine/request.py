@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .options import Sampling
 from .piece import FinishReason, Piece, Usage
-from .sampler import Sampler, Sampling, log_probabilities
+from .sampler import Sampler, log_probabilities
 from .session import Session
 from .stops import StopMatcher
 
