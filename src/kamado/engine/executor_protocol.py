@@ -71,8 +71,17 @@ class ExecutorProtocol(Protocol):
         ...
 
     @property
+    def num_free_records(self) -> int:
+        """Records that no sequence, reuse point or running step holds; 0 in a program without."""
+        ...
+
+    def set_source(self, sequence: int, state: int, k: NDArray[np.float32], v: NDArray[np.float32]) -> None:
+        """Fills a Source once, before the sequence's first step: float32[n, heads · dimensions] each."""
+        ...
+
+    @property
     def can_reuse_anywhere(self) -> bool:
-        """Whether any length may be forked or truncated to."""
+        """Whether any length may be forked or truncated to; never in a program with a record."""
         ...
 
     def mark_reuse(self, sequence: int) -> None:
