@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import KamadoError, NativeError, UsageError
+from ..errors import NativeError, UsageError
 from ..memory.kv_presets import PAGE_TOKENS
 from ..program import Pooling
 from .executor_protocol import ExecutorProtocol
-from .generation import public_error
+from .generation import public_errors
 from .scheduler import NoRoomError, Scheduler
 from .session import Session, SessionCache
 
@@ -60,12 +60,8 @@ class Embedder:
         out = np.empty((len(texts), self.width), np.float32)
         for begin, end in self._batches(texts):
             batch = texts[begin:end]
-            try:
+            with public_errors():
                 pooled = self._scheduler.call(lambda sessions, batch=batch: self._run(sessions, batch))  # type: ignore[misc]
-            except KamadoError:
-                raise
-            except Exception as error:
-                raise public_error(error) from error
             out[begin:end] = normalised(pooled)
         return out
 
