@@ -203,6 +203,7 @@ def _build(
         kv="f32" if plan.kv_element == "f32" else "f16",
         kv_bits=plan.kv_bits,
         kv_reuse_points=plan.kv_reuse_points,
+        max_records=plan.max_records or None,
         tier=tier,
         expert_bytes=plan.expert_bytes,
         drop_file_cache=bool(watch.files),
