@@ -12,8 +12,6 @@
 #pragma once
 #include <cfloat>
 #include <cstddef>
-#include <type_traits>
-#include <utility>
 
 #include "kernels/attention_layout.h"
 #include "kernels/softmax_page.inc.h"
@@ -100,12 +98,25 @@ struct AttentionTier {
   template <class T>
   static void columns_n(int n, const Matrix& rows, const T* x, size_t ldx, const float* weight, size_t ldw, float* out,
                         size_t ldo, int32_t begin, int32_t end) {
-    const auto with = [&]<int NQ>(std::integral_constant<int, NQ>) {
-      if (n == NQ) columns<NQ>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
-    };
-    [&]<int... kBefore>(std::integer_sequence<int, kBefore...>) {
-      (with(std::integral_constant<int, kBefore + 1>{}), ...);
-    }(std::make_integer_sequence<int, kMaxQueries>{});
+    switch (n) {
+      case 1:
+        return columns<1>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+      case 2:
+        return columns<2>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+      case 3:
+        return columns<3>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+      case 4:
+        return columns<4>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+      case 5:
+        return columns<5>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+      case 6:
+        return columns<6>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+      default:
+        if constexpr (kMaxQueries >= 8) {
+          if (n == 7) return columns<7>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+          return columns<8>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+        }
+    }
   }
 
   struct Call {  // one attend_page of at most kAttendBlock queries
