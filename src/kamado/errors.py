@@ -15,6 +15,12 @@ class UsageError(KamadoError):
 
     exit_code = 2
 
+    @classmethod
+    def when(cls, is_wrong: object, message: str) -> None:
+        """One rule of what may be asked: raises the error when it is broken."""
+        if is_wrong:
+            raise cls(message)
+
 
 class ConstraintError(UsageError):
     """A schema, expression or grammar for the answer is wrong, unsupported, too large, or cannot be followed."""

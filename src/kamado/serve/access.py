@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .config import ServeConfig, is_loopback
-from .faults import Fault, FaultError
+from .faults import RequestError
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
 _ORIGIN = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
@@ -48,14 +48,14 @@ class Access:
         """Raises FaultError for a name that is not ours. Addresses cannot be rebound, so they are taken as they are."""
         match = _HOST.fullmatch(host or "")
         if match is None:
-            raise FaultError(Fault("invalid_request", "the Host header is missing or malformed"))
+            raise RequestError("the Host header is missing or malformed")
         name = match[1].lower().rstrip(".")
         if name in self._hosts or name == "localhost" or name.endswith(".localhost"):
             return
         if _is_address(name) and (not self._is_loopback or is_loopback(name)):
             return
-        raise FaultError(
-            Fault("forbidden", f"this server does not answer to {name!r}; its `hosts` setting lists names that it does")
+        raise RequestError(
+            f"this server does not answer to {name!r}; its `hosts` setting lists names that it does", kind="forbidden"
         )
 
     def check_origin(self, headers: Mapping[str, str], method: str = "GET") -> dict[str, str]:
@@ -66,8 +66,7 @@ class Access:
             # without Origin. A link may lead here, which is a GET.
             is_foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
             is_link = headers.get("sec-fetch-mode") == "navigate" and method in ("GET", "HEAD")
-            if is_foreign and not is_link:
-                raise FaultError(Fault("forbidden", "requests of other sites are not taken"))
+            RequestError.when(is_foreign and not is_link, "requests of other sites are not taken", kind="forbidden")
             return {}
         match = _ORIGIN.fullmatch(origin)
         is_ours = False
@@ -76,10 +75,11 @@ class Access:
             is_same = origin.partition("://")[2].lower() == headers.get("host", "").lower()
             is_local = self._is_loopback and (name == "localhost" or (_is_address(name) and is_loopback(name)))
             is_ours = is_same or is_local or origin.lower() in self._origins
-        if not is_ours:
-            raise FaultError(
-                Fault("forbidden", "pages of this origin are not allowed; the `origins` setting lists those that are")
-            )
+        RequestError.when(
+            not is_ours,
+            "pages of this origin are not allowed; the `origins` setting lists those that are",
+            kind="forbidden",
+        )
         # The page's own name, never "*", and no credentials: cookies are not ours.
         return {"access-control-allow-origin": origin, "vary": "Origin", "access-control-expose-headers": "*"}
 

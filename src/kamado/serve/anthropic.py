@@ -66,14 +66,10 @@ def _fault_body(fault: Fault) -> dict[str, Any]:
     }
 
 
-def _fault_event(fault: Fault) -> bytes:
-    return sse(_fault_body(fault), event="error")
-
-
 FAMILY = Family(
     name="anthropic",
     fault_body=_fault_body,
-    fault_event=_fault_event,
+    fault_event=lambda fault: sse(_fault_body(fault), event="error"),
     keep_alive=sse({"type": "ping"}, event="ping"),
     request_id_header="request-id",
     key_headers=("x-api-key",),

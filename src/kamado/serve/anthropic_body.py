@@ -199,8 +199,7 @@ REFUSED_HEADERS: Mapping[str, str] = {
 def check_headers(headers: Mapping[str, str]) -> None:
     """Raises RequestError for a header that cannot be honoured."""
     for name, reason in REFUSED_HEADERS.items():
-        if name in headers:
-            raise RequestError(f"{name}: {reason}", param=name)
+        RequestError.when(name in headers, f"{name}: {reason}", param=name)
 
 
 def chat_request(call: Call[Any]) -> ChatRequest:
@@ -217,12 +216,12 @@ def chat_request(call: Call[Any]) -> ChatRequest:
     own: dict[str, Any] = {}
     if isinstance(body, MessagesBody):
         budget = body.thinking.budget_tokens if body.thinking is not None else None
-        if budget is not None and budget >= max(1, body.max_tokens):
-            raise RequestError(
-                f"thinking.budget_tokens is {budget} and max_tokens {body.max_tokens}: thinking counts towards "
-                "max_tokens, so its budget must be smaller",
-                param="thinking.budget_tokens",
-            )
+        RequestError.when(
+            budget is not None and budget >= max(1, body.max_tokens),
+            f"thinking.budget_tokens is {budget} and max_tokens {body.max_tokens}: thinking counts towards "
+            "max_tokens, so its budget must be smaller",
+            param="thinking.budget_tokens",
+        )
         own = {
             # 0 asks for the prompt to be computed and kept, nothing more: one token is computed and not sent.
             "max_tokens": max(1, body.max_tokens),
@@ -246,8 +245,11 @@ def _config(body: PromptBody) -> OutputConfig:
     config = body.output_config or OutputConfig()
     if body.output_format is None:
         return config
-    if config.format is not None:
-        raise RequestError("output_format and output_config.format are two names of one thing", param="output_format")
+    RequestError.when(
+        config.format is not None,
+        "output_format and output_config.format are two names of one thing",
+        param="output_format",
+    )
     return OutputConfig(config.effort, body.output_format)
 
 
@@ -262,14 +264,16 @@ def _think(thinking: ThinkingBody | None, config: OutputConfig) -> Think:
     effort = None if config.effort is None else _EFFORTS[config.effort]
     if thinking is None:
         return Think(effort=effort)
-    if thinking.type == "enabled" and thinking.budget_tokens is None:
-        raise RequestError(
-            "thinking.budget_tokens is missing: give the tokens to think", param="thinking.budget_tokens"
-        )
-    if thinking.type != "enabled" and thinking.budget_tokens is not None:
-        raise RequestError(
-            f"thinking.budget_tokens does not go with the type {thinking.type!r}", param="thinking.budget_tokens"
-        )
+    RequestError.when(
+        thinking.type == "enabled" and thinking.budget_tokens is None,
+        "thinking.budget_tokens is missing: give the tokens to think",
+        param="thinking.budget_tokens",
+    )
+    RequestError.when(
+        thinking.type != "enabled" and thinking.budget_tokens is not None,
+        f"thinking.budget_tokens does not go with the type {thinking.type!r}",
+        param="thinking.budget_tokens",
+    )
     enabled = {"enabled": True, "disabled": False, "adaptive": None}[thinking.type]
     return Think(enabled=enabled, effort=effort, max_tokens=thinking.budget_tokens)
 
@@ -277,16 +281,23 @@ def _think(thinking: ThinkingBody | None, config: OutputConfig) -> Think:
 def _tool_choice(choice: ToolChoiceBody | None, tools: Sequence[Tool]) -> ToolChoice:
     if choice is None:
         return ToolChoice()
-    if (choice.name is not None) != (choice.type == "tool"):
-        raise RequestError("tool_choice.name goes with the type 'tool', and only with it", param="tool_choice.name")
-    if choice.type in ("any", "tool") and not tools:
-        raise RequestError(
-            "tool_choice asks for a call, but there are no tools that can be called", param="tool_choice"
-        )
+    RequestError.when(
+        (choice.name is not None) != (choice.type == "tool"),
+        "tool_choice.name goes with the type 'tool', and only with it",
+        param="tool_choice.name",
+    )
+    RequestError.when(
+        choice.type in ("any", "tool") and not tools,
+        "tool_choice asks for a call, but there are no tools that can be called",
+        param="tool_choice",
+    )
     parallel = not choice.disable_parallel_tool_use
     if choice.name is not None:
-        if choice.name not in {tool.name for tool in tools}:
-            raise RequestError(f"tool_choice.name: there is no tool {choice.name[:80]!r}", param="tool_choice.name")
+        RequestError.when(
+            choice.name not in {tool.name for tool in tools},
+            f"tool_choice.name: there is no tool {choice.name[:80]!r}",
+            param="tool_choice.name",
+        )
         return ToolChoice("required", frozenset((choice.name,)), choice.disable_parallel_tool_use is False)
     mode: Literal["auto", "none", "required"] = "auto"
     if choice.type == "any":
@@ -299,14 +310,12 @@ def _tool_choice(choice: ToolChoiceBody | None, tools: Sequence[Tool]) -> ToolCh
 
 
 def _tools(raw: Sequence[Mapping[str, Any]]) -> Iterator[Tool]:
-    if len(raw) > MAX_TOOLS:
-        raise RequestError(f"tools: {len(raw)} are more than the {MAX_TOOLS} allowed", param="tools")
+    RequestError.when(len(raw) > MAX_TOOLS, f"tools: {len(raw)} are more than the {MAX_TOOLS} allowed", param="tools")
     names = set()
     for i, item in enumerate(raw):
         where = f"tools[{i}]"
         tool = converted(item, _CustomTool, where)
-        if tool.name in names:
-            raise RequestError(f"{where}: there are two tools {tool.name!r}", param=f"{where}.name")
+        RequestError.when(tool.name in names, f"{where}: there are two tools {tool.name!r}", param=f"{where}.name")
         names.add(tool.name)
         check_schema(tool.input_schema, f"{where}.input_schema")
         description = tool.description or ""
@@ -323,8 +332,11 @@ def _messages(body: PromptBody, max_image_bytes: int) -> list[Message]:
             reader.add("system", parts)
     for i, message in enumerate(body.messages):
         reader.read(message, f"messages[{i}]")
-    if not any(message.role != "system" for message in reader.messages):
-        raise RequestError("messages: there is nothing to answer", param="messages")
+    RequestError.when(
+        not any(message.role != "system" for message in reader.messages),
+        "messages: there is nothing to answer",
+        param="messages",
+    )
     return reader.messages
 
 
@@ -359,8 +371,8 @@ class _Reader:
         if isinstance(message.content, str):
             self.add(message.role, (TextPart(message.content),))
             return
-        if not message.content and message.role != "assistant":  # an answer that was cut at once is empty
-            raise RequestError(f"{where}.content is empty", param=f"{where}.content")
+        is_empty = not message.content and message.role != "assistant"  # an answer that was cut at once is empty
+        RequestError.when(is_empty, f"{where}.content is empty", param=f"{where}.content")
         if message.role == "assistant":
             self._read_assistant(message.content, f"{where}.content")
         elif message.role == "system":
@@ -375,8 +387,9 @@ class _Reader:
                 yield TextPart(content)
             return
         for i, block in enumerate(content):
-            if block.get("type") != "text":
-                raise RequestError(f"{where}[{i}]: only text blocks may stand here", param=f"{where}[{i}]")
+            RequestError.when(
+                block.get("type") != "text", f"{where}[{i}]: only text blocks may stand here", param=f"{where}[{i}]"
+            )
             yield from self._parts(block, f"{where}[{i}]", is_first=i == 0)
 
     def _parts(self, block: Mapping[str, Any], where: str, *, is_first: bool) -> Iterator[Part]:
@@ -389,8 +402,9 @@ class _Reader:
             yield TextPart(text.text)
         elif kind == "image":
             image = converted(block, _Image, where)
-            if image.transformations:
-                raise RequestError(f"{where}.transformations: images are not transformed here", param=where)
+            RequestError.when(
+                image.transformations, f"{where}.transformations: images are not transformed here", param=where
+            )
             yield self._image(image.source, f"{where}.source")
         elif kind == "document":
             yield TextPart(("" if is_first else "\n") + self._document(converted(block, _Document, where), where))
@@ -402,16 +416,20 @@ class _Reader:
             )
 
     def _image(self, source: Mapping[str, Any], where: str) -> ImagePart:
-        if source.get("type") != "base64":
-            raise RequestError(
-                f"{where}: this server fetches nothing from other hosts; send the image's bytes (base64)", param=where
-            )
+        RequestError.when(
+            source.get("type") != "base64",
+            f"{where}: this server fetches nothing from other hosts; send the image's bytes (base64)",
+            param=where,
+        )
         image = converted(source, _Base64, where)
         return image_from_base64(image.data, f"{where}.data", self._max_image_bytes)
 
     def _document(self, document: _Document, where: str) -> str:
-        if document.citations and document.citations.get("enabled"):
-            raise RequestError(f"{where}.citations: answers have no citations here", param=f"{where}.citations")
+        RequestError.when(
+            document.citations and document.citations.get("enabled"),
+            f"{where}.citations: answers have no citations here",
+            param=f"{where}.citations",
+        )
         source = document.source
         if source.get("type") == "text" and isinstance(source.get("data"), str):
             text = source["data"]

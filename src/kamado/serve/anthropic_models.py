@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import KamadoError
 from .anthropic import FAMILY
-from .anthropic_body import REFUSED_HEADERS
+from .anthropic_body import check_headers
 from .backend import ModelInfo
 from .faults import RequestError, fault_of
 from .http import json_response, utc_text
@@ -38,11 +38,15 @@ def model_body(info: ModelInfo) -> dict[str, Any]:
 def page(infos: Sequence[ModelInfo], query: Mapping[str, str]) -> dict[str, Any]:
     """A page of models by `limit`, `after_id` and `before_id`. Raises RequestError naming a parameter that is wrong."""
     text = query.get("limit", str(_DEFAULT_LIMIT))
-    if not (text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= _MAX_LIMIT):
-        raise RequestError(f"limit must be 1 to {_MAX_LIMIT}", param="limit")
+    RequestError.when(
+        not (text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= _MAX_LIMIT),
+        f"limit must be 1 to {_MAX_LIMIT}",
+        param="limit",
+    )
     limit = int(text)
-    if "after_id" in query and "before_id" in query:
-        raise RequestError("after_id and before_id exclude each other", param="before_id")
+    RequestError.when(
+        "after_id" in query and "before_id" in query, "after_id and before_id exclude each other", param="before_id"
+    )
     models = list(infos)
     for name in ("after_id", "before_id"):
         if name in query:
@@ -62,7 +66,7 @@ def page(infos: Sequence[ModelInfo], query: Mapping[str, str]) -> dict[str, Any]
 async def list_models(call: Call[None]) -> Response:
     """GET /v1/models, errors included, in Anthropic's shape."""
     try:
-        _check_headers(call)
+        check_headers(call.headers)
         return json_response(page(await call.server.service.models(), call.query))
     except KamadoError as error:
         return _fault_response(error)
@@ -71,16 +75,10 @@ async def list_models(call: Call[None]) -> Response:
 async def get_model(call: Call[None]) -> Response:
     """GET /v1/models/{model}, errors included, in Anthropic's shape."""
     try:
-        _check_headers(call)
+        check_headers(call.headers)
         return json_response(model_body(await call.server.service.model(call.path["model"])))
     except KamadoError as error:
         return _fault_response(error)
-
-
-def _check_headers(call: Call[None]) -> None:
-    for name, reason in REFUSED_HEADERS.items():
-        if name in call.headers:
-            raise RequestError(reason, param=name)
 
 
 def _fault_response(error: KamadoError) -> Response:

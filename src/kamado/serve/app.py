@@ -36,7 +36,7 @@ from .bodies import (
 )
 from .config import ServeConfig
 from .connections import ConnectionBounds, Connections
-from .faults import Fault, FaultError, fault_of, shown
+from .faults import Fault, FaultError, RequestError, fault_of, shown
 from .http import to_json
 from .keys import NOBODY, Key, KeyRing
 from .metrics import Registry
@@ -268,18 +268,16 @@ class Server:
         headers = exchange.headers
         self._access.check_host(headers.get("host"))
         exchange.cors = self._access.check_origin(headers, exchange.method)
-        if len(exchange.path) > _MAX_PATH_CHARACTERS or len(scope["query_string"]) > _MAX_QUERY_BYTES:
-            raise FaultError(Fault("invalid_request", "the path or its query is too long"))
+        is_too_long = len(exchange.path) > _MAX_PATH_CHARACTERS or len(scope["query_string"]) > _MAX_QUERY_BYTES
+        RequestError.when(is_too_long, "the path or its query is too long")
         path = canonical(exchange.path)
         reason = instead_of(path)
-        if reason is not None:
-            raise FaultError(Fault("not_found", f"there is no {exchange.path}: {reason}"))
+        RequestError.when(reason is not None, f"there is no {exchange.path}: {reason}", kind="not_found")
         methods, route, parameters = self._table.find(exchange.method, path)
         if exchange.method == "OPTIONS" and methods and "access-control-request-method" in headers:
             exchange.cors = self._access.preflight(exchange.cors, methods)
             return None, None
-        if not methods:
-            raise FaultError(Fault("not_found", f"there is no {shown(exchange.path)}"))
+        RequestError.when(not methods, f"there is no {shown(exchange.path)}", kind="not_found")
         if route is None:
             allow = ", ".join(methods)
             raise FaultError(
@@ -334,11 +332,13 @@ class Server:
             return key or NOBODY
         if key is None:
             problem = "this API key is not known here" if secret else "an API key is needed"
-            raise FaultError(Fault("unauthorized", problem, code="invalid_api_key"))
-        if not key.may(route.scope):
-            raise FaultError(
-                Fault("forbidden", f"this API key has no scope {route.scope!r}", code="insufficient_permissions")
-            )
+            raise RequestError(problem, kind="unauthorized", code="invalid_api_key")
+        RequestError.when(
+            not key.may(route.scope),
+            f"this API key has no scope {route.scope!r}",
+            kind="forbidden",
+            code="insufficient_permissions",
+        )
         return key
 
     def _query(self, route: Route, raw: bytes) -> dict[str, str]:

@@ -23,7 +23,7 @@ import msgspec
 
 from .._native import JsonCost
 from ..memory.budget import format_size
-from .faults import Fault, FaultError
+from .faults import Fault, FaultError, RequestError
 
 _WHERE = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -143,8 +143,7 @@ class BodyDecoder:
         finally:
             if is_collected:
                 gc.enable()
-        if not isinstance(value, dict):
-            raise FaultError(Fault("invalid_request", "the body must be a JSON object"))
+        RequestError.when(not isinstance(value, dict), "the body must be a JSON object")
         if self.admit is not None:
             self.admit(value)
         try:
@@ -202,10 +201,16 @@ async def read_body(
     Raises FaultError when it is too large, costs too much, comes too slowly, or is no JSON."""
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = media_type in ("", "application/json") or media_type.endswith("+json")
-    if not is_json and not (media_type in _CURL_TYPES and "origin" not in headers):
-        raise FaultError(Fault("unsupported_media_type", f"send JSON (application/json), not {media_type[:80]!r}"))
-    if headers.get("content-encoding", "identity").lower() != "identity":  # nothing that can swell
-        raise FaultError(Fault("unsupported_media_type", "compressed bodies are not taken"))
+    RequestError.when(
+        not is_json and not (media_type in _CURL_TYPES and "origin" not in headers),
+        f"send JSON (application/json), not {media_type[:80]!r}",
+        kind="unsupported_media_type",
+    )
+    RequestError.when(
+        headers.get("content-encoding", "identity").lower() != "identity",  # nothing that can swell
+        "compressed bodies are not taken",
+        kind="unsupported_media_type",
+    )
     length = headers.get("content-length", "0")
     if length.isdigit() and int(length) > limits.max_bytes:
         raise _too_large(limits)

@@ -137,8 +137,7 @@ def parse_duration(value: str | float) -> float:
             raise UsageError(f"{str(value)[:40]!r} is no duration: write seconds, or 5m, 1h30m, 250ms; -1 is forever")
         hours, minutes, secs, millis = (float(part) if part else 0.0 for part in match.groups())
         seconds = sign * (hours * 3600 + minutes * 60 + secs + millis / 1000)
-    if math.isnan(seconds):
-        raise UsageError("a duration must be a number")
+    UsageError.when(math.isnan(seconds), "a duration must be a number")
     return math.inf if seconds < 0 else seconds
 
 
@@ -168,11 +167,12 @@ def load_config(
             getattr(config, f"{name}_bytes")
         except UsageError as error:
             raise UsageError(f"{name}: {error}") from None
-    if config.log not in ("json", "text"):
-        raise UsageError(f"log must be json or text, not {config.log!r}")
+    UsageError.when(config.log not in ("json", "text"), f"log must be json or text, not {config.log!r}")
     for origin in config.origins:
-        if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}", origin):
-            raise UsageError(f"{origin!r} is no origin such as https://chat.example; '*' is not taken: name each page")
+        UsageError.when(
+            not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]{1,255}", origin),
+            f"{origin!r} is no origin such as https://chat.example; '*' is not taken: name each page",
+        )
     return config, sources
 
 
@@ -206,8 +206,7 @@ def config_dir() -> Path:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise UsageError(f"{path}: too large for settings")
+        UsageError.when(path.stat().st_size > _MAX_FILE_BYTES, f"{path}: too large for settings")
         return tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path}: {error}") from None

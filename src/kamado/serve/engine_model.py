@@ -134,8 +134,10 @@ class EngineModel:
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """See backend.py."""
-        if any(not isinstance(part, TextPart) for message in request.messages for part in message.parts):
-            raise UsageError(f"{self.info.name} cannot see pictures")
+        UsageError.when(
+            any(not isinstance(part, TextPart) for message in request.messages for part in message.parts),
+            f"{self.info.name} cannot see pictures",
+        )
         request = self._with_recipe(request)
         context = min(request.context or self.info.context, self.info.context)
         turn, truncated = await self._in_thread(partial(self._prepare, request, context))
@@ -305,12 +307,13 @@ class EngineModel:
                 tokens = self._model.tokenize(prompt, special=request.special, add_bos=request.add_bos)
             else:
                 tokens = list(prompt)
-                if (bad := max(tokens, default=0)) >= self._model.vocab_size:
-                    raise UsageError(f"token id {bad} is past the vocabulary of {self._model.vocab_size}")
+                UsageError.when(
+                    (bad := max(tokens, default=0)) >= self._model.vocab_size,
+                    f"token id {bad} is past the vocabulary of {self._model.vocab_size}",
+                )
             if request.suffix is not None:
                 tokens = self._around_gap(prompt, request.suffix)
-            if not tokens:
-                raise UsageError("a prompt is empty: it must have one token at least")
+            UsageError.when(not tokens, "a prompt is empty: it must have one token at least")
             room = 0 if request.max_tokens == 0 else 1  # scoring alone may fill the context
             if len(tokens) + room > context:
                 if request.truncation == "refuse":
@@ -347,11 +350,11 @@ class EngineModel:
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """See backend.py."""
-        if "embedding" not in self.info.capabilities:
-            raise UsageError(
-                f"{self.info.name} generates text and makes no embeddings: its file names no pooling, so it was not "
-                "trained for them; use an embedding model such as minilm"
-            )
+        UsageError.when(
+            "embedding" not in self.info.capabilities,
+            f"{self.info.name} generates text and makes no embeddings: its file names no pooling, so it was not "
+            "trained for them; use an embedding model such as minilm",
+        )
         most = most_characters(self.info.context)
         inputs = tuple(text[:most] if request.truncate and isinstance(text, str) else text for text in request.inputs)
         for text in inputs:
@@ -478,8 +481,9 @@ def most_characters(context: int) -> int:
 
 def _check_length(num_characters: int, most: int) -> None:
     """Raises UsageError for a text that is too long to count its tokens."""
-    if num_characters > most:
-        raise UsageError(f"the text has {num_characters} characters; tokens are counted of {most} at the most")
+    UsageError.when(
+        num_characters > most, f"the text has {num_characters} characters; tokens are counted of {most} at the most"
+    )
 
 
 def _first_seed(sampling: SamplingOptions) -> int:

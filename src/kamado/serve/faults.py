@@ -116,12 +116,26 @@ class FaultError(KamadoError):
 
 
 class RequestError(FaultError):
-    """A protocol family refuses a request. `param` names the parameter."""
+    """A request is refused. `param` names the parameter."""
 
     def __init__(
         self, message: str, *, param: str | None = None, kind: FaultKind = "invalid_request", code: str | None = None
     ) -> None:
         super().__init__(Fault(kind, message, param=param, code=code))
+
+    @classmethod
+    def when(
+        cls,
+        is_wrong: object,
+        message: str,
+        *,
+        param: str | None = None,
+        kind: FaultKind = "invalid_request",
+        code: str | None = None,
+    ) -> None:
+        """One rule of what may be asked: raises the error when it is broken."""
+        if is_wrong:
+            raise cls(message, param=param, kind=kind, code=code)
 
 
 def shown(text: str, limit: int = MAX_ECHO_CHARACTERS) -> str:
@@ -153,6 +167,18 @@ def _cut_quoted(match: re.Match[str]) -> str:
     return match[0] if quote is None else match[0][:MAX_ECHO_CHARACTERS] + "…" + quote
 
 
+# What is said of the errors that say no more of themselves than their text, by the first type that fits.
+_FAULTS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], Fault], ...] = (
+    (DeadlineError, Fault("timeout", "", code="deadline_exceeded")),
+    (ModelNotFoundError, Fault("model_not_found", "", param="model", code="model_not_found")),
+    (MemoryBudgetError, Fault("unavailable", "", code="memory_budget", retry_after=60.0)),
+    (ClosedError, Fault("unavailable", "the server is going down", code="closed", retry_after=5.0)),
+    (BusyError, Fault("unavailable", "", code="busy", retry_after=5.0)),
+    (DownloadError, Fault("upstream", "", code="download_failed")),
+    ((UsageError, TemplateError, TokenizerError), Fault("invalid_request", "")),
+)
+
+
 def _fault_of(error: BaseException) -> Fault:
     text = str(error)
     if isinstance(error, FaultError):
@@ -164,20 +190,9 @@ def _fault_of(error: BaseException) -> Fault:
         if error.is_queue:
             return Fault("rate_limited", text, code="queue_full", retry_after=error.retry_after)
         return Fault("unavailable", text, code="model_unavailable", retry_after=error.retry_after)
-    if isinstance(error, DeadlineError):
-        return Fault("timeout", text, code="deadline_exceeded")
-    if isinstance(error, ModelNotFoundError):
-        return Fault("model_not_found", text, param="model", code="model_not_found")
-    if isinstance(error, MemoryBudgetError):
-        return Fault("unavailable", text, code="memory_budget", retry_after=60.0)
-    if isinstance(error, ClosedError):
-        return Fault("unavailable", text or "the server is going down", code="closed", retry_after=5.0)
-    if isinstance(error, BusyError):
-        return Fault("unavailable", text, code="busy", retry_after=5.0)
-    if isinstance(error, DownloadError):
-        return Fault("upstream", text, code="download_failed")
-    if isinstance(error, (UsageError, TemplateError, TokenizerError)):
-        return Fault("invalid_request", text)
+    for kind, fault in _FAULTS:
+        if isinstance(error, kind):
+            return replace(fault, message=text or fault.message)
     if isinstance(error, CheckpointError):
         return Fault("unavailable", _DIRECTORIES.sub("…/", text), param="model", code="model_unusable")
     if isinstance(error, RecursionError):

@@ -72,8 +72,10 @@ _ROOT = {
 
 def to_jinja(source: str) -> str:
     """The same template in Jinja. Raises UsageError naming what cannot be translated."""
-    if len(source) > MAX_CHARACTERS:
-        raise UsageError(f"the template has {len(source)} characters, more than the {MAX_CHARACTERS} allowed")
+    UsageError.when(
+        len(source) > MAX_CHARACTERS,
+        f"the template has {len(source)} characters, more than the {MAX_CHARACTERS} allowed",
+    )
     parser = _Parser(_lex(source))
     nodes = parser.block(0)
     if parser.uses_messages:
@@ -181,8 +183,7 @@ class _Parser:
 
     def block(self, depth: int) -> list[_Node]:
         """Nodes up to the end of the template, or of the block that was opened."""
-        if depth > MAX_DEPTH:
-            raise UsageError(f"the template is nested deeper than {MAX_DEPTH} levels")
+        UsageError.when(depth > MAX_DEPTH, f"the template is nested deeper than {MAX_DEPTH} levels")
         nodes: list[_Node] = []
         while self._at < len(self._items):
             item = self._items[self._at]
@@ -193,13 +194,11 @@ class _Parser:
                 continue
             word = item.text.split(None, 1)[0] if item.text else ""
             if word in ("end", "else"):
-                if depth == 0:
-                    raise UsageError(f"the template has an {{{{ {word} }}}} too many")
+                UsageError.when(depth == 0, f"the template has an {{{{ {word} }}}} too many")
                 return nodes
             self._at += 1
             nodes += self._action(item.text, word, depth)
-        if depth:
-            raise UsageError("the template misses an {{ end }}")
+        UsageError.when(depth, "the template misses an {{ end }}")
         return nodes
 
     def _action(self, text: str, word: str, depth: int) -> list[_Node]:
@@ -211,11 +210,9 @@ class _Parser:
         if word == "with":
             return [self._with(rest, depth)]
         if word in ("break", "continue") and not rest:
-            if not self._loops:
-                raise UsageError(f"the template has {{{{ {word} }}}} outside of a range")
+            UsageError.when(not self._loops, f"the template has {{{{ {word} }}}} outside of a range")
             return [_Node(f"{{% {word} %}}")]
-        if word in _KEYWORDS:
-            raise UsageError(f"the template uses {{{{ {word} }}}}, which is not supported")
+        UsageError.when(word in _KEYWORDS, f"the template uses {{{{ {word} }}}}, which is not supported")
         match = re.fullmatch(r"\$(\w+)\s*(:?=)\s*(.*)", text, re.DOTALL)
         if match:
             return [self._assign(match[1], match[2] == ":=", match[3])]
@@ -225,8 +222,7 @@ class _Parser:
 
     def _assign(self, name: str, is_new: bool, text: str) -> _Node:
         value = self._expression(text)
-        if not is_new and name not in self._variables:
-            raise UsageError(f"the template sets ${name} before it declares it")
+        UsageError.when(not is_new and name not in self._variables, f"the template sets ${name} before it declares it")
         self._variables.add(name)
         return _Node(f"{{% set var_{name} = namespace(value={value}) %}}" if is_new else self._set(name, value))
 
@@ -244,17 +240,16 @@ class _Parser:
                 return node
             if word == "else":
                 node.branches.append(("{% else %}", self.block(depth + 1)))
-                if self._closing() != "end":
-                    raise UsageError("the template has an {{ else }} after an {{ else }}")
+                UsageError.when(self._closing() != "end", "the template has an {{ else }} after an {{ else }}")
                 return node
-            if not word.startswith("else if "):
-                raise UsageError(f"the template uses {{{{ {word[:40]} }}}}, which is not supported")
+            UsageError.when(
+                not word.startswith("else if "), f"the template uses {{{{ {word[:40]} }}}}, which is not supported"
+            )
             tag = f"{{% elif {self._expression(word[8:])} %}}"
 
     def _closing(self) -> str:
         """The `end`, `else` or `else if …` that ended a block."""
-        if self._at >= len(self._items):
-            raise UsageError("the template misses an {{ end }}")
+        UsageError.when(self._at >= len(self._items), "the template misses an {{ end }}")
         item = self._items[self._at]
         assert isinstance(item, _Action)
         self._at += 1
@@ -293,8 +288,7 @@ class _Parser:
         if word == "else":
             node.branches.append(("{% else %}", self.block(depth + 1)))
             word = self._closing()
-        if word != "end":
-            raise UsageError(f"the template uses {{{{ {word[:40]} }}}} here, which is not supported")
+        UsageError.when(word != "end", f"the template uses {{{{ {word[:40]} }}}} here, which is not supported")
         return node
 
     # --- expressions ------------------------------------------------------------------------------------------------
@@ -314,10 +308,8 @@ class _Parser:
 
     def _command(self, tokens: Sequence[tuple[str, str]], at: int, depth: int, piped: str | None) -> tuple[str, int]:
         """A function with its operands, or one operand. What is piped in becomes the last operand."""
-        if depth > MAX_DEPTH:
-            raise UsageError(f"the template's expressions are nested deeper than {MAX_DEPTH} levels")
-        if at >= len(tokens):
-            raise UsageError("the template has an empty expression")
+        UsageError.when(depth > MAX_DEPTH, f"the template's expressions are nested deeper than {MAX_DEPTH} levels")
+        UsageError.when(at >= len(tokens), "the template has an empty expression")
         kind, text = tokens[at]
         name = text if kind == "word" and text not in ("true", "false", "nil") else None
         if name is not None:
@@ -330,16 +322,14 @@ class _Parser:
             operands.append(piped)
         if name is not None:
             return _call(name, operands), at
-        if len(operands) != 1:
-            raise UsageError("the template calls something that is no function")
+        UsageError.when(len(operands) != 1, "the template calls something that is no function")
         return operands[0], at
 
     def _operand(self, tokens: Sequence[tuple[str, str]], at: int, depth: int) -> tuple[str, int]:
         kind, text = tokens[at]
         if text == "(":
             value, at = self._pipeline(tokens, at + 1, depth + 1)
-            if at >= len(tokens) or tokens[at][1] != ")":
-                raise UsageError("the template misses a )")
+            UsageError.when(at >= len(tokens) or tokens[at][1] != ")", "the template misses a )")
             return f"({value})", at + 1
         if kind == "string":
             return _string(text), at + 1
@@ -354,23 +344,20 @@ class _Parser:
     def _path(self, path: str) -> str:
         start, *fields = path.split(".")
         if start.startswith("$") and len(start) > 1:
-            if start[1:] not in self._variables:
-                raise UsageError(f"the template uses {start} before it declares it")
+            UsageError.when(start[1:] not in self._variables, f"the template uses {start} before it declares it")
             base = f"var_{start[1:]}.value"
         else:
             base = "" if start == "$" else self._dots[-1]
         fields = [name for name in fields if name]
         if base == "" and fields:
             name = fields.pop(0)
-            if name not in _ROOT:
-                raise UsageError(f"the template uses .{name}, which is not supported")
+            UsageError.when(name not in _ROOT, f"the template uses .{name}, which is not supported")
             self.uses_messages |= name == "Messages"
             base = _ROOT[name]
         elif base == "":
             raise UsageError("the template uses all of its data at once (.), which is not supported")
         for name in fields:
-            if name not in _FIELDS:
-                raise UsageError(f"the template uses .{name}, which is not supported")
+            UsageError.when(name not in _FIELDS, f"the template uses .{name}, which is not supported")
             base += f".{_FIELDS[name]}" if name != "Items" else "['items']"
         return base
 
@@ -389,14 +376,13 @@ def _call(name: str, operands: Sequence[str]) -> str:
     }
     if name in _COMPARE:
         calls[name] = (n == 2, lambda: f"({operands[0]} {_COMPARE[name]} {operands[1]})")
-    if name not in calls:
-        raise UsageError(f"the template uses the function {name[:40]!r}, which is not supported")
+    UsageError.when(name not in calls, f"the template uses the function {name[:40]!r}, which is not supported")
     fits, make = calls[name]
-    if not fits:
-        raise UsageError(f"the template gives {name!r} {n} operands")
+    UsageError.when(not fits, f"the template gives {name!r} {n} operands")
     longest = sum(map(len, operands)) + (n * len(operands[0]) if operands else 0)
-    if longest > _MAX_EXPRESSION:
-        raise UsageError(f"the template has an expression of more than {_MAX_EXPRESSION} characters")
+    UsageError.when(
+        longest > _MAX_EXPRESSION, f"the template has an expression of more than {_MAX_EXPRESSION} characters"
+    )
     return make()
 
 

@@ -37,8 +37,11 @@ def image_from_base64(text: Any, param: str, max_bytes: int) -> ImagePart:
     """The picture of base64 text, its kind told by its first bytes. Raises RequestError."""
     if not isinstance(text, str):
         raise RequestError(f"{param} must be base64 text", param=param)
-    if len(text) > max_bytes * 4 // 3 + 4:
-        raise RequestError(f"{param} is larger than {max_bytes} bytes, the limit for a picture", param=param)
+    RequestError.when(
+        len(text) > max_bytes * 4 // 3 + 4,
+        f"{param} is larger than {max_bytes} bytes, the limit for a picture",
+        param=param,
+    )
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

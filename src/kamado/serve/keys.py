@@ -52,13 +52,12 @@ class KeyRing:
 
     def add(self, key: str, *, name: str = "key", scopes: Iterable[str] = SCOPES) -> Key:
         """Takes a key as it is typed. Raises UsageError for one that is too short, too long or has an odd letter."""
-        if not _MIN_KEY_CHARACTERS <= len(key) <= MAX_KEY_CHARACTERS or not (key.isascii() and key.isprintable()):
-            raise UsageError(
-                f"an API key must have {_MIN_KEY_CHARACTERS} to {MAX_KEY_CHARACTERS} printable ASCII characters; "
-                "leave it out and one is made"
-            )
-        if " " in key:
-            raise UsageError("an API key must not contain spaces")
+        UsageError.when(
+            not _MIN_KEY_CHARACTERS <= len(key) <= MAX_KEY_CHARACTERS or not (key.isascii() and key.isprintable()),
+            f"an API key must have {_MIN_KEY_CHARACTERS} to {MAX_KEY_CHARACTERS} printable ASCII characters; "
+            "leave it out and one is made",
+        )
+        UsageError.when(" " in key, "an API key must not contain spaces")
         return self.add_hash(_digest(key).hex(), name=name, scopes=scopes)
 
     def add_hash(self, sha256: str, *, name: str = "key", scopes: Iterable[str] = SCOPES) -> Key:
@@ -67,8 +66,7 @@ class KeyRing:
             digest = bytes.fromhex(sha256)
         except ValueError:
             digest = b""
-        if len(digest) != 32:
-            raise UsageError("a key's sha256 must be 64 hexadecimal digits")
+        UsageError.when(len(digest) != 32, "a key's sha256 must be 64 hexadecimal digits")
         wanted = set(scopes)
         unknown = wanted - set(SCOPES)
         if unknown:

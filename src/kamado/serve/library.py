@@ -233,8 +233,9 @@ class StoreLibrary:
 
     def _delete(self, name: str) -> None:
         real = self._real_name(name)
-        if real in self._files:
-            raise UsageError(f"{real} is a file that the server was started with: it is not in the store")
+        UsageError.when(
+            real in self._files, f"{real} is a file that the server was started with: it is not in the store"
+        )
         if self._store.get(real) is not None:
             self._store.remove(real)
             return
@@ -248,8 +249,9 @@ class StoreLibrary:
         real = self._real_name(source)
         if target == real:
             return
-        if target in self._files:
-            raise UsageError(f"{target} is a file that the server was started with: choose another name")
+        UsageError.when(
+            target in self._files, f"{target} is a file that the server was started with: choose another name"
+        )
         stored = self._store.get(real)
         if stored is not None:
             self._recipe_path(target).unlink(missing_ok=True)
@@ -260,15 +262,18 @@ class StoreLibrary:
 
     def _create(self, name: str, recipe: Recipe) -> None:
         check_name(name)
-        if name in self._files or self._store.get(name) is not None:
-            raise UsageError(f"there is a model called {name} already, with weights of its own: choose another name")
+        UsageError.when(
+            name in self._files or self._store.get(name) is not None,
+            f"there is a model called {name} already, with weights of its own: choose another name",
+        )
         base = self._real_name(recipe.base)
-        if base == name or len(self._recipe_names()) >= _MAX_RECIPES:
-            raise UsageError(f"{name} cannot be made of itself" if base == name else "there are too many recipes")
+        UsageError.when(
+            base == name or len(self._recipe_names()) >= _MAX_RECIPES,
+            f"{name} cannot be made of itself" if base == name else "there are too many recipes",
+        )
         self._locate(base, 1)
         text = json.dumps({"name": name, **_to_json(recipe, base)}, indent=1)
-        if len(text) > _MAX_RECIPE_BYTES:
-            raise UsageError(f"the recipe has more than {_MAX_RECIPE_BYTES} bytes")
+        UsageError.when(len(text) > _MAX_RECIPE_BYTES, f"the recipe has more than {_MAX_RECIPE_BYTES} bytes")
         self._recipes_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.name != "nt":  # system prompts are nobody else's; older versions left it open
             self._recipes_dir.chmod(0o700)

@@ -37,8 +37,9 @@ class Instructions:
 
 def parse_modelfile(text: str) -> Instructions:
     """Reads a Modelfile. Raises UsageError with the line."""
-    if len(text) > MAX_CHARACTERS:
-        raise UsageError(f"the Modelfile has {len(text)} characters, more than the {MAX_CHARACTERS} allowed")
+    UsageError.when(
+        len(text) > MAX_CHARACTERS, f"the Modelfile has {len(text)} characters, more than the {MAX_CHARACTERS} allowed"
+    )
     out = Instructions()
     at, text = 0, text.replace("\r\n", "\n")
     while at < len(text):
@@ -64,12 +65,12 @@ def _value(text: str, at: int, number: int) -> tuple[str, int]:
     for start, prefix in ((at, ""), (head.end(), head[0])):
         if text.startswith('"""', start):
             end = text.find('"""', start + 3)
-            if end < 0:
-                raise UsageError(f'line {number} of the Modelfile opens """ and nothing closes it')
+            UsageError.when(end < 0, f'line {number} of the Modelfile opens """ and nothing closes it')
             line_end = text.find("\n", end)
             line_end = len(text) if line_end < 0 else line_end
-            if text[end + 3 : line_end].strip():
-                raise UsageError(f'line {number} of the Modelfile has something after its closing """')
+            UsageError.when(
+                text[end + 3 : line_end].strip(), f'line {number} of the Modelfile has something after its closing """'
+            )
             return prefix + text[start + 3 : end], line_end + 1
     end = text.find("\n", at)
     end = len(text) if end < 0 else end
@@ -82,8 +83,9 @@ def _unquoted(value: str) -> str:
 
 def _take(out: Instructions, name: str, value: str, number: int) -> None:
     if name == "FROM":
-        if out.base is not None:
-            raise UsageError(f"line {number} of the Modelfile is a second FROM: models are made of one")
+        UsageError.when(
+            out.base is not None, f"line {number} of the Modelfile is a second FROM: models are made of one"
+        )
         out.base = _unquoted(value)
     elif name == "SYSTEM":
         out.system = _unquoted(value)
@@ -117,8 +119,7 @@ def make_recipe(
         raise UsageError("from: name the model that the new one is made of")
     check_name(base, "from")
     for role, _ in messages:
-        if role not in _ROLES:
-            raise UsageError(f"messages: a role must be one of {', '.join(_ROLES)}, not {role[:40]!r}")
+        UsageError.when(role not in _ROLES, f"messages: a role must be one of {', '.join(_ROLES)}, not {role[:40]!r}")
     return Recipe(
         base=base,
         system=system,
@@ -141,8 +142,10 @@ def jinja_template(source: str) -> str:
 
 def check_name(name: str, what: str) -> None:
     """Raises UsageError when `name` is a path: only names of the library may come over HTTP."""
-    if _PATH.search(name) or "\0" in name:
-        raise UsageError(f"{what}: {name[:80]!r} is a path; only names of models that are here may be given")
+    UsageError.when(
+        _PATH.search(name) or "\0" in name,
+        f"{what}: {name[:80]!r} is a path; only names of models that are here may be given",
+    )
 
 
 def parameters_from_lines(lines: Sequence[tuple[str, str]]) -> dict[str, Any]:

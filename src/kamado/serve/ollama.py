@@ -72,8 +72,7 @@ def now() -> str:
 
 async def find_model(call: Call[Any], name: str) -> ModelInfo:
     """The model of this name; clients add ":latest" to names without a tag. Raises ModelNotFoundError."""
-    if not name:
-        raise RequestError("model is missing", param="model")
+    RequestError.when(not name, "model is missing", param="model")
     call.notes["model"] = name
     service = call.server.service
     try:
@@ -101,12 +100,12 @@ class _Writer:
         """The lines for one event."""
         if isinstance(event, Started):
             self._started = event
-            if self._num_ctx is not None and event.context < self._num_ctx:
-                raise RequestError(
-                    f"options.num_ctx asks for {self._num_ctx} tokens and {self._name} was given {event.context}: ask "
-                    "for less, or start the server with a larger --context",
-                    param="options.num_ctx",
-                )
+            RequestError.when(
+                self._num_ctx is not None and event.context < self._num_ctx,
+                f"options.num_ctx asks for {self._num_ctx} tokens and {self._name} was given {event.context}: ask "
+                "for less, or start the server with a larger --context",
+                param="options.num_ctx",
+            )
         elif isinstance(event, TextDelta):
             if event.text or event.logprobs:
                 return [self._line(self._part(event.text, "", []), event.logprobs)]

@@ -184,29 +184,30 @@ class CreateBody(Struct, forbid_unknown_fields=True, kw_only=True):
 
 def named(body: ShowBody | PullBody | DeleteBody | CreateBody) -> str:
     """The model's name: `model`, or `name` as older clients say. Raises RequestError."""
-    name = body.model or body.name
-    if not name:
-        raise RequestError("model is missing", param="model")
+    name = body.model or body.name or ""
+    RequestError.when(not name, "model is missing", param="model")
     return name
 
 
 def _check_asked(body: Asked) -> Options:
-    if body.top_logprobs and not body.logprobs:
-        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+    RequestError.when(
+        body.top_logprobs and not body.logprobs, "top_logprobs needs logprobs: true", param="top_logprobs"
+    )
     options = read_options(body.options)
-    if body.truncate and options.num_keep:
-        raise RequestError(
-            "options.num_keep does not go with truncate: system messages and the last one are kept, whole messages go",
-            param="options.num_keep",
-        )
+    RequestError.when(
+        body.truncate and options.num_keep,
+        "options.num_keep does not go with truncate: system messages and the last one are kept, whole messages go",
+        param="options.num_keep",
+    )
     return options
 
 
 def _think(value: bool | str | None) -> Think:
     if value is None or isinstance(value, bool):
         return Think(enabled=value)
-    if value not in _EFFORTS:
-        raise RequestError(f"think must be true, false, low, medium or high, not {value[:40]!r}", param="think")
+    RequestError.when(
+        value not in _EFFORTS, f"think must be true, false, low, medium or high, not {value[:40]!r}", param="think"
+    )
     return Think(enabled=True, effort=_EFFORTS[value])
 
 
@@ -216,8 +217,7 @@ def _output(value: str | dict[str, Any] | None) -> OutputFormat:
     if isinstance(value, dict):
         check_schema(value, "format")
         return OutputFormat(kind="json_schema", schema=value, is_strict=False)
-    if value != "json":
-        raise RequestError(f"format must be 'json' or a JSON Schema, not {value[:40]!r}", param="format")
+    RequestError.when(value != "json", f"format must be 'json' or a JSON Schema, not {value[:40]!r}", param="format")
     return OutputFormat(kind="json")
 
 
@@ -228,10 +228,16 @@ def _images(images: Sequence[str] | None, where: str, max_bytes: int) -> list[Pa
 def _message(message: MessageBody, i: int, max_image_bytes: int) -> Message:
     where = f"messages[{i}]"
     for name, role in (("thinking", "assistant"), ("tool_calls", "assistant"), ("tool_name", "tool")):
-        if getattr(message, name) and message.role != role:
-            raise RequestError(f"{where}.{name} belongs to messages of the role {role!r}", param=f"{where}.{name}")
-    if message.tool_call_id and message.role != "tool":
-        raise RequestError(f"{where}.tool_call_id belongs to the role 'tool'", param=f"{where}.tool_call_id")
+        RequestError.when(
+            getattr(message, name) and message.role != role,
+            f"{where}.{name} belongs to messages of the role {role!r}",
+            param=f"{where}.{name}",
+        )
+    RequestError.when(
+        message.tool_call_id and message.role != "tool",
+        f"{where}.tool_call_id belongs to the role 'tool'",
+        param=f"{where}.tool_call_id",
+    )
     parts = _images(message.images, f"{where}.images", max_image_bytes)
     if message.content:
         parts.append(TextPart(message.content))
@@ -262,8 +268,7 @@ def _tools(body: ChatBody) -> tuple[Tool, ...]:
     names: set[str] = set()
     for i, tool in enumerate(tools):
         check_schema(tool.parameters, f"tools[{i}].function.parameters")
-        if tool.name in names:
-            raise RequestError(f"tools: there are two called {tool.name[:80]!r}", param="tools")
+        RequestError.when(tool.name in names, f"tools: there are two called {tool.name[:80]!r}", param="tools")
         names.add(tool.name)
     return tools
 
@@ -315,10 +320,10 @@ def generate_request(
         return _chat(body, options, (*system, Message("user", tuple(parts))), (), owner, request_id)
     why = "raw" if body.raw else "suffix" if body.suffix is not None else "a model without a chat template"
     for name in ("system", "images", "think"):
-        if getattr(body, name):
-            raise RequestError(f"{name} does not go with {why}", param=name)
-    if body.truncate:
-        raise RequestError(f"truncate does not go with {why}: there are no messages to leave out", param="truncate")
+        RequestError.when(getattr(body, name), f"{name} does not go with {why}", param=name)
+    RequestError.when(
+        body.truncate, f"truncate does not go with {why}: there are no messages to leave out", param="truncate"
+    )
     return CompletionRequest(
         prompts=(body.prompt or "",),
         suffix=body.suffix,

@@ -169,8 +169,7 @@ async def copy(call: Call[CopyBody]) -> Response:
     """POST /api/copy."""
     info = await find_model(call, call.body.source)
     check_name(call.body.destination, "destination")
-    if not call.body.destination:
-        raise RequestError("destination is missing", param="destination")
+    RequestError.when(not call.body.destination, "destination is missing", param="destination")
     await call.server.service.library.copy(info.name, call.body.destination)
     return Response(media_type="text/plain; charset=utf-8")  # as Ollama: nothing in it
 
@@ -208,8 +207,7 @@ async def _create(call: Call[CreateBody]) -> AsyncGenerator[dict[str, Any], None
         )
     )
     base = await find_model(call, recipe.base)
-    if base.name == name:
-        raise UsageError(f"from: {name!r} cannot be made of itself")
+    UsageError.when(base.name == name, f"from: {name!r} cannot be made of itself")
     yield {"status": f"using existing model {base.name}"}
     await call.server.service.library.create(name, recipe)
     await call.server.service.unload(name)  # a model of this name that is loaded is the old one

@@ -76,7 +76,7 @@ from .openai_results import (
     token_text,
     usage_of,
 )
-from .routes import Call, Family, Response, Route
+from .routes import WORK_STATUSES, Call, Family, Response, Route
 from .sampling import sampling_of
 from .schemas import noted
 from .thinking import say_if_it_cannot_think
@@ -106,12 +106,8 @@ def fault_body(fault: Fault) -> Mapping[str, Any]:
     return {"error": error | dict(fault.numbers)}
 
 
-def fault_event(fault: Fault) -> bytes:
-    """The same in a stream, as the official clients expect it."""
-    return sse(fault_body(fault))
-
-
-FAMILY = Family("openai", fault_body, fault_event, keep_alive=b": keep-alive\n\n")
+# In a stream the same, as the official clients expect it.
+FAMILY = Family("openai", fault_body, lambda fault: sse(fault_body(fault)), keep_alive=b": keep-alive\n\n")
 
 
 def new_id(prefix: str) -> str:
@@ -290,25 +286,25 @@ async def _chat_chunks(
 async def completions(call: Call[CompletionBody]) -> Response:
     """POST /v1/completions."""
     body = call.body
-    if body.stream_options is not None and not body.stream:
-        raise RequestError("stream_options needs stream to be true", param="stream_options")
+    RequestError.when(
+        body.stream_options is not None and not body.stream,
+        "stream_options needs stream to be true",
+        param="stream_options",
+    )
     n = body.n or 1
-    if body.best_of is not None and body.best_of != n:
-        raise RequestError(
-            "best_of cannot be honoured unless it equals n: all answers are returned, none is dropped",
-            param="best_of",
-            code="unsupported_parameter",
-        )
+    RequestError.when(
+        body.best_of is not None and body.best_of != n,
+        "best_of cannot be honoured unless it equals n: all answers are returned, none is dropped",
+        param="best_of",
+        code="unsupported_parameter",
+    )
     prompts = prompts_of(body.prompt, "prompt", MAX_PROMPTS)
-    if len(prompts) * n > MAX_PROMPTS:
-        raise RequestError(f"prompts times n may be {MAX_PROMPTS} at most", param="n")
+    RequestError.when(len(prompts) * n > MAX_PROMPTS, f"prompts times n may be {MAX_PROMPTS} at most", param="n")
     echo = bool(body.echo)
     is_limited = body.max_tokens is not None or body.n_predict is not None
     max_tokens = limit_of(body.max_tokens, body.n_predict) if is_limited else _DEFAULT_MAX_TOKENS
-    if max_tokens == 0 and not echo:
-        raise RequestError("max_tokens may be 0 only with echo", param="max_tokens")
-    if echo and body.suffix:
-        raise RequestError("echo and suffix contradict each other", param="echo")
+    RequestError.when(max_tokens == 0 and not echo, "max_tokens may be 0 only with echo", param="max_tokens")
+    RequestError.when(echo and body.suffix, "echo and suffix contradict each other", param="echo")
     request = CompletionRequest(
         prompts=prompts,
         suffix=body.suffix or None,
@@ -458,8 +454,7 @@ def prompts_of(value: Any, param: str, limit: int) -> tuple[str | tuple[int, ...
         raise RequestError(f"{param} must be text, token ids, or a list of either, and not empty", param=param)
     if _is_ids(value):
         return (tuple(value),)
-    if len(value) > limit:
-        raise RequestError(f"{param} has {len(value)} items, more than {limit}", param=param)
+    RequestError.when(len(value) > limit, f"{param} has {len(value)} items, more than {limit}", param=param)
     items: list[str | tuple[int, ...]] = []
     for i, item in enumerate(value):
         if isinstance(item, str):
@@ -483,8 +478,7 @@ async def embeddings(call: Call[EmbeddingBody]) -> Response:
     """POST /v1/embeddings."""
     body = call.body
     inputs = prompts_of(body.input, "input", MAX_INPUTS)
-    if any(item == "" for item in inputs):
-        raise RequestError("input must not be empty text", param="input")
+    RequestError.when(any(item == "" for item in inputs), "input must not be empty text", param="input")
     request = EmbedRequest(
         inputs=inputs,
         dimensions=body.dimensions,
@@ -525,8 +519,7 @@ async def list_models(call: Call[None]) -> Response:
     if anthropic_models.is_asked(call.headers):
         return await anthropic_models.list_models(call)
     for name in call.query:
-        if name != "beta":
-            raise RequestError("for clients with an anthropic-version header only", param=name)
+        RequestError.when(name != "beta", "for clients with an anthropic-version header only", param=name)
     service = call.server.service
     return json_response(ModelsResult([model_result(m, service.is_loaded(m.name)) for m in await service.models()]))
 
@@ -553,20 +546,19 @@ async def delete_model(call: Call[None]) -> Response:
 
 _INTEGER, _STRING = {"type": "integer", "minimum": 1, "maximum": 1000}, {"type": "string"}
 _BETA = {"type": "string", "enum": ["true", "false"]}  # Anthropic's clients add it; it changes nothing
-_WORK = (404, 413, 415, 429, 500, 502, 503, 504)
 
 ROUTES = [
     Route(
         "POST", "/v1/chat/completions", chat, "infer", FAMILY, "Answer a conversation.", ChatBody, ChatResult,
-        streams="text/event-stream", statuses=_WORK, needs_model=True,
+        streams="text/event-stream", statuses=WORK_STATUSES, needs_model=True,
     ),
     Route(
         "POST", "/v1/completions", completions, "infer", FAMILY, "Continue a text.", CompletionBody, TextResult,
-        streams="text/event-stream", statuses=_WORK, needs_model=True,
+        streams="text/event-stream", statuses=WORK_STATUSES, needs_model=True,
     ),
     Route(
         "POST", "/v1/embeddings", embeddings, "infer", FAMILY, "Embed texts.", EmbeddingBody, EmbeddingsResult,
-        statuses=_WORK, needs_model=True,
+        statuses=WORK_STATUSES, needs_model=True,
     ),
     Route(
         "GET", "/v1/models", list_models, "read", FAMILY, "List the models.", result=ModelsResult,

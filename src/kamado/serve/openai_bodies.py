@@ -45,15 +45,20 @@ Pattern = Annotated[str, Meta(min_length=1, max_length=65536)]
 Choices = Annotated[list[Annotated[str, Meta(min_length=1, max_length=10_000)]], Meta(min_length=1, max_length=1000)]
 
 
-class StreamOptions(Struct, forbid_unknown_fields=True):
-    """Of a streamed answer. Obfuscation is padding against eavesdroppers: there is none here."""
+class ResponsesStreamOptions(Struct, forbid_unknown_fields=True):
+    """Of a streamed response. Obfuscation is padding against eavesdroppers: there is none here."""
 
-    include_usage: bool = False
     include_obfuscation: bool = False
 
     def __post_init__(self) -> None:
         if self.include_obfuscation:
             raise ValueError("include_obfuscation must be false: answers are not padded here")
+
+
+class StreamOptions(ResponsesStreamOptions, forbid_unknown_fields=True):
+    """Of a streamed answer."""
+
+    include_usage: bool = False
 
 
 class Extensions(Struct, kw_only=True):
@@ -78,15 +83,29 @@ class Extensions(Struct, kw_only=True):
             self.top_k = 0
 
 
-class Shared(Extensions, kw_only=True, forbid_unknown_fields=True):
-    """What several endpoints have. The names after `seed` in each are extensions that other local servers have too."""
+class Common(Extensions, kw_only=True):
+    """What all endpoints that make text have."""
 
     model: ModelName
     stream: bool | None = False
-    stream_options: StreamOptions | None = None
     temperature: Temperature | None = None
     top_p: Probability | None = None
     user: Label | None = None
+    truncation: Literal["auto", "disabled"] | None = None  # an extension but for /v1/responses
+
+
+class Shared(Common, kw_only=True, forbid_unknown_fields=True):
+    """What chat and completions have. The names after `stop` are extensions that other local servers have too."""
+
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
+    max_tokens: MaxTokens = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
+    response_format: ResponseFormat | None = None
+    seed: Seed | None = None
+    stop: Stops = None
     # Other servers' forms of response_format and max_tokens; openai_forms.py.
     json_schema: JsonObject | None = None
     guided_json: JsonObject | str | None = None
@@ -126,7 +145,7 @@ class JsonSchemaFormat(Struct, forbid_unknown_fields=True):
 
 
 class FunctionSpec(Struct, forbid_unknown_fields=True):
-    """A function of the chat endpoint's tools."""
+    """A function that the model may call."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     description: str | None = None
@@ -145,20 +164,12 @@ class ChatBody(Shared, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[JsonObject], Meta(min_length=1, max_length=10_000)]
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Bias] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     max_completion_tokens: MaxTokens = None
-    max_tokens: MaxTokens = None
-    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    seed: Seed | None = None
-    stop: Stops = None
     tools: Annotated[list[ToolSpec], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = None
     prompt_cache_key: Label | None = None
     safety_identifier: Label | None = None
@@ -168,7 +179,6 @@ class ChatBody(Shared, kw_only=True, forbid_unknown_fields=True):
     chat_template_kwargs: JsonObject | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
-    truncation: Literal["disabled", "auto"] | None = None
     transforms: list[Literal["middle-out"]] | None = None
     reasoning: ChatReasoning | None = None
     thinking: Thinking | None = None
@@ -206,17 +216,8 @@ class CompletionBody(Shared, kw_only=True, forbid_unknown_fields=True):
     prompt: Any  # text, texts, token ids, or lists of them
     best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     echo: bool | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Bias] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    max_tokens: MaxTokens = None  # 16, as OpenAI says
-    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    seed: Seed | None = None
-    stop: Stops = None
     suffix: str | None = None
-    response_format: ResponseFormat | None = None
-    truncation: Literal["disabled", "auto"] | None = None
     parse_special: bool | None = None  # true, as in other servers: special tokens written in a prompt become their ids
     add_special_tokens: bool | None = None  # true: as the model wants it
 
@@ -260,14 +261,16 @@ def output_of(form: ResponseFormat | None, max_schema_bytes: int) -> OutputForma
 
 def tools_of(specs: list[ToolSpec] | None, max_schema_bytes: int) -> tuple[Tool, ...]:
     """The tools. Raises RequestError for two of one name and for schemas that are too large."""
-    tools = []
-    for i, spec in enumerate(specs or ()):
-        function = spec.function
-        schema = function.parameters or {}
-        check_schema(schema, f"tools[{i}].function.parameters", max_schema_bytes)
-        tools.append(Tool(function.name, function.description or "", schema, strict=function.strict is True))
+    tools = [tool_of(spec.function, f"tools[{i}].function", max_schema_bytes) for i, spec in enumerate(specs or ())]
     check_names([tool.name for tool in tools])
     return tuple(tools)
+
+
+def tool_of(function: FunctionSpec, where: str, max_schema_bytes: int) -> Tool:
+    """The tool at `where`. Raises RequestError for a schema that is too large."""
+    schema = function.parameters or {}
+    check_schema(schema, f"{where}.parameters", max_schema_bytes)
+    return Tool(function.name, function.description or "", schema, strict=function.strict is True)
 
 
 def check_names(names: list[str]) -> None:
@@ -287,8 +290,7 @@ def tool_choice_of(choice: Any, names: list[str], parallel: bool | None) -> Tool
     if choice == "none":
         return ToolChoice("none", parallel=many)
     if choice == "required":
-        if not names:
-            raise RequestError("tool_choice is required, but there are no tools", param="tool_choice")
+        RequestError.when(not names, "tool_choice is required, but there are no tools", param="tool_choice")
         return ToolChoice("required", parallel=must_many)
     if isinstance(choice, dict):
         if choice.get("type") == "function":
@@ -313,11 +315,11 @@ def _allowed(spec: Any, names: list[str], parallel: bool | None) -> ToolChoice:
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
-        if name not in names:
-            raise RequestError(f"allowed_tools has {str(name)[:80]!r}, which is none of the tools", param="tool_choice")
+        RequestError.when(
+            name not in names, f"allowed_tools has {str(name)[:80]!r}, which is none of the tools", param="tool_choice"
+        )
         allowed.add(str(name))
-    if not allowed:
-        raise RequestError("allowed_tools allows none", param="tool_choice")
+    RequestError.when(not allowed, "allowed_tools allows none", param="tool_choice")
     is_one = mode == "required" and len(allowed) == 1
     return ToolChoice(mode, frozenset(allowed), parallel=parallel is True if is_one else parallel is not False)
 
@@ -347,8 +349,9 @@ def think_of_chat(body: ChatBody) -> Think:
     think = think_of(effort, budget)
     if enabled is None or think.enabled == enabled:
         return think
-    if think.enabled is not None:
-        raise RequestError("one parameter asks for reasoning and another for none", param="reasoning_effort")
+    RequestError.when(
+        think.enabled is not None, "one parameter asks for reasoning and another for none", param="reasoning_effort"
+    )
     return replace(think, enabled=enabled)
 
 
@@ -367,46 +370,50 @@ def hides_reasoning(body: ChatBody) -> bool:
 def limit_of(*values: int | None, param: str = "max_tokens") -> int | None:
     """Tokens that an answer may have, by whatever name; -1: as many as fit. Raises RequestError when two differ."""
     given = {value for value in values if value is not None}
-    if len(given) > 1:
-        raise RequestError(f"{param} and another name of it differ: give one", param=param)
+    RequestError.when(len(given) > 1, f"{param} and another name of it differ: give one", param=param)
     limit = given.pop() if given else None
     return None if limit == -1 else limit
 
 
 def _max_tokens(body: ChatBody) -> int | None:
     limit = limit_of(body.max_completion_tokens, body.max_tokens, body.n_predict)
-    if limit == 0:
-        raise RequestError("max_tokens must be 1 or more, or -1 for as many as fit", param="max_tokens")
+    RequestError.when(limit == 0, "max_tokens must be 1 or more, or -1 for as many as fit", param="max_tokens")
     return limit
 
 
 def _check_template_wishes(body: ChatBody) -> None:
-    if body.add_generation_prompt is False and not body.continue_final_message:
-        raise RequestError(
-            "add_generation_prompt: false needs continue_final_message: true: else the model would go on with your own "
-            "message",
-            param="add_generation_prompt",
-        )
-    if body.add_generation_prompt and body.continue_final_message:
-        raise RequestError(
-            "add_generation_prompt and continue_final_message contradict each other", param="add_generation_prompt"
-        )
+    RequestError.when(
+        body.add_generation_prompt is False and not body.continue_final_message,
+        "add_generation_prompt: false needs continue_final_message: true: else the model would go on with your own "
+        "message",
+        param="add_generation_prompt",
+    )
+    RequestError.when(
+        body.add_generation_prompt and body.continue_final_message,
+        "add_generation_prompt and continue_final_message contradict each other",
+        param="add_generation_prompt",
+    )
 
 
 def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int) -> ChatRequest:
     """What the chat endpoint's body asks for. Raises RequestError naming the parameter."""
     from .openai_forms import form_of  # above this module
 
-    if body.top_logprobs and not body.logprobs:
-        raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
-    if body.stream_options is not None and not body.stream:
-        raise RequestError("stream_options needs stream to be true", param="stream_options")
+    RequestError.when(
+        body.top_logprobs and not body.logprobs, "top_logprobs needs logprobs to be true", param="top_logprobs"
+    )
+    RequestError.when(
+        body.stream_options is not None and not body.stream,
+        "stream_options needs stream to be true",
+        param="stream_options",
+    )
     tools = tools_of(body.tools, max_schema_bytes)
     messages, is_task = to_messages(body.messages, max_image_bytes=max_image_bytes)
-    if body.continue_final_message and messages[-1].role != "assistant":
-        raise RequestError(
-            "continue_final_message needs the last message to be the assistant's", param="continue_final_message"
-        )
+    RequestError.when(
+        body.continue_final_message and messages[-1].role != "assistant",
+        "continue_final_message needs the last message to be the assistant's",
+        param="continue_final_message",
+    )
     _check_template_wishes(body)
     is_flex = body.service_tier == "flex"
     truncation: Truncation = "drop_oldest" if body.truncation == "auto" else "refuse"

@@ -49,11 +49,11 @@ def _own(form: ResponseFormat) -> ResponseFormat:
     """A `schema` beside the type means the same as one inside json_schema."""
     if form.schema is None:
         return form
-    if form.type not in ("json_object", "json_schema") or form.json_schema is not None:
-        raise RequestError(
-            "response_format.schema goes with the types json_object and json_schema, instead of json_schema",
-            param="response_format.schema",
-        )
+    RequestError.when(
+        form.type not in ("json_object", "json_schema") or form.json_schema is not None,
+        "response_format.schema goes with the types json_object and json_schema, instead of json_schema",
+        param="response_format.schema",
+    )
     return _schema(form.schema)
 
 

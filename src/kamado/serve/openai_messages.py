@@ -42,11 +42,11 @@ def to_messages(raw: Sequence[Mapping[str, Any]], *, max_image_bytes: int) -> tu
     known: set[str] = set()
     for i, message in enumerate(messages):
         known.update(call.id for call in message.tool_calls)
-        if message.role == "tool" and message.tool_call_id not in known:
-            raise RequestError(
-                f"messages[{i}].tool_call_id {message.tool_call_id[:80]!r} answers no call made before it",
-                param=f"messages[{i}].tool_call_id",
-            )
+        RequestError.when(
+            message.role == "tool" and message.tool_call_id not in known,
+            f"messages[{i}].tool_call_id {message.tool_call_id[:80]!r} answers no call made before it",
+            param=f"messages[{i}].tool_call_id",
+        )
     last = messages[-1]
     return messages, last.role == "user" and last.text.startswith(_TASK_BEGINNINGS)
 
@@ -59,10 +59,11 @@ def _message(item: Mapping[str, Any], where: str, max_image_bytes: int) -> Messa
             f"{where}.role must be one of {', '.join(_ROLES)}, not {str(name)[:40]!r}", param=f"{where}.role"
         )
     for key in item:
-        if key not in _FIELDS[name]:
-            raise RequestError(
-                f"{where}.{key[:60]} is not known in a message of this role", param=f"{where}.{key[:60]}"
-            )
+        RequestError.when(
+            key not in _FIELDS[name],
+            f"{where}.{key[:60]} is not known in a message of this role",
+            param=f"{where}.{key[:60]}",
+        )
     role = _ROLES[name]
     parts = content_parts(item.get("content"), role, f"{where}.content", max_image_bytes)
     if role == "assistant":
@@ -72,17 +73,18 @@ def _message(item: Mapping[str, Any], where: str, max_image_bytes: int) -> Messa
     return Message(
         role=role,
         parts=parts,
-        tool_call_id=_text(item, "tool_call_id", where) if role == "tool" else "",
-        name=_text(item, "name", where, optional=True),
+        tool_call_id=text_of(item, "tool_call_id", where) if role == "tool" else "",
+        name=text_of(item, "name", where, optional=True),
     )
 
 
 def _assistant(item: Mapping[str, Any], parts: tuple[Part, ...], where: str) -> Message:
     for name in ("audio", "function_call"):
-        if item.get(name) is not None:
-            raise RequestError(f"{where}.{name} cannot be honoured here", param=f"{where}.{name}")
+        RequestError.when(
+            item.get(name) is not None, f"{where}.{name} cannot be honoured here", param=f"{where}.{name}"
+        )
     if item.get("refusal"):
-        parts = (*parts, TextPart(_text(item, "refusal", where)))
+        parts = (*parts, TextPart(text_of(item, "refusal", where)))
     calls = item.get("tool_calls") or []
     if not isinstance(calls, list) or len(calls) > _MAX_CALLS:
         raise RequestError(f"{where}.tool_calls must be a list", param=f"{where}.tool_calls")
@@ -90,13 +92,13 @@ def _assistant(item: Mapping[str, Any], parts: tuple[Part, ...], where: str) -> 
         parts = ()
     reasoning = ""
     for name in ("reasoning_content", "reasoning", "thinking"):
-        reasoning = reasoning or _text(item, name, where, optional=True)
+        reasoning = reasoning or text_of(item, name, where, optional=True)
     return Message(
         role="assistant",
         parts=parts,
         reasoning=reasoning,
         tool_calls=tuple(_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)),
-        name=_text(item, "name", where, optional=True),
+        name=text_of(item, "name", where, optional=True),
     )
 
 
@@ -106,15 +108,16 @@ def _call(call: Any, where: str) -> ToolCall:
     if not isinstance(function, dict) or call.get("type", "function") != "function":
         raise RequestError(f"{where} must be a function call", param=where)
     function = without_nulls(function)
-    name = _text(function, "name", f"{where}.function")
-    if not 0 < len(name) <= _MAX_NAME:
-        raise RequestError(f"{where}.function.name must have 1 to {_MAX_NAME} characters", param=where)
+    name = text_of(function, "name", f"{where}.function")
+    RequestError.when(
+        not 0 < len(name) <= _MAX_NAME, f"{where}.function.name must have 1 to {_MAX_NAME} characters", param=where
+    )
     arguments = function.get("arguments")
     if isinstance(arguments, dict) or arguments is None:  # as other APIs have them, and calls without any
         arguments = json.dumps(arguments or {}, ensure_ascii=False)
     if not isinstance(arguments, str):
         raise RequestError(f"{where}.function.arguments must be JSON text", param=f"{where}.function.arguments")
-    return ToolCall(_text(call, "id", where), name, arguments or "{}")
+    return ToolCall(text_of(call, "id", where), name, arguments or "{}")
 
 
 def content_parts(content: Any, role: Role, where: str, max_image_bytes: int) -> tuple[Part, ...]:
@@ -131,19 +134,23 @@ def content_parts(content: Any, role: Role, where: str, max_image_bytes: int) ->
 def _part(part: Any, role: Role, where: str, max_image_bytes: int) -> Part:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in ("text", "input_text", "output_text", "refusal"):
-        return TextPart(_text(part, "refusal" if kind == "refusal" else "text", where))
+        return TextPart(text_of(part, "refusal" if kind == "refusal" else "text", where))
     if kind == "image_url" and role == "user":
         image = part.get("image_url")
         url = image.get("url") if isinstance(image, dict) else image
         return image_from_url(url, f"{where}.image_url", max_image_bytes)
     if kind == "input_image" and role == "user":
         return image_from_url(part.get("image_url"), f"{where}.image_url", max_image_bytes)
-    if kind in ("input_audio", "file", "input_file"):
-        raise RequestError(f"{where}: content of type {kind} cannot be honoured here", param=where)
+    RequestError.when(
+        kind in ("input_audio", "file", "input_file"),
+        f"{where}: content of type {kind} cannot be honoured here",
+        param=where,
+    )
     raise RequestError(f"{where}.type must be text or image_url, not {str(kind)[:40]!r}", param=where)
 
 
-def _text(item: Mapping[str, Any], name: str, where: str, *, optional: bool = False) -> str:
+def text_of(item: Mapping[str, Any], name: str, where: str, *, optional: bool = False) -> str:
+    """The text that the object at `where` has under `name`. Raises RequestError; "" for an optional one without."""
     value = item.get(name)
     if value is None and optional:
         return ""

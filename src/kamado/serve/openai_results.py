@@ -84,12 +84,9 @@ class TopLogprob(Struct):
     bytes: list[int]
 
 
-class ChatLogprob(Struct):
+class ChatLogprob(TopLogprob):
     """A token that was picked."""
 
-    token: str
-    logprob: float
-    bytes: list[int]
     top_logprobs: list[TopLogprob]
 
 

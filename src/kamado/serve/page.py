@@ -74,11 +74,7 @@ def _fault_body(fault: Fault) -> dict[str, Any]:
     return {"error": {"message": fault.message, "type": fault.kind, "param": fault.param, "code": fault.code}}
 
 
-def _fault_event(fault: Fault) -> bytes:
-    return sse(_fault_body(fault))
-
-
-PAGE = Family(name="page", fault_body=_fault_body, fault_event=_fault_event)
+PAGE = Family(name="page", fault_body=_fault_body, fault_event=lambda fault: sse(_fault_body(fault)))
 
 
 async def _file(call: Call[None]) -> Response:

@@ -87,8 +87,10 @@ class Reloader:
         changed = [name for name in names if getattr(old, name) != getattr(config, name)]
         needs_restart = sorted(FIXED.intersection(changed))
         merged = msgspec.structs.replace(config, **{name: getattr(old, name) for name in FIXED})
-        if not merged.is_loopback and not len(keys):
-            raise UsageError(f"an API key is needed to serve on {merged.host}: everybody in reach could use the server")
+        UsageError.when(
+            not merged.is_loopback and not len(keys),
+            f"an API key is needed to serve on {merged.host}: everybody in reach could use the server",
+        )
         has_other_keys = keys != self._server.keys
         self._server.configure(merged, keys)
         if needs_restart:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .backend import (
+    ChatRequest,
     Done,
     Event,
     Finish,
@@ -30,7 +31,7 @@ from .openai import FAMILY, keep_alive_of, new_id, note_counts, owner_of
 from .openai_results import ChatLogprob, account_of, chat_logprob
 from .responses_bodies import ENCRYPTED, INCLUDABLE, ResponsesBody, input_items, named_parts, responses_request
 from .responses_replay import replay
-from .routes import Call, Response, Route
+from .routes import WORK_STATUSES, Call, Response, Route
 from .schemas import noted
 from .thinking import say_if_it_cannot_think
 
@@ -87,23 +88,27 @@ class ResponseStore:
 
 
 def _store(call: Call[Any]) -> ResponseStore:
-    state = call.server.state
-    if "responses" not in state:
-        state["responses"] = ResponseStore(call.server.config.max_stored_responses)
-    store: ResponseStore = state["responses"]
+    new = ResponseStore(call.server.config.max_stored_responses)
+    store: ResponseStore = call.server.state.setdefault("responses", new)
     return store
+
+
+def _request(call: Call[ResponsesBody]) -> tuple[ChatRequest, Sequence[Mapping[str, Any]]]:
+    """What a body asks for, and the items of the conversation that it goes on from. Raises RequestError."""
+    body, config = call.body, call.server.config
+    earlier: Sequence[Mapping[str, Any]] = ()
+    if body.previous_response_id is not None:
+        earlier = _store(call).get(body.previous_response_id, call.key.id, "previous_response_id").items
+    request = responses_request(
+        body, earlier, max_schema_bytes=config.max_schema_bytes, max_image_bytes=config.max_image_bytes
+    )
+    return request, earlier
 
 
 async def create(call: Call[ResponsesBody]) -> Response:
     """POST /v1/responses."""
-    body, config = call.body, call.server.config
-    store = _store(call)
-    earlier: Sequence[Mapping[str, Any]] = ()
-    if body.previous_response_id is not None:
-        earlier = store.get(body.previous_response_id, call.key.id, "previous_response_id").items
-    request = responses_request(
-        body, earlier, max_schema_bytes=config.max_schema_bytes, max_image_bytes=config.max_image_bytes
-    )
+    body = call.body
+    request, earlier = _request(call)
     request = replace(request, owner=owner_of(call, body.prompt_cache_key), request_id=call.id)
     call.notes |= {"model": body.model, "user": body.user}
     await say_if_it_cannot_think(call, body.model, request.think, "reasoning")
@@ -115,7 +120,7 @@ async def create(call: Call[ResponsesBody]) -> Response:
         if body.store is not False:
             items = [*earlier, *own, *maker.response["output"]]
             nbytes = len(to_json(items)) + 2000
-            store.put(Stored(call.key.id, maker.response, own, items, nbytes))
+            _store(call).put(Stored(call.key.id, maker.response, own, items, nbytes))
 
     if body.stream:
         return stream_response(_events(call, maker, events, keep))
@@ -374,10 +379,11 @@ async def retrieve(call: Call[None]) -> Response:
     """GET /v1/responses/{id}, whole or as the events that made it."""
     response = _store(call).get(call.path["id"], call.key.id).response
     _check_include(call)
-    if _flag(call, "include_obfuscation"):
-        raise RequestError(
-            "include_obfuscation must be false: answers are not padded here", param="include_obfuscation"
-        )
+    RequestError.when(
+        _flag(call, "include_obfuscation"),
+        "include_obfuscation must be false: answers are not padded here",
+        param="include_obfuscation",
+    )
     if not _flag(call, "stream"):
         return json_response(response)
     return stream_response(_replayed(response, _whole_number(call, "starting_after", -1)))
@@ -392,8 +398,7 @@ async def _replayed(response: Mapping[str, Any], after: int) -> AsyncGenerator[b
 def _flag(call: Call[Any], name: str) -> bool:
     """A query parameter that is true or false. Raises RequestError for anything else."""
     value = call.query.get(name, "false")
-    if value not in ("true", "false"):
-        raise RequestError(f"{name} must be true or false", param=name)
+    RequestError.when(value not in ("true", "false"), f"{name} must be true or false", param=name)
     return value == "true"
 
 
@@ -401,17 +406,21 @@ def _whole_number(call: Call[Any], name: str, default: int) -> int:
     value = call.query.get(name)
     if value is None:
         return default
-    if not (value.isascii() and value.isdecimal() and len(value) <= 9):
-        raise RequestError(f"{name} must be a whole number", param=name)
+    RequestError.when(
+        not (value.isascii() and value.isdecimal() and len(value) <= 9), f"{name} must be a whole number", param=name
+    )
     return int(value)
 
 
 def _check_include(call: Call[Any]) -> None:
     """What is there is shown, and what belongs to tools that are not here is in no answer: any known word is met."""
     for name in ("include", "include[]"):
-        value = call.query.get(name)
-        if value is not None and value not in INCLUDABLE:
-            raise RequestError(f"{name}: {value[:80]!r} is nothing that can be included", param=name)
+        value = call.query.get(name, ENCRYPTED)
+        RequestError.when(
+            value not in INCLUDABLE,
+            f"{name}: {value[:80]!r} is nothing that can be included",
+            param=name,
+        )
 
 
 async def remove(call: Call[None]) -> Response:
@@ -438,11 +447,9 @@ async def list_input(call: Call[None]) -> Response:
 def _page(items: list[dict[str, Any]], call: Call[Any]) -> dict[str, Any]:
     """The items of a page, by `order`, `after` and `limit`; the newest first, as OpenAI has them."""
     limit = _whole_number(call, "limit", 20)
-    if not 1 <= limit <= 100:
-        raise RequestError("limit must be 1 to 100", param="limit")
+    RequestError.when(not 1 <= limit <= 100, "limit must be 1 to 100", param="limit")
     order = call.query.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise RequestError("order must be asc or desc", param="order")
+    RequestError.when(order not in ("asc", "desc"), "order must be asc or desc", param="order")
     if order == "desc":
         items = items[::-1]
     if "after" in call.query:
@@ -462,30 +469,23 @@ def _page(items: list[dict[str, Any]], call: Call[Any]) -> dict[str, Any]:
 
 async def count_input(call: Call[ResponsesBody]) -> Response:
     """POST /v1/responses/input_tokens."""
-    body, config = call.body, call.server.config
-    earlier: Sequence[Mapping[str, Any]] = ()
-    if body.previous_response_id is not None:
-        earlier = _store(call).get(body.previous_response_id, call.key.id, "previous_response_id").items
-    request = responses_request(
-        body, earlier, max_schema_bytes=config.max_schema_bytes, max_image_bytes=config.max_image_bytes
-    )
-    num_tokens = await call.server.service.count_chat_tokens(body.model, replace(request, owner=call.key.id))
+    request, _ = _request(call)
+    num_tokens = await call.server.service.count_chat_tokens(call.body.model, replace(request, owner=call.key.id))
     return json_response({"object": "response.input_tokens", "input_tokens": num_tokens})
 
 
 _BOOLEAN, _STRING = {"type": "string", "enum": ["true", "false"]}, {"type": "string", "enum": list(INCLUDABLE)}
 _NUMBER = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
 _LIMIT = {"type": "integer", "minimum": 1, "maximum": 100}
-_WORK = (404, 413, 415, 429, 500, 502, 503, 504)
 
 ROUTES = [
     Route(
         "POST", "/v1/responses", create, "infer", FAMILY, "Answer, and keep the answer to go on from.",
-        ResponsesBody, dict[str, Any], streams="text/event-stream", statuses=_WORK, needs_model=True,
+        ResponsesBody, dict[str, Any], streams="text/event-stream", statuses=WORK_STATUSES, needs_model=True,
     ),
     Route(
         "POST", "/v1/responses/input_tokens", count_input, "infer", FAMILY, "Count the tokens of an input.",
-        ResponsesBody, dict[str, Any], statuses=_WORK, needs_model=True,
+        ResponsesBody, dict[str, Any], statuses=WORK_STATUSES, needs_model=True,
     ),
     Route(
         "GET", "/v1/responses/{id}", retrieve, "infer", FAMILY, "A stored response.", result=dict[str, Any],

@@ -13,20 +13,20 @@ from .backend import ChatRequest, Message, OutputFormat, Part, Role, TextPart, T
 from .faults import RequestError
 from .openai_bodies import (
     MAX_TOOLS,
+    Common,
     Effort,
-    Extensions,
+    FunctionSpec,
     JsonObject,
     Label,
     MaxTokens,
-    ModelName,
-    Probability,
-    Temperature,
+    ResponsesStreamOptions,
     check_names,
     limit_of,
     think_of,
     tool_choice_of,
+    tool_of,
 )
-from .openai_messages import content_parts
+from .openai_messages import content_parts, text_of
 from .parameters import converted, without_nulls
 from .rows_openai import OTHERS_INCLUDABLE
 from .sampling import sampling_of
@@ -63,14 +63,10 @@ class TextConfig(Struct, forbid_unknown_fields=True):
     format: TextFormat | None = None
 
 
-class FunctionTool(Struct, forbid_unknown_fields=True):
+class FunctionTool(FunctionSpec, kw_only=True, forbid_unknown_fields=True):
     """A function, by itself or of a namespace. Hosted tools (search, code, files) are not here."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     type: Literal["function"]
-    description: str | None = None
-    parameters: JsonObject | None = None
-    strict: bool | None = None
 
 
 class Namespace(Struct, forbid_unknown_fields=True):
@@ -82,20 +78,9 @@ class Namespace(Struct, forbid_unknown_fields=True):
     description: str | None = None
 
 
-class StreamOptions(Struct, forbid_unknown_fields=True):
-    """Obfuscation is padding against eavesdroppers: there is none here."""
-
-    include_obfuscation: bool = False
-
-    def __post_init__(self) -> None:
-        if self.include_obfuscation:
-            raise ValueError("include_obfuscation must be false: answers are not padded here")
-
-
-class ResponsesBody(Extensions, kw_only=True, forbid_unknown_fields=True):
+class ResponsesBody(Common, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/responses."""
 
-    model: ModelName
     input: str | Annotated[list[JsonObject], Meta(max_length=_MAX_ITEMS)]
     instructions: str | None = None
     max_output_tokens: MaxTokens = None
@@ -107,18 +92,12 @@ class ResponsesBody(Extensions, kw_only=True, forbid_unknown_fields=True):
     safety_identifier: Label | None = None
     service_tier: str | None = None
     store: bool | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    temperature: Temperature | None = None
+    stream_options: ResponsesStreamOptions | None = None
     text: TextConfig | None = None
     tool_choice: Any = None
     tools: Annotated[list[JsonObject], Meta(max_length=MAX_TOOLS)] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    top_p: Probability | None = None
-    truncation: Literal["auto", "disabled"] | None = None
-    user: Label | None = None
     include: list[str] | None = None
-    background: bool | None = None
 
 
 def responses_request(
@@ -132,8 +111,7 @@ def responses_request(
     messages = items_to_messages([*earlier, *input_items(body.input)], max_image_bytes=max_image_bytes)
     if body.instructions:
         messages = [Message("system", (TextPart(body.instructions),)), *messages]
-    if not messages:
-        raise RequestError("input must not be empty", param="input")
+    RequestError.when(not messages, "input must not be empty", param="input")
     has_logprobs = body.top_logprobs is not None or _LOGPROBS in (body.include or ())
     return ChatRequest(
         messages=tuple(messages),
@@ -181,10 +159,10 @@ def items_to_messages(items: Sequence[Mapping[str, Any]], *, max_image_bytes: in
         elif kind == "reasoning":
             reasoning += _reasoning(item, where)
         elif kind == "function_call":
-            name = _text(item, "name", where)
+            name = text_of(item, "name", where)
             if item.get("namespace") is not None:
-                name = joined(_text(item, "namespace", where), name)
-            call = ToolCall(_text(item, "call_id", where), name, _text(item, "arguments", where) or "{}")
+                name = joined(text_of(item, "namespace", where), name)
+            call = ToolCall(text_of(item, "call_id", where), name, text_of(item, "arguments", where) or "{}")
             known.add(call.id)
             _append(messages, Message("assistant", reasoning=reasoning, tool_calls=(call,)))
             reasoning = ""
@@ -236,23 +214,19 @@ def _reasoning(item: Mapping[str, Any], where: str) -> str:
             raise RequestError(f"{where}.encrypted_content was not made here", param=where) from None
     if not isinstance(parts, list):
         raise RequestError(f"{where}.content must be a list", param=where)
-    return "".join(_text(part, "text", where) for part in parts if isinstance(part, dict))
+    return "".join(text_of(part, "text", where) for part in parts if isinstance(part, dict))
 
 
 def _output_item(item: Mapping[str, Any], where: str, known: set[str], max_image_bytes: int) -> Message:
-    call_id = _text(item, "call_id", where)
-    if call_id not in known:
-        raise RequestError(f"{where}.call_id {call_id[:80]!r} answers no call made before it", param=f"{where}.call_id")
+    call_id = text_of(item, "call_id", where)
+    RequestError.when(
+        call_id not in known,
+        f"{where}.call_id {call_id[:80]!r} answers no call made before it",
+        param=f"{where}.call_id",
+    )
     output = item.get("output")
     parts: tuple[Part, ...] = content_parts(output, "tool", f"{where}.output", max_image_bytes)
     return Message("tool", parts, tool_call_id=call_id)
-
-
-def _text(item: Mapping[str, Any], name: str, where: str) -> str:
-    value = item.get(name)
-    if not isinstance(value, str):
-        raise RequestError(f"{where}.{name} must be text", param=f"{where}.{name}")
-    return value
 
 
 def joined(namespace: str, name: str) -> str:
@@ -283,22 +257,20 @@ def _tools(raw: Sequence[Mapping[str, Any]] | None, max_schema_bytes: int) -> tu
         for j, inner in enumerate(space.tools):
             tool = _function(inner, f"{where}.tools[{j}]", max_schema_bytes)
             tools.append(replace(tool, name=joined(space.name, tool.name), description=about + tool.description))
-    if len(tools) > MAX_TOOLS:
-        raise RequestError(f"tools: {len(tools)} functions are more than the {MAX_TOOLS} allowed", param="tools")
+    RequestError.when(
+        len(tools) > MAX_TOOLS, f"tools: {len(tools)} functions are more than the {MAX_TOOLS} allowed", param="tools"
+    )
     check_names([tool.name for tool in tools])
     return tuple(tools)
 
 
 def _function(item: Mapping[str, Any], where: str, max_schema_bytes: int) -> Tool:
-    if item.get("type") != "function":
-        raise RequestError(
-            f"{where}: tools of type {str(item.get('type'))[:40]!r} are not here: functions are called by you",
-            param=where,
-        )
-    spec = converted(item, FunctionTool, where)
-    schema = spec.parameters or {}
-    check_schema(schema, f"{where}.parameters", max_schema_bytes)
-    return Tool(spec.name, spec.description or "", schema, strict=spec.strict is True)
+    RequestError.when(
+        item.get("type") != "function",
+        f"{where}: tools of type {str(item.get('type'))[:40]!r} are not here: functions are called by you",
+        param=where,
+    )
+    return tool_of(converted(item, FunctionTool, where), where, max_schema_bytes)
 
 
 def _flat_choice(choice: Any) -> Any:
@@ -314,8 +286,11 @@ def _flat_choice(choice: Any) -> Any:
 
 
 def _max_tokens(body: ResponsesBody) -> int | None:
-    if body.max_output_tokens == 0:
-        raise RequestError("max_output_tokens must be 1 or more, or -1 for as many as fit", param="max_output_tokens")
+    RequestError.when(
+        body.max_output_tokens == 0,
+        "max_output_tokens must be 1 or more, or -1 for as many as fit",
+        param="max_output_tokens",
+    )
     return limit_of(body.max_output_tokens, param="max_output_tokens")
 
 
@@ -329,7 +304,10 @@ def _output(form: TextFormat | None, max_schema_bytes: int) -> OutputFormat:
             raise RequestError("text.format.schema is missing, which the type json_schema needs", param="text.format")
         check_schema(form.schema, "text.format.schema", max_schema_bytes)
         return OutputFormat("json_schema", schema=form.schema, is_strict=form.strict is True)
-    source = form.pattern if form.type == "regex" else form.grammar
-    if not source or len(source) > max_schema_bytes:
-        raise RequestError(f"text.format of type {form.type} needs its pattern or grammar", param="text.format")
+    source = (form.pattern if form.type == "regex" else form.grammar) or ""
+    RequestError.when(
+        not source or len(source) > max_schema_bytes,
+        f"text.format of type {form.type} needs its pattern or grammar",
+        param="text.format",
+    )
     return OutputFormat(form.type, grammar=source)

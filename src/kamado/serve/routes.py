@@ -27,6 +27,8 @@ Body = TypeVar("Body")
 
 # public: no key needed; infer: use models; read: see what there is; pull, delete: change the library; admin: the rest.
 Scope = Literal["public", "infer", "read", "pull", "delete", "admin"]
+# What a route that works on a model may answer besides 200.
+WORK_STATUSES = (404, 413, 415, 429, 500, 502, 503, 504)
 SCOPES: tuple[Scope, ...] = ("infer", "read", "pull", "delete", "admin")
 
 

@@ -51,8 +51,10 @@ def make_server(config: ServeConfig, library: Library, loader: Loader, *, keys: 
 
     Raises UsageError when it could be reached from elsewhere without a key.
     """
-    if not config.is_loopback and not len(keys):
-        raise UsageError(f"an API key is needed to serve on {config.host}: everybody in reach could use the server")
+    UsageError.when(
+        not config.is_loopback and not len(keys),
+        f"an API key is needed to serve on {config.host}: everybody in reach could use the server",
+    )
     if config.models and not config.serve_all:
         library = ServedLibrary(library, [config.aliases.get(name, name) for name in config.models])
     metrics = Registry()
@@ -81,8 +83,9 @@ def make_keys(config: ServeConfig, *, announce: Callable[[str], None] | None) ->
     """
     ring = KeyRing()
     for entry in config.api_keys:
-        if (entry.key is None) == (entry.sha256 is None):
-            raise UsageError(f"the API key {entry.name!r} needs either key or sha256")
+        UsageError.when(
+            (entry.key is None) == (entry.sha256 is None), f"the API key {entry.name!r} needs either key or sha256"
+        )
         if entry.key is not None:
             ring.add(entry.key, name=entry.name, scopes=entry.scopes)
         else:
@@ -108,8 +111,7 @@ def bind(config: ServeConfig) -> socket.socket:
         raise UsageError(f"{config.host!r} is no address of this machine: {error}") from None
     if config.is_loopback:  # a name such as localhost must not lead elsewhere
         found = [entry for entry in found if str(entry[4][0]).startswith(("127.", "::1"))]
-    if not found:
-        raise UsageError(f"{config.host!r} is no address of this machine")
+    UsageError.when(not found, f"{config.host!r} is no address of this machine")
     family, kind, protocol, _, address = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)[0]
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

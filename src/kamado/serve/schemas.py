@@ -39,8 +39,9 @@ def check_schema(schema: Mapping[str, Any], param: str, max_bytes: int = MAX_SCH
     if not schema:
         return
     num_bytes = len(to_json(schema))
-    if num_bytes > max_bytes:
-        raise RequestError(f"{param} has {num_bytes} bytes, more than the {max_bytes} that are taken", param=param)
+    RequestError.when(
+        num_bytes > max_bytes, f"{param} has {num_bytes} bytes, more than the {max_bytes} that are taken", param=param
+    )
 
 
 def schema_header(schemas: Mapping[str, CompiledSchema]) -> str:

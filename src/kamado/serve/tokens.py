@@ -14,7 +14,7 @@ from .faults import RequestError
 from .http import json_response
 from .openai import FAMILY
 from .openai_bodies import ModelName, TokenId
-from .routes import Call, Response, Route
+from .routes import WORK_STATUSES, Call, Response, Route
 
 
 class TokenizeBody(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -41,8 +41,9 @@ async def tokenize(call: Call[TokenizeBody]) -> Response:
     """POST /tokenize."""
     body = call.body
     call.notes["model"] = body.model
-    if (body.content is None) == (body.prompt is None):
-        raise RequestError("give the text as content or as prompt", param="content")
+    RequestError.when(
+        (body.content is None) == (body.prompt is None), "give the text as content or as prompt", param="content"
+    )
     text = body.content if body.content is not None else body.prompt or ""
     given = body.add_special if body.add_special is not None else body.add_special_tokens
     add_special = given if given is not None else body.prompt is not None
@@ -79,15 +80,13 @@ async def detokenize(call: Call[DetokenizeBody]) -> Response:
     return json_response({"content": text, "prompt": text})
 
 
-_WORK = (404, 413, 415, 429, 500, 502, 503, 504)
-
 ROUTES = [
     Route(
         "POST", "/tokenize", tokenize, "infer", FAMILY, "Token ids of a text.", TokenizeBody, dict[str, Any],
-        statuses=_WORK, needs_model=True,
+        statuses=WORK_STATUSES, needs_model=True,
     ),
     Route(
         "POST", "/detokenize", detokenize, "infer", FAMILY, "The text of token ids.", DetokenizeBody, dict[str, Any],
-        statuses=_WORK, needs_model=True,
+        statuses=WORK_STATUSES, needs_model=True,
     ),
 ]  # fmt: skip
