@@ -108,7 +108,6 @@ class Model:
             executor,
             max_rows=plan.max_rows,
             max_logit_rows=plan.max_logit_rows,
-            kv_tokens=plan.kv_tokens,
             max_sequences=max_sequences,
             max_live=MAX_LIVE,
             cancelled_error=cancelled_error,

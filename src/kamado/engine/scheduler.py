@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ..errors import ClosedError, NativeError, UsageError
-from ..memory.kv_presets import PAGE_TOKENS
+from ..memory.kv_presets import PAGE_TOKENS, pages_for
 from .executor_protocol import ExecutorProtocol
 from .keeper import Keeper
 from .ledger import read_ledger
@@ -91,7 +91,6 @@ class Scheduler:
         *,
         max_rows: int,
         max_logit_rows: int,
-        kv_tokens: int,
         max_sequences: int,
         cancelled_error: type[BaseException],
         max_live: int | None = None,
@@ -110,7 +109,7 @@ class Scheduler:
         self._max_live = min(max_live or max_sequences, max_sequences)
         self._cancelled_error = cancelled_error
         self._keeper = keeper
-        self._sessions = SessionCache(executor, kv_tokens=kv_tokens, max_sequences=max_sequences, keeper=keeper)
+        self._sessions = SessionCache(executor, max_sequences=max_sequences, keeper=keeper)
         self._before_step = before_step
         self._counters = Counters()
 
@@ -434,11 +433,11 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Makes waiting requests live while there are sequences and pages for their tokens so far."""
-        room = self._sessions.num_pages - self._num_pages_promised()
+        room = self._executor.num_pages - self._num_pages_promised()
         for request in sorted(self._waiting, key=lambda r: r.is_background):
             if len(self._live) >= self._max_live or not self._sessions.can_admit():
                 return
-            num_pages = -(-(len(request.tokens) + 1) // PAGE_TOKENS)
+            num_pages = pages_for(len(request.tokens) + 1)
             if self._live and num_pages > room:
                 return  # in order: a large one is not starved by small ones behind it
             if self._is_worth_waiting(request) or self._is_restoring(request):
@@ -463,7 +462,7 @@ class Scheduler:
     def _num_pages_promised(self) -> int:
         """Pages that live requests hold, and will for the rest of their prompts."""
         missing = sum(
-            max(0, -(-(len(r.tokens) + 1) // PAGE_TOKENS) - len(r.session.pages))
+            max(0, pages_for(len(r.tokens) + 1) - self._sessions.num_pages_of(r.session))
             for r in self._live
             if r.session is not None
         )
@@ -497,12 +496,12 @@ class Scheduler:
             return False
         if not request.has_looked:
             request.has_looked = True
-            if self._sessions.num_pages_of_live < self._sessions.num_pages:
+            if self._sessions.num_pages_of_live < self._executor.num_pages:
                 request.restore = self._keeper.begin_restore(
                     request.tokens[:-1],
                     request.owner,
                     above=self._num_reusable(request),
-                    max_tokens=(self._sessions.num_pages - self._num_pages_promised()) * PAGE_TOKENS,
+                    max_tokens=(self._executor.num_pages - self._num_pages_promised()) * PAGE_TOKENS,
                 )
         if request.restore is None:
             return False

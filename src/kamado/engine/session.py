@@ -2,22 +2,23 @@
 
 A request starts from the session of its owner that shares the longest usable beginning with its tokens, to the token.
 Where the cache is exact any length may be used; else the lengths at which the executor still has exact pages: the end
-of a prompt, the end of an answer, a place that was marked because conversations part there. The session is taken over
-when little of it would be lost, else forked: full pages are then shared. When pages run out, what was used longest ago
-goes first, from its end, after it was handed to the prefix store.
+of a prompt, the end of an answer, a place that was marked because conversations part there; where a step replaces what
+the sequence keeps (a record), at marks alone. The session is taken over when little of it would be lost, else forked:
+full pages are then shared. When pages run out, what was used longest ago goes first, from its end, after it was handed
+to the prefix store.
 
-Pages are counted here as the executor counts them, so that a step never finds the cache full. All of this belongs to
-the scheduler's thread.
+The executor counts the pages. Those of a step are reserved before it, so that no step finds the cache full. All of this
+belongs to the scheduler's thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
-from ..memory.kv_presets import PAGE_TOKENS
+from ..memory.kv_presets import PAGE_TOKENS, pages_for
 from .executor_protocol import ExecutorProtocol
 from .prefix import PrefixTree, common_prefix
 
@@ -28,18 +29,12 @@ _DISCARDED_TAIL = PAGE_TOKENS
 
 
 @dataclass(slots=True, eq=False)
-class _Page:
-    num_owners: int = 1
-
-
-@dataclass(slots=True, eq=False)
 class Session:
     """One sequence. `tokens[i]` is the token at position i of the cache."""
 
     sequence: int
     tokens: list[int]
     owner: str = ""  # who may reuse it: an API key's name; "" is the local user
-    pages: list[_Page] = field(default_factory=list)
     is_live: bool = True  # a request uses it; otherwise it may be taken over, forked or dropped
     last_used: int = 0
 
@@ -60,14 +55,10 @@ class Keeping(Protocol):
 class SessionCache:
     """All sessions of one executor, live and idle."""
 
-    def __init__(
-        self, executor: ExecutorProtocol, *, kv_tokens: int, max_sequences: int, keeper: Keeping | None = None
-    ) -> None:
+    def __init__(self, executor: ExecutorProtocol, *, max_sequences: int, keeper: Keeping | None = None) -> None:
         self.executor = executor
-        self.num_pages = kv_tokens // PAGE_TOKENS
         self._max_sequences = max_sequences
         self._keeper = keeper
-        self._num_used_pages = 0
         self._sessions: list[Session] = []
         self._tree = PrefixTree()
         self._clock = count(1)
@@ -79,11 +70,6 @@ class SessionCache:
         return self._is_exact
 
     @property
-    def num_free_pages(self) -> int:
-        """Pages that nobody holds."""
-        return self.num_pages - self._num_used_pages
-
-    @property
     def num_sessions(self) -> int:
         """Live and idle sessions."""
         return len(self._sessions)
@@ -91,13 +77,18 @@ class SessionCache:
     @property
     def num_pages_of_live(self) -> int:
         """Pages that live sessions hold, shared ones once: all others can be had."""
-        return len({id(page) for session in self._sessions if session.is_live for page in session.pages})
+        return self.executor.count_pages([session.sequence for session in self._sessions if session.is_live])
 
     def count_pages(self) -> dict[str, int]:
         """Pages by state: of `live` sessions, `kept` for reuse, `free`, and `lost`: nobody could give them back."""
-        held = {id(page) for session in self._sessions for page in session.pages}
-        live, free = self.num_pages_of_live, self.num_free_pages
-        return {"live": live, "kept": len(held) - live, "free": free, "lost": self.num_pages - free - len(held)}
+        executor, live = self.executor, self.num_pages_of_live
+        held = executor.count_pages([session.sequence for session in self._sessions])
+        free = executor.num_free_pages
+        return {"live": live, "kept": held - live, "free": free, "lost": executor.num_pages - free - held}
+
+    def num_pages_of(self, session: Session) -> int:
+        """Pages that the session holds, those reserved for its next step included."""
+        return self.executor.count_pages([session.sequence])
 
     def can_admit(self) -> bool:
         """Whether one more session can be live."""
@@ -136,12 +127,9 @@ class SessionCache:
 
         It gives way like any idle one: ask `holds` before each of the following two.
         """
-        num_pages = -(-num_tokens // PAGE_TOKENS)
-        if not self.can_admit() or not self._make_sequence() or not self._make_room(num_pages):
+        if not self.can_admit() or not self._make_sequence() or not self._make_room(pages_for(num_tokens)):
             return None
         session = self._add(self.executor.begin_import(num_tokens), [], owner)
-        session.pages = [_Page() for _ in range(num_pages)]
-        self._num_used_pages += num_pages
         session.is_live = False
         return session
 
@@ -175,7 +163,7 @@ class SessionCache:
 
     def release(self, session: Session) -> None:
         """The session is idle: kept for reuse until its pages are needed."""
-        self._give_back(session, -(-session.length // PAGE_TOKENS))  # reserved for a step that did not run
+        self.executor.give_back(session.sequence)  # what was reserved for a step that did not run
         session.is_live = False
         session.last_used = next(self._clock)
         if not session.tokens:
@@ -185,7 +173,6 @@ class SessionCache:
         """Frees the session and its pages."""
         self._sessions.remove(session)
         self._tree.remove(session)
-        self._give_back(session, 0)
         self.executor.free_sequence(session.sequence)
 
     def truncate(self, session: Session, length: int) -> None:
@@ -197,24 +184,16 @@ class SessionCache:
         self.executor.truncate(session.sequence, length)
         del session.tokens[length:]
         self._tree.update(session)
-        self._give_back(session, -(-length // PAGE_TOKENS))
 
     def reserve(self, session: Session, length: int) -> bool:
-        """Counts pages for `length` tokens, dropping idle sessions, oldest first; False if live ones hold too much."""
-        first_written = session.length // PAGE_TOKENS
-        has_shared = first_written < len(session.pages) and session.pages[first_written].num_owners > 1
-        num_more = -(-length // PAGE_TOKENS) - len(session.pages)
-        if num_more <= 0 and not has_shared:
-            return True
-        if not self._make_room(max(0, num_more) + has_shared, keep=session):
-            return False
-        if has_shared and session.pages[first_written].num_owners > 1:
-            session.pages[first_written].num_owners -= 1  # the executor copies a shared page before it writes to it
-            session.pages[first_written] = _Page()
-            self._num_used_pages += 1
-        if num_more > 0:
-            session.pages.extend(_Page() for _ in range(num_more))
-            self._num_used_pages += num_more
+        """Takes pages for `length` tokens, dropping idle sessions, oldest first; False if live ones hold too much."""
+        executor, sequence = self.executor, session.sequence
+        while not executor.reserve(sequence, length):
+            # A shared page is copied before it is written to.
+            num_copied = executor.shared_pages(sequence, session.length // PAGE_TOKENS)
+            num_missing = pages_for(length) - self.num_pages_of(session) + num_copied
+            if not self._drop_oldest(num_missing, keep=session):
+                return False
         return True
 
     def usable(self, session: Session, length: int) -> int:
@@ -243,11 +222,9 @@ class SessionCache:
         return self._add(self.executor.create_sequence(), [], owner)
 
     def _fork(self, source: Session, length: int) -> Session | None:
-        num_full = length // PAGE_TOKENS
-        has_partial = length % PAGE_TOKENS > 0
         was_live, source.is_live = source.is_live, True  # not to be dropped for its own copy
         try:
-            if not self._make_sequence() or not self._make_room(int(has_partial)):
+            if not self._make_sequence() or not self._make_room(int(length % PAGE_TOKENS > 0)):
                 return None
         finally:
             source.is_live = was_live
@@ -255,14 +232,7 @@ class SessionCache:
             return None
         source.last_used = next(self._clock)
         sequence = self.executor.fork_sequence(source.sequence, length)
-        session = self._add(sequence, source.tokens[:length], source.owner)
-        session.pages = source.pages[:num_full]
-        for page in session.pages:
-            page.num_owners += 1
-        if has_partial:
-            session.pages.append(_Page())
-            self._num_used_pages += 1
-        return session
+        return self._add(sequence, source.tokens[:length], source.owner)
 
     def _add(self, sequence: int, tokens: list[int], owner: str) -> Session:
         session = Session(sequence, tokens, owner, last_used=next(self._clock))
@@ -279,23 +249,31 @@ class SessionCache:
             self._drop_saved(oldest)
         return oldest is not None
 
-    def _make_room(self, num_pages: int, keep: Session | None = None) -> bool:
-        while self.num_free_pages < num_pages:
-            oldest = self._oldest_idle(keep)
-            if oldest is None:
+    def _make_room(self, num_pages: int) -> bool:
+        while self.executor.num_free_pages < num_pages:
+            if not self._drop_oldest(num_pages, keep=None):
                 return False
-            self._shrink(oldest, num_pages - self.num_free_pages)
         return True
+
+    def _drop_oldest(self, num_wanted: int, keep: Session | None) -> bool:
+        """Takes pages of the idle session that was used longest ago, so that `num_wanted` are free if it has so many;
+        False when there is none."""
+        oldest = self._oldest_idle(keep)
+        if oldest is not None:
+            self._shrink(oldest, num_wanted - self.executor.num_free_pages)
+        return oldest is not None
 
     def _shrink(self, session: Session, num_pages: int) -> None:
         """Gives back an idle session's last pages, so that its beginning can still be reused; all if nothing usable is
         left."""
-        length = max(0, len(session.pages) - num_pages) * PAGE_TOKENS
+        num_held = pages_for(session.length)
+        length = max(0, num_held - num_pages) * PAGE_TOKENS
         while length > 0:
             length = self.usable(session, length)
-            if length == 0 or any(page.num_owners == 1 for page in session.pages[-(-length // PAGE_TOKENS) :]):
+            first = pages_for(length)
+            if length == 0 or self.executor.shared_pages(session.sequence, first) < num_held - first:
                 break
-            length = (-(-length // PAGE_TOKENS) - 1) * PAGE_TOKENS  # what came after is shared: nothing would be freed
+            length = (first - 1) * PAGE_TOKENS  # what came after is shared: nothing would be freed
         if length > 0:
             self.truncate(session, length)
         else:
@@ -309,9 +287,3 @@ class SessionCache:
     def _oldest_idle(self, keep: Session | None) -> Session | None:
         idle = [session for session in self._sessions if not session.is_live and session is not keep]
         return min(idle, key=lambda session: session.last_used, default=None)
-
-    def _give_back(self, session: Session, num_kept: int) -> None:
-        for page in session.pages[num_kept:]:
-            page.num_owners -= 1
-            self._num_used_pages -= page.num_owners == 0
-        del session.pages[num_kept:]
