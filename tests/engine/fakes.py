@@ -190,7 +190,7 @@ class FakeExecutor:
         length = self.length(sequence)
         num_tokens = min(num_tokens, length)
         if self.keeps_record:
-            return max((p for p in (0, *self.points[sequence], length) if p <= num_tokens))
+            return max(p for p in (0, *self.points[sequence], length) if p <= num_tokens)
         if not self.encodes:
             return num_tokens
         best = 0
@@ -469,7 +469,16 @@ def make_model(
         tokenizer=ByteTokenizer() if tokenizer == "bytes" else tokenizer,
         cancelled_error=FakeCancelled,
         max_sequences=max_sequences,
-        keeper=None if store is None else Keeper(store, executor, binding={"model": binding}, about={"model": "fake"}),
+        keeper=None
+        if store is None
+        else Keeper(
+            store,
+            executor,
+            binding={"model": binding},
+            about={"model": "fake"},
+            has_record=executor.keeps_record,
+        ),
+        has_record=executor.keeps_record,
         before_step=before_step,
     )
 

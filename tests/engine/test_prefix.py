@@ -178,10 +178,10 @@ def test_nor_waits_for_it() -> None:
         assert executor.num_rows == 1000
 
 
-@pytest.mark.parametrize("encodes", [False, True])
-def test_a_long_random_life_keeps_the_right_tokens(encodes: bool) -> None:
+@pytest.mark.parametrize("kind", ["exact", "encodes", "keeps_record"])
+def test_a_long_random_life_keeps_the_right_tokens(kind: str) -> None:
     rng = random.Random(5)
-    executor = FakeExecutor(encodes=encodes, num_points=3)
+    executor = FakeExecutor(num_points=3, **({} if kind == "exact" else {kind: True}))
     with make_model(executor, context=1024, max_sequences=5) as model:
         texts = [[rng.randrange(4) for _ in range(300)] for _ in range(3)]
         for i in range(60):

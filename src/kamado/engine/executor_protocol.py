@@ -69,8 +69,8 @@ class ExecutorProtocol(Protocol):
 
     @property
     def can_reuse_anywhere(self) -> bool:
-        """Whether any length may be forked or truncated to: not so where pages are encoded or behind a window, or a step
-        replaces what the sequence keeps (a record)."""
+        """Whether any length may be forked or truncated to: not so where pages are encoded or behind a window, or
+        where a step replaces what the sequence keeps (a record)."""
         ...
 
     def mark_reuse(self, sequence: int) -> None:

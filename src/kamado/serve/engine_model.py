@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from ..engine.constraint import Form
     from ..engine.generation import Generation
     from ..engine.model import Model
-    from ..engine.model import PromptLogprobs as ScoredPrompt
     from ..engine.piece import Usage
+    from ..engine.prompt_scores import PromptLogprobs as ScoredPrompt
     from ..engine.turn import Turn
 
 T = TypeVar("T")
