@@ -70,6 +70,7 @@ class FakeExecutor:
         self.max_sequences = max_sequences
         self.logits_of = logits_of or self.hashed
         self.sequences: dict[int, tuple[list[int], list[list[int]]]] = {}  # tokens; pages, each a one-element refcount
+        self.sources: dict[int, dict[int, bytes]] = {}  # of each sequence, by state
         self.steps: list[list[tuple[int, int]]] = []  # (sequence, rows) of every step that was done
         self.fail_on: Callable[[list[int]], Exception | None] = lambda tokens: None
         self.hold = threading.Event()  # cleared: steps wait until it is set or cancel() comes
@@ -138,6 +139,7 @@ class FakeExecutor:
         self._check_thread()
         self._release(self.sequences.pop(sequence)[1], 0)
         self.imports.pop(sequence, None)
+        self.sources.pop(sequence, None)
         self._forget_marks(sequence, 0)
         del self.points[sequence]
 
@@ -152,6 +154,7 @@ class FakeExecutor:
         for page in shared:
             page[0] += 1
         self.sequences[fork] = (tokens[:num_tokens], shared)
+        self.sources[fork] = dict(self.sources.get(sequence, {}))
         self._reserve(fork, num_tokens)
         return fork
 
@@ -200,6 +203,17 @@ class FakeExecutor:
             if usable > (point - 1) // PAGE_TOKENS * PAGE_TOKENS or usable == point:
                 best = max(best, usable)
         return best
+
+    def set_source(self, sequence: int, state: int, k: np.ndarray, v: np.ndarray) -> None:
+        self._check_thread()
+        if state in self.sources.setdefault(sequence, {}):
+            raise ValueError("a source is filled once")
+        assert not self.sequences[sequence][0]
+        assert k.dtype == v.dtype == np.float32
+        self.sources[sequence][state] = k.tobytes() + v.tobytes()
+
+    def _source_ids(self, sequence: int) -> list[int]:
+        return [zlib.crc32(data) % 251 for _, data in sorted(self.sources.get(sequence, {}).items())]
 
     def page_bytes(self) -> int:
         return 4 * PAGE_TOKENS + 4
@@ -304,7 +318,7 @@ class FakeExecutor:
             for token in part:
                 held.append(token)
                 if row in wanted:
-                    rows[row] = self.logits_of(held)
+                    rows[row] = self.logits_of([*self._source_ids(sequence), *held])
                 row += 1
         self.steps.append(list(zip(sequences.tolist(), counts.tolist(), strict=True)))
         if not len(logit_rows):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.engine.session import PAGE_TOKENS, SessionCache, common_prefix
+from kamado.engine.session import PAGE_TOKENS, SessionCache, Sources, common_prefix
 
 from .fakes import FakeExecutor
 
@@ -162,3 +162,25 @@ def test_forks_write_to_their_own_pages(length: int, num_used: int) -> None:
     append(cache, second, [2] * 3)
     append(cache, first, [1] * 3)
     assert cache.executor.num_used_pages == num_used
+
+
+def test_sessions_are_shared_by_those_who_read_the_same_source() -> None:
+    cache = make()
+    spoken = [Sources(((0, np.full((3, 4), i, np.float32), np.zeros((3, 2), np.float32)),)) for i in (1, 1, 2)]
+    owners = [sources.owner("alice") for sources in spoken]
+    assert owners[0] == owners[1] != owners[2]
+    first = cache.acquire([1, 2, 3], owners[0], spoken[0])
+    append(cache, first, [1, 2, 3])
+    cache.release(first)
+    assert cache.acquire([1, 2, 9], owners[1], spoken[1]) is first, "its source was filled once and stays"
+    other = cache.acquire([1, 2, 9], owners[2], spoken[2])
+    assert other.tokens == []
+    assert cache.executor.sources[other.sequence] != cache.executor.sources[first.sequence]
+
+
+def test_a_source_that_is_refused_leaves_no_session() -> None:
+    cache = make()
+    wrong = Sources(((0, np.zeros((1, 1)), np.zeros((1, 1))),))  # double precision
+    with pytest.raises(AssertionError):
+        cache.acquire([1, 2], "", wrong)
+    assert cache.num_sessions == 0

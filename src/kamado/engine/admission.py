@@ -55,7 +55,7 @@ class Admission:
                 continue
             shared = 0 if self._sessions.is_exact else self._sessions.num_shared(request.tokens, request.owner)
             try:
-                request.session = self._sessions.acquire(request.tokens, request.owner)
+                request.session = self._sessions.acquire(request.tokens, request.owner, request.sources)
             except Exception as error:
                 self._waiting.remove(request)
                 request.output.end(error)

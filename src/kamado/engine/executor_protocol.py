@@ -118,6 +118,11 @@ class ExecutorProtocol(Protocol):
         """The rest. Until then the sequence can only be freed; ValueError as `import_pages`."""
         ...
 
+    def set_source(self, sequence: int, state: int, k: NDArray[np.float32], v: NDArray[np.float32]) -> None:
+        """Fills a source of the program, once and before the sequence's first step: float32[n, kv_heads · head_dim],
+        float32[n, kv_heads · v_dim]. ValueError the second time, and for other shapes."""
+        ...
+
     def length(self, sequence: int) -> int:
         """Tokens in the cache."""
         ...

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..memory.kv_presets import PAGE_TOKENS
 from .piece import FinishReason, Piece, Usage
 from .sampler import Sampler, Sampling, log_probabilities
-from .session import Session
+from .session import Session, Sources
 from .stops import StopMatcher
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class Request:
         owner: str = "",
         label: str = "",
         marks: Sequence[int] = (),
+        sources: Sources | None = None,
     ) -> None:
         """`owner`: whose cached prefixes it may use and adds to. `label`: the named session it belongs to. `marks`:
         lengths of the prompt at which others may start, ascending, where a step replaces what came before it; the
@@ -113,7 +114,8 @@ class Request:
         self.output = Outbox()
         self.is_cancelled = False
         self.is_paused = False  # the consumer is slow; it wakes the scheduler when it has read
-        self.owner = owner
+        self.owner = owner if sources is None else sources.owner(owner)
+        self.sources = sources
         self.label = label
         self.session: Session | None = None
         self.restore: Restore | None = None  # what is read from the prefix store for it

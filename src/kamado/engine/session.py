@@ -15,14 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import count
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..memory.kv_presets import PAGE_TOKENS, pages_for
 from .executor_protocol import ExecutorProtocol
 from .prefix import PrefixTree, common_prefix
 
-__all__ = ["PAGE_TOKENS", "Keeping", "Session", "SessionCache", "common_prefix"]
+__all__ = ["PAGE_TOKENS", "Keeping", "Session", "SessionCache", "Sources", "common_prefix"]
 
 # A session whose tail past the common beginning is longer than this is kept and forked: it is another conversation.
 _DISCARDED_TAIL = PAGE_TOKENS
@@ -42,6 +46,22 @@ class Session:
     def length(self) -> int:
         """Tokens in the cache."""
         return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Keys and values that are made once, from an encoder's rows, and read by every step."""
+
+    # The number of the program's state, float32[n, kv_heads · head_dim], float32[n, kv_heads · v_dim].
+    rows: tuple[tuple[int, NDArray[np.float32], NDArray[np.float32]], ...]
+
+    def owner(self, owner: str) -> str:
+        """Whose sessions these are: those of one owner that read the same sources."""
+        state = blake2b(digest_size=16)
+        for number, k, v in self.rows:
+            state.update(f"{number} {k.shape} {v.shape}".encode())
+            state.update(k.tobytes() + v.tobytes())
+        return f"{owner}\0{state.hexdigest()}"
 
 
 class Keeping(Protocol):
@@ -102,21 +122,21 @@ class SessionCache:
         """Tokens of the longest beginning that any of the owner's sessions shares, usable or not."""
         return max((length for _, length in self._tree.match(owner, tokens)), default=0)
 
-    def acquire(self, tokens: Sequence[int], owner: str = "") -> Session:
+    def acquire(self, tokens: Sequence[int], owner: str = "", sources: Sources | None = None) -> Session:
         """A live session that holds a beginning of `tokens`, the longest there is, but never all of them.
 
-        The caller has checked `can_admit`.
+        The caller has checked `can_admit`. `owner` is of those who read the same `sources`.
         """
         source, length = self._best(tokens, owner)
         if source is None:
-            return self._create(owner)
+            return self._create(owner, sources)
         if source.is_live or source.length - length > _DISCARDED_TAIL:
             forked = self._fork(source, length)
             if forked is not None:
                 return forked
         length = self.usable(source, length)  # making room may have cost exact pages
         if source.is_live or not length:  # no room even for the fork's partial page
-            return self._create(owner)
+            return self._create(owner, sources)
         self.truncate(source, length)
         source.is_live = True
         source.last_used = next(self._clock)
@@ -217,9 +237,16 @@ class SessionCache:
                 best, best_rank = session, rank
         return best, best_rank[0]
 
-    def _create(self, owner: str) -> Session:
+    def _create(self, owner: str, sources: Sources | None = None) -> Session:
         self._make_sequence()
-        return self._add(self.executor.create_sequence(), [], owner)
+        session = self._add(self.executor.create_sequence(), [], owner)
+        try:
+            for state, k, v in () if sources is None else sources.rows:
+                self.executor.set_source(session.sequence, state, k, v)
+        except Exception:
+            self.drop(session)
+            raise
+        return session
 
     def _fork(self, source: Session, length: int) -> Session | None:
         was_live, source.is_live = source.is_live, True  # not to be dropped for its own copy
