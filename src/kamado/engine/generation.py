@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from ..errors import ClosedError, ExpertReadError, KamadoError, ModelChangedError, NativeError
 from .piece import Piece, Usage
@@ -105,6 +106,17 @@ class Generation(Iterator[Piece]):
     def usage(self) -> Usage:
         """Tokens and seconds so far."""
         return self._request.usage()
+
+
+@contextmanager
+def public_errors() -> Iterator[None]:
+    """What is raised inside leaves as `public_error` has it."""
+    try:
+        yield
+    except KamadoError:
+        raise
+    except Exception as error:
+        raise public_error(error) from error
 
 
 def public_error(error: BaseException) -> BaseException:

@@ -18,13 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import KamadoError
 from ..memory.kv_presets import PAGE_TOKENS
 from .chat_types import TokenLogprob
-from .generation import public_error
+from .generation import public_errors
 from .sampler import log_probabilities
-from .scheduler import NoRoomError, Scheduler
-from .session import Session, SessionCache, common_prefix
+from .scheduler import Scheduler
+from .session import NoRoomError, Session, SessionCache, common_prefix
 
 # (log-probability, the likeliest tokens with theirs) of one token
 Score = tuple[float, tuple[tuple[int, float], ...]]
@@ -118,7 +117,7 @@ class PromptScores:
         self, prompts: Sequence[Sequence[int]], num_top: int, bytes_of: Callable[[int], bytes], owner: str
     ) -> Iterator[PromptLogprobs]:
         """As `score_all`, in the words of protocols; the first token's log-probability is NaN. Raises KamadoError."""
-        try:
+        with public_errors():
             for number, scores, num_computed in self.score_all(prompts, num_top, owner):
                 tokens = prompts[number]
                 out = [TokenLogprob(tokens[0], bytes_of(tokens[0]), math.nan)]
@@ -126,10 +125,6 @@ class PromptScores:
                     alternatives = tuple((other, bytes_of(other), logprob) for other, logprob in best)
                     out.append(TokenLogprob(token, bytes_of(token), value, alternatives))
                 yield PromptLogprobs(number, tuple(out), max(0, len(tokens) - 1 - num_computed))
-        except KamadoError:
-            raise
-        except Exception as error:
-            raise public_error(error) from error
 
     def _known(self, tokens: Sequence[int], num_top: int, owner: str) -> list[Score]:
         """Scores of the longest beginning that a kept prompt shares."""

@@ -20,22 +20,18 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from ..errors import ClosedError, NativeError, UsageError
+from ..errors import ClosedError, UsageError
 from .admission import Admission
 from .executor_protocol import ExecutorProtocol
 from .keeper import Keeper
 from .ledger import read_ledger
 from .request import Outbox, Request
-from .session import SessionCache
+from .session import NoRoomError, SessionCache
 from .stats import Counters, Snapshot
 
 T = TypeVar("T")
 
 _log = logging.getLogger("kamado.scheduler")
-
-
-class NoRoomError(NativeError):
-    """A job found no sequence or too few pages. It is tried again when a request ends; alone it fails."""
 
 
 # While others are live, a step's prompt rows are planned to this many seconds, by the speed of earlier ones.

@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import KamadoError
 from .executor_protocol import ExecutorProtocol
-from .generation import public_error
-from .scheduler import NoRoomError, Scheduler
+from .generation import public_errors
+from .scheduler import Scheduler
 from .session import SessionCache
 
 
@@ -116,19 +115,8 @@ class Scoring:
         """Calls `run(executor, empty sequence)` between steps; it may be called again when it was aborted."""
 
         def job(sessions: SessionCache) -> None:
-            session = sessions.create_empty()
-            if session is None:
-                raise NoRoomError("all sequences are in use")
-            try:
-                if not sessions.reserve(session, num_tokens):
-                    raise NoRoomError("too few pages are free")
-                run(sessions.executor, session.sequence)
-            finally:
-                sessions.drop(session)
+            with sessions.lent([num_tokens]) as (sequence,):
+                run(sessions.executor, sequence)
 
-        try:
+        with public_errors():
             self._scheduler.call(job)
-        except KamadoError:
-            raise
-        except Exception as error:
-            raise public_error(error) from error

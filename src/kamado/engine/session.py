@@ -13,7 +13,8 @@ belongs to the scheduler's thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
@@ -22,11 +23,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import NativeError
 from ..memory.kv_presets import PAGE_TOKENS, pages_for
 from .executor_protocol import ExecutorProtocol
 from .prefix import PrefixTree, common_prefix
 
 __all__ = ["PAGE_TOKENS", "Keeping", "Session", "SessionCache", "Sources", "common_prefix"]
+
+
+class NoRoomError(NativeError):
+    """A job found no sequence or too few pages. It is tried again when a request ends; alone it fails."""
+
 
 # A session whose tail past the common beginning is longer than this is kept and forked: it is another conversation.
 _DISCARDED_TAIL = PAGE_TOKENS
@@ -167,9 +174,24 @@ class SessionCache:
         """Whether the session has not been dropped."""
         return session in self._sessions
 
-    def create_empty(self) -> Session | None:
-        """A live session without tokens, for a job; None when all sequences are live."""
-        return self._create("") if self.can_admit() else None
+    @contextmanager
+    def lent(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Sequences without tokens for a job, with pages for so many tokens each; they go when it ends.
+
+        Raises NoRoomError.
+        """
+        opened: list[Session] = []
+        try:
+            for length in lengths:
+                if not self.can_admit():
+                    raise NoRoomError("all sequences are in use")
+                opened.append(self._create(""))
+                if not self.reserve(opened[-1], length):
+                    raise NoRoomError("too few pages are free")
+            yield [session.sequence for session in opened]
+        finally:
+            for session in opened:
+                self.drop(session)
 
     def extend(self, session: Session, tokens: Sequence[int]) -> None:
         """A step has appended `tokens`."""
