@@ -18,8 +18,8 @@
 #include "kamado/checksum.h"
 #include "kamado/executor.h"
 #include "kamado/experts.h"
-#include "kamado/kv.h"
 #include "kamado/limits.h"
+#include "kamado/state.h"
 #include "kamado/tables.h"
 #include "module_text.h"
 
@@ -468,6 +468,25 @@ void bind_executor(nb::module_& m) {
           "sequence"_a, "num_tokens"_a)
       .def(
           "length", [](const PyExecutor& self, int32_t sequence) { return self.get().length(sequence); }, "sequence"_a)
+      .def_prop_ro("num_pages", [](const PyExecutor& self) { return self.get().num_pages(); })
+      .def_prop_ro("num_free_pages", [](const PyExecutor& self) { return self.get().num_free_pages(); })
+      .def(
+          "reserve",
+          [](const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
+            return self.get().reserve(sequence, num_tokens);
+          },
+          "sequence"_a, "num_tokens"_a)
+      .def(
+          "give_back", [](const PyExecutor& self, int32_t sequence) { self.get().give_back(sequence); }, "sequence"_a)
+      .def(
+          "count_pages", [](const PyExecutor& self, const Ids& sequences) { return self.get().count_pages(sequences); },
+          "sequences"_a)
+      .def(
+          "shared_pages",
+          [](const PyExecutor& self, int32_t sequence, int64_t first_page) {
+            return self.get().shared_pages(sequence, first_page);
+          },
+          "sequence"_a, "first_page"_a)
       .def_prop_ro("can_reuse_anywhere", [](const PyExecutor& self) { return self.get().can_reuse_anywhere(); })
       .def(
           "mark_reuse", [](const PyExecutor& self, int32_t sequence) { self.get().mark_reuse(sequence); }, "sequence"_a)

@@ -61,10 +61,9 @@ Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const 
       plan(make_plan(program, options.num_threads, options.max_rows, options.max_logit_rows)) {
   add_kv_layers();
   allocate();
-  // Any sequences whose lengths sum to max_kv_tokens fit: each may leave its last page nearly empty.
-  const int64_t pages = (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + options.max_sequences - 1;
-  kv = std::make_unique<KvCache>(kv_shapes, options.kv_f16 ? KvType::kF16 : KvType::kF32, pages, options.max_sequences,
-                                 options.max_rows, options.kv_reuse_points);
+  const int64_t pages = (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + num_spare_pages();
+  kv = std::make_unique<StateCache>(kv_shapes, options.kv_f16 ? KvType::kF16 : KvType::kF32, pages,
+                                    options.max_sequences, options.max_rows, options.kv_reuse_points);
   for (const Op& op : program.ops) {
     if (const auto* route_op = std::get_if<RouteOp>(&op)) max_top_k = std::max(max_top_k, route_op->top_k);
     if (std::holds_alternative<ExpertsOp>(op)) resident_ledger.emplace_back();
@@ -194,7 +193,7 @@ const float* Executor::Impl::run_step(const Batch& given, const Poll& given_poll
     }
     run(given, given_poll);
   } catch (...) {
-    for (size_t i = 0; i < reserved; ++i) kv->truncate(given.sequences[i], kv->length(given.sequences[i]));
+    for (size_t i = 0; i < reserved; ++i) kv->undo(given.sequences[i]);
     throw;
   }
   for (size_t i = 0; i < given.num_sequences; ++i) {
@@ -371,6 +370,40 @@ void Executor::truncate(int32_t sequence, int64_t num_tokens) {
 
 int64_t Executor::length(int32_t sequence) const {
   return impl_->length(sequence);
+}
+
+int64_t Executor::num_pages() const {
+  return (impl_->options.max_kv_tokens + kPageTokens - 1) / kPageTokens;
+}
+
+int64_t Executor::num_free_pages() const {
+  return std::max<int64_t>(0, impl_->kv->pages_free() - impl_->num_spare_pages());
+}
+
+bool Executor::reserve(int32_t sequence, int64_t num_tokens) {
+  impl_->length(sequence);
+  return impl_->kv->hold(sequence, num_tokens, impl_->num_spare_pages());
+}
+
+void Executor::give_back(int32_t sequence) {
+  impl_->length(sequence);
+  impl_->kv->give_back(sequence);
+}
+
+int64_t Executor::count_pages(const std::vector<int32_t>& sequences) const {
+  try {
+    return impl_->kv->count_pages(sequences);
+  } catch (const std::out_of_range& error) {
+    refuse(error.what());
+  }
+}
+
+int64_t Executor::shared_pages(int32_t sequence, int64_t first_page) const {
+  try {
+    return impl_->kv->shared_pages(sequence, first_page);
+  } catch (const std::out_of_range& error) {
+    refuse(error.what());
+  }
 }
 
 bool Executor::can_reuse_anywhere() const {

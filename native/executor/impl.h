@@ -11,8 +11,8 @@
 #include "executor/weights.h"
 #include "kamado/executor.h"
 #include "kamado/experts.h"
-#include "kamado/kv.h"
 #include "kamado/pool.h"
+#include "kamado/state.h"
 #include "kamado/tables.h"
 
 namespace kamado {
@@ -199,6 +199,9 @@ struct Executor::Impl {
   void check_readable(int32_t layer, int32_t k_bits, int32_t v_bits) const;
   void read_kv(int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits, float* k, float* v);
 
+  // Any sequences whose lengths sum to max_kv_tokens fit: each may leave its last page nearly empty. Who reserves
+  // before his steps is given only the pages that max_kv_tokens fill.
+  int64_t num_spare_pages() const { return int64_t{options.max_sequences} - 1; }
   void add_kv_layers();
   void allocate();
 
@@ -209,7 +212,7 @@ struct Executor::Impl {
   Weights weights;
   Plan plan;
   std::unique_ptr<ExpertStream> stream;  // nullptr: all experts are resident
-  std::unique_ptr<KvCache> kv;
+  std::unique_ptr<StateCache> kv;
   std::vector<KvLayerShape> kv_shapes;
   std::vector<KvCodec> codecs;  // by layer; k_bits 0: exact
   bool has_codes = false;

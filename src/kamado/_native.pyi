@@ -161,6 +161,23 @@ class Executor:
         """Forgets what comes after the first `num_tokens`, reuse points too. ValueError as fork_sequence."""
     def length(self, sequence: int) -> int: ...
     @property
+    def num_pages(self) -> int:
+        """Pages of 128 tokens that max_kv_tokens fill. Every 128 tokens of a sequence count as one, whatever is still
+        kept of them; forks share theirs."""
+    @property
+    def num_free_pages(self) -> int:
+        """Those that nobody holds. Steps of callers that do not reserve may take up to max_sequences - 1 more."""
+    def reserve(self, sequence: int, num_tokens: int) -> bool:
+        """Takes pages for positions below num_tokens, with the copy of a shared page that will be written; False, and
+        nothing has changed, when there are not enough. A step to that length can then not run out of pages. They stay
+        until give_back or truncate, through steps that were done or failed."""
+    def give_back(self, sequence: int) -> None:
+        """Returns what was reserved beyond the sequence's length."""
+    def count_pages(self, sequences: Sequence[int]) -> int:
+        """Distinct pages of these sequences; one that is being imported has all of its own."""
+    def shared_pages(self, sequence: int, first_page: int) -> int:
+        """Of the sequence's pages from first_page on, those that another sequence has too."""
+    @property
     def can_reuse_anywhere(self) -> bool:
         """Whether any length may be forked or truncated to: nothing is encoded, no layer keeps only a window."""
     def mark_reuse(self, sequence: int) -> None:

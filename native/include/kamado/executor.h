@@ -264,7 +264,13 @@ class Executor {
   void truncate(int32_t sequence, int64_t num_tokens);
   int64_t length(int32_t sequence) const;
 
-  // Reuse points and storage: see kamado/kv.h and _native.pyi.
+  // The book of pages, reuse points and storage: see kamado/state.h and _native.pyi.
+  int64_t num_pages() const;
+  int64_t num_free_pages() const;
+  bool reserve(int32_t sequence, int64_t num_tokens);
+  void give_back(int32_t sequence);
+  int64_t count_pages(const std::vector<int32_t>& sequences) const;
+  int64_t shared_pages(int32_t sequence, int64_t first_page) const;
   bool can_reuse_anywhere() const;
   void mark_reuse(int32_t sequence);
   void unmark_reuse(int32_t sequence, int64_t num_tokens);

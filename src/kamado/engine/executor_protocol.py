@@ -68,6 +68,33 @@ class ExecutorProtocol(Protocol):
         ...
 
     @property
+    def num_pages(self) -> int:
+        """Pages of 128 tokens, of all sequences together."""
+        ...
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages that no sequence holds."""
+        ...
+
+    def reserve(self, sequence: int, num_tokens: int) -> bool:
+        """Takes pages for the first `num_tokens`, and for the copy of a shared one that will be written; False, and
+        nothing has changed, when there are not enough."""
+        ...
+
+    def give_back(self, sequence: int) -> None:
+        """Returns what was reserved beyond the sequence's length."""
+        ...
+
+    def count_pages(self, sequences: list[int]) -> int:
+        """Distinct pages of these sequences, those being imported included."""
+        ...
+
+    def shared_pages(self, sequence: int, first_page: int) -> int:
+        """Of the sequence's pages from `first_page` on, those that another one holds too."""
+        ...
+
+    @property
     def can_reuse_anywhere(self) -> bool:
         """Whether any length may be forked or truncated to: not so where pages are encoded or behind a window, or
         where a step replaces what the sequence keeps (a record)."""

@@ -106,7 +106,7 @@ def _apply(text: str, item: str, element: str, layers: list[Bits]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class KvLayer:
-    """One layer's part of a page, in bytes; the same arithmetic as native/kv."""
+    """One layer's part of a page, in bytes; the same arithmetic as native/state."""
 
     window: int | None  # tokens whose pages are kept; None: all
     exact_bytes: int  # as f16 or f32

@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "kamado/kv.h"
-#include "kv/page_arena.h"
+#include "kamado/state.h"
+#include "state/page_arena.h"
 
 namespace kamado {
 
@@ -48,6 +48,7 @@ struct Sequence {
   bool is_importing = false;  // length is set already, pages from next_import on hold anything
   int64_t next_import = 0;
   int64_t length = 0;
+  int64_t held_tokens = 0;                  // pages that stay were taken for so many, whether a step comes or not
   std::vector<std::vector<int32_t>> exact;  // [kind][page]; kNoPage: no longer there
   std::vector<int64_t> low;                 // [kind]: pages below are there for reuse points only
   std::vector<int32_t> codes;               // [page]
@@ -55,11 +56,11 @@ struct Sequence {
   std::vector<ReusePoint> points;           // ascending
 };
 
-struct KvCache::Impl {
+struct StateCache::Impl {
   Impl(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences, int32_t max_step_rows,
        int32_t num_reuse_points);
 
-  // --- kv_cache.cpp ---
+  // --- cache.cpp ---
   Sequence& held(int32_t seq);  // live, or being imported
   Sequence& live(int32_t seq);
   const Sequence& live(int32_t seq) const { return const_cast<Impl*>(this)->live(seq); }
@@ -77,7 +78,7 @@ struct KvCache::Impl {
   [[noreturn]] static void refuse_full(const PageArena& arena, int64_t num_pages);
   uint8_t* exact_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const;
 
-  // --- kv_reuse.cpp ---
+  // --- reuse.cpp ---
   bool is_point(const Sequence& s, int64_t num_tokens) const;
   bool is_kept(const Sequence& s, size_t kind, int64_t page) const;  // for a reuse point
   int64_t missing_page(const Sequence& s, int64_t num_tokens) const;
@@ -87,14 +88,20 @@ struct KvCache::Impl {
   void drop_point(Sequence& s, size_t index);
   bool give_up_point(size_t kind);
 
-  // --- kv_store.cpp ---
+  // --- store.cpp ---
   template <class Visit>
   void for_each_tail_page(int64_t num_tokens, Visit visit) const;
   Sequence& importing(int32_t seq);
   void clear_slots(size_t kind, uint8_t* page, int64_t first_slot) const;
 
   bool has_codes() const { return codes.payload_bytes() > 0; }
-  int64_t num_pages(const Sequence& s) const { return static_cast<int64_t>(s.exact.front().size()); }
+  PageArena& book() { return kinds[stay_kind].arena; }
+  // Whether the step at hand writes to a page that another sequence has too.
+  bool is_partial_shared(const Sequence& s, size_t kind) const {
+    const auto partial = static_cast<size_t>(s.length / kPageTokens);
+    return s.length % kPageTokens > 0 && kinds[kind].arena.references(s.exact[kind][partial]) > 1;
+  }
+  void take_pages(Sequence& s, size_t kind, int64_t num_tokens);
 
   std::vector<KvLayerShape> shapes;
   KvType type;
@@ -102,6 +109,7 @@ struct KvCache::Impl {
   std::vector<LayerPlace> places;  // by layer
   std::vector<ExactKind> kinds;    // at least one
   size_t recent_kind = SIZE_MAX;   // index of kReachRecent
+  size_t stay_kind = SIZE_MAX;     // index of kReachAll: every page of a sequence is counted there
   PageArena codes, sinks;
   // Sequences that share an exact page share its codes too, whoever encodes it.
   std::vector<int32_t> code_of;    // by page of the recent kind

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "kv/kv_impl.h"
+#include "state/impl.h"
 
 namespace kamado {
 namespace {
@@ -37,7 +37,7 @@ uint64_t hash_of(const std::string& text) {
 
 // visit(kind, page) for the exact pages of a tail.
 template <class Visit>
-void KvCache::Impl::for_each_tail_page(int64_t num_tokens, Visit visit) const {
+void StateCache::Impl::for_each_tail_page(int64_t num_tokens, Visit visit) const {
   for (size_t kind = 0; kind < kinds.size(); ++kind) {
     const bool stays = kinds[kind].reach == kReachAll;
     const int64_t begin = stays ? settled_pages(num_tokens) : kinds[kind].first_needed(num_tokens);
@@ -46,7 +46,7 @@ void KvCache::Impl::for_each_tail_page(int64_t num_tokens, Visit visit) const {
 }
 
 // Zeroes the slots of a page that hold no token of the sequence: what an earlier one left there is not for a file.
-void KvCache::Impl::clear_slots(size_t kind, uint8_t* page, int64_t first_slot) const {
+void StateCache::Impl::clear_slots(size_t kind, uint8_t* page, int64_t first_slot) const {
   const size_t used = static_cast<size_t>(first_slot) * element_bytes, all = kPageTokens * element_bytes;
   for (const int32_t layer : kinds[kind].layers) {
     const LayerPlace& place = places[static_cast<size_t>(layer)];
@@ -60,20 +60,20 @@ void KvCache::Impl::clear_slots(size_t kind, uint8_t* page, int64_t first_slot) 
   }
 }
 
-size_t KvCache::stored_page_bytes() const {
+size_t StateCache::stored_page_bytes() const {
   size_t bytes = impl_->codes.payload_bytes();
   for (const ExactKind& kind : impl_->kinds) bytes += kind.reach == kReachAll ? kind.arena.payload_bytes() : 0;
   return bytes;
 }
 
-size_t KvCache::stored_tail_bytes(int64_t num_tokens) const {
+size_t StateCache::stored_tail_bytes(int64_t num_tokens) const {
   size_t bytes = settled_pages(num_tokens) > 0 ? impl_->sinks.payload_bytes() : 0;
   impl_->for_each_tail_page(num_tokens,
                             [&](size_t kind, int64_t) { bytes += impl_->kinds[kind].arena.payload_bytes(); });
   return bytes;
 }
 
-void KvCache::export_pages(int32_t seq, int64_t first_page, int64_t last_page, uint8_t* out) const {
+void StateCache::export_pages(int32_t seq, int64_t first_page, int64_t last_page, uint8_t* out) const {
   const Impl& impl = *impl_;
   const Sequence& s = impl.live(seq);
   const auto put = [&out](const PageArena& arena, int32_t page) {
@@ -88,7 +88,7 @@ void KvCache::export_pages(int32_t seq, int64_t first_page, int64_t last_page, u
   }
 }
 
-void KvCache::export_tail(int32_t seq, int64_t num_tokens, uint8_t* out) {
+void StateCache::export_tail(int32_t seq, int64_t num_tokens, uint8_t* out) {
   Impl& impl = *impl_;
   Sequence& s = impl.live(seq);
   impl.require_reusable(s, num_tokens, "export");
@@ -107,7 +107,7 @@ void KvCache::export_tail(int32_t seq, int64_t num_tokens, uint8_t* out) {
   });
 }
 
-int32_t KvCache::begin_import(int64_t num_tokens) {
+int32_t StateCache::begin_import(int64_t num_tokens) {
   Impl& impl = *impl_;
   const int64_t settled = settled_pages(num_tokens);
   const int32_t id = impl.create();
@@ -139,18 +139,18 @@ int32_t KvCache::begin_import(int64_t num_tokens) {
   return id;
 }
 
-Sequence& KvCache::Impl::importing(int32_t seq) {
+Sequence& StateCache::Impl::importing(int32_t seq) {
   Sequence& s = held(seq);
   if (!s.is_importing) throw std::out_of_range("sequence " + std::to_string(seq) + " is not being imported");
   return s;
 }
 
-KvImport KvCache::importing(int32_t seq) const {
+KvImport StateCache::importing(int32_t seq) const {
   const Sequence& s = impl_->importing(seq);
   return {s.length, s.next_import};
 }
 
-void KvCache::import_pages(int32_t seq, const uint8_t* pages, int64_t num_pages) {
+void StateCache::import_pages(int32_t seq, const uint8_t* pages, int64_t num_pages) {
   Impl& impl = *impl_;
   Sequence& s = impl.importing(seq);
   for (const int64_t end = s.next_import + num_pages; s.next_import < end; ++s.next_import) {
@@ -162,7 +162,7 @@ void KvCache::import_pages(int32_t seq, const uint8_t* pages, int64_t num_pages)
   }
 }
 
-void KvCache::import_tail(int32_t seq, const uint8_t* tail) {
+void StateCache::import_tail(int32_t seq, const uint8_t* tail) {
   Impl& impl = *impl_;
   Sequence& s = impl.importing(seq);
   if (s.next_import < settled_pages(s.length)) {
@@ -184,7 +184,7 @@ void KvCache::import_tail(int32_t seq, const uint8_t* tail) {
   s.is_importing = false;
 }
 
-std::string KvCache::fingerprint() const {
+std::string StateCache::fingerprint() const {
   const Impl& impl = *impl_;
   std::string text = "format " + std::to_string(kKvFormatVersion) + (impl.type == KvType::kF16 ? " f16" : " f32");
   for (const KvLayerShape& shape : impl.shapes) {

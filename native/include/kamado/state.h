@@ -54,13 +54,13 @@ constexpr int64_t settled_pages(int64_t num_tokens) {
   return num_tokens < 2 * kPageTokens ? 0 : num_tokens / kPageTokens - 1;
 }
 
-class KvCache {
+class StateCache {
  public:
   // Reserves address space for max_pages pages of tokens; no memory is used until tokens are written. Of exact pages
   // that do not stay there are as many as max_sequences sequences, a step of max_step_rows and num_reuse_points need.
-  KvCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
-          int32_t max_step_rows = 512, int32_t num_reuse_points = 0);
-  ~KvCache();
+  StateCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
+             int32_t max_step_rows = 512, int32_t num_reuse_points = 0);
+  ~StateCache();
 
   int32_t create();                               // new empty sequence id; throws std::length_error when none is free
   void free(int32_t seq);                         // throws std::out_of_range for an id that is not live (all calls do)
@@ -70,6 +70,7 @@ class KvCache {
   void reserve(int32_t seq, int64_t num_tokens);  // makes pages for positions < num_tokens; throws std::length_error if
                                                   // none left; copies a shared partial page before it is written
   void commit(int32_t seq, int64_t num_tokens);   // sets the length after a step succeeded; the encodes were done
+  void undo(int32_t seq);                         // what reserve did, after a step failed
   // Pages that this sequence has to encode between reserve and commit, ascending. Another sequence of the same step may
   // do it for pages that both share.
   const std::vector<int32_t>& encodes(int32_t seq) const;
@@ -98,10 +99,19 @@ class KvCache {
   void* v_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const;
   KvCodeBlock codes(int32_t seq, int64_t page, int32_t layer, int32_t head) const;
 
-  KvType type() const;
-  size_t page_bytes() const;  // all layers, one page of tokens that stays
+  // The book of pages. Every 128 tokens of a sequence count as one page, whatever is still kept of them; forks share.
   int64_t pages_used() const;
   int64_t pages_free() const;
+  // Takes those of positions < num_tokens before a step comes, with the copy of a shared page that would be written.
+  // False, and nothing has changed, when fewer than num_spared would then be free. They stay through steps, done and
+  // undone, until give_back or truncate.
+  bool hold(int32_t seq, int64_t num_tokens, int64_t num_spared = 0);
+  void give_back(int32_t seq);                                  // what was taken beyond the length
+  int64_t count_pages(const std::vector<int32_t>& seqs) const;  // distinct ones
+  int64_t shared_pages(int32_t seq, int64_t first_page) const;  // from first_page on, that others have too
+
+  KvType type() const;
+  size_t page_bytes() const;  // all layers, one page of tokens that stays
   size_t bytes_used() const;
   KvUsage usage() const;
 
@@ -113,7 +123,7 @@ class KvCache {
 // Makes a sequence's present length a reuse point while this lives, so that it can be gone back to.
 class ReuseHere {
  public:
-  ReuseHere(KvCache& kv, int32_t seq) : kv_(kv), seq_(seq), num_tokens_(kv.length(seq)) {
+  ReuseHere(StateCache& kv, int32_t seq) : kv_(kv), seq_(seq), num_tokens_(kv.length(seq)) {
     was_point_ = num_tokens_ == 0 || kv.is_reuse_point(seq, num_tokens_);
     kv.mark_reuse(seq);
   }
@@ -124,7 +134,7 @@ class ReuseHere {
   ReuseHere& operator=(const ReuseHere&) = delete;
 
  private:
-  KvCache& kv_;
+  StateCache& kv_;
   int32_t seq_;
   int64_t num_tokens_;
   bool was_point_;

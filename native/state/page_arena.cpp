@@ -1,7 +1,7 @@
 // Huge pages: only when a page of the arena is at least as big as one of the machine's (2 MiB). Pages are handed out
 // from the lowest address up and lie side by side, so at most one huge page is touched early; a smaller arena page
 // would let a short sequence pin far more than it uses.
-#include "kv/page_arena.h"
+#include "state/page_arena.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
