@@ -1,9 +1,9 @@
-"""Four small programs, one for each kind of state beside a layer's own pages, and models of them on the native executor.
+"""Four small programs, one for each kind of state beside a layer's own pages, and models of them on the native one.
 
-    decay    a running sum with decay in the last layer: a record, written after the last attention
-    widths   pages of two widths in one layer
-    earlier  an attention that reads the pages of an earlier layer and stores none
-    source   an attention that reads keys and values made once, beside pages
+decay    a running sum with decay in the last layer: a record, written after the last attention
+widths   pages of two widths in one layer
+earlier  an attention that reads the pages of an earlier layer and stores none
+source   an attention that reads keys and values made once, beside pages
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from native_programs import TensorFile, inv_freq
 
 from kamado import _native
 from kamado import program as p
@@ -25,7 +26,6 @@ from kamado.engine.session import Sources
 from kamado.engine.store import PrefixStore
 from kamado.engine.turn_starts import wanted_marks
 from kamado.lower import build_executor
-from native_programs import TensorFile, inv_freq
 
 from .fakes import CHATML, VOCAB, ByteTokenizer, make_plan
 
@@ -52,7 +52,9 @@ class _Maker:
         weights = tuple(self.file.matrix(f"{name}.{i}", out.width, x.width) for i, out in enumerate(outs))
         self.ops.append(p.Linear(tuple(outs), x, weights))
 
-    def attend(self, name: str, state: int, *, stores: bool = True, kv_heads: int = KV_HEADS, dim: int = HEAD_DIM) -> None:
+    def attend(
+        self, name: str, state: int, *, stores: bool = True, kv_heads: int = KV_HEADS, dim: int = HEAD_DIM
+    ) -> None:
         """Reads the norm, adds to x."""
         heads = _WIDTH // dim
         q = self.q
@@ -113,9 +115,7 @@ def source(path: Path) -> p.Program:
     m.attend("attend0", 0)
     m.norm("norm1")
     m.attend("cross1", 1, stores=False)
-    return m.program(
-        "source", (p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM), p.Source(KV_HEADS, HEAD_DIM, HEAD_DIM))
-    )
+    return m.program("source", (p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM), p.Source(KV_HEADS, HEAD_DIM, HEAD_DIM)))
 
 
 PROGRAMS: dict[str, Callable[[Path], p.Program]] = {

@@ -36,33 +36,6 @@ class ExecutorProtocol(Protocol):
         """
         ...
 
-    @property
-    def num_pages(self) -> int:
-        """Pages of 128 tokens that there are."""
-        ...
-
-    @property
-    def num_free_pages(self) -> int:
-        """Pages that nobody holds."""
-        ...
-
-    def reserve(self, sequence: int, num_tokens: int) -> bool:
-        """Takes pages for positions below `num_tokens`, and one for the copy of a shared page that will be written to:
-        steps up to that length then find room. False, and nothing has changed, when there are not enough."""
-        ...
-
-    def give_back(self, sequence: int) -> None:
-        """Frees pages past the sequence's length: those of a step that did not run."""
-        ...
-
-    def count_pages(self, sequences: list[int]) -> int:
-        """Distinct pages that these sequences hold, reserved ones included."""
-        ...
-
-    def shared_pages(self, sequence: int, first_page: int) -> int:
-        """Of its pages from `first_page` on, those that another sequence holds too."""
-        ...
-
     def truncate(self, sequence: int, num_tokens: int) -> None:
         """Forgets what comes after the first `num_tokens`."""
         ...
