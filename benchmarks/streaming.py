@@ -32,6 +32,7 @@ import numpy as np
 
 from capped import TIMED_OUT, Capped, NotPossibleError, capped, device_of, drop_caches, read_ahead, run_capped
 from kamado.checkpoint import open_checkpoint
+from kamado.files import write_atomically
 from kamado.memory.budget import format_size, parse_size
 from kamado.memory.disk import measure_disk
 from peers import idle_share, tool
@@ -74,9 +75,7 @@ class Results:
             values = {"failed": str(error)}
         made = key | {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "idle": round(idle, 3)} | values
         self.runs.append(made)
-        partial = self.path.with_suffix(".part")
-        partial.write_text(json.dumps({"runs": self.runs}, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.path)
+        write_atomically(self.path, json.dumps({"runs": self.runs}, indent=1), "\n")
         print(line(made), file=sys.stderr, flush=True)
         return made
 

@@ -6,8 +6,9 @@
 #include <new>
 #include <stdexcept>
 #include <string>
-#include <utility>
+#include <vector>
 
+#include "kamado/row_cases.h"
 #include "kamado/tables.h"
 
 namespace kamado {
@@ -73,23 +74,19 @@ void fill(float* out, size_t count, uint32_t& state) {
   for (size_t i = 0; i < count; ++i) out[i] = (static_cast<float>(next_random(state)) / 8388608.0f - 1.0f) * 3.0f;
 }
 
-constexpr Layout kLayouts[] = {Layout::F32,  Layout::F16,    Layout::BF16,   Layout::Q4_0, Layout::Q4_1, Layout::Q5_0,
-                               Layout::Q5_1, Layout::Q8_0,   Layout::Q2_K,   Layout::Q3_K, Layout::Q4_K, Layout::Q5_K,
-                               Layout::Q6_K, Layout::IQ4_NL, Layout::IQ4_XS, Layout::MXFP4};
-
 bool linear_agrees(const LinearKernels& ref, const LinearKernels& wide) {
   constexpr int32_t kCols = 512, kActs = 3;
   constexpr int kRows = kTileRows;
   uint32_t state = 1;
-  for (const Layout layout : kLayouts) {
-    const LayoutInfo& info = *layout_info(layout);
+  for (const LayoutInfo& info : kLayouts) {
+    const Layout layout = info.layout;
     const size_t stride = row_bytes(layout, kCols);
     Bytes rows(stride * kRows),
         tiles[2] = {Bytes(packed_tile_bytes(layout, kCols)), Bytes(packed_tile_bytes(layout, kCols))};
     for (size_t i = 0; i < rows.size; ++i) {
       // High bytes of 16-bit scales lie at odd places in every layout; below 0x40 and 0xC0 they are finite and small.
       rows.data[i] = static_cast<uint8_t>(next_random(state) & (i % 2 ? 0xBFu : 0xFFu));
-      if (layout == Layout::MXFP4 && i % static_cast<size_t>(info.block_bytes) == 0) {
+      if (info.fields.d_bytes == 1 && i % static_cast<size_t>(info.block_bytes) == static_cast<size_t>(info.fields.d)) {
         rows.data[i] = static_cast<uint8_t>(120 + next_random(state) % 8);
       }
     }
@@ -127,36 +124,37 @@ bool vector_agrees(const VectorKernels& ref, const VectorKernels& wide) {
   fill(b, kWidth, state);
   fill(weight, kWidth, state);
   const VectorKernels* kernels[2] = {&ref, &wide};
-  Bytes outs[2] = {Bytes(14 * kWidth * sizeof(float)), Bytes(14 * kWidth * sizeof(float))};
+  std::vector<float> outs[2];
   for (int k = 0; k < 2; ++k) {
     const VectorKernels& v = *kernels[k];
-    float* out = outs[k].floats();
-    const auto next = [&out] { return std::exchange(out, out + kWidth); };
+    std::vector<float>& out = outs[k];
+    const auto next = [&out](const float* copied = nullptr) {
+      out.resize(out.size() + kWidth);
+      float* rows = out.data() + out.size() - kWidth;
+      if (copied != nullptr) std::memcpy(rows, copied, kWidth * sizeof(float));
+      return rows;
+    };
     v.rms_norm(a, weight, kWidth, 1e-5f, next());
     v.layer_norm(a, weight, b, kWidth, 1e-5f, next());
-    float* roped = next();
-    std::memcpy(roped, a, sizeof(a));
-    v.rope(roped, 2, 40, 36, b, weight, false);
-    roped = next();
-    std::memcpy(roped, a, sizeof(a));
-    v.rope(roped, 2, 40, 36, b, weight, true);
-    for (const Activation act : {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf, Activation::kRelu}) {
-      v.gate(act, a, b, kWidth, next());
-    }
-    v.add(a, b, kWidth, next());
-    v.scale(a, 0.3f, kWidth, next());
-    float* sum = next();
-    std::memcpy(sum, a, sizeof(a));
-    v.axpy(0.7f, b, kWidth, sum);
-    v.softcap(a, 2.5f, kWidth, next());
+    v.rope(next(a), 2, 40, 36, b, weight, false);
+    v.rope(next(a), 2, 40, 36, b, weight, true);
+    uint32_t numbers = 5;
+    const auto random = [&numbers] { return static_cast<float>(next_random(numbers) % 1000) * 2e-3f; };
+    for_each_row_case(random, [&](const auto& op, const bool* is_there) {
+      const float* in[kMaxRowInputs];
+      for (int32_t i = 0; i < kMaxRowInputs; ++i) in[i] = !is_there[i] ? nullptr : i == 0 ? a : i == 1 ? b : weight;
+      run_row_kernel(v, op, in, kWidth, next());
+    });
+    v.axpy(0.7f, b, kWidth, next(a));
     v.softmax(a, kWidth, next());
     const double total = v.log_sum_exp(a, kWidth);
-    std::memcpy(out, &total, sizeof(total));
-    auto* halves = reinterpret_cast<uint16_t*>(out + 2);
+    float* rest = next();
+    std::memcpy(rest, &total, sizeof(total));
+    auto* halves = reinterpret_cast<uint16_t*>(rest + 2);
     v.to_f16(a, 64, halves);
-    v.from_f16(halves, 32, out + 34);
+    v.from_f16(halves, 32, rest + 34);
   }
-  return outs[0] == outs[1];
+  return std::memcmp(outs[0].data(), outs[1].data(), outs[0].size() * sizeof(float)) == 0;
 }
 
 bool attention_agrees(const AttentionKernels& ref, const AttentionKernels& wide) {

@@ -33,24 +33,9 @@ using kamado::ProgramBuilder;
 
 template <class T>
 using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Ids = std::vector<int32_t>;
-using OptionalId = std::optional<int32_t>;
 
 unsigned long main_thread_id = 0;
 PyObject* read_error_type = nullptr;  // owned by the module
-
-int32_t id_of(const OptionalId& id) {
-  return id.value_or(-1);
-}
-
-kamado::Activation activation_of(const std::string& name) {
-  if (name == "none") return kamado::Activation::kNone;
-  if (name == "silu") return kamado::Activation::kSilu;
-  if (name == "gelu_tanh") return kamado::Activation::kGeluTanh;
-  if (name == "gelu_erf") return kamado::Activation::kGeluErf;
-  if (name == "relu") return kamado::Activation::kRelu;
-  throw std::invalid_argument("unknown activation " + name);
-}
 
 kamado::DirectIo direct_io_of(const std::string& name) {
   if (name == "auto") return kamado::DirectIo::kAuto;
@@ -64,20 +49,6 @@ kamado::LookAhead look_ahead_of(const std::string& name) {
   if (name == "on") return kamado::LookAhead::kOn;
   if (name == "off") return kamado::LookAhead::kOff;
   throw std::invalid_argument("look_ahead must be \"auto\", \"on\" or \"off\", got \"" + name + "\"");
-}
-
-kamado::EmbedBy embed_by(const std::string& name) {
-  if (name == "token") return kamado::EmbedBy::kToken;
-  if (name == "position") return kamado::EmbedBy::kPosition;
-  if (name == "first") return kamado::EmbedBy::kFirst;
-  throw std::invalid_argument("unknown index of a table: " + name);
-}
-
-kamado::RouteScore score_of(const std::string& name) {
-  if (name == "softmax") return kamado::RouteScore::kSoftmax;
-  if (name == "sigmoid") return kamado::RouteScore::kSigmoid;
-  if (name == "topk_softmax") return kamado::RouteScore::kTopkSoftmax;
-  throw std::invalid_argument("unknown router score " + name);
 }
 
 // True when a Python signal handler raised; the error stays pending in this thread.
@@ -348,6 +319,46 @@ std::vector<std::string> tiers() {
   return names;
 }
 
+// One value of an operation's field, or one entry of its list.
+template <kamado::Role kRole, class Value>
+void read_value(kamado::Field<kRole> field, nb::handle given, Value& value) {
+  if (given.is_none() && field.is_optional) {
+    value = Value(kamado::is_operand(kRole) ? -1 : 0);
+  } else if constexpr (std::is_enum_v<Value>) {
+    std::string name;
+    const bool is_text = nb::try_cast(given, name);
+    for (int32_t i = 0; i < field.num_choices; ++i) {
+      if (name == field.choices[i]) return void(value = static_cast<Value>(i));
+    }
+    throw std::invalid_argument(std::string(field.name) + ": " + (is_text ? name : "no text") + " is no choice");
+  } else if (!nb::try_cast(given, value)) {
+    throw std::invalid_argument(std::string(field.name) + ": the value has the wrong type or is out of range");
+  }
+}
+
+template <kamado::Role kRole>
+void read_value(kamado::Field<kRole> field, nb::handle given, std::vector<int32_t>& ids) {
+  if (!nb::isinstance<nb::sequence>(given)) throw std::invalid_argument(std::string(field.name) + ": no list");
+  for (const nb::handle entry : given) read_value(field, entry, ids.emplace_back(-1));
+}
+
+void append(ProgramBuilder& self, const std::string& name, const nb::dict& fields) {
+  bool is_known = false;
+  kamado::for_each_op([&](auto op) {
+    if (name != op.kName) return;
+    is_known = true;
+    size_t num_fields = 0;
+    op.fields(op, [&](auto field, auto& value) {
+      if (!fields.contains(field.name)) throw std::invalid_argument(name + ": field " + field.name + " is missing");
+      read_value(field, fields[field.name], value);
+      ++num_fields;
+    });
+    if (num_fields != fields.size()) throw std::invalid_argument(name + ": there are fields that it does not have");
+    self.append(op);
+  });
+  if (!is_known) throw std::invalid_argument("no operation is called " + name);
+}
+
 void bind_builder(nb::module_& m) {
   nb::class_<ProgramBuilder>(m, "Builder")
       .def(nb::init<>())
@@ -358,86 +369,7 @@ void bind_builder(nb::module_& m) {
           [](ProgramBuilder& self, const Array<double>& values) { return self.constant(values.data(), values.size()); },
           "values"_a)
       .def("buffer", &ProgramBuilder::buffer, "name"_a, "width"_a)
-      .def(
-          "embed",
-          [](ProgramBuilder& self, int32_t out, int32_t table, float scale, const std::string& by) {
-            self.append(kamado::EmbedOp{out, table, scale, embed_by(by)});
-          },
-          "out"_a, "table"_a, "scale"_a, "by"_a = "token")
-      .def(
-          "norm",
-          [](ProgramBuilder& self, int32_t out, int32_t x, OptionalId weight, OptionalId bias, float eps,
-             bool layer_norm, int32_t group) {
-            self.append(kamado::NormOp{out, x, id_of(weight), id_of(bias), eps, layer_norm, group});
-          },
-          "out"_a, "x"_a, "weight"_a.none(), "bias"_a.none(), "eps"_a, "layer_norm"_a, "group"_a)
-      .def(
-          "linear",
-          [](ProgramBuilder& self, const Ids& outs, int32_t x, const Ids& weights,
-             const std::vector<OptionalId>& biases) {
-            Ids ids;
-            for (const OptionalId& bias : biases) ids.push_back(id_of(bias));
-            self.append(kamado::LinearOp{outs, x, weights, ids});
-          },
-          "outs"_a, "x"_a, "weights"_a, "biases"_a)
-      .def(
-          "rope",
-          [](ProgramBuilder& self, int32_t x, int32_t head_dim, int32_t inv_freq, bool interleaved,
-             double attention_factor) {
-            self.append(kamado::RopeOp{x, head_dim, inv_freq, interleaved, attention_factor});
-          },
-          "x"_a, "head_dim"_a, "inv_freq"_a, "interleaved"_a, "attention_factor"_a)
-      .def(
-          "attend",
-          [](ProgramBuilder& self, int32_t out, int32_t q, int32_t k, int32_t v, int32_t layer, int32_t num_heads,
-             int32_t num_kv_heads, int32_t head_dim, int32_t v_dim, float scale, int32_t window, float softcap,
-             bool causal) {
-            self.append(kamado::AttendOp{out, q, k, v, layer, num_heads, num_kv_heads, head_dim, v_dim, scale, window,
-                                         softcap, causal});
-          },
-          "out"_a, "q"_a, "k"_a, "v"_a, "layer"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "v_dim"_a, "scale"_a,
-          "window"_a, "softcap"_a, "causal"_a)
-      .def(
-          "gate",
-          [](ProgramBuilder& self, int32_t out, int32_t a, OptionalId b, const std::string& activation) {
-            self.append(kamado::GateOp{out, a, id_of(b), activation_of(activation)});
-          },
-          "out"_a, "a"_a, "b"_a.none(), "activation"_a)
-      .def(
-          "route",
-          [](ProgramBuilder& self, int32_t logits, int32_t num_experts, int32_t top_k, const std::string& score_name,
-             bool normalize, OptionalId bias, int32_t num_groups, int32_t top_groups, float scale) {
-            self.append(kamado::RouteOp{logits, num_experts, top_k, score_of(score_name), normalize, id_of(bias),
-                                        num_groups, top_groups, scale});
-          },
-          "logits"_a, "num_experts"_a, "top_k"_a, "score"_a, "normalize"_a, "bias"_a.none(), "num_groups"_a,
-          "top_groups"_a, "scale"_a)
-      .def(
-          "experts",
-          [](ProgramBuilder& self, int32_t out, int32_t x, int32_t logits, const Ids& gate, const Ids& up,
-             const Ids& down, const std::string& activation) {
-            self.append(kamado::ExpertsOp{out, x, logits, gate, up, down, activation_of(activation)});
-          },
-          "out"_a, "x"_a, "logits"_a, "gate"_a, "up"_a, "down"_a, "activation"_a)
-      .def(
-          "add", [](ProgramBuilder& self, int32_t out, int32_t a, int32_t b) { self.append(kamado::AddOp{out, a, b}); },
-          "out"_a, "a"_a, "b"_a)
-      .def(
-          "scale",
-          [](ProgramBuilder& self, int32_t out, int32_t x, float factor) {
-            self.append(kamado::ScaleOp{out, x, factor});
-          },
-          "out"_a, "x"_a, "factor"_a)
-      .def(
-          "softcap",
-          [](ProgramBuilder& self, int32_t out, int32_t x, float cap) { self.append(kamado::SoftcapOp{out, x, cap}); },
-          "out"_a, "x"_a, "cap"_a)
-      .def(
-          "head",
-          [](ProgramBuilder& self, int32_t x, OptionalId weight, OptionalId bias, float scale, float softcap) {
-            self.append(kamado::HeadOp{x, id_of(weight), id_of(bias), scale, softcap});
-          },
-          "x"_a, "weight"_a.none(), "bias"_a.none(), "scale"_a, "softcap"_a)
+      .def("append", &append, "operation"_a, "fields"_a)
       .def("build", &build, "num_threads"_a, "max_rows"_a, "max_logit_rows"_a, "max_kv_tokens"_a, "max_sequences"_a,
            "kv"_a, "tier"_a.none() = nb::none(), "progress"_a.none() = nb::none(), "expert_bytes"_a.none() = nb::none(),
            "num_readers"_a = 4, "direct_io"_a = "auto", "verify_slots"_a = false, "look_ahead"_a = "auto",

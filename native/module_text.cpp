@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kamado/byte_pairs.h"
+#include "kamado/json_cost.h"
 #include "kamado/sample.h"
 #include "kamado/string_table.h"
 
@@ -105,6 +106,17 @@ void bind_text(nb::module_& m) {
   nb::class_<BytePairs>(m, "BytePairs")
       .def("__init__", &make_byte_pairs, "tokens"_a, "is_hidden"_a, "merges"_a, "whole_words"_a)
       .def("encode", &encode_words, "words"_a);
+  nb::class_<JsonCost>(m, "JsonCost")
+      .def(nb::init<>())
+      .def(
+          "take",
+          [](JsonCost& self, const nb::bytes& data) {
+            self.take(static_cast<const uint8_t*>(data.data()), data.size());
+          },
+          "data"_a)
+      .def_prop_ro("depth", &JsonCost::depth)
+      .def_prop_ro("weight", &JsonCost::weight)
+      .def_prop_ro("nbytes", &JsonCost::bytes);
   m.def("top_ids", &select_top_ids, "logits"_a.noconvert(), "k"_a);
 }
 

@@ -5,7 +5,7 @@
 
 namespace kamado {
 
-// Adds StringTable, scan_strings, BytePairs and top_ids.
+// Adds StringTable, scan_strings, BytePairs, JsonCost and top_ids.
 void bind_text(nanobind::module_& m);
 
 }  // namespace kamado

@@ -25,10 +25,6 @@ using namespace kamado;
 
 namespace {
 
-constexpr Layout kLayouts[] = {Layout::Q4_K, Layout::Q6_K,   Layout::Q5_0,   Layout::Q4_1, Layout::Q8_0, Layout::F16,
-                               Layout::BF16, Layout::F32,    Layout::Q4_0,   Layout::Q5_1, Layout::Q2_K, Layout::Q3_K,
-                               Layout::Q5_K, Layout::IQ4_NL, Layout::IQ4_XS, Layout::MXFP4};
-
 // Advised to use huge pages, as the executor's weights should be.
 uint8_t* allocate(size_t bytes) {
   constexpr size_t kHuge = size_t{2} << 20;
@@ -121,11 +117,12 @@ int main(int argc, char** argv) {
   } all_tiers[] = {{"ref", linear_kernels_ref(), true},
                    {"avx2", linear_kernels_avx2(), __builtin_cpu_supports("avx2") != 0},
                    {"avx512", linear_kernels_avx512(), __builtin_cpu_supports("avx512vnni") != 0}};
-  for (const Layout layout : kLayouts) {
-    if (!has(layouts, layout_info(layout)->name)) continue;
+  for (const LayoutInfo& info : kLayouts) {
+    const Layout layout = info.layout;
+    if (!has(layouts, info.name)) continue;
     for (const auto& tier : all_tiers) {
       if (!has(tiers, tier.name) || !tier.is_supported || tier.kernels == nullptr) continue;
-      std::printf("%-7s %-7s", layout_info(layout)->name, tier.name);
+      std::printf("%-7s %-7s", info.name, tier.name);
       for (const std::string& size : sizes) {
         const int n = std::atoi(size.c_str());
         // n <= 16 reads about 256 MB so that weights come from memory, unless rows are given.
@@ -136,8 +133,8 @@ int main(int argc, char** argv) {
         Bench b{{layout, rows, cols, nullptr, tile_bytes}, {}, {}};
         uint8_t* packed = allocate(tile_bytes * static_cast<size_t>(b.w.num_tiles()));
         std::vector<uint8_t> file(row_bytes(layout, cols) * kTileRows);
-        // 0x40 keeps MXFP4's exponents away from subnormal products, which no real file has.
-        const int bits = layout == Layout::MXFP4 ? 0x40 : 0;
+        // 0x40 keeps exponents (MXFP4's) away from subnormal products, which no real file has.
+        const int bits = info.fields.d_bytes == 1 ? 0x40 : 0;
         for (size_t i = 0; i < file.size(); ++i) {
           file[i] = static_cast<uint8_t>((((i * 2654435761u) >> 13) & 0x37) | static_cast<unsigned>(bits));
         }

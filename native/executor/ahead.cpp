@@ -5,27 +5,6 @@
 namespace kamado {
 namespace {
 
-// The buffer that an operation writes as its one result; -1: none or several.
-int32_t written(const Op& op) {
-  if (const auto* o = std::get_if<EmbedOp>(&op)) return o->out;
-  if (const auto* o = std::get_if<NormOp>(&op)) return o->out;
-  if (const auto* o = std::get_if<RopeOp>(&op)) return o->x;
-  if (const auto* o = std::get_if<AttendOp>(&op)) return o->out;
-  if (const auto* o = std::get_if<GateOp>(&op)) return o->out;
-  if (const auto* o = std::get_if<ExpertsOp>(&op)) return o->out;
-  if (const auto* o = std::get_if<AddOp>(&op)) return o->out;
-  if (const auto* o = std::get_if<ScaleOp>(&op)) return o->out;
-  if (const auto* o = std::get_if<SoftcapOp>(&op)) return o->out;
-  return -1;
-}
-
-bool writes(const Op& op, int32_t buffer) {
-  if (const auto* linear = std::get_if<LinearOp>(&op)) {
-    return std::find(linear->outs.begin(), linear->outs.end(), buffer) != linear->outs.end();
-  }
-  return written(op) == buffer;
-}
-
 // The last operation before `end` that writes `buffer`; -1: none.
 int64_t last_write(const Program& program, int64_t end, int32_t buffer) {
   for (int64_t i = end - 1; i >= 0; --i) {

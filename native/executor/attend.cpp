@@ -228,8 +228,8 @@ void Executor::Impl::attend_block(const AttendNode& node, const BlockUnit& unit,
   const int32_t group = op.num_heads / op.num_kv_heads, num_queries = unit.num_rows * group;
   for (int32_t i = 0; i < unit.num_rows; ++i) check_queries(node, unit.row_begin + i, head, worker);
   for (int32_t i = 0; i < num_queries; ++i) clear(worker.running + static_cast<size_t>(i) * partial_stride, op.v_dim);
-  const Range first = visible(unit.position, unit.total, op.window, op.is_causal);
-  const Range last = visible(unit.position + unit.num_rows - 1, unit.total, op.window, op.is_causal);
+  const Range first = visible(unit.position, unit.total, op.window, op.causal);
+  const Range last = visible(unit.position + unit.num_rows - 1, unit.total, op.window, op.causal);
   const KvCodec& codec = codecs[static_cast<size_t>(op.layer)];
   const int64_t num_coded = codec.k_bits > 0 ? code_pages(unit.position) : 0;
   if (num_coded > 0) {
@@ -252,7 +252,7 @@ void Executor::Impl::attend_block(const AttendNode& node, const BlockUnit& unit,
     const int64_t page_begin = page * kPageTokens;
     int32_t n = 0;
     for (int32_t i = 0; i < unit.num_rows; ++i) {
-      const Range keys = visible(unit.position + i, unit.total, op.window, op.is_causal);
+      const Range keys = visible(unit.position + i, unit.total, op.window, op.causal);
       const auto lo = static_cast<int32_t>(std::max<int64_t>(keys.begin - page_begin, 0));
       const auto hi = static_cast<int32_t>(std::min<int64_t>(keys.end - page_begin, kPageTokens));
       if (lo >= hi) continue;
@@ -286,7 +286,7 @@ void Executor::Impl::attend_pages(const AttendNode& node, const SingleUnit& unit
   const AttendOp& op = *node.op;
   const AttentionKernels& attention = *kernels.attention;
   const int32_t group = op.num_heads / op.num_kv_heads;
-  const Range keys = visible(unit.position, unit.total, op.window, op.is_causal);
+  const Range keys = visible(unit.position, unit.total, op.window, op.causal);
   const float* q = floats_at(node.q_at, unit.row, worker) + head * group * op.head_dim;
   if (page_begin == unit.page_begin) check_queries(node, unit.row, head, worker);
   if (unit.stores && page_end == unit.page_end) {

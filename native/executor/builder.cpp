@@ -1,10 +1,13 @@
 // ProgramBuilder: every id, shape and file range is checked here, so that the executor may trust the program.
 #include <algorithm>
 #include <bit>
+#include <cmath>
+#include <cstdio>
 #include <limits>
 
 #include "executor/file.h"
 #include "kamado/executor.h"
+#include "kamado/op_rules.h"
 
 namespace kamado {
 namespace {
@@ -15,6 +18,10 @@ namespace {
 
 std::string text(int64_t value) {
   return std::to_string(value);
+}
+
+bool contains(const std::vector<int32_t>& list, int32_t item) {
+  return std::find(list.begin(), list.end(), item) != list.end();
 }
 
 constexpr int64_t kMaxWidth = std::numeric_limits<int32_t>::max() / 4;  // row offsets in bytes fit an int32
@@ -82,6 +89,9 @@ int32_t ProgramBuilder::vector(const std::string& name, const std::string& path,
 
 int32_t ProgramBuilder::constant(const double* values, size_t count) {
   if (count == 0 || count > static_cast<size_t>(kMaxWidth)) refuse("constant: " + std::to_string(count) + " values");
+  if (!std::all_of(values, values + count, [](double value) { return std::isfinite(value); })) {
+    refuse("constant: not all values are finite");
+  }
   program_.constants.emplace_back(values, values + count);
   return static_cast<int32_t>(program_.constants.size() - 1);
 }
@@ -93,249 +103,188 @@ int32_t ProgramBuilder::buffer(const std::string& name, int64_t width) {
   return static_cast<int32_t>(program_.buffers.size() - 1);
 }
 
-const MatrixSpec& ProgramBuilder::weight(int32_t id) const {
-  if (id < 0 || static_cast<size_t>(id) >= program_.matrices.size()) refuse("no matrix has the id " + text(id));
-  return program_.matrices[static_cast<size_t>(id)];
-}
+// What check_rules asks of a program and says of an operation; every id that it is given was found to exist.
+class OpRules {
+ public:
+  OpRules(const ProgramBuilder& builder, const char* op) : builder_(builder), op_(op) {}
 
-const BufferSpec& ProgramBuilder::buffer_of(int32_t id) const {
-  if (id < 0 || static_cast<size_t>(id) >= program_.buffers.size()) refuse("no buffer has the id " + text(id));
-  return program_.buffers[static_cast<size_t>(id)];
-}
+  [[noreturn]] void refuse(const std::string& problem) const { kamado::refuse(op_ + (": " + problem)); }
 
-const std::vector<double>& ProgramBuilder::constant_of(int32_t id) const {
-  if (id < 0 || static_cast<size_t>(id) >= program_.constants.size()) refuse("no constant has the id " + text(id));
-  return program_.constants[static_cast<size_t>(id)];
-}
-
-void ProgramBuilder::check_vector(int32_t id, int64_t length, const char* op) const {
-  if (id == -1) return;
-  if (id < 0 || static_cast<size_t>(id) >= program_.vectors.size()) refuse("no vector has the id " + text(id));
-  const VectorSpec& vector = program_.vectors[static_cast<size_t>(id)];
-  if (vector.length != length) {
-    refuse(std::string(op) + ": vector " + vector.name + " has " + text(vector.length) + " values, " + text(length) +
-           " are needed");
+  std::string text(int64_t value) const { return std::to_string(value); }
+  std::string text(float value) const {
+    char digits[32];
+    std::snprintf(digits, sizeof digits, "%g", static_cast<double>(value));
+    return digits;
   }
-}
-
-void ProgramBuilder::read(int32_t buffer, const char* op) {
-  const BufferSpec& spec = buffer_of(buffer);
-  if (!is_written_[static_cast<size_t>(buffer)])
-    refuse(std::string(op) + ": buffer " + spec.name + " is read before it is written");
-}
-
-void ProgramBuilder::write(int32_t buffer) {
-  buffer_of(buffer);
-  is_written_[static_cast<size_t>(buffer)] = true;
-  routed_.erase(buffer);  // a routing result belongs to the logits it was made from
-}
-
-// A matrix used in a product with inputs of `cols` values; returns its rows.
-int32_t ProgramBuilder::product(int32_t matrix, int64_t cols, const std::string& what) {
-  const MatrixSpec& spec = weight(matrix);
-  if (spec.cols != cols) {
-    refuse(what + ": matrix " + spec.name + " has " + text(spec.cols) + " columns, its input has " + text(cols));
+  int64_t width(int32_t buffer) const { return entry(builder_.program_.buffers, buffer).width; }
+  int64_t rows(int32_t matrix) const { return entry(builder_.program_.matrices, matrix).rows; }
+  int64_t cols(int32_t matrix) const { return entry(builder_.program_.matrices, matrix).cols; }
+  int64_t size(int32_t constant) const {
+    return static_cast<int64_t>(entry(builder_.program_.constants, constant).size());
   }
-  program_.matrices[static_cast<size_t>(matrix)].is_packed = true;
-  return spec.rows;
-}
+  int64_t choices(int32_t buffer) const {
+    const auto routed = builder_.routed_.find(buffer);
+    return routed == builder_.routed_.end() ? 0 : routed->second;
+  }
+  int32_t at(const std::vector<int32_t>& list, size_t index) const {
+    if (index >= list.size()) refuse("a list has only " + std::to_string(list.size()) + " entries");
+    return list[index];
+  }
+
+  void expect_buffer(int32_t buffer, int64_t wanted) const {
+    if (buffer == -1 || width(buffer) == wanted) return;
+    refuse("buffer " + name(buffer) + " has width " + text(width(buffer)) + ", expected " + text(wanted));
+  }
+  void expect_vector(int32_t vector, int64_t wanted) const {
+    if (vector == -1) return;
+    const VectorSpec& spec = entry(builder_.program_.vectors, vector);
+    if (spec.length == wanted) return;
+    refuse("vector " + spec.name + " has " + text(int64_t{spec.length}) + " values, expected " + text(wanted));
+  }
+  // Rows of -1: any number.
+  void expect_matrix(int32_t matrix, int64_t wanted_rows, int64_t wanted_cols) const {
+    const MatrixSpec& spec = entry(builder_.program_.matrices, matrix);
+    if ((wanted_rows == -1 || spec.rows == wanted_rows) && spec.cols == wanted_cols) return;
+    refuse("matrix " + spec.name + " has shape " + text(int64_t{spec.rows}) + " x " + text(int64_t{spec.cols}) +
+           ", expected " + (wanted_rows == -1 ? "any" : text(wanted_rows)) + " x " + text(wanted_cols));
+  }
+
+  // What the kind of a field asks of its value, or of one entry of it, whatever the others are.
+  template <class FieldOf, class Value>
+  void check(FieldOf field, const Value& value) const {
+    constexpr Role role = FieldOf::role;
+    if constexpr (is_buffer(role)) {
+      check_id(field, value, builder_.program_.buffers.size(), "buffer");
+      if (value == -1 || !is_read(role) || builder_.is_written_[static_cast<size_t>(value)]) return;
+      refuse("buffer " + name(value) + " is read before it is written");
+    } else if constexpr (role == Role::kMatrix || role == Role::kTable) {
+      check_id(field, value, builder_.program_.matrices.size(), "matrix");
+    } else if constexpr (role == Role::kVector) {
+      check_id(field, value, builder_.program_.vectors.size(), "vector");
+    } else if constexpr (role == Role::kConstants) {
+      check_id(field, value, builder_.program_.constants.size(), "constant");
+    } else if constexpr (role == Role::kChoice) {
+      const auto index = static_cast<int32_t>(value);
+      if (index < 0 || index >= field.num_choices) refuse(std::string(field.name) + " is no choice");
+    } else if constexpr (role != Role::kBool) {
+      const bool is_in_range = std::isfinite(static_cast<double>(value)) && (!field.is_optional || value >= 0) &&
+                               (role != Role::kKeeps || value >= 0);
+      if (!is_in_range) refuse(std::string(field.name) + " is not a number that it can be");
+    }
+  }
+
+  // Buffers that an operation fills differ from each other and, unless it works in place, from those that it reads.
+  template <class T>
+  void check_overlap(const T& op) const {
+    std::vector<int32_t> read, written;
+    for_each_operand(op, [&](auto field, int32_t id) {
+      if constexpr (decltype(field)::role == Role::kWrites) {
+        if (contains(written, id)) refuse("buffer " + name(id) + " is written twice");
+        written.push_back(id);
+      } else if constexpr (is_buffer(decltype(field)::role)) {
+        read.push_back(id);
+      }
+    });
+    if (T::kIsInPlace) return;
+    for (const int32_t id : written) {
+      if (contains(read, id)) refuse("buffer " + name(id) + " is both input and output");
+    }
+  }
+
+ private:
+  const std::string& name(int32_t buffer) const { return entry(builder_.program_.buffers, buffer).name; }
+
+  template <class T>
+  const T& entry(const std::vector<T>& list, int32_t id) const {
+    if (id < 0 || static_cast<size_t>(id) >= list.size()) refuse("nothing has the id " + std::to_string(id));
+    return list[static_cast<size_t>(id)];
+  }
+
+  template <class FieldOf>
+  void check_id(FieldOf field, int32_t id, size_t count, const char* what) const {
+    if (id == -1 && field.is_optional) return;
+    if (id >= 0 && static_cast<size_t>(id) < count) return;
+    refuse(std::string(field.name) + ": no " + what + " has the id " + std::to_string(id));
+  }
+
+  const ProgramBuilder& builder_;
+  const std::string op_;
+};
 
 void ProgramBuilder::append(Op op) {
-  if (!program_.ops.empty() && std::holds_alternative<HeadOp>(program_.ops.back())) {
+  const auto is_last = [](const auto& concrete) { return concrete.kIsLast; };
+  if (!program_.ops.empty() && std::visit(is_last, program_.ops.back())) {
     refuse("the head must be the last operation");
   }
-  std::visit([this](const auto& concrete) { check(concrete); }, op);
+  const auto check = [this]<class T>(const T& concrete) {
+    if constexpr (std::is_same_v<T, PredictOp>) {
+      refuse("predict: only the executor itself puts these in");
+    } else {
+      const OpRules rules(*this, T::kName);
+      for_each_value(concrete, [&rules](auto field, const auto& value) { rules.check(field, value); });
+      rules.check_overlap(concrete);
+      check_rules(concrete, rules);
+    }
+  };
+  std::visit(check, op);
+  accept(op);
   program_.ops.push_back(std::move(op));
 }
 
-namespace {
-void same_width(const BufferSpec& a, const BufferSpec& b, const char* op) {
-  if (a.width != b.width) {
-    refuse(std::string(op) + ": buffer " + a.name + " is " + text(a.width) + " wide and " + b.name + " " +
-           text(b.width));
-  }
+// Takes note of what a sound operation does.
+void ProgramBuilder::accept(const Op& op) {
+  const auto note = [this]<class T>(const T& concrete) {
+    for_each_operand(concrete, [&](auto field, int32_t id) {
+      constexpr Role role = decltype(field)::role;
+      if constexpr (is_written(role)) {
+        is_written_[static_cast<size_t>(id)] = true;
+        routed_.erase(id);  // a routing result belongs to the logits it was made from
+      } else if constexpr (role == Role::kMatrix) {
+        program_.matrices[static_cast<size_t>(id)].is_packed = true;
+      }
+    });
+    if constexpr (std::is_same_v<T, RouteOp>) routed_[concrete.logits] = concrete.num_experts;
+  };
+  std::visit(note, op);
 }
+
+namespace {
+
+bool has_buffer(const Op& op, int32_t buffer, bool (*is_meant)(Role)) {
+  bool found = false;
+  const auto look = [&](auto field, int32_t id) {
+    if constexpr (is_buffer(decltype(field)::role)) found = found || (id == buffer && is_meant(field.role));
+  };
+  std::visit([&look](const auto& concrete) { for_each_operand(concrete, look); }, op);
+  return found;
+}
+
 }  // namespace
 
-void ProgramBuilder::check(const EmbedOp& op) {
-  const MatrixSpec& table = weight(op.table);
-  if (table.cols != buffer_of(op.out).width) {
-    refuse("embed: table " + table.name + " has " + text(table.cols) + " columns, buffer " + buffer_of(op.out).name +
-           " is " + text(buffer_of(op.out).width) + " wide");
-  }
-  write(op.out);
+bool reads(const Op& op, int32_t buffer) {
+  return has_buffer(op, buffer, is_read);
 }
 
-void ProgramBuilder::check(const NormOp& op) {
-  read(op.x, "norm");
-  same_width(buffer_of(op.out), buffer_of(op.x), "norm");
-  const int32_t width = buffer_of(op.x).width;
-  const int32_t group = op.group > 0 ? op.group : width;
-  if (op.group < 0 || width % group != 0) refuse("norm: groups of " + text(op.group) + " in a width of " + text(width));
-  if (!op.is_layer && op.bias != -1) refuse("norm: an RMS norm has no bias");
-  if (!(op.eps >= 0)) refuse("norm: eps must not be negative");
-  check_vector(op.weight, group, "norm");
-  check_vector(op.bias, group, "norm");
-  write(op.out);
+bool writes(const Op& op, int32_t buffer) {
+  return has_buffer(op, buffer, is_written);
 }
 
-void ProgramBuilder::check(const LinearOp& op) {
-  read(op.x, "linear");
-  if (op.outs.empty() || op.outs.size() != op.weights.size() ||
-      (!op.biases.empty() && op.biases.size() != op.outs.size())) {
-    refuse("linear: " + text(static_cast<int64_t>(op.outs.size())) + " outputs, " +
-           text(static_cast<int64_t>(op.weights.size())) + " weights, " + text(static_cast<int64_t>(op.biases.size())) +
-           " biases");
-  }
-  for (size_t i = 0; i < op.outs.size(); ++i) {
-    const BufferSpec& out = buffer_of(op.outs[i]);
-    if (op.outs[i] == op.x) refuse("linear: buffer " + out.name + " is input and output");
-    if (std::count(op.outs.begin(), op.outs.end(), op.outs[i]) > 1)
-      refuse("linear: buffer " + out.name + " is written twice");
-    const int32_t rows = product(op.weights[i], buffer_of(op.x).width, "linear");
-    if (rows != out.width) {
-      refuse("linear: matrix " + weight(op.weights[i]).name + " has " + text(rows) + " rows, buffer " + out.name +
-             " is " + text(out.width) + " wide");
-    }
-    if (!op.biases.empty()) check_vector(op.biases[i], rows, "linear");
-  }
-  for (const int32_t out : op.outs) write(out);
-}
-
-void ProgramBuilder::check(const RopeOp& op) {
-  read(op.x, "rope");
-  const int32_t width = buffer_of(op.x).width;
-  const auto rot_dim = static_cast<int64_t>(constant_of(op.inv_freq).size()) * 2;
-  if (op.head_dim < 1 || width % op.head_dim != 0 || rot_dim > op.head_dim) {
-    refuse("rope: " + text(rot_dim) + " rotated of " + text(op.head_dim) + " values a head in buffer " +
-           buffer_of(op.x).name + " of width " + text(width));
-  }
-  write(op.x);
-}
-
-void ProgramBuilder::check(const AttendOp& op) {
-  read(op.q, "attend");
-  read(op.k, "attend");
-  read(op.v, "attend");
-  if (op.num_heads < 1 || op.num_kv_heads < 1 || op.num_heads % op.num_kv_heads != 0 || op.head_dim < 1 ||
-      op.v_dim < 1) {
-    refuse("attend: " + text(op.num_heads) + " heads over " + text(op.num_kv_heads) + " key-value heads of " +
-           text(op.head_dim) + " and " + text(op.v_dim) + " values");
-  }
-  const struct {
-    int32_t buffer;
-    int64_t width;
-  } wanted[] = {
-      {op.q, int64_t{op.num_heads} * op.head_dim},
-      {op.k, int64_t{op.num_kv_heads} * op.head_dim},
-      {op.v, int64_t{op.num_kv_heads} * op.v_dim},
-      {op.out, int64_t{op.num_heads} * op.v_dim},
-  };
-  for (const auto& [buffer, width] : wanted) {
-    if (buffer_of(buffer).width != width) {
-      refuse("attend: buffer " + buffer_of(buffer).name + " is " + text(buffer_of(buffer).width) + " wide, " +
-             text(width) + " are needed");
-    }
-  }
-  if (op.out == op.q || op.out == op.k || op.out == op.v) {
-    refuse("attend: buffer " + buffer_of(op.out).name + " is input and output");
-  }
-  if (op.layer < 0 || op.window < 0 || !(op.softcap >= 0))
-    refuse("attend: layer, window and softcap must not be negative");
-  write(op.out);
-}
-
-void ProgramBuilder::check(const GateOp& op) {
-  read(op.a, "gate");
-  same_width(buffer_of(op.out), buffer_of(op.a), "gate");
-  if (op.b != -1) {
-    read(op.b, "gate");
-    same_width(buffer_of(op.out), buffer_of(op.b), "gate");
-  }
-  write(op.out);
-}
-
-void ProgramBuilder::check(const RouteOp& op) {
-  read(op.logits, "route");
-  if (op.num_experts < 1 || buffer_of(op.logits).width != op.num_experts || op.top_k < 1 || op.top_k > op.num_experts) {
-    refuse("route: top " + text(op.top_k) + " of " + text(op.num_experts) + " experts from buffer " +
-           buffer_of(op.logits).name + " of width " + text(buffer_of(op.logits).width));
-  }
-  if (op.num_groups < 1 || op.num_experts % op.num_groups != 0 || op.top_groups < 1 || op.top_groups > op.num_groups ||
-      op.top_groups * (op.num_experts / op.num_groups) < op.top_k) {
-    refuse("route: " + text(op.top_groups) + " of " + text(op.num_groups) + " groups for top " + text(op.top_k) +
-           " of " + text(op.num_experts));
-  }
-  check_vector(op.bias, op.num_experts, "route");
-  routed_[op.logits] = op.num_experts;
-}
-
-void ProgramBuilder::check(const ExpertsOp& op) {
-  read(op.x, "experts");
-  const auto routed = routed_.find(op.logits);
-  if (routed == routed_.end()) refuse("experts: no route made a choice from buffer " + buffer_of(op.logits).name);
-  const auto count = static_cast<size_t>(routed->second);
-  if (op.gate.size() != count || op.up.size() != count || op.down.size() != count) {
-    refuse("experts: " + std::to_string(op.gate.size()) + " gate, " + std::to_string(op.up.size()) + " up and " +
-           std::to_string(op.down.size()) + " down matrices for " + std::to_string(count) + " experts");
-  }
-  if (op.out == op.x) refuse("experts: buffer " + buffer_of(op.out).name + " is input and output");
-  const int32_t width = weight(op.gate[0]).rows;
-  for (size_t i = 0; i < count; ++i) {
-    const bool is_even = product(op.gate[i], buffer_of(op.x).width, "experts") == width &&
-                         product(op.up[i], buffer_of(op.x).width, "experts") == width &&
-                         product(op.down[i], width, "experts") == buffer_of(op.out).width;
-    if (!is_even) refuse("experts: the matrices of " + weight(op.gate[i]).name + " and its expert differ in shape");
-  }
-  write(op.out);
-}
-
-void ProgramBuilder::check(const AddOp& op) {
-  read(op.a, "add");
-  read(op.b, "add");
-  same_width(buffer_of(op.out), buffer_of(op.a), "add");
-  same_width(buffer_of(op.out), buffer_of(op.b), "add");
-  write(op.out);
-}
-
-void ProgramBuilder::check(const ScaleOp& op) {
-  read(op.x, "scale");
-  same_width(buffer_of(op.out), buffer_of(op.x), "scale");
-  write(op.out);
-}
-
-void ProgramBuilder::check(const SoftcapOp& op) {
-  read(op.x, "softcap");
-  same_width(buffer_of(op.out), buffer_of(op.x), "softcap");
-  if (!(op.cap > 0)) refuse("softcap: the cap must be positive");
-  write(op.out);
-}
-
-void ProgramBuilder::check(const HeadOp& op) {
-  read(op.x, "head");
-  if (op.weight == -1) {
-    if (op.bias != -1) refuse("head: a bias without a matrix");
-    return;
-  }
-  const int32_t rows = product(op.weight, buffer_of(op.x).width, "head");
-  check_vector(op.bias, rows, "head");
-  if (!(op.softcap >= 0)) refuse("head: the softcap must not be negative");
-}
-
-void ProgramBuilder::check(const PredictOp&) {
-  refuse("predict: only the executor itself puts these in");
+bool keeps_state(const Op& op) {
+  bool found = false;
+  const auto look = [&found](auto field, const auto&) { found = found || field.role == Role::kKeeps; };
+  std::visit([&look](const auto& concrete) { concrete.fields(concrete, look); }, op);
+  return found;
 }
 
 Program ProgramBuilder::finish() {
-  if (program_.ops.empty() || !std::holds_alternative<HeadOp>(program_.ops.back())) {
-    refuse("the program must end with a head");
-  }
+  const auto is_last = [](const auto& op) { return op.kIsLast; };
+  if (program_.ops.empty() || !std::visit(is_last, program_.ops.back())) refuse("the program must end with a head");
   std::vector<int32_t> layers;
   bool has_embed = false;
   for (const Op& op : program_.ops) {
     if (const auto* attend = std::get_if<AttendOp>(&op)) layers.push_back(attend->layer);
     const auto* embed = std::get_if<EmbedOp>(&op);
-    has_embed = has_embed || (embed != nullptr && embed->by == EmbedBy::kToken);
+    has_embed = has_embed || (embed != nullptr && embed->index == EmbedIndex::kToken);
   }
   if (!has_embed) refuse("the program has no embed");
   std::sort(layers.begin(), layers.end());

@@ -92,12 +92,12 @@ void Executor::Impl::add_kv_layers() {
     KvLayerShape& shape = kv_shapes[layer];
     shape = {attend->num_kv_heads, attend->head_dim, attend->v_dim};
     if (!options.kv_bits) continue;
-    if (attend->is_causal) shape.window = attend->window;
+    if (attend->causal) shape.window = attend->window;
     if (layer >= options.kv_bits->size()) continue;  // refused below
     const auto [k_bits, v_bits] = (*options.kv_bits)[layer];
     if (k_bits == 0 && v_bits == 0) continue;
     const std::string which = "kv_bits of layer " + std::to_string(layer) + ": ";
-    if (!attend->is_causal) refuse(which + "a layer that is not causal is not encoded");
+    if (!attend->causal) refuse(which + "a layer that is not causal is not encoded");
     if (attend->window > 0) refuse(which + "a layer with a window is not encoded");
     if (!options.kv_f16) refuse(which + "only an f16 cache is encoded");
     shape.k_bits = k_bits;

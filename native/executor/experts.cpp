@@ -151,7 +151,7 @@ void Executor::Impl::compute_experts(const Node& node, const Segment& segment, i
                 for (int32_t i = 0; i < rows; ++i) {
                   float* out = worker.outs[i] + begin;
                   note_damage(out, columns, "a gate of an expert", worker);
-                  math.gate(experts.op->activation, out, worker.gate_outs[i] + begin, columns, out);
+                  math.gate(out, worker.gate_outs[i] + begin, experts.op->activation, columns, out);
                 }
               }
             });

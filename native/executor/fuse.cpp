@@ -7,27 +7,10 @@
 namespace kamado {
 namespace {
 
-struct Uses {
-  std::vector<int32_t> reads, writes;  // buffers
-};
-
-Uses uses_of(const Op& op) {
-  struct Visitor {
-    Uses operator()(const EmbedOp& o) const { return {{}, {o.out}}; }
-    Uses operator()(const NormOp& o) const { return {{o.x}, {o.out}}; }
-    Uses operator()(const LinearOp& o) const { return {{o.x}, o.outs}; }
-    Uses operator()(const RopeOp& o) const { return {{o.x}, {o.x}}; }
-    Uses operator()(const AttendOp& o) const { return {{o.q, o.k, o.v}, {o.out}}; }
-    Uses operator()(const GateOp& o) const { return o.b == -1 ? Uses{{o.a}, {o.out}} : Uses{{o.a, o.b}, {o.out}}; }
-    Uses operator()(const RouteOp& o) const { return {{o.logits}, {}}; }
-    Uses operator()(const ExpertsOp& o) const { return {{o.x}, {o.out}}; }
-    Uses operator()(const AddOp& o) const { return {{o.a, o.b}, {o.out}}; }
-    Uses operator()(const ScaleOp& o) const { return {{o.x}, {o.out}}; }
-    Uses operator()(const SoftcapOp& o) const { return {{o.x}, {o.out}}; }
-    Uses operator()(const HeadOp& o) const { return {{o.x}, {}}; }
-    Uses operator()(const PredictOp& o) const { return {{o.route.logits}, {}}; }
-  };
-  return std::visit(Visitor{}, op);
+// Calls the kernel of an operation of type T.
+template <class T>
+void call_kernel(const RowKernels& kernels, const Op& op, const float* const* in, int32_t n, float* out) {
+  run_row_kernel(kernels, *std::get_if<T>(&op), in, n, out);
 }
 
 bool contains(const std::vector<int32_t>& list, int32_t item) {
@@ -38,7 +21,7 @@ class Fuser {
  public:
   explicit Fuser(const Program& program) : program_(program), current_(program.buffers.size(), -1) {
     for (size_t i = 0; i < program.ops.size(); ++i) {
-      if (std::holds_alternative<AttendOp>(program.ops[i])) tail_begin_ = i + 1;
+      if (keeps_state(program.ops[i])) tail_begin_ = i + 1;
     }
     flat_.has_attend = tail_begin_ > 0;
     part_ = flat_.has_attend ? &flat_.main : &flat_.tail;
@@ -84,7 +67,7 @@ class Fuser {
     RowOp& op = node.rows.emplace_back(RowKind::kGather);
     op.width = static_cast<int32_t>(bytes);
     op.out = out;
-    op.a = main_value;
+    op.in[0] = main_value;
     gathers_.push_back(std::move(node));
     return out;
   }
@@ -95,8 +78,8 @@ class Fuser {
   }
 
   // `buffer` is written; in place when it is one of the operation's inputs.
-  int32_t output(int32_t buffer, std::initializer_list<int32_t> inputs) {
-    if (std::find(inputs.begin(), inputs.end(), buffer) == inputs.end()) return overwrite(buffer);
+  int32_t output(int32_t buffer, const std::vector<int32_t>& inputs) {
+    if (!contains(inputs, buffer)) return overwrite(buffer);
     const int32_t value = value_of(buffer);
     std::erase_if(quantised_, [value](const auto& entry) { return entry.first.first == value; });
     return value;
@@ -129,7 +112,7 @@ class Fuser {
     RowOp& op = row(RowKind::kQuantize, nullptr, cols);
     op.act = kind;
     op.out = out;
-    op.a = value;
+    op.in[0] = value;
     quantised_[{value, kind}] = out;
     return out;
   }
@@ -139,9 +122,8 @@ class Fuser {
   // Whether what `buffer` holds at op `index` is read there or later.
   bool is_read_from(size_t index, int32_t buffer) const {
     for (size_t i = index; i < program_.ops.size(); ++i) {
-      const Uses uses = uses_of(program_.ops[i]);
-      if (contains(uses.reads, buffer)) return true;
-      if (contains(uses.writes, buffer)) return false;
+      if (reads(program_.ops[i], buffer)) return true;
+      if (writes(program_.ops[i], buffer)) return false;
     }
     return false;
   }
@@ -212,33 +194,34 @@ class Fuser {
     row(RowKind::kEmbed, &op, width(o.out)).out = out;
   }
 
-  void unary(RowKind kind, const Op& op, int32_t out_buffer, int32_t x_buffer) {
-    const int32_t x = value_of(x_buffer);
-    const int32_t out = output(out_buffer, {x_buffer});
-    RowOp& entry = row(kind, &op, width(x_buffer));
-    entry.out = out;
-    entry.a = x;
+  // A row-wise operation: inputs in the order of its fields.
+  template <class T>
+    requires T::kIsRowWise
+  void emit(const Op& op, const T& o) {
+    std::vector<int32_t> inputs;
+    T::fields(o, [&inputs](auto field, auto value) {
+      if constexpr (decltype(field)::role == Role::kReads) inputs.push_back(value);
+    });
+    RowOp& entry = row_of(RowKind::kKernel, op, o.out, inputs);
+    entry.kernel = call_kernel<T>;
+    entry.guards = T::kGuards;
   }
 
-  void binary(RowKind kind, const Op& op, int32_t out_buffer, int32_t a_buffer, int32_t b_buffer) {
-    const int32_t a = value_of(a_buffer);
-    const int32_t b = b_buffer == -1 ? -1 : value_of(b_buffer);
-    const int32_t out = output(out_buffer, {a_buffer, b_buffer});
-    RowOp& entry = row(kind, &op, width(a_buffer));
+  RowOp& row_of(RowKind kind, const Op& op, int32_t out_buffer, const std::vector<int32_t>& inputs) {
+    int32_t values[kMaxRowInputs];
+    for (size_t i = 0; i < inputs.size(); ++i) values[i] = inputs[i] == -1 ? -1 : value_of(inputs[i]);
+    const int32_t out = output(out_buffer, inputs);
+    RowOp& entry = row(kind, &op, width(out_buffer));
     entry.out = out;
-    entry.a = a;
-    entry.b = b;
+    std::copy_n(values, inputs.size(), entry.in);
+    return entry;
   }
 
-  void emit(const Op& op, const NormOp& o) { unary(RowKind::kNorm, op, o.out, o.x); }
-  void emit(const Op& op, const ScaleOp& o) { unary(RowKind::kScale, op, o.out, o.x); }
-  void emit(const Op& op, const SoftcapOp& o) { unary(RowKind::kSoftcap, op, o.out, o.x); }
-  void emit(const Op& op, const AddOp& o) { binary(RowKind::kAdd, op, o.out, o.a, o.b); }
-  void emit(const Op& op, const GateOp& o) { binary(RowKind::kGate, op, o.out, o.a, o.b); }
+  void emit(const Op& op, const NormOp& o) { row_of(RowKind::kNorm, op, o.out, {o.x}); }
   void emit(const Op&, const LinearOp&) {}  // linear() does these
 
   void emit(const Op& op, const RopeOp& o) {
-    const auto key = std::make_pair(o.inv_freq, o.factor);
+    const auto key = std::make_pair(o.inv_freq, o.attention_factor);
     auto table = ropes_.find(key);
     if (table == ropes_.end()) {
       const size_t half = program_.constants[static_cast<size_t>(o.inv_freq)].size();
@@ -246,30 +229,21 @@ class Fuser {
       row(RowKind::kRopeTable, &op, static_cast<int32_t>(half)).out = value;
       table = ropes_.emplace(key, value).first;
     }
-    const int32_t x = value_of(o.x);
-    const int32_t out = output(o.x, {o.x});
-    RowOp& entry = row(RowKind::kRope, &op, width(o.x));
-    entry.out = out;
-    entry.a = x;
-    entry.b = table->second;
+    row_of(RowKind::kRope, op, o.x, {o.x}).in[1] = table->second;
   }
 
-  void emit(const Op& op, const RouteOp& o) {
-    const int32_t logits = value_of(o.logits);
-    const int32_t out = new_value(static_cast<size_t>(o.top_k) * (sizeof(int32_t) + sizeof(float)));
-    RowOp& entry = row(RowKind::kRoute, &op, o.num_experts);
+  // The choice that a route makes from its logits, as a value of its own.
+  int32_t choose(RowKind kind, const Op& op, const RouteOp& route) {
+    const int32_t logits = value_of(route.logits);
+    const int32_t out = new_value(static_cast<size_t>(route.top_k) * (sizeof(int32_t) + sizeof(float)));
+    RowOp& entry = row(kind, &op, route.num_experts);
     entry.out = out;
-    entry.a = logits;
-    routings_[o.logits] = {&o, out, false};
+    entry.in[0] = logits;
+    return out;
   }
 
-  void emit(const Op& op, const PredictOp& o) {
-    const int32_t logits = value_of(o.route.logits);
-    const int32_t out = new_value(static_cast<size_t>(o.route.top_k) * (sizeof(int32_t) + sizeof(float)));
-    RowOp& entry = row(RowKind::kPredict, &op, o.route.num_experts);
-    entry.out = out;
-    entry.a = logits;
-  }
+  void emit(const Op& op, const RouteOp& o) { routings_[o.logits] = {&o, choose(RowKind::kRoute, op, o), false}; }
+  void emit(const Op& op, const PredictOp& o) { choose(RowKind::kPredict, op, o.route); }
 
   void emit(const Op&, const ExpertsOp& o) {
     Routing& routing = routings_.at(o.logits);
@@ -297,7 +271,7 @@ class Fuser {
 
   void emit(const Op& op, const AttendOp& o) {
     const bool is_last = static_cast<size_t>(&op - program_.ops.data()) + 1 == tail_begin_;
-    const UnitKind kind{o.num_kv_heads, o.num_heads / o.num_kv_heads, o.window, o.is_causal, is_last};
+    const UnitKind kind{o.num_kv_heads, o.num_heads / o.num_kv_heads, o.window, o.causal, is_last};
     auto& kinds = flat_.unit_kinds;
     const auto same = std::find_if(kinds.begin(), kinds.end(), [&](const UnitKind& other) {
       return other.num_kv_heads == kind.num_kv_heads && other.group == kind.group && other.window == kind.window &&
@@ -314,10 +288,16 @@ class Fuser {
     part_->nodes.push_back(std::move(node));
   }
 
+  int32_t hand_out(int32_t buffer) {
+    const int32_t x = value_of(buffer);
+    row(RowKind::kOutput, nullptr, width(buffer)).in[0] = x;
+    return x;
+  }
+
+  void emit(const Op&, const PoolOp& o) { hand_out(o.x); }
+
   void emit(const Op&, const HeadOp& o) {
-    const int32_t x = value_of(o.x);
-    row(RowKind::kOutput, nullptr, width(o.x)).a = x;
-    if (o.weight == -1) return;
+    const int32_t x = hand_out(o.x);
     Node node{NodeKind::kLinear};
     LinearPart part;
     part.matrix = o.weight;
@@ -356,8 +336,9 @@ class Fuser {
 void for_each_read(const Node& node, const std::function<void(int32_t)>& visit) {
   for (const RowOp& op : node.rows) {
     if (op.kind == RowKind::kGather) continue;  // reads a value of the other part
-    if (op.a != -1) visit(op.a);
-    if (op.b != -1) visit(op.b);
+    for (const int32_t input : op.in) {
+      if (input != -1) visit(input);
+    }
   }
   for (const LinearPart& part : node.linear.parts) visit(part.act);
   if (node.kind == NodeKind::kAttend) {

@@ -23,7 +23,7 @@ struct Part {
 
 struct Flat {
   Part main, tail;
-  // Gather operations at the tail's start read a value of the main part (RowOp::a) into one of the tail's.
+  // Gather operations at the tail's start read a value of the main part (RowOp::in[0]) into one of the tail's.
   std::vector<UnitKind> unit_kinds;
   int32_t logits = -1;  // value of the tail
   bool has_attend = false;

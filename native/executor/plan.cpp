@@ -169,8 +169,8 @@ class Resolver {
 
   void resolve_inputs(Node& node, const Resolver* source) const {
     for (RowOp& op : node.rows) {
-      op.a_at = op.kind == RowKind::kGather ? source->at(op.a) : at(op.a);
-      op.b_at = at(op.b);
+      const Resolver* from = op.kind == RowKind::kGather ? source : this;
+      for (int32_t i = 0; i < kMaxRowInputs; ++i) op.in_at[i] = from->at(op.in[i]);
     }
     for (LinearPart& part : node.linear.parts) part.act_at = at(part.act);
     if (node.kind == NodeKind::kAttend) {
@@ -289,23 +289,24 @@ Plan make_plan(const Program& program, int32_t num_threads, int32_t max_rows, in
   Plan plan;
   plan.unit_kinds = flat.unit_kinds;
   plan.has_attend = flat.has_attend;
-  const auto& head = std::get<HeadOp>(program.ops.back());
-  if (head.weight != -1) plan.vocab_size = program.matrices[static_cast<size_t>(head.weight)].rows;
-  plan.hidden_width = program.buffers[static_cast<size_t>(head.x)].width;
+  const auto* head = std::get_if<HeadOp>(&program.ops.back());
+  if (head != nullptr) plan.vocab_size = program.matrices[static_cast<size_t>(head->weight)].rows;
+  const int32_t last = head != nullptr ? head->x : std::get<PoolOp>(program.ops.back()).x;
+  plan.hidden_width = program.buffers[static_cast<size_t>(last)].width;
   plan.num_tokens = plan.num_positions = std::numeric_limits<int32_t>::max();
   for (const Op& op : program.ops) {
     if (const auto* embed = std::get_if<EmbedOp>(&op)) {
       const int32_t rows = program.matrices[static_cast<size_t>(embed->table)].rows;
-      if (embed->by == EmbedBy::kToken) plan.num_tokens = std::min(plan.num_tokens, rows);
-      if (embed->by == EmbedBy::kPosition) plan.num_positions = std::min(plan.num_positions, rows);
+      if (embed->index == EmbedIndex::kToken) plan.num_tokens = std::min(plan.num_tokens, rows);
+      if (embed->index == EmbedIndex::kPosition) plan.num_positions = std::min(plan.num_positions, rows);
     } else if (const auto* attend = std::get_if<AttendOp>(&op)) {
-      plan.is_causal = plan.is_causal && attend->is_causal;
+      plan.is_causal = plan.is_causal && attend->causal;
     }
   }
   std::vector<int32_t> gathered;
   for (const Node& node : flat.tail.nodes) {
     if (node.kind == NodeKind::kRow && node.rows.front().kind == RowKind::kGather)
-      gathered.push_back(node.rows.front().a);
+      gathered.push_back(node.rows.front().in[0]);
   }
   std::vector<Slot> main_slots = place(flat.main, gathered, -1);
   std::vector<Slot> tail_slots = place(flat.tail, {}, flat.logits);

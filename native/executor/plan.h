@@ -8,6 +8,7 @@
 // A barrier is put only where two accesses to the same memory since the last one conflict: a write by any thread and
 // another access whose share-out differs.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -34,10 +35,7 @@ enum class RowKind {
   kNorm,
   kRopeTable,
   kRope,
-  kGate,
-  kAdd,
-  kScale,
-  kSoftcap,
+  kKernel,  // a row-wise operation's own kernel
   kRoute,
   kQuantize,
   kGather,
@@ -45,17 +43,23 @@ enum class RowKind {
   kOutput
 };
 
-// A row-wise operation. `out`, `a`, `b` are values (-1: none) and, once resolved, their places.
+// A row-wise operation of the program, or a part of another one. `out` and `in` are values (-1: none) and, once
+// resolved, their places.
 struct RowOp {
-  explicit RowOp(RowKind row_kind) : kind(row_kind) {}
+  explicit RowOp(RowKind row_kind) : kind(row_kind) { std::fill_n(in, kMaxRowInputs, -1); }
 
   RowKind kind;
   bool is_ahead = false;   // look-ahead's: left out of steps without it
   const Op* op = nullptr;  // its parameters; none for Quantize and Gather
   ActKind act = ActKind::kF32;
   int32_t width = 0;  // floats; of Gather: bytes
-  int32_t out = -1, a = -1, b = -1;
-  Operand out_at, a_at, b_at;
+  int32_t out = -1;
+  int32_t in[kMaxRowInputs];
+  Operand out_at, in_at[kMaxRowInputs];
+  // Of kKernel: calls it with rows of `in` (nullptr: none) and `out`; what its first input is called when it must be
+  // finite.
+  void (*kernel)(const RowKernels& kernels, const Op& op, const float* const* in, int32_t n, float* out) = nullptr;
+  const char* guards = nullptr;
 };
 
 // One matrix of a product.

@@ -11,17 +11,16 @@ namespace kamado {
 void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segment, Worker& worker) {
   const VectorKernels& math = *kernels.vector;
   float* out = floats_at(op.out_at, row, worker);
-  const float* a = op.a == -1 || op.kind == RowKind::kGather ? nullptr : floats_at(op.a_at, row, worker);
-  const float* b = op.b == -1 ? nullptr : floats_at(op.b_at, row, worker);
+  const float* a = op.in[0] == -1 || op.kind == RowKind::kGather ? nullptr : floats_at(op.in_at[0], row, worker);
   switch (op.kind) {
     case RowKind::kEmbed: {
       const auto& embed = std::get<EmbedOp>(*op.op);
       const MatrixSpec& table = program.matrices[static_cast<size_t>(embed.table)];
       const size_t stored = row_bytes(table.layout, table.cols);
       const auto source = static_cast<size_t>(segment.source[row]);
-      const int32_t index = embed.by == EmbedBy::kToken      ? batch->tokens[source]
-                            : embed.by == EmbedBy::kPosition ? positions[source]
-                                                             : 0;
+      const int32_t index = embed.index == EmbedIndex::kToken      ? batch->tokens[source]
+                            : embed.index == EmbedIndex::kPosition ? positions[source]
+                                                                   : 0;
       table.file->read(table.offset + static_cast<uint64_t>(index) * stored, worker.table_row, stored);
       dequantize_row(table.layout, worker.table_row, out, table.cols);
       if (embed.scale != 1) math.scale(out, embed.scale, op.width, out);
@@ -31,7 +30,7 @@ void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segmen
       const auto& norm = std::get<NormOp>(*op.op);
       const int32_t group = norm.group > 0 ? norm.group : op.width;
       for (int32_t begin = 0; begin < op.width; begin += group) {
-        if (norm.is_layer) {
+        if (norm.kind == NormKind::kLayer) {
           math.layer_norm(a + begin, vector(norm.weight), vector(norm.bias), group, norm.eps, out + begin);
         } else {
           math.rms_norm(a + begin, vector(norm.weight), group, norm.eps, out + begin);
@@ -45,8 +44,8 @@ void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segmen
       const double position = positions[static_cast<size_t>(segment.source[row])];
       for (int32_t i = 0; i < op.width; ++i) {
         const double angle = position * inv_freq[i];
-        out[i] = static_cast<float>(std::cos(angle) * rope.factor);
-        out[op.width + i] = static_cast<float>(std::sin(angle) * rope.factor);
+        out[i] = static_cast<float>(std::cos(angle) * rope.attention_factor);
+        out[op.width + i] = static_cast<float>(std::sin(angle) * rope.attention_factor);
       }
       break;
     }
@@ -54,23 +53,19 @@ void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segmen
       const auto& rope = std::get<RopeOp>(*op.op);
       const auto half = static_cast<int32_t>(program.constants[static_cast<size_t>(rope.inv_freq)].size());
       if (out != a) std::memcpy(out, a, static_cast<size_t>(op.width) * sizeof(float));
-      math.rope(out, op.width / rope.head_dim, rope.head_dim, 2 * half, b, b + half, rope.is_interleaved);
+      const float* table = floats_at(op.in_at[1], row, worker);
+      math.rope(out, op.width / rope.head_dim, rope.head_dim, 2 * half, table, table + half, rope.interleaved);
       break;
     }
-    case RowKind::kGate:
-      note_damage(a, op.width, "a gate", worker);  // activations take -infinity to 0
-      math.gate(std::get<GateOp>(*op.op).activation, a, b, op.width, out);
+    case RowKind::kKernel: {
+      if (op.guards != nullptr) note_damage(a, op.width, op.guards, worker);
+      const float* in[kMaxRowInputs] = {a};
+      for (int32_t i = 1; i < kMaxRowInputs; ++i) {
+        if (op.in[i] != -1) in[i] = floats_at(op.in_at[i], row, worker);
+      }
+      op.kernel(math, *op.op, in, op.width, out);
       break;
-    case RowKind::kAdd:
-      math.add(a, b, op.width, out);
-      break;
-    case RowKind::kScale:
-      math.scale(a, std::get<ScaleOp>(*op.op).factor, op.width, out);
-      break;
-    case RowKind::kSoftcap:
-      note_damage(a, op.width, "a value before its soft cap", worker);
-      math.softcap(a, std::get<SoftcapOp>(*op.op).cap, op.width, out);
-      break;
+    }
     case RowKind::kRoute: {
       const auto& route_op = std::get<RouteOp>(*op.op);
       note_damage(a, route_op.num_experts, "a score of a router", worker);
@@ -94,7 +89,7 @@ void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segmen
       kernels.linear->quantize(op.act, a, op.width, reinterpret_cast<uint8_t*>(out));
       break;
     case RowKind::kGather:
-      std::memcpy(out, at(op.a_at, segment.source[row], worker), static_cast<size_t>(op.width));
+      std::memcpy(out, at(op.in_at[0], segment.source[row], worker), static_cast<size_t>(op.width));
       break;
   }
 }
@@ -156,7 +151,7 @@ void Executor::Impl::route(const RouteOp& op, const float* logits, uint8_t* out,
   if (op.score == RouteScore::kTopkSoftmax) math.softmax(picked, op.top_k, picked);
   float sum = 0;
   for (int32_t i = 0; i < op.top_k; ++i) sum += picked[i];
-  const bool divides = op.is_normalized && op.score != RouteScore::kTopkSoftmax && sum > 0;
+  const bool divides = op.normalize && op.score != RouteScore::kTopkSoftmax && sum > 0;
   for (int32_t i = 0; i < op.top_k; ++i) shares[i] = (divides ? picked[i] / sum : picked[i]) * op.scale;
 }
 

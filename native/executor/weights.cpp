@@ -137,7 +137,7 @@ std::vector<bool> resident_matrices(const Program& program, bool streams_experts
     if (const auto* linear = std::get_if<LinearOp>(&op)) {
       for (const int32_t id : linear->weights) is_resident[static_cast<size_t>(id)] = true;
     } else if (const auto* head = std::get_if<HeadOp>(&op)) {
-      if (head->weight != -1) is_resident[static_cast<size_t>(head->weight)] = true;
+      is_resident[static_cast<size_t>(head->weight)] = true;
     }
   }
   return is_resident;

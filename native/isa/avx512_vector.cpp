@@ -6,10 +6,7 @@ namespace {
 
 using Tier = VectorTier<F16>;
 
-constexpr VectorKernels kKernels = {
-    Tier::rms_norm, Tier::layer_norm, Tier::rope,     Tier::gate,    Tier::add,
-    Tier::scale,    Tier::axpy,       Tier::softcap,  Tier::softmax, Tier::log_sum_exp_with<D16x512>,
-    Tier::to_f16,   Tier::from_f16,   Tier::is_finite};
+constexpr VectorKernels kKernels = vector_kernels<Tier, Tier::log_sum_exp_with<D16x512>>();
 
 }  // namespace
 

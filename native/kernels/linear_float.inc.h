@@ -1,15 +1,15 @@
 // Products with float weights: one chain of fused multiply-adds an output, in ascending k. Several tiles (n = 1) or
 // several activation rows are under way at once to hide the latency of the chains.
 
-struct WeightsF32 {
+struct LayoutF32 {
   static constexpr size_t kBytes = 64;  // of one column of a tile
   static INLINE F32 load(const uint8_t* p) { return load_f32(p); }
 };
-struct WeightsF16 {
+struct LayoutF16 {
   static constexpr size_t kBytes = 32;
   static INLINE F32 load(const uint8_t* p) { return load_f16(p); }
 };
-struct WeightsBF16 {
+struct LayoutBF16 {
   static constexpr size_t kBytes = 32;
   static INLINE F32 load(const uint8_t* p) { return load_bf16(p); }
 };

@@ -19,19 +19,20 @@ INLINE Bytes high_nibbles(Bytes v) {
 
 // ---- 32-value blocks ------------------------------------------------------------------------------------------------
 
-template <Layout kLayout, CodeKind kCodeKind, int kCodeOffset, bool kWithMin>
+template <Layout kLayout, CodeKind kCodeKind, int kCodeOffset>
 struct Block32 {
-  static constexpr TileGeometry kGeometry = tile_geometry(kLayout);
+  static constexpr const LayoutInfo& kInfo = *layout_info(kLayout);
+  static constexpr int kBlockValues = 32;
   static constexpr CodeKind kKind = kCodeKind;
   static constexpr int kOffset = kCodeOffset;  // codes are stored with this added
-  static constexpr bool kHasMin = kWithMin;
+  static constexpr bool kHasMin = kInfo.has_min();
 
   INLINE F32 d(const uint8_t* header, int in_group) const { return load_f16(header + in_group * 32); }
   INLINE F32 m(const uint8_t* header, int) const { return load_f16(header + 32); }
 };
 
-template <Layout kLayout, CodeKind kCodeKind, int kCodeOffset, bool kWithMin>
-struct Nibbles32 : Block32<kLayout, kCodeKind, kCodeOffset, kWithMin> {
+template <Layout kLayout, CodeKind kCodeKind, int kCodeOffset>
+struct Nibbles32 : Block32<kLayout, kCodeKind, kCodeOffset> {
   static constexpr int kLanes = 2, kSteps = 4;
   static constexpr int group(int lane, int i) { return lane * 4 + i; }
   template <class I>
@@ -42,11 +43,11 @@ struct Nibbles32 : Block32<kLayout, kCodeKind, kCodeOffset, kWithMin> {
   }
 };
 
-using LayoutQ4_0 = Nibbles32<Layout::Q4_0, CodeKind::kU4, 8, false>;
-using LayoutQ4_1 = Nibbles32<Layout::Q4_1, CodeKind::kU4, 0, true>;
+using LayoutQ4_0 = Nibbles32<Layout::Q4_0, CodeKind::kU4, 8>;
+using LayoutQ4_1 = Nibbles32<Layout::Q4_1, CodeKind::kU4, 0>;
 
-template <Layout kLayout, int kCodeOffset, bool kWithMin>
-struct FiveBits32 : Block32<kLayout, CodeKind::kU5, kCodeOffset, kWithMin> {
+template <Layout kLayout, int kCodeOffset>
+struct FiveBits32 : Block32<kLayout, CodeKind::kU5, kCodeOffset> {
   static constexpr int kLanes = 2, kSteps = 4;
   static constexpr int group(int lane, int i) { return lane * 4 + i; }
   template <class I>
@@ -58,10 +59,10 @@ struct FiveBits32 : Block32<kLayout, CodeKind::kU5, kCodeOffset, kWithMin> {
   }
 };
 
-using LayoutQ5_0 = FiveBits32<Layout::Q5_0, 16, false>;
-using LayoutQ5_1 = FiveBits32<Layout::Q5_1, 0, true>;
+using LayoutQ5_0 = FiveBits32<Layout::Q5_0, 16>;
+using LayoutQ5_1 = FiveBits32<Layout::Q5_1, 0>;
 
-struct LayoutQ8_0 : Block32<Layout::Q8_0, CodeKind::kSigned, kSignedOffset, false> {
+struct LayoutQ8_0 : Block32<Layout::Q8_0, CodeKind::kSigned, kSignedOffset> {
   static constexpr int kLanes = 1, kSteps = 8;
   static constexpr int group(int, int i) { return i; }
   template <class I>
@@ -70,8 +71,10 @@ struct LayoutQ8_0 : Block32<Layout::Q8_0, CodeKind::kSigned, kSignedOffset, fals
   }
 };
 
-struct LayoutIQ4_NL : Nibbles32<Layout::IQ4_NL, CodeKind::kSigned, kSignedOffset, false> {
-  Table table = load_table(kIq4Values, kSignedOffset);
+// Codes name values of a table, which are stored there with the offset added.
+template <Layout kLayout, CodeKind kCodeKind, int kCodeOffset, const int8_t* kValues>
+struct TableNibbles32 : Nibbles32<kLayout, kCodeKind, kCodeOffset> {
+  Table table = load_table(kValues, kCodeOffset);
   template <class I>
   INLINE void step(const uint8_t* planes, I i, Bytes* c) const {
     const Bytes v = load_bytes(planes + i * kPlaneBytes);
@@ -80,42 +83,47 @@ struct LayoutIQ4_NL : Nibbles32<Layout::IQ4_NL, CodeKind::kSigned, kSignedOffset
   }
 };
 
-struct LayoutMXFP4 : Nibbles32<Layout::MXFP4, CodeKind::kU5, 12, false> {
-  Table table = load_table(kMxfp4Values, 12);
-  template <class I>
-  INLINE void step(const uint8_t* planes, I i, Bytes* c) const {
-    const Bytes v = load_bytes(planes + i * kPlaneBytes);
-    c[0] = lookup(table, low_nibbles(v));
-    c[1] = lookup(table, high_nibbles(v));
-  }
+using LayoutIQ4_NL = TableNibbles32<Layout::IQ4_NL, CodeKind::kSigned, kSignedOffset, kIq4Values>;
+
+struct LayoutMXFP4 : TableNibbles32<Layout::MXFP4, CodeKind::kU5, 12, kMxfp4Values> {
   INLINE F32 d(const uint8_t* header, int in_group) const { return load_e8m0_half(header + in_group * 16); }
 };
 
 // ---- 256-value blocks -----------------------------------------------------------------------------------------------
 
-template <Layout kLayout, CodeKind kCodeKind, int kSubBlocks, int kCodeOffset, bool kWithMin>
+template <Layout kLayout, CodeKind kCodeKind, int kCodeOffset>
 struct Block256 {
   static constexpr bool kUnrollPhases = false;
-  static constexpr TileGeometry kGeometry = tile_geometry(kLayout);
+  static constexpr const LayoutInfo& kInfo = *layout_info(kLayout);
+  static constexpr int kBlockValues = 256;
   static constexpr CodeKind kKind = kCodeKind;
-  static constexpr int kSubs = kSubBlocks;
+  static constexpr int kSubs = kInfo.fields.sub_blocks;
   static constexpr int kOffset = kCodeOffset;
-  static constexpr bool kHasMin = kWithMin;
+  static constexpr bool kHasMin = kInfo.has_min();
 
   INLINE F32 d(const uint8_t* header) const { return load_f16(header); }
   INLINE F32 dmin(const uint8_t* header) const { return load_f16(header + 32); }
+  INLINE Pair scale_pair(const uint8_t* header, int j) const {
+    const uint8_t* at = header + 64 + j * 32;
+    if constexpr (!kHasMin) return load_pairs_s8(at);
+    if constexpr (has_shared_mins(kInfo)) return and_pairs(load_pairs_u8(at), 15);
+    return load_pairs_u8(at);
+  }
+  INLINE Pair min_pair(const uint8_t* header, int j) const {
+    const uint8_t* at = header + 64 + j * 32;
+    if constexpr (has_shared_mins(kInfo)) return shift_pairs<4>(load_pairs_u8(at));
+    return load_pairs_u8(at + kTileRows * kSubs);
+  }
 };
 
 // Sub-blocks of 32 by pairs: even ones in low nibbles, odd ones in high nibbles.
 template <Layout kLayout, CodeKind kCodeKind>
-struct NibblePairs256 : Block256<kLayout, kCodeKind, 8, 0, true> {
+struct NibblePairs256 : Block256<kLayout, kCodeKind, 0> {
   static constexpr int kPhases = 4, kLanes = 2, kSteps = 8;
   static constexpr int group(int p, int lane, int i) { return p * 16 + lane * 8 + i; }
-  INLINE Pair scale_pair(const uint8_t* header, int j) const { return load_pairs_u8(header + 64 + j * 32); }
-  INLINE Pair min_pair(const uint8_t* header, int j) const { return load_pairs_u8(header + 192 + j * 32); }
   template <class P, class L, class I>
   INLINE Scale scale(const uint8_t* header, P p, L, I) const {
-    const Pair pair = scale_pair(header, p);
+    const Pair pair = this->scale_pair(header, p);
     return L::value == 0 ? even_scale(pair) : odd_scale(pair);
   }
 };
@@ -133,19 +141,18 @@ struct LayoutQ5_K : NibblePairs256<Layout::Q5_K, CodeKind::kU5> {
   static constexpr bool kUnrollPhases = true;
   template <class P, class I>
   INLINE void step(const uint8_t* planes, P p, I i, Bytes* c) const {
-    const Bytes high = load_bytes(planes + high_plane(Layout::Q5_K, i) * kPlaneBytes);  // bit s: sub-block s
-    const Bytes v = load_bytes(planes + low_plane(Layout::Q5_K, p * 8 + i) * kPlaneBytes);
+    const Bytes high = load_bytes(planes + high_plane(kInfo, i) * kPlaneBytes);  // bit s: sub-block s
+    const Bytes v = load_bytes(planes + low_plane(kInfo, p * 8 + i) * kPlaneBytes);
     c[0] = or_and(low_nibbles(v), shift_words<2 * P::value - 4>(high), 16);
     c[1] = or_and(high_nibbles(v), shift_words<2 * P::value - 3>(high), 16);
   }
 };
 
-struct LayoutIQ4_XS : Block256<Layout::IQ4_XS, CodeKind::kSigned, 8, kSignedOffset, false> {
+struct LayoutIQ4_XS : Block256<Layout::IQ4_XS, CodeKind::kSigned, kSignedOffset> {
   static constexpr bool kUnrollPhases = true;
   static constexpr int kPhases = 8, kLanes = 2, kSteps = 4;
   static constexpr int group(int p, int lane, int i) { return p * 8 + lane * 4 + i; }
   Table table = load_table(kIq4Values, kSignedOffset);
-  INLINE Pair scale_pair(const uint8_t* header, int j) const { return load_pairs_s8(header + 64 + j * 32); }
   template <class P, class L, class I>
   INLINE Scale scale(const uint8_t* header, P p, L, I) const {
     const Pair pair = scale_pair(header, p / 2);
@@ -160,24 +167,18 @@ struct LayoutIQ4_XS : Block256<Layout::IQ4_XS, CodeKind::kSigned, 8, kSignedOffs
 };
 
 // Halves of 128 values in four quarters of 32 (lanes), sub-blocks of 16.
-template <Layout kLayout, CodeKind kCodeKind, int kCodeOffset, bool kWithMin>
-struct Quarters256 : Block256<kLayout, kCodeKind, 16, kCodeOffset, kWithMin> {
+template <Layout kLayout, CodeKind kCodeKind, int kCodeOffset>
+struct Quarters256 : Block256<kLayout, kCodeKind, kCodeOffset> {
   static constexpr int kPhases = 2, kLanes = 4, kSteps = 8;
   static constexpr int group(int p, int lane, int i) { return p * 32 + lane * 8 + i; }
-};
-
-struct LayoutQ2_K : Quarters256<Layout::Q2_K, CodeKind::kU4, 0, true> {
-  INLINE Pair scale_pair(const uint8_t* header, int j) const {
-    return and_pairs(load_pairs_u8(header + 64 + j * 32), 15);
-  }
-  INLINE Pair min_pair(const uint8_t* header, int j) const {
-    return shift_pairs<4>(load_pairs_u8(header + 64 + j * 32));
-  }
   template <class P, class L, class I>
   INLINE Scale scale(const uint8_t* header, P p, L lane, I) const {
-    const Pair pair = scale_pair(header, p * 4 + lane);
+    const Pair pair = this->scale_pair(header, p * 4 + lane);
     return I::value < 4 ? even_scale(pair) : odd_scale(pair);
   }
+};
+
+struct LayoutQ2_K : Quarters256<Layout::Q2_K, CodeKind::kU4, 0> {
   template <class P, class I>
   INLINE void step(const uint8_t* planes, P p, I i, Bytes* c) const {
     const Bytes v = load_bytes(planes + (p * 8 + i) * kPlaneBytes);
@@ -188,18 +189,12 @@ struct LayoutQ2_K : Quarters256<Layout::Q2_K, CodeKind::kU4, 0, true> {
   }
 };
 
-struct LayoutQ3_K : Quarters256<Layout::Q3_K, CodeKind::kU4, 4, false> {
+struct LayoutQ3_K : Quarters256<Layout::Q3_K, CodeKind::kU4, 4> {
   static constexpr bool kUnrollPhases = true;
-  INLINE Pair scale_pair(const uint8_t* header, int j) const { return load_pairs_s8(header + 64 + j * 32); }
-  template <class P, class L, class I>
-  INLINE Scale scale(const uint8_t* header, P p, L lane, I) const {
-    const Pair pair = scale_pair(header, p * 4 + lane);
-    return I::value < 4 ? even_scale(pair) : odd_scale(pair);
-  }
   template <class P, class I>
   INLINE void step(const uint8_t* planes, P p, I i, Bytes* c) const {
-    const Bytes high = load_bytes(planes + high_plane(Layout::Q3_K, i) * kPlaneBytes);  // bit 4 * half + quarter
-    const Bytes v = load_bytes(planes + low_plane(Layout::Q3_K, p * 8 + i) * kPlaneBytes);
+    const Bytes high = load_bytes(planes + high_plane(kInfo, i) * kPlaneBytes);  // bit 4 * half + quarter
+    const Bytes v = load_bytes(planes + low_plane(kInfo, p * 8 + i) * kPlaneBytes);
     c[0] = or_and(and_bytes(v, 3), shift_words<4 * P::value - 2>(high), 4);
     c[1] = or_and(and_bytes(shift_words<2>(v), 3), shift_words<4 * P::value - 1>(high), 4);
     c[2] = or_and(and_bytes(shift_words<4>(v), 3), shift_words<4 * P::value>(high), 4);
@@ -207,18 +202,12 @@ struct LayoutQ3_K : Quarters256<Layout::Q3_K, CodeKind::kU4, 4, false> {
   }
 };
 
-struct LayoutQ6_K : Quarters256<Layout::Q6_K, CodeKind::kU6, 32, false> {
-  INLINE Pair scale_pair(const uint8_t* header, int j) const { return load_pairs_s8(header + 64 + j * 32); }
-  template <class P, class L, class I>
-  INLINE Scale scale(const uint8_t* header, P p, L lane, I) const {
-    const Pair pair = scale_pair(header, p * 4 + lane);
-    return I::value < 4 ? even_scale(pair) : odd_scale(pair);
-  }
+struct LayoutQ6_K : Quarters256<Layout::Q6_K, CodeKind::kU6, 32> {
   template <class P, class I>
   INLINE void step(const uint8_t* planes, P p, I i, Bytes* c) const {
-    const Bytes high = load_bytes(planes + high_plane(Layout::Q6_K, p * 8 + i) * kPlaneBytes);  // two bits a quarter
-    const Bytes v = load_bytes(planes + low_plane(Layout::Q6_K, p * 16 + i) * kPlaneBytes);
-    const Bytes w = load_bytes(planes + low_plane(Layout::Q6_K, p * 16 + i + 8) * kPlaneBytes);
+    const Bytes high = load_bytes(planes + high_plane(kInfo, p * 8 + i) * kPlaneBytes);  // two bits a quarter
+    const Bytes v = load_bytes(planes + low_plane(kInfo, p * 16 + i) * kPlaneBytes);
+    const Bytes w = load_bytes(planes + low_plane(kInfo, p * 16 + i + 8) * kPlaneBytes);
     c[0] = or_and(low_nibbles(v), shift_words<-4>(high), 0x30);
     c[1] = or_and(low_nibbles(w), shift_words<-2>(high), 0x30);
     c[2] = or_and(high_nibbles(v), high, 0x30);

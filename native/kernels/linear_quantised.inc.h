@@ -63,7 +63,7 @@ struct Buffer256 {
 template <class L>
 constexpr auto buffer_of() {
   constexpr CodeKind kKind = kHasVnni ? CodeKind::kSigned : L::kKind;
-  if constexpr (L::kGeometry.block_values == 256) {
+  if constexpr (L::kBlockValues == 256) {
     return Buffer256<kKind, L::kSubs, L::kOffset, L::kHasMin>{};
   } else {
     return Buffer32<kKind, L::kOffset, L::kHasMin>{};
@@ -85,7 +85,7 @@ INLINE void for_phases(F&& phase) {
 // (into L1 gains less, and loses for Q6_K) brings up to 80 % more: Q4_K from memory, 8 rows, AVX-512: 6.9 to 12.5 GB/s.
 template <class L, int T>
 constexpr bool has_prefetch() {
-  if constexpr (requires { L::kGeometry; }) return T >= 3;
+  if constexpr (requires { L::kInfo; }) return T >= 3;
   return false;
 }
 
@@ -109,7 +109,7 @@ INLINE void multiply_block32(const L& layout, const uint8_t* header, int in_grou
     Bytes codes[L::kLanes];
     layout.step(planes, i, codes);
     if constexpr (has_prefetch<L, T>()) {
-      constexpr int kLines = L::kGeometry.planes + 1;
+      constexpr int kLines = L::kInfo.tile.planes + 1;
       constexpr int kStep = value_of<decltype(i)>;
       prefetch_lines<kStep * kLines / L::kSteps, (kStep + 1) * kLines / L::kSteps>(planes);
     }
@@ -153,7 +153,7 @@ INLINE void multiply_block256(const L& layout, const uint8_t* header, const uint
       Bytes codes[L::kLanes];
       layout.step(planes, p, i, codes);
       if constexpr (has_prefetch<L, T>()) {
-        constexpr int kLines = (L::kGeometry.planes + L::kGeometry.header_bytes / 64 + L::kPhases - 1) / L::kPhases;
+        constexpr int kLines = (L::kInfo.tile.planes + L::kInfo.tile.header_bytes / 64 + L::kPhases - 1) / L::kPhases;
         constexpr int kStep = value_of<decltype(i)>;
         prefetch_lines<kStep * kLines / L::kSteps, (kStep + 1) * kLines / L::kSteps>(header + p * kLines * 64);
       }
@@ -210,7 +210,7 @@ INLINE void multiply_block256(const L& layout, const uint8_t* header, const uint
 // ---- a few activation rows ------------------------------------------------------------------------------------------
 
 template <class L>
-constexpr bool kIs256 = L::kGeometry.block_values == 256;
+constexpr bool kIs256 = L::kBlockValues == 256;
 
 struct Job {
   const PackedMatrix* w;
@@ -224,8 +224,8 @@ struct Job {
 template <class L, int T>
 void multiply_fused(const Job& job) {
   const L layout;
-  constexpr TileGeometry g = L::kGeometry;
-  const int64_t blocks = job.w->cols / g.block_values;
+  constexpr TileGeometry g = L::kInfo.tile;
+  const int64_t blocks = job.w->cols / L::kBlockValues;
   for (int32_t tile_index = job.tile_begin; tile_index < job.tile_end; ++tile_index) {
     const uint8_t* tile = job.w->data + static_cast<size_t>(tile_index) * job.w->tile_bytes;
     const uint8_t* x[T];
@@ -252,7 +252,7 @@ void multiply_fused(const Job& job) {
 // Decodes up to 256 columns of a tile.
 template <class L>
 void unpack(const L& layout, const uint8_t* tile, int64_t first_block, int blocks, uint8_t* buffer) {
-  constexpr TileGeometry g = L::kGeometry;
+  constexpr TileGeometry g = L::kInfo.tile;
   uint8_t* out = buffer + kBufferHeader;
   if constexpr (kIs256<L>) {
     const uint8_t* header = tile + tile_header_offset(g, first_block);
@@ -335,12 +335,12 @@ void multiply_chunk(const Job& job) {
   }(std::make_integer_sequence<int, kMaxTokens>{});
 
   const L layout;
-  constexpr TileGeometry g = L::kGeometry;
-  constexpr int kStepBlocks = 256 / g.block_values;
+  constexpr TileGeometry g = L::kInfo.tile;
+  constexpr int kStepBlocks = 256 / L::kBlockValues;
   constexpr size_t kStepTileBytes = tile_header_offset(g, kStepBlocks);
   constexpr size_t kStepActBytes = 320;  // of 256 activations, both kinds
   static_assert(sizeof(ActBlock256) == kStepActBytes && 8 * sizeof(ActBlock32) == kStepActBytes);
-  const int64_t blocks = job.w->cols / g.block_values;
+  const int64_t blocks = job.w->cols / L::kBlockValues;
   uint8_t* buffer = job.scratch;
   float* acc = reinterpret_cast<float*>(job.scratch + kUnpackedBytes);
   const int32_t groups = (job.n + kMaxTokens - 1) / kMaxTokens;

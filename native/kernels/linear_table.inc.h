@@ -30,44 +30,40 @@ void quantize_row(ActKind kind, const float* x, int64_t cols, uint8_t* out) {
   }
 }
 
+// Activation rows up to which a layout's kernels need no buffer. Those of the models we ship have some for a few rows;
+// each costs compile time.
+template <class L>
+constexpr int kMaxFused = 1;
+template <>
+constexpr int kMaxFused<LayoutQ4_1> = kMaxFusedTokens;
+template <>
+constexpr int kMaxFused<LayoutQ5_0> = kMaxFusedTokens;
+template <>
+constexpr int kMaxFused<LayoutQ8_0> = kMaxFusedTokens;
+template <>
+constexpr int kMaxFused<LayoutQ4_K> = kMaxFusedTokens;
+template <>
+constexpr int kMaxFused<LayoutQ6_K> = kMaxFusedWide;
+
+template <class L>
+void multiply_layout(const Job& job) {
+  if constexpr (requires { L::kInfo; }) {
+    multiply_quantised<L, kMaxFused<L>>(job);
+  } else {
+    multiply_float<L>(job);
+  }
+}
+
 void multiply(const PackedMatrix& w, int32_t tile_begin, int32_t tile_end, const uint8_t* const* act_rows, int32_t n,
               float* const* out_rows, uint8_t* scratch) {
   if (n <= 0 || tile_begin >= tile_end) return;
-  // The layouts of the models we ship get kernels for a few rows without a buffer; each costs compile time.
   const Job job{&w, tile_begin, tile_end, act_rows, n, out_rows, scratch};
   switch (w.layout) {
-    case Layout::F32:
-      return multiply_float<WeightsF32>(job);
-    case Layout::F16:
-      return multiply_float<WeightsF16>(job);
-    case Layout::BF16:
-      return multiply_float<WeightsBF16>(job);
-    case Layout::Q4_0:
-      return multiply_quantised<LayoutQ4_0, 1>(job);
-    case Layout::Q4_1:
-      return multiply_quantised<LayoutQ4_1, kMaxFusedTokens>(job);
-    case Layout::Q5_0:
-      return multiply_quantised<LayoutQ5_0, kMaxFusedTokens>(job);
-    case Layout::Q5_1:
-      return multiply_quantised<LayoutQ5_1, 1>(job);
-    case Layout::Q8_0:
-      return multiply_quantised<LayoutQ8_0, kMaxFusedTokens>(job);
-    case Layout::IQ4_NL:
-      return multiply_quantised<LayoutIQ4_NL, 1>(job);
-    case Layout::MXFP4:
-      return multiply_quantised<LayoutMXFP4, 1>(job);
-    case Layout::Q2_K:
-      return multiply_quantised<LayoutQ2_K, 1>(job);
-    case Layout::Q3_K:
-      return multiply_quantised<LayoutQ3_K, 1>(job);
-    case Layout::Q4_K:
-      return multiply_quantised<LayoutQ4_K, kMaxFusedTokens>(job);
-    case Layout::Q5_K:
-      return multiply_quantised<LayoutQ5_K, 1>(job);
-    case Layout::Q6_K:
-      return multiply_quantised<LayoutQ6_K, kMaxFusedWide>(job);
-    case Layout::IQ4_XS:
-      return multiply_quantised<LayoutIQ4_XS, 1>(job);
+#define KAMADO_MULTIPLY(name, ...) \
+  case Layout::name:               \
+    return multiply_layout<Layout##name>(job);
+    KAMADO_LAYOUTS(KAMADO_MULTIPLY)
+#undef KAMADO_MULTIPLY
   }
 }
 

@@ -8,20 +8,11 @@
 // bits keep the file's positions; only Q5_0's and Q5_1's high bits move (value k = 4g + j from bit k to byte j, bit g),
 // so that one shift serves a plane.
 //
-//   layout        header (bytes)                                          planes
-//   Q4_0 IQ4_NL   2 blocks: d[16] f16, d[16] f16                          4 nibbles
-//   Q4_1          d[16] f16, m[16] f16                                    4 nibbles
-//   Q5_0          2 blocks: d[16] f16, d[16] f16                          1 high bits, 4 nibbles
-//   Q5_1          d[16] f16, m[16] f16                                    1 high bits, 4 nibbles
-//   Q8_0          2 blocks: d[16] f16, d[16] f16                          8 codes
-//   MXFP4         4 blocks: e[16] u8 each                                 4 nibbles
-//   Q2_K          d[16], dmin[16] f16; 8 x 16 x 2 scale+min bytes         16 two-bit codes
-//   Q3_K          d[16] f16, 32 unused; 8 x 16 x 2 scales (s8)            8 high bits, 16 two-bit codes
-//   Q4_K          d[16], dmin[16] f16; 4 x 16 x 2 scales, mins (u8)       32 nibbles
-//   Q5_K          as Q4_K                                                 8 high bits, 32 nibbles
-//   Q6_K          d[16] f16, 32 unused; 8 x 16 x 2 scales (s8)            16 two-bit codes, 32 nibbles
-//   IQ4_XS        d[16] f16, 32 unused; 4 x 16 x 2 scales (s8)            32 nibbles
-//   F32 F16 BF16  none; column k is 16 consecutive values
+//   block_values  header                                                                    planes
+//   1 (floats)    none; column k is 16 consecutive values
+//   32            of each block that shares it: d[16] f16 (MXFP4: e[16] u8); m[16] f16      1 high bits, low bits
+//   256           d[16], dmin[16] f16 (or 32 unused); n x 16 x 2 scales (u8, s8 without     high bits, low bits
+//                 minimums), then as many minimums unless both share a byte (Q2_K)
 //
 // "n x 16 x 2": the scales of sub-blocks 2j and 2j+1 of a row side by side, because the corrections (minimums, code
 // offsets) multiply pairs of 16-bit numbers.
@@ -34,51 +25,13 @@
 
 namespace kamado {
 
-struct TileGeometry {
-  int32_t block_values;
-  int32_t group_blocks;
-  int32_t header_bytes;
-  int32_t planes;
-};
-
 constexpr int32_t kPlaneBytes = kTileRows * 4;
 
-// header_bytes 0 and planes 0 for the float layouts.
-constexpr TileGeometry tile_geometry(Layout layout) {
-  switch (layout) {
-    case Layout::Q4_0:
-    case Layout::IQ4_NL:
-      return {32, 2, 64, 4};
-    case Layout::Q4_1:
-      return {32, 1, 64, 4};
-    case Layout::Q5_0:
-      return {32, 2, 64, 5};
-    case Layout::Q5_1:
-      return {32, 1, 64, 5};
-    case Layout::Q8_0:
-      return {32, 2, 64, 8};
-    case Layout::MXFP4:
-      return {32, 4, 64, 4};
-    case Layout::Q2_K:
-      return {256, 1, 320, 16};
-    case Layout::Q3_K:
-      return {256, 1, 320, 24};
-    case Layout::Q4_K:
-      return {256, 1, 320, 32};
-    case Layout::Q5_K:
-      return {256, 1, 320, 40};
-    case Layout::Q6_K:
-      return {256, 1, 320, 48};
-    case Layout::IQ4_XS:
-      return {256, 1, 192, 32};
-    default:
-      return {1, 1, 0, 0};
-  }
-}
-
-// Plane of word i of a block's high-bit field, and of word i of its low-bit field.
-constexpr int high_plane(Layout layout, int i) {
-  switch (layout) {
+// Plane of word i of a block's high-bit field, and of word i of its low-bit field: high bits first, or, where a pass
+// over the high field serves several passes over the low one, each of its words before the low words that need it
+// first.
+constexpr int high_plane(const LayoutInfo& info, int i) {
+  switch (info.layout) {
     case Layout::Q3_K:
     case Layout::Q5_K:
       return 2 * i;  // 8 words, between the first 8 of the low field
@@ -88,19 +41,21 @@ constexpr int high_plane(Layout layout, int i) {
       return i;
   }
 }
-constexpr int low_plane(Layout layout, int i) {
-  switch (layout) {
+constexpr int low_plane(const LayoutInfo& info, int i) {
+  switch (info.layout) {
     case Layout::Q3_K:
     case Layout::Q5_K:
       return i < 8 ? 2 * i + 1 : 8 + i;
     case Layout::Q6_K:
       return 3 * (i / 16 * 8 + i % 8) + 1 + i / 8 % 2;
-    case Layout::Q5_0:
-    case Layout::Q5_1:
-      return 1 + i;
     default:
-      return i;
+      return info.tile.high_planes + i;
   }
+}
+
+// Whether a sub-block's scale and minimum share a byte (4 bits each), in a tile's header too.
+constexpr bool has_shared_mins(const LayoutInfo& info) {
+  return info.has_min() && info.tile.header_bytes == 64 + kTileRows * info.fields.sub_blocks;
 }
 
 // Where block b's group header and block b's planes begin within a tile.

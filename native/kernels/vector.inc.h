@@ -108,7 +108,7 @@ struct VectorTier {
     }
   }
 
-  static void gate(Activation act, const float* a, const float* b, int32_t n, float* out) {
+  static void gate(const float* a, const float* b, Activation act, int32_t n, float* out) {
     switch (act) {
       case Activation::kNone:
         return gate_with(a, b, n, out, [](V x) { return x; });

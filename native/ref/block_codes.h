@@ -35,57 +35,9 @@ inline float e8m0_half(uint8_t e) {
   return std::bit_cast<float>(e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23);
 }
 
-// Byte offsets of the fields within a file block; -1 where a layout has none.
-struct BlockFields {
-  int d, dmin, scales, high, low;
-};
-
-constexpr BlockFields block_fields(Layout layout) {
-  switch (layout) {
-    case Layout::Q4_0:
-    case Layout::IQ4_NL:
-      return {0, -1, -1, -1, 2};
-    case Layout::Q4_1:
-      return {0, 2, -1, -1, 4};
-    case Layout::Q5_0:
-      return {0, -1, -1, 2, 6};
-    case Layout::Q5_1:
-      return {0, 2, -1, 4, 8};
-    case Layout::Q8_0:
-      return {0, -1, -1, -1, 2};
-    case Layout::MXFP4:
-      return {0, -1, -1, -1, 1};
-    case Layout::Q2_K:
-      return {80, 82, 0, -1, 16};
-    case Layout::Q3_K:
-      return {108, -1, 96, 0, 32};
-    case Layout::Q4_K:
-      return {0, 2, 4, -1, 16};
-    case Layout::Q5_K:
-      return {0, 2, 4, 16, 48};
-    case Layout::Q6_K:
-      return {208, -1, 192, 128, 0};
-    case Layout::IQ4_XS:
-      return {0, -1, 4, -1, 8};
-    default:
-      return {-1, -1, -1, -1, -1};
-  }
-}
-
-// Bytes of the high-bit field, 0 without one.
-constexpr int high_bytes(Layout layout) {
-  switch (layout) {
-    case Layout::Q5_0:
-    case Layout::Q5_1:
-      return 4;
-    case Layout::Q3_K:
-    case Layout::Q5_K:
-      return 32;
-    case Layout::Q6_K:
-      return 64;
-    default:
-      return 0;
-  }
+// The scale of a block, where the block or a tile's header has it.
+inline float load_scale(const LayoutInfo& info, const uint8_t* p) {
+  return info.fields.d_bytes == 1 ? e8m0_half(*p) : f16_to_f32(load_u16(p));
 }
 
 // Signed codes (offset or table applied) of one block from its low and high fields in the file's order.
@@ -150,10 +102,10 @@ inline void decode_codes(Layout layout, const uint8_t* low, const uint8_t* high,
   }
 }
 
-// Integer scales and minimums of the sub-blocks of a 256-value block (16 sub-blocks for Q2_K, Q3_K, Q6_K, else 8).
-inline void decode_scales(Layout layout, const uint8_t* block, int* scales, int* mins) {
-  const uint8_t* s = block + block_fields(layout).scales;
-  switch (layout) {
+// Integer scales and minimums of the sub-blocks of a 256-value block.
+inline void decode_scales(const LayoutInfo& info, const uint8_t* block, int* scales, int* mins) {
+  const uint8_t* s = block + info.fields.scales;
+  switch (info.layout) {
     case Layout::Q2_K:
       for (int i = 0; i < 16; ++i) scales[i] = s[i] & 15, mins[i] = s[i] >> 4;
       break;

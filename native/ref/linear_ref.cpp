@@ -60,20 +60,21 @@ void quantize(ActKind kind, const float* x, int64_t cols, uint8_t* out) {
   }
 }
 
-// Row r's fields of block b, gathered from the planes back into the file's order.
-void read_planes(Layout layout, const uint8_t* planes, int r, uint8_t* high, uint8_t* low) {
-  const int words = tile_geometry(layout).planes;
-  const int high_words = high_bytes(layout) / 4;
-  for (int i = 0; i < high_words; ++i)
-    std::memcpy(high + 4 * i, planes + high_plane(layout, i) * kPlaneBytes + r * 4, 4);
-  for (int i = 0; i < words - high_words; ++i) {
-    std::memcpy(low + 4 * i, planes + low_plane(layout, i) * kPlaneBytes + r * 4, 4);
+// Codes of row r's block b, whose fields are gathered from the planes back into the file's order.
+void read_codes(const LayoutInfo& info, const uint8_t* tile, int64_t b, int r, int* codes) {
+  const uint8_t* planes = tile + tile_planes_offset(info.tile, b) + r * 4;
+  const int high_words = info.tile.high_planes;
+  uint8_t high[64], low[128];
+  for (int i = 0; i < high_words; ++i) std::memcpy(high + 4 * i, planes + high_plane(info, i) * kPlaneBytes, 4);
+  for (int i = 0; i < info.tile.planes - high_words; ++i) {
+    std::memcpy(low + 4 * i, planes + low_plane(info, i) * kPlaneBytes, 4);
   }
   if (high_words == 1) {  // undo the spreading: byte j, bit g was bit 4g + j
     uint32_t bits = 0;
     for (int k = 0; k < 32; ++k) bits |= static_cast<uint32_t>((high[k % 4] >> (k / 4)) & 1) << k;
     std::memcpy(high, &bits, 4);
   }
+  decode_codes(info.layout, low, high, codes);
 }
 
 float dot_f32(Layout layout, const uint8_t* tile, int r, int64_t cols, const float* x) {
@@ -92,25 +93,21 @@ float dot_f32(Layout layout, const uint8_t* tile, int r, int64_t cols, const flo
   return acc;
 }
 
-float dot_q32(Layout layout, const uint8_t* tile, int r, int64_t cols, const uint8_t* act) {
-  const TileGeometry g = tile_geometry(layout);
-  const bool has_min = layout == Layout::Q4_1 || layout == Layout::Q5_1;
+float dot_q32(const LayoutInfo& info, const uint8_t* tile, int r, int64_t cols, const uint8_t* act) {
   float acc = 0.0f;
   for (int64_t b = 0; b < cols / 32; ++b) {
-    const uint8_t* header = tile + tile_header_offset(g, b);
-    const int64_t in_group = b % g.group_blocks;
+    const uint8_t* header = tile + tile_header_offset(info.tile, b);
     ActBlock32 x;
     std::memcpy(&x, act + static_cast<size_t>(b) * sizeof x, sizeof x);
-    uint8_t high[4], low[32];
     int codes[32];
-    read_planes(layout, tile + tile_planes_offset(g, b), r, high, low);
-    decode_codes(layout, low, high, codes);
-    const float d = layout == Layout::MXFP4 ? e8m0_half(header[in_group * 16 + r])
-                                            : f16_to_f32(load_u16(header + in_group * 32 + 2 * r));
+    read_codes(info, tile, b, r, codes);
+    const float d = load_scale(info, header + (b % info.tile.group_blocks * kTileRows + r) * info.fields.d_bytes);
     int isum = 0;
     for (int k = 0; k < 32; ++k) isum += codes[k] * x.codes[k];
     acc = std::fma(d * x.scale, static_cast<float>(isum), acc);
-    if (has_min) acc = std::fma(f16_to_f32(load_u16(header + 32 + 2 * r)) * x.scale, static_cast<float>(x.sum), acc);
+    if (info.has_min()) {
+      acc = std::fma(f16_to_f32(load_u16(header + 32 + 2 * r)) * x.scale, static_cast<float>(x.sum), acc);
+    }
   }
   return acc;
 }
@@ -118,40 +115,36 @@ float dot_q32(Layout layout, const uint8_t* tile, int r, int64_t cols, const uin
 // Worst |isum| and |msum| of a 256-value block, any bytes in the file: Q6_K 256 * 32 * 127 * 128 = 133 M, IQ4_XS
 // 256 * 127 * 127 * 32 = 132 M, Q3_K 256 * 4 * 127 * 32, Q5_K 256 * 31 * 127 * 63 = 63 M, mins 256 * 127 * 63: all <
 // 2^31.
-float dot_q256(Layout layout, const uint8_t* tile, int r, int64_t cols, const uint8_t* act) {
-  const TileGeometry g = tile_geometry(layout);
-  const bool has_min = block_fields(layout).dmin >= 0;
-  const bool is_signed = layout == Layout::Q3_K || layout == Layout::Q6_K || layout == Layout::IQ4_XS;
-  const int sub = layout == Layout::Q2_K || layout == Layout::Q3_K || layout == Layout::Q6_K ? 16 : 32;
+float dot_q256(const LayoutInfo& info, const uint8_t* tile, int r, int64_t cols, const uint8_t* act) {
+  const bool shares_bytes = has_shared_mins(info);
+  const int sub = 256 / info.fields.sub_blocks;
   float acc = 0.0f;
   for (int64_t b = 0; b < cols / 256; ++b) {
-    const uint8_t* header = tile + tile_header_offset(g, b);
+    const uint8_t* header = tile + tile_header_offset(info.tile, b);
     ActBlock256 x;
     std::memcpy(&x, act + static_cast<size_t>(b) * sizeof x, sizeof x);
-    uint8_t high[64], low[128];
     int codes[256];
-    read_planes(layout, tile + tile_planes_offset(g, b), r, high, low);
-    decode_codes(layout, low, high, codes);
+    read_codes(info, tile, b, r, codes);
     int isum = 0, msum = 0;
-    for (int s = 0; s < 256 / sub; ++s) {
-      const uint8_t byte = header[64 + (s / 2 * 16 + r) * 2 + s % 2];
-      const int scale = is_signed ? static_cast<int8_t>(byte) : layout == Layout::Q2_K ? byte & 15 : byte;
+    for (int s = 0; s < info.fields.sub_blocks; ++s) {
+      const uint8_t* byte = header + 64 + (s / 2 * kTileRows + r) * 2 + s % 2;
+      const int scale = shares_bytes ? *byte & 15 : info.has_min() ? *byte : static_cast<int8_t>(*byte);
       int dot = 0, xsum = 0;
       for (int k = s * sub; k < (s + 1) * sub; ++k) dot += codes[k] * x.codes[k], xsum += x.codes[k];
       isum += scale * dot;
-      if (has_min) {
-        const int min = layout == Layout::Q2_K ? byte >> 4 : header[192 + (s / 2 * 16 + r) * 2 + s % 2];
-        msum += min * xsum;
-      }
+      if (info.has_min()) msum += (shares_bytes ? *byte >> 4 : byte[kTileRows * info.fields.sub_blocks]) * xsum;
     }
-    acc = std::fma(f16_to_f32(load_u16(header + 2 * r)) * x.scale, static_cast<float>(isum), acc);
-    if (has_min) acc = std::fma(-(f16_to_f32(load_u16(header + 32 + 2 * r)) * x.scale), static_cast<float>(msum), acc);
+    acc = std::fma(load_scale(info, header + 2 * r) * x.scale, static_cast<float>(isum), acc);
+    if (info.has_min()) {
+      acc = std::fma(-(f16_to_f32(load_u16(header + 32 + 2 * r)) * x.scale), static_cast<float>(msum), acc);
+    }
   }
   return acc;
 }
 
 void multiply(const PackedMatrix& w, int32_t tile_begin, int32_t tile_end, const uint8_t* const* act_rows, int32_t n,
               float* const* out_rows, uint8_t* /*scratch*/) {
+  const LayoutInfo& info = *layout_info(w.layout);
   const int32_t row_end = std::min(tile_end * kTileRows, w.rows);
   for (int32_t i = 0; i < n; ++i) {
     for (int32_t row = tile_begin * kTileRows; row < row_end; ++row) {
@@ -162,10 +155,10 @@ void multiply(const PackedMatrix& w, int32_t tile_begin, int32_t tile_end, const
           out_rows[i][row] = dot_f32(w.layout, tile, r, w.cols, reinterpret_cast<const float*>(act_rows[i]));
           break;
         case ActKind::kQ8x32:
-          out_rows[i][row] = dot_q32(w.layout, tile, r, w.cols, act_rows[i]);
+          out_rows[i][row] = dot_q32(info, tile, r, w.cols, act_rows[i]);
           break;
         case ActKind::kQ8x256:
-          out_rows[i][row] = dot_q256(w.layout, tile, r, w.cols, act_rows[i]);
+          out_rows[i][row] = dot_q256(info, tile, r, w.cols, act_rows[i]);
           break;
       }
     }

@@ -30,119 +30,120 @@ float max_of(const float* x, int32_t n) {
   return lane[0];
 }
 
-void rms_norm(const float* x, const float* weight, int32_t n, float eps, float* out) {
-  float lane[kVirtualLanes] = {};
-  for (int32_t i = 0; i < n; ++i) lane[i % kVirtualLanes] = std::fma(x[i], x[i], lane[i % kVirtualLanes]);
-  const float inverse = 1.0f / std::sqrt(sum_lanes(lane) / static_cast<float>(n) + eps);
-  for (int32_t i = 0; i < n; ++i) out[i] = weight ? x[i] * inverse * weight[i] : x[i] * inverse;
-}
-
-void layer_norm(const float* x, const float* weight, const float* bias, int32_t n, float eps, float* out) {
-  float lane[kVirtualLanes] = {};
-  for (int32_t i = 0; i < n; ++i) lane[i % kVirtualLanes] += x[i];
-  const float mean = sum_lanes(lane) / static_cast<float>(n);
-  float square[kVirtualLanes] = {};
-  for (int32_t i = 0; i < n; ++i) {
-    const float d = x[i] - mean;
-    square[i % kVirtualLanes] = std::fma(d, d, square[i % kVirtualLanes]);
+struct Scalar {
+  static void rms_norm(const float* x, const float* weight, int32_t n, float eps, float* out) {
+    float lane[kVirtualLanes] = {};
+    for (int32_t i = 0; i < n; ++i) lane[i % kVirtualLanes] = std::fma(x[i], x[i], lane[i % kVirtualLanes]);
+    const float inverse = 1.0f / std::sqrt(sum_lanes(lane) / static_cast<float>(n) + eps);
+    for (int32_t i = 0; i < n; ++i) out[i] = weight ? x[i] * inverse * weight[i] : x[i] * inverse;
   }
-  const float inverse = 1.0f / std::sqrt(sum_lanes(square) / static_cast<float>(n) + eps);
-  for (int32_t i = 0; i < n; ++i) {
-    float y = (x[i] - mean) * inverse;
-    if (weight) y *= weight[i];
-    if (bias) y += bias[i];
-    out[i] = y;
-  }
-}
 
-void rope(float* x, int32_t n_heads, int32_t head_dim, int32_t rot_dim, const float* cos, const float* sin,
-          bool interleaved) {
-  const int32_t half = rot_dim / 2;
-  for (int32_t head = 0; head < n_heads; ++head, x += head_dim) {
-    for (int32_t i = 0; i < half; ++i) {
-      float& a = interleaved ? x[2 * i] : x[i];
-      float& b = interleaved ? x[2 * i + 1] : x[i + half];
-      const float first = a * cos[i] - b * sin[i];
-      const float second = b * cos[i] + a * sin[i];
-      a = first;
-      b = second;
+  static void layer_norm(const float* x, const float* weight, const float* bias, int32_t n, float eps, float* out) {
+    float lane[kVirtualLanes] = {};
+    for (int32_t i = 0; i < n; ++i) lane[i % kVirtualLanes] += x[i];
+    const float mean = sum_lanes(lane) / static_cast<float>(n);
+    float square[kVirtualLanes] = {};
+    for (int32_t i = 0; i < n; ++i) {
+      const float d = x[i] - mean;
+      square[i % kVirtualLanes] = std::fma(d, d, square[i % kVirtualLanes]);
+    }
+    const float inverse = 1.0f / std::sqrt(sum_lanes(square) / static_cast<float>(n) + eps);
+    for (int32_t i = 0; i < n; ++i) {
+      float y = (x[i] - mean) * inverse;
+      if (weight) y *= weight[i];
+      if (bias) y += bias[i];
+      out[i] = y;
     }
   }
-}
 
-F1 activate(Activation act, F1 x) {
-  switch (act) {
-    case Activation::kNone:
-      return x;
-    case Activation::kSilu:
-      return silu_f32(x);
-    case Activation::kGeluTanh:
-      return gelu_tanh_f32(x);
-    case Activation::kGeluErf:
-      return gelu_erf_f32(x);
-    case Activation::kRelu:
-      return max(F1{0.0f}, x);  // in this order NaN comes through
+  static void rope(float* x, int32_t n_heads, int32_t head_dim, int32_t rot_dim, const float* cos, const float* sin,
+                   bool interleaved) {
+    const int32_t half = rot_dim / 2;
+    for (int32_t head = 0; head < n_heads; ++head, x += head_dim) {
+      for (int32_t i = 0; i < half; ++i) {
+        float& a = interleaved ? x[2 * i] : x[i];
+        float& b = interleaved ? x[2 * i + 1] : x[i + half];
+        const float first = a * cos[i] - b * sin[i];
+        const float second = b * cos[i] + a * sin[i];
+        a = first;
+        b = second;
+      }
+    }
   }
-  return x;
-}
 
-void gate(Activation act, const float* a, const float* b, int32_t n, float* out) {
-  for (int32_t i = 0; i < n; ++i) {
-    const F1 y = activate(act, F1{a[i]});
-    out[i] = b ? y.v * b[i] : y.v;
+  static F1 activate(Activation act, F1 x) {
+    switch (act) {
+      case Activation::kNone:
+        return x;
+      case Activation::kSilu:
+        return silu_f32(x);
+      case Activation::kGeluTanh:
+        return gelu_tanh_f32(x);
+      case Activation::kGeluErf:
+        return gelu_erf_f32(x);
+      case Activation::kRelu:
+        return max(F1{0.0f}, x);  // in this order NaN comes through
+    }
+    return x;
   }
-}
 
-void add(const float* a, const float* b, int32_t n, float* out) {
-  for (int32_t i = 0; i < n; ++i) out[i] = a[i] + b[i];
-}
-
-void scale(const float* x, float factor, int32_t n, float* out) {
-  for (int32_t i = 0; i < n; ++i) out[i] = x[i] * factor;
-}
-
-void axpy(float factor, const float* x, int32_t n, float* inout) {
-  for (int32_t i = 0; i < n; ++i) inout[i] = std::fma(factor, x[i], inout[i]);
-}
-
-void softcap(const float* x, float cap, int32_t n, float* out) {
-  for (int32_t i = 0; i < n; ++i) out[i] = softcap_f32(F1{x[i]}, F1{cap}).v;
-}
-
-void softmax(const float* x, int32_t n, float* out) {
-  const float top = max_of(x, n);
-  float lane[kVirtualLanes] = {};
-  for (int32_t i = 0; i < n; ++i) {
-    out[i] = exp_f32(F1{x[i] - top}).v;
-    lane[i % kVirtualLanes] += out[i];
+  static void gate(const float* a, const float* b, Activation act, int32_t n, float* out) {
+    for (int32_t i = 0; i < n; ++i) {
+      const F1 y = activate(act, F1{a[i]});
+      out[i] = b ? y.v * b[i] : y.v;
+    }
   }
-  const float sum = sum_lanes(lane);
-  for (int32_t i = 0; i < n; ++i) out[i] /= sum;
-}
 
-double log_sum_exp(const float* x, int32_t n) {
-  const float top = max_of(x, n);
-  double lane[kVirtualLanes] = {};
-  for (int32_t i = 0; i < n; ++i) lane[i % kVirtualLanes] += static_cast<double>(exp_f32(F1{x[i] - top}).v);
-  return std::log(sum_lanes(lane)) + static_cast<double>(top);
-}
+  static void add(const float* a, const float* b, int32_t n, float* out) {
+    for (int32_t i = 0; i < n; ++i) out[i] = a[i] + b[i];
+  }
 
-void to_f16(const float* x, int32_t n, uint16_t* out) {
-  for (int32_t i = 0; i < n; ++i) out[i] = f16_from_f32(x[i]);
-}
+  static void scale(const float* x, float factor, int32_t n, float* out) {
+    for (int32_t i = 0; i < n; ++i) out[i] = x[i] * factor;
+  }
 
-void from_f16(const uint16_t* x, int32_t n, float* out) {
-  for (int32_t i = 0; i < n; ++i) out[i] = f32_from_f16(x[i]);
-}
+  static void axpy(float factor, const float* x, int32_t n, float* inout) {
+    for (int32_t i = 0; i < n; ++i) inout[i] = std::fma(factor, x[i], inout[i]);
+  }
 
-bool is_finite(const float* x, int32_t n) {
-  bool all = true;
-  for (int32_t i = 0; i < n; ++i) all &= std::isfinite(x[i]);
-  return all;
-}
+  static void softcap(const float* x, float cap, int32_t n, float* out) {
+    for (int32_t i = 0; i < n; ++i) out[i] = softcap_f32(F1{x[i]}, F1{cap}).v;
+  }
 
-constexpr VectorKernels kKernels = {rms_norm, layer_norm, rope,        gate,   add,      scale,    axpy,
-                                    softcap,  softmax,    log_sum_exp, to_f16, from_f16, is_finite};
+  static void softmax(const float* x, int32_t n, float* out) {
+    const float top = max_of(x, n);
+    float lane[kVirtualLanes] = {};
+    for (int32_t i = 0; i < n; ++i) {
+      out[i] = exp_f32(F1{x[i] - top}).v;
+      lane[i % kVirtualLanes] += out[i];
+    }
+    const float sum = sum_lanes(lane);
+    for (int32_t i = 0; i < n; ++i) out[i] /= sum;
+  }
+
+  static double log_sum_exp(const float* x, int32_t n) {
+    const float top = max_of(x, n);
+    double lane[kVirtualLanes] = {};
+    for (int32_t i = 0; i < n; ++i) lane[i % kVirtualLanes] += static_cast<double>(exp_f32(F1{x[i] - top}).v);
+    return std::log(sum_lanes(lane)) + static_cast<double>(top);
+  }
+
+  static void to_f16(const float* x, int32_t n, uint16_t* out) {
+    for (int32_t i = 0; i < n; ++i) out[i] = f16_from_f32(x[i]);
+  }
+
+  static void from_f16(const uint16_t* x, int32_t n, float* out) {
+    for (int32_t i = 0; i < n; ++i) out[i] = f32_from_f16(x[i]);
+  }
+
+  static bool is_finite(const float* x, int32_t n) {
+    bool all = true;
+    for (int32_t i = 0; i < n; ++i) all &= std::isfinite(x[i]);
+    return all;
+  }
+};
+
+constexpr VectorKernels kKernels = vector_kernels<Scalar, Scalar::log_sum_exp>();
 
 }  // namespace
 

@@ -101,7 +101,7 @@ kamado::Program make_program(Weights& weights) {
   const int32_t table = weights.matrix(b, kVocab, kHidden);
   b.append(kamado::EmbedOp{x, table, 1});
   for (int32_t layer = 0; layer < 2; ++layer) {
-    b.append(kamado::NormOp{h, x, weights.vector(b, kHidden), -1, 1e-5f, false, 0});
+    b.append(kamado::NormOp{h, x, weights.vector(b, kHidden), -1, 1e-5f, kamado::NormKind::kRms, 0});
     b.append(kamado::LinearOp{{q, k, v},
                               h,
                               {weights.matrix(b, kHidden, kHidden), weights.matrix(b, kHidden / 2, kHidden),
@@ -112,7 +112,7 @@ kamado::Program make_program(Weights& weights) {
     b.append(kamado::AttendOp{out, q, k, v, layer, 4, 2, 8, 8, 0.35f, layer == 1 ? 20 : 0, 0, true});
     b.append(kamado::LinearOp{{h}, out, {weights.matrix(b, kHidden, kHidden)}, {}});
     b.append(kamado::AddOp{x, x, h});
-    b.append(kamado::NormOp{h, x, weights.vector(b, kHidden), -1, 1e-5f, false, 0});
+    b.append(kamado::NormOp{h, x, weights.vector(b, kHidden), -1, 1e-5f, kamado::NormKind::kRms, 0});
     if (layer == 0) {
       b.append(kamado::LinearOp{
           {gate, up}, h, {weights.matrix(b, kWidth, kHidden), weights.matrix(b, kWidth, kHidden)}, {}});

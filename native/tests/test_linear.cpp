@@ -16,10 +16,6 @@ using namespace kamado;
 
 namespace {
 
-constexpr Layout kLayouts[] = {Layout::F32,  Layout::F16,    Layout::BF16,   Layout::Q4_0, Layout::Q4_1, Layout::Q5_0,
-                               Layout::Q5_1, Layout::Q8_0,   Layout::Q2_K,   Layout::Q3_K, Layout::Q4_K, Layout::Q5_K,
-                               Layout::Q6_K, Layout::IQ4_NL, Layout::IQ4_XS, Layout::MXFP4};
-
 struct Tier {
   const char* name;
   const LinearKernels* kernels;
@@ -67,44 +63,16 @@ std::vector<uint8_t> make_weights(Layout layout, int rows, int cols, Fill fill, 
       const uint16_t h = small_f16(random);
       std::memcpy(block + offset, &h, 2);
     };
-    switch (layout) {
-      case Layout::F32: {
-        const float v = random.uniform();
-        std::memcpy(block, &v, 4);
-        break;
-      }
-      case Layout::BF16: {
-        const float v = random.uniform();
-        std::memcpy(block, reinterpret_cast<const uint8_t*>(&v) + 2, 2);
-        break;
-      }
-      case Layout::F16:
-      case Layout::Q4_0:
-      case Layout::Q5_0:
-      case Layout::Q8_0:
-      case Layout::IQ4_NL:
-      case Layout::IQ4_XS:
-        put(0);
-        break;
-      case Layout::Q4_1:
-      case Layout::Q5_1:
-      case Layout::Q4_K:
-      case Layout::Q5_K:
-        put(0), put(2);
-        break;
-      case Layout::Q2_K:
-        put(80), put(82);
-        break;
-      case Layout::Q3_K:
-        put(108);
-        break;
-      case Layout::Q6_K:
-        put(208);
-        break;
-      case Layout::MXFP4:
-        block[0] = static_cast<uint8_t>(120 + random.next() % 8);
-        break;
+    if (info.fields.d_bytes == 1) {
+      block[info.fields.d] = static_cast<uint8_t>(120 + random.next() % 8);
+    } else if (info.fields.d >= 0) {
+      put(info.fields.d);
+    } else {  // F32 and BF16, its upper half
+      const float v = random.uniform();
+      std::memcpy(block, reinterpret_cast<const uint8_t*>(&v) + 4 - info.block_bytes,
+                  static_cast<size_t>(info.block_bytes));
     }
+    if (info.has_min()) put(info.fields.dmin);
     // The largest products of Q6_K need its scales at -128 and its codes at -32.
     if (layout == Layout::Q6_K && fill == Fill::kLowest) std::memset(block + 192, 0x80, 16);
     if (layout == Layout::Q8_0 && fill == Fill::kLowest) std::memset(block + 2, 0x80, 32);
@@ -207,8 +175,7 @@ void check_reference(Layout layout, Random& random) {
       }
       // Weights with minimums: q*d and the minimum cancel, so the magnitude is that of the parts, at most 32 times
       // larger.
-      const bool has_min = layout == Layout::Q4_1 || layout == Layout::Q5_1 || layout == Layout::Q2_K ||
-                           layout == Layout::Q4_K || layout == Layout::Q5_K;
+      const bool has_min = layout_info(layout)->has_min();
       const double steps = block > 1 ? 4.0 * cols / block + 4.0 : cols;
       const double bound = steps * 0x1p-23 * magnitude * (has_min ? 32.0 : 1.0);
       const double error = std::fabs(sum - static_cast<double>(got[static_cast<size_t>(i * rows + r)]));
@@ -282,12 +249,12 @@ void check_tier(const Tier& tier, Layout layout, Random& random) {
 
 void check_sizes() {
   CHECK(layout_info(static_cast<Layout>(4)) == nullptr);
-  for (const Layout layout : kLayouts) {
-    const LayoutInfo* info = layout_info(layout);
-    CHECK(info != nullptr);
+  for (const LayoutInfo& info : kLayouts) {
+    const Layout layout = info.layout;
+    CHECK(layout_info(layout) == &info);
     for (const int blocks : {1, 3, 6, 8}) {
-      const int64_t cols = static_cast<int64_t>(info->block_values) * blocks;
-      CHECK(row_bytes(layout, cols) == static_cast<size_t>(info->block_bytes * blocks));
+      const int64_t cols = static_cast<int64_t>(info.block_values) * blocks;
+      CHECK(row_bytes(layout, cols) == static_cast<size_t>(info.block_bytes * blocks));
       CHECK(packed_tile_bytes(layout, cols) % 64 == 0);
       CHECK(act_bytes(act_kind(layout), cols) % 64 == 0);
     }
@@ -320,7 +287,7 @@ int main() {
   check_sizes();
   check_known_values();
   Random random{12345};
-  for (const Layout layout : kLayouts) check_reference(layout, random);
+  for (const LayoutInfo& info : kLayouts) check_reference(info.layout, random);
 
   std::vector<Tier> tiers;
   __builtin_cpu_init();
@@ -341,7 +308,7 @@ int main() {
   }
   for (const Tier& tier : tiers) {
     check_quantize(tier, random);
-    for (const Layout layout : kLayouts) check_tier(tier, layout, random);
+    for (const LayoutInfo& info : kLayouts) check_tier(tier, info.layout, random);
   }
   return test::finish();
 }

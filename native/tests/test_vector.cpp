@@ -3,12 +3,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "check.h"
+#include "kamado/row_cases.h"
 #include "kamado/tables.h"
 
 namespace {
@@ -91,7 +93,7 @@ void test_activations(const VectorKernels& k) {
     for (int i = -200000; i <= 200000; ++i) {
       const float x = static_cast<float>(i) * 5e-4f;
       float y;
-      k.gate(c.act, &x, nullptr, 1, &y);
+      k.gate(&x, nullptr, c.act, 1, &y);
       const double exact = c.exact(static_cast<double>(x));
       // About eight roundings, and up to five in the exponent u, which the exponential multiplies by |u|.
       const double bound = (8 + 5 * std::abs(c.exponent(static_cast<double>(x)))) * kEps;
@@ -124,7 +126,7 @@ void test_exp(const VectorKernels& k) {
   CHECK(std::abs(exp_of(-0x1.5d589ep+6f) / 0x1p-126 - 1.0) < 8e-6);
   CHECK(exp_of(-0x1.5d58a0p+6f) == 0.0);
   float silu_of[2] = {-0x1.62e42ep+6f, -0x1.62e430p+6f};  // x / (1 + e^-x)
-  k.gate(Activation::kSilu, silu_of, nullptr, 2, silu_of);
+  k.gate(silu_of, nullptr, Activation::kSilu, 2, silu_of);
   CHECK(std::abs(static_cast<double>(silu_of[0]) / (-88.72283 / static_cast<double>(FLT_MAX)) - 1.0) < 1e-5);
   CHECK(silu_of[1] == 0.0f);
   CHECK(exp_of(0.0f) == 1.0);
@@ -249,6 +251,29 @@ void test_log_sum_exp(const VectorKernels& k) {
   CHECK(k.log_sum_exp(huge, 2) == static_cast<double>(1e30f) + std::log(2.0));
 }
 
+// Every row-wise operation that is defined, into a place of its own and over each input as wide as the output.
+void test_row_ops(const VectorKernels& ref, const VectorKernels& k, const std::vector<const float*>& inputs, int32_t n,
+                  const std::string& what) {
+  const auto random = [] { return static_cast<float>(rng() % 30000) * 1e-3f; };
+  kamado::for_each_row_case(random, [&]<class T>(const T& op, const bool* is_there) {
+    const float* in[kamado::kMaxRowInputs];
+    for (size_t i = 0; i < kamado::kMaxRowInputs; ++i) in[i] = is_there[i] ? inputs[i % inputs.size()] : nullptr;
+    std::vector<float> expect(static_cast<size_t>(n)), got(expect.size());
+    run_row_kernel(ref, op, in, n, expect.data());
+    run_row_kernel(k, op, in, n, got.data());
+    CHECK_MSG(same(expect, got), (T::kName + (" " + what)).c_str());
+    for (size_t i = 0; i < std::size(T::kIsWide); ++i) {
+      if (!T::kIsWide[i] || !is_there[i]) continue;
+      const float* kept = in[i];
+      got.assign(kept, kept + n);
+      in[i] = got.data();
+      run_row_kernel(k, op, in, n, got.data());
+      CHECK_MSG(same(expect, got), (T::kName + (" in place " + what)).c_str());
+      in[i] = kept;
+    }
+  });
+}
+
 // Every kernel on every length around the vector width, unaligned, in place where the contract allows it.
 void test_same_bits(const VectorKernels& ref, const VectorKernels& k, const std::string& tier) {
   const auto awkward = awkward_floats();
@@ -281,25 +306,10 @@ void test_same_bits(const VectorKernels& ref, const VectorKernels& k, const std:
         k.layer_norm(x, mask & 1 ? w : nullptr, mask & 2 ? b : nullptr, n, 1e-5f, got.data());
         CHECK_MSG(same(expect, got), ("layer_norm " + what).c_str());
       }
-      for (const auto act :
-           {Activation::kNone, Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf, Activation::kRelu}) {
-        ref.gate(act, x, w, n, expect.data());
-        got.assign(x, x + n);
-        k.gate(act, got.data(), w, n, got.data());
-        CHECK_MSG(same(expect, got), ("gate " + std::to_string(static_cast<int>(act)) + " " + what).c_str());
-        ref.gate(act, x, nullptr, n, expect.data());
-        k.gate(act, x, nullptr, n, got.data());
-        CHECK_MSG(same(expect, got), ("activation " + std::to_string(static_cast<int>(act)) + " " + what).c_str());
-      }
-      ref.add(x, w, n, expect.data()), k.add(x, w, n, got.data());
-      CHECK_MSG(same(expect, got), ("add " + what).c_str());
-      ref.scale(x, 1.7f, n, expect.data()), k.scale(x, 1.7f, n, got.data());
-      CHECK_MSG(same(expect, got), ("scale " + what).c_str());
+      test_row_ops(ref, k, {x, w, b}, n, what);
       expect.assign(w, w + n), got = expect;
       ref.axpy(0.3f, x, n, expect.data()), k.axpy(0.3f, x, n, got.data());
       CHECK_MSG(same(expect, got), ("axpy " + what).c_str());
-      ref.softcap(x, 30.0f, n, expect.data()), k.softcap(x, 30.0f, n, got.data());
-      CHECK_MSG(same(expect, got), ("softcap " + what).c_str());
       ref.softmax(x, n, expect.data()), k.softmax(x, n, got.data());
       CHECK_MSG(same(expect, got), ("softmax " + what).c_str());
       const double l1 = ref.log_sum_exp(x, n), l2 = k.log_sum_exp(x, n);
@@ -321,8 +331,8 @@ void test_same_bits(const VectorKernels& ref, const VectorKernels& k, const std:
   }
   std::vector<float> expect(awkward.size()), got(awkward.size());
   for (const auto act : {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf}) {
-    ref.gate(act, awkward.data(), nullptr, static_cast<int32_t>(awkward.size()), expect.data());
-    k.gate(act, awkward.data(), nullptr, static_cast<int32_t>(awkward.size()), got.data());
+    ref.gate(awkward.data(), nullptr, act, static_cast<int32_t>(awkward.size()), expect.data());
+    k.gate(awkward.data(), nullptr, act, static_cast<int32_t>(awkward.size()), got.data());
     CHECK_MSG(same(expect, got), ("all awkward values " + tier).c_str());
   }
 }

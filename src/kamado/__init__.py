@@ -36,7 +36,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from .engine.generation import Generation
@@ -110,6 +110,7 @@ def load(
     prefix_cache: str | int | None = None,
     chat_template: str | None = None,
     constraints: bool = False,
+    allow_unknown: Collection[str] = (),
     name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
@@ -135,6 +136,9 @@ def load(
     chat_template  Jinja source in place of the file's own
     constraints  whether the budget has room for answers of a given form and tool calls: a trie of the vocabulary, which
               is made for the first of them, about 0.5 kB a token
+    allow_unknown  settings of the file, by its own names for them ("llama.new_scale"), that this version neither reads
+              nor knows to be harmless, and that are to be left out all the same: without it they are refused, since the
+              answers may be wrong. `model.plan.overridden` lists those that the file has
     name      what messages and kept conversations call the model; None: its name in the store, else its path
     progress  called with (done bytes, total bytes) while weights are packed; an exception it raises stops the load
 
@@ -161,6 +165,7 @@ def load(
         prefix_cache=prefix_cache,
         chat_template=chat_template,
         constraints=constraints,
+        allow_unknown=allow_unknown,
         name=name,
         progress=progress,
     )

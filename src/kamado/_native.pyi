@@ -49,57 +49,9 @@ class Builder:
     def vector(self, name: str, path: str, offset: int, layout: int, length: int, add: float = 0.0) -> int: ...
     def constant(self, values: NDArray[np.float64]) -> int: ...
     def buffer(self, name: str, width: int) -> int: ...
-    def embed(self, out: int, table: int, scale: float, by: str = "token") -> None:
-        """`by`: which row of the table a row takes: "token", "position", or "first", the first for all."""
-    def norm(
-        self, out: int, x: int, weight: int | None, bias: int | None, eps: float, layer_norm: bool, group: int
-    ) -> None: ...
-    def linear(self, outs: Sequence[int], x: int, weights: Sequence[int], biases: Sequence[int | None]) -> None: ...
-    def rope(self, x: int, head_dim: int, inv_freq: int, interleaved: bool, attention_factor: float) -> None: ...
-    def attend(
-        self,
-        out: int,
-        q: int,
-        k: int,
-        v: int,
-        layer: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        v_dim: int,
-        scale: float,
-        window: int,
-        softcap: float,
-        causal: bool,
-    ) -> None: ...
-    def gate(self, out: int, a: int, b: int | None, activation: str) -> None: ...
-    def route(
-        self,
-        logits: int,
-        num_experts: int,
-        top_k: int,
-        score: str,
-        normalize: bool,
-        bias: int | None,
-        num_groups: int,
-        top_groups: int,
-        scale: float,
-    ) -> None: ...
-    def experts(
-        self,
-        out: int,
-        x: int,
-        logits: int,
-        gate: Sequence[int],
-        up: Sequence[int],
-        down: Sequence[int],
-        activation: str,
-    ) -> None: ...
-    def add(self, out: int, a: int, b: int) -> None: ...
-    def scale(self, out: int, x: int, factor: float) -> None: ...
-    def softcap(self, out: int, x: int, cap: float) -> None: ...
-    def head(self, x: int, weight: int | None, bias: int | None, scale: float, softcap: float) -> None:
-        """The last operation. Without a weight there are no logits: steps return x, `hidden`."""
+    def append(self, operation: str, fields: dict[str, object]) -> None:
+        """The next operation, by its label and all its fields as `kamado.program.ops` has them, with ids in place of
+        buffers and tensors. ValueError for what no operation has, or what its rules do not allow."""
     def build(
         self,
         num_threads: int,
@@ -311,6 +263,23 @@ class BytePairs:
         one is a ValueError that names the entry. GIL released."""
     def encode(self, words: list[tuple[str, tuple[int, int]]]) -> list[int]:
         """Ids of words as `pre_tokenize_str` gives them. Characters that are no token say nothing."""
+
+class JsonCost:
+    """What decoding a JSON text would cost, found in its bytes, which come in pieces: a nanosecond or two for one.
+    Upper estimates. The text need not be valid."""
+
+    def __init__(self) -> None: ...
+    def take(self, data: bytes) -> None:
+        """The next bytes. The GIL is kept."""
+    @property
+    def depth(self) -> int:
+        """Lists and objects within each other."""
+    @property
+    def weight(self) -> int:
+        """Values; a key or a container counts as four."""
+    @property
+    def nbytes(self) -> int:
+        """Memory while it is decoded, the text not included."""
 
 def top_ids(logits: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Ids of the k largest logits, largest first, equal ones by lower id. No logit may be NaN."""

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import _native
 from .checkpoint.types import Layout, TensorRef
 from .errors import MemoryBudgetError, NativeError, UnsupportedError
-from .program import (
-    Add,
-    Attend,
-    Buffer,
-    Embed,
-    Experts,
-    Gate,
-    Head,
-    Linear,
-    Norm,
-    Op,
-    Pool,
-    Program,
-    Rope,
-    Route,
-    Scale,
-    Softcap,
-)
+from .program import Buffer, Experts, Op, Program
+from .program.operation import BUFFERS, Field, Kind, fields_of
 
 Progress = Callable[[int, int], None]
 
@@ -124,7 +109,7 @@ class _Lowering:
         self.builder = _native.Builder()
         self._paths: dict[Path, str] = {}
         self._buffers: dict[str, tuple[int, Buffer]] = {}
-        self._inv_freqs: dict[bytes, int] = {}
+        self._constants: dict[bytes, int] = {}
 
     def buffer(self, buffer: Buffer) -> int:
         known = self._buffers.get(buffer.name)
@@ -135,9 +120,6 @@ class _Lowering:
                 f"buffer {buffer.name} is {known[1].width} wide in one operation, {buffer.width} in another"
             )
         return known[0]
-
-    def buffer_or_none(self, buffer: Buffer | None) -> int | None:
-        return None if buffer is None else self.buffer(buffer)
 
     def path(self, path: Path) -> str:
         text = self._paths.get(path)
@@ -156,86 +138,37 @@ class _Lowering:
             )
         return self.builder.matrix(ref.name, self.path(ref.file), ref.offset, int(layout), ref.rows, ref.cols)
 
-    def vector(self, ref: TensorRef | None, add: float = 0.0) -> int | None:
-        if ref is None:
-            return None
+    def vector(self, ref: TensorRef, add: float) -> int:
         return self.builder.vector(ref.name, self.path(ref.file), ref.offset, int(ref.layout), ref.num_values, add)
 
-    def append(self, op: Op) -> None:
-        build = self.builder
-        match op:
-            case Embed():
-                build.embed(self.buffer(op.out), self.matrix(op.table), op.scale, op.index)
-            case Norm():
-                x = self.buffer(op.x)
-                weight, bias = self.vector(op.weight, op.weight_offset), self.vector(op.bias)
-                build.norm(self.buffer(op.out), x, weight, bias, op.eps, op.kind == "layer", op.group or 0)
-            case Linear():
-                outs = [self.buffer(out) for out in op.outs]
-                weights = [self.matrix(weight) for weight in op.weights]
-                build.linear(outs, self.buffer(op.x), weights, [self.vector(bias) for bias in op.biases])
-            case Rope():
-                self._rope(op)
-            case Attend():
-                self._attend(op)
-            case Gate():
-                build.gate(self.buffer(op.out), self.buffer(op.a), self.buffer_or_none(op.b), op.activation)
-            case Route():
-                build.route(
-                    self.buffer(op.logits),
-                    op.num_experts,
-                    op.top_k,
-                    op.score,
-                    op.normalize,
-                    self.vector(op.bias),
-                    op.num_groups,
-                    op.top_groups,
-                    op.scale,
-                )
-            case Experts():
-                build.experts(
-                    self.buffer(op.out),
-                    self.buffer(op.x),
-                    self.buffer(op.logits),
-                    [self.matrix(weight) for weight in op.gate],
-                    [self.matrix(weight) for weight in op.up],
-                    [self.matrix(weight) for weight in op.down],
-                    op.activation,
-                )
-            case Add():
-                build.add(self.buffer(op.out), self.buffer(op.a), self.buffer(op.b))
-            case Scale():
-                build.scale(self.buffer(op.out), self.buffer(op.x), op.factor)
-            case Softcap():
-                build.softcap(self.buffer(op.out), self.buffer(op.x), op.cap)
-            case Head():
-                weight = self.matrix(op.weight)
-                build.head(self.buffer(op.x), weight, self.vector(op.bias), op.scale, op.softcap or 0.0)
-            case Pool():
-                build.head(self.buffer(op.x), None, None, 1.0, 0.0)
-            case _:
-                assert_never(op)
-
-    def _rope(self, op: Rope) -> None:
-        values = np.ascontiguousarray(op.inv_freq, dtype=np.float64)
+    def constants(self, values: NDArray[np.float64]) -> int:
+        values = np.ascontiguousarray(values, dtype=np.float64)
         key = values.tobytes()
-        if key not in self._inv_freqs:
-            self._inv_freqs[key] = self.builder.constant(values)
-        self.builder.rope(self.buffer(op.x), op.head_dim, self._inv_freqs[key], op.interleaved, op.attention_factor)
+        if key not in self._constants:
+            self._constants[key] = self.builder.constant(values)
+        return self._constants[key]
 
-    def _attend(self, op: Attend) -> None:
-        self.builder.attend(
-            out=self.buffer(op.out),
-            q=self.buffer(op.q),
-            k=self.buffer(op.k),
-            v=self.buffer(op.v),
-            layer=op.layer,
-            num_heads=op.num_heads,
-            num_kv_heads=op.num_kv_heads,
-            head_dim=op.head_dim,
-            v_dim=op.v_dim,
-            scale=op.scale,
-            window=op.window or 0,
-            softcap=op.softcap or 0.0,
-            causal=op.causal,
-        )
+    def append(self, op: Op) -> None:
+        fields = {}
+        for field in fields_of(type(op)):
+            value = getattr(op, field.name)
+            if field.kind is not Kind.ADDED:
+                fields[field.name] = (
+                    [self._id(op, field, v) for v in value] if field.is_list else self._id(op, field, value)
+                )
+        self.builder.append(op.label(), fields)
+
+    def _id(self, op: Op, field: Field, value: Any) -> object:
+        """What stands for a field's value, or one entry of it, in the builder."""
+        if value is None:
+            return None
+        if field.kind in BUFFERS:
+            return self.buffer(value)
+        match field.kind:
+            case Kind.TABLE | Kind.MATRIX:
+                return self.matrix(value)
+            case Kind.VECTOR:
+                return self.vector(value, getattr(op, f"{field.name}_offset", 0.0))
+            case Kind.CONSTANTS:
+                return self.constants(value)
+        return value

@@ -10,7 +10,7 @@ import pytest
 
 from kamado.checkpoint import direct_file
 from kamado.checkpoint.direct_file import DirectFile
-from kamado.checkpoint.gguf_writer import atomic_file
+from kamado.files import replacing
 
 BUFFER = 1 << 16
 
@@ -76,6 +76,10 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match="no space left"), atomic_file(tmp_path / "file") as file:
+    with (
+        pytest.raises(OSError, match="no space left"),
+        replacing(tmp_path / "file") as temporary,
+        DirectFile(temporary) as file,
+    ):
         file.write(content(2 * BUFFER))
     assert list(tmp_path.iterdir()) == []

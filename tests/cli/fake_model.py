@@ -62,7 +62,7 @@ class FakeModel:
     def __exit__(self, *_: object) -> None:
         self.is_closed = True
 
-    def require_chat(self, path: Path, name: str) -> None:
+    def require_chat(self, path: Path, name: str, allow_unknown: Sequence[str] = ()) -> None:
         if not self.has_chat_template:
             raise UsageError(f"{name} has no chat template: use kamado run --raw")
 

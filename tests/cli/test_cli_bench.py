@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from kamado.cli.measure import Bench, Cost, cost_of
+from kamado.engine.executor_protocol import Ids
 from kamado.engine.ledger import read_ledger
 from kamado.memory.kv_presets import KvLayer
 from kamado.memory.profile import DeviceProfile
@@ -51,13 +52,7 @@ class ScriptedExecutor:
         self.tiled.append((self.lengths[sequence], num_tokens))
         self.lengths[sequence] = num_tokens
 
-    def step(
-        self,
-        sequences: NDArray[np.int32],
-        counts: NDArray[np.int32],
-        tokens: NDArray[np.int32],
-        logit_rows: NDArray[np.int32],
-    ) -> NDArray[np.float32]:
+    def step(self, sequences: Ids, counts: Ids, tokens: Ids, logit_rows: Ids) -> NDArray[np.float32]:
         assert sequences.dtype == counts.dtype == tokens.dtype == logit_rows.dtype == np.int32
         assert counts.sum() == len(tokens)
         assert tokens.max() < self.vocab_size

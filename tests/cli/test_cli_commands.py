@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,35 @@ def test_show_template_and_program(tiny_gguf: Path) -> None:
     result = kamado("show", str(tiny_gguf), "--program")
     assert result.exit_code == 3
     assert "newcomer" in result.stderr
+
+
+def test_a_setting_that_nobody_knows_is_left_out_on_the_users_word_alone(write_tiny: Callable[..., Path]) -> None:
+    odd = str(write_tiny(new_scale=2.5))
+    text = "llama.new_scale"
+    allow = ("--allow-unknown", text, "--allow-unknown", "llama.block_count")
+    for command in ("run", "plan", "perplexity", "embed", "kv", "bench", "chat"):
+        result = kamado(command, odd, stdin="a text")
+        assert result.exit_code == 3, command
+        assert f"{text}' is 2.5" in result.stderr
+        assert f"--allow-unknown {text}" in result.stderr
+    assert f"{text}' is 2.5" in kamado("show", odd).stdout
+    for words in (("show", odd), ("plan", odd), ("run", odd, "a", "--raw", "-n", "1", "--context", "64")):
+        result = kamado(*words, *allow)
+        assert result.exit_code == 0, result.stderr
+        assert f"the file's {text} is not applied" in result.stderr
+        assert "--allow-unknown llama.block_count does nothing" in result.stderr
+
+
+def test_show_lists_what_was_overridden(write_tiny: Callable[..., Path]) -> None:
+    odd = str(write_tiny(new_scale=2.5))
+    allow = ("--allow-unknown", "llama.new_scale")
+    assert "not applied" in kamado("show", odd, *allow).stdout
+    assert "not applied" not in kamado("show", odd).stdout
+    document = json.loads(kamado("show", odd, *allow, "--json").stdout)
+    assert (document["supported"], document["overridden"]) == (True, ["llama.new_scale"])
+    assert json.loads(kamado("show", odd, "--json").stdout)["overridden"] == []
+    assert "llama.new_scale is not applied" in kamado("show", odd, *allow, "--program").stdout
+    assert json.loads(kamado("plan", odd, *allow, "--json").stdout)["overridden"] == ["llama.new_scale"]
 
 
 def test_list_and_rm_on_an_empty_store() -> None:

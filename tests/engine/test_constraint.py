@@ -13,7 +13,8 @@ import pytest
 
 from kamado.engine.constraint import ConstraintCompiler
 from kamado.engine.grammar import lark_grammar, make_grammar, regex_grammar, schema_grammar
-from kamado.engine.sampler import Sampler, Sampling
+from kamado.engine.options import Sampling
+from kamado.engine.sampler import Sampler
 from kamado.errors import ConstraintError, MissingPackageError
 from kamado.memory.sizes import constraint_bytes
 

@@ -58,32 +58,12 @@ def counted(function):
         return function(*arguments, **options)
     return call
 
-class Slow:  # a file that is written a part at a time
-    def __init__(self, file):
-        self.file = file
-    def __enter__(self):
-        return self
-    def __exit__(self, *error):
-        self.file.close()
-    def fileno(self):
-        return self.file.fileno()
-    def flush(self):
-        self.file.flush()
-    def write(self, data):
-        step()
-        count = self.file.write(data[:700])
-        self.file.flush()
-        if isinstance(data, bytes) and len(data) > 700:  # who passes bytes does not look at the count
-            step()
-            count += self.file.write(data[700:])
-        return count
-
 def child(n, root, work):
     global left
     left = n
-    fdopen = os.fdopen
-    os.fdopen = lambda *a, **k: Slow(fdopen(*a, **k))
-    for name in ("open", "replace", "fsync", "unlink", "mkdir"):
+    write = os.write
+    os.write = lambda fd, data: write(fd, data[:700])  # a file is written a part at a time
+    for name in ("open", "write", "replace", "fsync", "unlink", "mkdir"):
         setattr(os, name, counted(getattr(os, name)))
     work(root)
     os._exit(0)

@@ -126,11 +126,11 @@ def test_the_page_cache_is_given_back_every_so_many_rows() -> None:
         after_rows=(20, lambda: calls.append(1)),
     )  # fmt: skip
     try:
+        from kamado.engine.options import sampling_from
         from kamado.engine.request import Request
-        from kamado.engine.sampler import sampling_from
 
         request = Request(
-            list(range(50)), sampling=sampling_from({}, temperature=0.0), vocab_size=260, max_tokens=1, text=None,
+            list(range(50)), sampling=sampling_from({}, {"temperature": 0.0}), vocab_size=260, max_tokens=1, text=None,
             stops=(), stop_ids=frozenset(), logprobs=None, is_background=False,
         )  # fmt: skip
         scheduler.submit(request)

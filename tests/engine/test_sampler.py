@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.engine.sampler import Sampler, Sampling, _filtered, log_probabilities, sampling_from, top_ids, uniform
+from kamado.engine.options import RANGES, AnswerOptions, Sampling, SamplingOptions, check_options, sampling_from
+from kamado.engine.sampler import Sampler, _filtered, log_probabilities, top_ids, uniform
 from kamado.errors import NativeError, UsageError
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -274,11 +276,23 @@ def test_a_bias_for_a_token_that_the_model_has_not() -> None:
 
 def test_explicit_before_the_file_before_ours() -> None:
     chosen = sampling_from(
-        {"temp": 0.2, "top_k": 20.0, "top_p": 7.0, "penalty_repeat": 1.1, "xtc": 1}, top_k=5, seed=None
+        {"temperature": 0.2, "top_k": 20.0, "top_p": 7.0, "repetition_penalty": 1.1, "xtc": 1},
+        {"top_k": 5, "seed": None},
     )
     assert (chosen.temperature, chosen.top_k, chosen.top_p, chosen.repetition_penalty) == (0.2, 5, 0.95, 1.1)
     with pytest.raises(UsageError):
-        sampling_from({}, temperature=-1)
+        sampling_from({}, {"temperature": -1})
+
+
+def test_one_list_of_parameters() -> None:
+    assert set(SamplingOptions.__annotations__) == {f.name for f in fields(Sampling)} == {*RANGES, "logit_bias"}
+    check_options({**dict.fromkeys(AnswerOptions.__annotations__), "owner": "", "background": False})
+    for name in ("beams", "temp"):
+        with pytest.raises(TypeError, match=name):
+            check_options({name: None})
+    for name, bad in (("max_tokens", 0), ("max_tokens", 1.5), ("logprobs", 65), ("logprobs", True), ("owner", 3)):
+        with pytest.raises(UsageError, match=name):
+            check_options({name: bad})
 
 
 def test_log_probabilities_by_hand() -> None:

@@ -10,20 +10,9 @@ from typing import Any
 
 import gguf
 import numpy as np
+from family_cases import Family, families
 from safetensors.numpy import load_file
 
-_ARCHITECTURES = {
-    "llama": gguf.MODEL_ARCH.LLAMA,
-    "mistral": gguf.MODEL_ARCH.LLAMA,
-    "mixtral": gguf.MODEL_ARCH.LLAMA,
-    "qwen2": gguf.MODEL_ARCH.QWEN2,
-    "qwen3": gguf.MODEL_ARCH.QWEN3,
-    "qwen3_moe": gguf.MODEL_ARCH.QWEN3MOE,
-    "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
-    "olmoe": gguf.MODEL_ARCH.OLMOE,
-    "granitemoe": gguf.MODEL_ARCH.GRANITE_MOE,
-}
-_PERMUTED = ("llama", "mistral", "mixtral", "granitemoe")
 # Where the converter gathers the experts of a layer before it looks the name up.
 _MERGED = {"w1": "feed_forward.experts.w1", "w2": "feed_forward.experts.w2", "w3": "feed_forward.experts.w3"}
 
@@ -31,11 +20,13 @@ _MERGED = {"w1": "feed_forward.experts.w1", "w2": "feed_forward.experts.w2", "w3
 def export(directory: Path, path: Path) -> Path:
     """Writes `path` from the model in `directory`, all tensors F32."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    family = config["model_type"]
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[_ARCHITECTURES[family]])
-    _settings(writer, config)
-    names = gguf.get_tensor_name_map(_ARCHITECTURES[family], config["num_hidden_layers"])
-    for name, values in _tensors(load_file(directory / "model.safetensors"), config).items():
+    family = families()[config["model_type"]]
+    assert family.gguf is not None
+    architecture = gguf.MODEL_ARCH[family.gguf]
+    writer = gguf.GGUFWriter(path, family.architecture or gguf.MODEL_ARCH_NAMES[architecture])
+    _settings(writer, config, family)
+    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
+    for name, values in _tensors(load_file(directory / "model.safetensors"), config, family).items():
         if name == "rope_freqs.weight":
             mapped: str | None = name
         else:
@@ -49,8 +40,8 @@ def export(directory: Path, path: Path) -> Path:
     return path
 
 
-def _settings(w: gguf.GGUFWriter, c: dict[str, Any]) -> None:
-    family, heads = c["model_type"], c["num_attention_heads"]
+def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
+    heads = c["num_attention_heads"]
     head_dim = c.get("head_dim")
     w.add_block_count(c["num_hidden_layers"])
     w.add_context_length(c["max_position_embeddings"])
@@ -62,7 +53,7 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any]) -> None:
     if head_dim:
         w.add_key_length(head_dim)
         w.add_value_length(head_dim)
-    if family in _PERMUTED:
+    if family.permuted:
         w.add_vocab_size(c["vocab_size"])
         w.add_rope_dimension_count(head_dim or c["hidden_size"] // heads)
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
@@ -75,13 +66,8 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any]) -> None:
     w.add_rope_freq_base(full.get("rope_theta", c.get("rope_theta", 10000.0)))
     if "sliding_attention" in rope:
         w.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
-    if family == "gemma3_text":
-        w.add_sliding_window(c["sliding_window"])
-        local = [kind == "sliding_attention" for kind in c["layer_types"]]
-        if local != [(i + 1) % 6 != 0 for i in range(len(local))]:  # the pattern that needs no key
-            w.add_sliding_window_pattern(local)
-        if c.get("final_logit_softcapping"):
-            w.add_final_logit_softcapping(c["final_logit_softcapping"])
+    if family.gguf_settings is not None:
+        family.gguf_settings(w, c)
     elif c.get("sliding_window") and c.get("use_sliding_window", True):
         w.add_sliding_window(c["sliding_window"])  # the converter leaves it out; older files have it
     experts = c.get("num_local_experts", c.get("num_experts"))
@@ -90,22 +76,16 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any]) -> None:
         w.add_expert_used_count(c["num_experts_per_tok"])
     if "moe_intermediate_size" in c:
         w.add_expert_feed_forward_length(c["moe_intermediate_size"])
-    if family == "granitemoe":
-        w.add_attention_scale(c["attention_multiplier"])
-        w.add_embedding_scale(c["embedding_multiplier"])
-        w.add_residual_scale(c["residual_multiplier"])
-        w.add_logit_scale(c["logits_scaling"])
 
 
-def _tensors(state: dict[str, np.ndarray], c: dict[str, Any]) -> dict[str, np.ndarray]:
-    family = c["model_type"]
+def _tensors(state: dict[str, np.ndarray], c: dict[str, Any], family: Family) -> dict[str, np.ndarray]:
     result: dict[str, np.ndarray] = {}
     experts: dict[str, dict[int, np.ndarray]] = {}
     for name, values in sorted(state.items()):
-        if family in _PERMUTED and re.search(r"\.[qk]_proj\.", name):
+        if family.permuted and re.search(r"\.[qk]_proj\.", name):
             values = _permute(values, c["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])
-        if family == "gemma3_text" and name.endswith("norm.weight"):
-            values = values + np.float32(1.0)
+        if name.endswith("norm.weight"):
+            values = values + np.float32(1.0 - family.norm_base)
         if match := re.fullmatch(r"(.*\.layers\.\d+\.)(.*)\.experts\.(\d+)\.(\w+)\.weight", name):
             layer, block, expert, part = match.groups()
             if part in _MERGED:

@@ -18,7 +18,8 @@ import kamado
 from kamado.checkpoint import open_checkpoint
 from kamado.checkpoint.types import Checkpoint
 from kamado.errors import ContextOverflowError, MetadataError, MissingTensorError, UnsupportedError, UsageError
-from kamado.models import bert, build_program
+from kamado.models import build_program
+from kamado.models.registry import FAMILIES
 from kamado.program import Embed, Pool, format_program
 
 RNG = np.random.default_rng(5)
@@ -133,9 +134,10 @@ def test_a_generating_model_embeds_too(tmp_path: Path, key: str | None, kind: st
 def renamed_to_gguf(checkpoint: Checkpoint, **settings: Any) -> Checkpoint:
     """The same tensors under GGUF's names, with its settings; no file is written."""
     names = {}
-    for role, hf in bert.HF_NAMES.items():
-        for i in range(3) if "{i}" in hf else (0,):
-            names[hf.format(i=i)] = bert.GGUF_NAMES[role].format(i=i)
+    for role, hf in FAMILIES["safetensors", "bert"].tensors.items():
+        gguf = f"blk.{{i}}.{role}" if "{i}" in hf else role
+        for i in range(3):
+            names |= {f"{hf.format(i=i)}.{end}": f"{gguf.format(i=i)}.{end}" for end in ("weight", "bias")}
     found = {names[name]: ref for name, ref in checkpoint.tensors.items() if name in names}
     values = {
         "block_count": 3,

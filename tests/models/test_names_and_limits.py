@@ -218,14 +218,10 @@ def test_both_forms_of_rope_settings_are_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("family", "absent"), [("mistral", 8), ("mixtral", 8), ("qwen2", 32), ("qwen3", 32)])
 def test_key_value_heads_left_out_and_null(tmp_path: Path, family: str, absent: int) -> None:
     """Left out: what the class of transformers has. Null: as many as query heads."""
-    from kamado.models import llama, mistral, mixtral, qwen2, qwen3
     from kamado.models.config import Config
+    from kamado.models.registry import FAMILIES
+    from kamado.models.settings import head_counts
 
-    readers = {
-        "mistral": lambda c: llama.Args.from_hf(c, absent_kv=8), "mixtral": mixtral.read_args,
-        "qwen2": qwen2.Args.from_hf, "qwen3": qwen3.Args.from_hf,
-    }  # fmt: skip
-    assert mistral.build is not None
     folder = tiny_models.write(tmp_path, family, num_attention_heads=2 * absent, hidden_size=32 * absent, head_dim=None)
     config = json.loads((folder / "config.json").read_text())
     for written, expected in (("absent", absent), (None, 2 * absent), (2, 2)):
@@ -233,7 +229,8 @@ def test_key_value_heads_left_out_and_null(tmp_path: Path, family: str, absent: 
         if written == "absent":
             del values["num_key_value_heads"]
         checkpoint = dataclasses.replace(open_checkpoint(folder), metadata=values)
-        assert readers[family](Config.of(checkpoint)).num_kv_heads == expected
+        defaults = FAMILIES["safetensors", family].defaults
+        assert head_counts(Config.of(checkpoint, defaults=defaults)) == (2 * absent, expected)
 
 
 @pytest.mark.parity

@@ -167,7 +167,7 @@ class FakeModel:
                 for step in script
                 for i in range(request.n)
             ]
-        seed = request.sampling.seed if request.sampling.seed is not None else 7
+        seed = request.sampling.get("seed", 7)
         counts = TokenCounts(num_prompt, min(self.cached_tokens, num_prompt), 0)
         started = Started(num_prompt, context, truncated, seed)
         stream = self._play(script, started, counts)
@@ -295,6 +295,9 @@ class FakeLoader:
 
     async def estimate(self, name: str, options: LoadOptions) -> int:
         return self.bytes_of.get(name, 1000)
+
+    async def share(self, name: str) -> ServedModel | None:
+        return None
 
     async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
         if self.gate is not None:

@@ -289,8 +289,7 @@ def test_stop_sequences(ask: Callable[..., Any], world: FakeWorld) -> None:
 @compat(MESSAGES, "temperature", "top_k", "top_p")
 def test_sampling(ask: Callable[..., Any], world: FakeWorld) -> None:
     ask(temperature=0.25, top_k=7, top_p=0.5)
-    sampling = last(world).sampling
-    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.25, 7, 0.5)
+    assert last(world).sampling == {"temperature": 0.25, "top_k": 7, "top_p": 0.5}
 
 
 def test_max_tokens_and_the_context_end_an_answer_for_reasons_of_their_own(

@@ -84,6 +84,9 @@ class WritingLoader:
     def __init__(self, model: WritingModel) -> None:
         self._model = model
 
+    async def share(self, name: str) -> ServedModel | None:
+        return None
+
     async def estimate(self, name: str, options: LoadOptions) -> int:
         return 1000
 

@@ -12,8 +12,9 @@ import pytest
 
 import kamado
 from kamado.checkpoint.store import Store
-from kamado.errors import UsageError
+from kamado.errors import UnsupportedError, UsageError
 from kamado.serve.backend import EmbedRequest, LoadOptions
+from kamado.serve.config import load_config
 from kamado.serve.library import StoreLibrary
 from kamado.serve.loader import EngineLoader, EngineSettings
 
@@ -70,3 +71,26 @@ def test_a_generating_model_without_a_pooling_refuses_with_the_reason(tiny_check
 
 def test_what_cannot_be_loaded_can_do_nothing(write_tiny: Callable[..., Path], tmp_path: Path) -> None:
     assert library_of(write_tiny(pooling_type=9), tmp_path).locate("m").info.capabilities == frozenset()
+
+
+def test_settings_that_nobody_knows_are_left_out_where_the_server_was_told_so(
+    write_tiny: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tiny(new_scale=2.5)
+    config, _ = load_config(environment={"KAMADO_SERVE_ALLOW_UNKNOWN": "llama.new_scale"}, flags={})
+    assert config.allow_unknown == ["llama.new_scale"]
+    strict = library_of(path, tmp_path)
+    assert strict.locate("m").info.capabilities == frozenset()
+    library = StoreLibrary(Store(tmp_path / "store"), {"m": path}, config.allow_unknown)
+    assert "completion" in library.locate("m").info.capabilities
+
+    async def load(library: StoreLibrary, **settings: Any) -> None:
+        loader = EngineLoader(library, EngineSettings(threads=1, context=256, **settings))
+        await loader.estimate("m", LoadOptions())
+        await (await loader.load("m", LoadOptions(), None)).close()
+
+    with pytest.raises(UnsupportedError, match=r"llama\.new_scale"):
+        asyncio.run(load(strict))
+    asyncio.run(load(library, allow_unknown=config.allow_unknown))
+    (told,) = (record for record in caplog.records if record.getMessage() == "settings not applied")
+    assert told.settings == ["llama.new_scale"]  # type: ignore[attr-defined]

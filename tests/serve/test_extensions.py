@@ -61,7 +61,7 @@ def post(server: Running, http: httpx2.Client) -> Post:
 
 
 def sampling(name: str) -> Callable[[Any], Any]:
-    return lambda request: getattr(request.sampling, name)
+    return lambda request: request.sampling.get(name)
 
 
 def field(name: str) -> Callable[[Any], Any]:

@@ -17,13 +17,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from kamado._native import JsonCost
 from kamado.checkpoint.store import Store
 from kamado.errors import UsageError
-from kamado.serve import json_scan
 from kamado.serve.bodies import BodyBudget
 from kamado.serve.config import ServeConfig
 from kamado.serve.faults import FaultError
-from kamado.serve.json_scan import json_cost
 from kamado.serve.library import StoreLibrary
 from kamado.serve.loader import EngineLoader, EngineSettings
 from kamado.serve.share import models_bytes, server_share
@@ -33,7 +32,6 @@ from .processes import started
 from .running import Running, running
 
 MIB = 1 << 20
-NO_BOUND = 1 << 60
 CHAT = "/v1/chat/completions"
 
 
@@ -83,22 +81,26 @@ def some_json(lots: random.Random, depth: int = 0) -> object:
     return {str(some_json(lots, 9)): some_json(lots, depth + 1) for _ in range(lots.randrange(4))}
 
 
+def json_cost(text: bytes, piece_bytes: int) -> JsonCost:
+    cost = JsonCost()
+    for at in range(0, len(text), piece_bytes):
+        cost.take(text[at : at + piece_bytes])
+    return cost
+
+
 @pytest.mark.parametrize("piece_bytes", [1, 2, 7, 64, 1 << 17])
-def test_the_cost_is_what_counting_by_hand_finds(monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
-    monkeypatch.setattr(json_scan, "_PIECE_BYTES", piece_bytes)
+def test_the_cost_is_what_counting_by_hand_finds(piece_bytes: int) -> None:
     lots = random.Random(piece_bytes)
     for i in range(150):
         text = json.dumps(some_json(lots), ensure_ascii=i % 2 == 0).encode()
-        cost = json_cost(text, max_depth=NO_BOUND, max_weight=NO_BOUND, max_bytes=NO_BOUND)
+        cost = json_cost(text, piece_bytes)
         assert (cost.depth, cost.weight) == by_hand(text), text
 
 
 @pytest.mark.parametrize("piece_bytes", [5, 1 << 17])
-def test_strings_are_counted_by_their_own_widest_character(monkeypatch: pytest.MonkeyPatch, piece_bytes: int) -> None:
-    monkeypatch.setattr(json_scan, "_PIECE_BYTES", piece_bytes)
-
+def test_strings_are_counted_by_their_own_widest_character(piece_bytes: int) -> None:
     def nbytes(text: str) -> int:
-        return json_cost(text.encode(), max_depth=9, max_weight=NO_BOUND, max_bytes=NO_BOUND).nbytes
+        return json_cost(text.encode(), piece_bytes).nbytes
 
     plain = nbytes('["%s"]' % ("a" * 10_000))
     assert 10_000 <= plain <= 11_000
@@ -256,7 +258,7 @@ def test_the_servers_share_is_taken_from_what_models_may_have() -> None:
     assert share.bodies == 128 * MIB
     assert share.worker == 80 * MIB
     assert share.connections == 512 * (80 << 10)
-    assert share.libraries == 100 * MIB
+    assert share.libraries == 108 * MIB
     assert share.total == sum(share.parts().values())
     assert models_bytes(config) == 2048 * MIB - share.total
     assert models_bytes(ServeConfig()) is None

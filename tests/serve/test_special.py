@@ -27,6 +27,9 @@ class SpellerLoader:
     def __init__(self) -> None:
         self.speller = Speller(chat_families.QWEN)
 
+    async def share(self, name: str) -> ServedModel | None:
+        return None
+
     async def estimate(self, name: str, options: LoadOptions) -> int:
         return 1000
 

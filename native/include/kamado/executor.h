@@ -14,11 +14,10 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "kamado/layout.h"
-#include "kamado/vector.h"
+#include "kamado/operands.h"
 
 namespace kamado {
 
@@ -58,75 +57,26 @@ struct BufferSpec {
 };
 
 // Operands are ids: of buffers, matrices, vectors (-1: none) and constants, in the order they were declared.
-enum class EmbedBy : int32_t { kToken, kPosition, kFirst };  // which row of the table: kFirst, the first for all
-struct EmbedOp {
-  int32_t out, table;
-  float scale;
-  EmbedBy by = EmbedBy::kToken;
-};
-struct NormOp {
-  int32_t out, x, weight, bias;
-  float eps;
-  bool is_layer;
-  int32_t group;
-};
-struct LinearOp {
-  std::vector<int32_t> outs;
-  int32_t x;
-  std::vector<int32_t> weights, biases;
-};
-struct RopeOp {
-  int32_t x, head_dim, inv_freq;
-  bool is_interleaved;
-  double factor;
-};
-struct AttendOp {
-  int32_t out, q, k, v, layer, num_heads, num_kv_heads, head_dim, v_dim;
-  float scale;
-  int32_t window;  // 0: none
-  float softcap;   // 0: none
-  bool is_causal;
-};
-struct GateOp {
-  int32_t out, a, b;
-  Activation activation;
-};
-enum class RouteScore : int32_t { kSoftmax, kSigmoid, kTopkSoftmax };
-struct RouteOp {
-  int32_t logits, num_experts, top_k;
-  RouteScore score;
-  bool is_normalized;
-  int32_t bias, num_groups, top_groups;
-  float scale;
-};
-struct ExpertsOp {
-  int32_t out, x, logits;
-  std::vector<int32_t> gate, up, down;
-  Activation activation;
-};
-struct AddOp {
-  int32_t out, a, b;
-};
-struct ScaleOp {
-  int32_t out, x;
-  float factor;
-};
-struct SoftcapOp {
-  int32_t out, x;
-  float cap;
-};
-struct HeadOp {
-  int32_t x, weight, bias;  // weight -1: no logits; x itself is what a step can return
-  float scale, softcap;
-};
 // Put in by the executor itself (executor/ahead.h): what `route` would pick is read ahead for Experts operation
 // `layer`.
 struct PredictOp {
   RouteOp route;
   int32_t layer;
+
+  static constexpr bool kIsLast = false;
+  static constexpr bool kIsRowWise = false;
+  template <class Self, class Visit>
+  static void fields(Self& op, Visit&& visit) {
+    visit(Field<Role::kRoutes>{"logits"}, op.route.logits);
+  }
 };
-using Op = std::variant<EmbedOp, NormOp, LinearOp, RopeOp, AttendOp, GateOp, RouteOp, ExpertsOp, AddOp, ScaleOp,
-                        SoftcapOp, HeadOp, PredictOp>;
+using Op = AnyOf<PredictOp>;
+
+// Whether an operation needs what a buffer holds, and whether it fills the buffer.
+bool reads(const Op& op, int32_t buffer);
+bool writes(const Op& op, int32_t buffer);
+// Whether it reads or extends what a sequence keeps from step to step.
+bool keeps_state(const Op& op);
 
 struct Program {
   std::vector<MatrixSpec> matrices;
@@ -137,8 +87,9 @@ struct Program {
   std::vector<bool> is_ahead;  // by op: look-ahead's, which a step may leave out; empty: none is
 };
 
-// Collects a program and checks every id and shape as it comes; throws std::invalid_argument with the tensor's or
-// buffer's name. The same (path, offset, layout, shape) is one matrix. Paths are opened at the first mention.
+// Collects a program and checks every id and shape as it comes, by the rules that the operations' definitions state;
+// throws std::invalid_argument with the operation's and the tensor's or buffer's name. The same (path, offset, layout,
+// shape) is one matrix. Paths are opened at the first mention.
 class ProgramBuilder {
  public:
   int32_t matrix(const std::string& name, const std::string& path, uint64_t offset, int32_t layout, int64_t rows,
@@ -152,27 +103,10 @@ class ProgramBuilder {
   Program finish();
 
  private:
+  friend class OpRules;  // builder.cpp
+
   std::shared_ptr<const File> open(const std::string& path);
-  const MatrixSpec& weight(int32_t id) const;
-  const BufferSpec& buffer_of(int32_t id) const;
-  void check_vector(int32_t id, int64_t length, const char* op) const;
-  const std::vector<double>& constant_of(int32_t id) const;
-  void read(int32_t buffer, const char* op);
-  void write(int32_t buffer);
-  void check(const EmbedOp& op);
-  void check(const NormOp& op);
-  void check(const LinearOp& op);
-  void check(const RopeOp& op);
-  void check(const AttendOp& op);
-  void check(const GateOp& op);
-  void check(const RouteOp& op);
-  void check(const ExpertsOp& op);
-  void check(const AddOp& op);
-  void check(const ScaleOp& op);
-  void check(const SoftcapOp& op);
-  void check(const HeadOp& op);
-  void check(const PredictOp& op);
-  int32_t product(int32_t matrix, int64_t cols, const std::string& what);
+  void accept(const Op& op);
 
   Program program_;
   std::map<std::string, std::shared_ptr<const File>> files_;

@@ -4,11 +4,13 @@
 #pragma once
 #include <cstdint>
 
+#include "kamado/row_ops.h"
+
 namespace kamado {
 
-enum class Activation : int32_t { kNone, kSilu, kGeluTanh, kGeluErf, kRelu };
-
-struct VectorKernels {
+// Row-wise operations are what src/kamado/program/ops.py says of them: inputs and parameters in the order of the
+// fields, an input that a program may leave out is nullptr, out may be any input that is as wide.
+struct VectorKernels : RowKernels {
   // out = x / sqrt(mean(x^2) + eps) * weight (nullptr: 1). out may be x.
   void (*rms_norm)(const float* x, const float* weight, int32_t n, float eps, float* out);
   // out = (x - mean) / sqrt(var + eps) * weight + bias (either nullptr).
@@ -16,12 +18,7 @@ struct VectorKernels {
   // In place on n_heads heads; cos/sin hold rot_dim/2 values each. interleaved: pairs (2i, 2i+1), else (i, i+rot/2).
   void (*rope)(float* x, int32_t n_heads, int32_t head_dim, int32_t rot_dim, const float* cos, const float* sin,
                bool interleaved);
-  // out = act(a) * b, or act(a) when b is nullptr. out may be a or b.
-  void (*gate)(Activation act, const float* a, const float* b, int32_t n, float* out);
-  void (*add)(const float* a, const float* b, int32_t n, float* out);
-  void (*scale)(const float* x, float factor, int32_t n, float* out);
   void (*axpy)(float factor, const float* x, int32_t n, float* inout);  // inout = fma(factor, x, inout)
-  void (*softcap)(const float* x, float cap, int32_t n, float* out);    // cap * tanh(x / cap)
   void (*softmax)(const float* x, int32_t n, float* out);
   // sum over i of log-sum-exp pieces for perplexity: returns log(sum(exp(x - max))) + max, fixed order, in double.
   double (*log_sum_exp)(const float* x, int32_t n);
@@ -30,6 +27,13 @@ struct VectorKernels {
   void (*from_f16)(const uint16_t* x, int32_t n, float* out);
   bool (*is_finite)(const float* x, int32_t n);  // no NaN and no infinity among them
 };
+
+// The table of a tier, whose kernels have these names.
+template <class Tier, double (*kLogSumExp)(const float*, int32_t)>
+constexpr VectorKernels vector_kernels() {
+  return {row_kernels<Tier>(), Tier::rms_norm, Tier::layer_norm, Tier::rope,     Tier::axpy,
+          Tier::softmax,       kLogSumExp,     Tier::to_f16,     Tier::from_f16, Tier::is_finite};
+}
 
 const VectorKernels* vector_kernels_ref();
 const VectorKernels* vector_kernels_avx2();

@@ -7,7 +7,6 @@ or the user interrupts, and the next try goes on behind them.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import time
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import DownloadError
+from ..files import put_in_place
 
 if TYPE_CHECKING:
     import httpx2
@@ -93,7 +93,7 @@ def download(
         was_resumed = part.exists() and part.stat().st_size > 0
         _complete(client, url, part, nbytes, headers or {}, meter)
         if is_right(part):
-            os.replace(part, target)
+            put_in_place(part, target)
             return
         part.unlink()
         if is_last or not was_resumed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,24 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
+from ..files import replacing
 from .direct_file import DirectFile
 from .gguf_header import DEFAULT_ALIGNMENT, MAGIC, SCALAR_CODES, ValueType
 from .strings import Strings
 from .types import Layout
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[DirectFile]:
-    """A file to write that becomes `path` when the block ends well, and is removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with DirectFile(partial) as file:
-            yield file
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 class GgufWriter:
@@ -88,7 +74,8 @@ class GgufWriter:
     def open(self, path: Path) -> Iterator[TensorSink]:
         """Write the header and give the sink for the tensors. `path` appears when the block ends with all of them
         written; a short or missing tensor is an AssertionError, since that is a bug of ours."""
-        with atomic_file(path) as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial, DirectFile(partial) as file:
             file.write(self.header())
             sink = TensorSink(file, self)
             yield sink

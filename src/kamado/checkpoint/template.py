@@ -28,6 +28,10 @@ _MAX_DEPTH = 64
 _MAX_COMPILE_SECONDS = 0.2
 
 
+class PassedLimitError(TemplateError):
+    """A limit of this rendering was passed; with larger ones it may end."""
+
+
 @dataclass(frozen=True, slots=True)
 class TemplateLimits:
     """What one rendering may use. The largest published template has 50 000 characters and takes 10 000 steps."""
@@ -96,8 +100,8 @@ class ChatTemplate:
     ) -> str:
         """The prompt for `messages`. `extra` are further variables of the template (`enable_thinking`, `documents`).
 
-        Raises TemplateError: a syntax error, what the template itself refuses, a forbidden access, a passed limit, or
-        data that is not plain (text, numbers, booleans, None, lists and mappings of these).
+        Raises TemplateError: a syntax error, what the template itself refuses, a forbidden access, a passed limit
+        (PassedLimitError), or data that is not plain (text, numbers, booleans, None, lists and mappings of these).
         """
         variables: dict[str, Any] = {
             "documents": None,
@@ -110,8 +114,6 @@ class ChatTemplate:
         room = [self._limits.input_size]
         plain = {name: _plain(value, name, room, 0) for name, value in variables.items()}
         if self._may_run_here:
-            from .template_limits import PassedLimitError
-
             try:
                 return self._compile_here().render(plain)
             except (PassedLimitError, MemoryError):
@@ -141,9 +143,9 @@ class ChatTemplate:
                 "memory": f"needs more than {WORK_BYTES >> 20} MiB of memory",
                 "stack": "is nested too deeply or calls itself without end",
             }.get(error.why, f"could not be tried: {error}")
-            raise TemplateError(f"the chat template {said}") from None
+            raise PassedLimitError(f"the chat template {said}") from None
         if "error" in reply:
-            raise TemplateError(reply["error"])
+            raise (PassedLimitError if reply["is_limit"] else TemplateError)(reply["error"])
         if not self._is_known:
             self._may_run_here = reply["is_plain"] and reply["seconds"] <= _MAX_COMPILE_SECONDS
         self._is_known = True

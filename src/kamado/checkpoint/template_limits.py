@@ -21,7 +21,7 @@ from jinja2.filters import FILTERS
 from jinja2.runtime import Undefined
 
 from ..errors import TemplateError
-from .template import TemplateLimits
+from .template import PassedLimitError, TemplateLimits
 
 _MAX_WIDTH = 10_000  # of one padded or formatted field
 MAX_INT_BITS = 1 << 14
@@ -34,10 +34,6 @@ _FILTER_NAMES = """
     int items join last length list lower map max min reject rejectattr replace reverse round safe select selectattr
     slice sort string sum title trim truncate unique upper urlencode wordcount
 """
-
-
-class PassedLimitError(TemplateError):
-    """A limit of this rendering was passed; with larger ones it may end."""
 
 
 class Budget:

@@ -22,12 +22,11 @@ from jinja2.utils import Cycler, Joiner, Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
 from ..errors import TemplateError
-from .template import TemplateLimits
+from .template import PassedLimitError, TemplateLimits
 from .template_limits import (
     MAX_INT_BITS,
     BoundedFormat,
     Budget,
-    PassedLimitError,
     as_text,
     budget,
     check_percent,

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import TemplateError
-from .template import TemplateLimits
+from .template import PassedLimitError, TemplateLimits
 from .template_plain import is_plain
 from .template_sandbox import Compiled, Environment, guarded
 
@@ -25,8 +25,8 @@ def warm_up() -> None:
 
 
 def use(request: Any) -> Any:
-    """Compiles the source and renders it, if there are variables. The reply has "error", or "text" and what compiling
-    told: "is_plain" and the processor "seconds" it took."""
+    """Compiles the source and renders it, if there are variables. The reply has "error" and "is_limit", or "text" and
+    what compiling told: "is_plain" and the processor "seconds" it took."""
     key = (request["source"], TemplateLimits(**request["limits"]))
     try:
         if key not in _kept:
@@ -37,7 +37,7 @@ def use(request: Any) -> Any:
         compiled, told = _kept[key]
         return told if request["variables"] is None else {**told, "text": compiled.render(request["variables"])}
     except TemplateError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "is_limit": isinstance(error, PassedLimitError)}
 
 
 def _compile(source: str, limits: TemplateLimits) -> tuple[Compiled, dict[str, Any]]:

@@ -5,72 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
-
-class Layout(IntEnum):
-    """How a tensor's numbers are stored. Values are GGML's type ids, so that a GGUF header needs no table."""
-
-    F32 = 0
-    F16 = 1
-    Q4_0 = 2
-    Q4_1 = 3
-    Q5_0 = 6
-    Q5_1 = 7
-    Q8_0 = 8
-    Q2_K = 10
-    Q3_K = 11
-    Q4_K = 12
-    Q5_K = 13
-    Q6_K = 14
-    IQ4_NL = 20
-    IQ4_XS = 23
-    BF16 = 30
-    MXFP4 = 39
-
-    @property
-    def block_values(self) -> int:
-        """Values in one block: rows are a whole number of blocks."""
-        return _BLOCKS[self][0]
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one block."""
-        return _BLOCKS[self][1]
-
-    def nbytes(self, num_values: int) -> int:
-        """Bytes of `num_values` values, which must be a whole number of blocks."""
-        if num_values % self.block_values:
-            raise ValueError(f"{num_values} values are no whole number of {self.name} blocks of {self.block_values}")
-        return num_values // self.block_values * self.block_bytes
-
-    @property
-    def bits_per_value(self) -> float:
-        """Stored bits a value, scales included."""
-        return 8.0 * self.block_bytes / self.block_values
-
-
-# (values, bytes) of one block, ggml-common.h of llama.cpp.
-_BLOCKS: dict[Layout, tuple[int, int]] = {
-    Layout.F32: (1, 4),
-    Layout.F16: (1, 2),
-    Layout.BF16: (1, 2),
-    Layout.Q4_0: (32, 18),
-    Layout.Q4_1: (32, 20),
-    Layout.Q5_0: (32, 22),
-    Layout.Q5_1: (32, 24),
-    Layout.Q8_0: (32, 34),
-    Layout.Q2_K: (256, 84),
-    Layout.Q3_K: (256, 110),
-    Layout.Q4_K: (256, 144),
-    Layout.Q5_K: (256, 176),
-    Layout.Q6_K: (256, 210),
-    Layout.IQ4_NL: (32, 18),
-    Layout.IQ4_XS: (256, 136),
-    Layout.MXFP4: (32, 17),
-}
+from .layouts import Layout as Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -37,24 +36,6 @@ MAX_EXPERTS = 1024
 DEFAULT_JITTER_SCALE = 0.02  # of each scale; below what 4-bit rounding moves, far above float noise in the logits
 MAX_JITTER_SCALE = 0.25
 
-# Bytes of a block at which float16 scales lie; a block's values are linear in all of them together.
-_SCALE_OFFSETS: Mapping[Layout, tuple[int, ...]] = MappingProxyType(
-    {
-        Layout.Q4_0: (0,),
-        Layout.Q4_1: (0, 2),
-        Layout.Q5_0: (0,),
-        Layout.Q5_1: (0, 2),
-        Layout.Q8_0: (0,),
-        Layout.Q2_K: (80, 82),
-        Layout.Q3_K: (108,),
-        Layout.Q4_K: (0, 2),
-        Layout.Q5_K: (0, 2),
-        Layout.Q6_K: (208,),
-        Layout.IQ4_NL: (0,),
-        Layout.IQ4_XS: (0,),
-        Layout.F16: (0,),
-    }
-)
 _ROUTER_STD = 1.5  # of a router's logits over experts: what trained routers show, roughly
 _COPY_BYTES = 8 << 20
 _FORGET_BYTES = 256 << 20  # written between two calls that give the page cache back
@@ -259,7 +240,7 @@ class _Stack:
     """One matrix again and again, each copy with its own jitter. Only the matrix itself is held."""
 
     def __init__(self, ref: TensorRef, copies: int, key: tuple[int, ...] | None, scale: float) -> None:
-        if key is not None and ref.layout not in (*_SCALE_OFFSETS, Layout.F32, Layout.BF16):
+        if key is not None and not (ref.layout.is_float or ref.layout.scale_offsets):
             raise UnsupportedError(f"{ref.name}: {ref.layout.name} blocks have no float scale to jitter")
         self._ref = ref
         self._copies = copies
@@ -290,7 +271,7 @@ def jittered(data: npt.NDArray[np.uint8], layout: Layout, scale: float, key: tup
         blocks.view("<u2")[:, 0] = ((values.view(np.uint32) + 0x8000) >> 16).astype(np.uint16)
     else:
         halves = blocks.view("<f2")  # block sizes and offsets are even
-        for offset in _SCALE_OFFSETS[layout]:
+        for offset in layout.scale_offsets:
             halves[:, offset // 2] = (halves[:, offset // 2].astype(np.float32) * factors).astype(np.float16)
     return blocks.reshape(-1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,13 +67,13 @@ def called(path: Path) -> str:
     return open_store().name_of(path)
 
 
-def require_chat(path: Path, name: str) -> None:
+def require_chat(path: Path, name: str, allow_unknown: Collection[str] = ()) -> None:
     """Raises UsageError unless the header says that the model can chat. No weight is loaded for that."""
     from ..checkpoint import open_checkpoint
     from ..models import build_program
 
     checkpoint = open_checkpoint(path)
-    if build_program(checkpoint).is_encoder:
+    if build_program(checkpoint, allow_unknown).is_encoder:
         raise UsageError(f"{name} is an encoder: it makes vectors of texts and does not answer: use kamado embed")
     if checkpoint.chat_template is None:
         raise UsageError(
@@ -87,7 +87,18 @@ def load(path: Path, options: Mapping[str, Any]) -> Model:
     import kamado
 
     with Progress("loading") as progress:
-        return kamado.load(path, progress=progress, **options)
+        model = kamado.load(path, progress=progress, **options)
+    tell_unknown(options.get("allow_unknown", ()), model.plan.overridden)
+    return model
+
+
+def tell_unknown(allowed: Collection[str], overridden: Collection[str]) -> None:
+    """Notes on stderr what --allow-unknown let pass, and where it did nothing."""
+    for key in allowed:
+        if key in overridden:
+            note(f"kamado: note: the file's {key} is not applied: the answers may be wrong")
+        else:
+            note(f"kamado: note: --allow-unknown {key} does nothing: the file has no such key that would be refused")
 
 
 def build_executor(program: Program, **settings: Any) -> Executor:

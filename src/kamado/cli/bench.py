@@ -91,6 +91,7 @@ def command(
     threads: int | None,
     context: int | None,
     kv: str | None,
+    allow_unknown: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Measure prefill and decode speed, and with --limits what the machine itself can do.
@@ -115,7 +116,7 @@ def command(
         results = _measure_model(
             document, here, model, profile=profile, prefill=prefill, decode=decode, depths=depth, batches=batch,
             repeat=repeat, chunk=chunk, trace=trace, memory=memory, num_threads=num_threads, context=context,
-            kv=kv or "auto",
+            kv=kv or "auto", allow_unknown=allow_unknown,
         )  # fmt: skip
         document["results"] = [result.to_dict() for result in results]
         if profile is None:
@@ -160,6 +161,7 @@ def _measure_model(
     num_threads: int,
     context: int | None,
     kv: str,
+    allow_unknown: tuple[str, ...],
 ) -> list[Measurement]:
     from ..engine.kv_record import recommended_for
     from ..engine.ledger import read_ledger
@@ -170,7 +172,8 @@ def _measure_model(
     from .measure import WARM_UP_STEPS, Bench, cost_of, reset_peak_rss
 
     checkpoint = backend.open_named(model)
-    program = build_program(checkpoint)
+    program = build_program(checkpoint, allow_unknown)
+    backend.tell_unknown(allow_unknown, program.overridden)
     steps = decode + WARM_UP_STEPS
     decode_runs = [(depth, count) for depth in depths for count in batches] if decode else []
     sequence_tokens = max([*prefill, *(depth + steps for depth, _ in decode_runs), context or 1])
@@ -278,10 +281,9 @@ def _measure_model(
 
 # How the table of a streamed model names the kinds of measurements.
 _WORK = {
-    "prefill_cold": "prefill, cold start",
-    "decode_cold": "decode, cold start",
-    "prefill": "prefill, steady state",
-    "decode": "decode, steady state",
+    f"{kind}{mark}": f"{kind}, {state}"
+    for mark, state in (("_cold", "cold start"), ("", "steady state"))
+    for kind in ("prefill", "decode")
 }
 
 

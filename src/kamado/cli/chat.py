@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -12,19 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..engine.options import RANGES
 from ..errors import ContextOverflowError, KamadoError, UsageError
+from ..files import user_folder
 from . import backend
 from .answer import Answer, summary
 from .lines import Lines
 from .options import (
     LOAD_NAMES,
     SAMPLING_NAMES,
+    answer_options,
     given,
-    load_options,
     model_argument,
-    prefix_option,
-    sampling_options,
-    stats_options,
     typed,
 )
 from .report import report_stats
@@ -51,10 +49,7 @@ Message = dict[str, str]
     help="Keep the conversation under this name, and go on with it if it is there.",
 )
 @click.option("--pull", is_flag=True, help="Fetch the model first when it is not here.")
-@stats_options
-@sampling_options
-@load_options
-@prefix_option
+@answer_options
 def command(
     model: str,
     system: str | None,
@@ -71,7 +66,7 @@ def command(
     """
     kept = None if session is None else Kept(typed(session))
     path = backend.locate(model, pull=pull)
-    backend.require_chat(path, model)
+    backend.require_chat(path, model, values["allow_unknown"])
     with backend.load(path, given(values | {"trace": trace}, LOAD_NAMES)) as loaded:
         Conversation(loaded, system=system, sampling=given(values, SAMPLING_NAMES), stats=stats, kept=kept).run()
         if stats:
@@ -116,7 +111,7 @@ class Conversation:
             if self.messages[0]["role"] == "system":
                 first = self.messages.pop(0)["content"]
                 self.system = first if self.system is None else self.system
-        self._lines = Lines(_history_path())
+        self._lines = Lines(user_folder("state", "chat-history"))
         self._commands: dict[str, tuple[Callable[[str], bool], str]] = {
             "help": (self._help, "show this list"),
             "clear": (self._clear, "forget the conversation"),
@@ -251,7 +246,8 @@ class Conversation:
             self.sampling[name] = shlex.split(words[1])
             return True
         try:
-            self.sampling[name] = int(words[1]) if name in ("max_tokens", "top_k", "seed") else float(words[1])
+            kind = RANGES[name].kind if name in RANGES else int
+            self.sampling[name] = kind(words[1])
         except ValueError:
             raise UsageError(f"{words[1]!r} is no number") from None
         return True
@@ -316,12 +312,3 @@ class Conversation:
 def _is_open_fence(text: str) -> bool:
     """Whether a fence begins with `text` and does not end in it."""
     return text.startswith(_FENCE) and text.count(_FENCE) == 1
-
-
-def _history_path() -> Path:
-    home = os.environ.get("KAMADO_HOME")
-    if home:
-        return Path(home) / "chat-history"
-    state = os.environ.get("XDG_STATE_HOME")  # the specification ignores relative paths
-    base = Path(state) if state and os.path.isabs(state) else Path.home() / ".local" / "state"
-    return base / "kamado" / "chat-history"

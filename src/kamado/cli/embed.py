@@ -51,7 +51,7 @@ def command(
     if not lines:
         raise UsageError("there is no text to embed")
     path = backend.locate(model, pull=pull)
-    with backend.load(path, given(values, ("memory", "threads", "context", "kv"))) as loaded:
+    with backend.load(path, given(values, ("memory", "threads", "context", "kv", "allow_unknown"))) as loaded:
         result = loaded.embed_counted(lines, dimensions=dimensions, truncate=truncate)
         name = loaded.name
     if as_json:

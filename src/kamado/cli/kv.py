@@ -10,7 +10,7 @@ import click
 
 from ..errors import UsageError
 from . import backend
-from .options import model_argument
+from .options import given, model_argument, unknown_option
 from .terminal import Progress, echo, echo_json, echo_table, note, styled
 
 if TYPE_CHECKING:
@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     "--threads", "-j", type=click.IntRange(min=1), metavar="N", help="Compute threads.  [default: the processors]"
 )
 @click.option("--memory", metavar="SIZE", help="Byte budget, e.g. 6GiB.  [default: what the machine allows]")
+@unknown_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
-    model: str, presets: str, tokens: int, fresh: bool, threads: int | None, memory: str | None, as_json: bool
-) -> None:
+def command(model: str, presets: str, tokens: int, fresh: bool, as_json: bool, **values: Any) -> None:
     """Measure on MODEL itself what a smaller KV cache costs, and record what is safe.
 
     Three built-in texts are scored with each preset and with the exact cache; beside that the weights of attention are
@@ -55,7 +54,6 @@ def command(
     if not names:
         raise UsageError("--presets names nothing to measure")
     path = backend.locate(model)
-    options: dict[str, Any] = {"threads": threads, "memory": memory}
     with Progress("measuring", unit="tokens") as progress:
         found = measure_kv(
             path,
@@ -63,7 +61,7 @@ def command(
             num_tokens=tokens,
             is_fresh=fresh,
             progress=progress,
-            **{key: value for key, value in options.items() if value is not None},
+            **given(values, ("threads", "memory", "allow_unknown")),
         )
     rows = [row for row in found.rows if row.kv in ("exact", *names) or row.kv.partition(",layers=")[0] in names]
     attention = {row.kv: found.layers_of(row.kv) for row in rows}

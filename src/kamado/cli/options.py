@@ -11,27 +11,16 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ..engine.options import RANGES, Range
 from ..errors import UsageError
 
 KV_HELP = "KV cache: exact, safe, balanced, small, auto, or bits as k=4,v=3.  [default: auto]"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-LOAD_NAMES = ("memory", "threads", "context", "kv", "trace", "prefix_cache")
+LOAD_NAMES = ("memory", "threads", "context", "kv", "trace", "prefix_cache", "allow_unknown")
 DEFAULT_PREFIX_CACHE = "2GiB"
-SAMPLING_NAMES = (
-    "max_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "seed",
-    "stop",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-)
+SAMPLING_NAMES = ("max_tokens", *(name for name, allowed in RANGES.items() if allowed.help), "stop", "logit_bias")
 
 
 class Bias(click.ParamType[tuple[int, float]]):
@@ -53,9 +42,17 @@ def model_argument(function: Function) -> Function:
     return click.argument("model", metavar="MODEL", shell_complete=complete_model)(function)
 
 
+def unknown_option(function: Function) -> Function:
+    """--allow-unknown."""
+    return click.option(
+        "--allow-unknown", multiple=True, metavar="KEY", help="Leave out a setting of the file that is not known here."
+    )(function)
+
+
 def load_options(function: Function) -> Function:
-    """--memory --threads --context --kv."""
+    """--memory --threads --context --kv --allow-unknown."""
     for option in (
+        unknown_option,
         click.option("--kv", metavar="PRESET", help=KV_HELP),
         click.option(
             "--context", type=click.IntRange(min=1), metavar="N", help="Tokens that prompt and answer may take."
@@ -105,40 +102,36 @@ def stats_options(function: Function) -> Function:
 
 def sampling_options(function: Function) -> Function:
     """--max-tokens, --temperature and the rest; what is not given comes from the model file."""
-    for option in (
-        click.option("--logit-bias", type=Bias(), multiple=True, help="Added to a token's logit; may be repeated."),
-        click.option(
-            "--frequency-penalty", type=click.FloatRange(-100, 100), metavar="X", help="Taken off once per earlier use."
-        ),
-        click.option(
-            "--presence-penalty", type=click.FloatRange(-100, 100), metavar="X", help="Taken off when used before."
-        ),
-        click.option(
-            "--repetition-penalty",
-            type=click.FloatRange(0, 100, min_open=True),
-            metavar="X",
-            help="Divides seen tokens' logits.",
-        ),
-        click.option("--stop", multiple=True, metavar="TEXT", help="End the answer here; may be repeated."),
-        click.option("--seed", type=click.IntRange(0, 2**64 - 1), metavar="N", help="Same seed, same text."),
-        click.option(
-            "--min-p", type=click.FloatRange(0, 1), metavar="P", help="Drop tokens below P times the best one's share."
-        ),
-        click.option(
-            "--top-p",
-            type=click.FloatRange(0, 1, min_open=True),
-            metavar="P",
-            help="Keep the best tokens up to this total share.",
-        ),
-        click.option("--top-k", type=click.IntRange(min=0), metavar="N", help="Keep the N best tokens; 0 keeps all."),
-        click.option(
-            "--temperature", "-t", type=click.FloatRange(0, 100), metavar="T", help="0 always takes the best token."
-        ),
-        click.option(
-            "--max-tokens", "-n", type=click.IntRange(min=1), metavar="N", help="Length of the answer at most."
-        ),
+    offered = [_ranged(name, allowed) for name, allowed in RANGES.items() if allowed.help]
+    for option in reversed(
+        (
+            click.option(
+                "--max-tokens", "-n", type=click.IntRange(min=1), metavar="N", help="Length of the answer at most."
+            ),
+            *offered,
+            click.option("--stop", multiple=True, metavar="TEXT", help="End the answer here; may be repeated."),
+            click.option("--logit-bias", type=Bias(), multiple=True, help="Added to a token's logit; may be repeated."),
+        )
     ):
         function = option(function)
+    return function
+
+
+def _ranged(name: str, allowed: Range) -> Callable[[Function], Function]:
+    """The option of one of the engine's sampling parameters."""
+    names = [f"--{name.replace('_', '-')}", *(["-t"] if name == "temperature" else [])]
+    kind: click.ParamType[Any] = (
+        click.IntRange(allowed.low, allowed.high)
+        if allowed.kind is int
+        else click.FloatRange(allowed.low, allowed.high, min_open=allowed.low_is_open)
+    )
+    return click.option(*names, type=kind, metavar=allowed.metavar, help=allowed.help)
+
+
+def answer_options(function: Function) -> Function:
+    """All that says how a model is loaded and answers."""
+    for options in (prefix_option, load_options, sampling_options, stats_options):
+        function = options(function)
     return function
 
 

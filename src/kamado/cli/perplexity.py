@@ -8,7 +8,7 @@ import click
 
 from ..errors import UsageError
 from . import backend
-from .options import KV_HELP, given, model_argument, read_text
+from .options import KV_HELP, given, model_argument, read_text, unknown_option
 from .terminal import Progress, echo, echo_json, styled
 
 
@@ -23,6 +23,7 @@ from .terminal import Progress, echo, echo_json, styled
 )
 @click.option("--memory", metavar="SIZE", help="Byte budget, e.g. 6GiB.  [default: what the machine allows]")
 @click.option("--kv", metavar="PRESET", help=KV_HELP)
+@unknown_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, file: str, context: int, as_json: bool, **values: Any) -> None:
     """Score the text in FILE (or standard input).
@@ -34,7 +35,9 @@ def command(model: str, file: str, context: int, as_json: bool, **values: Any) -
     if not text.strip():
         raise UsageError("there is no text to score")
     path = backend.locate(model)
-    with backend.load(path, {**given(values, ("threads", "memory", "kv")), "context": context}) as loaded:
+    with backend.load(
+        path, {**given(values, ("threads", "memory", "kv", "allow_unknown")), "context": context}
+    ) as loaded:
         with Progress("scoring", unit="windows") as progress:
             result = loaded.perplexity(text, window=context, progress=progress)
         name = loaded.name

@@ -15,7 +15,13 @@ from .terminal import echo, echo_json, styled
 @load_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    model: str, memory: str | None, threads: int | None, context: int | None, kv: str | None, as_json: bool
+    model: str,
+    memory: str | None,
+    threads: int | None,
+    context: int | None,
+    kv: str | None,
+    allow_unknown: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Forecast what MODEL will take and how fast it can be here; nothing is loaded.
 
@@ -31,7 +37,7 @@ def command(
     here = machine()
     forecast = plan(
         checkpoint,
-        build_program(checkpoint),
+        build_program(checkpoint, allow_unknown),
         context=context,
         kv=kv or "auto",
         threads=threads,
@@ -40,6 +46,7 @@ def command(
         profile=load_device_profile(here.cpu_model, threads or here.cpus, here.tier),
         on=here,
     )
+    backend.tell_unknown(allow_unknown, forecast.overridden)
     if as_json:
         echo_json(forecast.to_dict())
         return

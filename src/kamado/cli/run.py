@@ -13,13 +13,10 @@ from .answer import Answer, summary
 from .options import (
     LOAD_NAMES,
     SAMPLING_NAMES,
+    answer_options,
     given,
-    load_options,
     model_argument,
-    prefix_option,
     read_prompt,
-    sampling_options,
-    stats_options,
     typed,
 )
 from .report import report_stats
@@ -34,10 +31,7 @@ from .terminal import note
 @click.option("--raw", is_flag=True, help="No chat template: continue the prompt as it is.")
 @click.option("--plain", is_flag=True, help="With --raw: special tokens such as <|im_start|> are plain text.")
 @click.option("--pull", is_flag=True, help="Fetch the model first when it is not here.")
-@stats_options
-@sampling_options
-@load_options
-@prefix_option
+@answer_options
 def command(
     model: str,
     prompt: tuple[str, ...],

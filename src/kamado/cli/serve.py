@@ -15,7 +15,7 @@ import click
 
 from ..errors import MissingPackageError, UsageError
 from .backend import locate, open_store
-from .options import complete_model
+from .options import complete_model, unknown_option
 from .terminal import echo, note
 
 _KEY_VARIABLE = "KAMADO_SERVE_API_KEY"
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--prefix-cache", metavar="SIZE|off", help="Disk for computed prompts and conversations.  [default: 2GiB]"
 )
+@unknown_option
 @click.option("--keep-alive", metavar="TIME", help="Unload a model that is idle for so long, e.g. 10m; -1 never.")
 @click.option("--max-requests", type=click.IntRange(min=1), metavar="N", help="That run or wait; more get status 429.")
 @click.option("--deadline", metavar="TIME", help="Ends answers that take longer.")
@@ -105,7 +106,7 @@ def command(
         _announce(made[0], key_file())
     elif not settings.is_loopback and not settings.api_keys:
         note(f"API keys are those of {key_file()}; a new one is made and shown when that file is removed")
-    library = StoreLibrary(store, files)
+    library = StoreLibrary(store, files, settings.allow_unknown)
     loader = EngineLoader(
         library,
         EngineSettings(
@@ -113,6 +114,7 @@ def command(
             settings.kv,
             settings.context,
             settings.prefix_cache_bytes,
+            settings.allow_unknown,
             server_bytes=server_share(settings).total,
         ),
     )

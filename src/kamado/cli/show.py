@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +11,7 @@ import click
 from ..errors import KamadoError, UsageError
 from ..memory.budget import format_size
 from . import backend
-from .options import model_argument
+from .options import model_argument, unknown_option
 from .terminal import echo, echo_json, echo_table, one_line, styled
 
 if TYPE_CHECKING:
@@ -29,30 +29,39 @@ _LONGEST_VALUE = 100  # characters of one metadata value in the plain listing
 @click.option(
     "--all", "show_all", is_flag=True, help="With --program: every layer, also those that differ only in their number."
 )
+@unknown_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(model: str, what: str | None, show_all: bool, as_json: bool) -> None:
+def command(model: str, what: str | None, show_all: bool, allow_unknown: tuple[str, ...], as_json: bool) -> None:
     """Show what a model file holds; no weight is read."""
     if show_all and what != "program":
         raise UsageError("--all goes with --program")
     checkpoint = backend.open_model_file(model)
     if what == "program":
-        _show_program(checkpoint, show_all, as_json)
+        _show_program(checkpoint, show_all, allow_unknown, as_json)
     elif what == "template":
         _show_template(checkpoint, as_json)
     elif what == "tensors":
         _show_tensors(checkpoint, as_json)
     else:
-        _show_summary(checkpoint, as_json)
+        _show_summary(checkpoint, allow_unknown, as_json)
 
 
-def _show_program(checkpoint: Checkpoint, show_all: bool, as_json: bool) -> None:
+def _show_program(checkpoint: Checkpoint, show_all: bool, allow_unknown: Collection[str], as_json: bool) -> None:
     from ..models import build_program
     from ..program import format_program
 
-    program = build_program(checkpoint)
+    program = build_program(checkpoint, allow_unknown)
+    backend.tell_unknown(allow_unknown, program.overridden)
     text = format_program(program, fold=not show_all)
     if as_json:
-        echo_json({"architecture": program.architecture, "ops": len(program.ops), "program": text.splitlines()})
+        echo_json(
+            {
+                "architecture": program.architecture,
+                "ops": len(program.ops),
+                "overridden": program.overridden,
+                "program": text.splitlines(),
+            }
+        )
     else:
         echo(text)
 
@@ -77,7 +86,7 @@ def _show_tensors(checkpoint: Checkpoint, as_json: bool) -> None:
     echo_table(("name", "shape", "layout", "size"), table, right=(3,))
 
 
-def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
+def _show_summary(checkpoint: Checkpoint, allow_unknown: Collection[str], as_json: bool) -> None:
     layouts: dict[str, dict[str, int]] = defaultdict(lambda: {"tensors": 0, "values": 0, "bytes": 0})
     for tensor in checkpoint.tensors.values():
         entry = layouts[tensor.layout.name]
@@ -85,7 +94,10 @@ def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
         entry["values"] += tensor.num_values
         entry["bytes"] += tensor.nbytes
     parameters = sum(entry["values"] for entry in layouts.values())
-    program, why = _program_of(checkpoint)
+    program, why = _program_of(checkpoint, allow_unknown)
+    overridden = () if program is None else program.overridden
+    if program is not None:
+        backend.tell_unknown(allow_unknown, overridden)
     runs = None if program is None else _shape(program)
     cache = {} if program is None else _cache_formulas(program)
     if as_json:
@@ -98,6 +110,7 @@ def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
                 "architecture": checkpoint.architecture,
                 "supported": runs is not None,
                 "reason": why,
+                "overridden": overridden,
                 "parameters": parameters,
                 "weight_bytes": checkpoint.weight_bytes,
                 "layouts": layouts,
@@ -117,6 +130,7 @@ def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
         "format": checkpoint.format,
         "architecture": checkpoint.architecture,
         "runs here": "yes" if runs is not None else f"no: {why}",
+        **({"not applied": f"{', '.join(overridden)} (--allow-unknown)"} if overridden else {}),
         "parameters": f"{parameters:,}",
         "weights": f"{format_size(checkpoint.weight_bytes)} in {len(checkpoint.tensors)} tensors, {bits:.2f} bits each",
         **{key.replace("_", " "): f"{value:,}" for key, value in (runs or {}).items()},
@@ -135,12 +149,12 @@ def _show_summary(checkpoint: Checkpoint, as_json: bool) -> None:
     echo_table(("metadata", "value"), [(key, _short(value)) for key, value in sorted(checkpoint.metadata.items())])
 
 
-def _program_of(checkpoint: Checkpoint) -> tuple[Program | None, str | None]:
+def _program_of(checkpoint: Checkpoint, allow_unknown: Collection[str]) -> tuple[Program | None, str | None]:
     """The forward pass, or None and the reason why this version cannot run the file."""
     from ..models import build_program
 
     try:
-        return build_program(checkpoint), None
+        return build_program(checkpoint, allow_unknown), None
     except KamadoError as error:
         return None, str(error)
 

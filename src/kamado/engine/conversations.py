@@ -10,16 +10,15 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import CorruptFileError, ModelNotFoundError, UsageError
+from ..files import PRIVATE, user_folder, write_atomically
 from . import record
 
 _log = logging.getLogger("kamado.sessions")
@@ -48,16 +47,6 @@ class Conversation:
         return conversation_label(self.name, self.owner)
 
 
-def default_root() -> Path:
-    """Below KAMADO_HOME if set, else the user's XDG data directory."""
-    home = os.environ.get("KAMADO_HOME")
-    if home:
-        return Path(home).expanduser().absolute() / "sessions"
-    import platformdirs
-
-    return platformdirs.user_data_path("kamado", appauthor=False) / "sessions"
-
-
 def check_name(name: object) -> str:
     """`name` if a conversation may be called so; else UsageError."""
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
@@ -76,7 +65,7 @@ class ConversationStore:
     """The conversations under one root. Holds no state: any number of processes may use it."""
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = Path(root).absolute() if root is not None else default_root()
+        self.root = Path(root or user_folder("data", "sessions")).absolute()
 
     def load(self, name: str, owner: str = "") -> Conversation | None:
         """The conversation, or None. Raises UsageError for an impossible name, CorruptFileError for a damaged file."""
@@ -100,17 +89,7 @@ class ConversationStore:
         data = json.dumps(document, ensure_ascii=False, indent=1).encode()
         for directory in (self.root, path.parent):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-        try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        write_atomically(path, data, mode=PRIVATE)
 
     def record(self, name: str, model: str, messages: Sequence[Mapping[str, str]], owner: str = "") -> None:
         """Makes `messages` the conversation's content, its date of birth kept. Raises as `load` and `save`."""

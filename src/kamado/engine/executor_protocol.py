@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Ids: TypeAlias = NDArray[np.int32]
+Rows: TypeAlias = NDArray[np.float32]
 
 
 class ExecutorProtocol(Protocol):
@@ -127,14 +130,7 @@ class ExecutorProtocol(Protocol):
         """Tokens in the cache."""
         ...
 
-    def step(
-        self,
-        sequences: NDArray[np.int32],
-        counts: NDArray[np.int32],
-        tokens: NDArray[np.int32],
-        logit_rows: NDArray[np.int32],
-        hidden: bool = False,
-    ) -> NDArray[np.float32]:
+    def step(self, sequences: Ids, counts: Ids, tokens: Ids, logit_rows: Ids, hidden: bool = False) -> Rows:
         """Appends `counts[i]` tokens to `sequences[i]`; float32[len(logit_rows), vocab], valid until the next step.
 
         With `hidden`, the rows from which logits would be made: float32[len(logit_rows), hidden_width].

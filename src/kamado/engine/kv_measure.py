@@ -91,7 +91,7 @@ def measure_kv(
     checkpoint = open_checkpoint(path)
     if checkpoint.tokenizer is None:
         raise TokenizerError(f"{path} has no tokenizer, so no text can be scored with it")
-    program = build_program(checkpoint)
+    program = build_program(checkpoint, options.get("allow_unknown", ()))
     identity = model_identity(checkpoint)
     texts = builtin_texts()
     setting = record.digest(*(text.encode() for text in texts), str(num_tokens).encode()).hex()
@@ -160,31 +160,15 @@ def compare_presets(
     texts: Sequence[str | Sequence[int]],
     num_tokens: int,
     *,
-    first_scored: int = FIRST_SCORED,
-    reference_bytes: int = REFERENCE_BYTES,
-    progress: Progress | None = None,
-    load: Callable[..., Model] = load_model,
     on_row: Callable[[KvRow], None] | None = None,
     **options: Any,
 ) -> list[KvRow]:
     """Rows of the exact cache and of `presets` on the first `num_tokens` of each text (or of its tokens), scored from
-    `first_scored` on. Nothing is recorded; `on_row` gets each row when it is there.
-
-    `reference_bytes`: what the exact cache's distributions may take on disk; divergences are sampled to fit.
+    `first_scored` on. Nothing is recorded; `on_row` gets each row when it is there. `options` are those of
+    `score_presets`.
     """
-    found = score_presets(
-        path,
-        presets,
-        texts,
-        num_tokens,
-        first_scored=first_scored,
-        reference_bytes=reference_bytes,
-        progress=progress,
-        load=load,
-        **options,
-    )
     rows: list[KvRow] = []
-    for kv, scores in found:
+    for kv, scores in score_presets(path, presets, texts, num_tokens, **options):
         if not rows:
             exact = scores
         rows.append(compared(kv, scores, exact))
@@ -206,9 +190,11 @@ def score_presets(
     probe: AttentionProbe | None = None,
     **options: Any,
 ) -> Iterator[tuple[str, Scores]]:
-    """The scores of "exact", then of each preset, token by token; arguments as of `compare_presets`.
+    """The scores of "exact", then of each preset, token by token: of the first `num_tokens` of each text (or of its
+    tokens), from `first_scored` on.
 
-    `presets` may be a list that grows meanwhile. `probe` is given the exact cache of each text.
+    `reference_bytes`: what the exact cache's distributions may take on disk; divergences are sampled to fit. `options`
+    go to `load`. `presets` may be a list that grows meanwhile. `probe` is given the exact cache of each text.
     """
     steps = _Steps(progress, presets)
     with _reference_file() as file:
@@ -268,49 +254,37 @@ class _Steps:
             self._progress(self._part * total + done, (1 + len(self._presets)) * total)
 
 
+@dataclass
 class _Run:
     """Scores the texts with one cache after another; the first one is the reference."""
 
-    def __init__(
-        self,
-        path: Path,
-        texts: Sequence[str | Sequence[int]],
-        num_tokens: int,
-        first_scored: int,
-        reference_bytes: int,
-        load: Callable[..., Model],
-        options: dict[str, Any],
-        file: Any,
-    ) -> None:
-        self._path = path
-        self._texts = texts
-        self._num_tokens = num_tokens
-        self._first_scored = first_scored
-        self._reference_bytes = reference_bytes
-        self._load = load
-        self._options = options
-        self._file = file
-        self._reference: np.memmap[Any, np.dtype[np.float32]] | None = None  # [positions, vocab], log-probabilities
-        self._stride = 1
+    path: Path
+    texts: Sequence[str | Sequence[int]]
+    num_tokens: int
+    first_scored: int
+    reference_bytes: int
+    load: Callable[..., Model]
+    options: dict[str, Any]
+    file: Any  # open, empty; gone when it is closed
+    _reference: np.memmap[Any, np.dtype[np.float32]] | None = None  # [positions, vocab], log-probabilities
+    _stride: int = 1
 
     def score(self, kv: str, steps: _Steps, probe: AttentionProbe | None = None) -> Scores:
         """Loads the model with cache `kv` and scores all texts."""
         steps.begin()
-        with self._load(
-            self._path, kv=kv, context=self._num_tokens, max_logit_rows=_LOGIT_ROWS, **self._options
-        ) as model:
+        with self.load(self.path, kv=kv, context=self.num_tokens, max_logit_rows=_LOGIT_ROWS, **self.options) as model:
             prompts = [
-                (model.tokenize(text) if isinstance(text, str) else list(text))[: self._num_tokens]
-                for text in self._texts
+                (model.tokenize(text) if isinstance(text, str) else list(text))[: self.num_tokens]
+                for text in self.texts
             ]
-            prompts = [prompt for prompt in prompts if len(prompt) > self._first_scored + 1]
-            ends = tuple(accumulate(len(prompt) - self._first_scored - 1 for prompt in prompts))
+            prompts = [prompt for prompt in prompts if len(prompt) > self.first_scored + 1]
+            ends = tuple(accumulate(len(prompt) - self.first_scored - 1 for prompt in prompts))
             is_reference = self._reference is None
             if self._reference is None:
-                most = max(1, self._reference_bytes // (4 * model.vocab_size))
+                most = max(1, self.reference_bytes // (4 * model.vocab_size))
                 self._stride = max(1, -(-ends[-1] // most))
                 shape = (-(-ends[-1] // self._stride), model.vocab_size)
-                self._reference = np.memmap(self._file, np.float32, "w+", shape=shape)
+                self._reference = np.memmap(self.file, np.float32, "w+", shape=shape)
             scores = np.zeros(ends[-1])
             best = np.zeros(ends[-1], np.int64)
             divergences = np.zeros(len(self._reference))
@@ -324,8 +298,8 @@ class _Run:
                     begin: int = begin,
                     done: int = done,
                 ) -> None:
-                    for row in range(max(0, self._first_scored - at), min(len(logits), len(prompt) - 1 - at)):
-                        index = begin + at + row - self._first_scored
+                    for row in range(max(0, self.first_scored - at), min(len(logits), len(prompt) - 1 - at)):
+                        index = begin + at + row - self.first_scored
                         x = logits[row].astype(np.float64)
                         x -= x.max()
                         x -= math.log(float(np.exp(x).sum()))

@@ -6,17 +6,15 @@ and goes on where it stopped.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import uuid
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
 from ..checkpoint.types import Checkpoint
 from ..errors import UsageError
+from ..files import user_folder, write_atomically
 from ..memory.kv_presets import AUTO, check_kv
 from .identity import model_identity
 
@@ -71,12 +69,7 @@ class KvRecord:
 
 def records_root() -> Path:
     """Below KAMADO_HOME if set, else the user's XDG cache directory."""
-    home = os.environ.get("KAMADO_HOME")
-    if home:
-        return Path(home).expanduser().absolute() / "kv"
-    import platformdirs
-
-    return platformdirs.user_cache_path("kamado", appauthor=False) / "kv"
+    return user_folder("cache", "kv")
 
 
 def load_record(identity: str, root: Path | None = None) -> KvRecord | None:
@@ -110,13 +103,7 @@ def save_record(record: KvRecord, root: Path | None = None) -> Path:
     path = _path(record.identity, root)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     document = {"version": _RECORD_VERSION, "codec": CODEC_VERSION, **asdict(record)}
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write_atomically(path, json.dumps(document, indent=1), "\n")
     return path
 
 

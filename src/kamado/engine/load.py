@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,11 +50,13 @@ def load_model(
     prefix_cache: str | int | None = None,
     chat_template: str | None = None,
     constraints: bool = False,
+    allow_unknown: Collection[str] = (),
     name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """See `kamado.load`."""
     check_kv(kv)
+    allow_unknown = (allow_unknown,) if isinstance(allow_unknown, str) else tuple(allow_unknown)
     cap_bytes = _prefix_cap(prefix_cache)
     budget_bytes = None if memory is None else given_size(memory)
     for setting, value, low, high in (
@@ -77,7 +79,7 @@ def load_model(
     checkpoint = dataclasses.replace(open_checkpoint(path), name=name or store.name_of(path))
     if chat_template is not None:
         checkpoint = dataclasses.replace(checkpoint, chat_template=chat_template, chat_templates={})
-    program = build_program(checkpoint)
+    program = build_program(checkpoint, allow_unknown)
     identity = model_identity(checkpoint) if cap_bytes else ""
     if program.is_encoder and kv == "auto":
         kv = "f32"  # texts are short and are not kept, so exactness costs little

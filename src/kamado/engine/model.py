@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,10 +34,10 @@ from .executor_protocol import ExecutorProtocol
 from .generation import Generation
 from .grammar import Grammar, Schema, make_grammar
 from .keeper import Keeper
+from .options import MAX_LOGPROBS, AnswerOptions, check_options, sampling_from
 from .prompt_scores import PromptLogprobs, PromptScores
 from .request import Request, TokenRule
 from .same_text import SameText
-from .sampler import MAX_LOGPROBS, sampling_from
 from .scheduler import Scheduler
 from .scoring import Perplexity, Scoring
 from .stats import Stats, make_stats
@@ -82,6 +84,7 @@ class Model:
         `before_step` is called before each step; `reserve(num_bytes, what, advice)` makes room for what was not planned
         for, between steps, and returns what experts lost for it: see guard.py."""
         self._reserve = reserve
+        self._original: Model | None = None  # of whom this is another name
         self._unplanned: dict[str, int] = {}  # by owner: reserved since, and what experts lost for it
         self._keeper = keeper
         self._conversations = conversations or ConversationStore()
@@ -179,31 +182,19 @@ class Model:
         self,
         prompt: str | Sequence[int],
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        penalty_window: int | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        logprobs: int | None = None,
         schema: Schema | None = None,
         regex: str | None = None,
         grammar: str | None = None,
         form: Form | None = None,
         special: bool = False,
-        background: bool = False,
-        owner: str = "",
+        **options: Unpack[AnswerOptions],
     ) -> Generation:
         """Continues `prompt` (text, or token ids as they are) and yields one Piece a token, as soon as it is there.
 
-        A value that is not given is the model file's own recommendation, else temperature 0.7, top_k 40, top_p 0.95 and
-        everything else off. temperature 0 always takes the most likely token. See engine/sampler.py for the order.
+        `options` are those of engine/options.py: temperature, top_k, top_p, min_p, seed, penalties, logit_bias,
+        max_tokens, stop, logprobs, background, owner. A value of sampling that is not given is the model file's own
+        recommendation, else temperature 0.7, top_k 40, top_p 0.95 and everything else off. temperature 0 always takes
+        the most likely token. See engine/sampler.py for the order.
         `max_tokens` None: until the model ends its turn or the context is full. `stop`: strings that end the answer and
         are not part of it. `logprobs` n (0 to 64): log-probabilities of the token and of the n most likely. `special`:
         special tokens written in a text prompt become their ids. `background`: interactive requests go first. `owner`:
@@ -224,23 +215,9 @@ class Model:
         self._scheduler.check_process()
         return self._answer(
             self._prompt_tokens(prompt, special),
+            options,
             continues=True,
-            max_tokens=max_tokens,
-            stop=stop,
-            logprobs=logprobs,
             form=form or make_grammar(schema, regex, grammar),
-            background=background,
-            owner=owner,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            penalty_window=penalty_window,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=logit_bias,
-            seed=seed,
         )
 
     def prepare_form(
@@ -258,25 +235,11 @@ class Model:
         self,
         messages: Sequence[Mapping[str, str]],
         *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
-        penalty_window: int | None = None,
-        presence_penalty: float | None = None,
-        frequency_penalty: float | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        logprobs: int | None = None,
         schema: Schema | None = None,
         regex: str | None = None,
         grammar: str | None = None,
-        background: bool = False,
-        owner: str = "",
         session: str | None = None,
+        **options: Unpack[AnswerOptions],
     ) -> Generation:
         """Answers a conversation: messages with "role" and "content", through the model's own chat template.
 
@@ -292,29 +255,15 @@ class Model:
             print("".join(piece.text for piece in answer))
         """
         self._scheduler.check_process()
-        tokens, starts = self._encoded_chat(messages, owner)
+        tokens, starts = self._encoded_chat(messages, options.get("owner", ""))
         return self._answer(
             self._prompt_tokens(tokens, special=False),
+            options,
             starts=starts,
             continues=False,
+            form=make_grammar(schema, regex, grammar),
             session=None if session is None else check_name(session),
             messages=messages,
-            max_tokens=max_tokens,
-            stop=stop,
-            logprobs=logprobs,
-            form=make_grammar(schema, regex, grammar),
-            background=background,
-            owner=owner,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            penalty_window=penalty_window,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            logit_bias=logit_bias,
-            seed=seed,
         )
 
     def prepare_turn(
@@ -355,13 +304,8 @@ class Model:
         self,
         turn: Turn,
         *,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        logprobs: int | None = None,
         choice: int = 0,
-        background: bool = False,
-        owner: str = "",
-        **sampling: object,
+        **options: Unpack[AnswerOptions],
     ) -> TurnStream:
         """Answers a prepared turn: an iterator over events of engine/chat_types.py, `Finish` the last.
 
@@ -369,21 +313,9 @@ class Model:
         `choice` marks the events of one of several answers.
         """
         self._scheduler.check_process()
-        stops = check_stops(stop)
+        stops = check_stops(options.pop("stop", None))
         generation = self._answer(
-            list(turn.tokens),
-            continues=turn.is_continued,
-            max_tokens=max_tokens,
-            stop=None,
-            logprobs=logprobs,
-            form=turn.compiled,
-            background=background,
-            owner=owner,
-            session=None,
-            messages=(),
-            turn=turn,
-            starts=turn.starts,
-            **sampling,
+            list(turn.tokens), options, continues=turn.is_continued, form=turn.compiled, turn=turn, starts=turn.starts
         )
         return TurnStream(
             turn,
@@ -392,7 +324,7 @@ class Model:
             generation,
             stops=stops,
             choice=choice,
-            has_logprobs=logprobs is not None,
+            has_logprobs=options.get("logprobs") is not None,
         )
 
     @property
@@ -404,31 +336,22 @@ class Model:
     def _answer(
         self,
         tokens: list[int],
+        options: AnswerOptions,
         *,
         continues: bool,
-        max_tokens: int | None,
-        stop: str | Sequence[str] | None,
-        logprobs: int | None,
         form: Grammar | Form | None,
-        background: bool,
-        owner: str,
         session: str | None = None,
         messages: Sequence[Mapping[str, str]] = (),
         turn: Turn | None = None,
         starts: Sequence[int] | None = None,
-        **explicit: object,
     ) -> Generation:
         """Starts an answer. `continues`: its text goes on from the prompt's, so a leading space belongs to it.
         `starts`: where the prompt's turns begin; None: it has none."""
         self._require_generator()
-        if not isinstance(owner, str):
-            raise UsageError(f"owner must be a text, not {owner!r}")
-        sampling = sampling_from(self._checkpoint.sampling, **explicit)
-        if max_tokens is not None and (not is_whole(max_tokens) or max_tokens < 1):
-            raise UsageError(f"max_tokens must be a whole number, 1 or more, not {max_tokens!r}")
-        if logprobs is not None and (not is_whole(logprobs) or not 0 <= logprobs <= MAX_LOGPROBS):
-            raise UsageError(f"logprobs must be a whole number from 0 to {MAX_LOGPROBS}, not {logprobs!r}")
-        stops = check_stops(stop)
+        check_options(options)
+        sampling = sampling_from(self._checkpoint.sampling, options)
+        owner, max_tokens, logprobs = options.get("owner", ""), options.get("max_tokens"), options.get("logprobs")
+        stops = check_stops(options.get("stop"))
         room = self.context - len(tokens)
         if room < 1:
             raise ContextOverflowError(len(tokens), self.context)
@@ -444,7 +367,7 @@ class Model:
             stop_ids=self._tokenizer.stop_ids if self._tokenizer else frozenset(),
             logprobs=None if logprobs is None else int(logprobs),
             constraint=self._rule(form, turn),
-            is_background=background,
+            is_background=options.get("background", False),
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
             marks=wanted_marks(len(tokens), starts) if self._has_record else (),
@@ -624,6 +547,21 @@ class Model:
     def close(self) -> None:
         """Ends what runs (its iterators raise ClosedError) and gives the memory back. May be called again."""
         self._finalizer()
+
+    def renamed(self, name: str, chat_template: str | None = None) -> Model:
+        """The same weights, cache and running answers under another name, with a chat template of its own if one is
+        given. Closing either closes both."""
+        if self.has_tokenizer:
+            self._constraints  # noqa: B018  made now, so that both have the same
+        other = copy.copy(self)
+        for cached in ("_chat_encoder", "_same_text", "_turn_maker"):
+            other.__dict__.pop(cached, None)
+        other._original = self  # whose end closes both
+        other._checkpoint = replace(self._checkpoint, name=name)
+        if chat_template is not None:
+            other._checkpoint = replace(other._checkpoint, chat_template=chat_template, chat_templates={})
+        other.plan = replace(self.plan, model=name)
+        return other
 
     def __enter__(self) -> Model:
         return self

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..memory.kv_presets import PAGE_TOKENS
+from .options import Sampling
 from .piece import FinishReason, Piece, Usage
-from .sampler import Sampler, Sampling, log_probabilities
+from .sampler import Sampler, log_probabilities
 from .session import Session, Sources
 from .stops import StopMatcher
 

@@ -19,20 +19,16 @@ any number of threads and in any company.
 from __future__ import annotations
 
 import math
-import numbers
 import secrets
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._native import top_ids
 from ..errors import NativeError, UsageError
-
-MAX_LOGPROBS = 64
-_MAX_BIASES = 65536
+from .options import MAX_SEED, Sampling
 
 # Logits that differ at all differ by more than this allows to tell apart; its inverse is a float32 still.
 _LEAST_TEMPERATURE = 1e-30
@@ -40,96 +36,7 @@ _LEAST_TEMPERATURE = 1e-30
 _LEAST_PENALTY = 1e-30
 _LARGEST_LOGIT = float(np.finfo(np.float32).max)
 
-_MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are picked. Values are checked when it is made: UsageError names the allowed range."""
-
-    temperature: float = 0.7
-    top_k: int = 40  # 0: off
-    top_p: float = 0.95  # 1: off
-    min_p: float = 0.0  # 0: off
-    repetition_penalty: float = 1.0  # 1: off
-    penalty_window: int = -1  # tokens before the next one that penalties look at; -1: all, 0: none
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
-    seed: int | None = None  # None: another one each time
-
-    def __post_init__(self) -> None:
-        _check_real("temperature", self.temperature, 0.0, 100.0)
-        _check_integer("top_k", self.top_k, 0, None)
-        _check_real("top_p", self.top_p, 0.0, 1.0, low_is_open=True)
-        _check_real("min_p", self.min_p, 0.0, 1.0)
-        _check_real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_is_open=True)
-        _check_integer("penalty_window", self.penalty_window, -1, None)
-        _check_real("presence_penalty", self.presence_penalty, -100.0, 100.0)
-        _check_real("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
-        if self.seed is not None:
-            _check_integer("seed", self.seed, 0, _MASK)
-        biases: object = self.logit_bias
-        if not isinstance(biases, Mapping) or len(biases) > _MAX_BIASES:
-            raise UsageError(f"logit_bias must map token ids to numbers, {_MAX_BIASES} of them at most")
-        for token, bias in self.logit_bias.items():
-            _check_integer("a token id of logit_bias", token, 0, None)
-            _check_real(f"logit_bias of token {token}", bias, -100.0, 100.0)
-
-    @property
-    def is_greedy(self) -> bool:
-        """Whether no random number is drawn."""
-        return self.temperature == 0.0
-
-    @property
-    def has_penalties(self) -> bool:
-        """Whether earlier tokens change the logits."""
-        if self.penalty_window == 0:
-            return False
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
-
-
-# Names under which model files keep their recommendation.
-_FILE_NAMES = {
-    "temp": "temperature",
-    "penalty_repeat": "repetition_penalty",
-    "repeat_penalty": "repetition_penalty",
-    "penalty_present": "presence_penalty",
-    "penalty_freq": "frequency_penalty",
-}
-_FROM_FILE = {f.name for f in fields(Sampling)} - {"logit_bias", "seed"}
-
-
-def sampling_from(recommended: Mapping[str, float], **explicit: object) -> Sampling:
-    """Explicit values (not None) before the model file's recommendation before ours.
-
-    A recommended value that is out of range is ignored: the file's author did not ask for this run.
-    """
-    chosen = Sampling()
-    for name, value in recommended.items():
-        name = _FILE_NAMES.get(name, name)
-        if name not in _FROM_FILE:
-            continue
-        try:
-            chosen = replace(chosen, **{name: int(value) if name == "top_k" else float(value)})  # type: ignore[arg-type]
-        except (UsageError, TypeError, ValueError, OverflowError):
-            continue
-    return replace(chosen, **{name: value for name, value in explicit.items() if value is not None})  # type: ignore[arg-type]
-
-
-def _check_real(name: str, value: object, low: float, high: float, *, low_is_open: bool = False) -> None:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not low <= float(value) <= high or (low_is_open and float(value) == low):  # type: ignore[arg-type]
-        above = "above" if low_is_open else "from"
-        raise UsageError(f"{name} must be a number {above} {low:g} to {high:g}, not {value!r}")
-
-
-def _check_integer(name: str, value: object, low: int, high: int | None) -> None:
-    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_integer or int(value) < low or (high is not None and int(value) > high):  # type: ignore[call-overload]
-        upper = f"from {low} to {high}" if high is not None else f"{low} or more"
-        raise UsageError(f"{name} must be a whole number, {upper}, not {value!r}")
 
 
 def uniform(seed: int, position: int) -> float:
@@ -137,12 +44,12 @@ def uniform(seed: int, position: int) -> float:
 
     SplitMix64's finaliser applied to the seed and again to that with the position added in steps of 2^64/φ.
     """
-    return (_mix((_mix((seed + _GOLDEN) & _MASK) + (position + 1) * _GOLDEN) & _MASK) >> 11) * 2.0**-53
+    return (_mix((_mix((seed + _GOLDEN) & MAX_SEED) + (position + 1) * _GOLDEN) & MAX_SEED) >> 11) * 2.0**-53
 
 
 def _mix(z: int) -> int:
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MAX_SEED
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MAX_SEED
     return z ^ (z >> 31)
 
 

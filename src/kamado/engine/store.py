@@ -21,7 +21,6 @@ import json
 import os
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import PRIVATE, TEMPORARY_SUFFIX, sync_folder, user_folder, write_atomically
 from ..memory.kv_presets import PAGE_TOKENS
 from ..memory.page_cache import forget_open
 from . import record
@@ -37,7 +37,6 @@ from .record import PAGE, POINT, Buffer, DamagedRecordError
 DEFAULT_CAP_BYTES = 2 << 30
 
 _SUFFIX = ".kv"
-_TEMPORARY = ".tmp"
 # Pages without a point and temporary files younger than this may belong to a process that is writing them.
 _ABANDONED_SECONDS = 3600.0
 _LOCK_SECONDS = 2.0  # another process may have been stopped while it holds the lock: then nothing is stored
@@ -73,16 +72,6 @@ class _Files:
     damaged: list[Path] = field(default_factory=list)
 
 
-def default_root() -> Path:
-    """Below KAMADO_HOME if set, else the user's XDG cache directory."""
-    home = os.environ.get("KAMADO_HOME")
-    if home:
-        return Path(home).expanduser().absolute() / "prefixes"
-    import platformdirs
-
-    return platformdirs.user_cache_path("kamado", appauthor=False) / "prefixes"
-
-
 class PrefixStore:
     """All prefixes under one root. May be used from several threads."""
 
@@ -91,7 +80,7 @@ class PrefixStore:
     ) -> None:
         """`cap_bytes` bounds all files together. Nothing is created before something is written. `keeps_cached`: what
         was written or read stays in the page cache, from which it comes back faster, but which containers count."""
-        self.root = Path(root).absolute() if root is not None else default_root()
+        self.root = Path(root or user_folder("cache", "prefixes")).absolute()
         self.cap_bytes = cap_bytes
         self.keeps_cached = keeps_cached
         self._lock = threading.RLock()
@@ -159,22 +148,8 @@ class PrefixStore:
         if not self.make_room(size):
             return False
         self._make_directory(path.parent)
-        temporary = path.with_name(f".{uuid.uuid4().hex}{_TEMPORARY}")
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(fd, "wb", buffering=0) as file:
-                for part in parts:
-                    view = memoryview(part)
-                    while view:
-                        view = view[file.write(view) :]
-                os.fsync(file.fileno())
-                if not self.keeps_cached:
-                    forget_open(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+        forget = None if self.keeps_cached else forget_open
+        write_atomically(path, *parts, mode=PRIVATE, is_synced=False, then=forget)
         with self._lock:
             self._total_bytes += size
         return True
@@ -253,7 +228,7 @@ class PrefixStore:
                     (files.directory / "pages" / name).unlink(missing_ok=True)
         for path, _ in list(_walk(self.root)):
             with contextlib.suppress(OSError):
-                if path.suffix == _TEMPORARY and path.stat().st_mtime <= limit:
+                if path.suffix == TEMPORARY_SUFFIX and path.stat().st_mtime <= limit:
                     path.unlink(missing_ok=True)
 
 
@@ -399,14 +374,14 @@ class PrefixFolder:
         if not all(self.has_page(key) for key in keys[:count]):
             return False
         self._describe()
-        _sync_directory(self._pages)
+        sync_folder(self._pages)
         base = keys[count - 1] if count else self.binding
         num_rest = len(tokens) // 4 - count * PAGE_TOKENS
         key = record.point_key(self.binding, keys, tokens)
         path = self._points / f"{base.hex()}-{num_rest:02x}-{key.hex()}{_SUFFIX}"
         if not self.store.write(path, record.pack(POINT, self.binding, key, tokens, payload, label)):
             return False
-        _sync_directory(self._points)
+        sync_folder(self._points)
         self._index_stamp = None
         return True
 
@@ -488,16 +463,6 @@ def _entries(directory: Path) -> list[tuple[Path, os.stat_result]]:
                 if entry.name.endswith(_SUFFIX):
                     found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
     return found
-
-
-def _sync_directory(path: Path) -> None:
-    """Makes renames in it durable, where the system can."""
-    with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _flock(fd: int) -> bool:

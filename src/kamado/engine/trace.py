@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from .executor_protocol import ExecutorProtocol
+from .executor_protocol import ExecutorProtocol, Ids, Rows
 from .ledger import Ledger, read_ledger
 
 _STEPS, _EXPERTS = 1, 2  # rows of the picture
@@ -49,14 +49,7 @@ class Tracer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._executor, name)
 
-    def step(
-        self,
-        sequences: NDArray[np.int32],
-        counts: NDArray[np.int32],
-        tokens: NDArray[np.int32],
-        logit_rows: NDArray[np.int32],
-        hidden: bool = False,
-    ) -> NDArray[np.float32]:
+    def step(self, sequences: Ids, counts: Ids, tokens: Ids, logit_rows: Ids, hidden: bool = False) -> Rows:
         """The executor's, with an event."""
         begin = time.perf_counter()
         try:
@@ -64,7 +57,7 @@ class Tracer:
         finally:
             self._record(begin, len(counts), len(tokens))
 
-    def score(self, sequence: int, tokens: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float64]:
+    def score(self, sequence: int, tokens: Ids, targets: Ids) -> NDArray[np.float64]:
         """The executor's, with an event."""
         begin = time.perf_counter()
         try:

@@ -10,14 +10,13 @@ A turn is immutable and may be answered several times, also at once (n > 1): the
 from __future__ import annotations
 
 import re
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConstraintError, UsageError
-from .answer_check import AnswerCheck
+from .answer import AnswerEvents
 from .chat import ChatEncoder
 from .chat_types import (
     ContentEvent,
@@ -36,7 +35,7 @@ from .chat_types import (
 from .generation import Generation
 from .grammar import Grammar
 from .json_schema import CompiledSchema
-from .piece import Piece, Usage, whole_text
+from .piece import Piece, whole_text
 from .stops import StopMatcher
 from .tool_format import AnswerParser, ChatFormat
 from .tool_format.grammar import AnswerGrammar
@@ -232,8 +231,8 @@ def _check_messages(messages: Sequence[Message], continue_last: bool) -> None:
         raise UsageError("only an assistant's message without calls can be continued")
 
 
-class TurnStream(Iterator[ContentEvent | Finish]):
-    """The events of one answer, as they come; `Finish` is the last. Dropping it or `close()` ends the work for it."""
+class TurnStream(AnswerEvents):
+    """The events of one answer to a turn: reasoning, text and calls told apart."""
 
     def __init__(
         self,
@@ -246,8 +245,9 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         choice: int = 0,
         has_logprobs: bool = False,
     ) -> None:
-        self._generation = generation
-        self._tokenizer = tokenizer
+        super().__init__(
+            generation, tokenizer.token_bytes, choice=choice, has_logprobs=has_logprobs, schemas=turn.schemas
+        )
         self._marks = chat.marks
         self._parser = AnswerParser(
             tags=turn.tags,
@@ -260,52 +260,13 @@ class TurnStream(Iterator[ContentEvent | Finish]):
         )
         self._may_be_text = not turn.is_required  # what comes next; no protocol has a place for calls' logprobs
         self._stops = StopMatcher(stops)
-        self._choice = choice
-        self._has_logprobs = has_logprobs
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text has not come out yet
-        self._ready: deque[ContentEvent | Finish] = deque()
-        self._is_done = False
-        self._check = AnswerCheck(turn.schemas)
         self.num_reasoning_tokens = 0
-
-    def __next__(self) -> ContentEvent | Finish:
-        while not self._ready:
-            if self._is_done:
-                raise StopIteration
-            self._take(next(self._generation))
-        return self._next()
-
-    def poll(self) -> ContentEvent | Finish | None:
-        """The next event if it is there already, else None. Raises StopIteration after the last."""
-        while not self._ready:
-            if self._is_done:
-                raise StopIteration
-            if not self._generation.is_ready:
-                return None
-            self._take(next(self._generation))
-        return self._next()
-
-    def _next(self) -> ContentEvent | Finish:
-        event = self._ready.popleft()
-        if not isinstance(event, Finish):
-            self._check.take(event)
-        elif event.reason in ("stop", "tool_calls"):
-            event = replace(event, violations=self._check.violations())
-        return event
-
-    def on_news(self, listener: Callable[[], None] | None) -> None:
-        """`listener` is called, by the scheduler's thread, when `poll` may have something."""
-        self._generation.on_news(listener)
-
-    @property
-    def num_computed_tokens(self) -> int:
-        """Tokens of the prompt and the answer that were computed so far."""
-        return self._generation.num_computed_tokens
 
     def _take(self, piece: Piece) -> None:
         if self._has_logprobs:
             self._logprobs.append(self._logprob(piece))
-        text = self._marks.of_token(piece.token) + without_marks(whole_text(piece, self._tokenizer.token_bytes))
+        text = self._marks.of_token(piece.token) + without_marks(whole_text(piece, self._token_bytes))
         events = self._parser.push(text)
         self.num_reasoning_tokens += self._parser.is_reasoning
         if piece.finish_reason is not None:
@@ -350,23 +311,3 @@ class TurnStream(Iterator[ContentEvent | Finish]):
             self._ready.append(TextDelta("", self._taken_logprobs(), self._choice))
         self._ready.append(Finish(reason, self._stops.matched, self._choice))
         self._is_done = True
-
-    def _logprob(self, piece: Piece) -> TokenLogprob:
-        bytes_of = self._tokenizer.token_bytes
-        top = tuple((token, bytes_of(token), value) for token, value in piece.top_logprobs)
-        return TokenLogprob(piece.token, bytes_of(piece.token), piece.logprob or 0.0, top)
-
-    def close(self) -> None:
-        """Stops the answer. May be called again, and from another thread."""
-        self._is_done = True
-        self._generation.close()
-
-    @property
-    def seed(self) -> int:
-        """The seed in use."""
-        return self._generation.seed
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens and seconds so far."""
-        return self._generation.usage

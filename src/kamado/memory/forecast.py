@@ -100,6 +100,7 @@ class Plan:
     kv_bytes_per_token: float = 0.0  # of a long sequence, past its exact pages
     max_sequences: int = MAX_SEQUENCES
     kv_reuse_points: int = 0  # of all sequences together, certainly kept
+    overridden: tuple[str, ...] = ()  # settings of the file that are not applied, since `allow_unknown` said so
 
     @property
     def is_streamed(self) -> bool:
@@ -271,6 +272,7 @@ def plan(
         kv_bytes_per_token=planner.kv.token_bytes,
         max_sequences=split.max_sequences,
         kv_reuse_points=planner.reuse_points,
+        overridden=program.overridden,
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from ..files import user_folder, write_atomically
+
 # cgroup v1 writes "no limit" as the largest multiple of the page size: nothing near it is a limit.
 _NO_LIMIT = 1 << 60
 _PROFILE_VERSION = 1
@@ -226,12 +228,7 @@ class DeviceProfile:
 
 def profile_path() -> Path:
     """Where the device profile lies: under KAMADO_HOME when set, else $XDG_CACHE_HOME/kamado or ~/.cache/kamado."""
-    home = os.environ.get("KAMADO_HOME")
-    if home:
-        return Path(home) / "device.json"
-    cache = os.environ.get("XDG_CACHE_HOME")  # the specification ignores relative paths
-    base = Path(cache) if cache and os.path.isabs(cache) else Path.home() / ".cache"
-    return base / "kamado" / "device.json"
+    return user_folder("cache", "device.json")
 
 
 def measure_device(num_threads: int, *, megabytes: int = 512, seconds: float = 1.0) -> DeviceProfile:
@@ -255,9 +252,7 @@ def save_device_profile(profile: DeviceProfile, path: Path | None = None) -> Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = [p for p in _load_all(path) if (p.cpu_model, p.num_threads, p.tier) != _key(profile)]
     document = {"version": _PROFILE_VERSION, "profiles": [asdict(p) for p in [*kept, profile]]}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(document, indent=2), "\n")
     return path
 
 

@@ -5,31 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..checkpoint.types import Layout, TensorRef
+from ..checkpoint.layouts import TILE_ROWS
+from ..checkpoint.types import TensorRef
 from ..isolated import WORK_BYTES, WORKER_BASE_BYTES
 from ..program import Buffer, Embed, Experts, Head, Linear, Norm, Program, Route
-
-_TILE_ROWS = 16
-_PLANE_BYTES = 64
-_FLOATS = (Layout.F32, Layout.F16, Layout.BF16)
-
-# (blocks that share a header, bytes of the header, planes of 64 bytes a block) of packed tiles: native/kernels/
-# linear_tile.h. Floats have neither.
-_TILES: dict[Layout, tuple[int, int, int]] = {
-    Layout.Q4_0: (2, 64, 4),
-    Layout.IQ4_NL: (2, 64, 4),
-    Layout.Q4_1: (1, 64, 4),
-    Layout.Q5_0: (2, 64, 5),
-    Layout.Q5_1: (1, 64, 5),
-    Layout.Q8_0: (2, 64, 8),
-    Layout.MXFP4: (4, 64, 4),
-    Layout.Q2_K: (1, 320, 16),
-    Layout.Q3_K: (1, 320, 24),
-    Layout.Q4_K: (1, 320, 32),
-    Layout.Q5_K: (1, 320, 40),
-    Layout.Q6_K: (1, 320, 48),
-    Layout.IQ4_XS: (1, 192, 32),
-}
 
 FILE_PAGE_BYTES = 4096
 # Slots are whole pages. Pieces of experts on their way from the disk to a slot are paid for by expert_bytes too:
@@ -105,12 +84,7 @@ def transcript_bytes(kv_tokens: int) -> int:
 
 def packed_bytes(ref: TensorRef) -> int:
     """Bytes of a matrix once it is packed into tiles of 16 rows."""
-    tiles = -(-ref.rows // _TILE_ROWS)
-    if ref.layout in _FLOATS:
-        return tiles * _round_up(ref.layout.nbytes(ref.cols) * _TILE_ROWS, 64)
-    group, header, planes = _TILES[ref.layout]
-    blocks = ref.cols // ref.layout.block_values
-    return tiles * (-(-blocks // group) * header + blocks * planes * _PLANE_BYTES)
+    return ref.layout.packed_nbytes(ref.rows, ref.cols)
 
 
 def slot_bytes(gate: TensorRef, up: TensorRef, down: TensorRef) -> int:
@@ -158,10 +132,10 @@ def expert_needs(program: Program) -> ExpertNeeds:
 def _pieces(ref: TensorRef) -> tuple[int, int]:
     """Number of reads of one matrix, and bytes of the largest."""
     row = ref.layout.nbytes(ref.cols)
-    tiles = -(-ref.rows // _TILE_ROWS)
-    at_most = min(max(_REQUEST_BYTES // (_TILE_ROWS * row), 1), tiles)
+    tiles = -(-ref.rows // TILE_ROWS)
+    at_most = min(max(_REQUEST_BYTES // (TILE_ROWS * row), 1), tiles)
     count = -(-tiles // at_most)
-    return count, min(-(-tiles // count) * _TILE_ROWS, ref.rows) * row
+    return count, min(-(-tiles // count) * TILE_ROWS, ref.rows) * row
 
 
 def dense_weight_bytes(program: Program) -> int:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from . import settings as read
+from .config import MAX_CONTEXT
+from .decoder import Block, model
+from .llama import llama_attention, llama_mlp
+from .registry import Config, Program, Weights, family
 
-from ..checkpoint.types import Checkpoint
-from ..program import Program
-from . import config, llama
-from .common import hf_weights
-from .config import Config
-from .rope import hf_rope
+# What transformers assumes; files without a window say null.
+_WINDOW = 4096
 
 
-def build(checkpoint: Checkpoint) -> Program:
+@family(hf=("mistral",), defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6})
+def build(c: Config, w: Weights) -> Program:
     """The program of a `mistral` checkpoint (GGUF files of Mistral say `llama`)."""
-    c = Config.of(checkpoint)
-    config.check_causal_lm(c)
-    window = c.optional_integer("sliding_window", high=config.MAX_CONTEXT)
-    if not c.has("sliding_window"):
-        window = 4096  # what transformers assumes; files without a window say null
-    args = replace(llama.Args.from_hf(c, absent_kv=8, default_context=131072), window=window)
-    rope = hf_rope(c, args.head_dim)
-    c.refuse_unread()
-    return llama.model(checkpoint.architecture, args, hf_weights(checkpoint, llama.HF_NAMES), rope)
+    window = c.optional_integer("sliding_window", high=MAX_CONTEXT) if c.has("sliding_window") else _WINDOW
+    return model(c, w, [Block(llama_attention(c, w, window), llama_mlp(c))] * read.num_layers(c))

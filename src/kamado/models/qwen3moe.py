@@ -2,221 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-from ..checkpoint.types import Checkpoint
-from ..program import Activation, Add, Attend, Embed, Experts, Gate, Head, Linear, Norm, Op, Program, Rope, Route
-from . import config
-from .common import Buffers, Weights, hf_weights
-from .config import Config
-from .rope import RopeTable, gguf_context, gguf_rope, hf_context, hf_rope
-
-GGUF_NAMES = {
-    "embed": "token_embd.weight",
-    "final_norm": "output_norm.weight",
-    "head": "output.weight",
-    "attn_norm": "blk.{i}.attn_norm.weight",
-    "q": "blk.{i}.attn_q.weight",
-    "q_norm": "blk.{i}.attn_q_norm.weight",
-    "q_bias": "blk.{i}.attn_q.bias",
-    "k": "blk.{i}.attn_k.weight",
-    "k_norm": "blk.{i}.attn_k_norm.weight",
-    "k_bias": "blk.{i}.attn_k.bias",
-    "v": "blk.{i}.attn_v.weight",
-    "v_bias": "blk.{i}.attn_v.bias",
-    "o": "blk.{i}.attn_output.weight",
-    "o_bias": "blk.{i}.attn_output.bias",
-    "ffn_norm": "blk.{i}.ffn_norm.weight",
-    "router": "blk.{i}.ffn_gate_inp.weight",
-    "experts_gate_up": "blk.{i}.ffn_gate_up_exps.weight",
-    "experts_gate": "blk.{i}.ffn_gate_exps.weight",
-    "experts_up": "blk.{i}.ffn_up_exps.weight",
-    "experts_down": "blk.{i}.ffn_down_exps.weight",
-}
-
-HF_NAMES = {
-    "embed": "model.embed_tokens.weight",
-    "final_norm": "model.norm.weight",
-    "head": "lm_head.weight",
-    "attn_norm": "model.layers.{i}.input_layernorm.weight",
-    "q": "model.layers.{i}.self_attn.q_proj.weight",
-    "q_norm": "model.layers.{i}.self_attn.q_norm.weight",
-    "q_bias": "model.layers.{i}.self_attn.q_proj.bias",
-    "k": "model.layers.{i}.self_attn.k_proj.weight",
-    "k_norm": "model.layers.{i}.self_attn.k_norm.weight",
-    "k_bias": "model.layers.{i}.self_attn.k_proj.bias",
-    "v": "model.layers.{i}.self_attn.v_proj.weight",
-    "v_bias": "model.layers.{i}.self_attn.v_proj.bias",
-    "o": "model.layers.{i}.self_attn.o_proj.weight",
-    "o_bias": "model.layers.{i}.self_attn.o_proj.bias",
-    "ffn_norm": "model.layers.{i}.post_attention_layernorm.weight",
-    "router": "model.layers.{i}.mlp.gate.weight",
-    "expert_gate": "model.layers.{i}.mlp.experts.{e}.gate_proj.weight",
-    "expert_up": "model.layers.{i}.mlp.experts.{e}.up_proj.weight",
-    "expert_down": "model.layers.{i}.mlp.experts.{e}.down_proj.weight",
-    # Layers without experts (`mlp_only_layers`, `decoder_sparse_step`).
-    "gate": "model.layers.{i}.mlp.gate_proj.weight",
-    "up": "model.layers.{i}.mlp.up_proj.weight",
-    "down": "model.layers.{i}.mlp.down_proj.weight",
-}
+from . import settings as read
+from .config import MAX_CONTEXT
+from .decoder import Block, model
+from .registry import Config, Program, Weights, family
 
 
-@dataclass(frozen=True, slots=True)
-class Args:
-    """What the forward pass needs to know."""
-
-    num_layers: int
-    hidden: int
-    ffn: int  # width of the MLP in layers without experts
-    expert_width: int
-    num_experts: int
-    top_k: int
-    normalize: bool  # divide the picked experts' weights by their sum
-    expert_scale: float
-    has_experts: tuple[bool, ...]  # one entry a layer
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    eps: float
-    context_length: int
-    activation: Activation
-    window: int | None = None
-    vocab_size: int | None = None
-    tied: bool | None = None
-    attention_bias: bool | None = None  # None: as the file has it
-
-    @classmethod
-    def from_gguf(cls, c: Config) -> Args:
-        """From the metadata below `general.architecture`."""
-        hidden = c.integer("embedding_length")
-        num_heads, num_kv_heads = config.head_counts(c, "attention.head_count", "attention.head_count_kv")
-        num_layers = c.integer("block_count", high=config.MAX_LAYERS)
-        num_experts, top_k = config.expert_counts(c, ("expert_count",), "expert_used_count")
-        return cls(
-            num_layers=num_layers,
-            hidden=hidden,
-            ffn=c.integer("feed_forward_length", default=1),
-            expert_width=c.integer("expert_feed_forward_length"),
-            num_experts=num_experts,
-            top_k=top_k,
-            normalize=c.flag("expert_weights_norm", default=True),
-            expert_scale=config.gguf_softmax_router(c),
-            has_experts=(True,) * num_layers,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=config.gguf_head_dim(c, hidden, num_heads),
-            eps=c.number("attention.layer_norm_rms_epsilon"),
-            context_length=gguf_context(c),
-            activation="silu",
-        )
-
-    @classmethod
-    def from_hf(cls, c: Config) -> Args:
-        """From config.json."""
-        hidden = c.integer("hidden_size")
-        num_heads, num_kv_heads = config.head_counts(c, "num_attention_heads", "num_key_value_heads", absent_kv=4)
-        num_layers = c.integer("num_hidden_layers", high=config.MAX_LAYERS)
-        num_experts, top_k = config.expert_counts(c, ("num_experts", "num_local_experts"), "num_experts_per_tok")
-        window = c.optional_integer("sliding_window", high=config.MAX_CONTEXT)
-        step = c.integer("decoder_sparse_step", default=1)
-        dense = c.sequence("mlp_only_layers") or []
-        return cls(
-            num_layers=num_layers,
-            hidden=hidden,
-            ffn=c.integer("intermediate_size"),
-            expert_width=c.integer("moe_intermediate_size"),
-            num_experts=num_experts,
-            top_k=top_k,
-            normalize=c.flag("norm_topk_prob", default=False),
-            expert_scale=1.0,
-            has_experts=tuple(i not in dense and (i + 1) % step == 0 for i in range(num_layers)),
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=config.hf_head_dim(c, hidden, num_heads),
-            eps=c.number("rms_norm_eps", default=1e-6),
-            context_length=hf_context(c, 32768),
-            activation=c.activation("hidden_act", "silu"),
-            window=window if c.flag("use_sliding_window", default=False) else None,
-            vocab_size=c.integer("vocab_size", high=config.MAX_VOCAB),
-            tied=c.flag("tie_word_embeddings", default=False),
-            attention_bias=c.flag("attention_bias", default=False),
-        )
-
-
-def attention(a: Args, w: Weights, b: Buffers, rope: RopeTable, i: int) -> Iterator[Op]:
-    """h = attention(norm(x)) · o"""
-    q, kv = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    yield Norm(b.h, b.x, w.vector("attn_norm", a.hidden, i), eps=a.eps)
-    yield Linear(
-        (b.q, b.k, b.v),
-        b.h,
-        (w.matrix("q", q, a.hidden, i), w.matrix("k", kv, a.hidden, i), w.matrix("v", kv, a.hidden, i)),
-        (
-            w.bias("q_bias", q, i, a.attention_bias),
-            w.bias("k_bias", kv, i, a.attention_bias),
-            w.bias("v_bias", kv, i, a.attention_bias),
-        ),
-    )
-    for buffer, norm in ((b.q, "q_norm"), (b.k, "k_norm")):
-        yield Norm(buffer, buffer, w.vector(norm, a.head_dim, i), eps=a.eps, group=a.head_dim)
-        yield Rope(buffer, a.head_dim, rope.inv_freq, attention_factor=rope.attention_factor)
-    scale = config.inverse_sqrt(a.head_dim)
-    yield Attend(b.attn, b.q, b.k, b.v, i, a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim, scale, a.window)
-    yield Linear((b.h,), b.attn, (w.matrix("o", a.hidden, q, i),), (w.bias("o_bias", a.hidden, i, a.attention_bias),))
-
-
-def mlp(a: Args, w: Weights, b: Buffers, i: int) -> Iterator[Op]:
-    """h = (activation(norm(x) · gate) · (norm(x) · up)) · down"""
-    yield Norm(b.h, b.x, w.vector("ffn_norm", a.hidden, i), eps=a.eps)
-    yield Linear((b.gate, b.up), b.h, (w.matrix("gate", a.ffn, a.hidden, i), w.matrix("up", a.ffn, a.hidden, i)))
-    yield Gate(b.gate, b.gate, b.up, a.activation)
-    yield Linear((b.h,), b.gate, (w.matrix("down", a.hidden, a.ffn, i),))
-
-
-def moe(a: Args, w: Weights, b: Buffers, i: int) -> Iterator[Op]:
-    """moe = Σ over the top-k experts of softmax(router(norm(x))) · expert(norm(x))"""
-    yield Norm(b.h, b.x, w.vector("ffn_norm", a.hidden, i), eps=a.eps)
-    yield Linear((b.router,), b.h, (w.matrix("router", a.num_experts, a.hidden, i),))
-    yield Route(b.router, a.num_experts, a.top_k, "softmax", normalize=a.normalize, scale=a.expert_scale)
-    gate, up, down = w.experts(i, a.num_experts, a.expert_width, a.hidden)
-    yield Experts(b.moe, b.h, b.router, gate, up, down, a.activation)
-
-
-def block(a: Args, w: Weights, b: Buffers, rope: RopeTable, i: int) -> Iterator[Op]:
-    """x += attention(x); x += moe(x) or mlp(x)"""
-    yield from attention(a, w, b, rope, i)
-    yield Add(b.x, b.x, b.h)
-    if a.has_experts[i]:
-        yield from moe(a, w, b, i)
-        yield Add(b.x, b.x, b.moe)
-    else:
-        yield from mlp(a, w, b, i)
-        yield Add(b.x, b.x, b.h)
-
-
-def model(architecture: str, a: Args, w: Weights, rope: RopeTable) -> Program:
-    """The whole pass from token to logits."""
-    b = Buffers(a.hidden, a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.ffn, a.num_experts)
-    table = w.embedding(a.hidden, a.vocab_size)
-    ops: list[Op] = [Embed(b.x, table)]
-    for i in range(a.num_layers):
-        ops += block(a, w, b, rope, i)
-    ops.append(Norm(b.h, b.x, w.vector("final_norm", a.hidden), eps=a.eps))
-    ops.append(Head(b.h, w.head(table, a.tied)))
-    w.finish()
-    return Program(architecture, ops, a.num_layers, a.hidden, table.rows, a.context_length, a.num_experts, a.top_k)
-
-
-def build(checkpoint: Checkpoint) -> Program:
-    """The program of a `qwen3moe` checkpoint."""
-    c = Config.of(checkpoint)
-    if c.is_gguf:
-        args, w = Args.from_gguf(c), Weights(checkpoint, GGUF_NAMES)
-        rope = gguf_rope(c, args.head_dim)
-    else:
-        config.check_causal_lm(c)
-        args, w = Args.from_hf(c), hf_weights(checkpoint, HF_NAMES)
-        rope = hf_rope(c, args.head_dim)
-    c.refuse_unread()
-    return model(checkpoint.architecture, args, w, rope)
+@family(
+    gguf=("qwen3moe",),
+    hf=("qwen3_moe",),
+    defaults={"num_key_value_heads": 4, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6},
+)
+def build(c: Config, w: Weights) -> Program:
+    """The program of a `qwen3moe` checkpoint; in config.json some layers may have an MLP in the place of experts."""
+    layers = range(read.num_layers(c))
+    bias = read.stated_bias(c, "attention_bias")
+    normalize = c.flag("expert_weights_norm", default=c.is_gguf)
+    experts = read.moe(c, "expert_feed_forward_length", normalize=normalize)
+    window, has_experts = None, [True] * len(layers)
+    if not c.is_gguf:
+        window = c.optional_integer("sliding_window", high=MAX_CONTEXT)
+        window = window if c.flag("use_sliding_window", default=False) else None
+        step, dense = c.integer("decoder_sparse_step", default=1), c.sequence("mlp_only_layers") or []
+        has_experts = [i not in dense and (i + 1) % step == 0 for i in layers]
+    attention = read.attention(c, read.rope(c), window=window, qk_norm="head", bias=bias, out_bias=bias)
+    has_width = not c.is_gguf or c.has("feed_forward_length")  # of layers without experts, which GGUF does not know
+    mlp = read.mlp(c) if has_width else experts
+    return model(c, w, [Block(attention, experts if is_moe else mlp) for is_moe in has_experts])

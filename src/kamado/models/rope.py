@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .common import Weights
 from .config import MAX_CONTEXT, Config
+from .weights import Weights
 
 # Keys of a rope dictionary by type, besides the two names of the type itself. Any other key is refused by name.
 _KEYS: dict[str, frozenset[str]] = {
@@ -33,6 +33,7 @@ class RopeTable:
 
     inv_freq: NDArray[np.float64]
     attention_factor: float = 1.0
+    interleaved: bool = False  # the order of pairs in q and k; see program.Rope
 
 
 def base_frequencies(theta: float, head_dim: int) -> NDArray[np.float64]:
@@ -81,7 +82,7 @@ def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def gguf_rope(config: Config, head_dim: int, weights: Weights | None = None) -> RopeTable:
+def gguf_rope(config: Config, head_dim: int, weights: Weights | None = None, *, interleaved: bool = False) -> RopeTable:
     """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied."""
     theta = config.number("rope.freq_base", default=10000.0, low=1.0)
     kind = config.text("rope.scaling.type", default="linear")
@@ -101,7 +102,7 @@ def gguf_rope(config: Config, head_dim: int, weights: Weights | None = None) -> 
         if not (np.isfinite(divisors).all() and (divisors > 0).all()):
             raise config.invalid("rope_freqs.weight", "has values that are not positive numbers")
         freqs /= divisors
-    return RopeTable(freqs, attention_factor)
+    return RopeTable(freqs, attention_factor, interleaved)
 
 
 def _gguf_yarn(config: Config, theta: float, head_dim: int, factor: float) -> tuple[NDArray[np.float64], float]:
@@ -126,9 +127,9 @@ def _check_yarn(config: Config, key: str, theta: float) -> None:
         raise config.invalid(key, f"must be above 1 for yarn, got {theta:g}")
 
 
-def hf_rope(config: Config, head_dim: int, default_theta: float = 10000.0) -> RopeTable:
+def hf_rope(config: Config, head_dim: int) -> RopeTable:
     """The table of a config.json: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`."""
-    theta = config.number("rope_theta", default=default_theta, low=1.0)
+    theta = config.number("rope_theta", default=10000.0, low=1.0)
     rope = _hf_section(config)
     if rope is None:
         return RopeTable(base_frequencies(theta, head_dim))
@@ -137,22 +138,20 @@ def hf_rope(config: Config, head_dim: int, default_theta: float = 10000.0) -> Ro
 
 def _hf_section(config: Config) -> Config | None:
     """`rope_scaling` and `rope_parameters` as one: files of the years between have both."""
-    old, new = config.section("rope_scaling"), config.section("rope_parameters")
-    if old is None or new is None:
-        return old or new
-    for key in sorted(set(old.present()) & set(new.present())):
-        if old.get(key) != new.get(key):
-            raise old.invalid(key, f"is {old.get(key)!r} while {new.name(key)} is {new.get(key)!r}")
-    both = {key: section.get(key) for section in (new, old) for key in section.present()}
-    return Config(config.checkpoint, both, old.prefix)
+    return config.joined_section("rope_scaling", "rope_parameters")
 
 
-def hf_context(config: Config, default: int) -> int:
-    """Positions that a config.json allows: `max_position_embeddings`, or what its rope scaling stretches it to.
+def context_length(config: Config) -> int:
+    """Positions that a file allows: those it names, or what its rope scaling stretches them to.
 
     The recipe of model cards for long texts (Qwen2.5, Qwen3) adds YaRN and leaves max_position_embeddings alone.
     """
-    written = config.integer("max_position_embeddings", default=default, high=MAX_CONTEXT)
+    written = config.integer("context_length", high=MAX_CONTEXT)
+    if config.is_gguf:
+        kind = config.text("rope.scaling.type", default="linear")
+        factor = config.optional_number("rope.scaling.factor") or config.optional_number("rope.scale_linear")
+        original = config.optional_integer("rope.scaling.original_context_length", high=MAX_CONTEXT)
+        return _stretched(written, kind, original, factor)
     rope = _hf_section(config)
     if rope is None:
         return written
@@ -160,15 +159,6 @@ def hf_context(config: Config, default: int) -> int:
     factor = rope.optional_number("factor")
     outer = config.optional_integer("original_max_position_embeddings", high=MAX_CONTEXT)
     original = outer or rope.optional_integer("original_max_position_embeddings", high=MAX_CONTEXT)
-    return _stretched(written, kind, original, factor)
-
-
-def gguf_context(config: Config) -> int:
-    """Positions that a GGUF file allows; see `hf_context`."""
-    written = config.integer("context_length", high=MAX_CONTEXT)
-    kind = config.text("rope.scaling.type", default="linear")
-    factor = config.optional_number("rope.scaling.factor") or config.optional_number("rope.scale_linear")
-    original = config.optional_integer("rope.scaling.original_context_length", high=MAX_CONTEXT)
     return _stretched(written, kind, original, factor)
 
 
@@ -188,9 +178,8 @@ def hf_rope_section(config: Config, rope: Config, head_dim: int, default_theta: 
     theta = rope.number("rope_theta", default=default_theta, low=1.0)
     if rope.number("partial_rotary_factor", default=1.0) != 1.0:
         raise rope.unsupported("partial_rotary_factor", "is not 1")
-    for key in rope.present():
-        if key not in _KEYS[kind] | {"rope_type", "type", "partial_rotary_factor"}:
-            raise rope.unsupported(key, f"has no meaning for rope type {kind!r}")
+    rope.known(_KEYS[kind])
+    rope.refuse_unread()
     freqs = base_frequencies(theta, head_dim)
     if kind == "default":
         return RopeTable(freqs)

@@ -23,7 +23,6 @@ from .backend import (
     OutputFormat,
     Part,
     Role,
-    SamplingOptions,
     TextPart,
     Think,
     Tool,
@@ -32,9 +31,10 @@ from .backend import (
 )
 from .faults import RequestError
 from .images import image_from_base64
-from .openai_bodies import stops_of, top_p_of
+from .openai_bodies import stops_of
 from .parameters import without_nulls
 from .routes import Call
+from .sampling import sampling_of
 from .schemas import check_schema
 
 MAX_TOOLS = 256
@@ -230,11 +230,7 @@ def chat_request(call: Call[Any]) -> ChatRequest:
             # 0 asks for the prompt to be computed and kept, nothing more: one token is computed and not sent.
             "max_tokens": max(1, body.max_tokens),
             "stop": stops_of(body.stop_sequences),
-            "sampling": SamplingOptions(
-                temperature=body.temperature,
-                top_k=0 if body.top_k == -1 else body.top_k,
-                top_p=top_p_of(body.top_p),
-            ),
+            "sampling": sampling_of(body),
         }
     return ChatRequest(
         messages=tuple(messages),

@@ -51,6 +51,7 @@ from ..engine.chat_types import (
     ToolCallStart,
     ToolChoice,
 )
+from ..engine.options import SamplingOptions
 from ..errors import KamadoError
 
 __all__ = [
@@ -118,22 +119,6 @@ class DeadlineError(KamadoError):
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingOptions:
-    """How tokens are picked. None: the model's recommendation, else Kamado's. Ranges are those of engine/sampler.py."""
-
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    penalty_window: int | None = None  # tokens before the next one that penalties look at; -1: all, 0: none
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: Mapping[int, float] | None = None
-    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +336,7 @@ class ServedModel(Protocol):
 
     @property
     def memory_bytes(self) -> int:
-        """Memory that the model was planned to take."""
+        """Memory that the model was planned to take; 0 as long as another one that has its weights pays for them."""
         ...
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
@@ -396,6 +381,10 @@ class Loader(Protocol):
 
     async def estimate(self, name: str, options: LoadOptions) -> int:
         """Bytes that loading would take, from the header alone. Raises MemoryBudgetError when it can never fit."""
+        ...
+
+    async def share(self, name: str) -> ServedModel | None:
+        """The model of this name, of weights that are in memory for another name; None when they are not."""
         ...
 
     async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:

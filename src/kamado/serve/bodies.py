@@ -1,9 +1,10 @@
 """Request bodies: bounded in size, time, depth, values and memory before anything is made of them, then decoded and
 checked against their type.
 
-Large ones are decoded on a thread of their own, one at a time: looking through the bytes lets go of the interpreter,
-and what then decodes them (msgspec, which does not) is bounded in values so that nobody waits long for it. All bodies
-together have one budget of memory; see `BodyBudget`.
+What decoding would cost is found in the bytes as they come (native/text/json_cost.cpp, a millisecond a megabyte at the
+most), so a body that is past a bound is refused before the rest of it is read. Large ones are decoded on a thread of
+their own, one at a time; what decodes them (msgspec) holds the interpreter, and the bound of values keeps that short.
+All bodies together have one budget of memory; see `BodyBudget`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any
 
 import msgspec
 
+from .._native import JsonCost
 from ..memory.budget import format_size
 from .faults import Fault, FaultError
-from .json_scan import json_cost
 
 _WHERE = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
@@ -46,6 +47,18 @@ class BodyLimits:
     timeout_seconds: float
     max_values: int = 1_000_000  # a key or a container counts as four
     max_memory_bytes: int = 96 << 20  # of one body while it is decoded, itself included
+
+    def check(self, cost: JsonCost, num_bytes: int) -> None:
+        """Raises FaultError when a body of so many bytes costs more than it may."""
+        if cost.depth > self.max_depth:
+            raise _too_deep(self)
+        if cost.weight > self.max_values:
+            text = f"the body has more than {self.max_values} values (a key or a list counts as four)"
+        elif cost.nbytes > max(0, self.max_memory_bytes - num_bytes):
+            text = f"the body would take more than {format_size(self.max_memory_bytes)} of memory"
+        else:
+            return
+        raise FaultError(Fault("too_large", text + ", the limit here"))
 
 
 class BodyBudget:
@@ -115,21 +128,6 @@ class BodyDecoder:
     limits: BodyLimits
     admit: Callable[[dict[str, Any]], object] | None = None
 
-    def check_cost(self, raw: bytes | bytearray) -> int:
-        """Bytes that decoding takes beside `raw`, at most. Raises FaultError when it is more than a body may cost."""
-        limits = self.limits
-        most_bytes = max(0, limits.max_memory_bytes - len(raw))
-        cost = json_cost(raw, max_depth=limits.max_depth, max_weight=limits.max_values, max_bytes=most_bytes)
-        if cost.depth > limits.max_depth:
-            raise _too_deep(limits)
-        if cost.weight > limits.max_values:
-            text = f"the body has more than {limits.max_values} values (a key or a list counts as four)"
-        elif cost.nbytes > most_bytes:
-            text = f"the body would take more than {format_size(limits.max_memory_bytes)} of memory"
-        else:
-            return cost.nbytes
-        raise FaultError(Fault("too_large", text + ", the limit here"))
-
     def decode(self, raw: bytes | bytearray) -> Any:
         """The Struct of a body whose cost was checked. Raises FaultError naming the parameter."""
         is_collected = gc.isenabled()
@@ -164,14 +162,12 @@ async def take_body(
     """The body as its Struct; `charge` then counts what that takes. Raises FaultError for what cannot be taken."""
     raw = bytearray()
     try:
-        await read_body(receive, headers, decoder.limits, charge, raw)
-        if len(raw) <= SMALL_BYTES:
+        cost = await read_body(receive, headers, decoder.limits, charge, raw)
+        if cost is None:
             return decode_body(raw, decoder)
-        loop = asyncio.get_running_loop()
-        num_bytes = await loop.run_in_executor(_thread(), decoder.check_cost, raw)
-        charge.resize(len(raw) + num_bytes)
-        value = await loop.run_in_executor(_thread(), decoder.decode, raw)
-        charge.resize(num_bytes)
+        charge.resize(len(raw) + cost.nbytes)
+        value = await asyncio.get_running_loop().run_in_executor(_thread(), decoder.decode, raw)
+        charge.resize(cost.nbytes)
         return value
     finally:
         with suppress(BufferError):  # cancelled while the thread reads it, which then drops it
@@ -182,7 +178,9 @@ def decode_body(raw: bytes | bytearray, decoder: BodyDecoder) -> Any:
     """The body as its Struct, here and now. Raises FaultError naming the parameter."""
     # A small body can be too deep only if it has that many brackets, and too costly not at all.
     if len(raw) > SMALL_BYTES or raw.count(b"[") + raw.count(b"{") > decoder.limits.max_depth:
-        decoder.check_cost(raw)
+        cost = JsonCost()
+        cost.take(bytes(raw))
+        decoder.limits.check(cost, len(raw))
     return decoder.decode(raw)
 
 
@@ -198,8 +196,10 @@ async def read_body(
     limits: BodyLimits,
     charge: BodyCharge,
     body: bytearray,
-) -> None:
-    """Reads the whole body into `body`. Raises FaultError when it is too large, too slow or no JSON."""
+) -> JsonCost | None:
+    """Reads the whole body into `body`; what it costs when it is large, else None.
+
+    Raises FaultError when it is too large, costs too much, comes too slowly, or is no JSON."""
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = media_type in ("", "application/json") or media_type.endswith("+json")
     if not is_json and not (media_type in _CURL_TYPES and "origin" not in headers):
@@ -209,6 +209,7 @@ async def read_body(
     length = headers.get("content-length", "0")
     if length.isdigit() and int(length) > limits.max_bytes:
         raise _too_large(limits)
+    cost: JsonCost | None = None
     try:
         async with asyncio.timeout(limits.timeout_seconds or None):
             while True:
@@ -220,8 +221,15 @@ async def read_body(
                     raise _too_large(limits)
                 charge.resize(len(body) + len(chunk))
                 body += chunk
+                if cost is not None:
+                    cost.take(chunk)
+                elif len(body) > SMALL_BYTES:
+                    cost = JsonCost()
+                    cost.take(bytes(body))
+                if cost is not None:
+                    limits.check(cost, len(body))
                 if not message.get("more_body", False):
-                    return
+                    return cost
     except TimeoutError:
         raise FaultError(
             Fault("request_timeout", f"the body was not complete after {limits.timeout_seconds:g} seconds")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..engine.answer_check import AnswerCheck
+from ..engine.answer import AnswerEvents
 from ..engine.piece import Piece, whole_text
-from .backend import Finish, TextDelta, TokenLogprob
+from .backend import Finish, TextDelta
 
 if TYPE_CHECKING:
-    from ..engine.generation import Generation
     from ..engine.model import Model
 
 # Around what is to be filled in, in the vocabularies that know of it: before the beginning, before the end, in between.
@@ -22,62 +19,17 @@ _INSERT_MARKS = (
 )
 
 
-class CompletionSource:
-    """The events of one answer; bridge.py's Source."""
-
-    def __init__(
-        self, model: Model, generation: Generation, *, choice: int, has_logprobs: bool, check: AnswerCheck
-    ) -> None:
-        self._model = model
-        self._generation = generation
-        self._choice = choice
-        self._has_logprobs = has_logprobs
-        self._check = check
-        self._ready: deque[TextDelta | Finish] = deque()
-        self._is_done = False
-
-    def poll(self) -> TextDelta | Finish | None:
-        """The next event if it is there, else None. Raises StopIteration after the last."""
-        while not self._ready:
-            if self._is_done:
-                raise StopIteration
-            if not self._generation.is_ready:
-                return None
-            self._take(next(self._generation))
-        return self._ready.popleft()
-
-    def on_news(self, listener: Callable[[], None] | None) -> None:
-        """See bridge.py."""
-        self._generation.on_news(listener)
-
-    def close(self) -> None:
-        """Stops the answer."""
-        self._is_done = True
-        self._generation.close()
-
-    @property
-    def generation(self) -> Generation:
-        """What is read here."""
-        return self._generation
+class CompletionSource(AnswerEvents):
+    """The events of one prompt's answer; bridge.py's Source."""
 
     def _take(self, piece: Piece) -> None:
-        logprobs = (logprob_of(self._model, piece),) if self._has_logprobs else ()
-        text = whole_text(piece, self._model.token_bytes)
+        logprobs = (self._logprob(piece),) if self._has_logprobs else ()
+        text = whole_text(piece, self._token_bytes)
         if text or logprobs:
-            delta = TextDelta(text, logprobs, self._choice)
-            self._check.take(delta)
-            self._ready.append(delta)
+            self._ready.append(TextDelta(text, logprobs, self._choice))
         if piece.finish_reason is not None:
-            violations = self._check.violations() if piece.finish_reason == "stop" else ()
-            self._ready.append(Finish(piece.finish_reason, None, self._choice, violations))
+            self._ready.append(Finish(piece.finish_reason, None, self._choice))
             self._is_done = True
-
-
-def logprob_of(model: Model, piece: Piece) -> TokenLogprob:
-    """A piece's log-probabilities with the tokens' bytes."""
-    bytes_of = model.token_bytes
-    top = tuple((token, bytes_of(token), value) for token, value in piece.top_logprobs)
-    return TokenLogprob(piece.token, bytes_of(piece.token), piece.logprob or 0.0, top)
 
 
 def insert_marks(model: Model) -> tuple[int, int, int] | None:

@@ -62,6 +62,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     kv: str = "auto"
     prefix_cache: str | int = "2GiB"  # disk for what prompts and conversations computed; "off": nothing is kept
+    allow_unknown: list[str] = []  # settings of model files that are left out, though nobody knows them here
     keep_alive: Seconds = 300.0  # a model without work is unloaded after it
     max_requests: Annotated[int, Meta(ge=1, le=100_000)] = 256  # that run or wait; more get 429
     max_requests_per_key: Annotated[int, Meta(ge=1, le=100_000)] | None = None

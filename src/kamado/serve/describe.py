@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import open_checkpoint
+from ..checkpoint.layouts import FILE_TYPES
 from ..checkpoint.types import Checkpoint
 from ..errors import CheckpointError
 from ..models import build_program
@@ -17,20 +18,16 @@ from .backend import Capability, ModelInfo
 _MAX_TEXT = 300
 _MAX_TEMPLATE = 100_000
 _MAX_LICENSE = 100_000
-# general.file_type of GGUF, as llama.cpp numbers them.
-_FILE_TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
-    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 30: "IQ4_XS",
-    32: "BF16", 38: "MXFP4",
-}  # fmt: skip
 
 
-def describe(name: str, path: Path, *, digest: str, created: int, nbytes: int | None) -> ModelInfo:
+def describe(
+    name: str, path: Path, *, digest: str, created: int, nbytes: int | None, allow_unknown: Collection[str] = ()
+) -> ModelInfo:
     """Reads the header. Raises CheckpointError for a file that is damaged."""
     checkpoint = open_checkpoint(path)
     metadata = checkpoint.metadata
     template = checkpoint.chat_template or ""
-    program = _program(checkpoint)
+    program = _program(checkpoint, allow_unknown)
     prefix = checkpoint.architecture if checkpoint.format == "gguf" else ""
     return ModelInfo(
         name=name,
@@ -54,10 +51,10 @@ def describe(name: str, path: Path, *, digest: str, created: int, nbytes: int | 
     )
 
 
-def _program(checkpoint: Checkpoint) -> Program | None:
+def _program(checkpoint: Checkpoint, allow_unknown: Collection[str]) -> Program | None:
     """The forward pass, None for a file that cannot be run."""
     try:
-        return build_program(checkpoint)
+        return build_program(checkpoint, allow_unknown)
     except CheckpointError:
         return None
 
@@ -86,8 +83,8 @@ def _capabilities(program: Program | None, template: str) -> frozenset[Capabilit
 
 def _quantization(checkpoint: Checkpoint) -> str:
     kind = checkpoint.metadata.get("general.file_type")
-    if isinstance(kind, int) and kind in _FILE_TYPES:
-        return _FILE_TYPES[kind]
+    if isinstance(kind, int) and kind in FILE_TYPES:
+        return FILE_TYPES[kind]
     values: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         values[tensor.layout.name] += tensor.num_values

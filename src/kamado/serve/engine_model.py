@@ -6,17 +6,17 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..engine.answer_check import AnswerCheck
 from ..engine.grammar import Grammar, schema_grammar
 from ..engine.json_schema import open_schema
-from ..errors import ClosedError, ConstraintError, ContextOverflowError, KamadoError, UsageError
+from ..engine.options import MAX_SEED
+from ..errors import BusyError, ClosedError, ConstraintError, ContextOverflowError, KamadoError, UsageError
 from ..isolated import WorkerNeededError, without_worker
 from .backend import (
     Capability,
@@ -42,19 +42,24 @@ from .backend import (
 from .bridge import merge
 from .completions import CompletionSource, insert_marks
 from .loader import shared_bytes
+from .sampling import ollama_sampling
 from .schemas import schema_header
 from .slow_work import SlowWork
+from .weights import Weights
 
 if TYPE_CHECKING:
     from ..engine.constraint import Form
     from ..engine.generation import Generation
     from ..engine.model import Model
+    from ..engine.options import AnswerOptions
     from ..engine.piece import Usage
     from ..engine.prompt_scores import PromptLogprobs as ScoredPrompt
     from ..engine.turn import Turn
 
 T = TypeVar("T")
 
+# What a turn takes of a request, under the same names.
+_OF_TURNS = ("tools", "tool_choice", "output", "think", "continue_last", "template_options", "owner")
 # Templates and tokenizers hold the GIL for most of their work: more threads would only wait for each other.
 _NUM_THREADS = 2
 # A truncated prompt leaves room for an answer of this share of the context.
@@ -69,34 +74,60 @@ _MOST_COUNTED_CHARACTERS = 4 << 20  # where the question is how many tokens a te
 class EngineModel:
     """One loaded model; backend.py's ServedModel."""
 
-    def __init__(self, model: Model, info: ModelInfo, recipe: Recipe | None = None) -> None:
-        """`info` as the library has it. Proves the chat format, which takes some milliseconds: not for the loop."""
+    def __init__(
+        self, model: Model, info: ModelInfo, recipe: Recipe | None = None, weights: Weights | None = None
+    ) -> None:
+        """`info` as the library has it; `weights`: that the model is of, which others may use too.
+
+        Proves the chat format, which takes some milliseconds, and seconds for a template that needs the worker process:
+        not for the loop. Raises ClosedError when the weights are gone, BusyError when the worker has no turn.
+        """
         self._model = model
+        self._weights = weights or Weights(model)
         self._recipe = recipe
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kamado-serve")
         self._slow = SlowWork("kamado-serve-slow")
         self._marks = insert_marks(model) if model.has_tokenizer else None
         self._is_closed = False
-        self.info = replace(info, context=model.context, capabilities=self._capabilities(info))
-        self.memory_bytes = model.plan.peak_bytes - shared_bytes(model.plan)
+        if not self._weights.join(self):
+            raise ClosedError("the model was closed")
+        try:
+            self.info = replace(info, context=model.context, capabilities=self._capabilities(info))
+        except BaseException:
+            self._weights.leave(self)
+            raise
+
+    @property
+    def memory_bytes(self) -> int:
+        """See backend.py. 0 for a model that uses another's weights."""
+        plan = self._model.plan
+        return plan.peak_bytes - shared_bytes(plan) if self._weights.is_payer(self) else 0
 
     def _capabilities(self, info: ModelInfo) -> frozenset[Capability]:
         if "embedding" in info.capabilities and "completion" not in info.capabilities:
             return info.capabilities
-        found: set[Capability] = {"completion"}
-        if self._model.has_chat_template:
-            with suppress(KamadoError):
-                chat = self._model.chat_format
-                found.add("chat")
-                if chat.tools is not None:
-                    found.add("tools")
-                if chat.tags is not None:
-                    found.add("thinking")
+        found: set[Capability] = {"completion", *self._chat_capabilities()}
         if self._marks is not None:
             found.add("insert")
         if "embedding" in info.capabilities:
             found.add("embedding")
         return frozenset(found)
+
+    def _chat_capabilities(self) -> set[Capability]:
+        if not self._model.has_chat_template:
+            return set()
+        try:
+            chat = self._model.chat_format
+        except BusyError:  # says nothing of the model
+            raise
+        except KamadoError:
+            return set()
+        found: set[Capability] = {"chat"}
+        if chat.tools is not None:
+            found.add("tools")
+        if chat.tags is not None:
+            found.add("thinking")
+        return found
 
     # --- chat ---------------------------------------------------------------------------------------------------------
 
@@ -112,16 +143,7 @@ class EngineModel:
         try:
             for i in range(request.n):
                 sources.append(
-                    self._model.answer_turn(
-                        turn,
-                        max_tokens=_room(len(turn.tokens), context, request.max_tokens),
-                        stop=request.stop or None,
-                        logprobs=request.logprobs,
-                        choice=i,
-                        background=request.is_background,
-                        owner=request.owner,
-                        **_sampling(request.sampling, seed + i),
-                    )
+                    self._model.answer_turn(turn, choice=i, **_options(request, len(turn.tokens), context, seed + i))
                 )
         except BaseException:
             for source in sources:
@@ -187,16 +209,7 @@ class EngineModel:
         return turn, Truncated(num_left_out, num_uncounted + num_tokens - size, request.truncation)
 
     def _turn(self, request: ChatRequest, messages: tuple[Message, ...]) -> Turn:
-        return self._model.prepare_turn(
-            messages,
-            tools=request.tools,
-            tool_choice=request.tool_choice,
-            output=request.output,
-            think=request.think,
-            continue_last=request.continue_last,
-            template_options=request.template_options,
-            owner=request.owner,
-        )
+        return self._model.prepare_turn(messages, **{name: getattr(request, name) for name in _OF_TURNS})
 
     async def count_chat_tokens(self, request: ChatRequest) -> int:
         """See backend.py."""
@@ -243,7 +256,7 @@ class EngineModel:
                 for choice in range(len(prompts) * request.n):
                     yield Finish("length", None, choice)
             else:
-                progress = _PrefillProgress(lambda: sources[0].generation.num_computed_tokens, len(prompts[0]))
+                progress = _PrefillProgress(lambda: sources[0].num_computed_tokens, len(prompts[0]))
                 events: AsyncGenerator[Event, None] = merge(sources, progress)
                 async with aclosing(events):
                     async for event in events:
@@ -251,7 +264,7 @@ class EngineModel:
         finally:
             for source in sources:
                 source.close()
-        usages = [source.generation.usage for source in sources]
+        usages = [source.usage for source in sources]
         if scored:
             num_cached = sum(found.num_reused for found in scored)
         else:
@@ -278,20 +291,17 @@ class EngineModel:
                 for i in range(request.n):
                     choice = p * request.n + i
                     generation: Generation = self._model.generate(
-                        tokens,
-                        max_tokens=_room(len(tokens), context, request.max_tokens),
-                        stop=request.stop or None,
-                        logprobs=request.logprobs,
-                        background=request.is_background,
-                        owner=request.owner,
-                        form=form,
-                        **_sampling(request.sampling, seed + choice),
+                        tokens, form=form, **_options(request, len(tokens), context, seed + choice)
                     )
-                    has_logprobs = request.logprobs is not None
                     schema = None if form is None else form.grammar.schema
-                    check = AnswerCheck({} if schema is None else {"": schema})
                     sources.append(
-                        CompletionSource(self._model, generation, choice=choice, has_logprobs=has_logprobs, check=check)
+                        CompletionSource(
+                            generation,
+                            self._model.token_bytes,
+                            choice=choice,
+                            has_logprobs=request.logprobs is not None,
+                            schemas={} if schema is None else {"": schema},
+                        )
                     )
         except BaseException:
             for source in sources:
@@ -380,13 +390,15 @@ class EngineModel:
         return await self._in_thread(partial(self._model.detokenize, tokens))
 
     async def stats(self) -> Mapping[str, Any]:
-        """See backend.py."""
+        """See backend.py. What uses another's weights is counted there."""
+        if not self._weights.is_payer(self):
+            return {}
         return await self._in_thread(lambda: self._model.stats.to_dict())
 
     async def close(self) -> None:
         """See backend.py."""
         self._is_closed = True
-        await asyncio.to_thread(self._model.close)
+        await asyncio.to_thread(self._weights.leave, self)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._slow.close()
 
@@ -471,27 +483,22 @@ def _check_length(num_characters: int, most: int) -> None:
         raise UsageError(f"the text has {num_characters} characters; tokens are counted of {most} at the most")
 
 
-def _room(num_prompt: int, context: int, max_tokens: int | None) -> int:
-    room = context - num_prompt
-    return room if max_tokens is None else min(room, max_tokens)
-
-
 def _first_seed(sampling: SamplingOptions) -> int:
-    return sampling.seed if sampling.seed is not None else secrets.randbits(53)
+    seed = sampling.get("seed")
+    return secrets.randbits(53) if seed is None else seed
 
 
-def _sampling(options: SamplingOptions, seed: int) -> dict[str, Any]:
+def _options(request: ChatRequest | CompletionRequest, num_prompt: int, context: int, seed: int) -> AnswerOptions:
+    """What the model is told of the answer that has this seed."""
+    room = context - num_prompt
     return {
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "min_p": options.min_p,
-        "repetition_penalty": options.repetition_penalty,
-        "penalty_window": options.penalty_window,
-        "presence_penalty": options.presence_penalty,
-        "frequency_penalty": options.frequency_penalty,
-        "logit_bias": options.logit_bias,
-        "seed": seed & ((1 << 64) - 1),
+        **request.sampling,
+        "seed": seed & MAX_SEED,
+        "max_tokens": room if request.max_tokens is None else min(room, request.max_tokens),
+        "stop": request.stop or None,
+        "logprobs": request.logprobs,
+        "background": request.is_background,
+        "owner": request.owner,
     }
 
 
@@ -503,26 +510,9 @@ def _form(output: OutputFormat) -> dict[str, Any]:
     return {"grammar": output.grammar} if output.kind == "lark" else {}
 
 
-_RECIPE_NAMES = {
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repeat_penalty": "repetition_penalty",
-    "repeat_last_n": "penalty_window",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "seed": "seed",
-}
-
-
 def _recipe_sampling(recipe: Recipe, sampling: SamplingOptions) -> SamplingOptions:
-    given = {
-        name: recipe.parameters[key]
-        for key, name in _RECIPE_NAMES.items()
-        if key in recipe.parameters and getattr(sampling, name) is None
-    }
-    return replace(sampling, **given) if given else sampling
+    """What the request says, before what the recipe says."""
+    return {**ollama_sampling(recipe.parameters), **sampling}
 
 
 def _recipe_stop(recipe: Recipe) -> tuple[str, ...]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
+from ..files import PRIVATE, write_atomically
 from .routes import SCOPES, Scope
 
 PREFIX = "kmd-"
@@ -111,10 +111,7 @@ class KeyRing:
             ],
             indent=1,
         )
-        new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(new, path)
+        write_atomically(path, text, "\n", mode=PRIVATE)
 
 
 def new_key() -> str:

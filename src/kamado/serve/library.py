@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import time
 from calendar import timegm
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from urllib.parse import quote
 from ..checkpoint.catalog import CATALOG
 from ..checkpoint.store import Store, StoredModel
 from ..errors import CheckpointError, CorruptFileError, ModelNotFoundError, UsageError
+from ..files import PRIVATE, write_atomically
 from .backend import Message, ModelInfo, PullProgress, Recipe, TextPart
 from .describe import describe
 
@@ -55,10 +55,13 @@ class Located:
 class StoreLibrary:
     """backend.py's Library over a Store, and files that the server was started with."""
 
-    def __init__(self, store: Store, files: Mapping[str, Path] | None = None) -> None:
-        """`files`: models outside the store, by the name they are served under."""
+    def __init__(
+        self, store: Store, files: Mapping[str, Path] | None = None, allow_unknown: Sequence[str] = ()
+    ) -> None:
+        """`files`: models outside the store, by the name they are served under. `allow_unknown`: see `kamado.load`."""
         self._store = store
         self._files = dict(files or {})
+        self._allow_unknown = tuple(allow_unknown)
         self._recipes_dir = store.root / "recipes"
         self._seen: dict[tuple[str, str], ModelInfo] = {}  # by name and version
         self._found: dict[str, tuple[_Stamp, Located]] = {}  # by the name that was asked for
@@ -218,7 +221,10 @@ class StoreLibrary:
                 digest = weights[0].sha256 if weights else ""
                 with suppress(ValueError):
                     created = timegm(time.strptime(stored.added, "%Y-%m-%dT%H:%M:%SZ"))
-            info = describe(name, path, digest=digest, created=created, nbytes=stored.nbytes if stored else None)
+            info = describe(
+                name, path, digest=digest, created=created, nbytes=stored.nbytes if stored else None,
+                allow_unknown=self._allow_unknown,
+            )  # fmt: skip
             info = replace(info, version=version)
             if len(self._seen) > 1000:
                 self._seen.clear()
@@ -266,11 +272,7 @@ class StoreLibrary:
         self._recipes_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.name != "nt":  # system prompts are nobody else's; older versions left it open
             self._recipes_dir.chmod(0o700)
-        path = self._recipe_path(name)
-        new = path.with_name(f".{secrets.token_hex(8)}.new")
-        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.replace(new, path)
+        write_atomically(self._recipe_path(name), text, "\n", mode=PRIVATE)
 
     def _recipe_path(self, name: str) -> Path:
         return self._recipes_dir / f"{quote(name, safe='')}.json"

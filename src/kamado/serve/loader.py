@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import ClosedError
 from ..memory.overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, WORKER_BYTES
 from .backend import LoadOptions, ServedModel
 from .library import Located, StoreLibrary
+from .slow_work import SlowWork
+from .weights import Weights
 
 if TYPE_CHECKING:
     from ..memory.forecast import Plan
+
+_log = logging.getLogger("kamado.serve")
 
 # A context is chosen up to this; who needs more says so.
 _MOST_CONTEXT = 32_768
@@ -35,6 +42,7 @@ class EngineSettings:
     kv: str = "auto"
     context: int | None = None
     prefix_cache_bytes: int = 0  # on disk, shared by all models; 0: off
+    allow_unknown: Sequence[str] = ()  # settings of model files: see `kamado.load`
     server_bytes: int = 0  # kept for the server itself where no budget was named
 
 
@@ -46,6 +54,8 @@ class EngineLoader:
         self._settings = settings
         # Their own: a model whose template is being tried must not take the threads that look models up.
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kamado-load")
+        self._slow = SlowWork("kamado-share")
+        self._weights: dict[tuple[Path, str], Weights] = {}  # in memory, by the file and its version
 
     async def estimate(self, name: str, options: LoadOptions) -> int:
         """See backend.py: of the smallest choice that is worth loading."""
@@ -59,6 +69,14 @@ class EngineLoader:
 
         return await asyncio.to_thread(work)
 
+    async def share(self, name: str) -> ServedModel | None:
+        """See backend.py."""
+        if not self._weights:
+            return None
+        located = await asyncio.to_thread(self._library.locate, name)
+        weights = self._weights.get((located.path, located.file_version))
+        return None if weights is None else await self._slow.run(partial(_of_weights, located, weights))
+
     async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
         """See backend.py."""
         work = partial(self._load, name, options, memory_bytes)
@@ -66,8 +84,6 @@ class EngineLoader:
 
     def _load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
         import kamado
-
-        from .engine_model import EngineModel
 
         located = self._library.locate(name)
         context, kv_tokens, memory_bytes = self._choose(located, options, memory_bytes)
@@ -79,16 +95,26 @@ class EngineLoader:
             context=context,
             kv_tokens=kv_tokens,
             prefix_cache=self._settings.prefix_cache_bytes or None,
-            chat_template=located.recipe.template if located.recipe is not None else None,
             constraints=True,
-            name=name,
+            allow_unknown=self._settings.allow_unknown,
+            name=name if located.recipe is None else located.recipe.base,
         )
+        if model.plan.overridden:
+            _log.warning("settings not applied", extra={"model": name, "settings": list(model.plan.overridden)})
+        key = (located.path, located.file_version)
+        weights = Weights(model, partial(self._forget, key))
         try:
-            info = replace(located.info, max_context=located.info.max_context or model.context)
-            return EngineModel(model, info, located.recipe)
+            served = _of_weights(located, weights)
         except BaseException:
             model.close()
             raise
+        assert served is not None  # nobody else knew of them
+        self._weights[key] = weights
+        return served
+
+    def _forget(self, key: tuple[Path, str], weights: Weights) -> None:
+        if self._weights.get(key) is weights:  # else they were loaded again meanwhile
+            del self._weights[key]
 
     def _choose(self, located: Located, options: LoadOptions, memory_bytes: int | None) -> tuple[int, int, int | None]:
         """The first choice that fits, and the budget to load it with; the last one when none does, whose load then says
@@ -128,7 +154,7 @@ class EngineLoader:
         from ..models import build_program
 
         checkpoint = replace(open_checkpoint(located.path), name=located.info.name)
-        program = build_program(checkpoint)
+        program = build_program(checkpoint, self._settings.allow_unknown)
         here = machine()
         budget = memory_bytes
         if budget is not None:
@@ -149,6 +175,20 @@ class EngineLoader:
             )
 
         return plan
+
+
+def _of_weights(located: Located, weights: Weights) -> ServedModel | None:
+    """A model that has these weights, with its recipe's template; None when they are gone."""
+    from .engine_model import EngineModel
+
+    model, recipe = weights.model, located.recipe
+    info = replace(located.info, max_context=located.info.max_context or model.context)
+    if located.info.name != model.name:
+        model = model.renamed(located.info.name, None if recipe is None else recipe.template)
+    try:
+        return EngineModel(model, info, recipe, weights)
+    except ClosedError:
+        return None
 
 
 def shared_bytes(plan: Plan) -> int:

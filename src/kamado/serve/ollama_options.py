@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from .backend import SamplingOptions
 from .config import parse_duration
 from .faults import RequestError
+from .sampling import OF_OLLAMA, ollama_sampling
 
 MAX_STOPS = 64
 
@@ -61,21 +61,11 @@ def read_options(raw: Mapping[str, Any] | None, *, where: str = "options") -> Op
         elif name != "stop":
             raise RequestError(f"{where}.{name[:60]}: there is no such option", param=f"{where}.{name[:60]}")
     limit = given.get("num_predict", -1)
-    seed = given.get("seed")
-    top_p = given.get("top_p")
+    for name, open_value in (("seed", -1), ("repeat_penalty", 0)):  # as good as not given
+        if given.get(name) == open_value:
+            del given[name]
     return Options(
-        sampling=SamplingOptions(
-            temperature=given.get("temperature"),
-            top_k=0 if given.get("top_k") == -1 else given.get("top_k"),
-            # 0 keeps the most likely token alone, which is what the smallest number above it does
-            top_p=math.ulp(0.0) if top_p == 0 else top_p,
-            min_p=given.get("min_p"),
-            repetition_penalty=given.get("repeat_penalty") or None,
-            penalty_window=given.get("repeat_last_n"),
-            presence_penalty=given.get("presence_penalty"),
-            frequency_penalty=given.get("frequency_penalty"),
-            seed=None if seed is None else int(seed) & ((1 << 64) - 1) if seed != -1 else None,
-        ),
+        sampling=ollama_sampling(given),
         max_tokens=limit if limit > 0 else None,
         context=given.get("num_ctx") or None,
         stop=_stops(given.get("stop"), where),
@@ -100,20 +90,8 @@ def _stops(value: Any, where: str) -> tuple[str, ...]:
 def recipe_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's PARAMETERs, checked, under Ollama's own names: those that mean something here. Raises RequestError."""
     options = read_options(raw, where="parameters")
-    sampling = options.sampling
-    own = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "repeat_penalty": sampling.repetition_penalty,
-        "repeat_last_n": sampling.penalty_window,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "seed": sampling.seed,
-        "num_predict": options.max_tokens,  # None: no limit, which is what happens without it
-        "num_ctx": options.context,
-    }
+    own = {OF_OLLAMA.get(name, name): value for name, value in options.sampling.items()}
+    own |= {"num_predict": options.max_tokens, "num_ctx": options.context}  # None: no limit, as without it
     kept: dict[str, Any] = {name: own[name] for name in raw if own.get(name) is not None}
     if options.stop:
         kept["stop"] = list(options.stop)

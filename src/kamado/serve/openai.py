@@ -45,7 +45,6 @@ from .openai_bodies import (
     chat_request,
     hides_reasoning,
     limit_of,
-    sampling_of,
     stops_of,
     thinking_parameters,
 )
@@ -78,6 +77,7 @@ from .openai_results import (
     usage_of,
 )
 from .routes import Call, Family, Response, Route
+from .sampling import sampling_of
 from .schemas import noted
 from .thinking import say_if_it_cannot_think
 

@@ -6,17 +6,16 @@ neither is unknown and refused by name.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from .backend import ChatRequest, OutputFormat, SamplingOptions, Think, Tool, ToolChoice, Truncation
+from .backend import ChatRequest, OutputFormat, Think, Tool, ToolChoice, Truncation
 from .faults import RequestError
 from .openai_messages import to_messages
+from .sampling import sampling_of
 from .schemas import MAX_SCHEMA_BYTES, check_schema
 
 MAX_CHOICES = 16
@@ -232,41 +231,6 @@ class EmbeddingBody(Struct, kw_only=True, forbid_unknown_fields=True):
     user: Label | None = None
     truncate: bool | None = None  # an extension: cut what does not fit instead of refusing it
     keep_alive: float | str | None = None
-
-
-def sampling_of(body: ChatBody | CompletionBody) -> SamplingOptions:
-    """How tokens are picked."""
-    return SamplingOptions(
-        temperature=body.temperature,
-        top_k=body.top_k,
-        top_p=top_p_of(body.top_p),
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
-        penalty_window=body.repeat_last_n,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        logit_bias=_bias(body.logit_bias),
-        seed=seed_of(body.seed),
-    )
-
-
-def top_p_of(value: float | None) -> float | None:
-    """0 keeps the most likely token alone, which is what the smallest number above it does."""
-    return math.ulp(0.0) if value == 0 else value
-
-
-def seed_of(seed: int | None) -> int | None:
-    """OpenAI's seeds may be negative: the same bits as a number without sign."""
-    return None if seed is None else seed & ((1 << 64) - 1)
-
-
-def _bias(biases: Mapping[str, float] | None) -> dict[int, float] | None:
-    if not biases:
-        return None
-    try:
-        return {int(token): value for token, value in biases.items()}
-    except ValueError:
-        raise RequestError("logit_bias must map token ids to numbers", param="logit_bias") from None
 
 
 def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:

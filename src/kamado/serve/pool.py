@@ -1,6 +1,7 @@
 """Models in memory: loaded when first used, given up when idle for long or when another needs the room.
 
-A model with work is never given up. Loads happen one at a time: two at once would each believe the memory theirs. When
+A model with work is never given up. Loads happen one at a time: two at once would each believe the memory theirs; of
+weights that are there (a recipe's base, another recipe of it) nothing is loaded. When
 a model's file was replaced, the next request loads it anew; answers that run end on the old one.
 """
 
@@ -258,11 +259,15 @@ class ModelPool:
         if self._reaper is None:
             self._reaper = asyncio.create_task(self._reap(), name="model reaper")
         try:
-            async with self._load_lock:
-                started = self._clock()
-                slot.model = model = await self._load_when_room(slot)
-                slot.memory_bytes = model.memory_bytes
-                seconds = self._clock() - started
+            started = self._clock()
+            model = await self._loader.share(slot.name)
+            if model is None:
+                async with self._load_lock:
+                    started = self._clock()
+                    model = await self._loader.share(slot.name) or await self._load_when_room(slot)
+            slot.model = model
+            slot.memory_bytes = model.memory_bytes
+            seconds = self._clock() - started
         except BaseException:
             self._forget(slot)
             raise
@@ -351,6 +356,9 @@ class ModelPool:
             del self._slots[slot.name]
         if slot in self._replaced:
             self._replaced.remove(slot)
+        for other in self._all:
+            if other.model is not None:  # it may have the memory now that the slot had
+                other.memory_bytes = other.model.memory_bytes
         slot.gone.set()
         self._freed.set()
 

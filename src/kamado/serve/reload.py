@@ -25,8 +25,8 @@ LOOK_SECONDS = 2.0  # between looks at the files
 
 # Fields of ServeConfig that sockets, loaded models and the engine's threads were made from.
 FIXED = frozenset(
-    {"host", "port", "models", "serve_all", "memory", "context", "threads", "kv", "prefix_cache", "max_header_bytes",
-     "max_stored_responses", "max_connections", "max_bodies_bytes"}
+    {"host", "port", "models", "serve_all", "memory", "context", "threads", "kv", "prefix_cache", "allow_unknown",
+     "max_header_bytes", "max_stored_responses", "max_connections", "max_bodies_bytes"}
 )  # fmt: skip
 
 Load = Callable[[], tuple[ServeConfig, KeyRing]]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from .backend import ChatRequest, Message, OutputFormat, Part, Role, SamplingOptions, TextPart, Tool, ToolCall
+from .backend import ChatRequest, Message, OutputFormat, Part, Role, TextPart, Tool, ToolCall
 from .faults import RequestError
 from .openai_bodies import (
     MAX_TOOLS,
@@ -26,11 +26,11 @@ from .openai_bodies import (
     limit_of,
     think_of,
     tool_choice_of,
-    top_p_of,
 )
 from .openai_messages import content_parts
 from .parameters import without_nulls
 from .rows_openai import OTHERS_INCLUDABLE
+from .sampling import sampling_of
 from .schemas import check_schema
 
 S = TypeVar("S", bound=Struct)
@@ -146,14 +146,7 @@ def responses_request(
         ),
         output=_output(text.format, max_schema_bytes),
         think=think_of(reasoning.effort, reasoning.max_tokens),
-        sampling=SamplingOptions(
-            temperature=body.temperature,
-            top_p=top_p_of(body.top_p),
-            top_k=body.top_k,
-            min_p=body.min_p,
-            repetition_penalty=body.repetition_penalty,
-            penalty_window=body.repeat_last_n,
-        ),
+        sampling=sampling_of(body),
         max_tokens=_max_tokens(body),
         logprobs=(body.top_logprobs or 0) if has_logprobs else None,
         truncation="drop_oldest" if body.truncation == "auto" else "refuse",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from ...errors import UnsupportedError
 from ..types import TokenizerSource
@@ -13,6 +14,10 @@ from .metadata import MERGES_KEY, SCORES_KEY, Metadata, TokenKind, Vocabulary
 from .pieces import SPACE_MARK, Pieces, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .pretokenizers import PRE_TOKENIZERS
 from .special import SpecialMatcher, mark_end_tokens, stop_token_ids
+
+if TYPE_CHECKING:
+    from .spm import SentencePieceEncoder
+    from .unigram import UnigramEncoder
 
 _MODEL_KEY = "tokenizer.ggml.model"
 _PRE_KEY = "tokenizer.ggml.pre"
@@ -109,41 +114,43 @@ def _byte_level(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
 def _sentence_piece(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
     from .spm import SentencePieceEncoder
 
-    if not vocabulary.scores:
-        meta.fail(SCORES_KEY, "is missing: merging needs scores")
-    size = len(vocabulary.tokens)
-    add_space_prefix = meta.flag("tokenizer.ggml.add_space_prefix", True)
-    encoder = SentencePieceEncoder(
-        vocabulary,
-        add_space_prefix=add_space_prefix,
-        remove_extra_spaces=meta.flag("tokenizer.ggml.remove_extra_whitespaces", False),
-        normalize=_normalizer(meta),
-        unknown_id=meta.token_id("tokenizer.ggml.unknown_token_id", size, 0),
-    )
     specials = _specials(meta, vocabulary, add_bos=True, add_eos=False, default_bos=1, default_eos=2)
-    pieces = Pieces(size, _space_mark_bytes(vocabulary), specials.special_ids, strip_first_space=add_space_prefix)
-    return Tokenizer(GgufEncoder(vocabulary, encoder), pieces, specials, vocabulary.ids.get)
+    return _scored(meta, vocabulary, SentencePieceEncoder, specials, removes_spaces=False, unknown_id=0)
 
 
 def _unigram(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
     from .unigram import UnigramEncoder
 
+    make = partial(UnigramEncoder, what=f"{meta.path}: tokenizer of model 't5'")
+    specials = _specials(meta, vocabulary, add_bos=False, add_eos=True, default_eos=1)
+    # The encoder finds user-defined tokens itself: they do not begin a text anew.
+    return _scored(meta, vocabulary, make, specials, removes_spaces=True, unknown_id=2, finds_own=True)
+
+
+def _scored(
+    meta: Metadata,
+    vocabulary: Vocabulary,
+    make: Callable[..., SentencePieceEncoder | UnigramEncoder],
+    specials: Specials,
+    *,
+    removes_spaces: bool,
+    unknown_id: int,
+    finds_own: bool = False,
+) -> Tokenizer:
+    """A tokenizer of a vocabulary with scores; keywords are what holds where the file does not say it."""
     if not vocabulary.scores:
-        meta.fail(SCORES_KEY, "is missing: a unigram model needs scores")
+        meta.fail(SCORES_KEY, "is missing: this kind of tokenizer needs scores")
     size = len(vocabulary.tokens)
     add_space_prefix = meta.flag("tokenizer.ggml.add_space_prefix", True)
-    encoder = UnigramEncoder(
+    encoder = make(
         vocabulary,
         add_space_prefix=add_space_prefix,
-        remove_extra_spaces=meta.flag("tokenizer.ggml.remove_extra_whitespaces", True),
+        remove_extra_spaces=meta.flag("tokenizer.ggml.remove_extra_whitespaces", removes_spaces),
         normalize=_normalizer(meta),
-        unknown_id=meta.token_id("tokenizer.ggml.unknown_token_id", size, 2),
-        what=f"{meta.path}: tokenizer of model 't5'",
+        unknown_id=meta.token_id("tokenizer.ggml.unknown_token_id", size, unknown_id),
     )
-    specials = _specials(meta, vocabulary, add_bos=False, add_eos=True, default_eos=1)
     pieces = Pieces(size, _space_mark_bytes(vocabulary), specials.special_ids, strip_first_space=add_space_prefix)
-    # The encoder finds user-defined tokens itself: they do not begin a text anew.
-    return Tokenizer(GgufEncoder(vocabulary, encoder, finds_own=True), pieces, specials, vocabulary.ids.get)
+    return Tokenizer(GgufEncoder(vocabulary, encoder, finds_own=finds_own), pieces, specials, vocabulary.ids.get)
 
 
 def _normalizer(meta: Metadata) -> Callable[[str], str] | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ...checkpoint.template import PassedLimitError
 from ...errors import TemplateError, UsageError
 from ..chat_types import Message, TextPart, Tool, ToolCall, ToolCallDelta, ToolCallEnd, ToolCallStart
 from . import gemma, generic, granite, hermes, llama3, mistral
@@ -54,7 +55,9 @@ class ChatFormat:
 
 
 def choose_format(template: ChatTemplate, tokenizer: Tokenizer) -> ChatFormat:
-    """The chat format of a model. Renders the template a few times with probes; never raises for what it finds."""
+    """The chat format of a model. Renders the template a few times with probes; never raises for what it finds.
+
+    Raises BusyError when the probes of a template that needs the worker process found no turn there."""
     tags = find_tags(template.source, tokenizer)
     tag_texts = (tags.open, tags.close) if tags else ()
     render = _Renderer(template)
@@ -93,10 +96,12 @@ def choose_format(template: ChatTemplate, tokenizer: Tokenizer) -> ChatFormat:
 
 
 class _Renderer:
-    """Renders probes; a template that refuses one gives None, and the reason is kept."""
+    """Renders probes; a template that refuses one gives None, and the reason is kept. One that passed a limit is asked
+    no more: probes are small, and each may take seconds."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
+        self._is_hopeless = False
         self.problem = ""
 
     def shows_tools(self) -> bool:
@@ -151,9 +156,12 @@ class _Renderer:
     def _render(
         self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, is_open: bool = True
     ) -> str | None:
+        if self._is_hopeless:
+            return None
         try:
             return self._template.render(turns, tools=tools, add_generation_prompt=is_open)
         except TemplateError as error:
+            self._is_hopeless = isinstance(error, PassedLimitError)
             self.problem = str(error)[:200]
             return None
 

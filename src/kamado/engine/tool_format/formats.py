@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .syntax import CallSyntax
 
-__all__ = ["ToolFormat"]
+__all__ = ["JSON_CALL", "JSON_LIST", "ToolFormat", "tagged"]
+
+JSON_CALL = CallSyntax(head='{"name": "', middle='", "arguments": ', tail="}")
+JSON_LIST = replace(JSON_CALL, open="[", between=", ", close="]")
+
+
+def tagged(gap: str, between: str) -> CallSyntax:
+    """JSON between `<tool_call>` tags: `gap` is what stands inside of them, `between` what parts two calls."""
+    head, tail = f"{gap}{JSON_CALL.head}", f"{JSON_CALL.tail}{gap}</tool_call>"
+    return replace(JSON_CALL, begin="<tool_call>", head=head, tail=tail, between=f"{between}<tool_call>")
 
 
 @dataclass(frozen=True, slots=True)

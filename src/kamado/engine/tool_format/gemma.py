@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .formats import ToolFormat
-from .syntax import CallSyntax
+from dataclasses import replace
+
+from .formats import JSON_CALL, ToolFormat
 
 FORMAT = ToolFormat(
     "gemma",
-    (CallSyntax(head='{"name": "', middle='", "parameters": ', tail="}"),),
+    (replace(JSON_CALL, middle='", "parameters": '),),
     instructions=(
         "You can call functions. To call one, answer with nothing but a JSON object of this form:\n"
         '{{"name": "<function>", "parameters": {{"<parameter>": <value>}}}}\n'

@@ -3,20 +3,11 @@ fine-tunes have seen, explained in the system message."""
 
 from __future__ import annotations
 
-from .formats import ToolFormat
-from .syntax import CallSyntax
+from .formats import ToolFormat, tagged
 
 FORMAT = ToolFormat(
     "generic",
-    (
-        CallSyntax(
-            begin="<tool_call>",
-            head='\n{"name": "',
-            middle='", "arguments": ',
-            tail="}\n</tool_call>",
-            between="\n<tool_call>",
-        ),
-    ),
+    (tagged("\n", "\n"),),
     instructions=(
         "You have tools. To use one, write its name and its arguments as JSON between <tool_call> and </tool_call>:\n"
         '<tool_call>\n{{"name": "<tool>", "arguments": {{"<argument>": <value>}}}}\n</tool_call>\n'

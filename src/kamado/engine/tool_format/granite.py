@@ -4,18 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .formats import ToolFormat
-from .syntax import CallSyntax
+from .formats import JSON_LIST, ToolFormat
 
-_LIST = CallSyntax(
-    begin="<|tool_call|>",
-    open="[",
-    head='{"name": "',
-    middle='", "arguments": ',
-    tail="}",
-    between=", ",
-    close="]",
-)
-_TAGGED = replace(_LIST, begin="<tool_call>")
-
-FORMAT = ToolFormat("granite", (_LIST, _TAGGED))
+FORMAT = ToolFormat("granite", (replace(JSON_LIST, begin="<|tool_call|>"), replace(JSON_LIST, begin="<tool_call>")))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .formats import ToolFormat
-from .syntax import CallSyntax
+from dataclasses import replace
 
-_BARE = CallSyntax(head='{"name": "', middle='", "parameters": ', tail="}")
-_TAGGED = CallSyntax(begin="<|python_tag|>", head='{"name": "', middle='", "parameters": ', tail="}")
-_ARGUMENTS = CallSyntax(head='{"name": "', middle='", "arguments": ', tail="}")
+from .formats import JSON_CALL, ToolFormat
 
-FORMAT = ToolFormat("llama3", (_BARE, _TAGGED, _ARGUMENTS))
+_BARE = replace(JSON_CALL, middle='", "parameters": ')
+_TAGGED = replace(_BARE, begin="<|python_tag|>")
+
+FORMAT = ToolFormat("llama3", (_BARE, _TAGGED, JSON_CALL))

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .formats import ToolFormat
+from .formats import JSON_LIST, ToolFormat
 from .syntax import CallSyntax
 
-_LIST = CallSyntax(
-    begin="[TOOL_CALLS]",
-    open="[",
-    head='{"name": "',
-    middle='", "arguments": ',
-    tail="}",
-    between=", ",
-    close="]",
-    id_key=', "id": ',
-)
+_LIST = replace(JSON_LIST, begin="[TOOL_CALLS]", id_key=', "id": ')
 _NAMED = CallSyntax(begin="[TOOL_CALLS]", head="", middle="[ARGS]", tail="", between="[TOOL_CALLS]")
 
 FORMAT = ToolFormat("mistral", (_LIST, replace(_LIST, open=" ["), _NAMED), id_length=9)

@@ -1,41 +1,41 @@
-"""What every family file uses besides its settings: tensors by role, and the row buffers of a decoder."""
+"""The tensors of a file by role, whatever the format calls them and however it packs them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Set
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from ..checkpoint.plain_file import open_regular
 from ..checkpoint.types import Checkpoint, Layout, TensorRef
 from ..errors import CorruptFileError, MissingTensorError, UnsupportedError
-from ..program import Buffer
 from .config import MAX_VOCAB
 
 # Tensors that no forward pass needs: position tables that older exports carried along.
 _IGNORED_TENSORS: Final = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn_rot_embd\.weight)$")
 
 
-def hf_weights(
-    checkpoint: Checkpoint, names: Mapping[str, str], *, norm: str = "final_norm", default: str = "model."
-) -> Weights:
-    """The tensors of a safetensors directory, under whatever prefix they lie.
+def _hf_names(checkpoint: Checkpoint, stems: Mapping[str, str]) -> dict[str, str]:
+    """`stems` (see names.HF_TENSORS) with the prefix under which the model lies in a safetensors directory.
 
-    `names` are those of transformers' classes, with `default` before all but the output matrix. Base models are
-    published without it (Qwen3-Embedding, E5-Mistral), wrapped ones with another (`language_model.model.`,
-    `model.language_model.`, `transformer.`): the prefix is what stands before both the token table and the role `norm`.
-    Raises UnsupportedError when there are several such places.
+    transformers writes `model.` before all but the output matrix of a language model, and nothing for an encoder. Base
+    models are published without it (Qwen3-Embedding, E5-Mistral), wrapped ones with another (`language_model.model.`,
+    `model.language_model.`, `transformer.`): the prefix is what stands before both the token table and the norm that
+    frames the layers. Raises UnsupportedError when there are several such places.
     """
-    stems = {role: name.removeprefix(default) for role, name in names.items()}
+    writes_text = "output" in stems
+    norm = stems["output_norm" if writes_text else "token_embd_norm"]
     # With those in a layout that cannot be run: asked for by their right name, they are refused by that.
     present = {*checkpoint.tensors, *getattr(checkpoint.tensors, "unsupported", ())}
-    prefix = _one_prefix(checkpoint, present, (stems["embed"], stems[norm]), default)
-    renamed = {role: prefix + stem for role, stem in stems.items()}
-    if "head" in names:
-        renamed["head"] = _one_prefix(checkpoint, present, (names["head"],), "") + names["head"]
-    return Weights(checkpoint, renamed)
+    probes = (f"{stems['token_embd']}.weight", f"{norm}.weight")
+    prefix = _one_prefix(checkpoint, present, probes, "model." if writes_text else "")
+    names = {role: prefix + stem for role, stem in stems.items()}
+    if writes_text:
+        head = stems["output"]
+        names["output"] = _one_prefix(checkpoint, present, (f"{head}.weight",), "") + head
+    return names
 
 
 def _one_prefix(checkpoint: Checkpoint, present: Set[str], probes: tuple[str, ...], default: str) -> str:
@@ -49,36 +49,37 @@ def _one_prefix(checkpoint: Checkpoint, present: Set[str], probes: tuple[str, ..
     return found.pop() if found else default
 
 
-def has_no_head(checkpoint: Checkpoint) -> bool:
-    """Whether config.json names a base model (`Qwen2Model`) and no output matrix lies in the file: it makes vectors."""
-    names = checkpoint.metadata.get("architectures") if checkpoint.format == "safetensors" else None
-    return (
-        isinstance(names, list)
-        and bool(names)
-        and all(isinstance(name, str) and name.endswith("Model") for name in names)
-        and not any(name.endswith("lm_head.weight") for name in checkpoint.tensors)
-    )
-
-
 class Weights:
-    """Tensors by role. `names` maps a role to the file's name, with {i} for the layer and {e} for the expert.
+    """Tensors by role: GGUF's name without `blk.{i}.` and the ending; {e} in it stands for the expert.
 
-    Keeps count of what was asked for, so that `finish` can refuse a file with tensors that would be ignored.
+    `hf_tensors` names them in a safetensors directory: see names.HF_TENSORS. Keeps count of what was asked for, so that
+    `finish` can refuse a file with tensors that would be ignored.
     """
 
-    def __init__(self, checkpoint: Checkpoint, names: Mapping[str, str], prefix: str = "") -> None:
+    def __init__(self, checkpoint: Checkpoint, hf_tensors: Mapping[str, str]) -> None:
         self.checkpoint = checkpoint
-        self._names = names
-        self._prefix = prefix
+        self._hf = None if checkpoint.format == "gguf" else _hf_names(checkpoint, hf_tensors)
         self._used: set[str] = set()
 
-    def name(self, role: str, layer: int | None = None, expert: int | None = None) -> str:
+    def name(self, role: str, layer: int | None = None, expert: int | None = None, end: str = "weight") -> str:
         """The file's name for `role`."""
-        return self._prefix + self._names[role].format(i=layer, e=expert)
+        stem = (role if layer is None else f"blk.{{i}}.{role}") if self._hf is None else self._hf[role]
+        return f"{stem.format(i=layer, e=expert)}.{end}"
 
-    def has(self, role: str, layer: int | None = None, expert: int | None = None) -> bool:
+    def has(self, role: str, layer: int | None = None, expert: int | None = None, end: str = "weight") -> bool:
         """Whether the format has a name for `role` and the file has the tensor."""
-        return role in self._names and self.checkpoint.has(self.name(role, layer, expert))
+        return (self._hf is None or role in self._hf) and self.checkpoint.has(self.name(role, layer, expert, end))
+
+    @property
+    def is_base_model(self) -> bool:
+        """Whether config.json names a model without an output (`Qwen2Model`), and there is none: it makes vectors."""
+        names = self.checkpoint.metadata.get("architectures") if self._hf is not None else None
+        return (
+            isinstance(names, list)
+            and bool(names)
+            and all(isinstance(name, str) and name.endswith("Model") for name in names)
+            and not self.has("output")
+        )
 
     def _tensor(self, name: str, shape: tuple[int | None, ...]) -> TensorRef:
         ref = self.checkpoint.tensor(name, shape)
@@ -89,51 +90,37 @@ class Weights:
         """A (rows, cols) matrix; rows None takes what the file has."""
         return self._tensor(self.name(role, layer), (rows, cols))
 
-    def vector(self, role: str, length: int, layer: int | None = None) -> TensorRef:
+    def vector(self, role: str, length: int, layer: int | None = None, end: str = "weight") -> TensorRef:
         """A vector of unquantised values."""
-        ref = self._tensor(self.name(role, layer), (length,))
+        ref = self._tensor(self.name(role, layer, end=end), (length,))
         if ref.layout not in (Layout.F32, Layout.F16, Layout.BF16):
             raise UnsupportedError(
                 f"{self.checkpoint.path}: tensor {ref.name!r} is {ref.layout.name}, a vector must not be"
             )
         return ref
 
-    def bias(self, role: str, length: int, layer: int, wanted: bool | None = None) -> TensorRef | None:
-        """A bias: `wanted` by the settings or not, or as the file has it when they do not say (None)."""
-        if wanted or (wanted is None and self.has(role, layer)):
-            return self.vector(role, length, layer)
+    def bias(self, role: str, length: int, layer: int | None, wanted: bool | None) -> TensorRef | None:
+        """The bias of a matrix: `wanted` by the settings or not, or as the file has it when they do not say (None)."""
+        if wanted or (wanted is None and self.has(role, layer, end="bias")):
+            return self.vector(role, length, layer, end="bias")
         return None
 
     def embedding(self, cols: int, rows: int | None = None) -> TensorRef:
         """The token table; the vocabulary is its row count when the settings do not say."""
-        ref = self.matrix("embed", rows, cols)
+        ref = self.matrix("token_embd", rows, cols)
         if not 1 <= ref.rows <= MAX_VOCAB:
             raise MissingTensorError(
                 f"{self.checkpoint.path}: tensor {ref.name!r} has {ref.rows} rows, limit {MAX_VOCAB}"
             )
         return ref
 
-    def head(self, table: TensorRef, tied: bool | None) -> TensorRef:
-        """The output matrix. A tensor in the file wins, as in transformers 5; without one the table serves if `tied`.
-
-        `tied` None is GGUF's way: no output tensor means tied. A base model has no output at all: see `has_no_head`.
-        """
-        if self.has("head") or (tied is False and not has_no_head(self.checkpoint)):
-            return self.matrix("head", table.rows, table.cols)
-        return table
-
     def experts(
         self, layer: int, num_experts: int, width: int, hidden: int
     ) -> tuple[tuple[TensorRef, ...], tuple[TensorRef, ...], tuple[TensorRef, ...]]:
-        """Gate, up and down of every expert, however packed: stacked, gate on up stacked, or one tensor each.
-
-        Roles: `experts_gate_up`; `experts_gate`, `experts_up`, `experts_down`; `expert_gate`, `expert_up`,
-        `expert_down` with {e} in the name.
-        """
+        """Gate, up and down of every expert, however packed: stacked, gate on up stacked, or one tensor each."""
         down = self._expert_part("down", layer, num_experts, hidden, width)
-        separate = "experts_gate" in self._names or "expert_gate" in self._names
-        if self.has("experts_gate_up", layer) or not separate:
-            both = self._tensor(self.name("experts_gate_up", layer), (num_experts, 2 * width, hidden))
+        if self.has("ffn_gate_up_exps", layer) or (self._hf is not None and "ffn_gate_up_exps" in self._hf):
+            both = self._tensor(self.name("ffn_gate_up_exps", layer), (num_experts, 2 * width, hidden))
             slices = [both.index(e) for e in range(num_experts)]
             gate = tuple(s.row_range(0, width) for s in slices)
             return gate, tuple(s.row_range(width, 2 * width) for s in slices), down
@@ -143,11 +130,14 @@ class Weights:
             down,
         )
 
-    def _expert_part(self, part: str, layer: int, num_experts: int, rows: int, cols: int) -> tuple[TensorRef, ...]:
-        role = f"expert_{part}"
-        if role in self._names and (f"experts_{part}" not in self._names or self.has(role, layer, 0)):
-            return tuple(self._tensor(self.name(role, layer, e), (rows, cols)) for e in range(num_experts))
-        stacked = self._tensor(self.name(f"experts_{part}", layer), (num_experts, rows, cols))
+    def _expert_part(
+        self, part: Literal["gate", "up", "down"], layer: int, num_experts: int, rows: int, cols: int
+    ) -> tuple[TensorRef, ...]:
+        one, all_of_them = f"ffn_{part}.{{e}}", f"ffn_{part}_exps"
+        # In GGUF only Mixtral files of December 2023 have one tensor an expert.
+        if self.has(one, layer, 0) if self._hf is None else all_of_them not in self._hf:
+            return tuple(self._tensor(self.name(one, layer, e), (rows, cols)) for e in range(num_experts))
+        stacked = self._tensor(self.name(all_of_them, layer), (num_experts, rows, cols))
         return tuple(stacked.index(e) for e in range(num_experts))
 
     def values(self, role: str, length: int) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -184,19 +174,3 @@ class Weights:
                 f"{self.checkpoint.architecture!r} ({shown}{', …' if len(left) > 3 else ''}): "
                 "running without them would give wrong answers"
             )
-
-
-class Buffers:
-    """The row buffers of a decoder, used again by every layer."""
-
-    def __init__(self, hidden: int, q: int, kv: int, ffn: int = 0, experts: int = 0) -> None:
-        self.x = Buffer("x", hidden)  # residual stream
-        self.h = Buffer("h", hidden)  # normed input of a block, then its output
-        self.q = Buffer("q", q)
-        self.k = Buffer("k", kv)
-        self.v = Buffer("v", kv)
-        self.attn = Buffer("attn", q)  # attention output before the output projection
-        self.moe = Buffer("moe", hidden)  # output of the experts, whose input must survive until the last of them
-        self.gate = Buffer("gate", ffn)
-        self.up = Buffer("up", ffn)
-        self.router = Buffer("router", experts)

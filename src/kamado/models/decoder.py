@@ -1,0 +1,223 @@
+"""The kit of which families are made: attention, MLP, experts and blocks as descriptions, and the operations they mean.
+
+A family reads its settings into one `Block` a layer and hands them to `model`; it says only how it differs from the
+defaults here. What it needs beyond them becomes a field here, if other families have it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .. import program as op
+from ..program import Activation, Buffer, Op, Pooling, Program
+from .config import MAX_VOCAB, Config
+from .pooling import read_pooling
+from .rope import RopeTable, context_length
+from .weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Attention of one layer."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    rope: RopeTable | None  # None: no positions
+    window: int | None = None
+    qk_norm: Literal["head", "row"] | None = None  # over each head, or the whole of q and of k
+    bias: bool | None = False  # of q, k and v; None: if it is in the file
+    out_bias: bool | None = False
+    causal: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Mlp:
+    """down(activation(gate(x)) · up(x)), or down(activation(up(x))) when not `gated`."""
+
+    width: int
+    activation: Activation
+    bias: bool | None = False  # None: if in the file
+    gated: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Moe:
+    """Experts and their router; see program.Route for what the fields mean."""
+
+    num_experts: int
+    top_k: int
+    width: int  # of one expert
+    activation: Activation
+    score: Literal["softmax", "sigmoid", "topk_softmax"] = "softmax"
+    normalize: bool = True
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """x += attention(norm(x)); x += ffn(norm(x)); with `post_norms` what is added is normed too."""
+
+    attention: Attention
+    ffn: Mlp | Moe
+    post_norms: bool = False
+
+
+@dataclass(slots=True)
+class Stream:
+    """What all layers share: the weights, the rows, and how rows are normed."""
+
+    w: Weights
+    hidden: int
+    eps: float
+    norm: Literal["rms", "layer"] = "rms"
+    norm_offset: float = 0.0  # added to the norms' weights
+    residual_scale: float = 1.0
+    _widths: dict[str, int] = field(default_factory=dict)
+
+    def buffer(self, name: str, width: int | None = None) -> Buffer:
+        """The rows called `name`, which layers use again; another width than at first makes another buffer."""
+        width = width or self.hidden
+        is_usual = self._widths.setdefault(name, width) == width
+        return Buffer(name if is_usual else f"{name}{width}", width)
+
+    @property
+    def x(self) -> Buffer:
+        """The residual stream."""
+        return self.buffer("x")
+
+    @property
+    def h(self) -> Buffer:
+        """The normed input of a part, then its output."""
+        return self.buffer("h")
+
+    def normed(self, out: Buffer, x: Buffer, role: str, i: int | None = None, group: int | None = None) -> op.Norm:
+        """out = norm(x), by groups of values when `group` is set."""
+        width = group or x.width
+        bias = self.w.vector(role, width, i, end="bias") if self.norm == "layer" else None
+        weight = self.w.vector(role, width, i)
+        return op.Norm(out, x, weight, bias, self.eps, self.norm, group, self.norm_offset)
+
+    def linear(
+        self, outs: Sequence[tuple[str, Buffer]], x: Buffer, bias: bool | None, i: int | None = None
+    ) -> op.Linear:
+        """Each out = x · the matrix of its role, with its bias."""
+        weights = tuple(self.w.matrix(role, out.width, x.width, i) for role, out in outs)
+        biases = tuple(self.w.bias(role, out.width, i, bias) for role, out in outs)
+        return op.Linear(tuple(out for _, out in outs), x, weights, biases if any(biases) else ())
+
+    def added(self, out: Buffer) -> Iterator[Op]:
+        """x += out · residual_scale"""
+        if self.residual_scale != 1.0:
+            yield op.Scale(out, out, self.residual_scale)
+        yield op.Add(self.x, self.x, out)
+
+
+def attention(s: Stream, a: Attention, x: Buffer, i: int) -> Iterator[Op]:
+    """h = attention(x) · output"""
+    wide, narrow = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    q, k, v, out = s.buffer("q", wide), s.buffer("k", narrow), s.buffer("v", narrow), s.buffer("attn", wide)
+    yield s.linear((("attn_q", q), ("attn_k", k), ("attn_v", v)), x, a.bias, i)
+    for role, rows in (("attn_q_norm", q), ("attn_k_norm", k)):
+        if a.qk_norm:
+            yield s.normed(rows, rows, role, i, a.head_dim if a.qk_norm == "head" else None)
+        if a.rope:
+            yield op.Rope(rows, a.head_dim, a.rope.inv_freq, a.rope.interleaved, a.rope.attention_factor)
+    yield op.Attend(
+        out, q, k, v, i, a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim, a.scale, a.window, causal=a.causal
+    )
+    yield s.linear((("attn_output", s.h),), out, a.out_bias, i)
+
+
+def mlp(s: Stream, m: Mlp, x: Buffer, i: int) -> Iterator[Op]:
+    """h = down(activation(gate(x)) · up(x))"""
+    gate, up = s.buffer("gate", m.width), s.buffer("up", m.width)
+    yield s.linear((("ffn_gate", gate), ("ffn_up", up)) if m.gated else (("ffn_up", gate),), x, m.bias, i)
+    yield op.Gate(gate, gate, up if m.gated else None, m.activation)
+    yield s.linear((("ffn_down", s.h),), gate, m.bias, i)
+
+
+def moe(s: Stream, m: Moe, x: Buffer, i: int) -> Iterator[Op]:
+    """moe = Σ over the experts that the router picks of weight · expert(x)"""
+    router = s.buffer("router", m.num_experts)
+    yield s.linear((("ffn_gate_inp", router),), x, False, i)
+    yield op.Route(router, m.num_experts, m.top_k, m.score, m.normalize, scale=m.scale)
+    # The input must survive until the last expert.
+    yield op.Experts(s.buffer("moe"), x, router, *s.w.experts(i, m.num_experts, m.width, s.hidden), m.activation)
+
+
+def block(s: Stream, b: Block, i: int) -> Iterator[Op]:
+    """x += attention(norm(x)); x += ffn(norm(x))"""
+    yield s.normed(s.h, s.x, "attn_norm", i)
+    yield from attention(s, b.attention, s.h, i)
+    if b.post_norms:
+        yield s.normed(s.h, s.h, "post_attention_norm", i)
+    yield from s.added(s.h)
+    yield s.normed(s.h, s.x, "ffn_norm", i)
+    yield from moe(s, b.ffn, s.h, i) if isinstance(b.ffn, Moe) else mlp(s, b.ffn, s.h, i)
+    out = s.buffer("moe") if isinstance(b.ffn, Moe) else s.h
+    if b.post_norms:
+        yield s.normed(out, out, "post_ffw_norm", i)
+    yield from s.added(out)
+
+
+def model(
+    c: Config,
+    w: Weights,
+    blocks: Sequence[Block],
+    *,
+    embedding_scale: float = 1.0,
+    residual_scale: float = 1.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    norm_offset: float = 0.0,
+    ignored: str | None = None,
+    notes: tuple[str, ...] = (),
+) -> Program:
+    """The whole pass from token to logits, or to a vector in a base model without an output matrix.
+
+    `norm_offset` is added to the norms' weights, `ignored` matches tensors that the pass has no use for.
+    """
+    eps = c.number("attention.layer_norm_rms_epsilon")
+    s = Stream(w, c.integer("embedding_length"), eps, norm_offset=norm_offset, residual_scale=residual_scale)
+    context = context_length(c)
+    vocab_size = None if c.is_gguf else c.integer("vocab_size", high=MAX_VOCAB)
+    tied = None if c.is_gguf else c.flag("tie_word_embeddings", default=False)
+    pooling = read_pooling(c.whole)
+    c.whole.refuse_unread()
+    table = w.embedding(s.hidden, vocab_size)
+    ops: list[Op] = [op.Embed(s.x, table, embedding_scale)]
+    for i, b in enumerate(blocks):
+        ops += block(s, b, i)
+    ops.append(s.normed(s.h, s.x, "output_norm"))
+    if tied is False and w.is_base_model:
+        # Vectors of decoders are those of their last row, unless the file says otherwise (E5-Mistral, GTE-Qwen2).
+        pooling = pooling or "last"
+        ops.append(op.Pool(s.h, pooling))
+    else:
+        # A tensor in the file wins over a tie, as in transformers 5. GGUF says nothing: no output tensor means tied.
+        head = w.matrix("output", table.rows, table.cols) if tied is False or w.has("output") else table
+        ops.append(op.Head(s.h, head, scale=logit_scale, softcap=softcap))
+    return assemble(s, ops, blocks, table.rows, context, pooling=pooling, ignored=ignored, notes=notes)
+
+
+def assemble(
+    s: Stream,
+    ops: Sequence[Op],
+    blocks: Sequence[Block],
+    vocab_size: int,
+    context: int,
+    *,
+    pooling: Pooling | None,
+    ignored: str | None,
+    notes: tuple[str, ...] = (),
+) -> Program:
+    """The program of `ops`: the one place where families make it. Refuses files with tensors that nothing used."""
+    s.w.finish(ignored)
+    experts = next((b.ffn for b in blocks if isinstance(b.ffn, Moe)), None)
+    num_experts, top_k = (experts.num_experts, experts.top_k) if experts else (0, 0)
+    architecture = s.w.checkpoint.architecture
+    return Program(architecture, ops, len(blocks), s.hidden, vocab_size, context, num_experts, top_k, pooling, notes)

@@ -1,0 +1,188 @@
+"""Settings that no family reads and that change nothing: a key that is neither read nor listed here is refused.
+
+Two kinds of rows. Without `values` the family's reference (llama.cpp for GGUF, transformers' modelling file for
+config.json) does not read the key in its forward pass, whatever it says. With `values` these are the ones that say
+"off", or what the family does anyway; any other is refused. `tests/models/test_unknown_keys.py` holds both kinds
+against the references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Final, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Keys with one reason. `families` None: all of the format; `values` None: any value."""
+
+    keys: str  # separated by spaces; `*` stands for any text
+    reason: str
+    values: tuple[Any, ...] | None = None
+    families: frozenset[str] | None = None
+
+    def covers(self, key: str, value: Any, family: str) -> bool:
+        """Whether the row says that `key` = `value` is harmless in `family`; of a list every entry must be."""
+        if self.families is not None and family not in self.families:
+            return False
+        if not any(fnmatchcase(key, pattern) for pattern in self.keys.split()):
+            return False
+        if self.values is None:
+            return True
+        entries = value if isinstance(value, list | tuple) else (value,)
+        return all(_is_one_of(entry, self.values) for entry in entries)
+
+
+def _is_one_of(value: Any, values: Collection[Any]) -> bool:
+    return type(value) in (bool, int, float, str, dict) and any(value == fine for fine in values)
+
+
+def _families(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_OFF: Final = (False, 0, 1)  # of a scale 0 stands for "none" and 1 for itself; of a count of passes 1 is the plain one
+
+_DECODERS: Final = _families(  # of both formats
+    "llama mistral mixtral qwen2 qwen3 qwen3moe qwen3_moe gemma3 gemma3_text olmoe granitemoe"
+)
+
+GGUF: Final = (
+    Row("vocab_size", "the rows of the token table are the vocabulary"),
+    Row("rope.scaling.finetuned", "tells how the model was trained; kept by llama.cpp for saving only"),
+    Row("classifier.output_labels", "names of a classifier's outputs"),
+    Row("tensor_data_layout", "the order of q and k, which all files of this family share", None, _families("llama")),
+    Row(
+        "attention.layer_norm_epsilon",
+        "the norms of this family are RMS norms",
+        None,
+        _DECODERS,
+    ),
+    Row("attention.layer_norm_rms_epsilon", "the norms of this family are layer norms", None, _families("bert")),
+    Row("rope.*", "positions come from a table, nothing is turned", None, _families("bert")),
+    Row(
+        "expert_count expert_used_count expert_shared_count expert_feed_forward_length "
+        "expert_shared_feed_forward_length leading_dense_block_count nextn_predict_layers n_deepstack_layers "
+        "dense_2_feat_out dense_3_feat_out",
+        "0: the file has no such part",
+        (0,),
+    ),
+    Row(
+        "attn_logit_softcapping router_logit_softcapping final_logit_softcapping attention.scale attention.clamp_kqv "
+        "attention.max_alibi_bias attention.sliding_window attention.shared_kv_layers attention.key_length_mla "
+        "attention.value_length_mla attention.key_length_swa attention.value_length_swa attention.temperature_length "
+        "attention.temperature_scale rope.scaling.yarn_log_multiplier",
+        "0: off",
+        (0,),
+    ),
+    Row("use_parallel_residual swin_norm", "false: off", (False,)),
+    Row("attention.causal", "true: what a decoder does", (True,), _DECODERS),
+    Row(
+        "logit_scale residual_scale embedding_scale attention.output_scale expert_weights_scale expert_group_scale "
+        "rope.scaling.alpha expert_group_count expert_group_used_count moe_every_n_layers interleave_moe_layer_step",
+        "0 and 1: no factor, no groups, every layer",
+        _OFF,
+    ),
+)
+
+CONFIG_JSON: Final = (
+    Row(
+        "model_type architectures auto_map _name_or_path transformers_version transformers.js_config _commit_hash "
+        "finetuning_task task_specific_params unsloth_* is_llama_config license",
+        "what the file is and where it comes from",
+    ),
+    Row("dtype torch_dtype use_bfloat16", "how the weights were stored: activations are float32 here"),
+    Row(
+        "bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id "
+        "decoder_start_token_id tokenizer_class prefix",
+        "the tokenizer's, read with it; the row of a padding token differs in training alone",
+    ),
+    Row(
+        "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k "
+        "top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
+        "bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id "
+        "forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens "
+        "begin_suppress_tokens",
+        "how texts are sampled, after the forward pass",
+    ),
+    Row(
+        "initializer_range attention_dropout hidden_dropout hidden_dropout_prob attention_probs_dropout_prob "
+        "classifier_dropout router_aux_loss_coef router_jitter_noise gradient_checkpointing pretraining_tp "
+        "tf_legacy_loss",
+        "of training alone",
+    ),
+    Row(
+        "use_cache cache_implementation output_attentions output_hidden_states output_router_logits return_dict "
+        "use_return_dict torchscript attn_implementation _attn_implementation attn_implementation_autoset "
+        "_attn_implementation_autoset _flash_attn_2_enabled chunk_size_feed_forward",
+        "what else a call returns, and by which code: not what it computes",
+    ),
+    Row("max_sequence_length model_max_length", "the tokenizer's; positions are max_position_embeddings"),
+    Row("id2label label2id num_labels problem_type sentence_transformers", "of a classifier's head"),
+    Row("max_window_layers", "read with a window by layers, which this family has not", None, _families("qwen3_moe")),
+    Row("hidden_act", "its activation is hidden_activation", None, _families("gemma3 gemma3_text")),
+    Row(
+        "vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id eoi_token_id "
+        "image_token_id",
+        "of pictures, which are not taken",
+        None,
+        _families("gemma3"),
+    ),
+    Row(
+        "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
+        "pooler_type output_past",
+        "of the pooler in front of a classifier",
+        None,
+        _families("bert"),
+    ),
+    Row("tie_word_embeddings", "an encoder has no output matrix", None, _families("bert")),
+    Row("tie_word_embeddings", "true: what this family does", (True,), _families("gemma3")),
+    Row("use_qk_norm", "true: what this family does", (True,), _families("qwen3 qwen3_moe gemma3 gemma3_text olmoe")),
+    Row(
+        "use_qk_norm qk_layernorm",
+        "false: this family norms neither q nor k",
+        (False,),
+        _families("llama mistral mixtral qwen2 granitemoe bert"),
+    ),
+    Row("qkv_bias", "true: what this family does", (True,), _families("qwen2")),
+    Row(
+        "use_mrope rope_interleaved use_sliding_window use_bidirectional_attention "
+        "is_encoder_decoder is_decoder add_cross_attention tie_encoder_decoder",
+        "false: off",
+        (False,),
+    ),
+    Row(
+        "attention_bias mlp_bias use_bias bias qkv_bias",
+        "false: no bias, and one in the file that has no place would be refused",
+        (False,),
+    ),
+    Row("is_causal", "true: what a decoder does", (True,), _DECODERS),
+    Row("is_causal", "false: what an encoder does", (False,), _families("bert")),
+    Row("layer_types", "full attention everywhere: what a layer does without a window", ("full_attention",)),
+    Row(
+        "embedding_multiplier residual_multiplier logits_scaling logit_scale partial_rotary_factor "
+        "routed_scaling_factor",
+        "1: no factor",
+        (1,),
+    ),
+    Row(
+        "num_local_experts num_experts n_routed_experts n_shared_experts shared_intermediate_size "
+        "shared_expert_intermediate_size num_nextn_predict_layers first_k_dense_replace",
+        "0: the model has no such part",
+        (0,),
+    ),
+    Row("pruned_heads", "none", ({},)),
+    Row("sentence_transformers_pooling.word_embedding_dimension", "the width of the vectors is the model's"),
+    Row("sentence_transformers_pooling.include_prompt", "true: what is done", (True,)),
+)
+
+
+def reason(form: Literal["gguf", "safetensors"], family: str, key: str, value: Any) -> str | None:
+    """Why `key` = `value`, which nothing reads, is harmless in a file of `family`; None: nobody knows that it is.
+
+    `key` is the file's own less GGUF's `architecture.` and less `text_config.`
+    """
+    rows = GGUF if form == "gguf" else CONFIG_JSON
+    return next((row.reason for row in rows if row.covers(key, value, family)), None)

@@ -1,0 +1,176 @@
+"""Whether a program can be run: the rules that `operation` and `ops` state, applied to what a family wrote down."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from types import CodeType
+from typing import Any
+
+import numpy as np
+
+from .model import Program
+from .operation import (
+    BUFFERS,
+    NUMBERS,
+    Field,
+    Kind,
+    Operation,
+    each,
+    fields_of,
+    reads,
+    writes,
+)
+from .ops import Attend, Embed, Head, Route
+
+
+def validate(program: Program) -> None:
+    """Raises ValueError, naming the operation, when the program cannot be run: an invariant of the family files.
+
+    Checked: every buffer has one width and is written before it is read; operands and tensors fit each other;
+    layers attend in order, once each; Route precedes its Experts; Head or Pool is last and there is exactly one.
+    """
+    known = _Known({}, set(), {})
+    num_attends = 0
+    if not program.ops or not isinstance(program.ops[0], Embed):
+        raise ValueError("a program begins with Embed")
+    for i, op in enumerate(program.ops):
+        problem = next(_problems(op, program, known), None)
+        if problem is None and isinstance(op, Attend):
+            if op.layer != num_attends:
+                problem = f"attends as layer {op.layer}, expected {num_attends}"
+            num_attends += 1
+        if problem is None and op.IS_LAST and i != len(program.ops) - 1:
+            problem = "is not the last operation"
+        if problem is not None:
+            raise ValueError(f"operation {i} ({op.label()}): {problem}")
+        known.add(op)
+    if not program.ops[-1].IS_LAST:
+        raise ValueError("a program ends with Head or Pool")
+    if num_attends != program.num_layers:
+        raise ValueError(f"{num_attends} attend operations in a program of {program.num_layers} layers")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the operations so far say of buffers, by name."""
+
+    widths: dict[str, int]
+    written: set[str]
+    choices: dict[str, int]  # experts that a route chose from, where the logits are still those
+
+    def add(self, op: Operation) -> None:
+        for buffer in writes(op):
+            self.written.add(buffer.name)
+            self.choices.pop(buffer.name, None)
+        if isinstance(op, Route):
+            self.choices[op.logits.name] = op.num_experts
+
+
+@dataclass(frozen=True, slots=True)
+class _Routed:
+    """A buffer with the choice beside it, as rules see it."""
+
+    width: int
+    choices: int
+
+
+def _problems(op: Operation, program: Program, known: _Known) -> Iterator[str]:
+    """What does not fit, the first thing first; what comes after it may be nonsense."""
+    for buffer in (*reads(op), *writes(op)):
+        width = known.widths.setdefault(buffer.name, buffer.width)
+        if buffer.width < 1 or buffer.width != width:
+            yield f"buffer {buffer.name!r} has width {buffer.width}, before {width}"
+    for buffer in reads(op):
+        if buffer.name not in known.written:
+            yield f"buffer {buffer.name!r} is read before it is written"
+    yield from _overwritten(op)
+    values: dict[str, Any] = {}
+    for field in fields_of(type(op)):
+        value = values[field.name] = getattr(op, field.name)
+        yield from _misfit(field, value)
+        if field.kind is Kind.ROUTED:
+            values[field.name] = _Routed(value.width, known.choices.get(value.name, 0))
+    for rule, problem in op.RULES.items():
+        if not _value(rule, values):
+            yield _filled(problem, values)
+    yield from _misshapen(op, values)
+    yield from _unlike(op, program)
+
+
+def _filled(problem: str, values: dict[str, Any]) -> str:
+    """The text of a rule with the values of its expressions; floats as the executor writes them too."""
+    parts = []
+    for text, expression, _, _ in string.Formatter().parse(problem):
+        value = "" if expression is None else _value(expression, values)
+        parts.append(f"{text}{value:g}" if isinstance(value, float) else f"{text}{value}")
+    return "".join(parts)
+
+
+def _overwritten(op: Operation) -> Iterator[str]:
+    """Buffers that an operation fills twice, or while it still reads them."""
+    out = [buffer.name for field in fields_of(type(op)) if field.kind is Kind.WRITES for buffer in each(op, field)]
+    for name in {name for name in out if out.count(name) > 1}:
+        yield f"buffer {name!r} is written twice"
+    for buffer in () if op.IN_PLACE else reads(op):
+        if buffer.name in out:
+            yield f"writes over an input: buffer {buffer.name!r} is both input and output"
+
+
+def _misfit(field: Field, value: Any) -> Iterator[str]:
+    """What is wrong with the value of one field, whatever the others are."""
+    if field.kind is Kind.CONSTANTS:
+        if value.dtype != np.float64 or value.ndim != 1 or not np.isfinite(value).all():
+            yield f"{field.name} is not finite float64: {value.dtype}{list(value.shape)}"
+    elif field.kind is Kind.CHOICE:
+        if value not in field.choices:
+            yield f"{field.name} {value!r} is none of {', '.join(field.choices)}"
+    elif field.kind in NUMBERS and value is not None:
+        is_low = value <= 0 if field.is_optional else field.kind is Kind.KEEPS and value < 0
+        if is_low or not math.isfinite(value):
+            yield f"{field.name} {value} is not a number that it can be"
+
+
+def _misshapen(op: Operation, values: dict[str, Any]) -> Iterator[str]:
+    """Buffers and tensors whose shape is not what SHAPES says."""
+    lists = [field.name for field in fields_of(type(op)) if field.is_list]
+    for field in fields_of(type(op)):
+        shape = op.shape_of(field)
+        if shape is None:
+            continue
+        for i, item in enumerate(values[field.name] if field.is_list else (values[field.name],)):
+            if item is None:
+                continue
+            beside = {**values, **{name: values[name][i] for name in lists if i < len(values[name])}}
+            # A list with an index means the whole list.
+            beside = {**beside, **{name: values[name] for name in lists if f"{name}[" in shape}}
+            wanted = tuple(None if part == "_" else _value(part, beside) for part in shape.split(", "))
+            got = (item.width,) if field.kind in BUFFERS else item.shape
+            if len(got) != len(wanted) or any(w not in (None, g) for g, w in zip(got, wanted, strict=True)):
+                yield (
+                    f"buffer {item.name!r} has width {got[0]}, expected {wanted[0]}"
+                    if field.kind in BUFFERS
+                    else f"tensor {item.name!r} has shape {got}, expected {wanted}"
+                )
+
+
+def _unlike(op: Operation, program: Program) -> Iterator[str]:
+    """Tables that do not fit the model: the executor knows no vocabulary but theirs."""
+    if isinstance(op, Embed) and op.index == "position" and op.table.rows < program.context_length:
+        yield f"table {op.table.name!r} has {op.table.rows} positions, the model {program.context_length}"
+    ref = op.weight if isinstance(op, Head) else op.table if isinstance(op, Embed) and op.index == "token" else None
+    if ref is not None and ref.rows != program.vocab_size:
+        yield f"tensor {ref.name!r} has shape {ref.shape}, expected {program.vocab_size} rows"
+
+
+@cache
+def _compiled(expression: str) -> CodeType:
+    return compile(expression, "<rule>", "eval")
+
+
+def _value(expression: str, values: dict[str, Any]) -> Any:
+    """A rule's expression over an operation's fields. Rules are constants of `ops`, nobody's input."""
+    return eval(_compiled(expression), {"__builtins__": {"len": len}}, values)

@@ -1,0 +1,357 @@
+"""The operations: what each reads, writes and keeps, which shapes it takes and how it prints.
+
+A class here is all that the executor's struct, its binding, its checks and its dependency list are made from; what the
+words of the field types and the rules mean is said in `operation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from .operation import Added, Float64, Keeps, Operation, Reads, Routed, Routes, RowWise, Updates, Writes
+
+if TYPE_CHECKING:
+    from ..checkpoint.types import TensorRef
+    from .operation import Constants, Matrix, Table, Vector
+
+    Show = Callable[[TensorRef | None], str]
+
+Pooling = Literal["mean", "first", "last"]
+Activation = Literal["silu", "gelu_tanh", "gelu_erf", "relu", "none"]
+EmbedIndex = Literal["token", "position", "first"]
+NormKind = Literal["rms", "layer"]
+RouteScore = Literal["softmax", "sigmoid", "topk_softmax"]
+
+
+def _given(**values: object) -> str:
+    """What is not None, as ", name value"."""
+    return "".join(f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}"
+                   for name, value in values.items() if value is not None)  # fmt: skip
+
+
+def _unless(usual: float, value: float) -> float | None:
+    return None if value == usual else value
+
+
+def _plus(show: Show, ref: TensorRef | None) -> str:
+    return "" if ref is None else f" + {show(ref)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Embed(Operation):
+    """out[r] = table[token[r]] · scale. `table` is (vocabulary, width).
+
+    `index` "position": the row's position in its sequence instead of its token; "first": row 0 of the table for all.
+    """
+
+    out: Writes
+    table: Table
+    scale: float = 1.0
+    index: EmbedIndex = "token"
+
+    SHAPES = {"table": "_, out.width"}
+
+    def text(self, show: Show) -> str:
+        scale = f" · {self.scale:g}" if self.scale != 1.0 else ""
+        return f"{self.out.sized} = {show(self.table)}[{self.index}]{scale}"
+
+
+@dataclass(frozen=True, slots=True)
+class Norm(Operation):
+    """RMS: x / sqrt(mean(x²) + eps) · w.  Layer: (x - mean) / sqrt(var + eps) · w + b.
+
+    Works on `width // group` groups of each row when `group` is set (per-head QK norm: group = head_dim, weight of
+    that length). `weight_offset` is added to the weight once at load (Gemma's safetensors store w - 1). out may be x.
+    """
+
+    out: Writes
+    x: Reads
+    weight: Vector | None
+    bias: Vector | None = None
+    eps: float = 1e-6
+    kind: NormKind = "rms"
+    group: int | None = None
+    weight_offset: Added = 0.0
+
+    IN_PLACE = True
+    RULES = {
+        "x.width % (group or x.width) == 0": "groups of {group} in {x.width} values",
+        "kind == 'layer' or bias is None": "an RMS norm has no bias",
+        "eps >= 0": "eps {eps} is negative",
+    }
+    SHAPES = {"out": "x.width", "weight": "group or x.width", "bias": "group or x.width"}
+
+    def text(self, show: Show) -> str:
+        weight = show(self.weight)
+        scale = f"({weight} + {self.weight_offset:g})" if self.weight_offset else weight
+        groups = None if self.group is None else f"of {self.group}"
+        line = f"{self.out.sized} = {self.kind}({self.x.name}) · {scale}{_plus(show, self.bias)}"
+        return line + _given(eps=self.eps, groups=groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(Operation):
+    """outs[i] = x · weights[i]ᵀ (+ biases[i]); the weights (rows, cols) share the input, so it is quantised once.
+
+    No output is x; `biases` is empty or has one entry a weight.
+    """
+
+    outs: tuple[Writes, ...]
+    x: Reads
+    weights: tuple[Matrix, ...]
+    biases: tuple[Vector | None, ...] = ()
+
+    RULES = {
+        "len(weights) == len(outs) > 0 and (len(biases) == 0 or len(biases) == len(outs))": (
+            "{len(outs)} outputs, {len(weights)} weights, {len(biases)} biases"
+        )
+    }
+    SHAPES = {"weights": "outs.width, x.width", "biases": "outs.width"}
+
+    def text(self, show: Show) -> str:
+        biases = self.biases or (None,) * len(self.outs)
+        parts = zip(self.outs, self.weights, biases, strict=True)
+        return ", ".join(f"{o.sized} = {self.x.name} · {show(w)}{_plus(show, b)}" for o, w, b in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Rope(Operation):
+    """Rotary positions, in place, on each of `x.width // head_dim` heads.
+
+    `inv_freq` float64[rot_dim / 2] has every scaling rule applied already; angles are position · inv_freq in double.
+    cos and sin are multiplied by `attention_factor` (YaRN, LongRoPE). `interleaved`: pairs are (2i, 2i+1), as GGUF's
+    `llama` weights are permuted for; otherwise (i, i + rot_dim/2). Values past rot_dim pass through.
+    """
+
+    x: Updates
+    head_dim: int
+    inv_freq: Constants
+    interleaved: bool = False
+    attention_factor: Float64 = 1.0
+
+    RULES = {
+        "head_dim >= 1 and x.width % head_dim == 0 and 0 < 2 * len(inv_freq) <= head_dim": (
+            "{len(inv_freq)} frequencies, heads of {head_dim} in {x.width} values"
+        )
+    }
+
+    def text(self, show: Show) -> str:
+        pairs = "interleaved" if self.interleaved else "halves"
+        ends = f"frequencies {self.inv_freq[0]:g} to {self.inv_freq[-1]:g}"
+        factor = _given(factor=_unless(1.0, self.attention_factor))
+        return f"{self.x.sized} by heads of {self.head_dim}, {pairs}, {ends}{factor}"
+
+
+@dataclass(frozen=True, slots=True)
+class Attend(Operation):
+    """Appends k, v to the cache of `layer` and attends: softmax(q·k·scale [soft-capped]) · v, grouped query heads.
+
+    q is heads × head_dim, k kv_heads × head_dim, v kv_heads × v_dim, out heads × v_dim. `window` counts keys,
+    the row's own included: key j is seen from position p when p - window < j ≤ p.
+    """
+
+    out: Writes
+    q: Reads
+    k: Reads
+    v: Reads
+    layer: Keeps
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    v_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    causal: bool = True
+
+    RULES = {
+        "num_kv_heads >= 1 and num_heads >= 1 and num_heads % num_kv_heads == 0 and head_dim >= 1 and v_dim >= 1": (
+            "{num_heads} heads on {num_kv_heads} of {head_dim} and {v_dim} values"
+        )
+    }
+    SHAPES = {
+        "q": "num_heads * head_dim",
+        "k": "num_kv_heads * head_dim",
+        "v": "num_kv_heads * v_dim",
+        "out": "num_heads * v_dim",
+    }
+
+    def text(self, show: Show) -> str:
+        line = f"{self.out.sized} = softmax({self.q.name} · {self.k.name}) · {self.v.name}"
+        line += f", {self.num_heads} heads on {self.num_kv_heads} of {self.head_dim}"
+        line += f" and {self.v_dim}" if self.v_dim != self.head_dim else ""
+        line += _given(scale=self.scale, window=self.window, softcap=self.softcap)
+        return line + ("" if self.causal else ", not causal")
+
+
+@dataclass(frozen=True, slots=True)
+class Gate(RowWise):
+    """out = activation(a) · b, or activation(a) when b is None (out may be a)."""
+
+    out: Writes
+    a: Reads
+    b: Reads | None
+    activation: Activation
+
+    GUARDS = "a gate"  # activations take -infinity to 0
+
+    def text(self, show: Show) -> str:
+        return f"{self.out.sized} = {self.activation}({self.a.name})" + (f" · {self.b.name}" if self.b else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Route(Operation):
+    """Picks `top_k` experts a row from router logits (rows × experts); ties go to the lower expert id.
+
+    score = softmax over all, sigmoid, or none (softmax over the picked ones only, `score="topk_softmax"`). `bias` is
+    added for the choice only (DeepSeek-style). `num_groups`/`top_groups` restrict the choice to the best groups, a
+    group's rank being the sum of its two best (biased) scores. Weights are the unbiased scores of the picked, divided
+    by their sum when `normalize`, times `scale`. The result (ids ascending, weights) lives beside the buffer named
+    `logits`.
+    """
+
+    logits: Routes
+    num_experts: int
+    top_k: int
+    score: RouteScore = "softmax"
+    normalize: bool = True
+    bias: Vector | None = None
+    num_groups: int = 1
+    top_groups: int = 1
+    scale: float = 1.0
+
+    RULES = {
+        "1 <= top_k <= num_experts == logits.width": "top {top_k} of {num_experts} experts, {logits.width} logits",
+        "num_groups >= 1 and num_experts % num_groups == 0 and 1 <= top_groups <= num_groups"
+        " and top_groups * (num_experts // num_groups) >= top_k": (
+            "{top_groups} of {num_groups} groups for top {top_k} of {num_experts}"
+        ),
+    }
+    SHAPES = {"bias": "num_experts"}
+
+    def text(self, show: Show) -> str:
+        line = f"top {self.top_k} of {self.num_experts} by {self.logits.name}, {self.score}"
+        line += ", normalized" if self.normalize and self.score != "topk_softmax" else ""
+        line += _plus(show, self.bias)
+        line += f", {self.top_groups} of {self.num_groups} groups" if self.num_groups > 1 else ""
+        return line + _given(scale=_unless(1.0, self.scale))
+
+
+@dataclass(frozen=True, slots=True)
+class Experts(Operation):
+    """out = Σ over the row's picked experts, ascending id, of weight · down(activation(gate(x)) · up(x)).
+
+    One tuple entry an expert; gate and up are (expert_width, width), down is (width, expert_width). `logits` names
+    the Route whose result is used. out is not x.
+    """
+
+    out: Writes
+    x: Reads
+    logits: Routed
+    gate: tuple[Matrix, ...]
+    up: tuple[Matrix, ...]
+    down: tuple[Matrix, ...]
+    activation: Activation = "silu"
+
+    RULES = {
+        "logits.choices == len(gate) > 0": "{len(gate)} experts without a route over as many",
+        "len(gate) == len(up) == len(down)": "{len(gate)} gates, {len(up)} ups, {len(down)} downs",
+    }
+    SHAPES = {
+        "out": "x.width",
+        "gate": "gate[0].rows, x.width",
+        "up": "gate[0].rows, x.width",
+        "down": "x.width, gate[0].rows",
+    }
+
+    def text(self, show: Show) -> str:
+        x, first = self.x.name, [show(self.gate[0]), show(self.up[0]), show(self.down[0])]
+        line = f"{self.out.sized} = Σ {self.logits.name} · down({self.activation}(gate({x})) · up({x}))"
+        return f"{line}, {len(self.gate)} × gate {first[0]}, up {first[1]}, down {first[2]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Add(RowWise):
+    """out = a + b (out may be a)."""
+
+    out: Writes
+    a: Reads
+    b: Reads
+
+    def text(self, show: Show) -> str:
+        return f"{self.out.sized} = {self.a.name} + {self.b.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scale(RowWise):
+    """out = x · factor (out may be x)."""
+
+    out: Writes
+    x: Reads
+    factor: float
+
+    def text(self, show: Show) -> str:
+        return f"{self.out.sized} = {self.x.name} · {self.factor:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Softcap(RowWise):
+    """out = cap · tanh(x / cap) (out may be x)."""
+
+    out: Writes
+    x: Reads
+    cap: float
+
+    RULES = {"cap > 0": "the cap {cap} is not positive"}
+    GUARDS = "a value before its soft cap"
+
+    def text(self, show: Show) -> str:
+        return f"{self.out.sized} = {self.cap:g} · tanh({self.x.name} / {self.cap:g})"
+
+
+@dataclass(frozen=True, slots=True)
+class Head(Operation):
+    """logits = x · weightᵀ · scale (+ bias), soft-capped when `softcap`; only for the rows that the step asks for.
+
+    Must be the last operation; everything after the last Attend is computed only for those rows too.
+    """
+
+    x: Reads
+    weight: Matrix
+    bias: Vector | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    IS_LAST = True
+    SHAPES = {"weight": "_, x.width", "bias": "weight.rows"}
+
+    def text(self, show: Show) -> str:
+        line = f"logits = {self.x.name} · {show(self.weight)}{_plus(show, self.bias)}"
+        return line + _given(scale=_unless(1.0, self.scale), softcap=self.softcap)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool(Operation):
+    """The vector of a sequence: the mean of its rows of x, the first of them ([CLS]) or the last.
+
+    Ends the program of a model that makes vectors, not text, in the place of Head. The executor gives the rows, whose
+    mean the engine takes; what follows the last Attend is computed only for the rows that are needed.
+    """
+
+    x: Reads
+    kind: Pooling
+
+    IS_LAST = True
+
+    def text(self, show: Show) -> str:
+        return f"vector = {self.kind} of {self.x.name}"
+
+
+# All of them, in this order in the executor too.
+OPERATIONS = tuple(
+    item
+    for item in list(vars().values())
+    if isinstance(item, type) and issubclass(item, Operation) and item.__module__ == __name__
+)

@@ -1,0 +1,62 @@
+"""Granite MoE: multipliers, experts stacked gate on up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from family_cases import EXPERTS, FFN, NO_HEAD_DIM, TOP_K, Case, Family, Shapes, heads
+
+
+def _experts(hidden: int, layer: int) -> Shapes:
+    moe = "block_sparse_moe."
+    return {
+        f"{moe}router.layer.weight": (EXPERTS, hidden),
+        f"{moe}input_linear.weight": (EXPERTS, 2 * FFN, hidden),
+        f"{moe}output_linear.weight": (EXPERTS, hidden, FFN),
+    }
+
+
+def _gguf_settings(w: Any, c: dict[str, Any]) -> None:
+    w.add_attention_scale(c["attention_multiplier"])
+    w.add_embedding_scale(c["embedding_multiplier"])
+    w.add_residual_scale(c["residual_multiplier"])
+    w.add_logit_scale(c["logits_scaling"])
+
+
+FAMILY = Family(
+    "granitemoe",
+    tiny={
+        **NO_HEAD_DIM,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": TOP_K,
+        "embedding_multiplier": 1.5,
+        "attention_multiplier": 0.125,
+        "residual_multiplier": 0.72,
+        "logits_scaling": 4.0,
+        "tie_word_embeddings": True,
+    },
+    ffn=_experts,
+    number=1,
+    golden=(1, [0, 69, 80, 82, 32, 35, 82, 32, 35, 82, 35, 82, 29, 34, 53, 66, 2, 31, 43, 82, 29, 82, 29, 82]),
+    gguf="GRANITE_MOE",
+    permuted=True,
+    gguf_settings=_gguf_settings,
+    cases=(
+        Case(
+            "granitemoe-multipliers",
+            heads(
+                6,
+                2,
+                hidden_size=96,
+                num_local_experts=6,
+                num_experts_per_tok=2,
+                embedding_multiplier=6.0,
+                attention_multiplier=0.15,
+                residual_multiplier=0.22,
+                logits_scaling=4.0,
+                tie_word_embeddings=True,
+            ),
+        ),
+        Case("granitemoe-plain-gqa8", heads(8, 1, num_local_experts=4, num_experts_per_tok=4)),
+    ),
+)

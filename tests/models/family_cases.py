@@ -1,0 +1,123 @@
+"""What the tests know of a family apart from the code under test: one file in families/ each, found by itself."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCAB = 48, 6, 2, 16, 64, 3, 97
+EXPERTS, TOP_K, EXPERT_WIDTH = 5, 2, 32
+
+Shapes = dict[str, tuple[int, ...]]
+
+BASE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "intermediate_size": FFN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
+    "head_dim": HEAD_DIM,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 512,
+}
+# For families without a head_dim of their own.
+NO_HEAD_DIM = {**{k: v for k, v in BASE.items() if k != "head_dim"}, "hidden_size": HEADS * HEAD_DIM}
+QK_NORMS: Shapes = {"self_attn.q_norm.weight": (HEAD_DIM,), "self_attn.k_norm.weight": (HEAD_DIM,)}
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+
+
+def heads(q: int, kv: int, **more: Any) -> dict[str, Any]:
+    """Settings with q query heads and kv key-value heads."""
+    return {"num_attention_heads": q, "num_key_value_heads": kv, **more}
+
+
+def mlp(hidden: int, layer: int) -> Shapes:
+    """The usual MLP."""
+    inward, outward = (FFN, hidden), (hidden, FFN)
+    return {"mlp.gate_proj.weight": inward, "mlp.up_proj.weight": inward, "mlp.down_proj.weight": outward}
+
+
+def experts(
+    width: int, block: str = "mlp.", parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+) -> Any:
+    """A router and one tensor an expert, gate, up and down being called `parts`."""
+    gate, up, down = parts
+
+    def shapes(hidden: int, layer: int) -> Shapes:
+        result: Shapes = {f"{block}gate.weight": (EXPERTS, hidden)}
+        for e in range(EXPERTS):
+            expert = f"{block}experts.{e}."
+            result |= {f"{expert}{gate}.weight": (width, hidden), f"{expert}{up}.weight": (width, hidden)}
+            result[f"{expert}{down}.weight"] = (hidden, width)
+        return result
+
+    return shapes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison with transformers; `config` holds arguments of its configuration class."""
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    gguf: bool = True  # whether GGUF can express it
+    exact: bool = False  # whether the GGUF route has the very same sums: no permuted heads, no rounded rope factors
+    family: str = ""  # model_type; that of the file when empty
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny model of the family, its text, how it becomes a GGUF file, and comparisons with transformers."""
+
+    name: str  # model_type
+    tiny: dict[str, Any]  # config.json
+    attention: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of a layer beyond Llama's
+    ffn: Callable[[int, int], Shapes] = mlp  # (hidden, layer) -> tensors
+    number: int | None = None  # of the random numbers; None makes one from the name
+    norm_base: float = 1.0  # 0: files store the norms' weights less 1
+    golden: tuple[int, list[int]] | None = None  # seed and greedy text, from test_models_golden.py
+    gguf: str | None = None  # the member of gguf.MODEL_ARCH whose names the converter takes
+    architecture: str | None = None  # in GGUF, where it is not that member's
+    permuted: bool = False  # q and k are stored in the order of interleaved pairs
+    gguf_settings: Callable[[Any, dict[str, Any]], None] | None = None  # (gguf writer, config.json) beyond the usual
+    cases: tuple[Case, ...] = ()
+
+
+def _found() -> dict[str, Family]:
+    folder = Path(__file__).parent / "families"
+    modules = [importlib.import_module(f"families.{module.name}") for module in pkgutil.iter_modules([str(folder)])]
+    return {module.FAMILY.name: module.FAMILY for module in modules}
+
+
+def families() -> dict[str, Family]:
+    """Every family by its model_type."""
+    if not _FAMILIES:
+        _FAMILIES.update(_found())
+    return _FAMILIES
+
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def cases() -> tuple[Case, ...]:
+    """The comparisons of all families."""
+    return tuple(
+        case if case.family else replace(case, family=family.name)
+        for family in families().values()
+        for case in family.cases
+    )

@@ -1,0 +1,505 @@
+"""No setting of a file is passed over in silence: it is read, known to be harmless, refused, or left out on the user's
+word. What counts as harmless is held against the references: llama.cpp's sources and transformers' models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf_export
+import numpy as np
+import peer
+import pytest
+import test_bert
+import tiny_bert
+import tiny_models
+from numpy_executor import NumpyExecutor
+
+import kamado
+from kamado.checkpoint import open_checkpoint
+from kamado.checkpoint.types import Checkpoint
+from kamado.errors import CheckpointError, UnsupportedError
+from kamado.models import build_program, harmless
+from kamado.models.config import Config
+
+HF_FAMILIES = (*sorted(tiny_models.CONFIGS), "gemma3", "bert")
+GGUF_SOURCES = {  # what is exported for each architecture
+    "llama": "mixtral",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "gemma3": "gemma3_text",
+    "olmoe": "olmoe",
+    "granitemoe": "granitemoe",
+    "bert": "bert",
+}
+ODD = (3, "odd", True)  # values that are neither off nor what a family does anyway
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Checkpoint]:
+    """A tiny model by (format, family), opened once."""
+    known: dict[tuple[str, str], Checkpoint] = {}
+
+    def get(form: str, family: str) -> Checkpoint:
+        if (form, family) not in known:
+            folder = tmp_path_factory.mktemp(f"{form}-{family}")
+            known[form, family] = _hf(folder, family) if form == "safetensors" else _gguf(folder, family)
+        return known[form, family]
+
+    return get
+
+
+def _hf(folder: Path, family: str) -> Checkpoint:
+    if family == "bert":
+        return open_checkpoint(tiny_bert.write(folder))
+    if family != "gemma3":
+        return open_checkpoint(tiny_models.write(folder, family))
+    tiny_models.write(folder, "gemma3_text")
+    text = {"model_type": "gemma3_text", **tiny_models.CONFIGS["gemma3_text"]}
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    return open_checkpoint(folder)
+
+
+def _gguf(folder: Path, family: str) -> Checkpoint:
+    if family == "bert":
+        return test_bert.renamed_to_gguf(open_checkpoint(tiny_bert.write(folder)))
+    tiny_models.write(folder, GGUF_SOURCES[family])
+    return open_checkpoint(gguf_export.export(folder, folder / "model.gguf"))
+
+
+def with_keys(checkpoint: Checkpoint, changes: dict[str, Any]) -> Checkpoint:
+    """The same with other settings, by names without GGUF's prefix; those of a text part begin with text_config."""
+    prefix = f"{checkpoint.architecture}." if checkpoint.format == "gguf" else ""
+    metadata = dict(checkpoint.metadata)
+    for key, value in changes.items():
+        if key.startswith("text_config."):
+            metadata["text_config"] = {**metadata["text_config"], key.removeprefix("text_config."): value}
+        else:
+            metadata[prefix + key] = value
+    return dataclasses.replace(checkpoint, metadata=metadata)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[str]]:
+    """Names of the settings that were read, as the file writes them."""
+    names: set[str] = set()
+    get, known = Config.get, Config.known
+    monkeypatch.setattr(Config, "get", lambda c, key: (names.add(c.prefix + key), get(c, key))[1])
+    monkeypatch.setattr(Config, "known", lambda c, keys: (names.update(c.prefix + k for k in keys), known(c, keys))[1])
+    return names
+
+
+def outcome(checkpoint: Checkpoint, key: str, value: Any, read: set[str]) -> str:
+    """What becomes of `key` = `value`: "refused" by name, "read" or "harmless". Anything else is a failure."""
+    changed = with_keys(checkpoint, {key: value})
+    name = f"{checkpoint.architecture}.{key}" if checkpoint.format == "gguf" else key
+    read.clear()
+    try:
+        build_program(changed)
+    except CheckpointError as fault:
+        if name in read:
+            return "read"
+        if name in str(fault):
+            return "refused"
+        raise
+    if name in read:
+        return "read"
+    place = key.removeprefix("text_config.")
+    assert harmless.reason(checkpoint.format, checkpoint.architecture, place, value), f"{name} = {value!r} was not seen"
+    return "harmless"
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", GGUF_SOURCES)
+def test_an_unread_key_of_a_gguf_file_is_refused_by_name(family: str, checkpoints: Any) -> None:
+    odd = with_keys(checkpoints("gguf", family), {"new_scale": 2.5})
+    with pytest.raises(UnsupportedError, match=rf"'{family}\.new_scale' is 2\.5.*--allow-unknown {family}\.new_scale"):
+        build_program(odd)
+    assert build_program(odd, [f"{family}.new_scale"]).overridden == (f"{family}.new_scale",)
+
+
+@pytest.mark.parametrize("family", HF_FAMILIES)
+def test_an_unread_key_of_config_json_is_refused_by_name(family: str, checkpoints: Any) -> None:
+    for key in ("new_scale", *(["text_config.new_scale"] if family == "gemma3" else [])):
+        odd = with_keys(checkpoints("safetensors", family), {key: 2.5})
+        with pytest.raises(UnsupportedError, match=rf"'{key}' is 2\.5.*--allow-unknown {key}"):
+            build_program(odd)
+        assert build_program(odd, [key]).overridden == (key,)
+
+
+def test_all_unread_keys_are_named_at_once(checkpoints: Any) -> None:
+    odd = with_keys(checkpoints("gguf", "llama"), {"new_scale": 2.5, "attention.sinks": True})
+    with pytest.raises(
+        UnsupportedError, match=r"--allow-unknown llama\.new_scale --allow-unknown llama\.attention\.si"
+    ):
+        build_program(odd)
+    with pytest.raises(UnsupportedError, match=r"'llama\.attention\.sinks' is True, which"):
+        build_program(odd, ["llama.new_scale"])
+
+
+def test_keys_of_nested_objects_are_held_to_the_same_rule(checkpoints: Any) -> None:
+    rope = {"rope_type": "linear", "factor": 2.0, "spin": 3}
+    odd = with_keys(checkpoints("safetensors", "qwen3"), {"rope_scaling": rope})
+    with pytest.raises(UnsupportedError, match=r"'rope_scaling\.spin' is 3"):
+        build_program(odd)
+    assert build_program(odd, ["rope_scaling.spin"]).overridden == ("rope_scaling.spin",)
+    both = with_keys(odd, {"rope_parameters": {"rope_theta": 1e4, "turn": 1}})
+    with pytest.raises(UnsupportedError, match=r"'rope_scaling\.turn' is 1"):
+        build_program(both, ["rope_scaling.spin"])
+    pooling = {"pooling_mode_mean_tokens": True, "include_prompt": False, "word_embedding_dimension": 48}
+    odd = with_keys(checkpoints("safetensors", "bert"), {"sentence_transformers_pooling": pooling})
+    with pytest.raises(UnsupportedError, match=r"'sentence_transformers_pooling\.include_prompt' is False"):
+        build_program(odd)
+
+
+def test_null_counts_as_absent_and_other_prefixes_are_nobodys(checkpoints: Any) -> None:
+    assert build_program(with_keys(checkpoints("safetensors", "llama"), {"new_scale": None})).overridden == ()
+    checkpoint = checkpoints("gguf", "llama")
+    more = {"general.new": 1, "quantize.imatrix.file": "x", "split.new": 2, "llama4.new_scale": 3}
+    assert build_program(dataclasses.replace(checkpoint, metadata={**checkpoint.metadata, **more})).overridden == ()
+
+
+def test_an_override_reaches_no_key_that_is_read(checkpoints: Any) -> None:
+    odd = with_keys(checkpoints("gguf", "llama"), {"expert_gating_func": 2})
+    with pytest.raises(UnsupportedError, match="expert_gating_func"):
+        build_program(odd, ["llama.expert_gating_func"])
+    plain = checkpoints("gguf", "llama")
+    assert build_program(plain, ["llama.block_count", "llama.vocab_size", "llama.none"]).overridden == ()
+
+
+def test_what_is_left_out_changes_nothing_else(checkpoints: Any) -> None:
+    plain = checkpoints("gguf", "qwen2")
+    odd = build_program(with_keys(plain, {"new_scale": 2.5}), ["qwen2.new_scale"])
+    assert np.array_equal(NumpyExecutor(odd).forward([1, 2, 3]), NumpyExecutor(build_program(plain)).forward([1, 2, 3]))
+
+
+def test_load_takes_keys_to_leave_out(write_tiny: Callable[..., Path]) -> None:
+    path = write_tiny(new_scale=2.5)
+    with pytest.raises(kamado.UnsupportedError, match=r"llama\.new_scale"):
+        kamado.load(path, context=64)
+    for allowed in (["llama.new_scale"], "llama.new_scale"):
+        with kamado.load(path, context=64, allow_unknown=allowed) as model:
+            assert model.plan.overridden == ("llama.new_scale",)
+            assert model.plan.to_dict()["overridden"] == ("llama.new_scale",)
+
+
+# --- what files in the wild have --------------------------------------------------------------------------------------
+
+_CONVERTED = {  # beside what tests/models/gguf_export.py writes
+    "llama": {
+        "vocab_size": 97,
+        "rope.dimension_count": 16,
+        "rope.scaling.finetuned": False,
+        "tensor_data_layout": "Meta AI original pth",
+        "attention.layer_norm_epsilon": 1e-5,
+        "attention.causal": True,
+    },
+    "qwen2": {"vocab_size": 97, "expert_count": 0, "expert_used_count": 0, "rope.dimension_count": 16},
+    "qwen3": {"pooling_type": 3, "vocab_size": 97, "rope.scaling.type": "none"},
+    "qwen3moe": {"expert_shared_feed_forward_length": 0, "rope.scaling.finetuned": True, "expert_weights_scale": 1.0},
+    "gemma3": {"attention.sliding_window_pattern": 6, "attn_logit_softcapping": 0.0, "rope.scaling.factor": 8.0},
+    "olmoe": {"attention.clamp_kqv": 0.0, "expert_gating_func": 1, "expert_group_count": 1},
+    "granitemoe": {"expert_shared_feed_forward_length": 0, "expert_feed_forward_length": 64},
+    "bert": {"vocab_size": 97, "classifier.output_labels": ["a", "b"], "rope.freq_base": 10000.0},
+}
+
+
+@pytest.mark.parametrize("family", _CONVERTED)
+def test_what_converters_write_is_taken(family: str, checkpoints: Any) -> None:
+    assert build_program(with_keys(checkpoints("gguf", family), _CONVERTED[family])).overridden == ()
+
+
+_ALL = {
+    "architectures": None,
+    "transformers_version": "5.23.0",
+    "torch_dtype": "bfloat16",
+    "dtype": "bfloat16",
+    "use_cache": True,
+    "initializer_range": 0.02,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": [2, 3],
+    "pad_token_id": 0,
+    "_attn_implementation_autoset": True,
+    "unsloth_version": "2025.9",
+    "auto_map": {"AutoModel": "modeling.py"},
+    "id2label": {"0": "LABEL_0"},
+    "temperature": 1.0,
+}
+_PUBLISHED = {
+    "llama": {
+        "pretraining_tp": 1, "is_llama_config": True, "rope_interleaved": False, "mlp_bias": False,
+        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}, "max_sequence_length": 2048,
+    },
+    "mistral": {"head_dim": 16},
+    "mixtral": {"output_router_logits": False, "router_aux_loss_coef": 0.02, "router_jitter_noise": 0.1},
+    "qwen2": {"use_mrope": False, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 21},
+    "qwen3": {"layer_types": ["full_attention"] * 3, "max_window_layers": 3},
+    "qwen3_moe": {
+        "qkv_bias": False, "use_qk_norm": True, "shared_expert_intermediate_size": 0, "max_window_layers": 28,
+        "decoder_sparse_step": 1, "mlp_only_layers": [], "router_aux_loss_coef": 0.0, "num_local_experts": 5,
+    },
+    "gemma3_text": {
+        "cache_implementation": "hybrid", "attn_logit_softcapping": None, "_sliding_window_pattern": 6,
+        "use_bidirectional_attention": False, "hidden_act": "gelu_pytorch_tanh",
+    },
+    "gemma3": {
+        "boi_token_index": 5, "eoi_token_index": 6, "image_token_index": 7, "mm_tokens_per_image": 256,
+        "vision_config": {"hidden_size": 16}, "tie_word_embeddings": True, "text_config.torch_dtype": "bfloat16",
+    },
+    "olmoe": {"clip_qkv": None, "output_router_logits": False, "layer_types": None},
+    "granitemoe": {"output_router_logits": True, "attention_bias": False},
+    "bert": {
+        "gradient_checkpointing": False, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+        "classifier_dropout": 0.1, "directionality": "bidi", "pooler_type": "first_token_transform",
+        "sentence_transformers_pooling": {
+            "word_embedding_dimension": 48, "pooling_mode_mean_tokens": True, "include_prompt": True,
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", HF_FAMILIES)
+def test_what_published_config_json_have_is_taken(family: str, checkpoints: Any) -> None:
+    checkpoint = checkpoints("safetensors", family)
+    assert build_program(with_keys(checkpoint, {**_ALL, **_PUBLISHED[family]})).overridden == ()
+
+
+@pytest.mark.parametrize(
+    ("form", "family", "key", "value"),
+    [
+        ("safetensors", "llama", "use_qk_norm", True),
+        ("safetensors", "llama", "sliding_window", 64),
+        ("safetensors", "llama", "layer_types", ["full_attention", "sliding_attention", "full_attention"]),
+        ("safetensors", "qwen3_moe", "use_qk_norm", False),
+        ("safetensors", "gemma3_text", "attention_bias", True),
+        ("safetensors", "gemma3", "tie_word_embeddings", False),
+        ("safetensors", "olmoe", "sliding_window", 64),
+        ("safetensors", "bert", "is_encoder_decoder", True),
+        ("gguf", "llama", "attention.layer_norm_rms_epsilon_swa", 1e-5),
+        ("gguf", "qwen3", "attention.sliding_window", 64),
+        ("gguf", "qwen2", "expert_count", 8),
+        ("gguf", "bert", "expert_used_count", 2),
+        ("gguf", "granitemoe", "expert_shared_feed_forward_length", 64),
+        ("gguf", "gemma3", "attn_logit_softcapping", 50.0),
+    ],
+)
+def test_what_is_off_in_one_family_is_not_harmless_in_another(
+    form: str, family: str, key: str, value: Any, checkpoints: Any
+) -> None:
+    with pytest.raises(UnsupportedError, match=key):
+        build_program(with_keys(checkpoints(form, family), {key: value}))
+
+
+def test_every_row_has_a_reason_and_no_key_is_named_twice_for_a_family() -> None:
+    for rows, families in ((harmless.GGUF, set(GGUF_SOURCES)), (harmless.CONFIG_JSON, set(HF_FAMILIES))):
+        seen: set[tuple[str, str]] = set()
+        for row in rows:
+            assert row.reason
+            assert row.families is None or row.families & families, row
+            if row.values is not None:
+                continue
+            for key in row.keys.split():
+                for family in families & (row.families or families):
+                    assert (key, family) not in seen, (key, family)
+                    seen.add((key, family))
+
+
+# --- llama.cpp's keys -------------------------------------------------------------------------------------------------
+
+# Keys that llama.cpp reads when it loads one of these architectures, though no row of its forward pass depends on them:
+# what it keeps them in, which its model files and graphs must not name.
+_KEPT_ONLY = {
+    "LLM_KV_ROPE_SCALING_FINETUNED": "rope_finetuned",
+    "LLM_KV_CLASSIFIER_OUTPUT_LABELS": "classifier_labels",
+}
+
+
+@pytest.fixture(scope="session")
+def peer_sources() -> dict[str, str]:
+    return peer.sources()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", GGUF_SOURCES)
+def test_no_key_of_llama_cpp_is_unseen(
+    family: str, peer_sources: dict[str, str], checkpoints: Any, read: set[str]
+) -> None:
+    keys = peer.keys(peer_sources["llama-arch.cpp"])
+    assert len(keys) > 100
+    checkpoint = checkpoints("gguf", family)
+    found = {(key, outcome(checkpoint, key, value, read)) for key in keys.values() for value in ODD}
+    assert {kind for _, kind in found} == {"read", "harmless", "refused"}
+    assert ("block_count", "read") in found
+    assert ("ssm.conv_kernel", "refused") in found
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", GGUF_SOURCES)
+def test_llama_cpp_does_not_read_what_is_harmless_whatever_it_says(family: str, peer_sources: dict[str, str]) -> None:
+    own = peer_sources[f"models/{peer.MODEL_FILES[family]}.cpp"]
+    common = peer_sources["llama-model.cpp"]
+    for name, key in peer.keys(peer_sources["llama-arch.cpp"]).items():
+        if harmless.reason("gguf", family, key, object()) is None:
+            continue
+        if name in _KEPT_ONLY:
+            assert _KEPT_ONLY[name] not in own, (family, key)
+        elif key.startswith("rope."):  # of bert
+            turned = own.partition("ggml_rope_ext")[0].rpartition("if (")[2]
+            assert "LLM_ARCH_NOMIC_BERT" in turned
+            assert "LLM_ARCH_BERT" not in turned
+        elif name == "LLM_KV_VOCAB_SIZE":  # a local variable, for the name of the model's size
+            assert f"{name}, n_vocab, false" in own or name not in own
+            assert name not in common
+        else:
+            assert name not in own, (family, key)
+            assert name not in common, (family, key)
+
+
+# --- transformers' attributes -----------------------------------------------------------------------------------------
+
+_CLASSES = {
+    "llama": "LlamaConfig",
+    "mistral": "MistralConfig",
+    "mixtral": "MixtralConfig",
+    "qwen2": "Qwen2Config",
+    "qwen3": "Qwen3Config",
+    "qwen3_moe": "Qwen3MoeConfig",
+    "gemma3_text": "Gemma3TextConfig",
+    "gemma3": "Gemma3Config",
+    "granitemoe": "GraniteMoeConfig",
+    "olmoe": "OlmoeConfig",
+    "bert": "BertConfig",
+}
+
+
+def _attributes(name: str) -> dict[str, Any]:
+    """Public attributes of a configuration class and its other names for them, with their defaults."""
+    import transformers
+
+    config = getattr(transformers, name)()
+    names = {*config.to_dict(), *config.attribute_map, *(key for key in vars(config) if not key.startswith("_"))}
+    return {key: getattr(config, key, None) for key in sorted(names)}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", HF_FAMILIES)
+def test_no_attribute_of_transformers_is_unseen(family: str, checkpoints: Any, read: set[str]) -> None:
+    attributes: dict[str, Any] = {}
+    for name in _CLASSES.values():
+        attributes |= _attributes(name)
+    assert len(attributes) > 60
+    checkpoint = checkpoints("safetensors", family)
+    found = set()
+    for key, default in attributes.items():
+        if key == "text_config" and family == "gemma3":
+            continue  # the place of the others
+        plain = default if isinstance(default, bool | int | float | str | list | None) else 3
+        for value in (plain, *ODD):
+            if value is not None:
+                found.add((key, outcome(checkpoint, key, value, read)))
+                if family == "gemma3":
+                    found.add((key, outcome(checkpoint, f"text_config.{key}", value, read)))
+    assert {kind for _, kind in found} == {"read", "harmless", "refused"}
+    assert ("hidden_size", "read") in found
+    assert ("initializer_range", "harmless") in found
+
+
+# What chooses the class, the code that runs it or the form of what a call returns.
+_NOT_GIVEN = ("model_type", "attn_implementation", "_attn_implementation", "return_dict", "use_return_dict")
+
+# Two values of the type that the attribute has; of others, two numbers.
+_TWO: dict[str, tuple[Any, Any]] = {
+    "architectures": (["A"], ["B"]),
+    "auto_map": ({}, {"AutoModel": "x.Y"}),
+    "_name_or_path": ("a", "b"),
+    "transformers_version": ("4.0.0", "5.0.0"),
+    "dtype": ("float32", "bfloat16"),
+    "torch_dtype": ("float32", "bfloat16"),
+    "id2label": ({0: "a", 1: "b"}, {0: "c", 1: "d"}),
+    "label2id": ({"a": 0, "b": 1}, {"c": 0, "d": 1}),
+    "num_labels": (2, 3),
+    "cache_implementation": ("hybrid", "static"),
+    "problem_type": ("regression", "single_label_classification"),
+    "pad_token_id": (0, 5),
+    "hidden_act": ("silu", "gelu"),
+    "suppress_tokens": ([], [1]),
+    "begin_suppress_tokens": ([], [1]),
+    "bad_words_ids": ([[1]], [[2]]),
+}
+_FLAGS = (  # noqa: SIM905
+    "tie_word_embeddings use_cache output_attentions output_hidden_states output_router_logits gradient_checkpointing "
+    "torchscript use_bfloat16 do_sample early_stopping output_scores return_dict_in_generate remove_invalid_values "
+    "tf_legacy_loss is_llama_config attn_implementation_autoset _attn_implementation_autoset _flash_attn_2_enabled "
+    "output_past"
+).split()
+_COUNTS = (  # noqa: SIM905
+    "bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id "
+    "pretraining_tp max_window_layers chunk_size_feed_forward top_k num_beams num_beam_groups num_return_sequences "
+    "max_length min_length no_repeat_ngram_size encoder_no_repeat_ngram_size boi_token_index eoi_token_index "
+    "boi_token_id eoi_token_id forced_bos_token_id forced_eos_token_id"
+).split()
+
+
+def _two_values(key: str) -> tuple[Any, Any]:
+    if key in _TWO:
+        return _TWO[key]
+    return (False, True) if key in _FLAGS else (1, 3) if key in _COUNTS else (0.125, 0.75)
+
+
+class _Reference:
+    """transformers' model of a family on a few tokens, with the same weights whatever the settings say."""
+
+    def __init__(self, family: str) -> None:
+        self._family = family
+        self._weights = self._model({}).state_dict()
+
+    def _model(self, changes: dict[str, Any]) -> Any:
+        import torch
+        import transformers
+        from model_cases import quiet
+
+        small = {**tiny_models.CONFIGS.get(self._family, tiny_bert.CONFIG), "num_hidden_layers": 2, "layer_types": None}
+        small = {key: value for key, value in small.items() if value is not None and key != "model_type"}
+        with quiet():
+            torch.manual_seed(0)
+            config = transformers.AutoConfig.for_model(self._family, **{**small, **changes})
+            auto = transformers.AutoModel if self._family == "bert" else transformers.AutoModelForCausalLM
+            return auto.from_config(config, dtype=torch.float32).eval()
+
+    def answer(self, changes: dict[str, Any]) -> np.ndarray:
+        import torch
+
+        model = self._model(changes)
+        model.load_state_dict(self._weights)
+        with torch.no_grad():
+            answer = model(input_ids=torch.tensor([[5, 1, 7, 3, 9, 2]]))
+        return (answer.last_hidden_state if self._family == "bert" else answer.logits).numpy()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", [family for family in HF_FAMILIES if family != "gemma3"])
+def test_what_is_harmless_gives_transformers_equal_logits(family: str, checkpoints: Any, read: set[str]) -> None:
+    """Attributes of other models, too: a configuration takes every key, whether its class has it or not."""
+    build_program(checkpoints("safetensors", family))
+    reference = _Reference(family)
+    plain = reference.answer({})
+    for row in harmless.CONFIG_JSON:
+        if row.families is not None and family not in row.families:
+            continue
+        for key in row.keys.split():
+            if key in (*read, *_NOT_GIVEN) or "*" in key or "." in key:
+                continue
+            for value in _two_values(key) if row.values is None else row.values:
+                given = [value] * 2 if key == "layer_types" else value
+                answer = reference.answer({key: given})
+                if key == "chunk_size_feed_forward":  # by other products of matrices, which round otherwise
+                    assert np.abs(answer - plain).max() < 1e-5
+                else:
+                    assert np.array_equal(answer, plain), (family, key, value)
