@@ -20,8 +20,8 @@ from kamado.checkpoint.types import Checkpoint, TokenizerSource
 from kamado.engine.generation import Generation
 from kamado.engine.keeper import Keeper
 from kamado.engine.model import Model
+from kamado.engine.options import sampling_from
 from kamado.engine.request import Request
-from kamado.engine.sampler import sampling_from
 from kamado.engine.session import Sources
 from kamado.engine.store import PrefixStore
 from kamado.engine.turn_starts import wanted_marks
@@ -30,7 +30,7 @@ from kamado.lower import build_executor
 from .fakes import CHATML, VOCAB, ByteTokenizer, make_plan
 
 HIDDEN, HEADS, HEAD_DIM, KV_HEADS = 64, 2, 32, 1
-SOURCE_ROWS = 150
+SOURCE_ROWS, MAX_SOURCE_ROWS = 150, 200
 _WIDTH = HEADS * HEAD_DIM
 _KV_WIDTH = KV_HEADS * HEAD_DIM
 
@@ -115,7 +115,9 @@ def source(path: Path) -> p.Program:
     m.attend("attend0", 0)
     m.norm("norm1")
     m.attend("cross1", 1, stores=False)
-    return m.program("source", (p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM), p.Source(KV_HEADS, HEAD_DIM, HEAD_DIM)))
+    return m.program(
+        "source", (p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM), p.Source(KV_HEADS, HEAD_DIM, HEAD_DIM, MAX_SOURCE_ROWS))
+    )
 
 
 PROGRAMS: dict[str, Callable[[Path], p.Program]] = {
@@ -147,7 +149,7 @@ def state_model(
     kv: str = "f16",
     max_sequences: int = 8,
     reuse_points: int = 8,
-    max_records: int | None = None,
+    max_records: int = 0,
     store: PrefixStore | None = None,
 ) -> Model:
     """A model of the program with a byte tokenizer and ChatML."""
@@ -186,7 +188,7 @@ def generate(
     """As `model.generate` at temperature 1, with sources."""
     request = Request(
         tokens,
-        sampling=sampling_from({}, temperature=1.0, top_k=0, top_p=1.0, seed=seed),
+        sampling=sampling_from({}, {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": seed}),
         vocab_size=VOCAB,
         max_tokens=max_tokens,
         logprobs=2,
