@@ -33,22 +33,20 @@ using kamado::ProgramBuilder;
 
 template <class T>
 using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ids = std::vector<int32_t>;
 
 unsigned long main_thread_id = 0;
 PyObject* read_error_type = nullptr;  // owned by the module
 
-kamado::DirectIo direct_io_of(const std::string& name) {
-  if (name == "auto") return kamado::DirectIo::kAuto;
-  if (name == "on") return kamado::DirectIo::kOn;
-  if (name == "off") return kamado::DirectIo::kOff;
-  throw std::invalid_argument("direct_io must be \"auto\", \"on\" or \"off\", got \"" + name + "\"");
-}
-
-kamado::LookAhead look_ahead_of(const std::string& name) {
-  if (name == "auto") return kamado::LookAhead::kAuto;
-  if (name == "on") return kamado::LookAhead::kOn;
-  if (name == "off") return kamado::LookAhead::kOff;
-  throw std::invalid_argument("look_ahead must be \"auto\", \"on\" or \"off\", got \"" + name + "\"");
+// The value that stands where `name` does in a list of names, as the enumeration counts them.
+template <class Enum>
+Enum choice_of(const char* what, const std::string& name, std::initializer_list<const char*> names) {
+  std::string known;
+  for (auto each = names.begin(); each != names.end(); ++each) {
+    if (name == *each) return static_cast<Enum>(each - names.begin());
+    known += std::string(known.empty() ? "" : ", ") + "\"" + *each + "\"";
+  }
+  throw std::invalid_argument(std::string(what) + " must be one of " + known + ", got \"" + name + "\"");
 }
 
 // True when a Python signal handler raised; the error stays pending in this thread.
@@ -91,6 +89,16 @@ class PyExecutor {
   std::shared_ptr<Executor> executor_;
 };
 
+// Passes a call on to the executor.
+template <class Result, class... Arguments>
+auto call(Result (Executor::*method)(Arguments...)) {
+  return [method](const PyExecutor& self, Arguments... arguments) { return (self.get().*method)(arguments...); };
+}
+template <class Result, class... Arguments>
+auto call(Result (Executor::*method)(Arguments...) const) {
+  return [method](const PyExecutor& self, Arguments... arguments) { return (self.get().*method)(arguments...); };
+}
+
 PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows, int32_t max_logit_rows,
                  int64_t max_kv_tokens, int32_t max_sequences, const std::string& kv, std::optional<std::string> tier,
                  const std::optional<nb::callable>& progress, std::optional<uint64_t> expert_bytes, int32_t num_readers,
@@ -98,14 +106,15 @@ PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows,
                  std::optional<std::vector<std::pair<int32_t, int32_t>>> kv_bits, int32_t kv_reuse_points,
                  bool drop_file_cache) {
   if (kv != "f32" && kv != "f16") throw std::invalid_argument("kv must be \"f32\" or \"f16\", got \"" + kv + "\"");
-  const kamado::ExecutorOptions options{num_threads,        max_rows,
-                                        max_logit_rows,     max_kv_tokens,
-                                        max_sequences,      kv == "f16",
-                                        std::move(tier),    expert_bytes,
-                                        num_readers,        direct_io_of(direct_io),
-                                        verify_slots,       look_ahead_of(look_ahead),
-                                        std::move(kv_bits), kv_reuse_points,
-                                        drop_file_cache};
+  const kamado::ExecutorOptions options{
+      num_threads,        max_rows,
+      max_logit_rows,     max_kv_tokens,
+      max_sequences,      kv == "f16",
+      std::move(tier),    expert_bytes,
+      num_readers,        choice_of<kamado::DirectIo>("direct_io", direct_io, {"auto", "on", "off"}),
+      verify_slots,       choice_of<kamado::LookAhead>("look_ahead", look_ahead, {"off", "on", "auto"}),
+      std::move(kv_bits), kv_reuse_points,
+      drop_file_cache};
   kamado::Program program = builder.finish();
   const auto report = [&progress](uint64_t done, uint64_t total) {
     const nb::gil_scoped_acquire gil;
@@ -120,6 +129,21 @@ PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows,
   return without_gil([&] { return PyExecutor(std::make_shared<Executor>(std::move(program), options, report)); });
 }
 
+// What an array's values lie in lives as long as the array.
+template <class Owner>
+nb::capsule keep(Owner owner) {
+  auto kept = std::make_unique<Owner>(std::move(owner));
+  const nb::capsule capsule(kept.get(), [](void* pointer) noexcept { delete static_cast<Owner*>(pointer); });
+  kept.release();
+  return capsule;
+}
+
+template <class T, size_t kDims>
+nb::ndarray<nb::numpy, T, nb::ndim<kDims>> array_of(std::vector<T> values, const size_t (&shape)[kDims]) {
+  T* data = values.data();
+  return {data, kDims, shape, keep(std::move(values))};
+}
+
 nb::ndarray<nb::numpy, float, nb::ndim<2>> step(const PyExecutor& self, const Array<int32_t>& sequences,
                                                 const Array<int32_t>& counts, const Array<int32_t>& tokens,
                                                 const Array<int32_t>& logit_rows, bool hidden) {
@@ -132,13 +156,9 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> step(const PyExecutor& self, const Ar
                               tokens.size(),    logit_rows.data(), logit_rows.size(), hidden};
   const Executor::Poll poll = poll_for_this_thread();
   const float* rows = without_gil([&] { return executor.step(batch, poll); });
-  auto keep = std::make_unique<std::shared_ptr<Executor>>(self.shared());
-  const nb::capsule owner(keep.get(),
-                          [](void* pointer) noexcept { delete static_cast<std::shared_ptr<Executor>*>(pointer); });
-  keep.release();
   const int32_t width = hidden ? executor.hidden_width() : executor.vocab_size();
   const size_t shape[2] = {logit_rows.size(), static_cast<size_t>(width)};
-  return {const_cast<float*>(rows), 2, shape, owner};
+  return {const_cast<float*>(rows), 2, shape, keep(self.shared())};
 }
 
 nb::ndarray<nb::numpy, double, nb::ndim<1>> score(const PyExecutor& self, int32_t sequence,
@@ -148,11 +168,10 @@ nb::ndarray<nb::numpy, double, nb::ndim<1>> score(const PyExecutor& self, int32_
     throw std::invalid_argument(std::to_string(tokens.size()) + " tokens and " + std::to_string(targets.size()) +
                                 " targets");
   }
-  auto values = std::make_unique<double[]>(tokens.size());
+  std::vector<double> values(tokens.size());
   const Executor::Poll poll = poll_for_this_thread();
-  without_gil([&] { executor.score(sequence, tokens.data(), targets.data(), tokens.size(), values.get(), poll); });
-  const nb::capsule owner(values.get(), [](void* pointer) noexcept { delete[] static_cast<double*>(pointer); });
-  return {values.release(), {tokens.size()}, owner};
+  without_gil([&] { executor.score(sequence, tokens.data(), targets.data(), tokens.size(), values.data(), poll); });
+  return array_of(std::move(values), {tokens.size()});
 }
 
 // A bytes object of num_bytes that `fill` writes to, without the GIL.
@@ -221,10 +240,9 @@ nb::ndarray<nb::numpy, float, nb::ndim<1>> dequantize(int32_t layout, const Arra
     throw std::invalid_argument(std::to_string(num_values) + " " + info->name + " values in " +
                                 std::to_string(data.size()) + " bytes");
   }
-  auto values = std::make_unique<float[]>(static_cast<size_t>(num_values));
-  kamado::dequantize_row(kind, data.data(), values.get(), num_values);
-  const nb::capsule owner(values.get(), [](void* pointer) noexcept { delete[] static_cast<float*>(pointer); });
-  return {values.release(), {static_cast<size_t>(num_values)}, owner};
+  std::vector<float> values(static_cast<size_t>(num_values));
+  kamado::dequantize_row(kind, data.data(), values.data(), num_values);
+  return array_of(std::move(values), {static_cast<size_t>(num_values)});
 }
 
 nb::dict ledger(const PyExecutor& self) {
@@ -261,32 +279,18 @@ nb::dict ledger(const PyExecutor& self) {
 
 nb::ndarray<nb::numpy, int32_t, nb::ndim<2>> routing(const PyExecutor& self) {
   Executor& executor = self.get();
-  auto rows = std::make_unique<std::vector<int32_t>>(executor.take_routing());
+  std::vector<int32_t> rows = executor.take_routing();
   const auto columns = static_cast<size_t>(executor.routing_columns());
-  const size_t shape[2] = {rows->size() / columns, columns};
-  int32_t* data = rows->data();
-  const nb::capsule owner(rows.get(),
-                          [](void* pointer) noexcept { delete static_cast<std::vector<int32_t>*>(pointer); });
-  rows.release();
-  return {data, 2, shape, owner};
-}
-
-nb::ndarray<nb::numpy, float> floats_of(std::unique_ptr<float[]> values, const std::vector<size_t>& shape) {
-  const nb::capsule owner(values.get(), [](void* pointer) noexcept { delete[] static_cast<float*>(pointer); });
-  return {values.release(), shape.size(), shape.data(), owner};
+  const size_t num_rows = rows.size() / columns;
+  return array_of(std::move(rows), {num_rows, columns});
 }
 
 nb::tuple recorded_queries(const PyExecutor& self, int32_t layer) {
   const kamado::RecordedQueries& from = self.get().recorded_queries(layer);
   const size_t rows = from.positions.size();
-  auto positions = std::make_unique<int32_t[]>(rows);
-  std::copy(from.positions.begin(), from.positions.end(), positions.get());
-  auto values = std::make_unique<float[]>(from.values.size());
-  std::copy(from.values.begin(), from.values.end(), values.get());
-  const nb::capsule owner(positions.get(), [](void* pointer) noexcept { delete[] static_cast<int32_t*>(pointer); });
-  const nb::ndarray<nb::numpy, int32_t, nb::ndim<1>> where{positions.release(), {rows}, owner};
-  return nb::make_tuple(where, floats_of(std::move(values), {rows, static_cast<size_t>(from.num_heads),
-                                                             static_cast<size_t>(from.head_dim)}));
+  return nb::make_tuple(
+      array_of(from.positions, {rows}),
+      array_of(from.values, {rows, static_cast<size_t>(from.num_heads), static_cast<size_t>(from.head_dim)}));
 }
 
 nb::tuple read_kv(const PyExecutor& self, int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits) {
@@ -294,10 +298,9 @@ nb::tuple read_kv(const PyExecutor& self, int32_t sequence, int32_t layer, int32
   const Executor::KvShape shape = executor.kv_shape(sequence, layer, k_bits, v_bits);
   const auto heads = static_cast<size_t>(shape.num_kv_heads), length = static_cast<size_t>(shape.length);
   const auto k_dim = static_cast<size_t>(shape.k_dim), v_dim = static_cast<size_t>(shape.v_dim);
-  auto k = std::make_unique<float[]>(heads * length * k_dim), v = std::make_unique<float[]>(heads * length * v_dim);
-  without_gil([&] { executor.read_kv(sequence, layer, k_bits, v_bits, k.get(), v.get()); });
-  return nb::make_tuple(floats_of(std::move(k), {heads, length, k_dim}),
-                        floats_of(std::move(v), {heads, length, v_dim}));
+  std::vector<float> k(heads * length * k_dim), v(heads * length * v_dim);
+  without_gil([&] { executor.read_kv(sequence, layer, k_bits, v_bits, k.data(), v.data()); });
+  return nb::make_tuple(array_of(std::move(k), {heads, length, k_dim}), array_of(std::move(v), {heads, length, v_dim}));
 }
 
 int64_t packed_bytes(int32_t layout, int64_t rows, int64_t cols) {
@@ -337,7 +340,7 @@ void read_value(kamado::Field<kRole> field, nb::handle given, Value& value) {
 }
 
 template <kamado::Role kRole>
-void read_value(kamado::Field<kRole> field, nb::handle given, std::vector<int32_t>& ids) {
+void read_value(kamado::Field<kRole> field, nb::handle given, Ids& ids) {
   if (!nb::isinstance<nb::sequence>(given)) throw std::invalid_argument(std::string(field.name) + ": no list");
   for (const nb::handle entry : given) read_value(field, entry, ids.emplace_back(-1));
 }
@@ -378,116 +381,52 @@ void bind_builder(nb::module_& m) {
 
 void bind_executor(nb::module_& m) {
   nb::class_<PyExecutor>(m, "Executor")
-      .def_prop_ro("tier", [](const PyExecutor& self) { return self.get().tier(); })
-      .def_prop_ro("num_threads", [](const PyExecutor& self) { return self.get().num_threads(); })
-      .def_prop_ro("vocab_size", [](const PyExecutor& self) { return self.get().vocab_size(); })
-      .def_prop_ro("hidden_width", [](const PyExecutor& self) { return self.get().hidden_width(); })
-      .def("create_sequence", [](const PyExecutor& self) { return self.get().create_sequence(); })
-      .def(
-          "free_sequence", [](const PyExecutor& self, int32_t sequence) { self.get().free_sequence(sequence); },
-          "sequence"_a)
-      .def(
-          "fork_sequence",
-          [](const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
-            return self.get().fork_sequence(sequence, num_tokens);
-          },
-          "sequence"_a, "num_tokens"_a)
-      .def(
-          "truncate",
-          [](const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
-            self.get().truncate(sequence, num_tokens);
-          },
-          "sequence"_a, "num_tokens"_a)
-      .def(
-          "length", [](const PyExecutor& self, int32_t sequence) { return self.get().length(sequence); }, "sequence"_a)
-      .def_prop_ro("num_pages", [](const PyExecutor& self) { return self.get().num_pages(); })
-      .def_prop_ro("num_free_pages", [](const PyExecutor& self) { return self.get().num_free_pages(); })
-      .def(
-          "reserve",
-          [](const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
-            return self.get().reserve(sequence, num_tokens);
-          },
-          "sequence"_a, "num_tokens"_a)
-      .def(
-          "give_back", [](const PyExecutor& self, int32_t sequence) { self.get().give_back(sequence); }, "sequence"_a)
-      .def(
-          "count_pages", [](const PyExecutor& self, const Ids& sequences) { return self.get().count_pages(sequences); },
-          "sequences"_a)
-      .def(
-          "shared_pages",
-          [](const PyExecutor& self, int32_t sequence, int64_t first_page) {
-            return self.get().shared_pages(sequence, first_page);
-          },
-          "sequence"_a, "first_page"_a)
-      .def_prop_ro("can_reuse_anywhere", [](const PyExecutor& self) { return self.get().can_reuse_anywhere(); })
-      .def(
-          "mark_reuse", [](const PyExecutor& self, int32_t sequence) { self.get().mark_reuse(sequence); }, "sequence"_a)
-      .def(
-          "unmark_reuse",
-          [](const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
-            self.get().unmark_reuse(sequence, num_tokens);
-          },
-          "sequence"_a, "num_tokens"_a)
-      .def(
-          "reuse_points", [](const PyExecutor& self, int32_t sequence) { return self.get().reuse_points(sequence); },
-          "sequence"_a)
-      .def(
-          "last_reusable",
-          [](const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
-            return self.get().last_reusable(sequence, num_tokens);
-          },
-          "sequence"_a, "num_tokens"_a)
-      .def_prop_ro("kv_fingerprint", [](const PyExecutor& self) { return self.get().kv_fingerprint(); })
-      .def("page_bytes", [](const PyExecutor& self) { return self.get().page_bytes(); })
+      .def_prop_ro("tier", call(&Executor::tier))
+      .def_prop_ro("num_threads", call(&Executor::num_threads))
+      .def_prop_ro("vocab_size", call(&Executor::vocab_size))
+      .def_prop_ro("hidden_width", call(&Executor::hidden_width))
+      .def("create_sequence", call(&Executor::create_sequence))
+      .def("free_sequence", call(&Executor::free_sequence), "sequence"_a)
+      .def("fork_sequence", call(&Executor::fork_sequence), "sequence"_a, "num_tokens"_a)
+      .def("truncate", call(&Executor::truncate), "sequence"_a, "num_tokens"_a)
+      .def("length", call(&Executor::length), "sequence"_a)
+      .def_prop_ro("num_pages", call(&Executor::num_pages))
+      .def_prop_ro("num_free_pages", call(&Executor::num_free_pages))
+      .def("reserve", call(&Executor::reserve), "sequence"_a, "num_tokens"_a)
+      .def("give_back", call(&Executor::give_back), "sequence"_a)
+      .def("count_pages", call(&Executor::count_pages), "sequences"_a)
+      .def("shared_pages", call(&Executor::shared_pages), "sequence"_a, "first_page"_a)
+      .def_prop_ro("can_reuse_anywhere", call(&Executor::can_reuse_anywhere))
+      .def("mark_reuse", call(&Executor::mark_reuse), "sequence"_a)
+      .def("unmark_reuse", call(&Executor::unmark_reuse), "sequence"_a, "num_tokens"_a)
+      .def("reuse_points", call(&Executor::reuse_points), "sequence"_a)
+      .def("last_reusable", call(&Executor::last_reusable), "sequence"_a, "num_tokens"_a)
+      .def_prop_ro("kv_fingerprint", call(&Executor::kv_fingerprint))
+      .def("page_bytes", call(&Executor::page_bytes))
       .def(
           "settled_pages", [](const PyExecutor&, int64_t num_tokens) { return kamado::settled_pages(num_tokens); },
           "num_tokens"_a)
-      .def(
-          "tail_bytes", [](const PyExecutor& self, int64_t num_tokens) { return self.get().tail_bytes(num_tokens); },
-          "num_tokens"_a)
+      .def("tail_bytes", call(&Executor::tail_bytes), "num_tokens"_a)
       .def("export_pages", &export_pages, "sequence"_a, "first_page"_a, "last_page"_a)
       .def("export_tail", &export_tail, "sequence"_a, "num_tokens"_a)
-      .def(
-          "begin_import",
-          [](const PyExecutor& self, int64_t num_tokens) { return self.get().begin_import(num_tokens); },
-          "num_tokens"_a)
+      .def("begin_import", call(&Executor::begin_import), "num_tokens"_a)
       .def("import_pages", &import_pages, "sequence"_a, "first_page"_a, "last_page"_a, "pages"_a)
       .def("import_tail", &import_tail, "sequence"_a, "tail"_a)
       .def("step", &step, "sequences"_a.noconvert(), "counts"_a.noconvert(), "tokens"_a.noconvert(),
            "logit_rows"_a.noconvert(), "hidden"_a = false)
       .def("score", &score, "sequence"_a, "tokens"_a.noconvert(), "targets"_a.noconvert())
-      .def(
-          "tile_kv",
-          [](const PyExecutor& self, int32_t sequence, int64_t num_tokens) {
-            self.get().tile_kv(sequence, num_tokens);
-          },
-          "sequence"_a, "num_tokens"_a)
-      .def(
-          "record_queries", [](const PyExecutor& self, int32_t stride) { self.get().record_queries(stride); },
-          "stride"_a)
+      .def("tile_kv", call(&Executor::tile_kv), "sequence"_a, "num_tokens"_a)
+      .def("record_queries", call(&Executor::record_queries), "stride"_a)
       .def("recorded_queries", &recorded_queries, "layer"_a)
       .def("read_kv", &read_kv, "sequence"_a, "layer"_a, "k_bits"_a, "v_bits"_a)
       .def("ledger", &ledger)
-      .def(
-          "record_routing", [](const PyExecutor& self, bool enabled) { self.get().record_routing(enabled); },
-          "enabled"_a)
+      .def("record_routing", call(&Executor::record_routing), "enabled"_a)
       .def("routing", &routing)
-      .def("drop_file_cache", [](const PyExecutor& self) { self.get().drop_file_cache(); })
-      .def(
-          "swap_slots_for_test",
-          [](const PyExecutor& self, int32_t layer, int32_t a, int32_t b) {
-            self.get().swap_slots_for_test(layer, a, b);
-          },
-          "layer"_a, "a"_a, "b"_a)
-      .def(
-          "shrink_experts",
-          [](const PyExecutor& self, uint64_t expert_bytes) { self.get().shrink_experts(expert_bytes); },
-          "expert_bytes"_a)
-      .def(
-          "delay_reads_for_test",
-          [](const PyExecutor& self, int32_t milliseconds) { self.get().delay_reads_for_test(milliseconds); },
-          "milliseconds"_a)
-      .def("cancel", [](const PyExecutor& self) { self.get().cancel(); })
+      .def("drop_file_cache", call(&Executor::drop_file_cache))
+      .def("swap_slots_for_test", call(&Executor::swap_slots_for_test), "layer"_a, "a"_a, "b"_a)
+      .def("shrink_experts", call(&Executor::shrink_experts), "expert_bytes"_a)
+      .def("delay_reads_for_test", call(&Executor::delay_reads_for_test), "milliseconds"_a)
+      .def("cancel", call(&Executor::cancel))
       .def("stats",
            [](const PyExecutor& self) {
              nb::dict result;

@@ -10,12 +10,6 @@
 namespace kamado {
 namespace {
 
-constexpr size_t kCacheLine = 64;
-
-size_t round_up(size_t n, size_t unit) {
-  return (n + unit - 1) / unit * unit;
-}
-
 // Pages of one kind that do not stay: for every sequence, for a step's rows, and for reuse points; two points more are
 // for the executor's own use.
 int64_t transient_pages(int32_t reach, int64_t max_pages, int32_t max_sequences, int32_t max_step_rows,
@@ -30,6 +24,9 @@ void check_shape(const KvLayerShape& shape, KvType type) {
   if (shape.num_kv_heads < 0 || shape.k_dim < 1 || shape.v_dim < 1 || shape.window < 0) {
     throw std::invalid_argument("a key-value layer needs positive dimensions");
   }
+  if (shape.source_tokens < 0 ||
+      (shape.source_tokens > 0 && (shape.window > 0 || shape.k_bits > 0 || shape.v_bits > 0)))
+    throw std::invalid_argument("a source is kept exactly and whole");
   if (shape.k_bits == 0 && shape.v_bits == 0) return;
   if (shape.window > 0) throw std::invalid_argument("a layer with a window is not encoded");
   if (type != KvType::kF16) throw std::invalid_argument("only an f16 key-value cache is encoded");
@@ -48,12 +45,13 @@ int32_t reach_of(const KvLayerShape& shape) {
 }  // namespace
 
 StateCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t max_pages, int32_t max_sequences,
-                       int32_t max_step_rows, int32_t num_reuse_points)
+                       int32_t max_step_rows, int32_t num_reuse_points, const RecordShape& record_shape)
     : shapes(std::move(layers)),
       type(kv_type),
       element_bytes(kv_type == KvType::kF16 ? 2 : 4),
       codes(0, 0),
-      sinks(0, 0) {
+      sinks(0, 0),
+      records(0, 0) {
   if (type != KvType::kF16 && type != KvType::kF32) throw std::invalid_argument("unknown key-value type");
   if (max_pages < 1 || max_pages > std::numeric_limits<int32_t>::max()) {
     throw std::invalid_argument("max_pages must be in [1, 2^31), got " + std::to_string(max_pages));
@@ -61,12 +59,33 @@ StateCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t
   if (max_sequences < 1)
     throw std::invalid_argument("max_sequences must be at least 1, got " + std::to_string(max_sequences));
   if (max_step_rows < 1 || num_reuse_points < 0) throw std::invalid_argument("a negative number of rows or points");
+  sequences.resize(static_cast<size_t>(max_sequences));
+  lay_out_pages(max_pages, max_step_rows, num_reuse_points);
+  lay_out_records(record_shape);
+}
 
+void StateCache::Impl::lay_out_pages(int64_t max_pages, int32_t max_step_rows, int32_t num_reuse_points) {
+  const auto max_sequences = static_cast<int32_t>(sequences.size());
   std::vector<int32_t> reaches;
   std::vector<size_t> kind_bytes;
   size_t code_bytes = 0, sink_bytes = 0;
   for (const KvLayerShape& shape : shapes) {
     check_shape(shape, type);
+    const auto heads = static_cast<size_t>(shape.num_kv_heads);
+    const size_t row = kPageTokens * element_bytes;
+    LayerPlace place{};
+    place.k_bytes = align_up(checked_mul(row, static_cast<size_t>(shape.k_dim)));
+    place.head_bytes = place.k_bytes + align_up(checked_mul(row, static_cast<size_t>(shape.v_dim)));
+    const size_t page_bytes = checked_mul(place.head_bytes, heads);
+    place.source = kNoPage;
+    if (shape.source_tokens > 0) {
+      place.source = static_cast<int32_t>(sources.size());
+      const size_t bytes = checked_mul(page_bytes, static_cast<size_t>(pages_for(shape.source_tokens)));
+      sources.push_back({static_cast<int32_t>(places.size()), PageArena(bytes, max_sequences),
+                         std::vector<int64_t>(sequences.size())});
+      places.push_back(place);
+      continue;
+    }
     const int32_t reach = reach_of(shape);
     const auto known = std::find(reaches.begin(), reaches.end(), reach);
     const auto kind = static_cast<size_t>(known - reaches.begin());
@@ -74,14 +93,9 @@ StateCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t
       reaches.push_back(reach);
       kind_bytes.push_back(0);
     }
-    const auto heads = static_cast<size_t>(shape.num_kv_heads);
-    const size_t row = kPageTokens * element_bytes;
-    LayerPlace place{};
     place.kind = kind;
     place.offset = kind_bytes[kind];
-    place.k_bytes = round_up(checked_mul(row, static_cast<size_t>(shape.k_dim)), kCacheLine);
-    place.head_bytes = place.k_bytes + round_up(checked_mul(row, static_cast<size_t>(shape.v_dim)), kCacheLine);
-    kind_bytes[kind] = checked_add(kind_bytes[kind], checked_mul(place.head_bytes, heads));
+    kind_bytes[kind] = checked_add(kind_bytes[kind], page_bytes);
     if (reach == kReachRecent) {
       const KvCodec codec{shape.k_dim, shape.v_dim, shape.k_bits, shape.v_bits};
       place.is_coded = true;
@@ -89,7 +103,7 @@ StateCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t
       place.code_k_bytes = encoded_k_page_bytes(shape.k_dim, shape.k_bits);
       place.code_head_bytes = place.code_k_bytes + encoded_v_page_bytes(shape.v_dim, shape.v_bits);
       place.sink_offset = sink_bytes;
-      place.sink_bytes = round_up(encoded_sink_bytes(codec), kCacheLine);
+      place.sink_bytes = align_up(encoded_sink_bytes(codec));
       code_bytes = checked_add(code_bytes, checked_mul(place.code_head_bytes, heads));
       sink_bytes = checked_add(sink_bytes, checked_mul(place.sink_bytes, heads));
     }
@@ -107,8 +121,9 @@ StateCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t
     if (reaches[kind] == kReachRecent) recent_kind = kind;
     if (reaches[kind] == kReachAll) stay_kind = kind;
   }
-  for (size_t layer = 0; layer < places.size(); ++layer)
-    kinds[places[layer].kind].layers.push_back(static_cast<int32_t>(layer));
+  for (size_t layer = 0; layer < places.size(); ++layer) {
+    if (places[layer].source == kNoPage) kinds[places[layer].kind].layers.push_back(static_cast<int32_t>(layer));
+  }
   if (recent_kind != SIZE_MAX) {
     codes = PageArena(code_bytes, max_pages);
     sinks = PageArena(sink_bytes, int64_t{max_sequences});
@@ -116,7 +131,6 @@ StateCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t
     source_of.assign(static_cast<size_t>(max_pages), kNoPage);
     sinks_of.assign(static_cast<size_t>(max_pages), kNoPage);
   }
-  sequences.resize(static_cast<size_t>(max_sequences));
   wanted.resize(kinds.size());
 }
 
@@ -140,6 +154,8 @@ int32_t StateCache::Impl::create() {
     s.exact.resize(kinds.size());
     s.low.assign(kinds.size(), 0);
     s.is_live = true;
+    share_record(s, 0, zero_record);
+    s.sources.assign(sources.size(), kNoPage);
     return static_cast<int32_t>(id);
   }
   throw std::length_error("all " + std::to_string(sequences.size()) + " sequences are in use");
@@ -206,7 +222,11 @@ void StateCache::Impl::copy(size_t kind, int32_t from, int32_t to, int64_t num_t
 
 // Keeps what a sequence of num_tokens tokens has; those before must be no more than its length.
 void StateCache::Impl::shrink(Sequence& s, int64_t num_tokens) {
-  while (!s.points.empty() && s.points.back().num_tokens > num_tokens) s.points.pop_back();
+  cut_records(s, num_tokens);
+  while (!s.points.empty() && s.points.back().num_tokens > num_tokens) {
+    drop_record(s.points.back().record);
+    s.points.pop_back();
+  }
   for (size_t kind = 0; kind < kinds.size(); ++kind) {
     auto& table = s.exact[kind];
     const int64_t kept_tokens = kind == stay_kind ? std::max(num_tokens, s.held_tokens) : num_tokens;
@@ -225,9 +245,10 @@ void StateCache::Impl::shrink(Sequence& s, int64_t num_tokens) {
 }
 
 void StateCache::Impl::clear(Sequence& s) {
-  s.points.clear();
   s.held_tokens = 0;
   shrink(s, 0);
+  drop_records(s);
+  drop_sources(s);
   s.is_live = s.is_importing = false;
 }
 
@@ -250,6 +271,7 @@ uint8_t* StateCache::Impl::exact_block(int32_t seq, int64_t page, int32_t layer,
   if (layer >= 0 && static_cast<size_t>(layer) < places.size() && page >= 0 && head >= 0 &&
       head < shapes[static_cast<size_t>(layer)].num_kv_heads) {
     const LayerPlace& place = places[static_cast<size_t>(layer)];
+    if (place.source != kNoPage) return source_block(s, page, layer, head);
     const auto& table = s.exact[place.kind];
     const int32_t entry = static_cast<size_t>(page) < table.size() ? table[static_cast<size_t>(page)] : kNoPage;
     if (entry != kNoPage)
@@ -260,9 +282,9 @@ uint8_t* StateCache::Impl::exact_block(int32_t seq, int64_t page, int32_t layer,
 }
 
 StateCache::StateCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
-                       int32_t max_step_rows, int32_t num_reuse_points)
-    : impl_(
-          std::make_unique<Impl>(std::move(layers), type, max_pages, max_sequences, max_step_rows, num_reuse_points)) {}
+                       int32_t max_step_rows, int32_t num_reuse_points, const RecordShape& records)
+    : impl_(std::make_unique<Impl>(std::move(layers), type, max_pages, max_sequences, max_step_rows, num_reuse_points,
+                                   records)) {}
 
 StateCache::~StateCache() = default;
 
@@ -284,7 +306,16 @@ int32_t StateCache::fork(int32_t seq, int64_t num_tokens) {
   try {
     const auto last = std::upper_bound(parent.points.begin(), parent.points.end(), num_tokens,
                                        [](int64_t n, const ReusePoint& point) { return n < point.num_tokens; });
-    child.points.assign(parent.points.begin(), last);
+    for (auto point = parent.points.begin(); point != last; ++point) {
+      child.points.push_back(*point);
+      if (impl.has_records()) impl.records.share(point->record);
+    }
+    impl.drop_records(child);
+    impl.share_record(child, num_tokens, impl.record_at(parent, num_tokens));
+    for (size_t source = 0; source < impl.sources.size(); ++source) {
+      child.sources[source] = parent.sources[source];
+      if (child.sources[source] != kNoPage) impl.sources[source].arena.share(child.sources[source]);
+    }
     if (impl.is_point(parent, num_tokens)) impl.mark(parent, num_tokens);
     impl.mark(child, num_tokens);
     child.length = num_tokens;
@@ -332,110 +363,8 @@ void StateCache::truncate(int32_t seq, int64_t num_tokens) {
   impl.shrink(s, num_tokens);
 }
 
-void StateCache::undo(int32_t seq) {
-  Sequence& s = impl_->live(seq);
-  impl_->shrink(s, s.length);
-}
-
-bool StateCache::hold(int32_t seq, int64_t num_tokens, int64_t num_spared) {
-  Impl& impl = *impl_;
-  Sequence& s = impl.live(seq);
-  if (num_tokens < 0) throw std::invalid_argument("cannot hold pages for " + std::to_string(num_tokens) + " tokens");
-  if (num_tokens <= s.length) return true;
-  const auto num_held = static_cast<int64_t>(s.exact[impl.stay_kind].size());
-  const int64_t wanted = std::max<int64_t>(0, num_tokens / kPageTokens + (num_tokens % kPageTokens > 0) - num_held) +
-                         impl.is_partial_shared(s, impl.stay_kind);
-  if (wanted > 0 && wanted > impl.book().num_free() - num_spared) return false;
-  impl.take_pages(s, impl.stay_kind, num_tokens);
-  s.held_tokens = std::max(s.held_tokens, num_tokens);
-  return true;
-}
-
-void StateCache::give_back(int32_t seq) {
-  Sequence& s = impl_->live(seq);
-  s.held_tokens = 0;
-  impl_->shrink(s, s.length);
-}
-
 int64_t StateCache::length(int32_t seq) const {
   return impl_->live(seq).length;
-}
-
-// There must be room. Once it was taken the pages are there for the next step, so a second call changes nothing.
-void StateCache::Impl::take_pages(Sequence& s, size_t kind, int64_t num_tokens) {
-  auto& table = s.exact[kind];
-  PageArena& arena = kinds[kind].arena;
-  const auto partial = static_cast<size_t>(s.length / kPageTokens);
-  if (is_partial_shared(s, kind)) {
-    const int32_t own = arena.take();
-    copy(kind, table[partial], own, s.length % kPageTokens);
-    drop_exact(kind, table[partial]);
-    table[partial] = own;
-  } else if (kind == recent_kind && s.length % kPageTokens > 0) {
-    forget_code(table[partial]);  // of what it held before a truncation
-  }
-  while (static_cast<int64_t>(table.size()) < pages_for(num_tokens)) table.push_back(arena.take());
-}
-
-void StateCache::reserve(int32_t seq, int64_t num_tokens) {
-  Impl& impl = *impl_;
-  Sequence& s = impl.live(seq);
-  if (num_tokens < 0) throw std::invalid_argument("cannot reserve " + std::to_string(num_tokens) + " tokens");
-  if (num_tokens <= s.length) return;
-  if (num_tokens > int64_t{std::numeric_limits<int32_t>::max()}) {
-    Impl::refuse_full(impl.book(), std::numeric_limits<int64_t>::max());
-  }
-  const int64_t num_pages = pages_for(num_tokens);
-  const auto made_already = [&](int64_t page) {
-    const int32_t source = impl.code_source(s, page);
-    return source == kNoPage ? kNoPage : impl.code_of[static_cast<size_t>(source)];
-  };
-  const int64_t code_begin = static_cast<int64_t>(s.codes.size());
-  const int64_t code_end = impl.has_codes() ? settled_pages(num_tokens) : 0;
-  int64_t num_codes = 0;
-  for (int64_t page = code_begin; page < code_end; ++page) num_codes += made_already(page) == kNoPage;
-  if (num_codes > impl.codes.num_free()) Impl::refuse_full(impl.codes, num_codes);
-  for (size_t kind = 0; kind < impl.kinds.size(); ++kind) {
-    const int64_t missing = num_pages - static_cast<int64_t>(s.exact[kind].size());
-    impl.wanted[kind] = std::max<int64_t>(missing, 0) + impl.is_partial_shared(s, kind);
-    // Those that stay first: no point is given up for a reservation that is refused anyway.
-    if (impl.kinds[kind].reach == kReachAll) impl.make_room(kind, impl.wanted[kind]);
-  }
-  for (size_t kind = 0; kind < impl.kinds.size(); ++kind) impl.make_room(kind, impl.wanted[kind]);
-  for (auto& table : s.exact) table.reserve(static_cast<size_t>(num_pages));
-  if (code_end > code_begin) {
-    s.codes.reserve(static_cast<size_t>(code_end));
-    s.encodes.reserve(static_cast<size_t>(code_end));
-  }
-
-  for (size_t kind = 0; kind < impl.kinds.size(); ++kind) impl.take_pages(s, kind, num_tokens);
-  for (int64_t page = code_begin; page < code_end; ++page) {
-    const int32_t made = made_already(page);
-    if (made != kNoPage) {
-      impl.share_code(s, made);
-      continue;
-    }
-    const int32_t code = impl.codes.take(), source = impl.code_source(s, page);
-    s.codes.push_back(code);
-    s.encodes.push_back(static_cast<int32_t>(page));
-    if (page == 0) impl.sinks_of[static_cast<size_t>(code)] = impl.sinks.take();
-    if (source == kNoPage) continue;
-    impl.code_of[static_cast<size_t>(source)] = code;
-    impl.source_of[static_cast<size_t>(code)] = source;
-  }
-}
-
-void StateCache::commit(int32_t seq, int64_t num_tokens) {
-  Impl& impl = *impl_;
-  Sequence& s = impl.live(seq);
-  int64_t num_reserved = std::numeric_limits<int64_t>::max();
-  for (const auto& table : s.exact) num_reserved = std::min(num_reserved, static_cast<int64_t>(table.size()));
-  if (num_tokens < s.length || pages_for(num_tokens) > num_reserved) {
-    throw std::invalid_argument("cannot commit " + std::to_string(num_tokens) + " tokens: " + std::to_string(s.length) +
-                                " are cached, " + std::to_string(num_reserved) + " pages reserved");
-  }
-  impl.shrink(s, num_tokens);
-  impl.release(s);
 }
 
 const std::vector<int32_t>& StateCache::encodes(int32_t seq) const {
@@ -512,7 +441,10 @@ size_t StateCache::bytes_used() const {
 
 KvUsage StateCache::usage() const {
   const Impl& impl = *impl_;
-  KvUsage usage{0, impl.codes.bytes_used() + impl.sinks.bytes_used(), impl.codes.num_shared(), 0};
+  KvUsage usage{0, impl.codes.bytes_used() + impl.sinks.bytes_used(), impl.records.bytes_used(),
+                impl.codes.num_shared(), 0};
+  if (impl.has_records()) usage.bytes_records -= impl.records.page_bytes();  // the zeros
+  for (const SourceKind& source : impl.sources) usage.bytes_records += source.arena.bytes_used();
   for (const ExactKind& kind : impl.kinds) {
     usage.bytes_exact += kind.arena.bytes_used();
     if (kind.arena.payload_bytes() > 0) usage.pages_shared += kind.arena.num_shared();

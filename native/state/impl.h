@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "kamado/align.h"
 #include "kamado/state.h"
 #include "state/page_arena.h"
 
@@ -36,11 +37,29 @@ struct LayerPlace {  // where a layer's heads lie within the pages of its kinds
   bool is_coded;
   size_t code_offset, code_k_bytes, code_head_bytes;
   size_t sink_offset, sink_bytes;
+  int32_t source;  // index of its slots, which have pages as those of a kind; kNoPage: it is none
+};
+
+struct SourceKind {
+  int32_t layer;
+  PageArena arena;
+  std::vector<int64_t> num_tokens;  // by slot
+};
+
+struct Recorded {
+  int64_t num_tokens;
+  int32_t record;
 };
 
 struct ReusePoint {
   int64_t num_tokens;
   uint64_t last_used;
+  int32_t record;  // kNoPage: the program has none
+};
+
+struct Holders {  // of a record
+  int32_t num_points = 0;
+  uint64_t last_used = 0;
 };
 
 struct Sequence {
@@ -54,13 +73,18 @@ struct Sequence {
   std::vector<int32_t> codes;               // [page]
   std::vector<int32_t> encodes;             // pages to encode before the next commit
   std::vector<ReusePoint> points;           // ascending
+  std::vector<Recorded> records;            // ascending; the last one at the present length
+  std::vector<int32_t> next_records;        // of the step at hand, which ends at next_end
+  int64_t next_end = 0;
+  std::vector<int32_t> sources;  // kNoPage: not set
 };
 
 struct StateCache::Impl {
   Impl(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences, int32_t max_step_rows,
-       int32_t num_reuse_points);
+       int32_t num_reuse_points, const RecordShape& record_shape);
 
   // --- cache.cpp ---
+  void lay_out_pages(int64_t max_pages, int32_t max_step_rows, int32_t num_reuse_points);
   Sequence& held(int32_t seq);  // live, or being imported
   Sequence& live(int32_t seq);
   const Sequence& live(int32_t seq) const { return const_cast<Impl*>(this)->live(seq); }
@@ -76,6 +100,7 @@ struct StateCache::Impl {
   int32_t code_source(const Sequence& s, int64_t page) const;
   void make_room(size_t kind, int64_t num_pages);
   [[noreturn]] static void refuse_full(const PageArena& arena, int64_t num_pages);
+  uint8_t* source_block(const Sequence& s, int64_t page, int32_t layer, int32_t head) const;
   uint8_t* exact_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const;
 
   // --- reuse.cpp ---
@@ -92,6 +117,7 @@ struct StateCache::Impl {
   template <class Visit>
   void for_each_tail_page(int64_t num_tokens, Visit visit) const;
   Sequence& importing(int32_t seq);
+  void make_finite(uint8_t* bytes, size_t num_bytes) const;
   void clear_slots(size_t kind, uint8_t* page, int64_t first_slot) const;
 
   bool has_codes() const { return codes.payload_bytes() > 0; }
@@ -101,7 +127,28 @@ struct StateCache::Impl {
     const auto partial = static_cast<size_t>(s.length / kPageTokens);
     return s.length % kPageTokens > 0 && kinds[kind].arena.references(s.exact[kind][partial]) > 1;
   }
+
+  // --- step.cpp ---
   void take_pages(Sequence& s, size_t kind, int64_t num_tokens);
+  void reserve(Sequence& s, int64_t num_tokens, bool with_records);
+
+  // --- records.cpp ---
+  void lay_out_records(const RecordShape& shape);
+  bool has_records() const { return zero_record != kNoPage; }
+  int32_t record_at(const Sequence& s, int64_t num_tokens) const;
+  int64_t last_recorded(const Sequence& s, int64_t num_tokens) const;
+  void share_record(Sequence& s, int64_t num_tokens, int32_t record);
+  void drop_record(int32_t record);
+  void drop_next(Sequence& s);
+  void drop_records(Sequence& s);
+  void cut_records(Sequence& s, int64_t num_tokens);
+  void take_records(Sequence& s, int64_t num_tokens);
+  void exchange_records(Sequence& s, int64_t num_tokens);
+  bool give_up_record();
+  void make_record_room(int64_t num_records);
+  int32_t source_slot(const Sequence& s, int32_t layer) const;
+  int32_t take_source(size_t source, int64_t num_tokens);
+  void drop_sources(Sequence& s);
 
   std::vector<KvLayerShape> shapes;
   KvType type;
@@ -118,6 +165,12 @@ struct StateCache::Impl {
   std::vector<Sequence> sequences;
   std::vector<int64_t> wanted;  // [kind]: of the running reserve
   uint64_t clock = 0;
+  PageArena records;                   // all records at one length in a slot
+  std::vector<size_t> record_offsets;  // within a slot
+  int32_t zero_record = kNoPage;       // of a sequence without tokens; kNoPage: there are no records
+  int32_t record_rows = 1;
+  std::vector<Holders> holders;  // [records]: scratch of give_up_record
+  std::vector<SourceKind> sources;
 };
 
 }  // namespace kamado

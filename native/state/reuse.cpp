@@ -43,8 +43,12 @@ int64_t StateCache::Impl::missing_page(const Sequence& s, int64_t num_tokens) co
 
 int64_t StateCache::Impl::last_reusable(const Sequence& s, int64_t num_tokens) const {
   num_tokens = std::clamp<int64_t>(num_tokens, 0, s.length);
-  for (int64_t missing; (missing = missing_page(s, num_tokens)) != -1;) num_tokens = missing * kPageTokens;
-  return num_tokens;
+  while (true) {
+    if (has_records()) num_tokens = last_recorded(s, num_tokens);
+    const int64_t missing = missing_page(s, num_tokens);
+    if (missing == -1) return num_tokens;
+    num_tokens = missing * kPageTokens;
+  }
 }
 
 void StateCache::Impl::require_reusable(const Sequence& s, int64_t num_tokens, const char* verb) const {
@@ -53,10 +57,11 @@ void StateCache::Impl::require_reusable(const Sequence& s, int64_t num_tokens, c
     throw std::invalid_argument(what + " at " + std::to_string(num_tokens) + " tokens of a sequence of " +
                                 std::to_string(s.length));
   }
-  if (missing_page(s, num_tokens) == -1) return;
-  throw std::invalid_argument(what + " at " + std::to_string(num_tokens) +
-                              " tokens, where the exact pages are gone: the last reusable length before is " +
-                              std::to_string(last_reusable(s, num_tokens)));
+  const bool has_record = !has_records() || record_at(s, num_tokens) != kNoPage;
+  if (has_record && missing_page(s, num_tokens) == -1) return;
+  throw std::invalid_argument(what + " at " + std::to_string(num_tokens) + " tokens, where " +
+                              (has_record ? "the exact pages are gone" : "no record was kept") +
+                              ": the last reusable length before is " + std::to_string(last_reusable(s, num_tokens)));
 }
 
 void StateCache::Impl::mark(Sequence& s, int64_t num_tokens) {
@@ -65,12 +70,15 @@ void StateCache::Impl::mark(Sequence& s, int64_t num_tokens) {
   if (after != s.points.begin() && std::prev(after)->num_tokens == num_tokens) {
     std::prev(after)->last_used = ++clock;
   } else {
-    s.points.insert(after, ReusePoint{num_tokens, ++clock});
+    const int32_t record = has_records() ? record_at(s, num_tokens) : kNoPage;
+    s.points.insert(after, ReusePoint{num_tokens, ++clock, record});
+    if (record != kNoPage) records.share(record);
   }
 }
 
 void StateCache::Impl::drop_point(Sequence& s, size_t index) {
   const int64_t num_tokens = s.points[index].num_tokens;
+  drop_record(s.points[index].record);
   s.points.erase(s.points.begin() + static_cast<int64_t>(index));
   for (size_t kind = 0; kind < kinds.size(); ++kind) {
     const int64_t end = std::min(pages_for(num_tokens), s.low[kind]);
@@ -103,8 +111,8 @@ bool StateCache::Impl::give_up_point(size_t kind) {
 }
 
 bool StateCache::can_reuse_anywhere() const {
-  return std::all_of(impl_->kinds.begin(), impl_->kinds.end(),
-                     [](const ExactKind& kind) { return kind.reach == kReachAll; });
+  return !impl_->has_records() && std::all_of(impl_->kinds.begin(), impl_->kinds.end(),
+                                              [](const ExactKind& kind) { return kind.reach == kReachAll; });
 }
 
 void StateCache::mark_reuse(int32_t seq) {

@@ -11,7 +11,7 @@ namespace {
 
 // Numbers that are none would stay in the codes made from them: a damaged file gives wrong numbers, not these.
 template <class Bits>
-void make_finite(uint8_t* bytes, size_t num_bytes, Bits exponent) {
+void make_finite_as(uint8_t* bytes, size_t num_bytes, Bits exponent) {
   for (size_t at = 0; at + sizeof(Bits) <= num_bytes; at += sizeof(Bits)) {
     Bits value;
     std::memcpy(&value, bytes + at, sizeof(Bits));
@@ -19,6 +19,8 @@ void make_finite(uint8_t* bytes, size_t num_bytes, Bits exponent) {
     std::memcpy(bytes + at, &value, sizeof(Bits));
   }
 }
+
+constexpr size_t kCountBytes = sizeof(int64_t);  // of a source's number of tokens
 
 // Copies what is stored of a page and moves on to what follows.
 void take_bytes(const PageArena& arena, int32_t page, const uint8_t*& from) {
@@ -42,6 +44,14 @@ void StateCache::Impl::for_each_tail_page(int64_t num_tokens, Visit visit) const
     const bool stays = kinds[kind].reach == kReachAll;
     const int64_t begin = stays ? settled_pages(num_tokens) : kinds[kind].first_needed(num_tokens);
     for (int64_t page = begin; page < pages_for(num_tokens); ++page) visit(kind, page);
+  }
+}
+
+void StateCache::Impl::make_finite(uint8_t* bytes, size_t num_bytes) const {
+  if (type == KvType::kF16) {
+    make_finite_as<uint16_t>(bytes, num_bytes, 0x7c00);
+  } else {
+    make_finite_as<uint32_t>(bytes, num_bytes, 0x7f800000);
   }
 }
 
@@ -70,6 +80,8 @@ size_t StateCache::stored_tail_bytes(int64_t num_tokens) const {
   size_t bytes = settled_pages(num_tokens) > 0 ? impl_->sinks.payload_bytes() : 0;
   impl_->for_each_tail_page(num_tokens,
                             [&](size_t kind, int64_t) { bytes += impl_->kinds[kind].arena.payload_bytes(); });
+  if (num_tokens > 0) bytes += impl_->records.payload_bytes();
+  for (const SourceKind& source : impl_->sources) bytes += kCountBytes + source.arena.payload_bytes();
   return bytes;
 }
 
@@ -105,6 +117,23 @@ void StateCache::export_tail(int32_t seq, int64_t num_tokens, uint8_t* out) {
     if ((page + 1) * kPageTokens > num_tokens) impl.clear_slots(kind, out, num_tokens % kPageTokens);
     out += arena.payload_bytes();
   });
+  if (impl.has_records() && num_tokens > 0) {
+    std::memcpy(out, impl.records.at(impl.record_at(s, num_tokens)), impl.records.payload_bytes());
+    out += impl.records.payload_bytes();
+  }
+  for (size_t i = 0; i < impl.sources.size(); ++i) {
+    const SourceKind& source = impl.sources[i];
+    const int32_t slot = s.sources[i];
+    const int64_t count = slot == kNoPage ? 0 : source.num_tokens[static_cast<size_t>(slot)];
+    std::memcpy(out, &count, kCountBytes);
+    out += kCountBytes;
+    if (slot == kNoPage) {
+      std::memset(out, 0, source.arena.payload_bytes());
+    } else {
+      std::memcpy(out, source.arena.at(slot), source.arena.payload_bytes());
+    }
+    out += source.arena.payload_bytes();
+  }
 }
 
 int32_t StateCache::begin_import(int64_t num_tokens) {
@@ -121,6 +150,11 @@ int32_t StateCache::begin_import(int64_t num_tokens) {
       s.exact[kind].reserve(static_cast<size_t>(pages_for(num_tokens)));
     }
     s.codes.reserve(static_cast<size_t>(num_codes));
+    if (impl.has_records() && num_tokens > 0) {
+      impl.make_record_room(1);
+      impl.drop_records(s);
+      s.records.push_back({num_tokens, impl.records.take()});
+    }
     impl.mark(s, num_tokens);
   } catch (...) {
     impl.clear(s);
@@ -175,12 +209,27 @@ void StateCache::import_tail(int32_t seq, const uint8_t* tail) {
     const int32_t entry = s.exact[kind][static_cast<size_t>(page)];
     take_bytes(arena, entry, tail);
     if (arena.payload_bytes() == 0) return;
-    if (impl.type == KvType::kF16) {
-      make_finite<uint16_t>(arena.at(entry), arena.payload_bytes(), 0x7c00);
-    } else {
-      make_finite<uint32_t>(arena.at(entry), arena.payload_bytes(), 0x7f800000);
-    }
+    impl.make_finite(arena.at(entry), arena.payload_bytes());
   });
+  if (impl.has_records() && s.length > 0) {
+    const int32_t record = s.records.back().record;
+    take_bytes(impl.records, record, tail);
+    make_finite_as<uint32_t>(impl.records.at(record), impl.records.payload_bytes(), 0x7f800000);
+  }
+  for (size_t i = 0; i < impl.sources.size(); ++i) {
+    PageArena& arena = impl.sources[i].arena;
+    int64_t count;
+    std::memcpy(&count, tail, kCountBytes);
+    tail += kCountBytes;
+    const int64_t most = impl.shapes[static_cast<size_t>(impl.sources[i].layer)].source_tokens;
+    if (count < 1 || count > most) {  // not set, or damaged
+      tail += arena.payload_bytes();
+      continue;
+    }
+    s.sources[i] = impl.take_source(i, count);
+    take_bytes(arena, s.sources[i], tail);
+    impl.make_finite(arena.at(s.sources[i]), arena.payload_bytes());
+  }
   s.is_importing = false;
 }
 
@@ -190,8 +239,11 @@ std::string StateCache::fingerprint() const {
   for (const KvLayerShape& shape : impl.shapes) {
     for (const int32_t value : {shape.num_kv_heads, shape.k_dim, shape.v_dim, shape.k_bits, shape.v_bits, shape.window})
       text += ' ' + std::to_string(value);
+    if (shape.source_tokens > 0) text += " source " + std::to_string(shape.source_tokens);
     text += ';';
   }
+  for (const size_t offset : impl.record_offsets) text += " record " + std::to_string(offset);
+  if (impl.has_records()) text += " of " + std::to_string(impl.records.payload_bytes());
   static constexpr char kDigits[] = "0123456789abcdef";
   std::string result = "kv" + std::to_string(kKvFormatVersion) + "-";
   const uint64_t hash = hash_of(text);

@@ -30,6 +30,14 @@ struct KvLayerShape {
   int32_t v_dim;
   int32_t k_bits = 0, v_bits = 0;  // of codes; both 0: exact
   int32_t window = 0;              // tokens that a query sees, its own included; 0: all
+  int32_t source_tokens = 0;       // most tokens of a source: made once, no step adds to it; 0: it is none
+};
+
+// What steps replace, beside the pages.
+struct RecordShape {
+  std::vector<size_t> bytes;  // of each record: float32 values
+  int64_t max_records = 0;    // slots, each with all records at one length; at least 2 * num_rows for each sequence
+  int32_t num_rows = 1;       // a step hands the records back after each of its last num_rows rows
 };
 
 // One head's block of an encoded page. sinks: nullptr but on page 0.
@@ -40,7 +48,7 @@ struct KvCodeBlock {
 };
 
 struct KvUsage {
-  size_t bytes_exact, bytes_encoded;
+  size_t bytes_exact, bytes_encoded, bytes_records;  // the last: of records and sources
   int64_t pages_shared, reuse_points;
 };
 
@@ -59,7 +67,7 @@ class StateCache {
   // Reserves address space for max_pages pages of tokens; no memory is used until tokens are written. Of exact pages
   // that do not stay there are as many as max_sequences sequences, a step of max_step_rows and num_reuse_points need.
   StateCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
-             int32_t max_step_rows = 512, int32_t num_reuse_points = 0);
+             int32_t max_step_rows = 512, int32_t num_reuse_points = 0, const RecordShape& records = {});
   ~StateCache();
 
   int32_t create();                               // new empty sequence id; throws std::length_error when none is free
@@ -71,9 +79,23 @@ class StateCache {
                                                   // none left; copies a shared partial page before it is written
   void commit(int32_t seq, int64_t num_tokens);   // sets the length after a step succeeded; the encodes were done
   void undo(int32_t seq);                         // what reserve did, after a step failed
+  // As reserve, for tokens that are written without a step: records stay what they are.
+  void reserve_pages(int32_t seq, int64_t num_tokens);
   // Pages that this sequence has to encode between reserve and commit, ascending. Another sequence of the same step may
   // do it for pages that both share.
   const std::vector<int32_t>& encodes(int32_t seq) const;
+
+  // Records of one sequence: what a step begins from, and between reserve and commit where it leaves what it has after
+  // its last row and num_next_records - 1 rows before. An empty sequence begins from zeros.
+  const uint8_t* record(int32_t seq, int32_t record) const;
+  int32_t num_next_records(int32_t seq) const;
+  uint8_t* next_record(int32_t seq, int32_t record, int32_t rows_before_last) const;
+  int64_t records_free() const;
+
+  // Takes a source of so many tokens, zeros, for k_block and v_block to be filled; forks share it from then on. Throws
+  // std::invalid_argument when it is set already, after the first step, or for a number that does not fit.
+  void set_source(int32_t seq, int32_t layer, int64_t num_tokens);
+  int64_t source_tokens(int32_t seq, int32_t layer) const;  // 0: not set
 
   bool can_reuse_anywhere() const;
   void mark_reuse(int32_t seq);
