@@ -1,5 +1,5 @@
-"""Every kind of state behind the engine: no bit of an answer depends on chunks, company, threads, forks, aborts, on what
-was given up, or on a restart."""
+"""Every kind of state behind the engine: no bit of an answer depends on chunks, company, threads, forks or aborts, on
+what was given up, or on a restart."""
 
 from __future__ import annotations
 
