@@ -8,7 +8,7 @@ source   an attention that reads keys and values made once, beside pages
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from kamado.engine.generation import Generation
 from kamado.engine.keeper import Keeper
 from kamado.engine.model import Model
 from kamado.engine.options import sampling_from
+from kamado.engine.piece import Piece
 from kamado.engine.request import Request
 from kamado.engine.session import Sources
 from kamado.engine.store import PrefixStore
@@ -29,7 +30,7 @@ from kamado.lower import build_executor
 
 from .fakes import CHATML, VOCAB, ByteTokenizer, make_plan
 
-HIDDEN, HEADS, HEAD_DIM, KV_HEADS = 64, 2, 32, 1
+HIDDEN, HEADS, HEAD_DIM, KV_HEADS = 64, 2, 64, 1
 SOURCE_ROWS, MAX_SOURCE_ROWS = 150, 200
 _WIDTH = HEADS * HEAD_DIM
 _KV_WIDTH = KV_HEADS * HEAD_DIM
@@ -147,6 +148,7 @@ def state_model(
     max_rows: int = 512,
     kv_tokens: int = 8192,
     kv: str = "f16",
+    kv_bits: Sequence[tuple[int, int]] | None = None,
     max_sequences: int = 8,
     reuse_points: int = 8,
     max_records: int = 0,
@@ -162,10 +164,11 @@ def state_model(
         max_kv_tokens=kv_tokens,
         max_sequences=max_sequences,
         kv=kv,
+        kv_bits=kv_bits,
         kv_reuse_points=reuse_points,
         max_records=max_records,
     )
-    binding = {"model": program.name, "format": executor.kv_fingerprint}
+    binding = {"model": program.architecture, "format": executor.kv_fingerprint}
     path = Path("state.gguf")
     return Model(
         checkpoint=Checkpoint(
@@ -198,6 +201,6 @@ def generate(
     return Generation(request, model._scheduler, model)
 
 
-def answer(generation: Generation) -> list[tuple[int, float, tuple[tuple[int, float], ...]]]:
+def answer(generation: Iterable[Piece]) -> list[tuple[int, float, tuple[tuple[int, float], ...]]]:
     """Tokens, and log-probabilities to the last bit."""
     return [(piece.token, piece.logprob, piece.top_logprobs) for piece in generation]

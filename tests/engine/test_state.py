@@ -14,6 +14,7 @@ from kamado import program as p
 from kamado.engine.model import Model
 from kamado.engine.session import Sources
 from kamado.engine.store import PrefixStore
+from kamado.program.state import is_by_position
 
 from .fakes import FOREVER
 from .state_programs import PROGRAMS, answer, generate, sources_of, state_model
@@ -88,33 +89,60 @@ def test_forks_and_what_is_reused(case: Case) -> None:
 
 
 def test_aborted_steps(case: Case) -> None:
-    """Others come and go while an answer is computed: a step that was aborted changes nothing."""
+    """A step that was aborted, because others left or for nothing, changes nothing."""
     with state_model(case.program, max_rows=64) as model:
-        for seed in range(6):
+        for seed in range(4):
+            model._executor.cancel()  # the next step
             stays = case.ask(model, 1)
             leaves = generate(model, prompt(50 + seed, 600), seed, sources=case.sources)
             if seed % 2:
                 next(leaves)
             leaves.close()
-            assert answer(stays) == case.expected[1]
+            pieces = []
+            for piece in stays:
+                pieces.append(piece)
+                model._executor.cancel()
+            assert answer(iter(pieces)) == case.expected[1]
+        assert model.stats.num_aborted_steps >= 4
         case.check(model, range(len(PROMPTS)))
-    assert model._scheduler.is_closed
 
 
 def test_pages_that_run_out(case: Case) -> None:
     """Requests lose their pages to older ones and are computed again."""
-    with state_model(case.program, kv_tokens=1024, max_rows=128) as model:
-        running = [case.ask(model, i) for i in (1, 3, 4, 0, 2)]
-        found = [answer(generation) for generation in running]
-        assert found == [case.expected[i] for i in (1, 3, 4, 0, 2)]
+    settings = {"sources": case.sources, "max_tokens": 50}
+    prompts = [prompt(70 + i, 100) for i in range(4)]
+    with state_model(case.program) as model:
+        alone = [answer(generate(model, tokens, i, **settings)) for i, tokens in enumerate(prompts)]
+    with state_model(case.program, kv_tokens=640, max_rows=128) as model:
+        running = [generate(model, tokens, i, **settings) for i, tokens in enumerate(prompts)]
+        assert [answer(generation) for generation in running] == alone
+        stats = model.stats
+        assert stats.num_preempted > 0
+        assert (stats.kv_pages["lost"], stats.kv_pages["live"]) == (0, 0)
+    with state_model(case.program, kv_tokens=768) as model:
         case.check(model, [4, 3, 2, 1, 0, 1, 4])
-        pages = model.stats.kv_pages
-        assert (pages["lost"], pages["live"]) == (0, 0)
+
+
+def test_beside_encoded_pages(case: Case) -> None:
+    """The codes of pages and whatever else is kept have their reuse points in common."""
+    bits = [(4, 4) if state.head_dim == 64 else (0, 0) for state in case.program.states if is_by_position(state)]
+    order = [0, 1, 2, 3, 4, 1, 3, 0, 4]
+    alone = []
+    for i in range(len(PROMPTS)):
+        with state_model(case.program, kv_bits=bits) as model:
+            alone.append(answer(case.ask(model, i)))
+    with state_model(case.program, kv_bits=bits, max_rows=48, threads=2, max_sequences=3, reuse_points=3) as model:
+        assert not model.can_cut_anywhere
+        assert [answer(case.ask(model, i)) for i in order] == [alone[i] for i in order]
 
 
 def test_sequences_and_marks_that_run_out(case: Case) -> None:
+    order = [0, 1, 2, 3, 4, 1, 3, 0, 4]
+    with state_model(case.program) as model:
+        plenty = case.check(model, order)
     with state_model(case.program, max_sequences=2, reuse_points=0, max_records=4) as model:
-        case.check(model, [0, 1, 2, 3, 4, 1, 3, 0, 4])
+        scarce = case.check(model, order)
+    assert (sum(scarce) < sum(plenty)) == case.program.has_record, "marks alone go when others are wanted"
 
 
 def test_a_restart(case: Case, tmp_path: Path) -> None:
