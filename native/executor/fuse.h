@@ -26,7 +26,7 @@ struct Flat {
   // Gather operations at the tail's start read a value of the main part (RowOp::in[0]) into one of the tail's.
   std::vector<UnitKind> unit_kinds;
   int32_t logits = -1;  // value of the tail
-  bool has_attend = false;
+  bool has_main = false;
 };
 
 Flat fuse(const Program& program);

@@ -178,6 +178,7 @@ class Resolver {
       node.attend.k_at = at(node.attend.k);
       node.attend.v_at = at(node.attend.v);
     }
+    if (node.kind == NodeKind::kRecord) node.record.x_at = at(node.record.x);
     if (node.kind == NodeKind::kExperts) {
       for (int i = 0; i < kNumActKinds; ++i) node.experts.acts_at[i] = at(node.experts.acts[i]);
       node.experts.routing_at = at(node.experts.routing);
@@ -189,6 +190,7 @@ class Resolver {
     for (LinearPart& part : node.linear.parts) part.out_at = at(part.out);
     if (node.kind == NodeKind::kAttend) node.attend.out_at = at(node.attend.out);
     if (node.kind == NodeKind::kExperts) node.experts.out_at = at(node.experts.out);
+    if (node.kind == NodeKind::kRecord) node.record.out_at = at(node.record.out);
   }
 
   const Part& part_;
@@ -204,6 +206,7 @@ class Resolver {
 int32_t num_counters(NodeKind kind) {
   switch (kind) {
     case NodeKind::kRow:
+    case NodeKind::kRecord:
       return 0;
     case NodeKind::kLinear:
       return 1;
@@ -288,7 +291,8 @@ Plan make_plan(const Program& program, int32_t num_threads, int32_t max_rows, in
   Flat flat = fuse(program);
   Plan plan;
   plan.unit_kinds = flat.unit_kinds;
-  plan.has_attend = flat.has_attend;
+  plan.has_main = flat.has_main;
+  for (const UnitKind& kind : plan.unit_kinds) plan.has_tail_units = plan.has_tail_units || kind.is_tail;
   const auto* head = std::get_if<HeadOp>(&program.ops.back());
   if (head != nullptr) plan.vocab_size = program.matrices[static_cast<size_t>(head->weight)].rows;
   const int32_t last = head != nullptr ? head->x : std::get<PoolOp>(program.ops.back()).x;
@@ -300,7 +304,8 @@ Plan make_plan(const Program& program, int32_t num_threads, int32_t max_rows, in
       if (embed->index == EmbedIndex::kToken) plan.num_tokens = std::min(plan.num_tokens, rows);
       if (embed->index == EmbedIndex::kPosition) plan.num_positions = std::min(plan.num_positions, rows);
     } else if (const auto* attend = std::get_if<AttendOp>(&op)) {
-      plan.is_causal = plan.is_causal && attend->causal;
+      const bool is_source = program.states[static_cast<size_t>(attend->state)].kind == StateKind::kSource;
+      plan.is_causal = plan.is_causal && (attend->causal || is_source);
     }
   }
   std::vector<int32_t> gathered;

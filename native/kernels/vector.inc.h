@@ -137,6 +137,11 @@ struct VectorTier {
     map(x, inout, n, inout, [f](V v, V sum) { return fma(f, v, sum); });
   }
 
+  static void accumulate(const float* before, const float* x, float decay, int32_t n, float* after) {
+    const V d = V::set1(decay);
+    map(before, x, n, after, [d](V b, V v) { return b * d + v; });
+  }
+
   static void softcap(const float* x, float cap, int32_t n, float* out) {
     const V c = V::set1(cap);
     map(x, n, out, [c](V v) { return softcap_f32(v, c); });

@@ -134,16 +134,18 @@ void StateCache::Impl::lay_out_pages(int64_t max_pages, int32_t max_step_rows, i
   wanted.resize(kinds.size());
 }
 
+bool StateCache::Impl::is_there(int32_t seq) const {
+  return seq >= 0 && static_cast<size_t>(seq) < sequences.size() && sequences[static_cast<size_t>(seq)].is_live;
+}
+
 Sequence& StateCache::Impl::held(int32_t seq) {
-  if (seq < 0 || static_cast<size_t>(seq) >= sequences.size() || !sequences[static_cast<size_t>(seq)].is_live) {
-    throw std::out_of_range("sequence " + std::to_string(seq) + " is not live");
-  }
+  if (!is_there(seq)) throw std::invalid_argument("sequence " + std::to_string(seq) + " does not exist");
   return sequences[static_cast<size_t>(seq)];
 }
 
 Sequence& StateCache::Impl::live(int32_t seq) {
   Sequence& s = held(seq);
-  if (s.is_importing) throw std::out_of_range("sequence " + std::to_string(seq) + " is still being imported");
+  if (s.is_importing) throw std::invalid_argument("sequence " + std::to_string(seq) + " is still being imported");
   return s;
 }
 

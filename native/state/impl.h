@@ -85,6 +85,7 @@ struct StateCache::Impl {
 
   // --- cache.cpp ---
   void lay_out_pages(int64_t max_pages, int32_t max_step_rows, int32_t num_reuse_points);
+  bool is_there(int32_t seq) const;
   Sequence& held(int32_t seq);  // live, or being imported
   Sequence& live(int32_t seq);
   const Sequence& live(int32_t seq) const { return const_cast<Impl*>(this)->live(seq); }

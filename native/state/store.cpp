@@ -174,9 +174,8 @@ int32_t StateCache::begin_import(int64_t num_tokens) {
 }
 
 Sequence& StateCache::Impl::importing(int32_t seq) {
-  Sequence& s = held(seq);
-  if (!s.is_importing) throw std::out_of_range("sequence " + std::to_string(seq) + " is not being imported");
-  return s;
+  if (is_there(seq) && held(seq).is_importing) return held(seq);
+  throw std::invalid_argument("sequence " + std::to_string(seq) + " is not being imported");
 }
 
 KvImport StateCache::importing(int32_t seq) const {

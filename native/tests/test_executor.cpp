@@ -15,6 +15,7 @@
 
 #include "check.h"
 #include "kamado/executor.h"
+#include "kamado/state.h"
 
 namespace {
 std::atomic<int64_t> allocations{0};
@@ -101,6 +102,8 @@ kamado::Program make_program(Weights& weights) {
   const int32_t table = weights.matrix(b, kVocab, kHidden);
   b.append(kamado::EmbedOp{x, table, 1});
   for (int32_t layer = 0; layer < 2; ++layer) {
+    const auto kind = layer == 1 ? kamado::StateKind::kWindow : kamado::StateKind::kPages;
+    CHECK(b.state({kind, 2, 8, 8, layer == 1 ? 20 : 0}) == layer);
     b.append(kamado::NormOp{h, x, weights.vector(b, kHidden), -1, 1e-5f, kamado::NormKind::kRms, 0});
     b.append(kamado::LinearOp{{q, k, v},
                               h,
@@ -168,10 +171,10 @@ bool same(const float* a, const float* b, size_t rows) {
 void test_threads_and_chunks(Weights& weights) {
   const std::vector<int32_t> tokens = some_tokens(200);
   auto reference = make_executor(weights, 1);
-  const std::vector<float> expected = step(*reference, reference->create_sequence(), tokens);
+  const std::vector<float> expected = step(*reference, reference->state().create(), tokens);
   for (const int32_t threads : {1, 2, 4}) {
     auto executor = make_executor(weights, threads);
-    const int32_t sequence = executor->create_sequence();
+    const int32_t sequence = executor->state().create();
     size_t begin = 0;
     for (const size_t count : {1u, 1u, 50u, 76u, 2u, 1u, 1u, 60u, 8u}) {
       const std::vector<int32_t> part(tokens.begin() + static_cast<int64_t>(begin),
@@ -185,7 +188,7 @@ void test_threads_and_chunks(Weights& weights) {
 
 void test_no_allocation(Weights& weights) {
   auto executor = make_executor(weights, 2);
-  const int32_t first = executor->create_sequence(), second = executor->create_sequence();
+  const int32_t first = executor->state().create(), second = executor->state().create();
   const int32_t sequences[] = {first, second}, one[] = {0}, two[] = {0, 30};
   const std::vector<int32_t> tokens = some_tokens(120);
   const Executor::Poll poll;
@@ -208,11 +211,11 @@ void test_no_allocation(Weights& weights) {
 
 void test_cancel(Weights& weights) {
   auto executor = make_executor(weights, 2);
-  const int32_t sequence = executor->create_sequence();
+  const int32_t sequence = executor->state().create();
   const std::vector<int32_t> tokens = some_tokens(200);
   const std::vector<float> expected = step(*executor, sequence, tokens);
   for (int i = 0; i < 20; ++i) {
-    executor->truncate(sequence, 0);
+    executor->state().truncate(sequence, 0);
     std::thread canceller([&executor] { executor->cancel(); });
     bool is_cancelled = false;
     try {
@@ -221,15 +224,15 @@ void test_cancel(Weights& weights) {
       is_cancelled = true;
     }
     canceller.join();
-    CHECK(executor->length(sequence) == (is_cancelled ? 0 : 200));
+    CHECK(executor->state().length(sequence) == (is_cancelled ? 0 : 200));
     try {  // a request that came after the step is due now
-      executor->truncate(sequence, 0);
+      executor->state().truncate(sequence, 0);
       step(*executor, sequence, tokens);
     } catch (const kamado::Cancelled&) {
       CHECK(!is_cancelled);
     }
   }
-  executor->truncate(sequence, 0);
+  executor->state().truncate(sequence, 0);
   CHECK(same(step(*executor, sequence, tokens).data(), expected.data(), 200));
 }
 

@@ -158,14 +158,14 @@ bool refuses(Call call) {
 // Page by page, as a restore does; nothing else takes the sequence before it is whole.
 int32_t imported(StateCache& cache, const Stored& bytes, int64_t point) {
   const int32_t seq = cache.begin_import(point);
-  CHECK(refuses<std::out_of_range>([&] { cache.length(seq); }));
+  CHECK(refuses<std::invalid_argument>([&] { cache.length(seq); }));
   for (int64_t page = 0; page < settled_pages(point); ++page) {
     CHECK(cache.importing(seq).next_page == page && cache.importing(seq).num_tokens == point);
     CHECK(refuses<std::invalid_argument>([&] { cache.import_tail(seq, bytes.tail.data()); }));
     cache.import_pages(seq, bytes.pages.data() + static_cast<size_t>(page) * cache.stored_page_bytes(), 1);
   }
   cache.import_tail(seq, bytes.tail.data());
-  CHECK(refuses<std::out_of_range>([&] { cache.importing(seq); }));
+  CHECK(refuses<std::invalid_argument>([&] { cache.importing(seq); }));
   return seq;
 }
 
@@ -346,7 +346,7 @@ void test_refusals() {
   StateCache cache(kShapes, KvType::kF16, 100, 2, 300, 10);
   const int32_t id = cache.create();
   CHECK(throws<std::out_of_range>([&] { (void)cache.codes(id, 0, 0, 0); }));
-  CHECK(throws<std::out_of_range>([&] { cache.mark_reuse(1); }));
+  CHECK(throws<std::invalid_argument>([&] { cache.mark_reuse(1); }));
   CHECK(throws<std::invalid_argument>([&] { cache.unmark_reuse(id, 0); }));
   cache.mark_reuse(id);  // an empty sequence can always be gone back to
   CHECK(cache.reuse_points(id).empty() && cache.last_reusable(id, 100) == 0);

@@ -310,6 +310,10 @@ void test_same_bits(const VectorKernels& ref, const VectorKernels& k, const std:
       expect.assign(w, w + n), got = expect;
       ref.axpy(0.3f, x, n, expect.data()), k.axpy(0.3f, x, n, got.data());
       CHECK_MSG(same(expect, got), ("axpy " + what).c_str());
+      ref.accumulate(w, x, 0.7f, n, expect.data()), k.accumulate(w, x, 0.7f, n, got.data());
+      CHECK_MSG(same(expect, got), ("accumulate " + what).c_str());
+      got.assign(w, w + n), k.accumulate(got.data(), x, 0.7f, n, got.data());
+      CHECK_MSG(same(expect, got), ("accumulate in place " + what).c_str());
       ref.softmax(x, n, expect.data()), k.softmax(x, n, got.data());
       CHECK_MSG(same(expect, got), ("softmax " + what).c_str());
       const double l1 = ref.log_sum_exp(x, n), l2 = k.log_sum_exp(x, n);

@@ -151,7 +151,7 @@ def state_model(
     kv_bits: Sequence[tuple[int, int]] | None = None,
     max_sequences: int = 8,
     reuse_points: int = 8,
-    max_records: int = 0,
+    max_records: int | None = None,
     store: PrefixStore | None = None,
 ) -> Model:
     """A model of the program with a byte tokenizer and ChatML."""

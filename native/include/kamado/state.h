@@ -71,7 +71,7 @@ class StateCache {
   ~StateCache();
 
   int32_t create();                               // new empty sequence id; throws std::length_error when none is free
-  void free(int32_t seq);                         // throws std::out_of_range for an id that is not live (all calls do)
+  void free(int32_t seq);                         // throws std::invalid_argument for one that is not there (all do)
   int32_t fork(int32_t seq, int64_t num_tokens);  // shares full pages, copies the partial one; keeps the points before
   void truncate(int32_t seq, int64_t num_tokens);
   int64_t length(int32_t seq) const;              // tokens cached
@@ -112,7 +112,7 @@ class StateCache {
   // A sequence is imported piece by piece, so that little of it lies in memory twice: begin_import takes all its pages,
   // import_pages fills the next settled ones, import_tail the rest. Until then it is no sequence to any call but free.
   int32_t begin_import(int64_t num_tokens);
-  KvImport importing(int32_t seq) const;  // throws std::out_of_range when it is not being imported
+  KvImport importing(int32_t seq) const;  // throws std::invalid_argument when it is not being imported
   void import_pages(int32_t seq, const uint8_t* pages, int64_t num_pages);
   void import_tail(int32_t seq, const uint8_t* tail);  // std::invalid_argument while a settled page is missing
   std::string fingerprint() const;

@@ -71,6 +71,15 @@ class ExecutorProtocol(Protocol):
         ...
 
     @property
+    def num_free_records(self) -> int:
+        """Records that no sequence, reuse point or running step holds; 0 in a program without."""
+        ...
+
+    def set_source(self, sequence: int, state: int, k: NDArray[np.float32], v: NDArray[np.float32]) -> None:
+        """Fills a Source once, before the sequence's first step: float32[n, heads · dimensions] each."""
+        ...
+
+    @property
     def can_reuse_anywhere(self) -> bool:
         """Whether any length may be forked or truncated to: not so where pages are encoded or behind a window, or
         where a step replaces what the sequence keeps (a record)."""
@@ -119,11 +128,6 @@ class ExecutorProtocol(Protocol):
 
     def import_tail(self, sequence: int, tail: memoryview) -> None:
         """The rest. Until then the sequence can only be freed; ValueError as `import_pages`."""
-        ...
-
-    def set_source(self, sequence: int, state: int, k: NDArray[np.float32], v: NDArray[np.float32]) -> None:
-        """Fills a source of the program, once and before the sequence's first step: float32[n, kv_heads · head_dim],
-        float32[n, kv_heads · v_dim]. ValueError the second time, and for other shapes."""
         ...
 
     def length(self, sequence: int) -> int:
