@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kamado
-from kamado.engine.kv_measure import TEXTS, Scores, builtin_texts, compare_presets, compared, score_presets
+from kamado.engine.kv_measure import TEXTS, Scores, builtin_texts, compared, score_presets
 from peers import circumstances, tool, write_json
 
 Floats = NDArray[np.float64]
@@ -178,15 +178,18 @@ def against_peer(options: argparse.Namespace, model: Path) -> list[dict[str, Any
         with kamado.load(model, threads=options.threads, context=window, kv="exact") as loaded:
             tokens = loaded.tokenize(text.read_text(), add_bos=False)
         windows = [tokens[i * window : (i + 1) * window] for i in range(options.peer_chunks)]
-        rows = compare_presets(
-            model,
-            [kv for kv in options.presets if kv != CONTROL],
-            windows,
-            window,
-            first_scored=window // 2,
-            reference_bytes=options.reference_mib << 20,
-            threads=options.threads,
+        scored = list(
+            score_presets(
+                model,
+                [kv for kv in options.presets if kv != CONTROL],
+                windows,
+                window,
+                first_scored=window // 2,
+                reference_bytes=options.reference_mib << 20,
+                threads=options.threads,
+            )
         )
+        rows = [compared(kv, scores, scored[0][1]) for kv, scores in scored]
         found += [{"model": model.name, "cache": f"kamado {r.kv}", "divergence": r.divergence} for r in rows[1:]]
     for row in found:
         print(f"{row['model']:36} {row['cache']:22} divergence {row['divergence']:.5f}", flush=True)

@@ -283,36 +283,30 @@ nb::ndarray<nb::numpy, float, nb::ndim<1>> dequantize(int32_t layout, const Arra
   return array_of(std::move(values), {static_cast<size_t>(num_values)});
 }
 
+template <class... Values>
+nb::dict dict_of(const std::pair<const char*, Values>&... items) {
+  nb::dict result;
+  ((result[items.first] = items.second), ...);
+  return result;
+}
+
 nb::dict ledger(const PyExecutor& self) {
+  using std::pair;
   const kamado::ExpertLedger from = self.get().ledger();
   nb::list layers;
   for (size_t i = 0; i < from.layers.size(); ++i) {
     const kamado::LayerLedger& layer = from.layers[i];
-    nb::dict entry;
-    entry["layer"] = i;
-    entry["hits"] = layer.hits;
-    entry["misses"] = layer.misses;
-    entry["bytes_read"] = layer.bytes_read;
-    entry["requests"] = layer.requests;
-    entry["read_seconds"] = layer.read_seconds;
-    entry["wait_seconds"] = layer.wait_seconds;
-    entry["compute_seconds"] = layer.compute_seconds;
-    entry["lookahead_hits"] = layer.lookahead_hits;
-    entry["lookahead_wrong"] = layer.lookahead_wrong;
-    layers.append(entry);
+    layers.append(dict_of(pair{"layer", i}, pair{"hits", layer.hits}, pair{"misses", layer.misses},
+                          pair{"bytes_read", layer.bytes_read}, pair{"requests", layer.requests},
+                          pair{"read_seconds", layer.read_seconds}, pair{"wait_seconds", layer.wait_seconds},
+                          pair{"compute_seconds", layer.compute_seconds}, pair{"lookahead_hits", layer.lookahead_hits},
+                          pair{"lookahead_wrong", layer.lookahead_wrong}));
   }
-  nb::dict result;
-  result["layers"] = layers;
-  result["resident"] = from.is_resident;
-  result["slots"] = from.num_slots;
-  result["slot_bytes"] = from.slot_bytes;
-  result["expert_bytes"] = from.total_bytes;
-  result["least_expert_bytes"] = from.least_bytes;
-  result["expert_record_bytes"] = from.record_bytes;
-  result["direct_io"] = from.is_direct;
-  result["readers"] = from.num_readers;
-  result["busy_seconds"] = from.busy_seconds;
-  return result;
+  return dict_of(pair{"layers", layers}, pair{"resident", from.is_resident}, pair{"slots", from.num_slots},
+                 pair{"slot_bytes", from.slot_bytes}, pair{"expert_bytes", from.total_bytes},
+                 pair{"least_expert_bytes", from.least_bytes}, pair{"expert_record_bytes", from.record_bytes},
+                 pair{"direct_io", from.is_direct}, pair{"readers", from.num_readers},
+                 pair{"busy_seconds", from.busy_seconds});
 }
 
 nb::ndarray<nb::numpy, int32_t, nb::ndim<2>> routing(const PyExecutor& self) {
@@ -389,12 +383,12 @@ void append(ProgramBuilder& self, const std::string& name, const nb::dict& field
     if (name != op.kName) return;
     is_known = true;
     size_t num_fields = 0;
-    op.fields(op, [&](auto field, auto& value) {
+    op.fields(op, [&](auto field, const auto&) {
       if (!fields.contains(field.name)) throw std::invalid_argument(name + ": field " + field.name + " is missing");
-      read_value(field, fields[field.name], value);
       ++num_fields;
     });
     if (num_fields != fields.size()) throw std::invalid_argument(name + ": there are fields that it does not have");
+    op.fields(op, [&](auto field, auto& value) { read_value(field, fields[field.name], value); });
     self.append(op);
   });
   if (!is_known) throw std::invalid_argument("no operation is called " + name);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,32 @@ def step(
         np.array(list(range(len(tokens)) if rows is None else rows), np.int32),
     )
     return np.array(logits, copy=True)
+
+
+def check_chunks_and_company(
+    executor: Any, tokens: list[int], expected: NDArray[np.float32], chunks: list[int], company: list[int], random: Any
+) -> None:
+    """Any chunking of `tokens`, with any other sequences in the same steps (320 rows), gives the `expected` logits."""
+    sequence = executor.create_sequence()
+    others = [executor.create_sequence() for _ in company]
+    try:
+        begin = 0
+        for chunk in itertools.chain(chunks, itertools.repeat(300)):
+            part = tokens[begin : begin + min(chunk, 300)]
+            if not part:
+                break
+            batch = [(other, random_tokens(min(size, 320 - len(part)), random.randrange(99)))
+                     for other, size in zip(others, company, strict=True)]  # fmt: skip
+            batch = [(other, tokens_of_it) for other, tokens_of_it in batch if tokens_of_it]
+            while sum(len(tokens_of_it) for _, tokens_of_it in batch) + len(part) > 320:
+                batch.pop()
+            at = random.randrange(len(batch) + 1)
+            row = sum(len(tokens_of_it) for _, tokens_of_it in batch[:at])
+            batch.insert(at, (sequence, part))
+            wanted = sorted(random.sample(range(len(part)), min(len(part), 5)))
+            logits = step(executor, batch, [row + i for i in wanted])
+            assert logits.tobytes() == expected[[begin + i for i in wanted]].tobytes()
+            begin += len(part)
+    finally:
+        for used in [sequence, *others]:
+            executor.free_sequence(used)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models.numpy_executor import NumpyExecutor
-from native_programs import VOCAB, dense, moe, random_tokens, step
+from native_programs import VOCAB, check_chunks_and_company, dense, moe, random_tokens, step
 
 from kamado import _native
 from kamado import program as p
@@ -92,29 +92,7 @@ def test_chunks_and_company_give_the_same_bits(
     executor: Any, expected: np.ndarray, chunks: list[int], company: list[int], random: Any
 ) -> None:
     """Any chunking of a prompt, with any other sequences in the same steps before and after it."""
-    sequence = executor.create_sequence()
-    others = [executor.create_sequence() for _ in company]
-    try:
-        begin = 0
-        for chunk in [*chunks, len(LONG)]:
-            part = LONG[begin : begin + min(chunk, len(LONG) - begin)]
-            if not part:
-                break
-            batch = [(other, random_tokens(min(size, 320 - len(part)), random.randrange(99)))
-                     for other, size in zip(others, company, strict=True)]  # fmt: skip
-            batch = [(other, tokens) for other, tokens in batch if tokens]
-            while sum(len(tokens) for _, tokens in batch) + len(part) > 320:
-                batch.pop()
-            at = random.randrange(len(batch) + 1)
-            row = sum(len(tokens) for _, tokens in batch[:at])
-            batch.insert(at, (sequence, part))
-            wanted = sorted(random.sample(range(len(part)), min(len(part), 5)))
-            logits = step(executor, batch, [row + i for i in wanted])
-            assert logits.tobytes() == expected[[begin + i for i in wanted]].tobytes()
-            begin += len(part)
-    finally:
-        for used in [sequence, *others]:
-            executor.free_sequence(used)
+    check_chunks_and_company(executor, LONG, expected, chunks, company, random)
 
 
 def test_rows_without_logits_change_nothing(executor: Any, expected: np.ndarray) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_programs import VOCAB, TensorFile, dense, inv_freq, random_tokens, step
+from native_programs import VOCAB, TensorFile, check_chunks_and_company, dense, inv_freq, random_tokens, step
 
 from kamado import _native
 from kamado import program as p
@@ -118,26 +118,7 @@ def test_threads_and_tiers_give_the_same_bits(
 def test_chunks_and_company_give_the_same_bits(
     executor: Any, expected: np.ndarray, chunks: list[int], company: list[int], random: Any
 ) -> None:
-    sequence = executor.create_sequence()
-    others = [executor.create_sequence() for _ in company]
-    try:
-        begin = 0
-        for chunk in [*chunks, 300, 300, 300]:
-            part = LONG[begin : begin + min(chunk, 320 - sum(company))]
-            if not part:
-                break
-            batch = [(other, random_tokens(size, random.randrange(99)))
-                     for other, size in zip(others, company, strict=True)]  # fmt: skip
-            at = random.randrange(len(batch) + 1)
-            row = sum(len(tokens) for _, tokens in batch[:at])
-            batch.insert(at, (sequence, part))
-            wanted = sorted(random.sample(range(len(part)), min(len(part), 5)))
-            logits = step(executor, batch, [row + i for i in wanted])
-            assert logits.tobytes() == expected[[begin + i for i in wanted]].tobytes()
-            begin += len(part)
-    finally:
-        for used in [sequence, *others]:
-            executor.free_sequence(used)
+    check_chunks_and_company(executor, LONG, expected, chunks, company, random)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

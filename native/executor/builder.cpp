@@ -51,40 +51,56 @@ void check_range(const std::string& name, const File& file, uint64_t offset, int
 
 }  // namespace
 
-std::shared_ptr<const File> ProgramBuilder::open(const std::string& path) {
+// The file, which has all of such a tensor.
+std::shared_ptr<const File> ProgramBuilder::open(const std::string& name, const std::string& path, uint64_t offset,
+                                                 int32_t layout, int64_t rows, int64_t cols) {
   auto& file = files_[path];
   if (file == nullptr) file = std::make_shared<const File>(path);
+  check_range(name, *file, offset, layout, rows, cols);
   return file;
 }
 
+namespace {
+
+// The id of what `make` gives, which is made once for each key.
+template <class Spec, class Make>
+int32_t once(std::map<std::string, int32_t>& ids, const std::string& key, std::vector<Spec>& list, Make make) {
+  const auto known = ids.find(key);
+  if (known != ids.end()) return known->second;
+  list.push_back(make());
+  return ids[key] = static_cast<int32_t>(list.size() - 1);
+}
+
+std::string range_key(const std::string& path, uint64_t offset, int32_t layout, int64_t rows, int64_t cols) {
+  return path + '\0' + std::to_string(offset) + ' ' + text(layout) + ' ' + text(rows) + ' ' + text(cols);
+}
+
+}  // namespace
+
 int32_t ProgramBuilder::matrix(const std::string& name, const std::string& path, uint64_t offset, int32_t layout,
                                int64_t rows, int64_t cols) {
-  const std::string key =
-      path + '\0' + std::to_string(offset) + ' ' + text(layout) + ' ' + text(rows) + ' ' + text(cols);
-  const auto known = matrix_ids_.find(key);
-  if (known != matrix_ids_.end()) return known->second;
-  auto file = open(path);
-  check_range(name, *file, offset, layout, rows, cols);
-  program_.matrices.push_back({name, std::move(file), offset, static_cast<Layout>(layout), static_cast<int32_t>(rows),
-                               static_cast<int32_t>(cols)});
-  const auto id = static_cast<int32_t>(program_.matrices.size() - 1);
-  matrix_ids_.emplace(key, id);
-  return id;
+  return once(matrix_ids_, range_key(path, offset, layout, rows, cols), program_.matrices, [&] {
+    return MatrixSpec{name,
+                      open(name, path, offset, layout, rows, cols),
+                      offset,
+                      static_cast<Layout>(layout),
+                      static_cast<int32_t>(rows),
+                      static_cast<int32_t>(cols)};
+  });
 }
 
 int32_t ProgramBuilder::vector(const std::string& name, const std::string& path, uint64_t offset, int32_t layout,
                                int64_t length, double add) {
-  const std::string key = path + '\0' + std::to_string(offset) + ' ' + text(layout) + ' ' + text(length) + ' ' +
-                          text(std::bit_cast<int32_t>(static_cast<float>(add)));
-  const auto known = vector_ids_.find(key);
-  if (known != vector_ids_.end()) return known->second;
-  auto file = open(path);
-  check_range(name, *file, offset, layout, 1, length);
-  program_.vectors.push_back({name, std::move(file), offset, static_cast<Layout>(layout), static_cast<int32_t>(length),
-                              static_cast<float>(add)});
-  const auto id = static_cast<int32_t>(program_.vectors.size() - 1);
-  vector_ids_.emplace(key, id);
-  return id;
+  const auto added = static_cast<float>(add);
+  const std::string key = range_key(path, offset, layout, 1, length) + ' ' + text(std::bit_cast<int32_t>(added));
+  return once(vector_ids_, key, program_.vectors, [&] {
+    return VectorSpec{name,
+                      open(name, path, offset, layout, 1, length),
+                      offset,
+                      static_cast<Layout>(layout),
+                      static_cast<int32_t>(length),
+                      added};
+  });
 }
 
 int32_t ProgramBuilder::constant(const double* values, size_t count) {

@@ -348,40 +348,6 @@ class Fuser {
 
 }  // namespace
 
-void for_each_read(const Node& node, const std::function<void(int32_t)>& visit) {
-  for (const RowOp& op : node.rows) {
-    if (op.kind == RowKind::kGather) continue;  // reads a value of the other part
-    for (const int32_t input : op.in) {
-      if (input != -1) visit(input);
-    }
-  }
-  for (const LinearPart& part : node.linear.parts) visit(part.act);
-  if (node.kind == NodeKind::kAttend) {
-    visit(node.attend.q);
-    if (node.attend.k != -1) visit(node.attend.k);
-    if (node.attend.v != -1) visit(node.attend.v);
-  }
-  if (node.kind == NodeKind::kRecord) visit(node.record.x);
-  if (node.kind == NodeKind::kExperts) {
-    for (const int32_t act : node.experts.acts) {
-      if (act != -1) visit(act);
-    }
-    visit(node.experts.routing);
-  }
-}
-
-void for_each_write(const Node& node, const std::function<void(int32_t)>& visit) {
-  for (const RowOp& op : node.rows) {
-    if (op.out != -1) visit(op.out);
-  }
-  for (const LinearPart& part : node.linear.parts) {
-    if (part.out != -1) visit(part.out);
-  }
-  if (node.kind == NodeKind::kAttend) visit(node.attend.out);
-  if (node.kind == NodeKind::kExperts) visit(node.experts.out);
-  if (node.kind == NodeKind::kRecord) visit(node.record.out);
-}
-
 Flat fuse(const Program& program) {
   return Fuser(program).run();
 }

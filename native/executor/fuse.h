@@ -31,8 +31,28 @@ struct Flat {
 
 Flat fuse(const Program& program);
 
-// Lists the values that a node reads and writes.
-void for_each_read(const Node& node, const std::function<void(int32_t)>& visit);
-void for_each_write(const Node& node, const std::function<void(int32_t)>& visit);
+// Calls visit(value, place) for each value that a node reads or writes, -1 where one is not used. What Gather reads is
+// left out: it is a value of the other part.
+template <class AnyNode, class Visit>
+void for_each_input(AnyNode& node, Visit&& visit) {
+  for (auto& op : node.rows) {
+    for (int32_t i = 0; op.kind != RowKind::kGather && i < kMaxRowInputs; ++i) visit(op.in[i], op.in_at[i]);
+  }
+  for (auto& part : node.linear.parts) visit(part.act, part.act_at);
+  visit(node.attend.q, node.attend.q_at);
+  visit(node.attend.k, node.attend.k_at);
+  visit(node.attend.v, node.attend.v_at);
+  for (int i = 0; i < kNumActKinds; ++i) visit(node.experts.acts[i], node.experts.acts_at[i]);
+  visit(node.experts.routing, node.experts.routing_at);
+  visit(node.record.x, node.record.x_at);
+}
+template <class AnyNode, class Visit>
+void for_each_output(AnyNode& node, Visit&& visit) {
+  for (auto& op : node.rows) visit(op.out, op.out_at);
+  for (auto& part : node.linear.parts) visit(part.out, part.out_at);
+  visit(node.attend.out, node.attend.out_at);
+  visit(node.experts.out, node.experts.out_at);
+  visit(node.record.out, node.record.out_at);
+}
 
 }  // namespace kamado

@@ -9,8 +9,7 @@
 namespace kamado {
 namespace {
 
-// --- memory
-// -----------------------------------------------------------------------------------------------------------
+// --- memory ---
 
 struct Slot {
   size_t row_bytes = 0;
@@ -23,13 +22,14 @@ struct Slot {
 // row is the same memory whatever value lies there.
 std::vector<Slot> place(Part& part, const std::vector<int32_t>& never_freed, int32_t logits) {
   for (size_t i = 0; i < part.nodes.size(); ++i) {
-    const auto touch = [&part, i](int32_t id) {
+    const auto touch = [&part, i](int32_t id, const Operand&) {
+      if (id == -1) return;
       Value& value = part.values[static_cast<size_t>(id)];
       if (value.first == -1) value.first = static_cast<int32_t>(i);
       value.last = static_cast<int32_t>(i);
     };
-    for_each_write(part.nodes[i], touch);
-    for_each_read(part.nodes[i], touch);
+    for_each_output(part.nodes[i], touch);
+    for_each_input(part.nodes[i], touch);
   }
   for (const int32_t id : never_freed)
     part.values[static_cast<size_t>(id)].last = static_cast<int32_t>(part.nodes.size());
@@ -57,8 +57,7 @@ std::vector<Slot> place(Part& part, const std::vector<int32_t>& never_freed, int
   return slots;
 }
 
-// --- barriers
-// ---------------------------------------------------------------------------------------------------------
+// --- barriers ---
 
 enum class Share : int32_t { kRows = 1, kAny = 2 };  // who touches what: thread t its rows, or any thread anything
 
@@ -112,15 +111,20 @@ class Resolver {
       Node node = flat;
       const Share share = node.kind == NodeKind::kRow && !is_one_ ? Share::kRows : Share::kAny;
       // Inputs are where they were written; an output of row-wise work with one row is in each thread's own memory.
-      resolve_inputs(node, source);
+      for (RowOp& op : node.rows) {
+        if (op.kind == RowKind::kGather) op.in_at[0] = source->at(op.in[0]);
+      }
       bool has_conflict = false;
-      for_each_read(node, [&](int32_t id) {
-        if (is_shared(id)) has_conflict = has_conflict || hazards_.read_conflicts(slot_of(id), share);
+      std::vector<size_t> reads;  // shared slots
+      for_each_input(node, [&](int32_t id, Operand& place) {
+        place = at(id);
+        if (!is_shared(id)) return;
+        reads.push_back(slot_of(id));
+        has_conflict = has_conflict || hazards_.read_conflicts(slot_of(id), share);
       });
       const bool writes_private = is_one_ && (node.kind == NodeKind::kRow || node.kind == NodeKind::kExperts);
-      const auto reads = shared_slots_read(node);
-      for_each_write(node, [&](int32_t id) {
-        if (id != logits_) is_private_[static_cast<size_t>(id)] = writes_private;
+      for_each_output(node, [&](int32_t id, const Operand&) {
+        if (id != -1 && id != logits_) is_private_[static_cast<size_t>(id)] = writes_private;
         if (is_shared(id)) has_conflict = has_conflict || hazards_.write_conflicts(slot_of(id), share);
       });
       const bool has_scratch = node.kind == NodeKind::kAttend || node.kind == NodeKind::kExperts;
@@ -137,11 +141,11 @@ class Resolver {
       } else {
         for (const size_t slot : reads) hazards_.read(slot, share);
       }
-      for_each_write(node, [&](int32_t id) {
+      for_each_output(node, [&](int32_t id, Operand& place) {
+        place = at(id);
         if (is_shared(id)) hazards_.write(slot_of(id), write_share);
       });
       if (has_scratch) hazards_.write(scratch, Share::kAny);
-      resolve_outputs(node);
       const bool can_join =
           node.kind == NodeKind::kRow && !node.has_barrier && !result.empty() && result.back().kind == NodeKind::kRow;
       if (can_join) {
@@ -157,40 +161,8 @@ class Resolver {
   static constexpr size_t kScratchSlots = 2;  // scratch memory of Attend, of Experts
 
   size_t slot_of(int32_t value) const { return static_cast<size_t>(part_.values[static_cast<size_t>(value)].slot); }
-  bool is_shared(int32_t value) const { return value != logits_ && !is_private_[static_cast<size_t>(value)]; }
-
-  std::vector<size_t> shared_slots_read(const Node& node) const {
-    std::vector<size_t> result;
-    for_each_read(node, [&](int32_t id) {
-      if (is_shared(id)) result.push_back(slot_of(id));
-    });
-    return result;
-  }
-
-  void resolve_inputs(Node& node, const Resolver* source) const {
-    for (RowOp& op : node.rows) {
-      const Resolver* from = op.kind == RowKind::kGather ? source : this;
-      for (int32_t i = 0; i < kMaxRowInputs; ++i) op.in_at[i] = from->at(op.in[i]);
-    }
-    for (LinearPart& part : node.linear.parts) part.act_at = at(part.act);
-    if (node.kind == NodeKind::kAttend) {
-      node.attend.q_at = at(node.attend.q);
-      node.attend.k_at = at(node.attend.k);
-      node.attend.v_at = at(node.attend.v);
-    }
-    if (node.kind == NodeKind::kRecord) node.record.x_at = at(node.record.x);
-    if (node.kind == NodeKind::kExperts) {
-      for (int i = 0; i < kNumActKinds; ++i) node.experts.acts_at[i] = at(node.experts.acts[i]);
-      node.experts.routing_at = at(node.experts.routing);
-    }
-  }
-
-  void resolve_outputs(Node& node) const {
-    for (RowOp& op : node.rows) op.out_at = at(op.out);
-    for (LinearPart& part : node.linear.parts) part.out_at = at(part.out);
-    if (node.kind == NodeKind::kAttend) node.attend.out_at = at(node.attend.out);
-    if (node.kind == NodeKind::kExperts) node.experts.out_at = at(node.experts.out);
-    if (node.kind == NodeKind::kRecord) node.record.out_at = at(node.record.out);
+  bool is_shared(int32_t value) const {
+    return value != -1 && value != logits_ && !is_private_[static_cast<size_t>(value)];
   }
 
   const Part& part_;
@@ -202,24 +174,9 @@ class Resolver {
   Hazards hazards_;
 };
 
-// Counters of work items that a node takes.
-int32_t num_counters(NodeKind kind) {
-  switch (kind) {
-    case NodeKind::kRow:
-    case NodeKind::kRecord:
-      return 0;
-    case NodeKind::kLinear:
-      return 1;
-    case NodeKind::kAttend:
-      return 3;
-    case NodeKind::kExperts:
-      return 2;
-  }
-  return 0;
-}
+constexpr int32_t kNumCounters[] = {0, 1, 3, 2, 0};  // of work items that a node takes, by its kind
 
-// --- work items
-// -------------------------------------------------------------------------------------------------------
+// --- work items ---
 
 // Chunks get smaller towards the end, so that threads finish together: a share of what is left, at least `min_bytes`
 // of weights (one row: an item should outweigh the cost of taking it), at most `max_tiles`.
@@ -261,7 +218,7 @@ void finish_nodes(const Program& program, std::vector<Node>& nodes, bool is_one,
                   int32_t counter, Plan& plan) {
   for (Node& node : nodes) {
     node.counter = counter;
-    counter += num_counters(node.kind);
+    counter += kNumCounters[static_cast<size_t>(node.kind)];
     if (node.kind == NodeKind::kLinear) {
       make_chunks(program, node.linear, is_one, num_threads);
       node.linear.row_block = max_rows;
@@ -331,7 +288,7 @@ Plan make_plan(const Program& program, int32_t num_threads, int32_t max_rows, in
   plan.shared_bytes += align_up(plan.hidden.stride * static_cast<size_t>(max_logit_rows));
 
   int32_t main_counters = 0;
-  for (const Node& node : flat.main.nodes) main_counters += num_counters(node.kind);
+  for (const Node& node : flat.main.nodes) main_counters += kNumCounters[static_cast<size_t>(node.kind)];
   plan.tail_counters_begin = main_counters;
   for (const bool main_is_one : {false, true}) {
     Resolver main(flat.main, main_slots, main_is_one, -1, {});

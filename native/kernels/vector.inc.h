@@ -27,17 +27,17 @@ struct VectorTier {
     if (i < n) f(V::load_first(x + i, n - i), V::load_first(y + i, n - i)).store_first(out + i, n - i);
   }
 
-  static void rms_norm(const float* x, const float* weight, int32_t n, float eps, float* out) {
-    V sum = V::set1(0.0f);
+  // total = f(x[i], total) by lanes; those past the end keep what they have.
+  template <class Fn>
+  static KAMADO_INLINE V fold(const float* x, int32_t n, V total, Fn f) {
     int32_t i = 0;
-    for (; i + kVirtualLanes <= n; i += kVirtualLanes) {
-      const V v = V::load(x + i);
-      sum = fma(v, v, sum);
-    }
-    if (i < n) {
-      const V v = V::load_first(x + i, n - i);
-      sum = fma(v, v, sum);
-    }
+    for (; i + kVirtualLanes <= n; i += kVirtualLanes) total = f(V::load(x + i), total);
+    if (i < n) total = select(V::lanes_between(0, n - i), f(V::load_first(x + i, n - i), total), total);
+    return total;
+  }
+
+  static void rms_norm(const float* x, const float* weight, int32_t n, float eps, float* out) {
+    const V sum = fold(x, n, V::set1(0.0f), [](V v, V total) { return fma(v, v, total); });
     const V inverse = V::set1(1.0f / __builtin_sqrtf(reduce_sum(sum) / static_cast<float>(n) + eps));
     if (weight) {
       map(x, weight, n, out, [inverse](V v, V w) { return v * inverse * w; });
@@ -48,20 +48,12 @@ struct VectorTier {
 
   static void layer_norm(const float* x, const float* weight, const float* bias, int32_t n, float eps, float* out) {
     const V zero = V::set1(0.0f);
-    V sum = zero;
-    int32_t i = 0;
-    for (; i + kVirtualLanes <= n; i += kVirtualLanes) sum = sum + V::load(x + i);
-    if (i < n) sum = sum + V::load_first(x + i, n - i);
+    const V sum = fold(x, n, zero, [](V v, V total) { return total + v; });
     const V mean = V::set1(reduce_sum(sum) / static_cast<float>(n));
-    V square = zero;
-    for (i = 0; i + kVirtualLanes <= n; i += kVirtualLanes) {
-      const V d = V::load(x + i) - mean;
-      square = fma(d, d, square);
-    }
-    if (i < n) {
-      const V d = select(V::lanes_between(0, n - i), V::load_first(x + i, n - i) - mean, zero);
-      square = fma(d, d, square);
-    }
+    const V square = fold(x, n, zero, [mean](V v, V total) {
+      const V d = v - mean;
+      return fma(d, d, total);
+    });
     const V inverse = V::set1(1.0f / __builtin_sqrtf(reduce_sum(square) / static_cast<float>(n) + eps));
     if (weight) {
       map(x, weight, n, out, [mean, inverse](V v, V w) { return (v - mean) * inverse * w; });
@@ -148,28 +140,13 @@ struct VectorTier {
   }
 
   static KAMADO_INLINE float max_of(const float* x, int32_t n) {
-    V top = V::set1(-__builtin_inff());
-    int32_t i = 0;
-    for (; i + kVirtualLanes <= n; i += kVirtualLanes) top = max(top, V::load(x + i));
-    if (i < n) top = select(V::lanes_between(0, n - i), max(top, V::load_first(x + i, n - i)), top);
-    return reduce_max(top);
+    return reduce_max(fold(x, n, V::set1(-__builtin_inff()), [](V v, V top) { return max(top, v); }));
   }
 
   static void softmax(const float* x, int32_t n, float* out) {
     const V top = V::set1(max_of(x, n));
-    V sum = V::set1(0.0f);
-    int32_t i = 0;
-    for (; i + kVirtualLanes <= n; i += kVirtualLanes) {
-      const V e = exp_f32(V::load(x + i) - top);
-      e.store(out + i);
-      sum = sum + e;
-    }
-    if (i < n) {
-      const V e = exp_f32(V::load_first(x + i, n - i) - top);
-      e.store_first(out + i, n - i);
-      sum = sum + select(V::lanes_between(0, n - i), e, V::set1(0.0f));
-    }
-    const V total = V::set1(reduce_sum(sum));
+    map(x, n, out, [top](V v) { return exp_f32(v - top); });
+    const V total = V::set1(reduce_sum(fold(out, n, V::set1(0.0f), [](V e, V sum) { return sum + e; })));
     map(out, n, out, [total](V e) { return e / total; });
   }
 
@@ -214,17 +191,7 @@ struct VectorTier {
 
   // x - x is 0, or NaN where x is not finite; a sum with a NaN in it is NaN.
   static bool is_finite(const float* x, int32_t n) {
-    V sum = V::set1(0.0f);
-    int32_t i = 0;
-    for (; i + kVirtualLanes <= n; i += kVirtualLanes) {
-      const V v = V::load(x + i);
-      sum = sum + (v - v);
-    }
-    if (i < n) {
-      const V v = V::load_first(x + i, n - i);
-      sum = sum + (v - v);
-    }
-    return reduce_sum(sum) == 0.0f;
+    return reduce_sum(fold(x, n, V::set1(0.0f), [](V v, V sum) { return sum + (v - v); })) == 0.0f;
   }
 };
 

@@ -302,7 +302,8 @@ class JsonCost:
         """Lists and objects within each other."""
     @property
     def weight(self) -> int:
-        """Values; a key or a container counts as four."""
+        """Values; a container counts as four, a key as sixteen, and so do four characters as one that are escaped or
+        not ASCII."""
     @property
     def nbytes(self) -> int:
         """Memory while it is decoded, the text not included."""

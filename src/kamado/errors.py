@@ -89,9 +89,11 @@ class ContextOverflowError(KamadoError):
 
     exit_code = 6
 
-    def __init__(self, num_prompt_tokens: int, context_tokens: int) -> None:
+    def __init__(self, num_prompt_tokens: int, context_tokens: int, *, is_counted: bool = True) -> None:
+        """`is_counted` False: the prompt has that many tokens at the least."""
+        least = "" if is_counted else "at least "
         super().__init__(
-            f"the prompt has {num_prompt_tokens} tokens and the context holds {context_tokens}: "
+            f"the prompt has {least}{num_prompt_tokens} tokens and the context holds {context_tokens}: "
             f"shorten the prompt or load the model with a larger context (--context)"
         )
         self.num_prompt_tokens = num_prompt_tokens

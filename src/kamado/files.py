@@ -89,11 +89,7 @@ def replacing(path: Path, *, mode: int | None = None, is_synced: bool = True) ->
 
 def put_in_place(file: Path, path: Path, *, mode: int | None = None, is_synced: bool = True) -> None:
     """Moves a finished `file` of ours to `path` on the same file system: content first, then name. Raises OSError."""
-    fd = os.open(file, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _sync(file, os.O_RDWR)
     if mode is not None:
         os.chmod(file, mode)
     os.replace(file, path)
@@ -104,8 +100,12 @@ def put_in_place(file: Path, path: Path, *, mode: int | None = None, is_synced: 
 def sync_folder(path: Path) -> None:
     """Brings the names in a folder to the disk, where the system can."""
     with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _sync(path, os.O_RDONLY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

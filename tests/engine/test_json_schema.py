@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -13,7 +14,7 @@ import llguidance
 import pytest
 
 from kamado.engine.constraint import _make_trie
-from kamado.engine.json_schema import Checker, CheckError, compile_schema
+from kamado.engine.json_schema import Checker, CheckError, compile_schema, compiled, kept_bytes
 from kamado.engine.json_schema import numbers as number_texts
 from kamado.engine.json_schema.document import Document, plain
 from kamado.engine.json_schema.formats import format_language
@@ -21,6 +22,7 @@ from kamado.engine.json_schema.numbers import Range
 from kamado.engine.json_schema.pattern import PatternError, language
 from kamado.engine.json_schema.trees import is_nothing, matches
 from kamado.errors import ConstraintError
+from kamado.isolated import WorkerNeededError, without_worker
 
 from .fakes import VOCAB, ByteTokenizer
 from .schema_proof.walks import Walker
@@ -379,3 +381,47 @@ def test_hostile_schemas_are_made_or_refused_in_bounded_time(schema: Any) -> Non
     else:
         assert len(compiled.lark) < 4 << 20
     assert time.process_time() - began < 10  # about a tenth of it on an idle machine
+
+
+# --- where it is worked out -------------------------------------------------------------------------------------------
+
+
+def long_schema(last: object) -> dict[str, object]:
+    """Of 30,000 characters, which nothing but the last property makes impossible."""
+    properties: dict[str, object] = {f"property_{i}": {"type": "string", "maxLength": i + 1} for i in range(480)}
+    return {"type": "object", "properties": properties | {"last": last}, "required": ["last"]}
+
+
+def test_a_long_schema_is_worked_out_by_the_worker_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = long_schema({"type": "integer", "minimum": 7})
+    with without_worker(), pytest.raises(WorkerNeededError):
+        compile_schema(schema)
+    made = compile_schema(schema)
+    with without_worker():
+        assert compile_schema(schema) is made  # no second time
+    monkeypatch.setattr(compiled, "_HERE_CHARACTERS", 1 << 20)
+    monkeypatch.setattr(compiled, "_HERE_SECONDS", 60.0)
+    with without_worker():  # in this process it is the same grammar
+        assert compile_schema({"title": "", **schema}).lark == made.lark
+
+
+def test_a_refusal_is_kept_as_well() -> None:
+    schema = long_schema(False)
+    for attempt in range(2):
+        with without_worker() if attempt else contextlib.nullcontext(), pytest.raises(ConstraintError, match="nothing"):
+            compile_schema(schema)
+
+
+def test_a_short_schema_that_takes_long_goes_to_the_worker_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_HERE_SECONDS", -1.0)
+    schema = {"type": "object", "properties": {"takes_long": {"type": "boolean"}}}
+    with without_worker(), pytest.raises(WorkerNeededError):
+        compile_schema(schema)
+    assert "takes_long" in compile_schema(schema).lark
+
+
+def test_what_is_kept_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "KEPT_BYTES", 4000)
+    for i in range(40):
+        compile_schema({"const": f"{i}" * 100})
+        assert kept_bytes() <= 4000

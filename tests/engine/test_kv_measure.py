@@ -14,7 +14,7 @@ from kamado.engine import kv_measure
 from kamado.engine.identity import model_identity
 from kamado.engine.kv_measure import builtin_texts, measure_kv, recommend
 from kamado.engine.kv_record import KvRecord, KvRow, load_record, records_root, save_record
-from kamado.engine.load import load_model
+from kamado.engine.load import load
 
 from .fakes import FakeExecutor, make_model
 
@@ -177,7 +177,7 @@ def test_the_measurement_leaves_no_file_but_the_record(tiny_checkpoint: Path) ->
 
 def test_on_the_native_executor(tiny_checkpoint: Path) -> None:
     """Heads of 16 values cannot be encoded, so every preset is the exact cache: no divergence at all."""
-    found = measure_kv(tiny_checkpoint, presets=["balanced"], num_tokens=400, load=load_model)
+    found = measure_kv(tiny_checkpoint, presets=["balanced"], num_tokens=400, load=load)
     assert (found.rows[1].rise_percent, found.recommended) == (0.0, "exact")
     assert found.rows[1].divergence < 1e-6, "the reference is kept in float32"
 

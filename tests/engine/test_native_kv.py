@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import kamado
-from kamado.checkpoint.gguf_writer import GgufWriter
-from kamado.checkpoint.types import Layout
 from kamado.engine.kv_record import CODEC_VERSION
 
 from .fakes import FOREVER
@@ -44,48 +43,9 @@ def test_a_restored_prefix_changes_no_bit(tiny_checkpoint: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def codable_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def codable_checkpoint(write_tiny: Callable[..., Path]) -> Path:
     """As tiny_checkpoint, with two heads of 64 values over one of keys: its cache can be encoded. Context 2048."""
-    hidden, ffn = 128, 128
-    writer = GgufWriter("llama")
-    for key, value in {
-        "general.name": "codable",
-        "llama.block_count": 2,
-        "llama.context_length": 2048,
-        "llama.embedding_length": hidden,
-        "llama.feed_forward_length": ffn,
-        "llama.attention.head_count": 2,
-        "llama.attention.head_count_kv": 1,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.rope.freq_base": 10000.0,
-        "llama.vocab_size": 256,
-    }.items():
-        writer.add(key, value)
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (256, hidden), "output_norm.weight": (hidden,)}
-    for i in range(2):
-        for name, shape in {
-            "attn_norm": (hidden,),
-            "attn_q": (hidden, hidden),
-            "attn_k": (64, hidden),
-            "attn_v": (64, hidden),
-            "attn_output": (hidden, hidden),
-            "ffn_norm": (hidden,),
-            "ffn_gate": (ffn, hidden),
-            "ffn_up": (ffn, hidden),
-            "ffn_down": (hidden, ffn),
-        }.items():
-            shapes[f"blk.{i}.{name}.weight"] = shape
-    for name, shape in shapes.items():
-        writer.add_tensor(name, shape, Layout.F16 if len(shape) == 2 else Layout.F32)
-    rng = np.random.default_rng(3)
-    path = tmp_path_factory.mktemp("codable") / "codable.gguf"
-    with writer.open(path) as sink:
-        for name, shape in shapes.items():
-            if len(shape) == 1:
-                sink.write(name, np.ones(shape, np.float32))
-            else:
-                sink.write(name, (rng.standard_normal(shape) * 2 / np.sqrt(shape[1])).astype(np.float16))
-    return path
+    return write_tiny(hidden=128, heads=2, kv_heads=1, context_length=2048)
 
 
 FREE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}

@@ -146,6 +146,14 @@ def test_another_version_is_refused_and_removed() -> None:
     assert not point.exists()
 
 
+def check_refused(folder: PrefixFolder, path: Path, content: bytes) -> None:
+    """A file of the folder with this content is no prefix, and is removed."""
+    path.write_bytes(content)
+    with pytest.raises(DamagedRecordError):
+        get(folder)
+    assert not path.exists()
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_flipped_bit_anywhere_is_noticed(data: st.DataObject) -> None:
@@ -157,10 +165,7 @@ def test_a_flipped_bit_anywhere_is_noticed(data: st.DataObject) -> None:
     content = bytearray(path.read_bytes())
     bit = data.draw(st.integers(0, 8 * len(content) - 1))
     content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
-    with pytest.raises(DamagedRecordError):
-        get(folder)
-    assert not path.exists()
+    check_refused(folder, path, content)
 
 
 @settings(max_examples=60, deadline=None)
@@ -172,10 +177,7 @@ def test_a_file_that_was_cut_or_grew_is_noticed(data: st.DataObject) -> None:
     [path] = (folder.directory / "points").iterdir()
     content = path.read_bytes()
     size = data.draw(st.integers(0, 2 * len(content)).filter(lambda n: n != len(content)))
-    path.write_bytes(content[:size].ljust(size, b"\0"))
-    with pytest.raises(DamagedRecordError):
-        get(folder)
-    assert not path.exists()
+    check_refused(folder, path, content[:size].ljust(size, b"\0"))
 
 
 def test_equal_digests_are_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:

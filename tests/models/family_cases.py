@@ -91,6 +91,7 @@ class Family:
     number: int | None = None  # of the random numbers; None makes one from the name
     norm_base: float = 1.0  # 0: files store the norms' weights less 1
     golden: tuple[int, list[int]] | None = None  # seed and greedy text, from test_models_golden.py
+    heading: str = f"layers 0-{LAYERS - 1}"  # in the program's text, of layers that are alike
     gguf: str | None = None  # the member of gguf.MODEL_ARCH whose names the converter takes
     architecture: str | None = None  # in GGUF, where it is not that member's
     permuted: bool = False  # q and k are stored in the order of interleaved pairs

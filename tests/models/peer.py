@@ -18,18 +18,6 @@ SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 NBYTES = 76_589_250
 KEPT_IN = Path(__file__).resolve().parents[2] / "build" / "peer"
 
-# The file of src/models that has the forward pass of a GGUF architecture.
-MODEL_FILES = {
-    "bert": "bert",
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "qwen3moe": "qwen3moe",
-    "gemma3": "gemma3",
-    "olmoe": "olmoe",
-    "granitemoe": "granite-moe",
-}
-
 
 def sources() -> dict[str, str]:
     """Text of llama.cpp's C++ files by their path below src/; the test is skipped where they cannot be fetched.
@@ -61,6 +49,12 @@ def _fetch(archive: Path) -> None:
     except DownloadError as fault:
         pytest.skip(f"llama.cpp's sources cannot be fetched: {fault}")
     pytest.skip(f"no package index offers {FILE}")
+
+
+def model_file(found: dict[str, str], architecture: str) -> str:
+    """The text of the file that has the forward pass of a GGUF architecture."""
+    (name,) = re.findall(rf'LLM_ARCH_(\w+), *"{architecture}"', found["llama-arch.cpp"])
+    return found[f"models/{name.lower().replace('_', '-')}.cpp"]
 
 
 def keys(arch_cpp: str) -> dict[str, str]:

@@ -134,7 +134,7 @@ def test_a_generating_model_embeds_too(tmp_path: Path, key: str | None, kind: st
 def renamed_to_gguf(checkpoint: Checkpoint, **settings: Any) -> Checkpoint:
     """The same tensors under GGUF's names, with its settings; no file is written."""
     names = {}
-    for role, hf in FAMILIES["safetensors", "bert"].tensors.items():
+    for role, hf in FAMILIES["safetensors", "bert"][0].tensors.items():
         gguf = f"blk.{{i}}.{role}" if "{i}" in hf else role
         for i in range(3):
             names |= {f"{hf.format(i=i)}.{end}": f"{gguf.format(i=i)}.{end}" for end in ("weight", "bias")}

@@ -229,7 +229,7 @@ def test_key_value_heads_left_out_and_null(tmp_path: Path, family: str, absent: 
         if written == "absent":
             del values["num_key_value_heads"]
         checkpoint = dataclasses.replace(open_checkpoint(folder), metadata=values)
-        defaults = FAMILIES["safetensors", family].defaults
+        defaults = FAMILIES["safetensors", family][0].defaults
         assert head_counts(Config.of(checkpoint, defaults=defaults)) == (2 * absent, expected)
 
 

@@ -15,31 +15,7 @@ from typing import Any
 import numpy as np
 
 from kamado.errors import ContextOverflowError, KamadoError, MemoryBudgetError, ModelNotFoundError, UsageError
-from kamado.serve.backend import (
-    ChatRequest,
-    CompletionRequest,
-    Done,
-    Embeddings,
-    EmbedRequest,
-    Event,
-    Finish,
-    LoadOptions,
-    ModelInfo,
-    Progress,
-    PromptLogprobs,
-    PullProgress,
-    ReasoningDelta,
-    Recipe,
-    ServedModel,
-    Started,
-    TextDelta,
-    TokenCounts,
-    TokenLogprob,
-    ToolCallDelta,
-    ToolCallEnd,
-    ToolCallStart,
-    Truncated,
-)
+from kamado.serve import backend as b
 
 ALL_CAPABILITIES = frozenset({"completion", "chat", "tools", "thinking", "embedding", "insert"})
 
@@ -59,28 +35,28 @@ class Fail:
     error: BaseException
 
 
-Step = Event | Wait | Fail
+Step = b.Event | Wait | Fail
 Script = Sequence[Step]
 
 
 def text(*pieces: str, reason: str = "stop", choice: int = 0) -> list[Step]:
     """An answer of text."""
-    return [*(TextDelta(piece, choice=choice) for piece in pieces), Finish(reason, choice=choice)]  # type: ignore[arg-type]
+    return [*(b.TextDelta(piece, choice=choice) for piece in pieces), b.Finish(reason, choice=choice)]  # type: ignore[arg-type]
 
 
 def thought(reasoning: str, answer: str) -> list[Step]:
     """An answer after reasoning."""
-    return [ReasoningDelta(reasoning), TextDelta(answer), Finish("stop")]
+    return [b.ReasoningDelta(reasoning), b.TextDelta(answer), b.Finish("stop")]
 
 
 def calls(*named: tuple[str, str], before: str = "") -> list[Step]:
     """Tool calls (name, arguments), the arguments in pieces of five characters."""
-    steps: list[Step] = [TextDelta(before)] if before else []
+    steps: list[Step] = [b.TextDelta(before)] if before else []
     for i, (name, arguments) in enumerate(named):
-        steps.append(ToolCallStart(i, f"call_{i}", name))
-        steps += [ToolCallDelta(i, arguments[at : at + 5]) for at in range(0, len(arguments), 5)]
-        steps.append(ToolCallEnd(i))
-    return [*steps, Finish("tool_calls")]
+        steps.append(b.ToolCallStart(i, f"call_{i}", name))
+        steps += [b.ToolCallDelta(i, arguments[at : at + 5]) for at in range(0, len(arguments), 5)]
+        steps.append(b.ToolCallEnd(i))
+    return [*steps, b.Finish("tool_calls")]
 
 
 def words_of(value: str) -> list[str]:
@@ -98,9 +74,9 @@ def token_of(word: str) -> int:
 
 @dataclass
 class FakeModel:
-    """A ServedModel that plays scripts."""
+    """A b.ServedModel that plays scripts."""
 
-    info: ModelInfo
+    info: b.ModelInfo
     scripts: dict[str, Script] = field(default_factory=dict)
     memory_bytes: int = 1000
     requests: list[Any] = field(default_factory=list)  # what it was asked, in order
@@ -110,7 +86,7 @@ class FakeModel:
     cached_tokens: int = 0
     known: dict[int, str] = field(default_factory=dict)
 
-    async def _play(self, script: Script, started: Started, counts: TokenCounts) -> AsyncGenerator[Event, None]:
+    async def _play(self, script: Script, started: b.Started, counts: b.TokenCounts) -> AsyncGenerator[b.Event, None]:
         is_done = False
         self.num_live += 1
         try:
@@ -125,21 +101,21 @@ class FakeModel:
                 elif isinstance(step, Fail):
                     raise step.error
                 else:
-                    num_generated += isinstance(step, (TextDelta, ReasoningDelta, ToolCallDelta))
+                    num_generated += isinstance(step, (b.TextDelta, b.ReasoningDelta, b.ToolCallDelta))
                     yield step
                     await asyncio.sleep(0)
             is_done = True
-            reasoning = sum(isinstance(step, ReasoningDelta) for step in script)
-            yield Done(replace(counts, num_generated_tokens=num_generated, num_reasoning_tokens=reasoning))
+            reasoning = sum(isinstance(step, b.ReasoningDelta) for step in script)
+            yield b.Done(replace(counts, num_generated_tokens=num_generated, num_reasoning_tokens=reasoning))
         finally:
             self.num_live -= 1
             self.num_closed_early += not is_done
 
-    def _words(self, request: ChatRequest) -> list[str]:
+    def _words(self, request: b.ChatRequest) -> list[str]:
         words = [word for message in request.messages for word in words_of(message.text)]
         return words + [tool.name for tool in request.tools]
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+    async def chat(self, request: b.ChatRequest) -> AsyncGenerator[b.Event, None]:
         self.requests.append(request)
         if "chat" not in self.info.capabilities:
             raise UsageError(f"{self.info.name} has no chat template")
@@ -155,7 +131,7 @@ class FakeModel:
             while len(kept) > 1 and sum(len(words_of(m.text)) for m in kept) >= context:
                 kept.pop(next((i for i, m in enumerate(kept[:-1]) if m.role != "system"), 0))
             num_kept = sum(len(words_of(m.text)) for m in kept)
-            truncated = Truncated(len(request.messages) - len(kept), num_prompt - num_kept, request.truncation)
+            truncated = b.Truncated(len(request.messages) - len(kept), num_prompt - num_kept, request.truncation)
             num_prompt = num_kept
         asked = request.messages[-1].text if request.messages else ""
         script = self.scripts.get(asked)
@@ -168,8 +144,8 @@ class FakeModel:
                 for i in range(request.n)
             ]
         seed = request.sampling.get("seed", 7)
-        counts = TokenCounts(num_prompt, min(self.cached_tokens, num_prompt), 0)
-        started = Started(num_prompt, context, truncated, seed)
+        counts = b.TokenCounts(num_prompt, min(self.cached_tokens, num_prompt), 0)
+        started = b.Started(num_prompt, context, truncated, seed)
         stream = self._play(script, started, counts)
         try:
             async for event in stream:
@@ -177,32 +153,32 @@ class FakeModel:
         finally:
             await stream.aclose()
 
-    def _echo(self, asked: str, request: ChatRequest | CompletionRequest, choice: int | None = None) -> list[Step]:
+    def _echo(self, asked: str, request: b.ChatRequest | b.CompletionRequest, choice: int | None = None) -> list[Step]:
         words = words_of(asked.upper()) or ["NOTHING"]
         limit = len(words) if request.max_tokens is None else min(request.max_tokens, len(words))
         steps: list[Step] = []
         for i in range(request.n) if choice is None else (choice,):
             said: list[Step] = []
-            finish = Finish("length" if limit < len(words) else "stop", choice=i)
+            finish = b.Finish("length" if limit < len(words) else "stop", choice=i)
             for word in words[:limit]:
                 stop = next((stop for stop in request.stop if stop in word), None)
                 if stop is not None:
-                    said.append(TextDelta(word[: word.index(stop)], choice=i))
-                    finish = Finish("stop_sequence", stop, choice=i)
+                    said.append(b.TextDelta(word[: word.index(stop)], choice=i))
+                    finish = b.Finish("stop_sequence", stop, choice=i)
                     break
-                said.append(TextDelta(word, self._logprobs(word, request.logprobs), choice=i))
+                said.append(b.TextDelta(word, self._logprobs(word, request.logprobs), choice=i))
             steps += [*said, finish]
         return steps
 
-    def _logprobs(self, word: str, num_top: int | None) -> tuple[TokenLogprob, ...]:
+    def _logprobs(self, word: str, num_top: int | None) -> tuple[b.TokenLogprob, ...]:
         if num_top is None:
             return ()
         token = token_of(word)
         self.known[token] = word
         top = tuple((token + i, (word if i == 0 else f"{word}{i}").encode(), -0.5 - i) for i in range(num_top))
-        return (TokenLogprob(token, word.encode(), -0.5, top),)
+        return (b.TokenLogprob(token, word.encode(), -0.5, top),)
 
-    async def complete(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
+    async def complete(self, request: b.CompletionRequest) -> AsyncGenerator[b.Event, None]:
         self.requests.append(request)
         prompts = [
             words_of(prompt) if isinstance(prompt, str) else [self.known.get(t, f" t{t}") for t in prompt]
@@ -218,24 +194,24 @@ class FakeModel:
                 if request.prompt_logprobs is not None:
                     tokens = [lp for w in words for lp in self._logprobs(w, request.prompt_logprobs)]
                     tokens[0] = replace(tokens[0], logprob=float("nan"), top=())
-                    steps.append(PromptLogprobs(tuple(tokens), choice))
+                    steps.append(b.PromptLogprobs(tuple(tokens), choice))
                 key = "".join(words)
                 script = self.scripts.get(key)
                 if script is not None:
                     steps += [replace(s, choice=choice) if hasattr(s, "choice") else s for s in script]  # type: ignore[type-var]
                 elif request.max_tokens == 0:
-                    steps.append(Finish("length", choice=choice))
+                    steps.append(b.Finish("length", choice=choice))
                 else:
                     steps += self._echo(key, request, choice)
         total = sum(map(len, prompts))
-        stream = self._play(steps, Started(total, self.info.context, None, 7), TokenCounts(total, 0, 0))
+        stream = self._play(steps, b.Started(total, self.info.context, None, 7), b.TokenCounts(total, 0, 0))
         try:
             async for event in stream:
                 yield event
         finally:
             await stream.aclose()
 
-    async def embed(self, request: EmbedRequest) -> Embeddings:
+    async def embed(self, request: b.EmbedRequest) -> b.Embeddings:
         self.requests.append(request)
         if "embedding" not in self.info.capabilities:
             raise UsageError(f"{self.info.name} makes no embeddings")
@@ -253,9 +229,9 @@ class FakeModel:
             row = np.frombuffer(digest, np.uint8)[:length].astype(np.float32)[: request.dimensions] - 127.5
             rows.append(row / np.linalg.norm(row))
             counts.append(len(words))
-        return Embeddings(np.stack(rows).astype(np.float32), tuple(counts))
+        return b.Embeddings(np.stack(rows).astype(np.float32), tuple(counts))
 
-    async def count_chat_tokens(self, request: ChatRequest) -> int:
+    async def count_chat_tokens(self, request: b.ChatRequest) -> int:
         return len(self._words(request))
 
     async def tokenize(self, value: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
@@ -293,13 +269,13 @@ class FakeLoader:
     gate: asyncio.Event | None = None  # loads wait for it
     library: FakeLibrary | None = None
 
-    async def estimate(self, name: str, options: LoadOptions) -> int:
+    async def estimate(self, name: str, options: b.LoadOptions) -> int:
         return self.bytes_of.get(name, 1000)
 
-    async def share(self, name: str) -> ServedModel | None:
+    async def share(self, name: str) -> b.ServedModel | None:
         return None
 
-    async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
+    async def load(self, name: str, options: b.LoadOptions, memory_bytes: int | None) -> b.ServedModel:
         if self.gate is not None:
             await self.gate.wait()
         if self.error is not None:
@@ -318,20 +294,20 @@ class FakeLoader:
 class FakeLibrary:
     """Models that are on no disk."""
 
-    infos: dict[str, ModelInfo] = field(default_factory=dict)
-    pulls: dict[str, list[PullProgress | BaseException]] = field(default_factory=dict)
-    recipes: dict[str, Recipe] = field(default_factory=dict)
+    infos: dict[str, b.ModelInfo] = field(default_factory=dict)
+    pulls: dict[str, list[b.PullProgress | BaseException]] = field(default_factory=dict)
+    recipes: dict[str, b.Recipe] = field(default_factory=dict)
 
-    async def list(self) -> Sequence[ModelInfo]:
+    async def list(self) -> Sequence[b.ModelInfo]:
         return [self.infos[name] for name in sorted(self.infos)]
 
-    async def get(self, name: str) -> ModelInfo:
+    async def get(self, name: str) -> b.ModelInfo:
         for candidate in (name, f"{name}:latest"):
             if candidate in self.infos:
                 return self.infos[candidate]
         raise ModelNotFoundError(f"there is no model called {name[:100]!r}")
 
-    async def pull(self, name: str) -> AsyncIterator[PullProgress]:
+    async def pull(self, name: str) -> AsyncIterator[b.PullProgress]:
         if name not in self.pulls:
             raise ModelNotFoundError(f"there is no model called {name[:100]!r}")
         for step in self.pulls[name]:
@@ -349,7 +325,7 @@ class FakeLibrary:
         info = await self.get(source)
         self.infos[target] = replace(info, name=target)
 
-    async def create(self, name: str, recipe: Recipe) -> None:
+    async def create(self, name: str, recipe: b.Recipe) -> None:
         base = await self.get(recipe.base)
         self.recipes[name] = recipe
         self.infos[name] = replace(
@@ -362,7 +338,7 @@ class FakeLibrary:
         )
 
 
-INFO = ModelInfo(
+INFO = b.ModelInfo(
     name="fake",
     created=1_700_000_000,
     nbytes=123_456,
@@ -403,7 +379,6 @@ __all__ = [
     "FakeLoader",
     "FakeModel",
     "FakeWorld",
-    "Progress",
     "Wait",
     "calls",
     "text",

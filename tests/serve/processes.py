@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
+
+from .running import wait_until
 
 GREEDY = {"temperature": 0, "max_tokens": 40}
 
@@ -34,7 +35,7 @@ class Process:
         assert self._is_up.wait(120), "".join(self.lines)
         assert self._url, "".join(self.lines)
         self.http = httpx2.Client(base_url=self._url, timeout=120)
-        wait_for(lambda: self.http.get("/ready").status_code == 200)
+        wait_until(lambda: self.http.get("/ready").status_code == 200)
 
     def _read(self) -> None:
         assert self.popen.stderr is not None
@@ -71,11 +72,3 @@ def started(home: Path, *arguments: str | Path, **environment: str) -> Iterator[
         if process.popen.poll() is None:
             process.popen.terminate()
             process.popen.wait(60)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(6000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen")

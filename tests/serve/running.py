@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,6 +16,15 @@ from kamado.serve.keys import KeyRing
 from kamado.serve.run import Web, bind, make_server
 
 T = TypeVar("T")
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """For what a server does after its answer: at most a minute."""
+    for _ in range(6000):
+        if is_so():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come about")
 
 
 class Running:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -39,83 +40,83 @@ async def post(to: Post, path: str, body: dict[str, Any]) -> list[dict[str, Any]
     return server_events(answer)
 
 
+def converse(family: str, talk: Callable[[WritingModel, Post], Coroutine[Any, Any, None]]) -> None:
+    """Runs `talk` with a model of the family and a way to ask it."""
+
+    async def run() -> None:
+        model = WritingModel(FAMILIES[family], context=CONTEXT)
+        async with serving(model) as to:
+            await talk(model, to)
+        await model.close()
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("family", ["qwen", "generic"])
 def test_claude_code_is_answered_with_a_call_and_goes_on(family: str) -> None:
-    async def talk() -> None:
-        model = WritingModel(FAMILIES[family], context=CONTEXT)
+    async def talk(model: WritingModel, to: Post) -> None:
         body = skeleton("claude_code")
         assert len(body["tools"]) == 24
         arguments = {"file_path": "/calc.py"}
         model.answer = call(model, "Read", arguments)
-        async with serving(model) as to:
-            events = await post(to, "/v1/messages?beta=true", body)
-            blocks = [e["content_block"] for e in events if e["type"] == "content_block_start"]
-            said = "".join(e["delta"].get("partial_json", "") for e in events if e["type"] == "content_block_delta")
-            assert [(block["type"], block["name"]) for block in blocks] == [("tool_use", "Read")]
-            assert json.loads(said) == arguments
-            result = {"type": "tool_result", "tool_use_id": blocks[0]["id"], "content": "1\tdef add(a, b):"}
-            body["messages"] += [
-                {"role": "assistant", "content": [{**blocks[0], "input": arguments}]},
-                {"role": "user", "content": [{**result, "cache_control": {"type": "ephemeral"}}]},
-            ]
-            model.answer = list(b"Done.")
-            events = await post(to, "/v1/messages?beta=true", body)
-            assert "".join(e["delta"].get("text", "") for e in events if e["type"] == "content_block_delta") == "Done."
-        await model.close()
+        events = await post(to, "/v1/messages?beta=true", body)
+        blocks = [e["content_block"] for e in events if e["type"] == "content_block_start"]
+        said = "".join(e["delta"].get("partial_json", "") for e in events if e["type"] == "content_block_delta")
+        assert [(block["type"], block["name"]) for block in blocks] == [("tool_use", "Read")]
+        assert json.loads(said) == arguments
+        result = {"type": "tool_result", "tool_use_id": blocks[0]["id"], "content": "1\tdef add(a, b):"}
+        body["messages"] += [
+            {"role": "assistant", "content": [{**blocks[0], "input": arguments}]},
+            {"role": "user", "content": [{**result, "cache_control": {"type": "ephemeral"}}]},
+        ]
+        model.answer = list(b"Done.")
+        events = await post(to, "/v1/messages?beta=true", body)
+        assert "".join(e["delta"].get("text", "") for e in events if e["type"] == "content_block_delta") == "Done."
 
-    asyncio.run(talk())
+    converse(family, talk)
 
 
 @pytest.mark.parametrize("family", ["qwen", "generic"])
 def test_codex_is_answered_with_a_call_and_goes_on(family: str) -> None:
-    async def talk() -> None:
-        model = WritingModel(FAMILIES[family], context=CONTEXT)
+    async def talk(model: WritingModel, to: Post) -> None:
         body = skeleton("codex")
         arguments = {"cmd": "cat calc.py"}
         model.answer = call(model, "exec_command", arguments)
-        async with serving(model) as to:
-            events = await post(to, "/v1/responses", body)
-            assert events[-1]["type"] == "response.completed"
-            (item,) = events[-1]["response"]["output"]
-            assert (item["type"], item["name"], json.loads(item["arguments"])) == (
-                "function_call", "exec_command", arguments,
-            )  # fmt: skip
-            result = {"type": "function_call_output", "call_id": item["call_id"], "output": "def add(a, b):"}
-            body["input"] += [item, result]
-            model.answer = list(b"Done.")
-            events = await post(to, "/v1/responses", body)
-            assert events[-1]["response"]["output"][0]["content"][0]["text"] == "Done."
-        await model.close()
+        events = await post(to, "/v1/responses", body)
+        assert events[-1]["type"] == "response.completed"
+        (item,) = events[-1]["response"]["output"]
+        assert (item["type"], item["name"], json.loads(item["arguments"])) == (
+            "function_call", "exec_command", arguments,
+        )  # fmt: skip
+        result = {"type": "function_call_output", "call_id": item["call_id"], "output": "def add(a, b):"}
+        body["input"] += [item, result]
+        model.answer = list(b"Done.")
+        events = await post(to, "/v1/responses", body)
+        assert events[-1]["response"]["output"][0]["content"][0]["text"] == "Done."
 
-    asyncio.run(talk())
+    converse(family, talk)
 
 
 @pytest.mark.parametrize("family", ["qwen", "generic"])
 def test_opencode_is_answered_with_a_call_and_goes_on(family: str) -> None:
-    async def talk() -> None:
-        model = WritingModel(FAMILIES[family], context=CONTEXT)
+    async def talk(model: WritingModel, to: Post) -> None:
         body = skeleton("opencode")
         arguments = {"filePath": "/calc.py"}
         model.answer = call(model, "read", arguments)
-        async with serving(model) as to:
-            said = PROTOCOLS["chat"].streamed(await to("/v1/chat/completions", body))
-            assert [(name, json.loads(text)) for name, text in said.calls] == [("read", arguments)]
-            body["messages"] += [*said.back, *PROTOCOLS["chat"].results(said)]
-            model.answer = list(b"Done.")
-            assert PROTOCOLS["chat"].streamed(await to("/v1/chat/completions", body)).text == "Done."
-        await model.close()
+        said = PROTOCOLS["chat"].streamed(await to("/v1/chat/completions", body))
+        assert [(name, json.loads(text)) for name, text in said.calls] == [("read", arguments)]
+        body["messages"] += [*said.back, *PROTOCOLS["chat"].results(said)]
+        model.answer = list(b"Done.")
+        assert PROTOCOLS["chat"].streamed(await to("/v1/chat/completions", body)).text == "Done."
 
-    asyncio.run(talk())
+    converse(family, talk)
 
 
 def test_aider_is_answered_with_text() -> None:
-    async def talk() -> None:
-        model = WritingModel(FAMILIES["qwen"], context=CONTEXT)
+    async def talk(model: WritingModel, to: Post) -> None:
         model.answer = list(b"calc.py\n```\ndef add(a, b):\n    return a + b\n```\n")
-        async with serving(model) as to:
-            events = await post(to, "/v1/chat/completions", skeleton("aider"))
-            said = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
-            assert said.encode() == bytes(model.answer)
-        await model.close()
+        events = await post(to, "/v1/chat/completions", skeleton("aider"))
+        said = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+        assert said.encode() == bytes(model.answer)
 
-    asyncio.run(talk())
+    converse("qwen", talk)

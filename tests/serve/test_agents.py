@@ -15,7 +15,7 @@ from kamado.serve.parameters import HEADER
 from . import fake
 from .compat import compat
 from .fake import FakeWorld
-from .running import Running, running
+from .running import Running
 
 RESPONSES = "POST /v1/responses"
 SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
@@ -28,12 +28,6 @@ HTTP = httpx2.Client(timeout=30)
 @pytest.fixture(scope="module")
 def world() -> FakeWorld:
     return FakeWorld({"go": fake.calls(("mcp__files__read", '{"path": "a.txt"}'))})
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader) as up:
-        yield up
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -29,7 +28,7 @@ from kamado.serve.keys import KeyRing
 
 from .compat import compat
 from .fake import Fail, FakeWorld, Wait, calls, text, thought
-from .running import Running, running
+from .running import Running, running, wait_until
 
 anthropic = pytest.importorskip("anthropic")
 
@@ -41,17 +40,6 @@ WEATHER = {
     "description": "Weather of a city.",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
-
-
-@pytest.fixture(scope="module")
-def world() -> FakeWorld:
-    return FakeWorld()
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader) as up:
-        yield up
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +61,6 @@ def ask(client: Any) -> Callable[..., Any]:
 
 
 CREATE_PARAMETERS = set(inspect.signature(anthropic.resources.Messages.create).parameters)
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """For what the server does after its answer: at most a minute."""
-    for _ in range(6000):
-        if is_so():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come about")
 
 
 def last(world: FakeWorld) -> Any:

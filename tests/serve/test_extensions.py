@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -15,7 +15,7 @@ from kamado.serve.openai_forms import _choice
 from . import fake
 from .compat import compat
 from .fake import FakeWorld
-from .running import Running, running
+from .running import Running
 
 CHAT, COMPLETIONS = "POST /v1/chat/completions", "POST /v1/completions"
 RESPONSES, COUNT_INPUT = "POST /v1/responses", "POST /v1/responses/input_tokens"
@@ -38,18 +38,6 @@ Post = Callable[..., httpx2.Response]
 @pytest.fixture(scope="module")
 def world() -> FakeWorld:
     return FakeWorld({"think": fake.thought("hm", "yes")})
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader) as up:
-        yield up
-
-
-@pytest.fixture(scope="module")
-def http() -> Iterator[httpx2.Client]:
-    with httpx2.Client(timeout=30) as found:
-        yield found
 
 
 @pytest.fixture

@@ -43,20 +43,10 @@ def world() -> FakeWorld:
     )
 
 
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    config = ServeConfig(
-        port=0,
-        max_requests=2,
-        max_body_bytes=4096,
-        max_json_depth=8,
-        keep_alive_comment=0.05,
-        body_timeout=0.5,
-        origins=["https://chat.example"],
-        hosts=["box.lan"],
-    )
-    with running(world.library, world.loader, config) as found:
-        yield found
+CONFIG = ServeConfig(
+    port=0, max_requests=2, max_body_bytes=4096, max_json_depth=8, keep_alive_comment=0.05, body_timeout=0.5,
+    origins=["https://chat.example"], hosts=["box.lan"],
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -89,6 +89,6 @@ def test_every_protocol_refuses_a_chain_and_lives() -> None:
             assert status == 200, (name, text)
         else:
             assert status == 400, (name, text)
-            is_long = name.startswith("either") and "146424 tokens" in text  # the tool itself, written out
+            is_long = "context_length_exceeded" in text or "prompt is too long" in text  # a tool, written out
             assert is_long or "references form too long a chain" in text, (name, text)
     assert said["worst"] < 5.0  # 0.01 s on an idle machine

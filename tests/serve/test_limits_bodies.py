@@ -47,10 +47,11 @@ def serving(**settings: object) -> Iterator[Running]:
 
 def by_hand(text: bytes) -> tuple[int, int]:
     """Depth and weight, a byte at a time."""
-    depth = level = weight = 0
+    depth = level = weight = num_slow = 0
     in_string = escaped = False
     for byte in text:
         if in_string:
+            num_slow += (byte == ord("\\") and not escaped) or byte >= 0xC0
             if escaped:
                 escaped = False
             elif byte == ord("\\"):
@@ -66,8 +67,8 @@ def by_hand(text: bytes) -> tuple[int, int]:
         elif byte in b"]}":
             level -= 1
         else:
-            weight += {ord(","): 1, ord(":"): 4}.get(byte, 0)
-    return depth, weight
+            weight += {ord(","): 1, ord(":"): 16}.get(byte, 0)
+    return depth, weight + num_slow // 4
 
 
 def some_json(lots: random.Random, depth: int = 0) -> object:
@@ -121,7 +122,8 @@ def test_strings_are_counted_by_their_own_widest_character(piece_bytes: int) -> 
         (b'{"model":"x","messages":[],"metadata":{%b}}' % b",".join(b'"%d":1' % i for i in range(9000)), 413, "values"),
         (b'{"model":"x","messages":[{"role":"user","content":"%b"}]}' % ("a" * 900_000 + "😀").encode(), 413, "memory"),
         (b'{"model":"x","messages":%b' % (b"[" * 200_000), 400, "nested"),
-        (b'{"model":"x","messages":["%b' % (b"\\\\" * 200_000), 400, "JSON"),
+        (b'{"model":"x","messages":["%b' % (b"\\\\" * 70_000), 400, "JSON"),
+        (b'{"model":"x","messages":["%b' % (b"\\\\" * 100_000), 413, "values"),
     ],
 )  # fmt: skip
 def test_a_large_body_is_bounded_in_what_it_becomes(body: bytes, status: int, words: str) -> None:
@@ -132,6 +134,15 @@ def test_a_large_body_is_bounded_in_what_it_becomes(body: bytes, status: int, wo
         text = "[]{},:" * 100_000  # in a string they are text
         fine = http.post(CHAT, json={"model": "fake", "messages": [{"role": "user", "content": text}]})
         assert fine.status_code == 200
+
+
+def test_a_body_past_a_bound_is_refused_before_the_rest_of_it_came() -> None:
+    with serving() as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as line:
+            head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 27000000\r\n\r\n"
+            line.sendall(head.encode() + b'{"model":"fake","messages":[' + b"[]," * 300_000)
+            assert line.recv(64).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_large_body_is_answered_like_a_small_one() -> None:
@@ -257,6 +268,7 @@ def test_the_servers_share_is_taken_from_what_models_may_have() -> None:
     share = server_share(config)
     assert share.bodies == 128 * MIB
     assert share.worker == 80 * MIB
+    assert share.schemas == 4 * MIB
     assert share.connections == 512 * (80 << 10)
     assert share.libraries == 108 * MIB
     assert share.total == sum(share.parts().values())

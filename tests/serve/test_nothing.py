@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,21 +11,10 @@ import pytest
 from kamado.serve.parameters import HEADER
 
 from .fake import FakeWorld
-from .running import Running, running
+from .running import Running
 
 ASK = [{"role": "user", "content": "hello there"}]
 HTTP = httpx2.Client(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def world() -> FakeWorld:
-    return FakeWorld()
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader) as up:
-        yield up
 
 
 def asked(server: Running, world: FakeWorld, path: str, body: dict[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,18 +13,7 @@ import httpx2
 import pytest
 
 from kamado.errors import DownloadError
-from kamado.serve.backend import (
-    ImagePart,
-    Message,
-    OutputFormat,
-    PullProgress,
-    ReasoningDelta,
-    TextDelta,
-    TextPart,
-    Think,
-    Tool,
-    ToolCall,
-)
+from kamado.serve import backend as be
 from kamado.serve.keys import KeyRing
 
 from .compat import compat
@@ -39,17 +28,6 @@ DELETE, COPY, CREATE = "DELETE /api/delete", "POST /api/copy", "POST /api/create
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(20)).decode()
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Weather.", "parameters": SCHEMA}}
-
-
-@pytest.fixture(scope="module")
-def world() -> FakeWorld:
-    return FakeWorld()
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader) as up:
-        yield up
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +97,12 @@ def test_a_conversation_with_everything(client: Any, world: FakeWorld) -> None:
         tools=[WEATHER],
     )
     system, user, assistant, tool = last(world).messages
-    assert system == Message("system", (TextPart("be brief"),))
-    assert user.parts == (ImagePart(base64.b64decode(PIXEL), "image/png"), TextPart("look"))
-    assert assistant == Message(
-        "assistant", (), reasoning="hm", tool_calls=(ToolCall("", "weather", '{"city": "Kyoto"}'),)
+    assert system == be.Message("system", (be.TextPart("be brief"),))
+    assert user.parts == (be.ImagePart(base64.b64decode(PIXEL), "image/png"), be.TextPart("look"))
+    assert assistant == be.Message(
+        "assistant", (), reasoning="hm", tool_calls=(be.ToolCall("", "weather", '{"city": "Kyoto"}'),)
     )
-    assert tool == Message("tool", (TextPart("rain"),), name="weather")
+    assert tool == be.Message("tool", (be.TextPart("rain"),), name="weather")
 
 
 def test_a_last_assistant_message_is_continued(client: Any, world: FakeWorld) -> None:
@@ -136,7 +114,7 @@ def test_a_last_assistant_message_is_continued(client: Any, world: FakeWorld) ->
 def test_tools(client: Any, world: FakeWorld) -> None:
     world.scripts["call"] = calls(("weather", '{"city": "Kyoto"}'), ("weather", "{}"), before="Looking. ")
     whole = client.chat("fake", hello("call"), tools=[WEATHER])
-    assert last(world).tools == (Tool("weather", "Weather.", SCHEMA, strict=False),)
+    assert last(world).tools == (be.Tool("weather", "Weather.", SCHEMA, strict=False),)
     assert whole.message.content == "Looking. "
     assert [(c.function.name, dict(c.function.arguments)) for c in whole.message.tool_calls] == [
         ("weather", {"city": "Kyoto"}),
@@ -150,13 +128,13 @@ def test_tools(client: Any, world: FakeWorld) -> None:
 @pytest.mark.parametrize(
     ("value", "meant"),
     [
-        (True, Think(enabled=True)),
-        (False, Think(enabled=False)),
-        ("low", Think(enabled=True, effort="low")),
-        (None, Think()),
+        (True, be.Think(enabled=True)),
+        (False, be.Think(enabled=False)),
+        ("low", be.Think(enabled=True, effort="low")),
+        (None, be.Think()),
     ],
 )
-def test_think(client: Any, world: FakeWorld, value: Any, meant: Think) -> None:
+def test_think(client: Any, world: FakeWorld, value: Any, meant: be.Think) -> None:
     world.scripts["think"] = thought("hm", "yes")
     answer = client.chat("fake", hello("think"), think=value)
     assert last(world).think == meant
@@ -167,12 +145,12 @@ def test_think(client: Any, world: FakeWorld, value: Any, meant: Think) -> None:
 @pytest.mark.parametrize(
     ("value", "meant"),
     [
-        ("json", OutputFormat("json")),
-        (SCHEMA, OutputFormat("json_schema", SCHEMA, is_strict=False)),
-        ("", OutputFormat()),
+        ("json", be.OutputFormat("json")),
+        (SCHEMA, be.OutputFormat("json_schema", SCHEMA, is_strict=False)),
+        ("", be.OutputFormat()),
     ],
 )
-def test_format(client: Any, world: FakeWorld, value: Any, meant: OutputFormat) -> None:
+def test_format(client: Any, world: FakeWorld, value: Any, meant: be.OutputFormat) -> None:
     client.chat("fake", hello(), format=value)
     assert last(world).output == meant
 
@@ -345,13 +323,13 @@ def test_a_model_without_a_template_continues_text(client: Any, world: FakeWorld
 
 @compat(GENERATE, "images", "think", "format", "logprobs", "top_logprobs", "truncate")
 def test_generate_has_what_chat_has(client: Any, world: FakeWorld, post: Callable[..., Any]) -> None:
-    world.scripts["think"] = [ReasoningDelta("hm"), *thought("", "yes")[1:]]
+    world.scripts["think"] = [be.ReasoningDelta("hm"), *thought("", "yes")[1:]]
     answer = client.generate("fake", "think", images=[PIXEL], think=True, format=SCHEMA)
     assert (answer.thinking, answer.response) == ("hm", "yes")
     request = last(world)
-    assert request.messages[0].parts[0] == ImagePart(base64.b64decode(PIXEL), "image/png")
-    assert request.think == Think(enabled=True)
-    assert request.output == OutputFormat("json_schema", SCHEMA, is_strict=False)
+    assert request.messages[0].parts[0] == be.ImagePart(base64.b64decode(PIXEL), "image/png")
+    assert request.think == be.Think(enabled=True)
+    assert request.output == be.OutputFormat("json_schema", SCHEMA, is_strict=False)
     answer = client.generate("fake", "hello", logprobs=True, top_logprobs=1)
     assert answer.logprobs[0].top_logprobs[0].token == "HELLO"
     post("/api/generate", model="fake", prompt="hello", truncate=True)
@@ -436,11 +414,11 @@ def test_show(client: Any, post: Callable[..., Any]) -> None:
 def test_pull(client: Any, world: FakeWorld, post: Callable[..., Any]) -> None:
     digest = "cd" * 32
     world.library.pulls["new"] = [
-        PullProgress("resolving"),
-        PullProgress("downloading", "new.gguf", digest, 5, 10),
-        PullProgress("downloading", "new.gguf", digest, 10, 10),
-        PullProgress("verifying"),
-        PullProgress("success"),
+        be.PullProgress("resolving"),
+        be.PullProgress("downloading", "new.gguf", digest, 5, 10),
+        be.PullProgress("downloading", "new.gguf", digest, 10, 10),
+        be.PullProgress("verifying"),
+        be.PullProgress("success"),
     ]
     steps = [(p.status, p.digest, p.completed, p.total) for p in client.pull("new", stream=True)]
     assert steps[0] == ("pulling manifest", None, None, None)
@@ -452,7 +430,7 @@ def test_pull(client: Any, world: FakeWorld, post: Callable[..., Any]) -> None:
 
 def test_a_pull_that_fails_says_so_in_the_stream(client: Any, world: FakeWorld) -> None:
     world.library.pulls["bad"] = [
-        PullProgress("downloading", "x", "", 1, 2),
+        be.PullProgress("downloading", "x", "", 1, 2),
         DownloadError("the connection ended early"),
     ]
     with pytest.raises(ollama.ResponseError, match="the connection ended early"):
@@ -488,7 +466,7 @@ def test_create(client: Any, world: FakeWorld) -> None:
     recipe = world.library.recipes["mine"]
     assert (recipe.base, recipe.system, recipe.license) == ("fake", "be brief", "one\n\ntwo")
     assert recipe.parameters == {"temperature": 0.5, "stop": ["X"], "repeat_penalty": 1.1, "num_ctx": 32}
-    assert recipe.messages == (Message("user", (TextPart("hi"),)),)
+    assert recipe.messages == (be.Message("user", (be.TextPart("hi"),)),)
     assert "kmd.prompt" in recipe.template
     shown = client.show("mine")
     assert shown.details.parent_model == "fake"
@@ -533,7 +511,7 @@ def test_errors_are_one_text(client: Any, world: FakeWorld, post: Callable[..., 
     with pytest.raises(ollama.ResponseError) as missing:
         client.chat("missing", hello())
     assert missing.value.status_code == 404
-    world.scripts["breaks"] = [TextDelta("half"), Fail(ValueError("a secret of our inside"))]
+    world.scripts["breaks"] = [be.TextDelta("half"), Fail(ValueError("a secret of our inside"))]
     with pytest.raises(ollama.ResponseError) as broken:
         list(client.chat("fake", hello("breaks"), stream=True))
     assert "secret" not in str(broken.value)

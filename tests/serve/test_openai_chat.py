@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import openai
 import pytest
 
-from kamado.serve.config import ServeConfig
-
 from . import fake
 from .compat import compat
 from .fake import FakeWorld
-from .running import Running, running
+from .running import Running
 
 CHAT = "POST /v1/chat/completions"
 WEATHER = {
@@ -37,20 +34,6 @@ def world() -> FakeWorld:
             "two calls": fake.calls(("weather", '{"city": "Oslo"}'), ("weather", '{"city": "Rome"}'), before="Well:"),
         }
     )
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader, ServeConfig(port=0)) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="any", max_retries=0, _strict_response_validation=True
-    ) as found:
-        yield found
 
 
 def ask(text: str) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -17,7 +16,7 @@ from kamado.serve.config import ServeConfig
 from . import fake
 from .compat import compat
 from .fake import Fail, FakeWorld
-from .running import Running, running
+from .running import Running
 
 RESPONSES = "POST /v1/responses"
 TOOL = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}, "strict": True}
@@ -34,18 +33,7 @@ def world() -> FakeWorld:
     )
 
 
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader, ServeConfig(port=0, max_stored_responses=5)) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="any", max_retries=0, _strict_response_validation=True
-    ) as found:
-        yield found
+CONFIG = ServeConfig(port=0, max_stored_responses=5)
 
 
 @compat(

@@ -14,29 +14,13 @@ from kamado.serve.config import ServeConfig
 
 from .compat import compat
 from .fake import FakeWorld, token_of
-from .running import Running, running
+from .running import Running
 
 COMPLETIONS = "POST /v1/completions"
 EMBEDDINGS = "POST /v1/embeddings"
 
 
-@pytest.fixture(scope="module")
-def world() -> FakeWorld:
-    return FakeWorld()
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader, ServeConfig(port=0, aliases={"gpt-4o": "fake"})) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(
-        base_url=f"{server.url}/v1", api_key="any", max_retries=0, _strict_response_validation=True
-    ) as found:
-        yield found
+CONFIG = ServeConfig(port=0, aliases={"gpt-4o": "fake"})
 
 
 @pytest.fixture(scope="module")

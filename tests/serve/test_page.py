@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,6 @@ def world() -> FakeWorld:
     world.scripts["table"] = text(rows)
     world.scripts["cut"] = [TextDelta("so far"), Finish("length")]
     return world
-
-
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader) as up:
-        yield up
 
 
 # --- over HTTP --------------------------------------------------------------------------------------------------------

@@ -68,6 +68,20 @@ def test_an_idle_model_is_given_up_after_its_time() -> None:
     run(work())
 
 
+def gated() -> tuple[asyncio.Event, FakeWorld]:
+    """A world whose slow answer waits for the event."""
+    gate = asyncio.Event()
+    return gate, FakeWorld({"slow": [Wait(event=gate), *text("done")]})
+
+
+async def begun(service: Service) -> asyncio.Task[Any]:
+    """A slow answer that runs, its model loaded."""
+    running = asyncio.create_task(answer(service, "slow"))
+    while not service.loaded():
+        await asyncio.sleep(0)
+    return running
+
+
 def test_the_least_recently_used_makes_room_and_pinned_ones_stay() -> None:
     async def work() -> None:
         world = FakeWorld()
@@ -86,13 +100,10 @@ def test_the_least_recently_used_makes_room_and_pinned_ones_stay() -> None:
 
 def test_a_model_with_work_is_waited_for_and_then_refused() -> None:
     async def work() -> None:
-        gate = asyncio.Event()
-        world = FakeWorld({"slow": [Wait(event=gate), *text("done")]})
+        gate, world = gated()
         world.loader.bytes_of = {"fake": 600, "other": 600}
         service = service_of(world, memory_bytes=1000, load_wait=0.05)
-        running = asyncio.create_task(answer(service, "slow"))
-        while not service.loaded():
-            await asyncio.sleep(0)
+        running = await begun(service)
         with pytest.raises(OverloadedError) as caught:
             await service.load("other")
         assert not caught.value.is_queue
@@ -107,12 +118,9 @@ def test_a_model_with_work_is_waited_for_and_then_refused() -> None:
 
 def test_unloading_waits_for_work_and_new_work_loads_anew() -> None:
     async def work() -> None:
-        gate = asyncio.Event()
-        world = FakeWorld({"slow": [Wait(event=gate), *text("done")]})
+        gate, world = gated()
         service = service_of(world)
-        running = asyncio.create_task(answer(service, "slow"))
-        while not service.loaded():
-            await asyncio.sleep(0)
+        running = await begun(service)
         unloading = asyncio.create_task(service.unload("fake"))
         await asyncio.sleep(0.01)
         assert not unloading.done()
@@ -144,8 +152,7 @@ def test_a_load_that_fails_fails_for_all_and_may_be_tried_again() -> None:
 
 def test_one_key_cannot_take_the_whole_queue() -> None:
     async def work() -> None:
-        gate = asyncio.Event()
-        world = FakeWorld({"slow": [Wait(event=gate), *text("done")]})
+        _, world = gated()
         service = service_of(world, limits=Limits(max_requests=3, max_requests_per_owner=1))
         stream = service.chat("fake", request("slow", "a"))
         first = asyncio.create_task(anext(stream))

@@ -27,8 +27,8 @@ from kamado.serve.reload import Reloader
 from kamado.serve.run import make_keys, make_server
 
 from .fake import FakeWorld, Wait, text
-from .processes import GREEDY, started, wait_for
-from .running import Running, running
+from .processes import GREEDY, started
+from .running import Running, running, wait_until
 from .test_pool import answer, names, request, run, service_of
 
 KEY, OTHER_KEY = "a-key-of-this-test", "another-key-of-it"
@@ -239,7 +239,7 @@ def test_a_changed_file_is_taken_without_a_restart(
         settings.write_text(
             f'max_requests = 7\nport = 9\n[aliases]\nmine = "fake"\n[[api_keys]]\nname = "one"\nkey = "{KEY}"\n'
         )
-        wait_for(lambda: server.server.config.max_requests == 7)
+        wait_until(lambda: server.server.config.max_requests == 7)
         assert status(server) == 401  # an answer comes after the lines of the log
     assert status(server, KEY, "mine") == 200
     (done,) = (record for record in caplog.records if record.getMessage() == "settings reloaded")
@@ -249,7 +249,7 @@ def test_a_changed_file_is_taken_without_a_restart(
     assert late.settings == ["port"]  # type: ignore[attr-defined]
     assert server.server.config.port == 8417
     settings.write_text(f'[[api_keys]]\nname = "two"\nkey = "{OTHER_KEY}"\n')
-    wait_for(lambda: status(server, OTHER_KEY) == 200)
+    wait_until(lambda: status(server, OTHER_KEY) == 200)
     assert status(server, KEY) == 401, "a key that is taken away opens nothing"
 
 
@@ -261,7 +261,7 @@ def test_what_is_wrong_changes_nothing(
 ) -> None:
     server, _ = up
     settings.write_text(wrong)
-    wait_for(lambda: "settings not reloaded" in caplog.text)
+    wait_until(lambda: "settings not reloaded" in caplog.text)
     assert server.server.config.max_requests == 5
     assert status(server) == 200
 
@@ -292,7 +292,7 @@ def test_being_asked_reads_what_looks_the_same(up: tuple[Running, Reloader], cap
     server, reloader = up
     with caplog.at_level(logging.INFO, "kamado.serve"):
         server.loop.call_soon_threadsafe(reloader.ask)
-        wait_for(lambda: "settings reloaded" in caplog.text)
+        wait_until(lambda: "settings reloaded" in caplog.text)
 
 
 # --- a real server ----------------------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ def test_a_real_server_takes_another_file_and_other_keys(
         assert new != old
         settings.write_text(f'[[api_keys]]\nname = "one"\nkey = "{KEY}"\n')
         process.popen.send_signal(signal.SIGHUP)
-        wait_for(lambda: process.http.get("/v1/models").status_code == 401)
+        wait_until(lambda: process.http.get("/v1/models").status_code == 401)
         headers = {"authorization": f"Bearer {KEY}"}
         assert process.http.get("/v1/models", headers=headers).status_code == 200
         names = [event["event"] for event in process.events()]

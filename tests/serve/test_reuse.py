@@ -9,36 +9,17 @@ from typing import Any
 
 import httpx
 import pytest
-from engine import chat_families
 from engine.fakes import FakeExecutor
 from engine.spelling import Speller
 
-from kamado.serve.backend import LoadOptions, ModelInfo, ServedModel
 from kamado.serve.config import ServeConfig
-from kamado.serve.engine_model import EngineModel
 from kamado.serve.keys import KeyRing
 
 from .fake import FakeLibrary
 from .running import Running, running
+from .spelled import INFO, SpellerLoader
 
 KEYS = {name: f"kmd-key-of-{name}-0123456789" for name in "ab"}
-INFO = ModelInfo("m", capabilities=frozenset({"completion", "chat"}), max_context=4096)
-
-
-class SpellerLoader:
-    """Loads the one model there is."""
-
-    def __init__(self) -> None:
-        self.speller = Speller(chat_families.QWEN)
-
-    async def share(self, name: str) -> ServedModel | None:
-        return None
-
-    async def estimate(self, name: str, options: LoadOptions) -> int:
-        return 1000
-
-    async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
-        return EngineModel(self.speller.model, INFO)
 
 
 class Asker:

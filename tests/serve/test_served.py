@@ -19,8 +19,8 @@ from kamado.serve.served import ServedLibrary
 from kamado.serve.share import server_share
 
 from .fake import INFO, FakeLibrary, FakeWorld
-from .processes import Process, started, wait_for
-from .running import Running, running
+from .processes import Process, started
+from .running import Running, running, wait_until
 from .stores import put
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -99,7 +99,7 @@ def test_a_named_model_is_served_and_nothing_else(home: Path, tmp_path: Path) ->
             assert code == 404 or "--all" in found.text
         settings.write_text('serve_all = true\n[aliases]\n"gpt-4" = "second"\n"mine" = "first:a"\n')
         process.popen.send_signal(signal.SIGHUP)
-        wait_for(lambda: any(event["event"] == "settings reloaded" for event in process.events()))
+        wait_until(lambda: any(event["event"] == "settings reloaded" for event in process.events()))
         assert any(event.get("settings") == ["serve_all"] for event in process.events()), "it needs a restart"
         check_only_second(process.http, "gpt-4")
         for model, code in (("gpt-4", 200), ("mine", 404)):

@@ -7,34 +7,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from engine import chat_families
-from engine.spelling import Speller
-
-from kamado.serve.backend import LoadOptions, ModelInfo, ServedModel
-from kamado.serve.engine_model import EngineModel
 
 from .fake import FakeLibrary
 from .running import Running, running
+from .spelled import INFO, SpellerLoader
 
-INFO = ModelInfo("m", capabilities=frozenset({"completion", "chat"}), max_context=4096)
 MARKED = "<|im_start|>user\nhi<|im_end|>\n"
 HTTP = httpx2.Client(timeout=60)
-
-
-class SpellerLoader:
-    """Loads the one model there is, whose tokens are bytes and ChatML's marks."""
-
-    def __init__(self) -> None:
-        self.speller = Speller(chat_families.QWEN)
-
-    async def share(self, name: str) -> ServedModel | None:
-        return None
-
-    async def estimate(self, name: str, options: LoadOptions) -> int:
-        return 1000
-
-    async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
-        return EngineModel(self.speller.model, INFO)
 
 
 @pytest.fixture(scope="module")

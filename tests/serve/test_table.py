@@ -7,7 +7,7 @@ every row has one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -80,16 +80,7 @@ def world() -> FakeWorld:
     return found
 
 
-@pytest.fixture(scope="module")
-def server(world: FakeWorld) -> Iterator[Running]:
-    with running(world.library, world.loader, ServeConfig(port=0, log="json")) as up:
-        yield up
-
-
-@pytest.fixture(scope="module")
-def http() -> Iterator[httpx2.Client]:
-    with httpx2.Client(timeout=30) as found:
-        yield found
+CONFIG = ServeConfig(port=0, log="json")
 
 
 @pytest.fixture

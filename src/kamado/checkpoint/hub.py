@@ -71,17 +71,9 @@ def parse_name(name: str, *, revision: str | None = None, quant: str | None = No
     return HubName(match["repo"], revision or match["revision"], quant or match["quant"])
 
 
-def pull_from_hub(
-    name: str,
-    store: Store,
-    *,
-    revision: str | None = None,
-    quant: str | None = None,
-    progress: Progress | None = None,
-) -> Path:
+def pull_from_hub(wanted: HubName, store: Store, progress: Progress | None = None) -> Path:
     """Fetch a model from the hub; see pull.pull(). Its entry records the commit. A branch that moved is fetched anew,
     keeping the files that did not change."""
-    wanted = parse_name(name, revision=revision, quant=quant)
     endpoint, headers, info = _ask(wanted)
     commit = info.sha
     if not commit or re.fullmatch(r"[0-9a-f]{40,64}", commit) is None:

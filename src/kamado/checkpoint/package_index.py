@@ -68,22 +68,21 @@ def _config_files(environ: Mapping[str, str]) -> list[Path]:
     named = environ.get("PIP_CONFIG_FILE")
     if named == os.devnull:
         return []
-    home = Path(environ.get("HOME") or Path.home())
-    if sys.platform == "win32":
-        name, legacy = "pip.ini", home / "pip"
-        shared = [Path(environ.get("PROGRAMDATA", r"C:\ProgramData")) / "pip"]
-        user = Path(environ.get("APPDATA", home)) / "pip"
-    elif sys.platform == "darwin":
-        name, legacy = "pip.conf", home / ".pip"
-        shared = [Path("/Library/Application Support/pip")]
-        user = home / "Library/Application Support/pip"
-        user = user if user.is_dir() else home / ".config/pip"
-    else:
-        name, legacy = "pip.conf", home / ".pip"
-        dirs = (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(os.pathsep)
-        shared = [*(Path(entry) / "pip" for entry in dirs if entry), Path("/etc")]
-        user = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pip"
-    files = [*(place / name for place in shared), legacy / name, user / name, Path(sys.prefix) / name]
+    import platformdirs
+
+    name, legacy = ("pip.ini", "pip") if sys.platform == "win32" else ("pip.conf", ".pip")
+    shared = platformdirs.site_config_dir("pip", appauthor=False, multipath=True).split(os.pathsep)
+    if sys.platform not in ("win32", "darwin"):
+        shared.append("/etc")
+    user = platformdirs.user_config_path("pip", appauthor=False, roaming=True)
+    if sys.platform == "darwin" and not user.is_dir():
+        user = Path.home() / ".config/pip"
+    files = [
+        *(Path(place) / name for place in shared),
+        Path.home() / legacy / name,
+        user / name,
+        Path(sys.prefix) / name,
+    ]
     return [*files, Path(named)] if named else files
 
 

@@ -33,9 +33,9 @@ def pull(
     ModelNotFoundError for unknown names, UsageError for settings that do not fit the name.
     """
     if name.startswith("hf:"):
-        from .hub import pull_from_hub
+        from .hub import parse_name, pull_from_hub
 
-        return pull_from_hub(name, store, revision=revision, quant=quant, progress=progress)
+        return pull_from_hub(parse_name(name, revision=revision, quant=quant), store, progress)
     entry = CATALOG.get(name)
     if entry is None:
         if store.get(name) is None:  # names only: whoever asks may not be the one whose files these are

@@ -40,7 +40,9 @@ class Shape:
     window: int = 0
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
+    logit_divisor: float = 0.0  # above 0: a family of multipliers, whose keys are written
     states_head_dim: bool = False  # the converter writes key_length although it equals hidden / heads
+    states_rope: bool = False  # the converter writes how many values of a head are turned, and the vocabulary's size
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,14 @@ SHAPES: Mapping[str, Shape] = {
     ),
     "granitemoe": Shape(
         "granitemoe", 1024, 24, 16, 8, 64, experts=32, top_k=8, expert_width=512, context=4096, rope_base=1e4,
-        tied=True, embedding_scale=12.0, residual_scale=0.22,
+        tied=True, embedding_scale=12.0, residual_scale=0.22, logit_divisor=6.0, states_rope=True,
     ),
-    "llama": Shape("llama", 4096, 32, 32, 8, 128, ffn=14336, context=8192, rope_base=5e5, eps=1e-5),
-    "mixtral": Shape("llama", 4096, 32, 32, 8, 128, experts=8, top_k=2, expert_width=14336, eps=1e-5),
+    "llama": Shape(
+        "llama", 4096, 32, 32, 8, 128, ffn=14336, context=8192, rope_base=5e5, eps=1e-5, states_rope=True
+    ),
+    "mixtral": Shape(
+        "llama", 4096, 32, 32, 8, 128, experts=8, top_k=2, expert_width=14336, eps=1e-5, states_rope=True
+    ),
     "qwen2": Shape("qwen2", 1536, 28, 12, 2, 128, ffn=8960, tied=True, has_bias=True),
     "qwen3": Shape(
         "qwen3", 2048, 28, 16, 8, 128, ffn=6144, context=40960, tied=True, qk_norm="head", states_head_dim=True
@@ -79,7 +85,6 @@ SHAPES: Mapping[str, Shape] = {
         states_head_dim=True,
     ),
 }  # fmt: skip
-_MOE_ONLY = frozenset({"qwen3moe", "olmoe", "granitemoe"})
 
 # our layout names -> (layout, llama.cpp's file type)
 LAYOUTS: Mapping[str, tuple[Layout, int]] = {
@@ -147,21 +152,21 @@ def metadata_of(shape: Shape, vocab_size: int) -> Iterator[tuple[str, Any]]:
     if shape.states_head_dim or shape.head_dim * shape.heads != shape.hidden:
         yield f"{a}.attention.key_length", shape.head_dim
         yield f"{a}.attention.value_length", shape.head_dim
-    if a in ("llama", "granitemoe"):
+    if shape.states_rope:
         yield f"{a}.vocab_size", vocab_size
         yield f"{a}.rope.dimension_count", shape.head_dim
     if shape.experts:
         yield f"{a}.expert_count", shape.experts
         yield f"{a}.expert_used_count", shape.top_k
-        if a == "qwen3moe":
+        if shape.ffn:
             yield f"{a}.expert_feed_forward_length", shape.expert_width
     if shape.window:
         yield f"{a}.attention.sliding_window", shape.window
-    if a == "granitemoe":
+    if shape.logit_divisor:
         yield f"{a}.attention.scale", 1 / shape.head_dim
         yield f"{a}.embedding_scale", shape.embedding_scale
         yield f"{a}.residual_scale", shape.residual_scale
-        yield f"{a}.logit_scale", 6.0
+        yield f"{a}.logit_scale", shape.logit_divisor
 
 
 def tensors_of(shape: Shape, vocab_size: int, layout: str) -> Iterator[TensorPlan]:
@@ -230,6 +235,3 @@ def with_experts_note(shape: Shape) -> str:
     """A name such as `qwen3moe 48 layers, 8 of 128 experts`."""
     experts = f", {shape.top_k} of {shape.experts} experts" if shape.experts else ""
     return f"{shape.architecture} {shape.layers} layers{experts}"
-
-
-assert {family for family, shape in SHAPES.items() if shape.experts} == _MOE_ONLY | {"mixtral"}

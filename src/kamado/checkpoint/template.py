@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BusyError, TemplateError
-from ..isolated import WORK_BYTES, WORKER, Limits, WorkerEndedError
+from ..errors import TemplateError
+from ..isolated import WORK_BYTES, WORKER, Limits, WorkerEndedError, why_ended
 
 if TYPE_CHECKING:
     from .template_sandbox import Compiled
@@ -136,14 +136,12 @@ class ChatTemplate:
         try:
             reply: dict[str, Any] = WORKER.ask("kamado.checkpoint.template_worker:use", request, limits)
         except WorkerEndedError as error:
-            if error.why == "busy":
-                raise BusyError(f"the chat template could not be tried: {error}") from None
-            said = {
+            reasons = {
                 "time": f"took longer than {limits.cpu_seconds:g} s",
                 "memory": f"needs more than {WORK_BYTES >> 20} MiB of memory",
                 "stack": "is nested too deeply or calls itself without end",
-            }.get(error.why, f"could not be tried: {error}")
-            raise PassedLimitError(f"the chat template {said}") from None
+            }
+            raise PassedLimitError(f"the chat template {why_ended(error, 'the chat template', reasons)}") from None
         if "error" in reply:
             raise (PassedLimitError if reply["is_limit"] else TemplateError)(reply["error"])
         if not self._is_known:

@@ -45,6 +45,24 @@ class NumberList(click.ParamType[tuple[int, ...]]):
         return numbers
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is measured, and how the model is loaded for it: the options of the command."""
+
+    prefill: tuple[int, ...]  # lengths of prompts
+    decode: int  # tokens of a run
+    depth: tuple[int, ...]  # tokens that are in the cache before
+    batch: tuple[int, ...]  # sequences that are decoded together
+    repeat: int
+    chunk: int | None
+    trace: Path | None
+    memory: str | None
+    threads: int | None
+    context: int | None
+    kv: str | None
+    allow_unknown: tuple[str, ...]
+
+
 @click.command("bench")
 @click.argument("model", metavar="[MODEL]", required=False, shell_complete=complete_model)
 @click.option("--prefill", type=NumberList(1), default="512", show_default=True, metavar="N,…", help="Prompt lengths.")
@@ -77,23 +95,7 @@ class NumberList(click.ParamType[tuple[int, ...]]):
 )
 @load_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
-    model: str | None,
-    prefill: tuple[int, ...],
-    decode: int,
-    depth: tuple[int, ...],
-    batch: tuple[int, ...],
-    repeat: int,
-    chunk: int | None,
-    limits: bool,
-    trace: Path | None,
-    memory: str | None,
-    threads: int | None,
-    context: int | None,
-    kv: str | None,
-    allow_unknown: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def command(model: str | None, limits: bool, as_json: bool, **options: Any) -> None:
     """Measure prefill and decode speed, and with --limits what the machine itself can do.
 
     Depths above 256 are filled by repeating real keys and values: right for speed, meaningless as text.
@@ -106,18 +108,15 @@ def command(
     if model is None and not limits:
         raise UsageError("name a MODEL, or give --limits to measure the machine alone")
     here = machine()
-    num_threads = threads or here.cpus
+    wanted = Wanted(**options)
+    num_threads = wanted.threads or here.cpus
     document: dict[str, Any] = {"model": None, "machine": dataclasses.asdict(here), "threads": num_threads}
     if limits:
         document["limits"] = [dataclasses.asdict(profile) for profile in _measure_limits(here, num_threads, model)]
     profile = load_device_profile(here.cpu_model, num_threads, here.tier)
     results: list[Measurement] = []
     if model is not None:
-        results = _measure_model(
-            document, here, model, profile=profile, prefill=prefill, decode=decode, depths=depth, batches=batch,
-            repeat=repeat, chunk=chunk, trace=trace, memory=memory, num_threads=num_threads, context=context,
-            kv=kv or "auto", allow_unknown=allow_unknown,
-        )  # fmt: skip
+        results = _measure_model(document, here, model, wanted, profile)
         document["results"] = [result.to_dict() for result in results]
         if profile is None:
             why = why_no_profile(here, num_threads)
@@ -145,23 +144,7 @@ def _measure_limits(here: Machine, num_threads: int, model: str | None) -> list[
 
 
 def _measure_model(
-    document: dict[str, Any],
-    here: Machine,
-    model: str,
-    *,
-    profile: DeviceProfile | None,
-    prefill: tuple[int, ...],
-    decode: int,
-    depths: tuple[int, ...],
-    batches: tuple[int, ...],
-    repeat: int,
-    chunk: int | None,
-    trace: Path | None,
-    memory: str | None,
-    num_threads: int,
-    context: int | None,
-    kv: str,
-    allow_unknown: tuple[str, ...],
+    document: dict[str, Any], here: Machine, model: str, wanted: Wanted, profile: DeviceProfile | None
 ) -> list[Measurement]:
     from ..engine.kv_record import recommended_for
     from ..engine.ledger import read_ledger
@@ -172,11 +155,12 @@ def _measure_model(
     from .measure import WARM_UP_STEPS, Bench, cost_of, reset_peak_rss
 
     checkpoint = backend.open_named(model)
-    program = build_program(checkpoint, allow_unknown)
-    backend.tell_unknown(allow_unknown, program.overridden)
+    program = build_program(checkpoint, wanted.allow_unknown)
+    backend.tell_unknown(wanted.allow_unknown, program.overridden)
+    prefill, decode, kv = wanted.prefill, wanted.decode, wanted.kv or "auto"
     steps = decode + WARM_UP_STEPS
-    decode_runs = [(depth, count) for depth in depths for count in batches] if decode else []
-    sequence_tokens = max([*prefill, *(depth + steps for depth, _ in decode_runs), context or 1])
+    decode_runs = [(depth, count) for depth in wanted.depth for count in wanted.batch] if decode else []
+    sequence_tokens = max([*prefill, *(depth + steps for depth, _ in decode_runs), wanted.context or 1])
     # Each sequence takes whole pages, so a batch takes that many times a sequence's pages.
     largest = [-(-(depth + steps) // 128) * 128 * count for depth, count in decode_runs]
     kv_tokens = max([-(-sequence_tokens // 128) * 128, *largest])
@@ -187,10 +171,10 @@ def _measure_model(
         program,
         context=min(max(sequence_tokens, 2), program.context_length),
         kv=kv,
-        threads=num_threads,
-        memory=given_size(memory) if memory is not None else None,
+        threads=wanted.threads,
+        memory=None if wanted.memory is None else given_size(wanted.memory),
         kv_tokens=kv_tokens,
-        max_rows=None if chunk is None else max(chunk, max_sequences),
+        max_rows=None if wanted.chunk is None else max(wanted.chunk, max_sequences),
         max_logit_rows=logit_rows,
         max_sequences=max_sequences,
         kv_recommended=recommended_for(checkpoint, kv),
@@ -199,9 +183,9 @@ def _measure_model(
         on=here,
     )
     forecast.require_fit()
-    chunk = chunk or forecast.max_rows
+    chunk = wanted.chunk or forecast.max_rows
     # As kamado.load: a budget that was asked for covers cached pages of the files.
-    is_strict = memory is not None or forecast.is_streamed
+    is_strict = wanted.memory is not None or forecast.is_streamed
     cost = cost_of(program, forecast.weight_bytes_per_token, forecast.ops_per_token, forecast.kv)
     reset_peak_rss()
     watch = BudgetWatch(forecast.memory_bytes, checkpoint.files if is_strict else ())
@@ -210,7 +194,7 @@ def _measure_model(
         with Progress("loading") as progress:
             return backend.build_executor(
                 program,
-                num_threads=num_threads,
+                num_threads=forecast.num_threads,
                 max_rows=max(chunk, max_sequences),
                 max_logit_rows=logit_rows,
                 expert_bytes=forecast.expert_bytes,
@@ -226,7 +210,7 @@ def _measure_model(
 
     def bench_of(executor: Executor, seed: int) -> Bench:
         return Bench(
-            executor, cost, max_rows=chunk, profile=profile, repetitions=repeat, seed=seed,
+            executor, cost, max_rows=chunk, profile=profile, repetitions=wanted.repeat, seed=seed,
             ledger=lambda: read_ledger(executor),
         )  # fmt: skip
 
@@ -244,8 +228,8 @@ def _measure_model(
     try:
         load_seconds = time.perf_counter() - start
         watch.forget_files()
-        if trace is not None:
-            executor = cast("Executor", Tracer(executor, trace))
+        if wanted.trace is not None:
+            executor = cast("Executor", Tracer(executor, wanted.trace))
         bench = bench_of(executor, seed=1)
         results = [*cold, *(bench.prefill(tokens) for tokens in prefill)]
         results += [bench.decode(decode, depth, count) for depth, count in decode_runs]

@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -103,6 +103,7 @@ class Measurement:
         return values
 
 
+@dataclass
 class Bench:
     """Runs prefill and decode on an executor that it does not own.
 
@@ -111,57 +112,49 @@ class Bench:
     the same seed makes the same tokens in every process.
     """
 
-    def __init__(
-        self,
-        executor: Executor,
-        cost: Cost,
-        *,
-        max_rows: int,
-        profile: DeviceProfile | None,
-        repetitions: int = 3,
-        clock: Callable[[], float] = time.perf_counter,
-        ledger: Callable[[], Ledger | None] = lambda: None,
-        seed: int = _SEED,
-    ) -> None:
-        self._executor = executor
-        self._cost = cost
-        self._max_rows = max_rows
-        self._profile = profile
-        self._repetitions = repetitions
-        self._clock = clock
-        self._ledger = ledger
+    executor: Executor
+    cost: Cost
+    _: KW_ONLY
+    max_rows: int
+    profile: DeviceProfile | None
+    repetitions: int = 3
+    clock: Callable[[], float] = time.perf_counter
+    ledger: Callable[[], Ledger | None] = lambda: None
+    seed: InitVar[int] = _SEED
+
+    def __post_init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
 
     def prefill(self, tokens: int) -> Measurement:
         """`tokens` into an empty sequence, logits of the last one only. One untimed run goes before."""
         self._prefill_once(tokens)
-        before = self._ledger()
-        samples = [self._prefill_once(tokens) for _ in range(self._repetitions)]
+        before = self.ledger()
+        samples = [self._prefill_once(tokens) for _ in range(self.repetitions)]
         return self._prefill_result("prefill", tokens, samples, before, warm_up_tokens=tokens)
 
     def prefill_cold(self, tokens: int) -> Measurement:
         """As `prefill`, once, with nothing before it: the first thing that a freshly loaded model does."""
-        before = self._ledger()
+        before = self.ledger()
         return self._prefill_result("prefill_cold", tokens, [self._prefill_once(tokens)], before, warm_up_tokens=0)
 
     def _prefill_once(self, tokens: int) -> float:
         """Tokens a second."""
-        sequence = self._executor.create_sequence()
+        sequence = self.executor.create_sequence()
         try:
             prompt = self._tokens(tokens)
-            start = self._clock()
+            start = self.clock()
             self._append(sequence, prompt)
-            return tokens / (self._clock() - start)
+            return tokens / (self.clock() - start)
         finally:
-            self._executor.free_sequence(sequence)
+            self.executor.free_sequence(sequence)
 
     def _prefill_result(
         self, kind: Kind, tokens: int, samples: list[float], before: Ledger | None, *, warm_up_tokens: int
     ) -> Measurement:
         rate = statistics.median(samples)
         added = self._added(before)
-        ops = self._cost.ops_without_head * tokens + self._cost.head_ops
-        peak = self._profile.int8_ops_per_second if self._profile else None
+        ops = self.cost.ops_without_head * tokens + self.cost.head_ops
+        peak = self.profile.int8_ops_per_second if self.profile else None
         return Measurement(
             kind,
             0,
@@ -190,32 +183,32 @@ class Bench:
     def _decode(self, kind: Kind, tokens: int, depth: int, batch: int) -> Measurement:
         is_cold = kind == "decode_cold"
         warm_up = 0
-        sequences = [self._executor.create_sequence() for _ in range(batch)]
+        sequences = [self.executor.create_sequence() for _ in range(batch)]
         try:
             for sequence in sequences:
                 self._fill(sequence, depth)
-                self._executor.mark_reuse(sequence)
+                self.executor.mark_reuse(sequence)
             samples = []
             if not is_cold:
                 warm_up = self._settle(sequences, tokens, depth) + WARM_UP_STEPS
-            before = self._ledger()
-            for _ in range(1 if is_cold else self._repetitions):
+            before = self.ledger()
+            for _ in range(1 if is_cold else self.repetitions):
                 if not is_cold:
                     self._decode_steps(sequences, WARM_UP_STEPS)
-                start = self._clock()
+                start = self.clock()
                 self._decode_steps(sequences, tokens)
-                samples.append(tokens * batch / (self._clock() - start))
+                samples.append(tokens * batch / (self.clock() - start))
                 for sequence in sequences:
-                    self._executor.truncate(sequence, depth)
+                    self.executor.truncate(sequence, depth)
         finally:
             for sequence in sequences:
-                self._executor.free_sequence(sequence)
+                self.executor.free_sequence(sequence)
         rate = statistics.median(samples)
         added = self._added(before)
         num_steps = len(samples) * (tokens + (0 if is_cold else WARM_UP_STEPS))
         # A step reads the weights once and each sequence's cache; a batch may read more experts than are counted here.
-        step_bytes = self._cost.weight_bytes + batch * self._cost.kv_bytes(depth + tokens / 2)
-        profile = self._profile
+        step_bytes = self.cost.weight_bytes + batch * self.cost.kv_bytes(depth + tokens / 2)
+        profile = self.profile
         return Measurement(
             kind,
             depth,
@@ -227,7 +220,7 @@ class Bench:
                 step_bytes * rate / batch, profile.read_bytes_per_second if profile else None
             ),
             percent_of_int8_peak=_percent(
-                (self._cost.ops_without_head + self._cost.head_ops) * rate,
+                (self.cost.ops_without_head + self.cost.head_ops) * rate,
                 profile.int8_ops_per_second if profile else None,
             ),
             hit_rate=None if added is None else added.hit_rate,
@@ -238,18 +231,18 @@ class Bench:
     def _settle(self, sequences: list[int], tokens: int, depth: int) -> int:
         """Decodes until the hit rate of streamed experts stops rising; tokens that each sequence decoded. 0 when all
         are resident."""
-        if self._ledger() is None:
+        if self.ledger() is None:
             return 0
         last = -1.0
         num_tokens = 0
         for _ in range(_MOST_SETTLE_BLOCKS):
-            before = self._ledger()
+            before = self.ledger()
             for done in range(0, max(tokens, _SETTLE_TOKENS), tokens):  # no sequence may grow beyond what was planned
                 steps = min(tokens, max(tokens, _SETTLE_TOKENS) - done)
                 self._decode_steps(sequences, steps)
                 num_tokens += steps
                 for sequence in sequences:
-                    self._executor.truncate(sequence, depth)
+                    self.executor.truncate(sequence, depth)
             added = self._added(before)
             rate = (added.hit_rate if added is not None else None) or 0.0
             if rate < last + _STEADY_GAIN:
@@ -259,32 +252,32 @@ class Bench:
 
     def _added(self, before: Ledger | None) -> LedgerRow | None:
         """What streamed experts cost since `before`; None when all are resident."""
-        now = self._ledger()
+        now = self.ledger()
         return None if now is None or before is None else now.since(before).total
 
     def _tokens(self, count: int) -> NDArray[np.int32]:
-        return self._random.integers(0, self._executor.vocab_size, count, dtype=np.int32)
+        return self._random.integers(0, self.executor.vocab_size, count, dtype=np.int32)
 
     def _fill(self, sequence: int, depth: int) -> None:
         if depth > 0:
             self._append(sequence, self._tokens(min(depth, TILE_TOKENS)))
         if depth > TILE_TOKENS:
-            self._executor.tile_kv(sequence, depth)
+            self.executor.tile_kv(sequence, depth)
 
     def _append(self, sequence: int, tokens: NDArray[np.int32]) -> None:
         ids = np.array([sequence], dtype=np.int32)
-        for begin in range(0, len(tokens), self._max_rows):
-            chunk = tokens[begin : begin + self._max_rows]
+        for begin in range(0, len(tokens), self.max_rows):
+            chunk = tokens[begin : begin + self.max_rows]
             is_last = begin + len(chunk) == len(tokens)
             logit_rows = np.array([len(chunk) - 1] if is_last else [], dtype=np.int32)
-            self._executor.step(ids, np.array([len(chunk)], dtype=np.int32), chunk, logit_rows)
+            self.executor.step(ids, np.array([len(chunk)], dtype=np.int32), chunk, logit_rows)
 
     def _decode_steps(self, sequences: list[int], steps: int) -> None:
         ids = np.array(sequences, dtype=np.int32)
         counts = np.ones(len(sequences), dtype=np.int32)
         rows = np.arange(len(sequences), dtype=np.int32)
         for tokens in self._tokens(steps * len(sequences)).reshape(steps, len(sequences)):
-            self._executor.step(ids, counts, tokens, rows)
+            self.executor.step(ids, counts, tokens, rows)
 
 
 def _percent(rate: float, limit: float | None) -> float | None:

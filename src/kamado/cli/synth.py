@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,19 @@ import click
 from ..errors import UsageError
 from ..memory.budget import format_size
 from . import backend
-from .options import complete_model
+from .options import Function, complete_model
 from .terminal import Progress, echo, echo_json
+
+
+def _model_option(name: str, text: str) -> Callable[[Function], Function]:
+    return click.option(name, metavar="MODEL", shell_complete=complete_model, help=text)
 
 
 @click.command("synth")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--family", metavar="NAME", help="The architecture, e.g. qwen3moe, llama, gemma3.")
-@click.option(
-    "--upcycle",
-    metavar="MODEL",
-    shell_complete=complete_model,
-    help="Instead: MODEL, a dense llama, with its feed-forward blocks copied into experts.",
-)
-@click.option(
-    "--tokenizer-from",
-    metavar="MODEL",
-    shell_complete=complete_model,
-    help="Model whose tokenizer is copied.",
-)
+@_model_option("--upcycle", "Instead: MODEL, a dense llama, with its feed-forward blocks copied into experts.")
+@_model_option("--tokenizer-from", "Model whose tokenizer is copied.")
 @click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Blocks.")
 @click.option("--hidden", type=click.IntRange(min=1), metavar="N", help="Width of the residual stream.")
 @click.option("--heads", type=click.IntRange(min=1), metavar="N", help="Query heads.")

@@ -76,17 +76,12 @@ class AnswerEvents(Iterator[ContentEvent | Finish]):
         """Tokens of the prompt and the answer that were computed so far."""
         return self._generation.num_computed_tokens
 
-    @property
-    def seed(self) -> int:
-        """The seed in use."""
-        return self._generation.seed
+    def close(self) -> None:
+        """Stops the answer. May be called again, and from another thread."""
+        self._is_done = True
+        self._generation.close()
 
     @property
     def usage(self) -> Usage:
         """Tokens and seconds so far."""
         return self._generation.usage
-
-    def close(self) -> None:
-        """Stops the answer. May be called again, and from another thread."""
-        self._is_done = True
-        self._generation.close()

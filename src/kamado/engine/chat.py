@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checkpoint.tokenizer.special import SpecialMatcher
-from ..errors import TemplateError, UsageError
+from ..errors import ContextOverflowError, TemplateError, UsageError
 from .turn_starts import TurnStarts
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 # What is looked at to see whether a prompt ends in opened reasoning.
 _TAIL_CHARACTERS = 256
+# A prompt with more characters than so many a token is judged by its beginning first: JSON has 3, prose 4 to 5, deeply
+# indented code 10.
+_TELLING_CHARACTERS = (4, 16)
 
 _ROLE = re.compile(r"[a-z_]{1,32}")
 
@@ -97,11 +100,13 @@ class ChatEncoder:
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
         continue_last: bool = False,
+        most_tokens: int | None = None,
     ) -> EncodedChat:
         """As `encode`, for turns as the template reads them, with tools and further variables of the template.
 
         Every text in them, however deep, is plain text to the model. `continue_last`: the last turn is the assistant's
-        and is left open at the end of its content. Raises UsageError and TemplateError as `encode` does.
+        and is left open at the end of its content. Raises UsageError and TemplateError as `encode` does, and
+        ContextOverflowError for a prompt that is so much longer than `most_tokens` that its beginning tells.
         """
         words = _Words()
         guarded_turns, tools, options = self._guard_all((list(turns), tools, dict(options or {})), words)
@@ -119,6 +124,8 @@ class ChatEncoder:
         if continue_last:
             opaque_turns[-1]["content"] += end if turns[-1]["content"] else ""
         guarded = self._render(guarded_turns, tools, options, end)
+        if most_tokens is not None:
+            self._check_beginning(guarded, most_tokens)
         opaque = self._render(opaque_turns, tools, options, end)
         wanted = self._literals(opaque)
         text = guarded if self._literals(guarded) == wanted else opaque
@@ -139,6 +146,16 @@ class ChatEncoder:
                 has_tools=bool(tools),
             )
         return EncodedChat(tokens, words.restore(text[-_TAIL_CHARACTERS:]), starts)
+
+    def _check_beginning(self, text: str, most_tokens: int) -> None:
+        """Raises ContextOverflowError for a long text whose beginning has twice the tokens already: words that stand
+        for special literals, and the cut, change less."""
+        if len(text) <= _TELLING_CHARACTERS[-1] * most_tokens:
+            return
+        for characters in _TELLING_CHARACTERS:
+            num_tokens = len(self.encode_literals(text[: characters * most_tokens]))
+            if num_tokens > 2 * most_tokens:
+                raise ContextOverflowError(num_tokens, most_tokens, is_counted=False)
 
     def encode_literals(self, text: str) -> list[int]:
         """Token ids of text of our own, whose special literals are meant."""

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BusyError, ConstraintError
-from ..isolated import WORKER, Limits, WorkerEndedError, run_on_big_stack
+from ..errors import ConstraintError
+from ..isolated import WORKER, Limits, WorkerEndedError, run_on_big_stack, why_ended
 from ..memory.sizes import constraint_bytes
 from .grammar import Grammar
 from .grammar_bounds import check_bounds
@@ -194,13 +194,12 @@ class ConstraintCompiler:
         try:
             problem = WORKER.ask("kamado.engine.grammar_compile:check", request, _TRIAL)
         except WorkerEndedError as error:
-            if error.why == "busy":
-                raise BusyError(f"the answer's form could not be tried: {error}") from None
-            said = {
+            reasons = {
                 "time": f"compiling it takes longer than {2 * _TRIAL.cpu_seconds:g} s: make it smaller or simpler",
                 "memory": f"compiling it takes more than {_TRIAL.memory_bytes >> 20} MiB: make it smaller or simpler",
                 "stack": "its parts are nested too deeply in each other: follow fewer references from one to the next",
-            }.get(error.why, f"it could not be tried ({error})")
+            }
+            said = why_ended(error, "the answer's form", reasons)
             raise ConstraintError(f"{KINDS[grammar.kind]}: {said}") from None
         if problem:
             raise ConstraintError(problem)

@@ -110,7 +110,7 @@ class Generation(Iterator[Piece]):
 
 @contextmanager
 def public_errors() -> Iterator[None]:
-    """What is raised inside leaves as `public_error` has it."""
+    """What is raised inside, as a caller sees it."""
     try:
         yield
     except KamadoError:

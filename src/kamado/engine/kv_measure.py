@@ -33,7 +33,7 @@ from . import record
 from .identity import model_identity
 from .kv_attention import AttentionProbe, layers_text, spoiling_layers
 from .kv_record import KvRecord, KvRow, load_record, records_root, save_record
-from .load import load_model
+from .load import load
 from .model import Model
 
 TEXTS = ("prose", "technical", "code")
@@ -77,7 +77,7 @@ def measure_kv(
     num_tokens: int = DEFAULT_TOKENS,
     is_fresh: bool = False,
     progress: Progress | None = None,
-    load: Callable[..., Model] = load_model,
+    load: Callable[..., Model] = load,
     **options: Any,
 ) -> KvRecord:
     """Measures `presets` on the model at `path`, records the rows and a recommendation, and returns both.
@@ -154,29 +154,6 @@ def _exceptions(found: KvRecord, presets: Sequence[str], program: Program) -> li
     return made
 
 
-def compare_presets(
-    path: Path,
-    presets: Sequence[str],
-    texts: Sequence[str | Sequence[int]],
-    num_tokens: int,
-    *,
-    on_row: Callable[[KvRow], None] | None = None,
-    **options: Any,
-) -> list[KvRow]:
-    """Rows of the exact cache and of `presets` on the first `num_tokens` of each text (or of its tokens), scored from
-    `first_scored` on. Nothing is recorded; `on_row` gets each row when it is there. `options` are those of
-    `score_presets`.
-    """
-    rows: list[KvRow] = []
-    for kv, scores in score_presets(path, presets, texts, num_tokens, **options):
-        if not rows:
-            exact = scores
-        rows.append(compared(kv, scores, exact))
-        if on_row is not None:
-            on_row(rows[-1])
-    return rows
-
-
 def score_presets(
     path: Path,
     presets: Sequence[str],
@@ -186,7 +163,7 @@ def score_presets(
     first_scored: int = FIRST_SCORED,
     reference_bytes: int = REFERENCE_BYTES,
     progress: Progress | None = None,
-    load: Callable[..., Model] = load_model,
+    load: Callable[..., Model] = load,
     probe: AttentionProbe | None = None,
     **options: Any,
 ) -> Iterator[tuple[str, Scores]]:

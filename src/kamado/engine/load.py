@@ -35,13 +35,13 @@ MAX_THREADS = 1024
 PREFIX_STORE_BYTES = 32 << 20
 
 
-def load_model(
+def load(
     model: str | Path,
-    *,
     memory: str | int | None = None,
     threads: int | None = None,
     kv: str = "auto",
     context: int | None = None,
+    *,
     kv_tokens: int | None = None,
     max_rows: int | None = None,
     max_logit_rows: int | None = None,
@@ -54,7 +54,41 @@ def load_model(
     name: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
-    """See `kamado.load`."""
+    """Loads a model: a GGUF file, a safetensors directory, or a name in the store such as "smollm2:135m".
+
+    memory    budget of the process, "6GiB" or bytes: weights, experts, KV cache, scratch, interpreter and cached pages
+              of the model's files; None: what this machine and its cgroups have to give, less a margin. A model with
+              experts that does not fit runs all the same, to the same bits: its experts are read from disk as needed
+    threads   compute threads; None: the processors this process may use
+    kv        KV cache: "exact" (f16), "f32", "safe" (keys of 8 bits, values of 4), "balanced" (4 and 4), "small" (3 and
+              2), bits such as "k=4,v=3", layers that differ: "balanced,layers=0-1:exact"; "auto" is what `kamado kv`
+              measured as safe for this very model, and "exact" until it was run
+    context   tokens of a prompt and its answer together; None: the model's own length up to 4096, or the largest half,
+              quarter … of that which fits the budget (256 at the least)
+    kv_tokens tokens of all conversations together, running and kept for reuse; None: as many as `context`
+    max_rows  rows of a step, the size of a prefill chunk; results do not depend on it; None: what the plan chooses, 512
+              or less, up to 2048 when experts are streamed
+    max_logit_rows  rows that `logits` may return; None: 32 MiB of them, 16 at the least
+    tier      lowers the kernels' instruction set, e.g. "avx2"; None: the best that this processor has
+    prefix_cache  a cap such as "2GiB" for prompts and conversations that are kept on disk, so that none is computed
+              twice, not even after a restart; None or "off": nothing is kept
+    trace     a file to write the steps to, for Perfetto (ui.perfetto.dev)
+    chat_template  Jinja source in place of the file's own
+    constraints  whether the budget has room for answers of a given form and tool calls: a trie of the vocabulary, which
+              is made for the first of them, about 0.5 kB a token
+    allow_unknown  settings of the file, by its own names for them ("llama.new_scale"), that this version neither reads
+              nor knows to be harmless, and that are to be left out all the same: without it they are refused, since the
+              answers may be wrong. `model.plan.overridden` lists those that the file has
+    name      what messages and kept conversations call the model; None: its name in the store, else its path
+    progress  called with (done bytes, total bytes) while weights are packed; an exception it raises stops the load
+
+    Nothing is downloaded: `kamado pull NAME` does that. Raises ModelNotFoundError, CheckpointError and its kinds for a
+    file that cannot be used, MemoryBudgetError (with the least budget that works), UsageError, NativeError.
+    While a model streams, its file must stay as it is: ModelChangedError or ExpertReadError say when it did not.
+
+        with kamado.load("smollm2:135m", memory="1GiB", context=2048) as model:
+            print(model.plan.peak_bytes, "".join(p.text for p in model.generate("The answer is", max_tokens=20)))
+    """
     check_kv(kv)
     allow_unknown = (allow_unknown,) if isinstance(allow_unknown, str) else tuple(allow_unknown)
     cap_bytes = _prefix_cap(prefix_cache)

@@ -39,7 +39,7 @@ from .prompt_scores import PromptLogprobs, PromptScores
 from .request import Request, TokenRule
 from .same_text import SameText
 from .scheduler import Scheduler
-from .scoring import Perplexity, Scoring
+from .scoring import Look, Perplexity, Scoring, Visit
 from .stats import Stats, make_stats
 from .stops import check_stops
 from .think_budget import ThinkBudget
@@ -91,7 +91,7 @@ class Model:
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._executor = executor
-        self._vocab_size = executor.vocab_size
+        self.vocab_size = executor.vocab_size  # number of token ids, the width of a row of logits
         self._pooling: Pooling = pooling or "mean"
         self.is_encoder = is_encoder  # it makes vectors of texts, and no text
         self._has_record = has_record
@@ -109,11 +109,11 @@ class Model:
             before_step=before_step,
         )
         self._transcripts = Transcripts(
-            self._vocab_size,
+            self.vocab_size,
             max_bytes=transcript_bytes(plan.kv_tokens),
             stored=keeper.stored_tokens if keeper else None,
         )
-        self._scoring = Scoring(self._scheduler, vocab_size=self._vocab_size, max_rows=plan.max_rows,
+        self._scoring = Scoring(self._scheduler, vocab_size=self.vocab_size, max_rows=plan.max_rows,
                                 max_logit_rows=plan.max_logit_rows)  # fmt: skip
         self._finalizer = weakref.finalize(self, self._scheduler.close)  # also at interpreter exit
 
@@ -126,11 +126,6 @@ class Model:
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return self.plan.context
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids, the width of a row of logits."""
-        return self._vocab_size
 
     @property
     def can_cut_anywhere(self) -> bool:
@@ -276,13 +271,15 @@ class Model:
         think: Think | None = None,
         continue_last: bool = False,
         template_options: Mapping[str, object] | None = None,
+        most_tokens: int | None = None,
         owner: str = "",
     ) -> Turn:
         """A prompt with tools and an output format, in the model's own form: what `answer_turn` answers.
 
         Whatever the model does, calls in the answer are whole and their arguments match the tool's schema, and text
         has the output format. `think.enabled` switches reasoning where the template can; `think.max_tokens` ends it.
-        `template_options`: plain data for variables of the template. `owner`: answers that were given to the same one
+        `template_options`: plain data for variables of the template. A prompt that is far longer than `most_tokens` is
+        not counted to its end: ContextOverflowError. `owner`: answers that were given to the same one
         keep the token ids that were generated. Raises UsageError (a model that cannot use tools, with the reason; a
         name or message that is wrong), ConstraintError for schemas that cannot be used, MissingPackageError,
         TemplateError.
@@ -296,6 +293,7 @@ class Model:
             think=think or Think(),
             continue_last=continue_last,
             options=template_options or {},
+            most_tokens=most_tokens,
             compile_form=lambda form: self._constraints.form(form),
             respell=lambda tokens, names: self._respelled(tokens, owner, names),
         )
@@ -360,7 +358,7 @@ class Model:
         request = Request(
             tokens,
             sampling=sampling,
-            vocab_size=self._vocab_size,
+            vocab_size=self.vocab_size,
             max_tokens=room if max_tokens is None else min(int(max_tokens), room),
             text=self._tokenizer.stream(continuation=continues) if self._tokenizer else None,
             stops=stops,
@@ -421,12 +419,7 @@ class Model:
         return self._scoring.logits(checked)
 
     def visit_logits(
-        self,
-        tokens: Sequence[int],
-        visit: Callable[[int, NDArray[np.float32]], None],
-        *,
-        before: Callable[[ExecutorProtocol, int], None] | None = None,
-        after: Callable[[ExecutorProtocol, int], None] | None = None,
+        self, tokens: Sequence[int], visit: Visit, *, before: Look | None = None, after: Look | None = None
     ) -> None:
         """Calls `visit(begin, float32[n, vocab_size])` for all positions in order; row i predicts the token after
         tokens[begin + i].
@@ -551,6 +544,7 @@ class Model:
     def renamed(self, name: str, chat_template: str | None = None) -> Model:
         """The same weights, cache and running answers under another name, with a chat template of its own if one is
         given. Closing either closes both."""
+        self._scheduler.check_process()
         if self.has_tokenizer:
             self._constraints  # noqa: B018  made now, so that both have the same
         other = copy.copy(self)
@@ -601,7 +595,7 @@ class Model:
         prompt: list[int] = []
         with suppress(TemplateError):
             prompt = self._chat_encoder.encode([{"role": "user", "content": "Q"}])
-        return SameText(self._require_tokenizer(), self._vocab_size, self._turn_maker.format, prompt)
+        return SameText(self._require_tokenizer(), self.vocab_size, self._turn_maker.format, prompt)
 
     @cached_property
     def _turn_maker(self) -> TurnMaker:
@@ -622,14 +616,14 @@ class Model:
 
     @cached_property
     def _constraints(self) -> ConstraintCompiler:
-        return ConstraintCompiler(self._require_tokenizer(), self._vocab_size, before_trie=self._reserve_constraints)
+        return ConstraintCompiler(self._require_tokenizer(), self.vocab_size, before_trie=self._reserve_constraints)
 
     def _reserve_constraints(self) -> None:
         """Makes room for the vocabulary's trie, unless the plan has it."""
         reserve = self._reserve
         if reserve is None or "constraints" in self.plan.bytes_by_owner:
             return
-        num_bytes = constraint_bytes(self._vocab_size) + CONSTRAINT_LIBRARY_BYTES
+        num_bytes = constraint_bytes(self.vocab_size) + CONSTRAINT_LIBRARY_BYTES
         advice = "give it a larger budget, or load it with constraints=True, which plans for them"
         taken = self._scheduler.call(lambda _: reserve(num_bytes, "answers of a given form", advice))
         self._unplanned = {
@@ -673,9 +667,9 @@ class Model:
             ids = np.zeros((1, 1))
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise UsageError("tokens must be a sequence of whole numbers")
-        if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < self._vocab_size):
+        if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < self.vocab_size):
             raise UsageError(
-                f"token ids must be from 0 to {self._vocab_size - 1}, not {int(ids.min())} to {int(ids.max())}"
+                f"token ids must be from 0 to {self.vocab_size - 1}, not {int(ids.min())} to {int(ids.max())}"
             )
         return [int(i) for i in ids]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from .executor_protocol import ExecutorProtocol
 from .generation import public_errors
 from .scheduler import Scheduler
 from .session import SessionCache
+
+Visit: TypeAlias = Callable[[int, NDArray[np.float32]], None]  # the first position, its rows and those after it
+Look: TypeAlias = Callable[[ExecutorProtocol, int], None]  # at a sequence, between steps
 
 
 class Perplexity(NamedTuple):
@@ -50,14 +53,7 @@ class Scoring:
         self._with_sequence(len(ids), run)
         return out
 
-    def visit(
-        self,
-        tokens: list[int],
-        visit: Callable[[int, NDArray[np.float32]], None],
-        *,
-        before: Callable[[ExecutorProtocol, int], None] | None = None,
-        after: Callable[[ExecutorProtocol, int], None] | None = None,
-    ) -> None:
+    def visit(self, tokens: list[int], visit: Visit, *, before: Look | None, after: Look | None) -> None:
         """See Model.visit_logits."""
         ids = np.array(tokens, np.int32)
         size = min(self._max_rows, self._max_logit_rows)

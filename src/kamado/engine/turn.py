@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 _OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TAKEN = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
+_OF_PARSERS = ("tags", "is_reasoning", "syntax", "names", "is_required", "is_continued")  # fields of a Turn
 _ROLES = frozenset(("system", "user", "assistant", "tool"))
 
 
@@ -95,6 +96,7 @@ class TurnMaker:
         think: Think,
         continue_last: bool,
         options: Mapping[str, Any],
+        most_tokens: int | None,
         compile_form: Callable[[Grammar], Form],
         respell: Callable[[list[int], frozenset[str]], list[int]],
     ) -> Turn:
@@ -112,7 +114,11 @@ class TurnMaker:
         shown = tools if offered else ()
         turns, objects = make_turns(messages, shown, chat.tools, chat.syntax, chat.system_in_user)
         encoded = self._encoder.encode_turns(
-            turns, tools=objects, options=self._options(options, think), continue_last=continue_last
+            turns,
+            tools=objects,
+            options=self._options(options, think),
+            continue_last=continue_last,
+            most_tokens=most_tokens,
         )
         tags = chat.tags
         is_reasoning = tags is not None and encoded.tail.rstrip().endswith(tags.open)
@@ -249,15 +255,7 @@ class TurnStream(AnswerEvents):
             generation, tokenizer.token_bytes, choice=choice, has_logprobs=has_logprobs, schemas=turn.schemas
         )
         self._marks = chat.marks
-        self._parser = AnswerParser(
-            tags=turn.tags,
-            is_reasoning=turn.is_reasoning,
-            syntax=turn.syntax,
-            names=turn.names,
-            is_required=turn.is_required,
-            is_continued=turn.is_continued,
-            choice=choice,
-        )
+        self._parser = AnswerParser(**{name: getattr(turn, name) for name in _OF_PARSERS}, choice=choice)
         self._may_be_text = not turn.is_required  # what comes next; no protocol has a place for calls' logprobs
         self._stops = StopMatcher(stops)
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text has not come out yet

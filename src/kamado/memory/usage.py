@@ -109,14 +109,14 @@ class BudgetWatch:
         self.budget_bytes = budget_bytes
         self.files = tuple(files)
         self._peak_before = peak_resident_bytes()
-        self._peak = 0
+        self.peak_bytes = 0  # the most that was seen
 
     def sample(self) -> MemoryUse:
         """Looks now, and remembers the largest."""
         use = memory_use(self.files)
-        self._peak = max(self._peak, use.resident_bytes + (use.file_cache_bytes or 0) + use.beside_bytes)
+        self.peak_bytes = max(self.peak_bytes, use.resident_bytes + (use.file_cache_bytes or 0) + use.beside_bytes)
         if use.peak_resident_bytes > self._peak_before:
-            self._peak = max(self._peak, use.peak_resident_bytes + use.beside_bytes)
+            self.peak_bytes = max(self.peak_bytes, use.peak_resident_bytes + use.beside_bytes)
         return use
 
     def forget_files(self) -> None:
@@ -126,11 +126,6 @@ class BudgetWatch:
             forget_cached(self.files)
 
     @property
-    def peak_bytes(self) -> int:
-        """The most that was seen."""
-        return self._peak
-
-    @property
     def has_held(self) -> bool:
         """Whether the peak is within the budget."""
-        return self._peak <= self.budget_bytes
+        return self.peak_bytes <= self.budget_bytes

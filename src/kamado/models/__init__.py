@@ -1,7 +1,7 @@
 """Model families: each file turns a checkpoint's settings and tensor names into a `Program`.
 
 A family is found by the file's own name for it: `general.architecture` in GGUF, `model_type` in config.json. One that
-needs no new operation is a file here, found by itself, and its cases in `tests/models/families/`: docs/adding.md.
+needs no new operation is a file here, found by itself, and its cases in `tests/models/families/`: see docs/adding.md.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ def build_program(checkpoint: Checkpoint, allow_unknown: Collection[str] = ()) -
     program's `overridden`. Raises UnsupportedError (unknown architecture, or a setting this version cannot honour),
     MetadataError or MissingTensorError; each names the key or tensor and the file.
     """
-    family = FAMILIES.get((checkpoint.format, checkpoint.architecture))
-    if family is None:
+    found = FAMILIES.get((checkpoint.format, checkpoint.architecture))
+    if found is None:
         known = sorted(name for kind, name in FAMILIES if kind == checkpoint.format)
         raise UnsupportedError(
             f"{checkpoint.path}: architecture {checkpoint.architecture!r} is not supported; "
             f"{checkpoint.format} files may be {', '.join(known)}"
         )
-    program = family.build(checkpoint, allow_unknown)
+    family, read = found
+    program = family.build(read, checkpoint, allow_unknown)
     validate(program)
     return program
 

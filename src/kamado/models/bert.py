@@ -10,13 +10,13 @@ from . import settings as read
 from .config import MAX_CONTEXT, MAX_VOCAB
 from .decoder import Attention, Block, Mlp, Stream, assemble, attention, mlp
 from .pooling import read_pooling
-from .registry import Config, Program, Weights, family
+from .registry import Config, Family, Program, Weights
 
 # Heads for training and the pooler in front of classifiers: no embedding model reads them.
 _UNUSED_TENSORS = r"(^|\.)(pooler|embeddings\.position_ids)\b|^cls\b"
 
 
-@family(
+@Family(
     gguf=("bert",),
     hf=("bert",),
     tensors={

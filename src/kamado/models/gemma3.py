@@ -10,14 +10,14 @@ import numpy as np
 from . import settings as read
 from .config import MAX_CONTEXT
 from .decoder import Block, model
-from .registry import Config, Program, Weights, family
+from .registry import Config, Family, Program, Weights
 from .rope import RopeTable, base_frequencies, hf_rope_section
 
 _VISION_TENSORS = r"^(model\.)?(vision_tower|multi_modal_projector)\."
 _LAYERS_OF_27B = 62
 
 
-@family(
+@Family(
     gguf=("gemma3",),
     hf=("gemma3", "gemma3_text"),
     keys={"hidden_act": "hidden_activation"},

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from . import settings as read
 from .decoder import Block, model
-from .registry import Config, Program, Weights, family
+from .registry import Config, Family, Program, Weights
 
 _MOE = "layers.{i}.block_sparse_moe."
 
 
-@family(
+@Family(
     gguf=("granitemoe",),
     hf=("granitemoe",),
     keys={"expert_count": "num_local_experts", "expert_feed_forward_length": "intermediate_size"},

@@ -16,18 +16,21 @@ from typing import Any, Final, Literal
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Keys with one reason. `families` None: all of the format; `values` None: any value."""
+    """Keys with one reason. `values` None: any value; `families` None: all of the format but those of `but`."""
 
     keys: str  # separated by spaces; `*` stands for any text
     reason: str
     values: tuple[Any, ...] | None = None
     families: frozenset[str] | None = None
+    but: frozenset[str] = frozenset()
+
+    def is_for(self, family: str) -> bool:
+        """Whether the row speaks of `family`."""
+        return family not in self.but and (self.families is None or family in self.families)
 
     def covers(self, key: str, value: Any, family: str) -> bool:
         """Whether the row says that `key` = `value` is harmless in `family`; of a list every entry must be."""
-        if self.families is not None and family not in self.families:
-            return False
-        if not any(fnmatchcase(key, pattern) for pattern in self.keys.split()):
+        if not self.is_for(family) or not any(fnmatchcase(key, pattern) for pattern in self.keys.split()):
             return False
         if self.values is None:
             return True
@@ -43,25 +46,24 @@ def _families(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
+_ENCODERS: Final = _families("bert")
+_NORMING_Q: Final = _families("qwen3 qwen3_moe gemma3 gemma3_text olmoe")
 _OFF: Final = (False, 0, 1)  # of a scale 0 stands for "none" and 1 for itself; of a count of passes 1 is the plain one
-
-_DECODERS: Final = _families(  # of both formats
-    "llama mistral mixtral qwen2 qwen3 qwen3moe qwen3_moe gemma3 gemma3_text olmoe granitemoe"
-)
 
 GGUF: Final = (
     Row("vocab_size", "the rows of the token table are the vocabulary"),
     Row("rope.scaling.finetuned", "tells how the model was trained; kept by llama.cpp for saving only"),
+    Row(
+        "rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_beta_fast "
+        "rope.scaling.yarn_beta_slow",
+        "of a yarn scaling, and read with one",
+    ),
+    Row("use_parallel_residual", "GPT-NeoX's; converters of early 2024 wrote it for every family"),
     Row("classifier.output_labels", "names of a classifier's outputs"),
     Row("tensor_data_layout", "the order of q and k, which all files of this family share", None, _families("llama")),
-    Row(
-        "attention.layer_norm_epsilon",
-        "the norms of this family are RMS norms",
-        None,
-        _DECODERS,
-    ),
-    Row("attention.layer_norm_rms_epsilon", "the norms of this family are layer norms", None, _families("bert")),
-    Row("rope.*", "positions come from a table, nothing is turned", None, _families("bert")),
+    Row("attention.layer_norm_epsilon", "the norms of this family are RMS norms", but=_ENCODERS),
+    Row("attention.layer_norm_rms_epsilon", "the norms of this family are layer norms", None, _ENCODERS),
+    Row("rope.*", "positions come from a table, nothing is turned", None, _ENCODERS),
     Row(
         "expert_count expert_used_count expert_shared_count expert_feed_forward_length "
         "expert_shared_feed_forward_length leading_dense_block_count nextn_predict_layers n_deepstack_layers "
@@ -77,8 +79,8 @@ GGUF: Final = (
         "0: off",
         (0,),
     ),
-    Row("use_parallel_residual swin_norm", "false: off", (False,)),
-    Row("attention.causal", "true: what a decoder does", (True,), _DECODERS),
+    Row("swin_norm", "false: off", (False,)),
+    Row("attention.causal", "true: what a decoder does", (True,), but=_ENCODERS),
     Row(
         "logit_scale residual_scale embedding_scale attention.output_scale expert_weights_scale expert_group_scale "
         "rope.scaling.alpha expert_group_count expert_group_used_count moe_every_n_layers interleave_moe_layer_step",
@@ -135,17 +137,12 @@ CONFIG_JSON: Final = (
         "pooler_type output_past",
         "of the pooler in front of a classifier",
         None,
-        _families("bert"),
+        _ENCODERS,
     ),
-    Row("tie_word_embeddings", "an encoder has no output matrix", None, _families("bert")),
+    Row("tie_word_embeddings", "an encoder has no output matrix", None, _ENCODERS),
     Row("tie_word_embeddings", "true: what this family does", (True,), _families("gemma3")),
-    Row("use_qk_norm", "true: what this family does", (True,), _families("qwen3 qwen3_moe gemma3 gemma3_text olmoe")),
-    Row(
-        "use_qk_norm qk_layernorm",
-        "false: this family norms neither q nor k",
-        (False,),
-        _families("llama mistral mixtral qwen2 granitemoe bert"),
-    ),
+    Row("use_qk_norm", "true: what this family does", (True,), _NORMING_Q),
+    Row("use_qk_norm qk_layernorm", "false: this family norms neither q nor k", (False,), but=_NORMING_Q),
     Row("qkv_bias", "true: what this family does", (True,), _families("qwen2")),
     Row(
         "use_mrope rope_interleaved use_sliding_window use_bidirectional_attention "
@@ -158,8 +155,8 @@ CONFIG_JSON: Final = (
         "false: no bias, and one in the file that has no place would be refused",
         (False,),
     ),
-    Row("is_causal", "true: what a decoder does", (True,), _DECODERS),
-    Row("is_causal", "false: what an encoder does", (False,), _families("bert")),
+    Row("is_causal", "true: what a decoder does", (True,), but=_ENCODERS),
+    Row("is_causal", "false: what an encoder does", (False,), _ENCODERS),
     Row("layer_types", "full attention everywhere: what a layer does without a window", ("full_attention",)),
     Row(
         "embedding_multiplier residual_multiplier logits_scaling logit_scale partial_rotary_factor "

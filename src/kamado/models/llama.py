@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import settings as read
 from .config import MAX_EXPERTS
 from .decoder import Attention, Block, Mlp, model
-from .registry import Config, Program, Weights, family
+from .registry import Config, Family, Program, Weights
 
 
 def llama_attention(c: Config, w: Weights, window: int | None) -> Attention:
@@ -21,7 +21,7 @@ def llama_mlp(c: Config) -> Mlp:
     return read.mlp(c, bias=read.stated_bias(c, "mlp_bias"))
 
 
-@family(gguf=("llama",), hf=("llama",), defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-6})
+@Family(gguf=("llama",), hf=("llama",), defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-6})
 def build(c: Config, w: Weights) -> Program:
     """The program of a `llama` checkpoint."""
     attention = llama_attention(c, w, read.gguf_window(c) if c.is_gguf else None)

@@ -6,13 +6,13 @@ from . import settings as read
 from .config import MAX_CONTEXT
 from .decoder import Block, model
 from .llama import llama_attention, llama_mlp
-from .registry import Config, Program, Weights, family
+from .registry import Config, Family, Program, Weights
 
 # What transformers assumes; files without a window say null.
 _WINDOW = 4096
 
 
-@family(hf=("mistral",), defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6})
+@Family(hf=("mistral",), defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6})
 def build(c: Config, w: Weights) -> Program:
     """The program of a `mistral` checkpoint (GGUF files of Mistral say `llama`)."""
     window = c.optional_integer("sliding_window", high=MAX_CONTEXT) if c.has("sliding_window") else _WINDOW

@@ -6,12 +6,12 @@ from . import settings as read
 from .config import MAX_CONTEXT
 from .decoder import Block, model
 from .llama import llama_attention
-from .registry import Config, Program, Weights, family
+from .registry import Config, Family, Program, Weights
 
 _MOE = "layers.{i}.block_sparse_moe."
 
 
-@family(
+@Family(
     hf=("mixtral",),
     keys={"expert_count": ("num_local_experts", "num_experts")},
     tensors={

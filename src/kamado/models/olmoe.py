@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from . import settings as read
 from .decoder import Block, model
-from .registry import Config, Program, Weights, family
+from .registry import Config, Family, Program, Weights
 
 
-@family(
+@Family(
     gguf=("olmoe",),
     hf=("olmoe",),
     keys={"expert_feed_forward_length": "intermediate_size"},

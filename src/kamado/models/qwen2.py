@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from . import settings as read
 from .decoder import Block, model
-from .registry import Config, Program, Weights, family
+from .registry import Config, Family, Program, Weights
 
 
-@family(
+@Family(
     gguf=("qwen2",),
     hf=("qwen2",),
     defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6},

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from . import settings as read
 from .decoder import Block, model
-from .registry import Config, Program, Weights, family
+from .registry import Config, Family, Program, Weights
 
 
-@family(
+@Family(
     gguf=("qwen3",),
     hf=("qwen3",),
     defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6},

@@ -5,10 +5,10 @@ from __future__ import annotations
 from . import settings as read
 from .config import MAX_CONTEXT
 from .decoder import Block, model
-from .registry import Config, Program, Weights, family
+from .registry import Config, Family, Program, Weights
 
 
-@family(
+@Family(
     gguf=("qwen3moe",),
     hf=("qwen3_moe",),
     defaults={"num_key_value_heads": 4, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6},

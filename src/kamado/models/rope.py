@@ -130,15 +130,10 @@ def _check_yarn(config: Config, key: str, theta: float) -> None:
 def hf_rope(config: Config, head_dim: int) -> RopeTable:
     """The table of a config.json: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`."""
     theta = config.number("rope_theta", default=10000.0, low=1.0)
-    rope = _hf_section(config)
+    rope = config.joined_section("rope_scaling", "rope_parameters")  # files of the years between have both
     if rope is None:
         return RopeTable(base_frequencies(theta, head_dim))
     return hf_rope_section(config, rope, head_dim, theta)
-
-
-def _hf_section(config: Config) -> Config | None:
-    """`rope_scaling` and `rope_parameters` as one: files of the years between have both."""
-    return config.joined_section("rope_scaling", "rope_parameters")
 
 
 def context_length(config: Config) -> int:
@@ -152,7 +147,7 @@ def context_length(config: Config) -> int:
         factor = config.optional_number("rope.scaling.factor") or config.optional_number("rope.scale_linear")
         original = config.optional_integer("rope.scaling.original_context_length", high=MAX_CONTEXT)
         return _stretched(written, kind, original, factor)
-    rope = _hf_section(config)
+    rope = config.joined_section("rope_scaling", "rope_parameters")
     if rope is None:
         return written
     kind = rope.text("rope_type", default=rope.text("type", default="default"))

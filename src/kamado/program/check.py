@@ -147,20 +147,23 @@ def _misshapen(op: Operation, values: dict[str, Any]) -> Iterator[str]:
         shape = op.shape_of(field)
         if shape is None:
             continue
+        beside = [name for name in lists if f"{name}." in shape]  # whose entry is meant that stands beside this one
+        wanted: tuple[int | None, ...] | None = None
         for i, item in enumerate(values[field.name] if field.is_list else (values[field.name],)):
             if item is None:
                 continue
-            beside = {**values, **{name: values[name][i] for name in lists if i < len(values[name])}}
-            # A list with an index means the whole list.
-            beside = {**beside, **{name: values[name] for name in lists if f"{name}[" in shape}}
-            wanted = tuple(None if part == "_" else _value(part, beside) for part in shape.split(", "))
+            if wanted is None or beside:
+                named = {**values, **{name: values[name][i] for name in beside}}
+                wanted = tuple(None if part == "_" else _value(part, named) for part in shape.split(", "))
             got = (item.width,) if field.kind in BUFFERS else item.shape
-            if len(got) != len(wanted) or any(w not in (None, g) for g, w in zip(got, wanted, strict=True)):
-                yield (
-                    f"buffer {item.name!r} has width {got[0]}, expected {wanted[0]}"
-                    if field.kind in BUFFERS
-                    else f"tensor {item.name!r} has shape {got}, expected {wanted}"
-                )
+            if got == wanted or (
+                len(got) == len(wanted) and all(w in (None, g) for g, w in zip(got, wanted, strict=True))
+            ):
+                continue
+            if field.kind in BUFFERS:
+                yield f"buffer {item.name!r} has width {got[0]}, expected {wanted[0]}"
+            else:
+                yield f"tensor {item.name!r} has shape {got}, expected {wanted}"
 
 
 def _unlike(op: Operation, program: Program) -> Iterator[str]:

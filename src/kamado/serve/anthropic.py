@@ -34,7 +34,7 @@ from .backend import (
     ToolCallStart,
 )
 from .faults import Fault, FaultKind
-from .http import json_response, sse, stream_response
+from .http import json_response, sse, stream_response, written
 from .routes import Call, Family, Response, Route
 from .schemas import noted
 from .thinking import say_if_it_cannot_think
@@ -223,12 +223,6 @@ async def _events(call: Call[MessagesBody]) -> AsyncGenerator[dict[str, Any], No
                 call.notes["tokens"] = event.counts.num_generated_tokens
 
 
-async def _lines(events: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(events):
-        async for event in events:
-            yield sse(event, event=event["type"])
-
-
 async def messages(call: Call[MessagesBody]) -> Response:
     """POST /v1/messages."""
     call.notes["model"] = call.body.model
@@ -237,7 +231,7 @@ async def messages(call: Call[MessagesBody]) -> Response:
     await _say_if_it_cannot_think(call)
     events = _events(call)
     if call.body.stream:
-        return stream_response(_lines(events))
+        return stream_response(written(events, lambda event: (sse(event, event=event["type"]),)))
     async with aclosing(events):
         return json_response(await _whole(events))
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from .backend import (
@@ -32,7 +31,7 @@ from .backend import (
 from .faults import RequestError
 from .images import image_from_base64
 from .openai_bodies import stops_of
-from .parameters import without_nulls
+from .parameters import converted
 from .routes import Call
 from .sampling import sampling_of
 from .schemas import check_schema
@@ -40,8 +39,6 @@ from .schemas import check_schema
 MAX_TOOLS = 256
 # Models here know of no more than high.
 _EFFORTS: Mapping[str, Effort] = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
-
-S = TypeVar("S", bound=Struct)
 
 
 class CacheControl(Struct, forbid_unknown_fields=True):
@@ -307,7 +304,7 @@ def _tools(raw: Sequence[Mapping[str, Any]]) -> Iterator[Tool]:
     names = set()
     for i, item in enumerate(raw):
         where = f"tools[{i}]"
-        tool = _convert(item, _CustomTool, where)
+        tool = converted(item, _CustomTool, where)
         if tool.name in names:
             raise RequestError(f"{where}: there are two tools {tool.name!r}", param=f"{where}.name")
         names.add(tool.name)
@@ -386,17 +383,17 @@ class _Reader:
         """What a text, image or document block says."""
         kind = block.get("type")
         if kind == "text":
-            text = _convert(block, _Text, where)
+            text = converted(block, _Text, where)
             if not is_first:
                 yield TextPart("\n")
             yield TextPart(text.text)
         elif kind == "image":
-            image = _convert(block, _Image, where)
+            image = converted(block, _Image, where)
             if image.transformations:
                 raise RequestError(f"{where}.transformations: images are not transformed here", param=where)
             yield self._image(image.source, f"{where}.source")
         elif kind == "document":
-            yield TextPart(("" if is_first else "\n") + self._document(_convert(block, _Document, where), where))
+            yield TextPart(("" if is_first else "\n") + self._document(converted(block, _Document, where), where))
         else:
             raise RequestError(
                 f"{where}: a block of type {str(kind)[:60]!r} cannot be read here: text, images, plain-text documents, "
@@ -409,7 +406,7 @@ class _Reader:
             raise RequestError(
                 f"{where}: this server fetches nothing from other hosts; send the image's bytes (base64)", param=where
             )
-        image = _convert(source, _Base64, where)
+        image = converted(source, _Base64, where)
         return image_from_base64(image.data, f"{where}.data", self._max_image_bytes)
 
     def _document(self, document: _Document, where: str) -> str:
@@ -438,7 +435,7 @@ class _Reader:
             if parts:
                 self.add("user", tuple(parts))
                 parts = []
-            self._read_result(_convert(block, _ToolResult, here), here)
+            self._read_result(converted(block, _ToolResult, here), here)
         if parts:
             self.add("user", tuple(parts))
 
@@ -466,11 +463,11 @@ class _Reader:
             here = f"{where}[{i}]"
             kind = block.get("type")
             if kind == "tool_use":
-                use = _convert(block, _ToolUse, here)
+                use = converted(block, _ToolUse, here)
                 self._tool_names[use.id] = use.name
                 calls.append(ToolCall(use.id, use.name, json.dumps(use.input, ensure_ascii=False)))
             elif kind == "thinking":
-                reasoning += _convert(block, _Thinking, here).thinking
+                reasoning += converted(block, _Thinking, here).thinking
             elif kind == "text":
                 parts += self._parts(block, here, is_first=not parts)
             else:
@@ -479,11 +476,3 @@ class _Reader:
                     param=here,
                 )
         self.add("assistant", tuple(parts), reasoning=reasoning, tool_calls=tuple(calls))
-
-
-def _convert(value: Mapping[str, Any], kind: type[S], where: str) -> S:
-    try:
-        return msgspec.convert(without_nulls(value), kind)
-    except msgspec.ValidationError as error:
-        text = str(error).replace("`$.", f"`{where}.").replace("`$`", f"`{where}`")
-        raise RequestError(f"{where}: {text}", param=where) from None

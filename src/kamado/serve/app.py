@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
+from ..engine.json_schema import kept_bytes
 from ..errors import ClosedError
 from .access import Access
 from .bodies import (
@@ -122,8 +123,8 @@ class Server:
         self._http_seconds = metrics.histogram("kamado_http_seconds", "From a request to the end of its answer.")
         self._num_open = 0
         self._logged: set[str] = set()  # names of parameters that were left out once
-        self._model_stats: dict[str, Mapping[str, Any]] = {}
-        register_model_stats(metrics, lambda: self._model_stats, lambda: {"server": self.own_bytes})
+        self.model_stats: dict[str, Mapping[str, Any]] = {}  # by model, as it was last: Stats.to_dict
+        register_model_stats(metrics, lambda: self.model_stats, lambda: {"server": self.own_bytes})
         share = server_share(config)
         metrics.gauge(
             "kamado_server_share_bytes",
@@ -165,19 +166,14 @@ class Server:
             if slot.model is not None:
                 with suppress(TimeoutError, ClosedError):
                     async with asyncio.timeout(_STATS_SECONDS):
-                        self._model_stats[slot.name] = await slot.model.stats()
+                        self.model_stats[slot.name] = await slot.model.stats()
         loaded = {slot.name for slot in self.service.pool.slots}
-        self._model_stats = {name: stats for name, stats in self._model_stats.items() if name in loaded}
+        self.model_stats = {name: stats for name, stats in self.model_stats.items() if name in loaded}
 
     @property
     def own_bytes(self) -> int:
-        """Memory that bodies, connections and the worker process take now."""
-        return self._bodies.used_bytes + len(self.connections) * CONNECTION_BYTES + worker_bytes()
-
-    @property
-    def model_stats(self) -> Mapping[str, Mapping[str, Any]]:
-        """By model, as `refresh_model_stats` found them last: engine/stats.py's Stats.to_dict."""
-        return self._model_stats
+        """Memory that bodies, connections, schemas and the worker process take now."""
+        return self._bodies.used_bytes + len(self.connections) * CONNECTION_BYTES + kept_bytes() + worker_bytes()
 
     def drain(self) -> None:
         """Takes no more requests; those that run may end. `Service.close` cuts them."""

@@ -121,8 +121,18 @@ class DeadlineError(KamadoError):
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What every request to a model says of itself."""
+
+    is_background: bool = False  # titles, tags: interactive requests go first
+    owner: str = ""  # the API key's id: prefixes are shared within one owner only
+    deadline_seconds: float | None = None  # from now; DeadlineError after it
+    request_id: str = ""
+
+
 @dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(Asked):
     """A conversation to continue."""
 
     messages: tuple[Message, ...]
@@ -139,14 +149,10 @@ class ChatRequest:
     template_options: Mapping[str, Any] = field(default_factory=dict)  # plain data for the model's own template
     context: int | None = None  # less than the model's context, for clients that ask for a smaller one
     truncation: Truncation = "refuse"  # of whole messages, system ones and the last kept; reported in Started
-    is_background: bool = False  # titles, tags: interactive requests go first
-    owner: str = ""  # the API key's id: prefixes are shared within one owner only
-    deadline_seconds: float | None = None  # from now; DeadlineError after it
-    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionRequest:
+class CompletionRequest(Asked):
     """Text to continue, as it is: no chat template. Each prompt gives n choices; choice = prompt index * n + i."""
 
     prompts: tuple[str | tuple[int, ...], ...]
@@ -162,23 +168,15 @@ class CompletionRequest:
     add_bos: bool | None = None  # None: as the model wants it, and never twice
     context: int | None = None
     truncation: Literal["refuse", "keep_end"] = "refuse"
-    is_background: bool = False
-    owner: str = ""
-    deadline_seconds: float | None = None
-    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedRequest:
+class EmbedRequest(Asked):
     """Texts to embed, each a text or token ids."""
 
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None  # the first so many, normalised again; UsageError when the model has fewer
     truncate: bool = False  # False: an input that does not fit raises ContextOverflowError
-    is_background: bool = False
-    owner: str = ""
-    deadline_seconds: float | None = None
-    request_id: str = ""
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -332,48 +330,37 @@ class ServedModel(Protocol):
     @property
     def info(self) -> ModelInfo:
         """Exact: context, capabilities."""
-        ...
 
     @property
     def memory_bytes(self) -> int:
         """Memory that the model was planned to take; 0 as long as another one that has its weights pays for them."""
-        ...
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
         """Answers a conversation. See the rules at the top."""
-        ...
 
     def complete(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
         """Continues texts."""
-        ...
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """Embeds texts. Raises UsageError for a model without "embedding"."""
-        ...
 
     async def count_chat_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt that `chat` would compute; nothing is generated."""
-        ...
 
     async def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """Token ids of a text. `add_bos` None: what the model wants before a text, and never twice."""
-        ...
 
     async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
         """The bytes of each token, perhaps no whole character; of special ones, their names."""
-        ...
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of token ids. UsageError for ids that the vocabulary does not have."""
-        ...
 
     async def stats(self) -> Mapping[str, Any]:
         """Totals for /metrics: tokens, seconds, bytes by owner (engine/stats.py's Stats.to_dict)."""
-        ...
 
     async def close(self) -> None:
         """Ends what runs with ClosedError and gives the memory back."""
-        ...
 
 
 class Loader(Protocol):
@@ -381,15 +368,12 @@ class Loader(Protocol):
 
     async def estimate(self, name: str, options: LoadOptions) -> int:
         """Bytes that loading would take, from the header alone. Raises MemoryBudgetError when it can never fit."""
-        ...
 
     async def share(self, name: str) -> ServedModel | None:
         """The model of this name, of weights that are in memory for another name; None when they are not."""
-        ...
 
     async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
         """Loads a model within `memory_bytes` (None: what the machine has to give)."""
-        ...
 
 
 class Library(Protocol):
@@ -397,24 +381,18 @@ class Library(Protocol):
 
     async def list(self) -> Sequence[ModelInfo]:
         """All models in name order."""
-        ...
 
     async def get(self, name: str) -> ModelInfo:
         """One of them. Raises ModelNotFoundError with near names."""
-        ...
 
     def pull(self, name: str) -> AsyncIterator[PullProgress]:
         """Fetches a model; closing the iterator stops the download, kept for the next try. Raises DownloadError."""
-        ...
 
     async def delete(self, name: str) -> None:
         """Forgets a model."""
-        ...
 
     async def copy(self, source: str, target: str) -> None:
         """A second name for a model."""
-        ...
 
     async def create(self, name: str, recipe: Recipe) -> None:
         """A model made of another. Raises UsageError, ModelNotFoundError for its base."""
-        ...

@@ -45,7 +45,7 @@ class BodyLimits:
     max_bytes: int
     max_depth: int
     timeout_seconds: float
-    max_values: int = 1_000_000  # a key or a container counts as four
+    max_values: int = 1_000_000  # as JsonCost.weight counts them
     max_memory_bytes: int = 96 << 20  # of one body while it is decoded, itself included
 
     def check(self, cost: JsonCost, num_bytes: int) -> None:
@@ -53,7 +53,7 @@ class BodyLimits:
         if cost.depth > self.max_depth:
             raise _too_deep(self)
         if cost.weight > self.max_values:
-            text = f"the body has more than {self.max_values} values (a key or a list counts as four)"
+            text = f"the body has more than {self.max_values} values (a list counts as four, a key as 16)"
         elif cost.nbytes > max(0, self.max_memory_bytes - num_bytes):
             text = f"the body would take more than {format_size(self.max_memory_bytes)} of memory"
         else:

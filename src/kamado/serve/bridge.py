@@ -26,15 +26,12 @@ class Source(Protocol[T]):
 
     def poll(self) -> T | None:
         """The next event if it is there, else None. Raises StopIteration after the last, and what the answer met."""
-        ...
 
     def on_news(self, listener: Callable[[], None] | None) -> None:
         """`listener` is called, from any thread, when `poll` may have something."""
-        ...
 
     def close(self) -> None:
         """Stops the answer."""
-        ...
 
 
 class _Bell:

@@ -83,7 +83,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 32 << 20  # three times that in memory while decoded
     # Memory of all bodies in flight; more get 503. None: 128 MiB, or an eighth of `memory` where that is less.
     max_bodies_bytes: Annotated[int, Meta(ge=1 << 20)] | None = None
-    max_json_values: Annotated[int, Meta(ge=1024, le=1 << 30)] = 1_000_000  # of a body; keys and lists count as four
+    max_json_values: Annotated[int, Meta(ge=1024, le=1 << 30)] = 1_000_000  # of a body; a list is four, a key 16
     max_json_depth: Annotated[int, Meta(ge=4, le=200)] = 64
     max_header_bytes: Annotated[int, Meta(ge=1024, le=1 << 20)] = 32 << 10
     max_schema_bytes: Annotated[int, Meta(ge=256, le=16 << 20)] = 256 << 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
@@ -48,8 +48,8 @@ from .slow_work import SlowWork
 from .weights import Weights
 
 if TYPE_CHECKING:
+    from ..engine.answer import AnswerEvents
     from ..engine.constraint import Form
-    from ..engine.generation import Generation
     from ..engine.model import Model
     from ..engine.options import AnswerOptions
     from ..engine.piece import Usage
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from ..engine.turn import Turn
 
 T = TypeVar("T")
+Begun = TypeVar("Begun", bound="AnswerEvents")
 
 # What a turn takes of a request, under the same names.
 _OF_TURNS = ("tools", "tool_choice", "output", "think", "continue_last", "template_options", "owner")
@@ -139,16 +140,11 @@ class EngineModel:
         context = min(request.context or self.info.context, self.info.context)
         turn, truncated = await self._in_thread(partial(self._prepare, request, context))
         seed = _first_seed(request.sampling)
-        sources = []
-        try:
-            for i in range(request.n):
-                sources.append(
-                    self._model.answer_turn(turn, choice=i, **_options(request, len(turn.tokens), context, seed + i))
-                )
-        except BaseException:
-            for source in sources:
-                source.close()
-            raise
+        num_prompt = len(turn.tokens)
+        sources = _begun(
+            self._model.answer_turn(turn, choice=i, **_options(request, num_prompt, context, seed + i))
+            for i in range(request.n)
+        )
         yield Started(len(turn.tokens), context, truncated, seed, schema_header(turn.schemas))
         progress = _PrefillProgress(lambda: sources[0].num_computed_tokens, len(turn.tokens))
         events: AsyncGenerator[Event, None] = merge(sources, progress)
@@ -190,7 +186,8 @@ class EngineModel:
                 raise _FarTooLongError(num_characters, context)
             num_uncounted += (num_characters - sum(map(_size, shorter))) // _MOST_CHARACTERS_A_TOKEN
             kept = shorter
-        turn = self._turn(request, tuple(kept))
+        most_tokens = context if request.truncation == "refuse" else None
+        turn = self._turn(request, tuple(kept), most_tokens)
         num_tokens = len(turn.tokens)
         if num_tokens < context and len(kept) == len(request.messages):
             return turn, None
@@ -208,8 +205,9 @@ class EngineModel:
         num_left_out = len(request.messages) - len(kept)
         return turn, Truncated(num_left_out, num_uncounted + num_tokens - size, request.truncation)
 
-    def _turn(self, request: ChatRequest, messages: tuple[Message, ...]) -> Turn:
-        return self._model.prepare_turn(messages, **{name: getattr(request, name) for name in _OF_TURNS})
+    def _turn(self, request: ChatRequest, messages: tuple[Message, ...], most_tokens: int | None = None) -> Turn:
+        given = {name: getattr(request, name) for name in _OF_TURNS}
+        return self._model.prepare_turn(messages, **given, most_tokens=most_tokens)
 
     async def count_chat_tokens(self, request: ChatRequest) -> int:
         """See backend.py."""
@@ -285,29 +283,18 @@ class EngineModel:
     def _start(
         self, request: CompletionRequest, prompts: Sequence[list[int]], context: int, seed: int, form: Form | None
     ) -> list[CompletionSource]:
-        sources: list[CompletionSource] = []
-        try:
-            for p, tokens in enumerate(prompts):
-                for i in range(request.n):
-                    choice = p * request.n + i
-                    generation: Generation = self._model.generate(
-                        tokens, form=form, **_options(request, len(tokens), context, seed + choice)
-                    )
-                    schema = None if form is None else form.grammar.schema
-                    sources.append(
-                        CompletionSource(
-                            generation,
-                            self._model.token_bytes,
-                            choice=choice,
-                            has_logprobs=request.logprobs is not None,
-                            schemas={} if schema is None else {"": schema},
-                        )
-                    )
-        except BaseException:
-            for source in sources:
-                source.close()
-            raise
-        return sources
+        schema = None if form is None else form.grammar.schema
+
+        def source(choice: int, tokens: list[int]) -> CompletionSource:
+            return CompletionSource(
+                self._model.generate(tokens, form=form, **_options(request, len(tokens), context, seed + choice)),
+                self._model.token_bytes,
+                choice=choice,
+                has_logprobs=request.logprobs is not None,
+                schemas={} if schema is None else {"": schema},
+            )
+
+        return _begun(source(p * request.n + i, tokens) for p, tokens in enumerate(prompts) for i in range(request.n))
 
     def _prompts(self, request: CompletionRequest, context: int) -> tuple[list[list[int]], int, Form | None]:
         """Token ids of every prompt, how many were cut off, and the compiled form. On a thread."""
@@ -318,8 +305,7 @@ class EngineModel:
                 tokens = self._model.tokenize(prompt, special=request.special, add_bos=request.add_bos)
             else:
                 tokens = list(prompt)
-                bad = next((token for token in tokens if token >= self._model.vocab_size), None)
-                if bad is not None:
+                if (bad := max(tokens, default=0)) >= self._model.vocab_size:
                     raise UsageError(f"token id {bad} is past the vocabulary of {self._model.vocab_size}")
             if request.suffix is not None:
                 tokens = self._around_gap(prompt, request.suffix)
@@ -410,6 +396,19 @@ class EngineModel:
             return await loop.run_in_executor(self._threads, _at_once, work)
         except WorkerNeededError:
             return await self._slow.run(work)
+
+
+def _begun(sources: Iterable[Begun]) -> list[Begun]:
+    """All of them. When one cannot begin, those before it are stopped."""
+    begun: list[Begun] = []
+    try:
+        for source in sources:
+            begun.append(source)
+    except BaseException:
+        for source in begun:
+            source.close()
+        raise
+    return begun
 
 
 def _at_once(work: Callable[[], T]) -> T:

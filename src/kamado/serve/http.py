@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from .backend import Event, Progress, Started
 from .routes import Response
+
+NDJSON = "application/x-ndjson"
+T = TypeVar("T")
+U = TypeVar("U")
 
 _encoder = msgspec.json.Encoder()
 
@@ -49,6 +54,11 @@ def ndjson(value: Any) -> bytes:
     return to_json(value) + b"\n"
 
 
+def lines_response(lines: AsyncGenerator[dict[str, Any], None]) -> Response:
+    """An answer in lines of JSON."""
+    return stream_response(written(lines, lambda line: (ndjson(line),)), media_type=NDJSON)
+
+
 def stream_response(
     chunks: AsyncGenerator[bytes, None],
     *,
@@ -62,6 +72,14 @@ def stream_response(
     """
     own = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # a proxy that buffers would hold tokens back
     return Response(media_type=media_type, headers={**own, **(headers or {})}, chunks=chunks)
+
+
+async def written(items: AsyncGenerator[T, None], write: Callable[[T], Iterable[U]]) -> AsyncGenerator[U, None]:
+    """What `write` makes of each item, as they come. Closing it closes `items`."""
+    async with aclosing(items):
+        async for item in items:
+            for made in write(item):
+                yield made
 
 
 async def until_started(events: AsyncGenerator[Event, None]) -> Started:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
@@ -36,7 +36,7 @@ from .backend import (
     ToolCallStart,
 )
 from .faults import Fault, RequestError
-from .http import json_response, ndjson, stream_response
+from .http import NDJSON, json_response, lines_response, ndjson, written
 from .ollama_body import (
     Asked,
     ChatBody,
@@ -52,7 +52,6 @@ from .routes import Call, Family, Response, Route
 from .schemas import noted
 from .thinking import say_if_it_cannot_think
 
-_NDJSON = "application/x-ndjson"
 _NS = 1_000_000_000
 
 
@@ -188,13 +187,6 @@ def _response_part(text: str, thinking: str, calls: list[Any]) -> dict[str, Any]
     return part
 
 
-async def _lines(events: AsyncGenerator[Event, None], writer: _Writer) -> AsyncGenerator[dict[str, Any], None]:
-    async with aclosing(events):
-        async for event in events:
-            for line in writer.lines(event):
-                yield line
-
-
 async def _whole(lines: AsyncIterator[Mapping[str, Any]]) -> dict[str, Any]:
     """One answer of all lines: texts put together, the last line's figures."""
     texts: dict[str, str] = {}
@@ -229,17 +221,11 @@ async def _answer(
         events = noted(call, service.chat(info.name, request, keep_alive=keep_alive))
     else:
         events = noted(call, service.complete(info.name, request, keep_alive=keep_alive))
-    lines = _lines(events, writer)
+    lines = written(events, writer.lines)
     if body.stream is False:
         async with aclosing(lines):
             return json_response(await _whole(lines))
-    return stream_response(_encoded(lines), media_type=_NDJSON)
-
-
-async def _encoded(lines: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(lines):
-        async for line in lines:
-            yield ndjson(line)
+    return lines_response(lines)
 
 
 async def _load_or_unload(call: Call[Any], body: Asked, info: ModelInfo, part: dict[str, Any]) -> Response:
@@ -336,7 +322,7 @@ ROUTES: tuple[Route, ...] = (
         FAMILY,
         "Answer a conversation (Ollama)",
         body=ChatBody,
-        streams=_NDJSON,
+        streams=NDJSON,
         needs_model=True,
     ),
     Route(
@@ -348,7 +334,7 @@ ROUTES: tuple[Route, ...] = (
         "Continue a text (Ollama)",
         body=GenerateBody,
         needs_model=True,
-        streams=_NDJSON,
+        streams=NDJSON,
     ),
     Route("POST", "/api/embed", embed, "infer", FAMILY, "Embed texts (Ollama)", body=EmbedBody, needs_model=True),
     Route(

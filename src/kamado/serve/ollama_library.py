@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UsageError
 from .backend import ModelInfo, PullProgress
 from .faults import RequestError
-from .http import json_response, ndjson, stream_response, utc_text
+from .http import NDJSON, json_response, lines_response, utc_text
 from .modelfile import (
     Instructions,
     check_name,
@@ -27,7 +27,6 @@ from .routes import Call, Response, Route
 from .slow_work import SlowWork
 from .table import TABLE
 
-_NDJSON = "application/x-ndjson"
 # Clients ask for the version to know what the API has; this is the one whose API is spoken here.
 API_VERSION = "0.13.0"
 
@@ -139,10 +138,14 @@ def _pull_line(step: PullProgress) -> dict[str, Any]:
     }
 
 
-async def _encoded(lines: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+async def _told(lines: AsyncGenerator[dict[str, Any], None], is_streamed: bool | None) -> Response:
+    """The lines as they come, or the last word alone when they were not asked for."""
+    if is_streamed is not False:
+        return lines_response(lines)
     async with aclosing(lines):
-        async for line in lines:
-            yield ndjson(line)
+        async for _ in lines:
+            pass
+    return json_response({"status": "success"})
 
 
 async def pull(call: Call[PullBody]) -> Response:
@@ -151,13 +154,7 @@ async def pull(call: Call[PullBody]) -> Response:
     name = named(body)
     check_name(name, "model")
     call.notes["model"] = name
-    lines = _pull_lines(call, name)
-    if body.stream is False:
-        async with aclosing(lines):
-            async for _ in lines:
-                pass
-        return json_response({"status": "success"})
-    return stream_response(_encoded(lines), media_type=_NDJSON)
+    return await _told(_pull_lines(call, name), body.stream)
 
 
 async def delete(call: Call[DeleteBody]) -> Response:
@@ -223,13 +220,7 @@ async def _create(call: Call[CreateBody]) -> AsyncGenerator[dict[str, Any], None
 async def create(call: Call[CreateBody]) -> Response:
     """POST /api/create."""
     call.notes["model"] = named(call.body)
-    lines = _create(call)
-    if call.body.stream is False:
-        async with aclosing(lines):
-            async for _ in lines:
-                pass
-        return json_response({"status": "success"})
-    return stream_response(_encoded(lines), media_type=_NDJSON)
+    return await _told(_create(call), call.body.stream)
 
 
 async def version(call: Call[None]) -> Response:
@@ -243,7 +234,7 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/api/tags", tags, "read", FAMILY, "Models that are here (Ollama)"),
     Route("GET", "/api/ps", ps, "read", FAMILY, "Models in memory (Ollama)"),
     Route("POST", "/api/show", show, "read", FAMILY, "What is known of a model (Ollama)", body=ShowBody),
-    Route("POST", "/api/pull", pull, "pull", FAMILY, "Fetch a model (Ollama)", body=PullBody, streams=_NDJSON),
+    Route("POST", "/api/pull", pull, "pull", FAMILY, "Fetch a model (Ollama)", body=PullBody, streams=NDJSON),
     Route("DELETE", "/api/delete", delete, "delete", FAMILY, "Forget a model (Ollama)", body=DeleteBody, is_empty=True),
     Route(
         "POST", "/api/copy", copy, "admin", FAMILY, "A second name for a model (Ollama)", body=CopyBody, is_empty=True
@@ -256,7 +247,7 @@ ROUTES: tuple[Route, ...] = (
         FAMILY,
         "A model made of another (Ollama)",
         body=CreateBody,
-        streams=_NDJSON,
+        streams=NDJSON,
     ),
     Route("GET", "/api/version", version, "public", FAMILY, "Version (Ollama)"),
 )

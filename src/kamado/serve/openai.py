@@ -34,7 +34,7 @@ from .backend import (
 )
 from .config import parse_duration
 from .faults import Fault, RequestError
-from .http import SseTemplate, json_response, sse, stream_response, until_started
+from .http import SseTemplate, json_response, sse, stream_response, until_started, written
 from .openai_bodies import (
     MAX_CHOICES,
     MAX_INPUTS,
@@ -136,20 +136,13 @@ async def chat(call: Call[ChatBody]) -> Response:
     await say_if_it_cannot_think(call, body.model, request.think, *thinking_parameters(body))
     events = noted(call, call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
     if hides_reasoning(body):
-        events = _without_reasoning(events)
+        events = written(events, lambda event: () if isinstance(event, ReasoningDelta) else (event,))
     headers = {"x-kamado-lane": "background"} if request.is_background else {}
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         include_usage = include_usage or (body.usage is not None and bool(body.usage.include))
         return stream_response(_chat_chunks(call, body.model, events, request.n, include_usage), headers=headers)
     return json_response(await _chat_result(call, body.model, events, request.n), headers=headers)
-
-
-async def _without_reasoning(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-    async with aclosing(events):
-        async for event in events:
-            if not isinstance(event, ReasoningDelta):
-                yield event
 
 
 def owner_of(call: Call[Any], cache_key: str | None = None) -> str:
@@ -228,7 +221,12 @@ async def _chat_result(call: Call[Any], model: str, events: AsyncGenerator[Event
             ChatChoice(i, message, FINISH[answer.finish.reason], chat_logprobs(tuple(answer.logprobs)))  # type: ignore[arg-type]
         )
     return ChatResult(
-        new_id("chatcmpl-"), int(time.time()), model, choices, usage_of(counts), account_of(started, counts)
+        new_id("chatcmpl-"),
+        int(time.time()),
+        model,
+        choices,
+        usage=usage_of(counts),
+        kamado=account_of(started, counts),
     )
 
 
@@ -474,7 +472,8 @@ def prompts_of(value: Any, param: str, limit: int) -> tuple[str | tuple[int, ...
 
 
 def _is_ids(items: list[Any]) -> bool:
-    return all(type(item) is int and 0 <= item < 1 << 31 for item in items)
+    # The types first, all at once: a list may have a million.
+    return set(map(type, items)) == {int} and min(items) >= 0 and max(items) < 1 << 31
 
 
 # --- embeddings and models --------------------------------------------------------------------------------------------

@@ -26,14 +26,10 @@ def form_of(body: ChatBody | CompletionBody, max_schema_bytes: int) -> OutputFor
         forms["response_format"] = _own(body.response_format)
     if body.json_schema is not None:
         forms["json_schema"] = _schema(body.json_schema)
-    if body.guided_json is not None:
-        forms["guided_json"] = _schema(_object(body.guided_json, "guided_json"))
-    if body.guided_regex is not None:
-        forms["guided_regex"] = ResponseFormat("regex", pattern=body.guided_regex)
-    if body.guided_choice is not None:
-        forms["guided_choice"] = _choice(body.guided_choice)
+    guided = StructuredOutputs(body.guided_json, body.guided_regex, body.guided_choice)
+    forms |= _structured(guided, "guided_")
     if isinstance(body.structured_outputs, StructuredOutputs):
-        forms |= _structured(body.structured_outputs)
+        forms |= _structured(body.structured_outputs, "structured_outputs.")
     asked = {name: form for name, form in forms.items() if form.type != "text"}
     if len(asked) > 1:
         first, second, *_ = asked
@@ -87,14 +83,14 @@ def _object(value: dict[str, Any] | str, param: str) -> dict[str, Any]:
     return found
 
 
-def _structured(wish: StructuredOutputs) -> dict[str, ResponseFormat]:
+def _structured(wish: StructuredOutputs, prefix: str) -> dict[str, ResponseFormat]:
     forms: dict[str, ResponseFormat] = {}
     if wish.json is not None:
-        forms["structured_outputs.json"] = _schema(_object(wish.json, "structured_outputs.json"))
+        forms[f"{prefix}json"] = _schema(_object(wish.json, f"{prefix}json"))
     if wish.regex is not None:
-        forms["structured_outputs.regex"] = ResponseFormat("regex", pattern=wish.regex)
+        forms[f"{prefix}regex"] = ResponseFormat("regex", pattern=wish.regex)
     if wish.choice is not None:
-        forms["structured_outputs.choice"] = _choice(wish.choice)
+        forms[f"{prefix}choice"] = _choice(wish.choice)
     if wish.json_object:
-        forms["structured_outputs.json_object"] = ResponseFormat("json_object")
+        forms[f"{prefix}json_object"] = ResponseFormat("json_object")
     return forms

@@ -136,18 +136,28 @@ class ChatChoice(Struct):
     logprobs: ChatLogprobs | None = None
 
 
-class ChatResult(Struct):
-    """POST /v1/chat/completions."""
+class Account(Struct, kw_only=True):
+    """What ends every answer that makes text."""
+
+    system_fingerprint: str | None = None
+    usage: UsageResult | UnsetType | None = UNSET
+    kamado: ContextResult | UnsetType = UNSET
+
+
+class Made(Account):
+    """What begins it."""
 
     id: str
     created: int
     model: str
+
+
+class ChatResult(Made):
+    """POST /v1/chat/completions."""
+
     choices: list[ChatChoice]
-    usage: UsageResult
-    kamado: ContextResult
     object: Literal["chat.completion"] = "chat.completion"
     service_tier: str = "default"
-    system_fingerprint: str | None = None
 
 
 class FunctionDelta(Struct):
@@ -185,18 +195,12 @@ class ChunkChoice(Struct):
     finish_reason: Finish | None = None
 
 
-class Chunk(Struct):
+class Chunk(Made):
     """One event of a streamed chat."""
 
-    id: str
-    created: int
-    model: str
     choices: list[ChunkChoice]
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     service_tier: str = "default"
-    system_fingerprint: str | None = None
-    usage: UsageResult | UnsetType | None = UNSET
-    kamado: ContextResult | UnsetType = UNSET
 
 
 class TextLogprobs(Struct):
@@ -217,17 +221,11 @@ class TextChoice(Struct):
     finish_reason: Finish | None = None
 
 
-class TextResult(Struct):
+class TextResult(Made):
     """POST /v1/completions, whole or one event of it."""
 
-    id: str
-    created: int
-    model: str
     choices: list[TextChoice]
     object: Literal["text_completion"] = "text_completion"
-    system_fingerprint: str | None = None
-    usage: UsageResult | UnsetType | None = UNSET
-    kamado: ContextResult | UnsetType = UNSET
 
 
 class EmbeddingResult(Struct):
@@ -325,18 +323,12 @@ def token_text(data: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
+def chat_logprob(token: TokenLogprob) -> ChatLogprob:
+    """A token's own and those of the likeliest."""
+    top = [TopLogprob(token_text(data), logprob, list(data)) for _, data, logprob in token.top]
+    return ChatLogprob(token_text(token.text), token.logprob, list(token.text), top)
+
+
 def chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:
     """Of a delta or a message; None when there are none."""
-    if not tokens:
-        return None
-    return ChatLogprobs(
-        [
-            ChatLogprob(
-                token_text(t.text),
-                t.logprob,
-                list(t.text),
-                [TopLogprob(token_text(data), logprob, list(data)) for _, data, logprob in t.top],
-            )
-            for t in tokens
-        ]
-    )
+    return ChatLogprobs([chat_logprob(token) for token in tokens]) if tokens else None

@@ -13,11 +13,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import msgspec
 from msgspec import inspect
 
 from .faults import RequestError
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 Kind = Literal["honoured", "left out", "refused"]
 HEADER = "x-kamado-left-out"
@@ -230,3 +233,12 @@ def _is_nothing(name: str, value: Any, is_ollama: bool, is_top: bool) -> bool:
 def without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
     """The object without its own nulls; what lies deeper is left as it is, for it may be data."""
     return {name: item for name, item in value.items() if item is not None}
+
+
+def converted(value: Mapping[str, Any], kind: type[S], where: str) -> S:
+    """The Struct that an object at `where` is, its nulls not given. Raises RequestError naming the place."""
+    try:
+        return msgspec.convert(without_nulls(value), kind)
+    except msgspec.ValidationError as error:
+        text = str(error).replace("`$.", f"`{where}.").replace("`$`", f"`{where}`")
+        raise RequestError(f"{where}: {text[:400]}", param=where) from None

@@ -65,8 +65,7 @@ class ModelPool:
         self._library = library
         self._loader = loader
         self._memory_bytes = memory_bytes
-        self._keep_alive = keep_alive
-        self._load_wait = load_wait
+        self.configure(keep_alive=keep_alive, load_wait=load_wait)
         self._clock = clock
         self._slots: dict[str, Slot] = {}
         self._replaced: list[Slot] = []  # their files are others now: what runs on them ends on them

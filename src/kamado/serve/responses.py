@@ -27,7 +27,7 @@ from .backend import (
 from .faults import RequestError, fault_of
 from .http import json_response, sse, stream_response, to_json, until_started
 from .openai import FAMILY, keep_alive_of, new_id, note_counts, owner_of
-from .openai_results import account_of, token_text
+from .openai_results import ChatLogprob, account_of, chat_logprob
 from .responses_bodies import ENCRYPTED, INCLUDABLE, ResponsesBody, input_items, named_parts, responses_request
 from .responses_replay import replay
 from .routes import Call, Response, Route
@@ -160,7 +160,7 @@ class ResponseMaker:
         self._started: Started | None = None
         self._item: dict[str, Any] | None = None  # the open one
         self._text: list[str] = []  # of the open item
-        self._logprobs: list[dict[str, Any]] = []
+        self._logprobs: list[ChatLogprob] = []
         self._calls: dict[int, int] = {}  # a call's index -> its place in the output
         include = body.include or ()
         self._has_logprobs = body.top_logprobs is not None or any("logprobs" in name for name in include)
@@ -277,7 +277,7 @@ class ResponseMaker:
             events += self._open(item)
             events.append(self._event("response.content_part.added", **self._place(0), part=self._part("", [])))
         self._text.append(text)
-        shown = [_logprob(token) for token in logprobs]
+        shown = [chat_logprob(token) for token in logprobs]
         self._logprobs += shown
         if kind == "message":
             events.append(self._event("response.output_text.delta", **self._place(0), delta=text, logprobs=shown))
@@ -319,7 +319,7 @@ class ResponseMaker:
         self._item = None
         return events
 
-    def _part(self, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _part(self, text: str, logprobs: list[ChatLogprob]) -> dict[str, Any]:
         assert self._item is not None
         if self._item["type"] == "reasoning":
             return {"type": "reasoning_text", "text": text}
@@ -342,17 +342,6 @@ class ResponseMaker:
     def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
         self._number += 1
         return {"type": kind, "sequence_number": self._number - 1, **fields}
-
-
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    return {
-        "token": token_text(token.text),
-        "bytes": list(token.text),
-        "logprob": token.logprob,
-        "top_logprobs": [
-            {"token": token_text(data), "bytes": list(data), "logprob": value} for _, data, value in token.top
-        ],
-    }
 
 
 def _format_of(form: Any) -> dict[str, Any]:

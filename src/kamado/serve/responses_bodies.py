@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from .backend import ChatRequest, Message, OutputFormat, Part, Role, TextPart, Tool, ToolCall
@@ -28,12 +27,10 @@ from .openai_bodies import (
     tool_choice_of,
 )
 from .openai_messages import content_parts
-from .parameters import without_nulls
+from .parameters import converted, without_nulls
 from .rows_openai import OTHERS_INCLUDABLE
 from .sampling import sampling_of
 from .schemas import check_schema
-
-S = TypeVar("S", bound=Struct)
 
 _MAX_ITEMS = 10_000
 _LOGPROBS = "message.output_text.logprobs"
@@ -281,7 +278,7 @@ def _tools(raw: Sequence[Mapping[str, Any]] | None, max_schema_bytes: int) -> tu
         if item.get("type") != "namespace":
             tools.append(_function(item, where, max_schema_bytes))
             continue
-        space = _convert(item, Namespace, where)
+        space = converted(item, Namespace, where)
         about = f"{space.description}\n" if space.description else ""
         for j, inner in enumerate(space.tools):
             tool = _function(inner, f"{where}.tools[{j}]", max_schema_bytes)
@@ -298,17 +295,10 @@ def _function(item: Mapping[str, Any], where: str, max_schema_bytes: int) -> Too
             f"{where}: tools of type {str(item.get('type'))[:40]!r} are not here: functions are called by you",
             param=where,
         )
-    spec = _convert(item, FunctionTool, where)
+    spec = converted(item, FunctionTool, where)
     schema = spec.parameters or {}
     check_schema(schema, f"{where}.parameters", max_schema_bytes)
     return Tool(spec.name, spec.description or "", schema, strict=spec.strict is True)
-
-
-def _convert(item: Mapping[str, Any], kind: type[S], where: str) -> S:
-    try:
-        return msgspec.convert(without_nulls(item), kind)
-    except msgspec.ValidationError as error:
-        raise RequestError(f"{where}: {str(error)[:200]}", param=where) from None
 
 
 def _flat_choice(choice: Any) -> Any:

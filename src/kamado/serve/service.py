@@ -70,7 +70,7 @@ class Service:
         self._limits = limits or Limits()
         self._aliases = dict(aliases or {})
         self._clock = clock
-        self._num_active = 0
+        self.num_active = 0  # requests that run or wait
         self._num_by_owner: CountOf[str] = CountOf()
         self._request_seconds = _FIRST_GUESS_SECONDS
         self._is_closed = False
@@ -94,7 +94,7 @@ class Service:
         self._lengths = metrics.histogram(
             "kamado_prompt_length_tokens", "Length of prompts.", buckets=TOKEN_BUCKETS, labels=labels
         )
-        metrics.gauge("kamado_requests_active", "Requests that run or wait.", lambda: [((), float(self._num_active))])
+        metrics.gauge("kamado_requests_active", "Requests that run or wait.", lambda: [((), float(self.num_active))])
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -259,10 +259,10 @@ class Service:
         if self._is_closed:
             raise ClosedError("the server is going down")
         limits = self._limits
-        if self._num_active >= limits.max_requests:
+        if self.num_active >= limits.max_requests:
             self._refused.add()
             raise OverloadedError(
-                f"{self._num_active} requests run or wait, and that is the limit: try again later",
+                f"{self.num_active} requests run or wait, and that is the limit: try again later",
                 retry_after=self.retry_after,
             )
         if limits.max_requests_per_owner and self._num_by_owner[owner] >= limits.max_requests_per_owner:
@@ -271,14 +271,14 @@ class Service:
                 f"{self._num_by_owner[owner]} requests of this API key run or wait, and that is the limit for one key",
                 retry_after=self.retry_after,
             )
-        if self._num_active == 0:
+        if self.num_active == 0:
             self._last_event = self._clock()  # nothing was due while there was no work
-        self._num_active += 1
+        self.num_active += 1
         self._num_by_owner[owner] += 1
         try:
             yield
         finally:
-            self._num_active -= 1
+            self.num_active -= 1
             self._num_by_owner[owner] -= 1
             if not self._num_by_owner[owner]:
                 del self._num_by_owner[owner]
@@ -292,19 +292,14 @@ class Service:
         self.pool.configure(keep_alive=keep_alive, load_wait=load_wait)
 
     @property
-    def num_active(self) -> int:
-        """Requests that run or wait."""
-        return self._num_active
-
-    @property
     def retry_after(self) -> float:
         """Seconds until a place is likely to be free, from how long requests took lately."""
-        return min(120.0, max(1.0, self._request_seconds * max(1.0, self._num_active / 32)))
+        return min(120.0, max(1.0, self._request_seconds * max(1.0, self.num_active / 32)))
 
     @property
     def stalled_seconds(self) -> float:
         """For how long nothing came of work that is under way; 0 when there is none, or a model is being loaded."""
-        if self._num_active == 0 or self.pool.is_loading:
+        if self.num_active == 0 or self.pool.is_loading:
             return 0.0
         silent = self._clock() - self._last_event
         return silent if silent > self._limits.stall else 0.0

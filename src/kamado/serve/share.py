@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ..engine.json_schema import KEPT_BYTES
 from ..errors import UsageError
 from ..isolated import WORK_BYTES, WORKER, WORKER_BASE_BYTES
 from ..memory.budget import format_size, format_size_up
@@ -24,12 +25,13 @@ class ServerShare:
     bodies: int  # of all requests in flight
     connections: int  # with their headers
     worker: int  # the process that compiles grammars and templates, one thing at a time
+    schemas: int  # that were worked out, with their grammars
     libraries: int  # cached pages of Python and its libraries, once for all models
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.bodies + self.connections + self.worker + self.libraries
+        return self.bodies + self.connections + self.worker + self.schemas + self.libraries
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {format_size(nbytes)}" for name, nbytes in self.parts().items())
@@ -45,6 +47,7 @@ def server_share(config: ServeConfig) -> ServerShare:
         bodies=config.bodies_bytes,
         connections=config.max_connections * (CONNECTION_BYTES + config.max_header_bytes),
         worker=WORKER_BASE_BYTES + WORK_BYTES,
+        schemas=KEPT_BYTES,
         libraries=LIBRARY_BYTES + CONSTRAINT_LIBRARY_BYTES,
     )
 

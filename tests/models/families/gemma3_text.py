@@ -38,6 +38,7 @@ FAMILY = Family(
     norm_base=0.0,
     number=0,
     golden=(0, [59, 31, 71, 8, 46, 69, 88, 33, 69, 12, 14, 64, 29, 46, 31, 33, 70, 33, 70, 33, 55, 34, 89, 11]),
+    heading="layers 0, 2",
     gguf="GEMMA3",
     gguf_settings=_gguf_settings,
     cases=(

@@ -16,6 +16,12 @@ def _experts(hidden: int, layer: int) -> Shapes:
     }
 
 
+_MULTIPLIERS = {
+    "hidden_size": 96, "embedding_multiplier": 6.0, "attention_multiplier": 0.15, "residual_multiplier": 0.22,
+    "logits_scaling": 4.0,
+}  # fmt: skip
+
+
 def _gguf_settings(w: Any, c: dict[str, Any]) -> None:
     w.add_attention_scale(c["attention_multiplier"])
     w.add_embedding_scale(c["embedding_multiplier"])
@@ -44,18 +50,7 @@ FAMILY = Family(
     cases=(
         Case(
             "granitemoe-multipliers",
-            heads(
-                6,
-                2,
-                hidden_size=96,
-                num_local_experts=6,
-                num_experts_per_tok=2,
-                embedding_multiplier=6.0,
-                attention_multiplier=0.15,
-                residual_multiplier=0.22,
-                logits_scaling=4.0,
-                tie_word_embeddings=True,
-            ),
+            heads(6, 2, num_local_experts=6, num_experts_per_tok=2, tie_word_embeddings=True, **_MULTIPLIERS),
         ),
         Case("granitemoe-plain-gqa8", heads(8, 1, num_local_experts=4, num_experts_per_tok=4)),
     ),

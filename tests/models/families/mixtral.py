@@ -6,7 +6,13 @@ from family_cases import BASE, EXPERTS, FFN, TOP_K, Case, Family, experts, heads
 
 FAMILY = Family(
     "mixtral",
-    tiny={**BASE, "num_local_experts": EXPERTS, "num_experts_per_tok": TOP_K, "sliding_window": None},
+    tiny={
+        **BASE,
+        "num_local_experts": EXPERTS,
+        "num_experts_per_tok": TOP_K,
+        "sliding_window": None,
+        "rope_theta": 1e6,
+    },
     ffn=experts(FFN, "block_sparse_moe.", ("w1", "w3", "w2")),
     number=4,
     golden=(0, [1, 54, 25, 50, 35, 76, 18, 50, 49, 16, 68, 69, 25, 27, 80, 36, 6, 4, 65, 45, 92, 68, 50, 94]),

@@ -19,15 +19,12 @@ class Encoder(Protocol):
     @property
     def begins_after_special(self) -> bool:
         """Whether text after a special token is encoded as if nothing stood before it (a space mark in front)."""
-        ...
 
     def encode(self, text: str, *, special: bool, start: bool) -> list[int]:
         """Ids of valid Unicode. `start`: nothing stands before `text`. `special`: special tokens in it are parsed."""
-        ...
 
     def encode_bytes(self, raw: bytes) -> list[int]:
         """Ids of bytes that are no valid UTF-8: byte tokens when the vocabulary has them, else the unknown token."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,41 +53,17 @@ class Tokenizer:
         self._pieces = pieces
         self._specials = specials
         self._token_to_id = token_to_id
+        self.bos_id = specials.bos_id  # beginning of sequence, if the vocabulary has one
+        self.eos_id = specials.eos_id
+        self.add_bos = specials.add_bos  # whether `encode` puts BOS (or [CLS]) in front unless told otherwise
+        self.add_eos = specials.add_eos  # and EOS (or [SEP]) at the end
+        self.stop_ids = specials.stop_ids  # that end generation: end of sequence, of turn, of message
+        self.special_ids = specials.special_ids  # control tokens: `decode` hides them, plain text never makes them
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens. The model's embedding may have more rows; those ids decode to nothing."""
         return self._pieces.size
-
-    @property
-    def bos_id(self) -> int | None:
-        """Beginning of sequence, if the vocabulary has one."""
-        return self._specials.bos_id
-
-    @property
-    def eos_id(self) -> int | None:
-        """End of sequence, if the vocabulary has one."""
-        return self._specials.eos_id
-
-    @property
-    def add_bos(self) -> bool:
-        """Whether `encode` puts BOS (or [CLS]) in front unless told otherwise."""
-        return self._specials.add_bos
-
-    @property
-    def add_eos(self) -> bool:
-        """Whether `encode` puts EOS (or [SEP]) at the end unless told otherwise."""
-        return self._specials.add_eos
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """Ids that end generation: end of sequence, of turn, of message."""
-        return self._specials.stop_ids
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """Control tokens. They are hidden by `decode` and never come from plain text."""
-        return self._specials.special_ids
 
     def strips(self, token_id: int) -> tuple[bool, bool]:
         """Whether a special token, when it is parsed from text, takes the white space before and after it along."""

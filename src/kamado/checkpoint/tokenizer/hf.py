@@ -13,7 +13,7 @@ from ..plain_file import BOM, read_limited
 from ..types import TokenizerSource
 from .base import Specials, Tokenizer
 from .hf_names import HfNames, add_named_tokens
-from .limits import check_in_worker, check_text
+from .limits import check_in_worker, check_text, flatten
 from .pieces import SPACE_MARK, Pieces, byte_alphabet, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .rust import rust_errors
 from .special import stop_token_ids
@@ -102,7 +102,7 @@ def _metaspaces(rust: RustTokenizer) -> list[dict[str, Any]]:
     """The steps of the file's pre-tokenizer that put a space mark before text."""
     if rust.pre_tokenizer is None:
         return []
-    steps = _flatten(json.loads(rust.pre_tokenizer.__getstate__()), "pretokenizers")
+    steps = flatten(json.loads(rust.pre_tokenizer.__getstate__()))
     return [step for step in steps if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never"]
 
 
@@ -111,7 +111,7 @@ def _without_prefix(rust: RustTokenizer) -> PreTokenizer:
     from tokenizers import pre_tokenizers
 
     state = json.loads(rust.pre_tokenizer.__getstate__())
-    steps = _flatten(state, "pretokenizers")
+    steps = flatten(state)
     for step in steps:
         if step.get("type") == "Metaspace":
             step["prepend_scheme"] = "never"
@@ -195,7 +195,7 @@ def _pieces(
     rust: RustTokenizer, size: int, added: Mapping[int, str], specials: Specials, decoder: Any, path: Path
 ) -> Pieces:
     """How tokens become bytes: read off the file's decoder."""
-    steps = _flatten(decoder)
+    steps = flatten(decoder)
     kinds = [step.get("type") for step in steps]
     unsupported = {"BPEDecoder", "CTC"} & set(kinds)
     if unsupported:
@@ -230,11 +230,3 @@ def _pieces(
         return text.encode("utf-8")
 
     return Pieces(size, bytes_of, specials.special_ids, strip_first_space=strip or wordpiece is not None or not steps)
-
-
-def _flatten(decoder: Any, parts: str = "decoders") -> list[dict[str, Any]]:
-    if not isinstance(decoder, dict):
-        return []
-    if decoder.get("type") == "Sequence":
-        return [step for part in decoder.get(parts, []) for step in _flatten(part, parts)]
-    return [decoder]

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import BusyError, TokenizerError
-from ...isolated import Limits, Worker, WorkerEndedError
+from ...errors import TokenizerError
+from ...isolated import Limits, Worker, WorkerEndedError, why_ended
 from ..plain_file import BOM
 
 LOAD_BYTES = 512 << 20
@@ -28,6 +28,7 @@ MAX_REPLACEMENT_BYTES = 128  # of one entry of a precompiled table; the longest 
 # All of Latin, Greek and Cyrillic, a sixteenth of the rest, and the forms that Unicode takes apart most.
 _PROBES = (*range(0x20, 0x600), *range(0x600, 0xD800, 16), *range(0xF900, 0x10000, 4), 0xFDFA, 0x1D160, 0x1F600)
 
+_SEQUENCES = ("normalizers", "pretokenizers", "decoders")  # where the parts of a sequence stand
 _LIMITS = Limits(cpu_seconds=60.0, clock_seconds=180.0, memory_bytes=LOAD_BYTES)
 # At usual priority, for somebody waits for a model; it ends soon after.
 _WORKER = Worker((__name__,), nice=0, idle_seconds=2.0)
@@ -41,13 +42,12 @@ def check_in_worker(path: Path, raw: bytes) -> float:
     try:
         reply = _WORKER.ask("kamado.checkpoint.tokenizer.limits:try_out", {"path": str(path)}, _LIMITS)
     except WorkerEndedError as error:
-        if error.why == "busy":
-            raise BusyError(f"{path}: this tokenizer could not be tried: {error}") from None
-        said = {
+        reasons = {
             "time": f"takes longer than {_LIMITS.cpu_seconds:g} s",
             "memory": f"takes more than {LOAD_BYTES >> 20} MiB of memory",
             "stack": "is nested too deeply",
-        }.get(error.why, f"failed: {error}")
+        }
+        said = why_ended(error, f"{path}: this tokenizer", reasons)
         raise TokenizerError(f"{path}: loading this tokenizer {said}: its file is damaged or hostile") from None
     if reply["error"]:
         raise TokenizerError(f"{path}: {reply['error']}")
@@ -114,7 +114,7 @@ def _try_out(raw: bytes) -> float:
     rust.no_padding()
     parts = [part for part in (rust.normalizer, rust.pre_tokenizer) if part is not None]
     states = [json.loads(part.__getstate__()) for part in parts]
-    steps = [step for state in states for step in _flatten(state)]
+    steps = [step for state in states for step in flatten(state)]
     for step in steps:
         table = step.get("precompiled_charsmap")
         if isinstance(table, str):
@@ -166,11 +166,11 @@ def _pattern(step: Mapping[str, Any]) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _flatten(state: Any) -> list[Mapping[str, Any]]:
-    """The steps of a sequence, in order."""
+def flatten(state: Any) -> list[dict[str, Any]]:
+    """The steps of a part of tokenizer.json, in order: those of a sequence, or itself."""
     if not isinstance(state, dict):
         return []
-    inner = state.get("normalizers", state.get("pretokenizers"))
+    inner: Any = next((state[name] for name in _SEQUENCES if name in state), [])
     if state.get("type") == "Sequence" and isinstance(inner, list):
-        return [step for part in inner for step in _flatten(part)]
+        return [step for part in inner for step in flatten(part)]
     return [state]

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Collection
 
 from .metadata import TokenKind, Vocabulary
-from .pieces import SPACE_MARK, byte_fallback_value
+from .pieces import SPACE_MARK
 
 # Words that repeat are short. 1 << 16 words of at most 48 characters are about 20 MB.
 _CACHE_WORDS = 1 << 16
@@ -43,11 +43,8 @@ class SentencePieceEncoder:
         self._scores = vocabulary.scores
         self._unused = frozenset(vocabulary.of_kind(TokenKind.UNUSED))
         self._max_chars = max(map(len, self._ids), default=0)
-        self._byte_ids: list[int | None] = [None] * 256
-        for token_id in vocabulary.of_kind(TokenKind.BYTE):
-            value = byte_fallback_value(vocabulary.tokens[token_id])
-            if value is not None:
-                self._byte_ids[value] = token_id
+        byte_ids = vocabulary.byte_ids()
+        self._byte_ids = [byte_ids.get(value) for value in range(256)]
         self._unknown_id = unknown_id
         self._normalize = normalize
         self._add_space_prefix = add_space_prefix

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .metadata import TokenKind, Vocabulary
-from .pieces import SPACE_MARK, byte_fallback_value
+from .pieces import SPACE_MARK
 from .rust import rust_errors
 from .special import SpecialMatcher
 
@@ -41,11 +41,7 @@ class UnigramEncoder:
 
         tokens, kinds = vocabulary.tokens, vocabulary.kinds
         self._matcher = SpecialMatcher({tokens[i]: i for i in vocabulary.of_kind(TokenKind.USER_DEFINED)})
-        self._byte_ids: dict[int, int] = {}
-        for token_id in vocabulary.of_kind(TokenKind.BYTE):
-            value = byte_fallback_value(tokens[token_id])
-            if value is not None:
-                self._byte_ids[value] = token_id
+        self._byte_ids = vocabulary.byte_ids()
         # Ids are positions, so tokens that no text may produce keep theirs under a name that no text has, and with a
         # score that is none: the penalty of an unknown character counts from the least score of all.
         matched = {int(TokenKind.NORMAL), int(TokenKind.UNDEFINED)}

@@ -10,7 +10,16 @@ Every shape is a set that the schema's own set contains (declared keys only, who
 note says that a keyword was left open: there it may be larger, and the finished answer is checked.
 """
 
-from .compiled import CompiledSchema, OpenKeyword, compile_schema, open_schema
+from .compiled import KEPT_BYTES, CompiledSchema, OpenKeyword, compile_schema, kept_bytes, open_schema
 from .values import Checker, CheckError
 
-__all__ = ["CheckError", "Checker", "CompiledSchema", "OpenKeyword", "compile_schema", "open_schema"]
+__all__ = [
+    "KEPT_BYTES",
+    "CheckError",
+    "Checker",
+    "CompiledSchema",
+    "OpenKeyword",
+    "compile_schema",
+    "kept_bytes",
+    "open_schema",
+]

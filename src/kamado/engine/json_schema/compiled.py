@@ -1,7 +1,12 @@
-"""A schema as a grammar, with what was left open and why; the same schema is worked out once."""
+"""A schema as a grammar, with what was left open and why; the same schema is worked out once, refusals too.
+
+Working out is Python that holds the interpreter, 140 ms for the largest schemas. So one that is long, or takes more
+than some milliseconds here, is worked out in the worker process (isolated.py), from the beginning.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections import OrderedDict
@@ -10,14 +15,20 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...errors import ConstraintError
+from ...errors import BusyError, ConstraintError
+from ...isolated import WORKER, Limits, WorkerEndedError
 from .document import Document, Node, plain
 from .emit import Emitter
-from .normal import Normaliser
+from .normal import Normaliser, TooLongError
 from .values import Checker, CheckError
 
 _MAX_KEPT = 256
+KEPT_BYTES = 4 << 20  # grammars and schemas that are kept, together
 _MAX_SHOWN = 3
+# What is worked out here: 24 tools of 8 properties take a millisecond each.
+_HERE_CHARACTERS = 8 << 10
+_HERE_SECONDS = 0.02
+_WORK = Limits(cpu_seconds=2.0, clock_seconds=15.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +52,7 @@ class CompiledSchema:
     is_narrowed: bool
     remarks: tuple[str, ...]
     is_plain: bool
-    schema: Node | None  # None: larger than can be checked
+    text: str  # of the schema, JSON
     key: str  # of the schema and its separators
 
     def __eq__(self, other: object) -> bool:
@@ -64,17 +75,20 @@ class CompiledSchema:
         """
         if not self.open:
             return ()
-        if self.schema is None:
+        try:
+            root = plain(json.loads(self.text))
+        except (ConstraintError, ValueError, RecursionError):  # larger than can be checked
             return (f"not checked: {self.open[0].reason}",)
         try:
-            return tuple(Checker(Document(self.schema)).violations(self.schema, json.loads(text))[:_MAX_SHOWN])
+            return tuple(Checker(Document(root)).violations(root, json.loads(text))[:_MAX_SHOWN])
         except CheckError as error:
             return (f"not checked: {error}",)
         except (ValueError, RecursionError):
             return ("not checked: the answer is no JSON",)
 
 
-_kept: OrderedDict[str, CompiledSchema] = OrderedDict()
+_kept: OrderedDict[str, CompiledSchema | str] = OrderedDict()  # a text: why it is refused
+_kept_bytes = 0
 _lock = threading.Lock()
 
 
@@ -89,11 +103,9 @@ def open_schema(
     """Any JSON, or any object: nothing else of the schema is enforced, for `reason`. The finished answer is checked."""
     is_object |= isinstance(schema, Mapping) and schema.get("type") == "object"
     made = compile_schema({"type": "object"} if is_object else True, item_separator, key_separator)
-    root: Node | None = None
-    with suppress(ConstraintError):
-        root = plain(schema)
-    key = json.dumps([root, reason, item_separator, key_separator])
-    return replace(made, open=(OpenKeyword("/", reason),), schema=root, key=key)
+    text = _text(schema) or ""
+    key = _key(text, reason, item_separator, key_separator)
+    return replace(made, open=(OpenKeyword("/", reason),), text=text, key=key)
 
 
 def compile_schema(
@@ -101,35 +113,115 @@ def compile_schema(
 ) -> CompiledSchema:
     """The grammar of a schema; `is_object`: of its values that are objects.
 
-    Raises ConstraintError when it is none, is too large, or nothing matches it."""
-    root = plain(schema)
-    key = json.dumps([root, item_separator, key_separator, is_object])
+    Raises ConstraintError when it is none, is too large, or nothing matches it; BusyError when it needed the worker
+    process and that had no time."""
+    text = _text(schema)
+    if text is None:  # `plain` says what is wrong with it, unless it is made of other kinds of mappings
+        schema = plain(schema)
+        text = json.dumps(schema)
+    key = _key(text, item_separator, key_separator, str(is_object))
     with _lock:
         known = _kept.get(key)
         if known is not None:
             _kept.move_to_end(key)
-            return known
-    made = _compile(root, item_separator, key_separator, is_object, key)
+    if known is None:
+        known = _worked_out(schema, text, item_separator, key_separator, is_object, key)
+        _keep(key, known)
+    if isinstance(known, str):
+        raise ConstraintError(known)
+    return known
+
+
+def kept_bytes() -> int:
+    """Of schemas and grammars that are kept now."""
+    return _kept_bytes
+
+
+def _text(schema: object) -> str | None:
+    """JSON of the schema; None when it is none."""
+    try:
+        return json.dumps(schema, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _keep(key: str, made: CompiledSchema | str) -> None:
+    global _kept_bytes
     with _lock:
+        if key not in _kept:
+            _kept_bytes += _num_bytes(made)
         _kept[key] = made
-        while len(_kept) > _MAX_KEPT:
-            _kept.popitem(last=False)
+        while len(_kept) > _MAX_KEPT or (_kept_bytes > KEPT_BYTES and len(_kept) > 1):
+            _kept_bytes -= _num_bytes(_kept.popitem(last=False)[1])
+
+
+def _num_bytes(made: CompiledSchema | str) -> int:
+    if isinstance(made, str):
+        return len(made)
+    return len(made.lark) + len(made.text) + sum(len(one.place) + len(one.reason) for one in made.open)
+
+
+def _worked_out(
+    schema: Mapping[str, Any] | bool, text: str, item_separator: str, key_separator: str, is_object: bool, key: str
+) -> CompiledSchema | str:
+    """The schema, or why it is refused."""
+    made: Mapping[str, Any] | str | None = None
+    if len(text) <= _HERE_CHARACTERS:
+        with suppress(TooLongError):
+            made = _compile(schema, item_separator, key_separator, is_object, _HERE_SECONDS)
+    if made is None:
+        made = _in_worker(text, item_separator, key_separator, is_object)
+    if isinstance(made, str):
+        return made
+    notes = tuple(OpenKeyword(place, reason) for place, reason in made["open"])
+    return CompiledSchema(made["lark"], notes, made["is_narrowed"], tuple(made["remarks"]), made["is_plain"], text, key)
+
+
+def _in_worker(text: str, item_separator: str, key_separator: str, is_object: bool) -> Mapping[str, Any] | str:
+    request = {"text": text, "separators": (item_separator, key_separator), "is_object": is_object}
+    try:
+        made: Mapping[str, Any] | str = WORKER.ask(f"{__name__}:in_worker", request, _WORK)
+    except WorkerEndedError as error:
+        if error.why == "busy":
+            raise BusyError(f"the schema could not be worked out: {error}") from None
+        if error.why == "broken":  # there is no worker where it cannot be started
+            return _compile(json.loads(text), item_separator, key_separator, is_object)
+        said = {"time": "takes too long", "memory": "takes too much memory"}.get(error.why, "is nested too deeply")
+        return f"the schema {said}: make it smaller or simpler"
     return made
 
 
-def _compile(root: Node, item_separator: str, key_separator: str, is_object: bool, key: str) -> CompiledSchema:
-    if root is False:
-        raise ConstraintError("the schema is false, which nothing matches")
-    document = Document(root)
-    normaliser = Normaliser(document)
-    emitter = Emitter(normaliser, item_separator, key_separator)
+def in_worker(request: Any) -> Any:
+    """Works a schema out, in the worker process: what `_compile` gives."""
+    item_separator, key_separator = request["separators"]
+    return _compile(json.loads(request["text"]), item_separator, key_separator, request["is_object"])
+
+
+def _compile(
+    schema: object, item_separator: str, key_separator: str, is_object: bool, most_seconds: float | None = None
+) -> Mapping[str, Any] | str:
+    """The fields of a CompiledSchema, or why the schema is refused. Raises TooLongError past `most_seconds`."""
     try:
+        root: Node = plain(schema)
+        if root is False:
+            return "the schema is false, which nothing matches"
+        normaliser = Normaliser(Document(root), most_seconds)
+        emitter = Emitter(normaliser, item_separator, key_separator)
         lark = emitter.grammar(normaliser.of(root, {"type": "object"} if is_object else True))
     except RecursionError:
-        raise ConstraintError("the schema's references form too long a chain: put schemas in their places") from None
+        return "the schema's references form too long a chain: put schemas in their places"
+    except ConstraintError as error:
+        return str(error)
     if lark is None:
-        raise ConstraintError("nothing matches the schema")
-    notes = tuple(OpenKeyword(place, reason) for place, reason in normaliser.notes.items())
-    return CompiledSchema(
-        lark, notes, emitter.is_narrowed, tuple(normaliser.remarks), not normaliser.has_patterns, root, key
-    )
+        return "nothing matches the schema"
+    return {
+        "lark": lark,
+        "open": list(normaliser.notes.items()),
+        "is_narrowed": emitter.is_narrowed,
+        "remarks": list(normaliser.remarks),
+        "is_plain": not normaliser.has_patterns,
+    }

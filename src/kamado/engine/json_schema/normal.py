@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from decimal import Decimal
@@ -38,10 +40,16 @@ _MAX_CHECK_STEPS = 100_000  # of checking its constants against it, some 5 µs e
 _ALL = Shape(EVERY)
 
 
+class TooLongError(Exception):
+    """The work took more than the processor time that it was given."""
+
+
 class Normaliser:
     """Works out shapes of one document; `notes` collects the keywords that were left open, each with the reason."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, most_seconds: float | None = None) -> None:
+        """Past `most_seconds` of this thread's processor time, if given, the work ends with TooLongError."""
+        self._end = math.inf if most_seconds is None else time.thread_time() + most_seconds
         self.document = document
         self.notes: dict[str, str] = {}
         self.remarks: dict[str, str] = {}  # formats that are remarks here: they refuse nothing
@@ -134,6 +142,7 @@ class Normaliser:
             self._asked.discard(conjunction)
 
     def _holds(self, code: int, value: Any) -> bool:
+        self._look_at_the_clock()
         try:
             return self.checker.is_valid(self._nodes[code >> 1], value) != bool(code & 1)
         except CheckError:
@@ -147,6 +156,7 @@ class Normaliser:
         known = self._by_code.get(code)
         if known is not None:
             return known
+        self._look_at_the_clock()
         node = self._nodes[code >> 1]
         if code in self._busy:
             self.note(node, "$ref", "it refers to itself in the same place")
@@ -182,9 +192,14 @@ class Normaliser:
         return Shape(tuple(out), a.is_exact and b.is_exact)
 
     def _spend(self, work: int) -> None:
+        self._look_at_the_clock()
         self._work += work + 1
         if self._work > _MAX_WORK:
             raise ConstraintError("the schema combines too many alternatives")
+
+    def _look_at_the_clock(self) -> None:
+        if time.thread_time() > self._end:
+            raise TooLongError
 
     def _is_dead(self, atom: Object) -> bool:
         """Whether a property must come and cannot."""

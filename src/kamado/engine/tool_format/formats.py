@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from .syntax import CallSyntax
 
@@ -32,7 +31,6 @@ class ToolFormat:
     instructions: str | None = None  # has {tools}, one JSON object a line
     result: tuple[str, str] = ("", "")  # what is put around a tool's result
     id_length: int | None = None  # templates that refuse ids of another length
-    tool_key: Literal["function", "bare"] = "function"
 
     @property
     def is_prompted(self) -> bool:

@@ -106,13 +106,16 @@ class AnswerParser:
                 self._held = text[len(self._tags.open) :]
                 self._state = "reason"
                 return True
-            if self._tags.open.startswith(text):
-                if not is_end:
-                    return False
-                if self._is_cut:
-                    self._held = ""
+            if self._tags.open.startswith(text) and self._waits(is_end):
+                return False
         self._state = "answer"
         return True
+
+    def _waits(self, is_end: bool) -> bool:
+        """Whether a mark that has begun may still end. In an answer that was cut, its beginning is dropped."""
+        if is_end and self._is_cut:
+            self._held = ""
+        return not is_end
 
     def _reason(self, is_end: bool) -> bool:
         assert self._tags is not None
@@ -151,12 +154,8 @@ class AnswerParser:
                 self._held = text
                 self._state = "open"
                 return True
-        if any(start.startswith(text) for start in self._starts):
-            if not is_end:
-                return False
-            if self._is_cut:
-                self._held = ""
-                return False
+        if any(start.startswith(text) for start in self._starts) and (self._waits(is_end) or self._is_cut):
+            return False
         self._held = text
         self._state = "text"
         return True
@@ -278,11 +277,9 @@ class AnswerParser:
             self._held = self._held[len(close) :]
             self._state = "after"
             return True
-        if (between or "").startswith(self._held) or (close and close.startswith(self._held)):
-            if not is_end:
-                return False
-            if self._is_cut:
-                self._held = ""
+        may_go_on = (between or "").startswith(self._held) or (close and close.startswith(self._held))
+        if may_go_on and self._waits(is_end):
+            return False
         self._state = "after"
         return True
 

@@ -113,8 +113,12 @@ async function save(conversation) {
 }
 
 function startConversation() {
-  current = newConversation(byId("model").value || current.model);
-  isSaved = false;
+  show(newConversation(byId("model").value || current.model), false);
+}
+
+function show(conversation, isKept) {
+  current = conversation;
+  isSaved = isKept;
   openSidebar(false);
   render();
   renderList();
@@ -126,12 +130,7 @@ async function openConversation(id) {
   const found = running ? running.conversation : await store.get(id);
   if (!found) return;
   if (!running && settle(found)) await store.put(found);
-  current = found;
-  isSaved = true;
-  openSidebar(false);
-  render();
-  renderList();
-  byId("input").focus();
+  show(found, true);
 }
 
 async function remove(conversation) {

@@ -1,0 +1,73 @@
+"""Recipes use the weights of their base."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import httpx2
+
+from kamado.checkpoint.store import Store
+from kamado.serve.backend import LoadOptions, Recipe
+from kamado.serve.config import ServeConfig
+from kamado.serve.library import StoreLibrary
+from kamado.serve.loader import EngineLoader, EngineSettings
+
+from .running import running
+
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}!"
+
+
+def test_a_recipe_has_the_weights_of_its_base_and_its_own_template(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    library = StoreLibrary(Store(tmp_path), {"tiny": tiny_checkpoint})
+    loader = EngineLoader(library, EngineSettings(threads=1, context=256))
+
+    async def use() -> None:
+        await library.create("other", Recipe("tiny", template=TEMPLATE))
+        assert await loader.share("other") is None  # nothing is loaded yet
+        first = await loader.load("tiny", LoadOptions(), None)
+        nbytes = first.memory_bytes
+        second = await loader.share("other")
+        assert second is not None
+        assert (second.info.name, second.memory_bytes) == ("other", 0)
+        assert await second.stats() == {}
+        assert second._model._scheduler is first._model._scheduler  # type: ignore[attr-defined]
+        templates = [model._model._checkpoint.chat_template for model in (first, second)]  # type: ignore[attr-defined]
+        assert templates[0] != templates[1] == TEMPLATE
+        await first.close()
+        assert (first.memory_bytes, second.memory_bytes) == (0, nbytes)  # who is left pays
+        assert len(await second.tokenize("hi")) > 0
+        await second.close()
+        assert await loader.share("tiny") is None
+
+    asyncio.run(use())
+
+
+def test_one_load_serves_a_model_and_its_recipes(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    library = StoreLibrary(Store(tmp_path), {"tiny": tiny_checkpoint})
+    loads = []
+
+    class Counting(EngineLoader):
+        async def load(self, name, options, memory_bytes):  # type: ignore[no-untyped-def]
+            loads.append(name)
+            return await super().load(name, options, memory_bytes)
+
+    loader = Counting(library, EngineSettings(threads=1, context=256))
+    with (
+        running(library, loader, ServeConfig(port=0)) as server,
+        httpx2.Client(base_url=server.url, timeout=60) as http,
+    ):
+        for name in ("a", "b"):
+            made = {"model": name, "from": "tiny", "template": TEMPLATE, "stream": False}
+            assert http.post("/api/create", json=made).status_code == 200
+        for name in ("a", "tiny", "b"):
+            asked = {"model": name, "messages": [{"role": "user", "content": "hi"}], "stream": False}
+            answer = http.post("/api/chat", json=asked | {"options": {"num_predict": 2}})
+            assert answer.status_code == 200, answer.text
+        assert loads == ["a"]
+        sizes = [model["size"] for model in http.get("/api/ps").json()["models"]]
+        assert sorted(map(bool, sizes)) == [False, False, True]
+        assert http.request("DELETE", "/api/delete", content=json.dumps({"model": "a"})).status_code == 200
+        sizes = [model["size"] for model in http.get("/api/ps").json()["models"]]
+        assert sorted(map(bool, sizes)) == [False, True]
