@@ -81,11 +81,12 @@ class ExecutorProtocol(Protocol):
 
     @property
     def can_reuse_anywhere(self) -> bool:
-        """Whether any length may be forked or truncated to; never in a program with a record."""
+        """Whether any length may be forked or truncated to: not so where pages are encoded or behind a window, or
+        where a step replaces what the sequence keeps (a record)."""
         ...
 
     def mark_reuse(self, sequence: int) -> None:
-        """The present length becomes a reuse point, kept while exact pages last."""
+        """The present length becomes a reuse point, kept while exact pages and records last. Copies nothing."""
         ...
 
     def last_reusable(self, sequence: int, num_tokens: int) -> int:
