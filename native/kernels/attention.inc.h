@@ -12,9 +12,11 @@
 #pragma once
 #include <cfloat>
 #include <cstddef>
+#include <type_traits>
+#include <utility>
 
 #include "kernels/attention_layout.h"
-#include "kernels/math.inc.h"
+#include "kernels/softmax_page.inc.h"
 
 namespace kamado {
 namespace {
@@ -98,25 +100,12 @@ struct AttentionTier {
   template <class T>
   static void columns_n(int n, const Matrix& rows, const T* x, size_t ldx, const float* weight, size_t ldw, float* out,
                         size_t ldo, int32_t begin, int32_t end) {
-    switch (n) {
-      case 1:
-        return columns<1>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
-      case 2:
-        return columns<2>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
-      case 3:
-        return columns<3>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
-      case 4:
-        return columns<4>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
-      case 5:
-        return columns<5>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
-      case 6:
-        return columns<6>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
-      default:
-        if constexpr (kMaxQueries >= 8) {
-          if (n == 7) return columns<7>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
-          return columns<8>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
-        }
-    }
+    const auto with = [&]<int NQ>(std::integral_constant<int, NQ>) {
+      if (n == NQ) columns<NQ>(rows, x, ldx, weight, ldw, out, ldo, begin, end);
+    };
+    [&]<int... kBefore>(std::integer_sequence<int, kBefore...>) {
+      (with(std::integral_constant<int, kBefore + 1>{}), ...);
+    }(std::make_integer_sequence<int, kMaxQueries>{});
   }
 
   struct Call {  // one attend_page of at most kAttendBlock queries
@@ -193,31 +182,8 @@ struct AttentionTier {
   static void softmax(const Call& call, int32_t index) {
     const AttendQuery& query = call.queries[index];
     float* p = call.p + static_cast<size_t>(index) * kPageTokens;
-    const V scale = V::set1(call.scale), cap = V::set1(call.softcap), zero = V::set1(0.0f);
-    const int32_t begin = query.lo / kVirtualLanes * kVirtualLanes;
-    const auto is_whole = [&query](int32_t j) { return query.lo <= j && j + kVirtualLanes <= query.hi; };
-    V top = V::set1(-__builtin_inff());
-    for (int32_t j = begin; j < query.hi; j += kVirtualLanes) {
-      V s = V::load(p + j) * scale;
-      if (call.softcap > 0.0f) s = softcap_f32(s, cap);
-      s.store(p + j);
-      const V higher = max(top, s);
-      top = is_whole(j) ? higher : select(V::lanes_between(query.lo - j, query.hi - j), higher, top);
-    }
-    const float m = reduce_max(top);
-    const V shift = V::set1(m);
-    V sum = zero;
-    for (int32_t j = 0; j < kPageTokens; j += kVirtualLanes) {
-      V e = zero;
-      if (j >= begin && j < query.hi) {
-        e = exp_f32(V::load(p + j) - shift);
-        if (!is_whole(j)) e = select(V::lanes_between(query.lo - j, query.hi - j), e, zero);
-        sum = sum + e;
-      }
-      e.store(p + j);
-    }
-    query.partial[0] = m;
-    query.partial[1] = reduce_sum(sum);
+    softmax_page<V>(query.lo, query.hi, call.scale, call.softcap, p, query.partial,
+                    [p](int32_t j) { return V::load(p + j); });
   }
 
   template <class T>

@@ -195,5 +195,13 @@ struct VectorTier {
   }
 };
 
+// The table of a tier; Sum adds 16 lanes up in double.
+template <class V, class Sum>
+const VectorKernels* vector_table() {
+  using Tier = VectorTier<V>;
+  static constexpr VectorKernels kTable = vector_kernels<Tier, Tier::template log_sum_exp_with<Sum>>();
+  return &kTable;
+}
+
 }  // namespace
 }  // namespace kamado

@@ -11,7 +11,7 @@
 
 #include "check.h"
 #include "kamado/row_cases.h"
-#include "kamado/tables.h"
+#include "tiers.h"
 
 namespace {
 
@@ -348,18 +348,13 @@ int main() {
   test_exp(*ref->vector);
   test_activations(*ref->vector);
   test_softcap(*ref->vector);
-  for (const char* tier : {"scalar", "avx2", "avx512"}) {
-    const auto* table = kamado::table_by_name(tier);
-    if (!table) {
-      kamado::test::skip((std::string("no tier ") + tier + " on this machine").c_str());
-      continue;
-    }
-    test_norms(*table->vector);
-    test_rope(*table->vector);
-    test_half(*table->vector);
-    test_log_sum_exp(*table->vector);
-    test_is_finite(*table->vector);
-    if (table != ref) test_same_bits(*ref->vector, *table->vector, tier);
-  }
+  kamado::test::for_each_tier([ref](const kamado::KernelTable& table, bool is_reference) {
+    test_norms(*table.vector);
+    test_rope(*table.vector);
+    test_half(*table.vector);
+    test_log_sum_exp(*table.vector);
+    test_is_finite(*table.vector);
+    if (!is_reference) test_same_bits(*ref->vector, *table.vector, table.tier);
+  });
   return kamado::test::finish();
 }
