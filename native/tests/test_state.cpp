@@ -18,16 +18,7 @@ using kamado::kPageTokens;
 using kamado::KvLayerShape;
 using kamado::KvType;
 using kamado::StateCache;
-
-template <class Exception, class Fn>
-bool throws(Fn fn) {
-  try {
-    fn();
-  } catch (const Exception&) {
-    return true;
-  }
-  return false;
-}
+using kamado::test::throws;
 
 const std::vector<KvLayerShape> kShapes = {{2, 3, 5}, {1, 4, 2}};
 

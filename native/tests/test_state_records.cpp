@@ -18,19 +18,10 @@ using kamado::KvType;
 using kamado::RecordShape;
 using kamado::settled_pages;
 using kamado::StateCache;
+using kamado::test::throws;
 
 using Tokens = std::vector<uint16_t>;
 using Bytes = std::vector<uint8_t>;
-
-template <class Exception, class Fn>
-bool throws(Fn fn) {
-  try {
-    fn();
-  } catch (const Exception&) {
-    return true;
-  }
-  return false;
-}
 
 constexpr int32_t kWindow = 200;
 // Pages that stay, a window, a source.

@@ -18,18 +18,9 @@ using kamado::KvLayerShape;
 using kamado::KvType;
 using kamado::settled_pages;
 using kamado::StateCache;
+using kamado::test::throws;
 
 using Tokens = std::vector<uint16_t>;
-
-template <class Exception, class Fn>
-bool throws(Fn fn) {
-  try {
-    fn();
-  } catch (const Exception&) {
-    return true;
-  }
-  return false;
-}
 
 // An encoded layer, one with a window of 200 tokens, an exact one.
 constexpr int32_t kWindow = 200;
@@ -145,27 +136,17 @@ Stored stored(StateCache& cache, int32_t seq, int64_t point) {
   return result;
 }
 
-template <class Error, class Call>
-bool refuses(Call call) {
-  try {
-    call();
-  } catch (const Error&) {
-    return true;
-  }
-  return false;
-}
-
 // Page by page, as a restore does; nothing else takes the sequence before it is whole.
 int32_t imported(StateCache& cache, const Stored& bytes, int64_t point) {
   const int32_t seq = cache.begin_import(point);
-  CHECK(refuses<std::invalid_argument>([&] { cache.length(seq); }));
+  CHECK(throws<std::invalid_argument>([&] { cache.length(seq); }));
   for (int64_t page = 0; page < settled_pages(point); ++page) {
     CHECK(cache.importing(seq).next_page == page && cache.importing(seq).num_tokens == point);
-    CHECK(refuses<std::invalid_argument>([&] { cache.import_tail(seq, bytes.tail.data()); }));
+    CHECK(throws<std::invalid_argument>([&] { cache.import_tail(seq, bytes.tail.data()); }));
     cache.import_pages(seq, bytes.pages.data() + static_cast<size_t>(page) * cache.stored_page_bytes(), 1);
   }
   cache.import_tail(seq, bytes.tail.data());
-  CHECK(refuses<std::invalid_argument>([&] { cache.importing(seq); }));
+  CHECK(throws<std::invalid_argument>([&] { cache.importing(seq); }));
   return seq;
 }
 
