@@ -9,17 +9,17 @@ class KamadoError(Exception):
 
     exit_code: int = 1
 
+    @classmethod
+    def when(cls, is_wrong: object, message: str) -> None:
+        """One rule of what may be asked: raises the error when it is broken. For errors made of a message."""
+        if is_wrong:
+            raise cls(message)
+
 
 class UsageError(KamadoError):
     """The call itself is wrong: an option out of range, two options that contradict each other."""
 
     exit_code = 2
-
-    @classmethod
-    def when(cls, is_wrong: object, message: str) -> None:
-        """One rule of what may be asked: raises the error when it is broken."""
-        if is_wrong:
-            raise cls(message)
 
 
 class ConstraintError(UsageError):

@@ -82,16 +82,6 @@ def _stop_reason(finish: FinishReason, num_generated: int, max_tokens: int) -> s
     return {"stop": "end_turn", "stop_sequence": "stop_sequence", "tool_calls": "tool_use"}[finish]
 
 
-def _usage(counts: TokenCounts) -> dict[str, Any]:
-    return {
-        "input_tokens": counts.num_prompt_tokens - counts.num_cached_tokens,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": counts.num_cached_tokens,
-        "output_tokens": counts.num_generated_tokens,
-        "output_tokens_details": {"thinking_tokens": counts.num_reasoning_tokens},
-    }
-
-
 class _Blocks:
     """Turns a model's events into the API's. One content block is open at a time; they are numbered from 0."""
 
@@ -168,7 +158,13 @@ class _Blocks:
         self._num_blocks += 1
 
     def _end(self, counts: TokenCounts) -> Iterator[dict[str, Any]]:
-        usage = _usage(counts)
+        usage = {
+            "input_tokens": counts.num_prompt_tokens - counts.num_cached_tokens,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": counts.num_cached_tokens,
+            "output_tokens": counts.num_generated_tokens,
+            "output_tokens_details": {"thinking_tokens": counts.num_reasoning_tokens},
+        }
         reason = _stop_reason(self._finish.reason, counts.num_generated_tokens, self._body.max_tokens)
         if self._body.max_tokens == 0:
             usage["output_tokens"] = 0
@@ -234,12 +230,11 @@ async def messages(call: Call[MessagesBody]) -> Response:
 
 async def _say_if_it_cannot_think(call: Call[MessagesBody]) -> None:
     thinking, config = call.body.thinking, call.body.output_config
-    names = []
-    if thinking is not None and thinking.type == "enabled":
-        names.append("thinking")
-    if config is not None and config.effort is not None:
-        names.append("output_config.effort")
-    if names:
+    asks = {
+        "thinking": thinking is not None and thinking.type == "enabled",
+        "output_config.effort": config is not None and config.effort is not None,
+    }
+    if names := [name for name, is_asked in asks.items() if is_asked]:
         await say_if_it_cannot_think(call, call.body.model, Think(enabled=True), *names)
 
 

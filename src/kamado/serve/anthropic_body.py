@@ -48,45 +48,40 @@ class CacheControl(Struct, forbid_unknown_fields=True):
     ttl: Literal["5m", "1h"] | None = None
 
 
-class _Text(Struct, forbid_unknown_fields=True):
+class _Block(Struct):
     type: str
-    text: str
     cache_control: CacheControl | None = None
+
+
+class _Text(_Block, kw_only=True, forbid_unknown_fields=True):
+    text: str
     citations: list[Any] | None = None
 
 
-class _Image(Struct, forbid_unknown_fields=True):
-    type: str
+class _Image(_Block, kw_only=True, forbid_unknown_fields=True):
     source: dict[str, Any]
-    cache_control: CacheControl | None = None
     transformations: dict[str, Any] | None = None
 
 
-class _Document(Struct, forbid_unknown_fields=True):
-    type: str
+class _Document(_Block, kw_only=True, forbid_unknown_fields=True):
     source: dict[str, Any]
     title: str | None = None
     context: str | None = None
-    cache_control: CacheControl | None = None
     citations: dict[str, Any] | None = None
 
 
-class _ToolUse(Struct, forbid_unknown_fields=True):
-    type: str
+class _ToolUse(_Block, kw_only=True, forbid_unknown_fields=True):
     id: str
     name: str
     input: dict[str, Any] = {}
-    cache_control: CacheControl | None = None
     caller: dict[str, Any] | None = None
     toolset_name: str | None = None
 
 
-class _ToolResult(Struct, forbid_unknown_fields=True):
-    type: str
+class _ToolResult(_Block, kw_only=True, forbid_unknown_fields=True):
     tool_use_id: str
     content: str | list[dict[str, Any]] = ""
     is_error: bool | None = None
-    cache_control: CacheControl | None = None
     toolset_name: str | None = None
 
 

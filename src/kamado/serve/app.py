@@ -229,9 +229,6 @@ class Server:
         work = asyncio.ensure_future(self._run(exchange, scope, receive, writer))
         try:
             await work
-        except FaultError as error:
-            _let_go(error)
-            await self._write_fault(exchange, writer, fault_of(error))
         except asyncio.CancelledError:
             work.cancel()
             raise
@@ -289,8 +286,7 @@ class Server:
             )
         exchange.route, exchange.family = route, route.family
         exchange.key = self._identify(route, headers)
-        if self.is_draining and route.scope != "public":
-            raise ClosedError("the server is going down")
+        ClosedError.when(self.is_draining and route.scope != "public", "the server is going down")
         query = self._query(route, scope["query_string"])
         body = None
         left_out: list[LeftOut] = []
@@ -375,8 +371,6 @@ class Server:
                 comment=family.keep_alive,
                 comment_seconds=self.config.keep_alive_comment,
             )
-        except asyncio.CancelledError:
-            raise
         except Exception as error:
             if not writer.is_started:
                 raise

@@ -131,42 +131,42 @@ class Asked:
     request_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest(Asked):
-    """A conversation to continue."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted(Asked):
+    """What every request for text says of its answers."""
 
-    messages: tuple[Message, ...]
-    tools: tuple[Tool, ...] = ()
-    tool_choice: ToolChoice = field(default_factory=ToolChoice)
     output: OutputFormat = field(default_factory=OutputFormat)
-    think: Think = field(default_factory=Think)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     max_tokens: int | None = None  # None: until the model ends its turn or the context is full
     stop: tuple[str, ...] = ()
     n: int = 1  # answers, from one prompt computed once
     logprobs: int | None = None  # alternatives a token, 0 for the token's own only; None: none
-    continue_last: bool = False  # the last message is the assistant's, and the answer goes on from its end
-    template_options: Mapping[str, Any] = field(default_factory=dict)  # plain data for the model's own template
     context: int | None = None  # less than the model's context, for clients that ask for a smaller one
-    truncation: Truncation = "refuse"  # of whole messages, system ones and the last kept; reported in Started
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionRequest(Asked):
+class ChatRequest(Wanted):
+    """A conversation to continue."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
+    think: Think = field(default_factory=Think)
+    continue_last: bool = False  # the last message is the assistant's, and the answer goes on from its end
+    template_options: Mapping[str, Any] = field(default_factory=dict)  # plain data for the model's own template
+    truncation: Truncation = "refuse"  # of whole messages, system ones and the last kept; reported in Started
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest(Wanted):
     """Text to continue, as it is: no chat template. Each prompt gives n choices; choice = prompt index * n + i."""
 
     prompts: tuple[str | tuple[int, ...], ...]
     suffix: str | None = None  # fill in the middle; UsageError for a model without "insert"
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    output: OutputFormat = field(default_factory=OutputFormat)
     max_tokens: int | None = 16  # 0: only with `prompt_logprobs`
-    stop: tuple[str, ...] = ()
-    n: int = 1
-    logprobs: int | None = None  # alternatives a token
     prompt_logprobs: int | None = None  # the same of the prompt's tokens: PromptLogprobs comes before the first text
     special: bool = False  # special tokens written in a text prompt become their ids
     add_bos: bool | None = None  # None: as the model wants it, and never twice
-    context: int | None = None
     truncation: Literal["refuse", "keep_end"] = "refuse"
 
 

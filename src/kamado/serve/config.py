@@ -222,7 +222,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         name = variable[len(ENV_PREFIX) :].lower()
         if name == "api_key":
-            found["api_keys"] = [{"name": "environment", "key": text, "scopes": list(_all_scopes())}]
+            from .routes import SCOPES
+
+            found["api_keys"] = [{"name": "environment", "key": text, "scopes": list(SCOPES)}]
         elif name not in kinds or name in ("api_keys", "aliases"):
             raise UsageError(f"{variable}: there is no such setting")
         elif kinds[name] == list[str]:
@@ -230,12 +232,6 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         else:
             found[name] = text
     return found
-
-
-def _all_scopes() -> tuple[str, ...]:
-    from .routes import SCOPES
-
-    return SCOPES
 
 
 _DURATIONS = {

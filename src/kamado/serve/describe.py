@@ -69,16 +69,14 @@ def _capabilities(program: Program | None, template: str) -> frozenset[Capabilit
         return frozenset()
     if program.is_encoder:
         return frozenset({"embedding"})
-    found: set[Capability] = {"completion"}
-    if program.pooling is not None:
-        found.add("embedding")
-    if template:
-        found.add("chat")
-        if "tools" in template:
-            found.add("tools")
-        if "<think>" in template or "enable_thinking" in template:
-            found.add("thinking")
-    return frozenset(found)
+    signs: dict[Capability, bool] = {
+        "completion": True,
+        "embedding": program.pooling is not None,
+        "chat": bool(template),
+        "tools": "tools" in template,
+        "thinking": "<think>" in template or "enable_thinking" in template,
+    }
+    return frozenset(name for name, is_seen in signs.items() if is_seen)
 
 
 def _quantization(checkpoint: Checkpoint) -> str:

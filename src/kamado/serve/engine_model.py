@@ -90,8 +90,7 @@ class EngineModel:
         self._slow = SlowWork("kamado-serve-slow")
         self._marks = insert_marks(model) if model.has_tokenizer else None
         self._is_closed = False
-        if not self._weights.join(self):
-            raise ClosedError("the model was closed")
+        ClosedError.when(not self._weights.join(self), "the model was closed")
         try:
             self.info = replace(info, context=model.context, capabilities=self._capabilities(info))
         except BaseException:
@@ -107,28 +106,23 @@ class EngineModel:
     def _capabilities(self, info: ModelInfo) -> frozenset[Capability]:
         if "embedding" in info.capabilities and "completion" not in info.capabilities:
             return info.capabilities
-        found: set[Capability] = {"completion", *self._chat_capabilities()}
-        if self._marks is not None:
-            found.add("insert")
-        if "embedding" in info.capabilities:
-            found.add("embedding")
-        return frozenset(found)
+        shown: dict[Capability, bool] = {
+            "completion": True,
+            "insert": self._marks is not None,
+            "embedding": "embedding" in info.capabilities,
+        }
+        return frozenset(name for name, has in (shown | self._chat_capabilities()).items() if has)
 
-    def _chat_capabilities(self) -> set[Capability]:
+    def _chat_capabilities(self) -> dict[Capability, bool]:
         if not self._model.has_chat_template:
-            return set()
+            return {}
         try:
             chat = self._model.chat_format
         except BusyError:  # says nothing of the model
             raise
         except KamadoError:
-            return set()
-        found: set[Capability] = {"chat"}
-        if chat.tools is not None:
-            found.add("tools")
-        if chat.tags is not None:
-            found.add("thinking")
-        return found
+            return {}
+        return {"chat": True, "tools": chat.tools is not None, "thinking": chat.tags is not None}
 
     # --- chat ---------------------------------------------------------------------------------------------------------
 
@@ -392,8 +386,7 @@ class EngineModel:
         self._slow.close()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        if self._is_closed:
-            raise ClosedError("the model was closed")
+        ClosedError.when(self._is_closed, "the model was closed")
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._threads, _at_once, work)

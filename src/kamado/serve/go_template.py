@@ -203,12 +203,9 @@ class _Parser:
 
     def _action(self, text: str, word: str, depth: int) -> list[_Node]:
         rest = text[len(word) :].strip()
-        if word == "if":
-            return [self._if(rest, depth)]
-        if word == "range":
-            return [self._range(rest, depth)]
-        if word == "with":
-            return [self._with(rest, depth)]
+        opened = {"if": self._if, "range": self._range, "with": self._with}.get(word)
+        if opened is not None:
+            return [opened(rest, depth)]
         if word in ("break", "continue") and not rest:
             UsageError.when(not self._loops, f"the template has {{{{ {word} }}}} outside of a range")
             return [_Node(f"{{% {word} %}}")]

@@ -23,8 +23,7 @@ _MAGIC = {
 
 def image_from_url(url: Any, param: str, max_bytes: int) -> ImagePart:
     """The picture of a data URL. Raises RequestError for any other address: fetching it would be done in our name."""
-    if not isinstance(url, str):
-        raise RequestError(f"{param} must be a data URL", param=param)
+    RequestError.when(not isinstance(url, str), f"{param} must be a data URL", param=param)
     match = _DATA_URL.match(url, 0, 80)
     if match is None:
         raise RequestError(
@@ -35,8 +34,7 @@ def image_from_url(url: Any, param: str, max_bytes: int) -> ImagePart:
 
 def image_from_base64(text: Any, param: str, max_bytes: int) -> ImagePart:
     """The picture of base64 text, its kind told by its first bytes. Raises RequestError."""
-    if not isinstance(text, str):
-        raise RequestError(f"{param} must be base64 text", param=param)
+    RequestError.when(not isinstance(text, str), f"{param} must be base64 text", param=param)
     RequestError.when(
         len(text) > max_bytes * 4 // 3 + 4,
         f"{param} is larger than {max_bytes} bytes, the limit for a picture",

@@ -164,9 +164,7 @@ class StoreLibrary:
         return Located(base.path, info, base.file_version, merged)
 
     def _names(self) -> dict[str, None]:
-        names = dict.fromkeys(self._files)
-        names |= dict.fromkeys(model.name for model in self._store.list())
-        return names | dict.fromkeys(self._recipe_names())
+        return dict.fromkeys((*self._files, *(model.name for model in self._store.list()), *self._recipe_names()))
 
     def _recipe_names(self) -> builtins.list[str]:
         found = []
@@ -335,8 +333,10 @@ def _hashed(*parts: str) -> str:
 
 def check_name(name: str) -> None:
     """Raises UsageError for what cannot be a model's name."""
-    if _NAME.fullmatch(name) is None or ".." in name:
-        raise UsageError(f"{name[:200]!r} is no name for a model: letters, digits and . _ : / @ + - only, 200 at most")
+    UsageError.when(
+        _NAME.fullmatch(name) is None or ".." in name,
+        f"{name[:200]!r} is no name for a model: letters, digits and . _ : / @ + - only, 200 at most",
+    )
 
 
 def _merged(base: Recipe | None, recipe: Recipe) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .metrics import Registry, Sample
+from .metrics import Labels, Registry, Sample
 
 AllStats = Callable[[], Mapping[str, Mapping[str, Any]]]  # by model: engine/stats.py's Stats.to_dict
 
@@ -13,32 +13,25 @@ AllStats = Callable[[], Mapping[str, Mapping[str, Any]]]  # by model: engine/sta
 def register_model_stats(metrics: Registry, read: AllStats, own: Callable[[], Mapping[str, int]] = dict) -> None:
     """Adds the metrics; each reads what `read` gives at that moment. `own`: bytes by owner that are no model's."""
 
-    def by_key(group: str) -> Callable[[], Iterable[Sample]]:
+    def numbers(pick: Callable[[Mapping[str, Any]], Mapping[Labels, Any]]) -> Callable[[], Iterable[Sample]]:
+        """A series a model for each number that `pick` finds in its stats, by the labels besides the model's."""
+
         def samples() -> Iterable[Sample]:
             for model, stats in read().items():
-                for key, value in (stats.get(group) or {}).items():
+                for labels, value in pick(stats).items():
                     if isinstance(value, (int, float)):
-                        yield (model, str(key)), float(value)
+                        yield (model, *labels), float(value)
 
         return samples
+
+    def by_key(group: str) -> Callable[[], Iterable[Sample]]:
+        return numbers(lambda stats: {(str(key),): value for key, value in (stats.get(group) or {}).items()})
 
     def single(name: str) -> Callable[[], Iterable[Sample]]:
-        def samples() -> Iterable[Sample]:
-            for model, stats in read().items():
-                value = stats.get(name)
-                if isinstance(value, (int, float)):
-                    yield (model,), float(value)
-
-        return samples
+        return numbers(lambda stats: {(): stats.get(name)})
 
     def ledger(name: str) -> Callable[[], Iterable[Sample]]:
-        def samples() -> Iterable[Sample]:
-            for model, stats in read().items():
-                value = ((stats.get("ledger") or {}).get("total") or {}).get(name)
-                if isinstance(value, (int, float)):
-                    yield (model,), float(value)
-
-        return samples
+        return numbers(lambda stats: {(): ((stats.get("ledger") or {}).get("total") or {}).get(name)})
 
     metrics.read_counter(
         "kamado_engine_tokens_total",

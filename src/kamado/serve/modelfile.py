@@ -41,10 +41,9 @@ def parse_modelfile(text: str) -> Instructions:
         len(text) > MAX_CHARACTERS, f"the Modelfile has {len(text)} characters, more than the {MAX_CHARACTERS} allowed"
     )
     out = Instructions()
-    at, text = 0, text.replace("\r\n", "\n")
+    at, text = 0, text.replace("\r\n", "\n") + "\n"  # so that every line has an end
     while at < len(text):
-        end = text.find("\n", at)
-        end = len(text) if end < 0 else end
+        end = text.index("\n", at)
         line = text[at:end].strip()
         if not line or line.startswith("#"):
             at = end + 1
@@ -66,14 +65,12 @@ def _value(text: str, at: int, number: int) -> tuple[str, int]:
         if text.startswith('"""', start):
             end = text.find('"""', start + 3)
             UsageError.when(end < 0, f'line {number} of the Modelfile opens """ and nothing closes it')
-            line_end = text.find("\n", end)
-            line_end = len(text) if line_end < 0 else line_end
+            line_end = text.index("\n", end)
             UsageError.when(
                 text[end + 3 : line_end].strip(), f'line {number} of the Modelfile has something after its closing """'
             )
             return prefix + text[start + 3 : end], line_end + 1
-    end = text.find("\n", at)
-    end = len(text) if end < 0 else end
+    end = text.index("\n", at)
     return text[at:end].strip(), end + 1
 
 
@@ -87,10 +84,8 @@ def _take(out: Instructions, name: str, value: str, number: int) -> None:
             out.base is not None, f"line {number} of the Modelfile is a second FROM: models are made of one"
         )
         out.base = _unquoted(value)
-    elif name == "SYSTEM":
-        out.system = _unquoted(value)
-    elif name == "TEMPLATE":
-        out.template = _unquoted(value)
+    elif name in ("SYSTEM", "TEMPLATE"):
+        setattr(out, name.lower(), _unquoted(value))
     elif name == "LICENSE":
         out.license = f"{out.license}\n\n{_unquoted(value)}" if out.license else _unquoted(value)
     elif name == "PARAMETER":

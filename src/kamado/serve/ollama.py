@@ -106,12 +106,10 @@ class _Writer:
                 "for less, or start the server with a larger --context",
                 param="options.num_ctx",
             )
-        elif isinstance(event, TextDelta):
+        elif isinstance(event, (TextDelta, ReasoningDelta)):
+            texts = (event.text, "") if isinstance(event, TextDelta) else ("", event.text)
             if event.text or event.logprobs:
-                return [self._line(self._part(event.text, "", []), event.logprobs)]
-        elif isinstance(event, ReasoningDelta):
-            if event.text or event.logprobs:
-                return [self._line(self._part("", event.text, []), event.logprobs)]
+                return [self._line(self._part(*texts, []), event.logprobs)]
         elif isinstance(event, ToolCallStart):
             self._calls[event.index] = (event.id, event.name, [])
         elif isinstance(event, ToolCallDelta):
@@ -127,10 +125,8 @@ class _Writer:
         return []
 
     def _line(self, part: dict[str, Any], logprobs: tuple[TokenLogprob, ...]) -> dict[str, Any]:
-        line = {"model": self._name, "created_at": now(), **part, "done": False}
-        if logprobs:
-            line["logprobs"] = [_logprob(item) for item in logprobs]
-        return line
+        shown = [_logprob(item) for item in logprobs]
+        return {"model": self._name, "created_at": now(), **part, "done": False, **_given(logprobs=shown)}
 
     def _last(self, done: Done) -> dict[str, Any]:
         counts = done.counts
@@ -149,8 +145,7 @@ class _Writer:
         }
         for call_id, name, pieces in self._calls.values():  # what has not ended, or ended as cut
             line["cut_call"] = {"id": call_id, "function": {"name": name, "arguments": "".join(pieces)}}
-        if counts.violations:
-            line["schema_violations"] = list(counts.violations)
+        line |= _given(schema_violations=list(counts.violations))
         cut = self._started.truncated if self._started is not None else None
         if cut is not None:
             line["truncated"] = {"messages": cut.num_messages, "tokens": cut.num_tokens, "rule": cut.rule}
@@ -158,10 +153,8 @@ class _Writer:
 
 
 def _logprob(item: TokenLogprob) -> dict[str, Any]:
-    own = _token(item.text, item.logprob)
-    if item.top:
-        own["top_logprobs"] = [_token(text, logprob) for _, text, logprob in item.top]
-    return own
+    top = [_token(text, logprob) for _, text, logprob in item.top]
+    return _token(item.text, item.logprob) | _given(top_logprobs=top)
 
 
 def _token(text: bytes, logprob: float) -> dict[str, Any]:
@@ -169,21 +162,16 @@ def _token(text: bytes, logprob: float) -> dict[str, Any]:
 
 
 def _message_part(text: str, thinking: str, calls: list[Any]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": text}
-    if thinking:
-        message["thinking"] = thinking
-    if calls:
-        message["tool_calls"] = calls
-    return {"message": message}
+    return {"message": {"role": "assistant", "content": text, **_given(thinking=thinking, tool_calls=calls)}}
 
 
 def _response_part(text: str, thinking: str, calls: list[Any]) -> dict[str, Any]:
-    part: dict[str, Any] = {"response": text}
-    if thinking:
-        part["thinking"] = thinking
-    if calls:
-        part["tool_calls"] = calls
-    return part
+    return {"response": text, **_given(thinking=thinking, tool_calls=calls)}
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    """The fields that are not empty."""
+    return {name: value for name, value in fields.items() if value}
 
 
 async def _whole(lines: AsyncIterator[Mapping[str, Any]]) -> dict[str, Any]:
@@ -201,12 +189,8 @@ async def _whole(lines: AsyncIterator[Mapping[str, Any]]) -> dict[str, Any]:
         calls += part.get("tool_calls", [])
         logprobs += last.get("logprobs", [])
     target = last.get("message", last)
-    target |= texts
-    if calls:
-        target["tool_calls"] = calls
-    if logprobs:
-        last["logprobs"] = logprobs
-    return last
+    target |= texts | _given(tool_calls=calls)
+    return last | _given(logprobs=logprobs)
 
 
 async def _answer(
@@ -230,11 +214,11 @@ async def _answer(
 async def _load_or_unload(call: Call[Any], body: Asked, info: ModelInfo, part: dict[str, Any]) -> Response:
     """A request without a prompt loads the model, or with keep_alive 0 gives it up."""
     keep_alive = keep_alive_seconds(body.keep_alive)
-    if keep_alive == 0:
+    reason = "unload" if keep_alive == 0 else "load"
+    if reason == "unload":
         await call.server.service.unload(info.name)
     else:
         await call.server.service.load(info.name, keep_alive=keep_alive)
-    reason = "unload" if keep_alive == 0 else "load"
     line = {"model": body.model, "created_at": now(), **part, "done": True, "done_reason": reason}
     return json_response(line)
 

@@ -24,7 +24,8 @@ from .backend import (
 from .faults import RequestError
 from .images import image_from_base64
 from .ollama_options import Options, read_options
-from .schemas import check_schema
+from .openai_bodies import FunctionSpec, check_names, tool_of
+from .schemas import MAX_SCHEMA_BYTES, check_schema
 
 MAX_TOOLS = 256
 ModelName = Annotated[str, Meta(max_length=256)]
@@ -61,13 +62,10 @@ class MessageBody(Struct, forbid_unknown_fields=True):
     tool_call_id: str | None = None
 
 
-class FunctionBody(Struct, forbid_unknown_fields=True):
-    """A tool's function."""
+class FunctionBody(FunctionSpec, forbid_unknown_fields=True):
+    """A tool's function, of nearly any name."""
 
     name: Annotated[str, Meta(min_length=1, max_length=256)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
 
 
 class ToolBody(Struct, forbid_unknown_fields=True):
@@ -77,14 +75,19 @@ class ToolBody(Struct, forbid_unknown_fields=True):
     type: Literal["function"] | None = None
 
 
-class Asked(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What /api/chat and /api/generate share."""
+class ForModel(Struct, kw_only=True):
+    """What all bodies that make a model work share."""
 
     model: ModelName
-    stream: bool | None = None
     options: dict[str, Any] | None = None
-    format: str | dict[str, Any] | None = None
     keep_alive: float | str | None = None
+
+
+class Asked(ForModel, forbid_unknown_fields=True, kw_only=True):
+    """What /api/chat and /api/generate share."""
+
+    stream: bool | None = None
+    format: str | dict[str, Any] | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
@@ -110,47 +113,41 @@ class GenerateBody(Asked, forbid_unknown_fields=True, kw_only=True):
     parse_special: bool | None = None  # false: special tokens written in a raw prompt are plain text
 
 
-class EmbedBody(Struct, forbid_unknown_fields=True, kw_only=True):
+class EmbedBody(ForModel, forbid_unknown_fields=True, kw_only=True):
     """The body of POST /api/embed."""
 
-    model: ModelName
     input: str | Annotated[list[str], Meta(max_length=4096)]
     truncate: bool | None = None
-    options: dict[str, Any] | None = None
-    keep_alive: float | str | None = None
     dimensions: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
 
 
-class EmbeddingsBody(Struct, forbid_unknown_fields=True, kw_only=True):
+class EmbeddingsBody(ForModel, forbid_unknown_fields=True, kw_only=True):
     """The body of POST /api/embeddings, which /api/embed follows."""
 
-    model: ModelName
     prompt: str
-    options: dict[str, Any] | None = None
-    keep_alive: float | str | None = None
 
 
-class ShowBody(Struct, forbid_unknown_fields=True, kw_only=True):
-    """The body of POST /api/show."""
+class Named(Struct, kw_only=True):
+    """What all bodies about a model of the library share."""
 
     model: ModelName | None = None
     name: ModelName | None = None  # older clients
+
+
+class ShowBody(Named, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /api/show."""
+
     verbose: bool | None = None
 
 
-class PullBody(Struct, forbid_unknown_fields=True, kw_only=True):
+class PullBody(Named, forbid_unknown_fields=True, kw_only=True):
     """The body of POST /api/pull."""
 
-    model: ModelName | None = None
-    name: ModelName | None = None
     stream: bool | None = None
 
 
-class DeleteBody(Struct, forbid_unknown_fields=True, kw_only=True):
+class DeleteBody(Named, forbid_unknown_fields=True, kw_only=True):
     """The body of DELETE /api/delete."""
-
-    model: ModelName | None = None
-    name: ModelName | None = None
 
 
 class CopyBody(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -167,11 +164,9 @@ class CreateMessage(Struct, forbid_unknown_fields=True):
     content: str
 
 
-class CreateBody(Struct, forbid_unknown_fields=True, kw_only=True):
+class CreateBody(Named, forbid_unknown_fields=True, kw_only=True):
     """The body of POST /api/create."""
 
-    model: ModelName | None = None
-    name: ModelName | None = None
     base: ModelName | None = field(default=None, name="from")
     modelfile: str | None = None  # older clients
     system: str | None = None
@@ -182,7 +177,7 @@ class CreateBody(Struct, forbid_unknown_fields=True, kw_only=True):
     stream: bool | None = None
 
 
-def named(body: ShowBody | PullBody | DeleteBody | CreateBody) -> str:
+def named(body: Named) -> str:
     """The model's name: `model`, or `name` as older clients say. Raises RequestError."""
     name = body.model or body.name or ""
     RequestError.when(not name, "model is missing", param="model")
@@ -256,20 +251,9 @@ def _message(message: MessageBody, i: int, max_image_bytes: int) -> Message:
 
 
 def _tools(body: ChatBody) -> tuple[Tool, ...]:
-    tools = tuple(
-        Tool(
-            tool.function.name,
-            tool.function.description or "",
-            tool.function.parameters or {},
-            strict=tool.function.strict is True,
-        )
-        for tool in body.tools or ()
-    )
-    names: set[str] = set()
-    for i, tool in enumerate(tools):
-        check_schema(tool.parameters, f"tools[{i}].function.parameters")
-        RequestError.when(tool.name in names, f"tools: there are two called {tool.name[:80]!r}", param="tools")
-        names.add(tool.name)
+    specs = enumerate(body.tools or ())
+    tools = tuple(tool_of(tool.function, f"tools[{i}].function", MAX_SCHEMA_BYTES) for i, tool in specs)
+    check_names([tool.name for tool in tools])
     return tools
 
 

@@ -191,10 +191,7 @@ async def _create(call: Call[CreateBody]) -> AsyncGenerator[dict[str, Any], None
     parameters = {**_written_parameters(call, written), **(body.parameters or {})}
     given = "\n\n".join(body.license) if isinstance(body.license, list) else body.license
     messages = written.messages if body.messages is None else [(m.role, m.content) for m in body.messages]
-    state = call.server.state
-    if "create" not in state:
-        state["create"] = SlowWork("kamado-serve-create")
-    slow: SlowWork = state["create"]
+    slow: SlowWork = call.server.state.setdefault("create", SlowWork("kamado-serve-create"))
     recipe = await slow.run(  # compiles the template
         partial(
             make_recipe,

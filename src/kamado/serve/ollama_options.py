@@ -82,8 +82,11 @@ def _stops(value: Any, where: str) -> tuple[str, ...]:
     if value is None:
         return ()
     stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops) or len(stops) > MAX_STOPS:
-        raise RequestError(f"{where}.stop must be a text or a list of {MAX_STOPS} at most", param=f"{where}.stop")
+    RequestError.when(
+        not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops) or len(stops) > MAX_STOPS,
+        f"{where}.stop must be a text or a list of {MAX_STOPS} at most",
+        param=f"{where}.stop",
+    )
     return tuple(stop for stop in stops if stop)
 
 

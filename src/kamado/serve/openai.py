@@ -450,8 +450,11 @@ def prompts_of(value: Any, param: str, limit: int) -> tuple[str | tuple[int, ...
     """One text, texts, token ids, or lists of them. Raises RequestError for anything else."""
     if isinstance(value, str):
         return (value,)
-    if not isinstance(value, list) or not value:
-        raise RequestError(f"{param} must be text, token ids, or a list of either, and not empty", param=param)
+    RequestError.when(
+        not isinstance(value, list) or not value,
+        f"{param} must be text, token ids, or a list of either, and not empty",
+        param=param,
+    )
     if _is_ids(value):
         return (tuple(value),)
     RequestError.when(len(value) > limit, f"{param} has {len(value)} items, more than {limit}", param=param)

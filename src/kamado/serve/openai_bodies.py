@@ -7,7 +7,7 @@ neither is unknown and refused by name.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,6 +17,8 @@ from .faults import RequestError
 from .openai_messages import to_messages
 from .sampling import sampling_of
 from .schemas import MAX_SCHEMA_BYTES, check_schema
+
+T = TypeVar("T")
 
 MAX_CHOICES = 16
 MAX_STOPS = 16
@@ -294,8 +296,7 @@ def tool_choice_of(choice: Any, names: list[str], parallel: bool | None) -> Tool
         return ToolChoice("required", parallel=must_many)
     if isinstance(choice, dict):
         if choice.get("type") == "function":
-            function = choice.get("function", choice)
-            name = function.get("name") if isinstance(function, dict) else None
+            name = _name_of(choice)
             if name in names:
                 return ToolChoice("required", frozenset({name}), parallel=parallel is True)
             raise RequestError(f"tool_choice names {str(name)[:80]!r}, which is none of the tools", param="tool_choice")
@@ -306,6 +307,12 @@ def tool_choice_of(choice: Any, names: list[str], parallel: bool | None) -> Tool
     )
 
 
+def _name_of(tool: Any) -> Any:
+    """The name of a function as either endpoint writes it."""
+    function = tool.get("function", tool) if isinstance(tool, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
+
+
 def _allowed(spec: Any, names: list[str], parallel: bool | None) -> ToolChoice:
     tools = spec.get("tools") if isinstance(spec, dict) else None
     mode = spec.get("mode") if isinstance(spec, dict) else None
@@ -313,8 +320,7 @@ def _allowed(spec: Any, names: list[str], parallel: bool | None) -> ToolChoice:
         raise RequestError("allowed_tools needs a mode, auto or required, and tools", param="tool_choice")
     allowed = set()
     for tool in tools:
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        name = function.get("name") if isinstance(function, dict) else None
+        name = _name_of(tool)
         RequestError.when(
             name not in names, f"allowed_tools has {str(name)[:80]!r}, which is none of the tools", param="tool_choice"
         )
@@ -336,16 +342,13 @@ def think_of(effort: str | None, budget: int | None = None) -> Think:
 
 def think_of_chat(body: ChatBody) -> Think:
     """The same for the chat endpoint, whose clients have several words for it. Raises RequestError."""
-    effort, budget = body.reasoning_effort, body.thinking_budget
-    enabled: bool | None = body.enable_thinking
-    if body.reasoning is not None:
-        effort = effort if effort is not None else body.reasoning.effort
-        budget = budget if budget is not None else body.reasoning.max_tokens
-        enabled = enabled if enabled is not None else body.reasoning.enabled
+    reasoning = body.reasoning or ChatReasoning()
+    effort = _first(body.reasoning_effort, reasoning.effort)
+    budget = _first(body.thinking_budget, reasoning.max_tokens)
+    enabled = _first(body.enable_thinking, reasoning.enabled)
     if body.thinking is not None:
-        budget = budget if budget is not None else body.thinking.budget_tokens
-        if enabled is None:
-            enabled = {"enabled": True, "disabled": False}.get(body.thinking.type)
+        budget = _first(budget, body.thinking.budget_tokens)
+        enabled = _first(enabled, {"enabled": True, "disabled": False}.get(body.thinking.type))
     think = think_of(effort, budget)
     if enabled is None or think.enabled == enabled:
         return think
@@ -353,6 +356,11 @@ def think_of_chat(body: ChatBody) -> Think:
         think.enabled is not None, "one parameter asks for reasoning and another for none", param="reasoning_effort"
     )
     return replace(think, enabled=enabled)
+
+
+def _first(*given: T | None) -> T | None:
+    """The first that is given at all."""
+    return next((value for value in given if value is not None), None)
 
 
 def thinking_parameters(body: ChatBody) -> list[str]:

@@ -68,8 +68,7 @@ def _message(item: Mapping[str, Any], where: str, max_image_bytes: int) -> Messa
     parts = content_parts(item.get("content"), role, f"{where}.content", max_image_bytes)
     if role == "assistant":
         return _assistant(item, parts, where)
-    if item.get("content") is None:
-        raise RequestError(f"{where}.content is missing", param=f"{where}.content")
+    RequestError.when(item.get("content") is None, f"{where}.content is missing", param=f"{where}.content")
     return Message(
         role=role,
         parts=parts,
@@ -86,8 +85,11 @@ def _assistant(item: Mapping[str, Any], parts: tuple[Part, ...], where: str) -> 
     if item.get("refusal"):
         parts = (*parts, TextPart(text_of(item, "refusal", where)))
     calls = item.get("tool_calls") or []
-    if not isinstance(calls, list) or len(calls) > _MAX_CALLS:
-        raise RequestError(f"{where}.tool_calls must be a list", param=f"{where}.tool_calls")
+    RequestError.when(
+        not isinstance(calls, list) or len(calls) > _MAX_CALLS,
+        f"{where}.tool_calls must be a list",
+        param=f"{where}.tool_calls",
+    )
     if item.get("content") is None and not calls and not item.get("refusal"):
         parts = ()
     reasoning = ""
@@ -105,8 +107,11 @@ def _assistant(item: Mapping[str, Any], parts: tuple[Part, ...], where: str) -> 
 def _call(call: Any, where: str) -> ToolCall:
     call = without_nulls(call) if isinstance(call, dict) else {}
     function = call.get("function")
-    if not isinstance(function, dict) or call.get("type", "function") != "function":
-        raise RequestError(f"{where} must be a function call", param=where)
+    RequestError.when(
+        not isinstance(function, dict) or call.get("type", "function") != "function",
+        f"{where} must be a function call",
+        param=where,
+    )
     function = without_nulls(function)
     name = text_of(function, "name", f"{where}.function")
     RequestError.when(
@@ -115,8 +120,11 @@ def _call(call: Any, where: str) -> ToolCall:
     arguments = function.get("arguments")
     if isinstance(arguments, dict) or arguments is None:  # as other APIs have them, and calls without any
         arguments = json.dumps(arguments or {}, ensure_ascii=False)
-    if not isinstance(arguments, str):
-        raise RequestError(f"{where}.function.arguments must be JSON text", param=f"{where}.function.arguments")
+    RequestError.when(
+        not isinstance(arguments, str),
+        f"{where}.function.arguments must be JSON text",
+        param=f"{where}.function.arguments",
+    )
     return ToolCall(text_of(call, "id", where), name, arguments or "{}")
 
 
@@ -126,8 +134,7 @@ def content_parts(content: Any, role: Role, where: str, max_image_bytes: int) ->
         return ()
     if isinstance(content, str):
         return (TextPart(content),)
-    if not isinstance(content, list):
-        raise RequestError(f"{where} must be text or a list of parts", param=where)
+    RequestError.when(not isinstance(content, list), f"{where} must be text or a list of parts", param=where)
     return tuple(_part(part, role, f"{where}[{i}]", max_image_bytes) for i, part in enumerate(content))
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from .backend import Started, TokenCounts, TokenLogprob, Truncated
+from .backend import Started, TokenCounts, TokenLogprob
 
 Finish = Literal["stop", "length", "tool_calls"]
 
@@ -292,24 +292,18 @@ def usage_of(counts: TokenCounts) -> UsageResult:
 
 def account_of(started: Started, counts: TokenCounts) -> ContextResult:
     """Kamado's own count."""
+    cut = started.truncated
     return ContextResult(
         context=started.context,
         used=counts.num_prompt_tokens + counts.num_generated_tokens,
         seed=started.seed,
-        truncated=truncated_of(started.truncated),
+        truncated=None if cut is None else TruncatedResult(cut.num_messages, cut.num_tokens, cut.rule),
         load_seconds=round(counts.load_seconds, 6),
         queue_seconds=round(counts.queue_seconds, 6),
         prefill_seconds=round(counts.prefill_seconds, 6),
         decode_seconds=round(counts.decode_seconds, 6),
         schema_violations=list(counts.violations) or UNSET,
     )
-
-
-def truncated_of(truncated: Truncated | None) -> TruncatedResult | None:
-    """What was left out."""
-    if truncated is None:
-        return None
-    return TruncatedResult(truncated.num_messages, truncated.num_tokens, truncated.rule)
 
 
 def token_text(data: bytes) -> str:

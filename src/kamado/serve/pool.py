@@ -130,20 +130,18 @@ class ModelPool:
     def loaded(self) -> list[LoadedModel]:
         """Models in memory, with Unix times."""
         now, wall = self._clock(), time.time()
-        out = []
-        for slot in self.slots:
-            if slot.model is not None:
-                expires = slot.expires_at(now)
-                out.append(
-                    LoadedModel(
-                        slot.model.info,
-                        slot.memory_bytes,
-                        None if math.isinf(expires) else wall + (expires - now),
-                        slot.num_active,
-                        slot.is_pinned,
-                    )
-                )
-        return out
+        ends = [(slot, slot.model, slot.expires_at(now)) for slot in self.slots]
+        return [
+            LoadedModel(
+                model.info,
+                slot.memory_bytes,
+                None if math.isinf(expires) else wall + (expires - now),
+                slot.num_active,
+                slot.is_pinned,
+            )
+            for slot, model, expires in ends
+            if model is not None
+        ]
 
     async def fits(self, info: ModelInfo) -> bool:
         """Whether a model can be had: it is in memory, or there is room for it beside those that are never given up."""
@@ -226,8 +224,7 @@ class ModelPool:
     async def _slot(self, name: str, version: str, keep_alive: float | None) -> Slot:
         is_pinned = False
         while True:
-            if self._is_closed:
-                raise ClosedError("the server is going down")
+            ClosedError.when(self._is_closed, "the server is going down")
             slot = self._slots.get(name)
             if slot is not None and slot.version != version and not slot.is_doomed:
                 keep_alive = slot.keep_alive if keep_alive is None else keep_alive

@@ -98,15 +98,18 @@ class Reloader:
         taken = [name for name in changed if name not in FIXED and name != "api_keys"]
         if has_other_keys:
             taken.append("api_keys")
-        for path in self._files:
-            warning = exposed_keys(path, merged)
-            if warning:
-                _log.warning("an API key is exposed", extra={"reason": warning})
+        warn_of_exposed_keys(self._files, merged)
         _log.info("settings reloaded", extra={"changed": taken, "keys": len(keys)})
         return bool(taken)
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         return [_stamp(path) for path in self._files]
+
+
+def warn_of_exposed_keys(files: Sequence[Path], config: ServeConfig) -> None:
+    """A line in the log for each file of settings with API keys that others may read."""
+    for warning in filter(None, (exposed_keys(path, config) for path in files)):
+        _log.warning("an API key is exposed", extra={"reason": warning})
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -37,6 +37,11 @@ from .thinking import say_if_it_cannot_think
 
 _log = logging.getLogger("kamado.serve")
 
+# How an item of text begins: what its id begins with, and its own fields.
+_HEADS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "message": ("msg_", {"role": "assistant", "status": "in_progress"}),
+    "reasoning": ("rs_", {"status": "in_progress", "summary": ()}),
+}
 _MAX_STORED_BYTES = 64 << 20  # of all stored responses
 
 
@@ -274,21 +279,21 @@ class ResponseMaker:
         events = []
         if self._item is None or self._item["type"] != kind:
             events += self._close()
-            item: dict[str, Any] = {"type": kind, "id": new_id("msg_" if kind == "message" else "rs_")}
-            if kind == "message":
-                item |= {"role": "assistant", "status": "in_progress", "content": []}
-            else:
-                item |= {"status": "in_progress", "summary": [], "content": []}
-            events += self._open(item)
+            prefix, head = _HEADS[kind]
+            events += self._open({"type": kind, "id": new_id(prefix), **head, "content": []})
             events.append(self._event("response.content_part.added", **self._place(0), part=self._part("", [])))
         self._text.append(text)
         shown = [chat_logprob(token) for token in logprobs]
         self._logprobs += shown
-        if kind == "message":
-            events.append(self._event("response.output_text.delta", **self._place(0), delta=text, logprobs=shown))
-        else:
-            events.append(self._event("response.reasoning_text.delta", **self._place(0), delta=text))
+        events.append(self._text_event("delta", delta=text, logprobs=shown))
         return events
+
+    def _text_event(self, step: str, **fields: Any) -> dict[str, Any]:
+        """More or the end of the open item's text; what is reasoned has no log-probabilities."""
+        part = self._part("", [])["type"]
+        if part == "reasoning_text":
+            del fields["logprobs"]
+        return self._event(f"response.{part}.{step}", **self._place(0), **fields)
 
     def _open(self, item: dict[str, Any]) -> list[dict[str, Any]]:
         self._item, self._text, self._logprobs = item, [], []
@@ -309,14 +314,8 @@ class ResponseMaker:
             )
         else:
             part = self._part(text, self._logprobs)
-            place = self._place(0)
-            if item["type"] == "message":
-                events.append(
-                    self._event("response.output_text.done", **place, text=text, logprobs=list(self._logprobs))
-                )
-            else:
-                events.append(self._event("response.reasoning_text.done", **place, text=text))
-            events.append(self._event("response.content_part.done", **place, part=part))
+            events.append(self._text_event("done", text=text, logprobs=list(self._logprobs)))
+            events.append(self._event("response.content_part.done", **self._place(0), part=part))
             item["content"] = [part]
             if item["type"] == "reasoning" and self._seals_reasoning:
                 item["encrypted_content"] = base64.b64encode(text.encode()).decode("ascii")

@@ -199,8 +199,7 @@ def _message(item: Mapping[str, Any], where: str, max_image_bytes: int) -> Messa
         )
     neutral: Role = "system" if role == "developer" else role
     content = item.get("content")
-    if content is None:
-        raise RequestError(f"{where}.content is missing", param=f"{where}.content")
+    RequestError.when(content is None, f"{where}.content is missing", param=f"{where}.content")
     return Message(neutral, content_parts(content, neutral, f"{where}.content", max_image_bytes))
 
 
@@ -212,8 +211,7 @@ def _reasoning(item: Mapping[str, Any], where: str) -> str:
             return base64.b64decode(sealed, validate=True).decode("utf-8")
         except ValueError:
             raise RequestError(f"{where}.encrypted_content was not made here", param=where) from None
-    if not isinstance(parts, list):
-        raise RequestError(f"{where}.content must be a list", param=where)
+    RequestError.when(not isinstance(parts, list), f"{where}.content must be a list", param=where)
     return "".join(text_of(part, "text", where) for part in parts if isinstance(part, dict))
 
 

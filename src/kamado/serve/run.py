@@ -19,7 +19,7 @@ import uvicorn
 from ..errors import KamadoError, UsageError
 from .app import JsonFormatter, Server, TextFormatter
 from .backend import Library, Loader
-from .config import ServeConfig, config_dir, exposed_keys
+from .config import ServeConfig, config_dir
 from .connections import (
     ACCEPT_BATCH,
     affordable_connections,
@@ -29,7 +29,7 @@ from .connections import (
 )
 from .keys import KeyRing, new_key
 from .metrics import Registry
-from .reload import Load, Reloader
+from .reload import Load, Reloader, warn_of_exposed_keys
 from .served import ServedLibrary
 from .service import Limits, Service
 from .share import models_bytes, server_share
@@ -203,10 +203,7 @@ def run(
     share = server_share(config)
     parts = {f"{name}_bytes": nbytes for name, nbytes in share.parts().items()}
     _log.info("memory of the server itself", extra={"bytes": share.total, **parts, "models": models_bytes(config)})
-    for path in watched:
-        warning = exposed_keys(path, config)
-        if warning:
-            _log.warning("an API key is exposed", extra={"reason": warning})
+    warn_of_exposed_keys(watched, config)
     sys.setswitchinterval(_SWITCH_SECONDS)
     _set_up_memory()
     web = Web(server)

@@ -256,8 +256,7 @@ class Service:
     @asynccontextmanager
     async def _admitted(self, owner: str) -> AsyncIterator[None]:
         """A place in the queue. Raises OverloadedError when there is none."""
-        if self._is_closed:
-            raise ClosedError("the server is going down")
+        ClosedError.when(self._is_closed, "the server is going down")
         limits = self._limits
         if self.num_active >= limits.max_requests:
             self._refused.add()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from .wire import Wire
@@ -52,23 +53,15 @@ class Writer:
         company: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
         self._last_write = loop.time()
+        begin = partial(self._begin, status, media_type, headers)
         if comment and comment_seconds:
-            company = asyncio.create_task(
-                self._keep_company(lambda: self._begin(status, media_type, headers), comment, comment_seconds)
-            )
+            company = asyncio.create_task(self._keep_company(begin, comment, comment_seconds))
         try:
             async for chunk in chunks:
                 if not self._write_at_once(chunk):
-                    async with self._lock:
-                        if not self.is_started:
-                            await self._begin(status, media_type, headers)
-                        if not self._is_head:
-                            await self._body(chunk, more=True)
+                    await self._part(begin, chunk)
                 self._last_write = loop.time()
-            async with self._lock:
-                if not self.is_started:
-                    await self._begin(status, media_type, headers)
-                await self._body(b"", more=False)
+            await self._part(begin, b"", more=False)
         finally:
             if company is not None:
                 company.cancel()
@@ -100,12 +93,16 @@ class Writer:
             await asyncio.sleep(max(0.01, self._last_write + seconds - loop.time()))
             if loop.time() - self._last_write < seconds:
                 continue
-            async with self._lock:
-                if not self.is_started:
-                    await begin()
-                if not self._is_head:
-                    await self._body(comment, more=True)
-                self._last_write = loop.time()
+            await self._part(begin, comment)
+            self._last_write = loop.time()
+
+    async def _part(self, begin: Callable[[], Awaitable[None]], content: bytes, *, more: bool = True) -> None:
+        """A part of a streamed body, after the answer's beginning."""
+        async with self._lock:
+            if not self.is_started:
+                await begin()
+            if not (more and self._is_head):
+                await self._body(content, more=more)
 
     async def _begin(self, status: int, media_type: str, headers: Mapping[str, str]) -> None:
         self.status = status

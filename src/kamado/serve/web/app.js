@@ -5,12 +5,13 @@ import { readFiles } from "./attachments.js";
 import {
   addMessage, branch, newConversation, requestMessages, requestSettings, settle, showVersion,
 } from "./conversation.js";
-import { el } from "./markdown.js";
+import { el, put } from "./markdown.js";
 import { Store } from "./store.js";
-import { MessageView, byId, showContext, showConversations, showMemory, showNotice } from "./view.js";
+import { MessageView, button, byId, showContext, showConversations, showMemory, showNotice } from "./view.js";
 
 const SAVE_EVERY_MS = 2000;
 const SPEED_WINDOW_MS = 2000;
+const NUMBERS = [["temperature", "temperature"], ["max-tokens", "max_tokens"], ["seed", "seed"]]; // fields of settings
 const STATUS_EVERY_MS = 2000; // while the memory panel is open
 
 const store = await Store.open();
@@ -45,9 +46,7 @@ function render() {
   byId("empty").hidden = nodes.length > 0;
   document.title = current.title ? `${current.title} · Kamado` : "Kamado";
   byId("system").value = current.settings.system ?? "";
-  for (const [id, name] of [["temperature", "temperature"], ["max-tokens", "max_tokens"], ["seed", "seed"]]) {
-    byId(id).value = current.settings[name] ?? "";
-  }
+  for (const [id, name] of NUMBERS) byId(id).value = current.settings[name] ?? "";
   chooseModel();
   showState();
   scrollDown(true);
@@ -134,7 +133,7 @@ async function openConversation(id) {
 }
 
 async function remove(conversation) {
-  runs.get(conversation.id)?.abort.abort();
+  stop(conversation.id);
   runs.delete(conversation.id);
   await store.remove(conversation.id);
   if (conversation.id === current.id) startConversation();
@@ -260,8 +259,8 @@ async function answer(conversation, question, more = {}) {
   await save(conversation);
 }
 
-function stop() {
-  runs.get(current.id)?.abort.abort();
+function stop(id = current.id) {
+  runs.get(id)?.abort.abort();
 }
 
 // --- models, memory, key ---------------------------------------------------------------------------------------------
@@ -295,11 +294,7 @@ function showModels() {
   const select = byId("model");
   const labels = models.map((model) => (model.fits ? model.name : `${model.name} (cannot be loaded now)`));
   if (labels.join("\n") !== Array.from(select.options, (option) => option.text).join("\n")) {
-    select.replaceChildren(...models.map((model, i) => {
-      const option = el("option", "", labels[i]);
-      option.value = model.name;
-      return option;
-    }));
+    select.replaceChildren(...models.map((model, i) => put(el("option", "", labels[i]), { value: model.name })));
   }
   if (!models.length) select.replaceChildren(el("option", "", "no model that chats"));
   select.disabled = models.length === 0;
@@ -363,13 +358,10 @@ function grow() {
 function setFiles(list) {
   files = list;
   byId("attachments").replaceChildren(...files.map((file) => {
-    const drop = el("button", "quiet", "✕");
-    drop.type = "button";
-    drop.setAttribute("aria-label", `Remove ${file.name}`);
-    drop.addEventListener("click", () => {
+    const drop = button("✕", "quiet", () => {
       setFiles(files.filter((other) => other !== file));
       byId("input").focus();
-    });
+    }, `Remove ${file.name}`);
     return el("li", "", file.name, drop);
   }));
 }
@@ -388,6 +380,11 @@ function openSidebar(isOpen) {
   if (isOpen) byId("close-sidebar").focus();
 }
 
+function closeSidebar() {
+  openSidebar(false);
+  byId("open-sidebar").focus();
+}
+
 function togglePanel(panel, opener) {
   panel.hidden = !panel.hidden;
   opener.setAttribute("aria-expanded", String(!panel.hidden));
@@ -398,8 +395,7 @@ async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    const area = el("textarea", "hidden");
-    area.value = text;
+    const area = put(el("textarea", "hidden"), { value: text });
     document.body.append(area);
     area.select();
     document.execCommand("copy");
@@ -426,12 +422,8 @@ function onNumber(id, name) {
 
 function onKey(event) {
   if (event.key === "Escape") {
-    if (byId("sidebar").classList.contains("open")) {
-      openSidebar(false);
-      byId("open-sidebar").focus();
-    } else if (!byId("key-dialog").open) {
-      stop();
-    }
+    if (byId("sidebar").classList.contains("open")) closeSidebar();
+    else if (!byId("key-dialog").open) stop();
   } else if (event.altKey && event.code === "KeyN") {
     event.preventDefault();
     startConversation();
@@ -476,10 +468,7 @@ function listen() {
   }
   byId("new-chat").addEventListener("click", startConversation);
   byId("open-sidebar").addEventListener("click", () => openSidebar(true));
-  byId("close-sidebar").addEventListener("click", () => {
-    openSidebar(false);
-    byId("open-sidebar").focus();
-  });
+  byId("close-sidebar").addEventListener("click", closeSidebar);
   byId("shade").addEventListener("click", () => openSidebar(false));
   byId("show-memory").addEventListener("click", () => {
     togglePanel(byId("memory"), byId("show-memory"));
@@ -501,9 +490,7 @@ function listen() {
     current.settings.system = byId("system").value;
     if (isSaved) save(current);
   });
-  onNumber("temperature", "temperature");
-  onNumber("max-tokens", "max_tokens");
-  onNumber("seed", "seed");
+  for (const [id, name] of NUMBERS) onNumber(id, name);
   byId("log").addEventListener("click", (event) => {
     const source = event.target.closest("[data-copy]");
     if (source) copy(source.closest(".code").querySelector("code").textContent);

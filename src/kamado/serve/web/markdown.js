@@ -20,6 +20,15 @@ export function el(tag, className = "", ...children) {
   return node;
 }
 
+/** The node with these properties; names with a hyphen are attributes. */
+export function put(node, properties) {
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes("-")) node.setAttribute(name, value);
+    else node[name] = value;
+  }
+  return node;
+}
+
 /** Keeps `root` showing the Markdown given to update(), rendering only the blocks that changed since the last call. */
 export class MarkdownView {
   constructor(root) {
@@ -34,8 +43,7 @@ export class MarkdownView {
     while (same < blocks.length && same < this.sources.length && blocks[same] === this.sources[same]) same++;
     while (this.root.childNodes.length > same) this.root.lastChild.remove();
     for (const source of blocks.slice(same)) {
-      const node = el("div");
-      renderBlocks(source.split("\n"), node, 0);
+      const node = renderBlocks(source.split("\n"), el("div"), 0);
       this.root.append(node.childNodes.length === 1 ? node.firstChild : node);
     }
     this.sources = blocks;
@@ -96,22 +104,15 @@ function renderBlocks(lines, parent, depth) {
       parent.append(codeBlock(code.join("\n"), match[2]));
       i = end + 1;
     } else if ((match = HEADING.exec(line))) {
-      const node = el(`h${match[1].length}`);
-      renderInline((match[2] ?? "").trim().replace(/\s#+$/, ""), node);
-      parent.append(node);
+      parent.append(renderInline((match[2] ?? "").trim().replace(/\s#+$/, ""), el(`h${match[1].length}`)));
       i++;
     } else if (RULE.test(line)) {
       parent.append(el("hr"));
       i++;
     } else if (depth < MAX_DEPTH && QUOTE.test(line)) {
       const inner = [];
-      while (i < lines.length && (match = QUOTE.exec(lines[i]))) {
-        inner.push(match[1]);
-        i++;
-      }
-      const node = el("blockquote");
-      renderBlocks(inner, node, depth + 1);
-      parent.append(node);
+      for (; i < lines.length && (match = QUOTE.exec(lines[i])); i++) inner.push(match[1]);
+      parent.append(renderBlocks(inner, el("blockquote"), depth + 1));
     } else if (depth < MAX_DEPTH && ITEM.test(line)) {
       i = renderList(lines, i, parent, depth);
     } else if (line.includes("|") && i + 1 < lines.length && lines[i + 1].includes("|") && TABLE_RULE.test(lines[i + 1])) {
@@ -120,11 +121,10 @@ function renderBlocks(lines, parent, depth) {
       const text = [line];
       i++;
       while (i < lines.length && lines[i].trim() && !interrupts(lines[i])) text.push(lines[i++]);
-      const node = el("p");
-      renderInline(text.map((l) => l.trim()).join("\n"), node);
-      parent.append(node);
+      parent.append(renderInline(text.map((l) => l.trim()).join("\n"), el("p")));
     }
   }
+  return parent;
 }
 
 function interrupts(line) {
@@ -156,12 +156,8 @@ function renderList(lines, start, parent, depth) {
     const item = el("li");
     const task = /^\[([ xX])\][ \t]+(.*)$/.exec(inner[0]);
     if (task) {
-      const box = el("input");
-      box.type = "checkbox";
-      box.disabled = true;
-      box.checked = task[1] !== " ";
-      box.setAttribute("aria-label", "done");
-      item.append(box, " ");
+      const isDone = task[1] !== " ";
+      item.append(put(el("input"), { type: "checkbox", disabled: true, checked: isDone, "aria-label": "done" }), " ");
       inner[0] = task[2];
     }
     renderBlocks(inner, item, depth + 1);
@@ -194,15 +190,8 @@ function cells(line) {
 function renderTable(lines, start, parent) {
   const names = cells(lines[start]);
   const sides = cells(lines[start + 1]).map((c) => (c.endsWith(":") ? (c.startsWith(":") ? "center" : "right") : ""));
-  const row = (tag, texts) => {
-    const node = el("tr");
-    names.forEach((_, column) => {
-      const cell = el(tag, sides[column] ?? "");
-      renderInline(texts[column] ?? "", cell);
-      node.append(cell);
-    });
-    return node;
-  };
+  const cell = (tag, text, side) => renderInline(text ?? "", el(tag, side ?? ""));
+  const row = (tag, texts) => el("tr", "", ...names.map((_, column) => cell(tag, texts[column], sides[column])));
   const body = el("tbody");
   let i = start + 2;
   while (i < lines.length && lines[i].trim() && lines[i].includes("|")) body.append(row("td", cells(lines[i++])));
@@ -211,15 +200,12 @@ function renderTable(lines, start, parent) {
 }
 
 function codeBlock(text, language) {
-  const copy = el("button", "quiet", "Copy");
-  copy.type = "button";
-  copy.dataset.copy = "code";
-  const pre = el("pre", "", el("code", "", text));
-  pre.tabIndex = 0; // wide code can be scrolled by keyboard
+  const copy = put(el("button", "quiet", "Copy"), { type: "button", "data-copy": "code" });
+  const pre = put(el("pre", "", el("code", "", text)), { tabIndex: 0 }); // wide code can be scrolled by keyboard
   return el("div", "code", el("div", "", el("span", "", language || "code"), copy), pre);
 }
 
-/** Inline marks of one paragraph. For every kind of mark it is remembered when no closing one follows, so that many
+/** Inline marks of one paragraph, below `parent`. For every kind of mark it is remembered when no closing one follows, so that many
  *  opening ones cost no more than a few. */
 export function renderInline(text, parent, depth = 0) {
   const missing = new Set(); // closers known not to follow
@@ -268,6 +254,7 @@ export function renderInline(text, parent, depth = 0) {
     }
   }
   add();
+  return parent;
 }
 
 /** Where the ticks that close the code span at `i` begin; -1: none. */
@@ -296,8 +283,7 @@ function emphasis(text, i, find, depth) {
     const isDouble = mark.length === 1 && text[end + 1] === mark;
     const isInWord = mark[0] === "_" && /\w/.test(text[end + mark.length] ?? "");
     if (!isDouble && !isInWord && !/\s/.test(text[end - 1])) {
-      const node = el(tag);
-      renderInline(text.slice(i + mark.length, end), node, depth + 1);
+      const node = renderInline(text.slice(i + mark.length, end), el(tag), depth + 1);
       return { node, end: end + mark.length };
     }
     end = find(mark, end + (isDouble ? 2 : mark.length));
@@ -325,10 +311,6 @@ function linked(text, i, find) {
 }
 
 function link(target, label) {
-  const node = el("a");
-  node.href = target;
-  node.target = "_blank";
-  node.rel = "noopener noreferrer nofollow";
-  renderInline(label, node, MAX_DEPTH);
-  return node;
+  const node = put(el("a"), { href: target, target: "_blank", rel: "noopener noreferrer nofollow" });
+  return renderInline(label, node, MAX_DEPTH);
 }

@@ -1,18 +1,13 @@
 // DOM of messages, of the list of conversations and of the memory panel. Knows nothing of requests: every action is a
 // callback.
 
-import { MarkdownView, el } from "./markdown.js";
+import { MarkdownView, el, put } from "./markdown.js";
 import { versions } from "./conversation.js";
 
 export const byId = (id) => document.getElementById(id);
 
-function button(label, className, action, title = "") {
-  const node = el("button", className, label);
-  node.type = "button";
-  if (title) {
-    node.title = title;
-    node.setAttribute("aria-label", title);
-  }
+export function button(label, className, action, title = "") {
+  const node = put(el("button", className, label), { type: "button", ...(title && { title, "aria-label": title }) });
   node.addEventListener("click", action);
   return node;
 }
@@ -47,9 +42,7 @@ export class MessageView {
 
   #user() {
     const { text, files } = this.message;
-    if (files.length) {
-      this.node.append(el("ul", "chips", ...files.map((file) => el("li", "", file.name))));
-    }
+    if (files.length) this.node.append(el("ul", "chips", ...files.map((file) => el("li", "", file.name))));
     if (text) this.node.append(el("div", "body", text));
   }
 
@@ -91,11 +84,8 @@ export class MessageView {
     const all = versions(conversation, message);
     if (all.length > 1) {
       const at = all.indexOf(message);
-      const turn = (label, to, title) => {
-        const node = button(label, "quiet", () => actions.version(all[to]), title);
-        node.disabled = !all[to];
-        return node;
-      };
+      const turn = (label, to, title) =>
+        put(button(label, "quiet", () => actions.version(all[to]), title), { disabled: !all[to] });
       this.tools.append(
         turn("‹", at - 1, "Earlier version"), el("span", "figure", `${at + 1} / ${all.length}`),
         turn("›", at + 1, "Later version"),
@@ -115,9 +105,7 @@ export class MessageView {
   /** Turns a question into a form; saving asks it anew as another version. */
   edit(actions) {
     const body = this.node.querySelector(".body");
-    const area = el("textarea");
-    area.value = this.message.text;
-    area.setAttribute("aria-label", "Edit your message");
+    const area = put(el("textarea"), { value: this.message.text, "aria-label": "Edit your message" });
     const end = () => {
       area.replaceWith(...(body ? [body] : []));
       row.remove();
@@ -160,8 +148,7 @@ function figures({ usage, seconds }) {
 export function showConversations(list, currentId, runningIds, actions) {
   byId("conversations").replaceChildren(...list.map((conversation) => {
     const title = conversation.title || "New conversation";
-    const open = button(title, "open", () => actions.open(conversation.id));
-    open.title = title;
+    const open = put(button(title, "open", () => actions.open(conversation.id)), { title });
     if (runningIds.has(conversation.id)) open.classList.add("running");
     const item = el("li", "", open, button("✕", "remove", () => actions.remove(conversation), `Delete ${title}`));
     if (conversation.id === currentId) {
@@ -201,8 +188,7 @@ export function showMemory(models) {
   byId("memory-models").replaceChildren(...models.map((model) => {
     const owners = Object.entries(model.bytes_by_owner).filter(([, count]) => count > 0).sort((a, b) => b[1] - a[1]);
     const total = owners.reduce((sum, [, count]) => sum + count, 0);
-    const stack = el("div", "stack");
-    stack.setAttribute("aria-hidden", "true");
+    const stack = put(el("div", "stack"), { "aria-hidden": "true" });
     const legend = el("ul", "owners");
     owners.forEach(([owner, count], i) => {
       const part = el("span", `o${i % 8}`);
