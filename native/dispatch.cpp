@@ -146,6 +146,7 @@ bool vector_agrees(const VectorKernels& ref, const VectorKernels& wide) {
       run_row_kernel(v, op, in, kWidth, next());
     });
     v.axpy(0.7f, b, kWidth, next(a));
+    v.accumulate(a, b, 0.7f, kWidth, next());
     v.softmax(a, kWidth, next());
     const double total = v.log_sum_exp(a, kWidth);
     float* rest = next();

@@ -18,8 +18,8 @@
 #include "kamado/checksum.h"
 #include "kamado/executor.h"
 #include "kamado/experts.h"
-#include "kamado/kv.h"
 #include "kamado/limits.h"
+#include "kamado/state.h"
 #include "kamado/tables.h"
 #include "module_text.h"
 
@@ -30,6 +30,7 @@ namespace {
 
 using kamado::Executor;
 using kamado::ProgramBuilder;
+using kamado::StateCache;
 
 template <class T>
 using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -99,22 +100,42 @@ auto call(Result (Executor::*method)(Arguments...) const) {
   return [method](const PyExecutor& self, Arguments... arguments) { return (self.get().*method)(arguments...); };
 }
 
+int32_t state(ProgramBuilder& builder, const std::string& kind, int32_t num_kv_heads, int32_t head_dim, int32_t v_dim,
+              int32_t tokens, int64_t num_bytes) {
+  const auto of = choice_of<kamado::StateKind>("kind", kind, {"pages", "window", "source", "record"});
+  return builder.state({of, num_kv_heads, head_dim, v_dim, tokens, num_bytes});
+}
+
+// Passes a call on to the executor's sequences.
+template <class Result, class... Arguments>
+auto call(Result (StateCache::*method)(Arguments...)) {
+  return
+      [method](const PyExecutor& self, Arguments... arguments) { return (self.get().state().*method)(arguments...); };
+}
+template <class Result, class... Arguments>
+auto call(Result (StateCache::*method)(Arguments...) const) {
+  return
+      [method](const PyExecutor& self, Arguments... arguments) { return (self.get().state().*method)(arguments...); };
+}
+
 PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows, int32_t max_logit_rows,
                  int64_t max_kv_tokens, int32_t max_sequences, const std::string& kv, std::optional<std::string> tier,
                  const std::optional<nb::callable>& progress, std::optional<uint64_t> expert_bytes, int32_t num_readers,
                  const std::string& direct_io, bool verify_slots, const std::string& look_ahead,
                  std::optional<std::vector<std::pair<int32_t, int32_t>>> kv_bits, int32_t kv_reuse_points,
-                 bool drop_file_cache) {
+                 bool drop_file_cache, int64_t max_records, int32_t record_rows) {
   if (kv != "f32" && kv != "f16") throw std::invalid_argument("kv must be \"f32\" or \"f16\", got \"" + kv + "\"");
-  const kamado::ExecutorOptions options{
+  kamado::ExecutorOptions options{
       num_threads,        max_rows,
       max_logit_rows,     max_kv_tokens,
       max_sequences,      kv == "f16",
       std::move(tier),    expert_bytes,
       num_readers,        choice_of<kamado::DirectIo>("direct_io", direct_io, {"auto", "on", "off"}),
       verify_slots,       choice_of<kamado::LookAhead>("look_ahead", look_ahead, {"off", "on", "auto"}),
-      std::move(kv_bits), kv_reuse_points,
-      drop_file_cache};
+      std::move(kv_bits), kv_reuse_points};
+  options.max_records = max_records;
+  options.record_rows = record_rows;
+  options.drop_file_cache = drop_file_cache;
   kamado::Program program = builder.finish();
   const auto report = [&progress](uint64_t done, uint64_t total) {
     const nb::gil_scoped_acquire gil;
@@ -217,6 +238,23 @@ void import_pages(const PyExecutor& self, int32_t sequence, int64_t first_page, 
   Executor& executor = self.get();
   const BytesView bytes(pages);
   without_gil([&] { executor.import_pages(sequence, first_page, last_page, bytes.data(), bytes.size()); });
+}
+
+using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void set_source(const PyExecutor& self, int32_t sequence, int32_t state, const Rows& k, const Rows& v) {
+  Executor& executor = self.get();
+  const Executor::SourceShape shape = executor.source_shape(state);
+  const auto is_fit = [&](const Rows& rows, int32_t width) {
+    return rows.shape(0) == k.shape(0) && rows.shape(0) <= static_cast<size_t>(shape.max_tokens) &&
+           rows.shape(1) == static_cast<size_t>(width);
+  };
+  if (!is_fit(k, shape.k_width) || !is_fit(v, shape.v_width)) {
+    throw std::invalid_argument("a source of state " + std::to_string(state) + " has at most " +
+                                std::to_string(shape.max_tokens) + " rows of " + std::to_string(shape.k_width) +
+                                " and " + std::to_string(shape.v_width) + " values");
+  }
+  without_gil([&] { executor.set_source(sequence, state, k.data(), v.data(), static_cast<int64_t>(k.shape(0))); });
 }
 
 void import_tail(const PyExecutor& self, int32_t sequence, nb::handle tail) {
@@ -366,11 +404,14 @@ void bind_builder(nb::module_& m) {
           [](ProgramBuilder& self, const Array<double>& values) { return self.constant(values.data(), values.size()); },
           "values"_a)
       .def("buffer", &ProgramBuilder::buffer, "name"_a, "width"_a)
+      .def("state", &state, "kind"_a, "num_kv_heads"_a = 0, "head_dim"_a = 0, "v_dim"_a = 0, "tokens"_a = 0,
+           "num_bytes"_a = 0)
       .def("append", &append, "operation"_a, "fields"_a)
       .def("build", &build, "num_threads"_a, "max_rows"_a, "max_logit_rows"_a, "max_kv_tokens"_a, "max_sequences"_a,
            "kv"_a, "tier"_a.none() = nb::none(), "progress"_a.none() = nb::none(), "expert_bytes"_a.none() = nb::none(),
            "num_readers"_a = 4, "direct_io"_a = "auto", "verify_slots"_a = false, "look_ahead"_a = "auto",
-           "kv_bits"_a.none() = nb::none(), "kv_reuse_points"_a = 0, "drop_file_cache"_a = false);
+           "kv_bits"_a.none() = nb::none(), "kv_reuse_points"_a = 0, "drop_file_cache"_a = false, "max_records"_a = 0,
+           "record_rows"_a = 1);
 }
 
 void bind_executor(nb::module_& m) {
@@ -379,18 +420,26 @@ void bind_executor(nb::module_& m) {
       .def_prop_ro("num_threads", call(&Executor::num_threads))
       .def_prop_ro("vocab_size", call(&Executor::vocab_size))
       .def_prop_ro("hidden_width", call(&Executor::hidden_width))
-      .def("create_sequence", call(&Executor::create_sequence))
-      .def("free_sequence", call(&Executor::free_sequence), "sequence"_a)
-      .def("fork_sequence", call(&Executor::fork_sequence), "sequence"_a, "num_tokens"_a)
-      .def("truncate", call(&Executor::truncate), "sequence"_a, "num_tokens"_a)
-      .def("length", call(&Executor::length), "sequence"_a)
-      .def_prop_ro("can_reuse_anywhere", call(&Executor::can_reuse_anywhere))
-      .def("mark_reuse", call(&Executor::mark_reuse), "sequence"_a)
-      .def("unmark_reuse", call(&Executor::unmark_reuse), "sequence"_a, "num_tokens"_a)
-      .def("reuse_points", call(&Executor::reuse_points), "sequence"_a)
-      .def("last_reusable", call(&Executor::last_reusable), "sequence"_a, "num_tokens"_a)
-      .def_prop_ro("kv_fingerprint", call(&Executor::kv_fingerprint))
-      .def("page_bytes", call(&Executor::page_bytes))
+      .def("create_sequence", call(&StateCache::create))
+      .def("free_sequence", call(&StateCache::free), "sequence"_a)
+      .def("fork_sequence", call(&StateCache::fork), "sequence"_a, "num_tokens"_a)
+      .def("truncate", call(&StateCache::truncate), "sequence"_a, "num_tokens"_a)
+      .def("length", call(&StateCache::length), "sequence"_a)
+      .def_prop_ro("num_pages", call(&Executor::num_pages))
+      .def_prop_ro("num_free_pages", call(&Executor::num_free_pages))
+      .def("reserve", call(&Executor::reserve), "sequence"_a, "num_tokens"_a)
+      .def("give_back", call(&StateCache::give_back), "sequence"_a)
+      .def("count_pages", call(&StateCache::count_pages), "sequences"_a)
+      .def("shared_pages", call(&StateCache::shared_pages), "sequence"_a, "first_page"_a)
+      .def_prop_ro("num_free_records", call(&StateCache::records_free))
+      .def("set_source", &set_source, "sequence"_a, "state"_a, "k"_a.noconvert(), "v"_a.noconvert())
+      .def_prop_ro("can_reuse_anywhere", call(&StateCache::can_reuse_anywhere))
+      .def("mark_reuse", call(&StateCache::mark_reuse), "sequence"_a)
+      .def("unmark_reuse", call(&StateCache::unmark_reuse), "sequence"_a, "num_tokens"_a)
+      .def("reuse_points", call(&StateCache::reuse_points), "sequence"_a)
+      .def("last_reusable", call(&StateCache::last_reusable), "sequence"_a, "num_tokens"_a)
+      .def_prop_ro("kv_fingerprint", call(&StateCache::fingerprint))
+      .def("page_bytes", call(&StateCache::stored_page_bytes))
       .def(
           "settled_pages", [](const PyExecutor&, int64_t num_tokens) { return kamado::settled_pages(num_tokens); },
           "num_tokens"_a)

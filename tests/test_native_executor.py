@@ -183,7 +183,7 @@ def test_window_ends_where_it_says(tmp_path: Path) -> None:
 
 def _with_window(op: p.Attend, window: int) -> p.Attend:
     return p.Attend(
-        op.out, op.q, op.k, op.v, op.layer, op.num_heads, op.num_kv_heads, op.head_dim, op.v_dim, op.scale, window
+        op.out, op.q, op.k, op.v, op.state, op.num_heads, op.num_kv_heads, op.head_dim, op.v_dim, op.scale, window
     )
 
 

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "kamado/kv.h"
 #include "kamado/limits.h"
+#include "kamado/state.h"
 #include "kamado/tables.h"
 
 namespace {
@@ -57,7 +57,7 @@ void measure(const KernelTable& table, const Shape& shape, KvType type, int64_t 
   const LimitKernels& limits = *limits_of(table.tier);
   const std::vector<KvLayerShape> layers(static_cast<size_t>(shape.layers),
                                          {shape.kv_heads, shape.head_dim, shape.head_dim});
-  KvCache cache(layers, type, depth / kPageTokens, 1);
+  StateCache cache(layers, type, depth / kPageTokens, 1);
   const int32_t seq = cache.create();
   cache.reserve(seq, depth);
   std::mt19937 rng(1);

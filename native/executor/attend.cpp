@@ -9,26 +9,10 @@
 #include <limits>
 
 #include "executor/impl.h"
+#include "executor/units.h"
 
 namespace kamado {
 namespace {
-
-struct Range {
-  int64_t begin, end;  // key positions
-};
-
-// The keys that a query at `position` sees, of `total` cached ones.
-Range visible(int64_t position, int64_t total, int32_t window, bool is_causal) {
-  const int64_t begin = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
-  int64_t end = is_causal ? position + 1 : total;
-  if (!is_causal && window > 0) end = std::min(end, position + window);
-  return {begin, end};
-}
-
-// Pages below are read as codes by a query of an encoded layer.
-int64_t code_pages(int64_t position) {
-  return std::max<int64_t>(0, position / kPageTokens - 1);
-}
 
 void clear(float* running, int32_t v_dim) {
   running[0] = -std::numeric_limits<float>::infinity();
@@ -36,91 +20,6 @@ void clear(float* running, int32_t v_dim) {
 }
 
 }  // namespace
-
-// Lists the step's attention work for each kind of layer. Longest first: blocks late in a chunk see the most keys.
-void Executor::Impl::make_units(const Batch& given) {
-  for (size_t k = 0; k < units.size(); ++k) {
-    const UnitKind& kind = plan.unit_kinds[k];
-    Units& list = units[k];
-    list.stores.clear();
-    list.encodes.clear();
-    list.reads_encodes = false;
-    list.blocks.clear();
-    list.singles.clear();
-    list.splits.clear();
-    const int32_t block_rows = std::max(1, kMaxQueries / kind.group);
-    const bool may_encode = has_codes && kind.window == 0 && kind.is_causal;
-    int32_t row = 0;
-    for (size_t s = 0; s < given.num_sequences; ++s) {
-      const int32_t sequence = given.sequences[s], count = given.counts[s], end = row + count;
-      const int64_t start = positions[static_cast<size_t>(row)] - int64_t{row};  // position = start + row
-      const int64_t total = start + end;
-      const auto wanted = [&](int32_t r) { return !kind.is_last || is_wanted[static_cast<size_t>(r)] != 0; };
-      const bool stores_itself = count == 1 && wanted(row) && kind.is_causal;
-      if (may_encode) {
-        for (const int32_t page : kv->encodes(sequence)) list.encodes.push_back({sequence, page});
-        list.reads_encodes = list.reads_encodes || code_pages(total - 1) > settled_pages(total - count);
-      }
-      if (!stores_itself) {
-        for (int32_t r = row; r < end;) {
-          const int64_t position = start + r;
-          const auto rows = static_cast<int32_t>(std::min<int64_t>(end - r, kPageTokens - position % kPageTokens));
-          list.stores.push_back({sequence, r, rows, position});
-          r += rows;
-        }
-      }
-      for (int32_t r = row; r < end;) {
-        int32_t run = 0;
-        while (r + run < end && wanted(r + run)) ++run;
-        if (run == 0) {
-          ++r;
-          continue;
-        }
-        for (int32_t done_rows = 0, rows; done_rows < run; done_rows += rows) {
-          const int32_t first = r + done_rows;
-          rows = std::min(block_rows, run - done_rows);
-          // All rows of a block read the same pages as codes.
-          if (may_encode)
-            rows = static_cast<int32_t>(std::min<int64_t>(rows, kPageTokens - (start + first) % kPageTokens));
-          if (rows > 1) {
-            list.blocks.push_back({sequence, first, rows, start + first, total});
-          } else {
-            const Range keys = visible(start + first, total, kind.window, kind.is_causal);
-            list.singles.push_back({sequence, first, start + first, total, stores_itself,
-                                    static_cast<int32_t>(keys.begin / kPageTokens),
-                                    static_cast<int32_t>((keys.end - 1) / kPageTokens) + 1});
-          }
-        }
-        r += run;
-      }
-      row = end;
-    }
-    std::reverse(list.blocks.begin(), list.blocks.end());
-
-    // With few rows and heads, a row's pages are shared out too.
-    const auto num_whole = static_cast<int64_t>(list.singles.size()) * kind.num_kv_heads;
-    const int64_t target = int64_t{kSplitItemsPerThread} * pool.size();
-    if (num_whole == 0 || num_whole >= target || !list.blocks.empty()) continue;
-    const int64_t split = std::min<int64_t>((target + num_whole - 1) / num_whole, kMaxSplitItems);
-    int64_t num_slots = 0;
-    int32_t num_items = 0;
-    size_t num_kept = 0;
-    for (SingleUnit unit : list.singles) {
-      const int32_t pages = unit.page_end - unit.page_begin;
-      if (pages < 2 * kMinItemPages || num_slots + pages > num_partial_slots) {
-        list.singles[num_kept++] = unit;
-        continue;
-      }
-      unit.num_items = static_cast<int32_t>(std::min<int64_t>(split, pages / kMinItemPages));
-      unit.slot = static_cast<int32_t>(num_slots);
-      unit.first_item = num_items;
-      num_slots += pages;
-      num_items += unit.num_items;
-      list.splits.push_back(unit);
-    }
-    list.singles.resize(num_kept);
-  }
-}
 
 // A row's keys and values of one head into the cache, which makes finite numbers of all that it is given.
 void Executor::Impl::store_row(const AttendNode& node, void* k_block, void* v_block, int32_t slot, int32_t row,
@@ -146,7 +45,7 @@ void Executor::Impl::run_attend(const Node& node, int32_t thread) {
   const Units& list = units[static_cast<size_t>(attend.units)];
   Worker& worker = workers[static_cast<size_t>(thread)];
   const int32_t heads = op.num_kv_heads;
-  if (query_stride > 0 && thread == 0) keep_queries(attend, thread);
+  if (query_stride > 0 && thread == 0 && op.stores) keep_queries(attend, thread);
   if (!list.stores.empty()) {
     Counter& counter = counters[static_cast<size_t>(node.counter)];
     const auto num_items = static_cast<int32_t>(list.stores.size()) * heads;
@@ -154,8 +53,8 @@ void Executor::Impl::run_attend(const Node& node, int32_t thread) {
       const StoreUnit& unit = list.stores[static_cast<size_t>(index / heads)];
       const int32_t head = index % heads;
       const int64_t page = unit.position / kPageTokens;
-      void* k_block = kv->k_block(unit.sequence, page, op.layer, head);
-      void* v_block = kv->v_block(unit.sequence, page, op.layer, head);
+      void* k_block = kv->k_block(unit.sequence, page, node.attend.layer, head);
+      void* v_block = kv->v_block(unit.sequence, page, node.attend.layer, head);
       for (int32_t i = 0; i < unit.num_rows; ++i) {
         const int32_t row = unit.row_begin + i;
         store_row(attend, k_block, v_block, static_cast<int32_t>(unit.position % kPageTokens) + i, row, head, worker);
@@ -163,7 +62,8 @@ void Executor::Impl::run_attend(const Node& node, int32_t thread) {
     }
     pool.barrier();
   }
-  if (!list.encodes.empty() && codecs[static_cast<size_t>(op.layer)].k_bits > 0) run_encodes(node, list, thread);
+  if (!list.encodes.empty() && codecs[static_cast<size_t>(node.attend.layer)].k_bits > 0)
+    run_encodes(node, list, thread);
   Counter& counter = counters[static_cast<size_t>(node.counter) + 1];
   const auto num_blocks = static_cast<int32_t>(list.blocks.size()) * heads;
   const int32_t num_items = num_blocks + static_cast<int32_t>(list.singles.size()) * heads;
@@ -191,11 +91,11 @@ void Executor::Impl::run_encodes(const Node& node, const Units& list, int32_t th
     check_cancel(thread);
     const auto [sequence, page] = list.encodes[static_cast<size_t>(index / heads)];
     const int32_t head = index % heads;
-    const KvCodeBlock codes = kv->codes(sequence, page, op.layer, head);
-    kernels.kv_codec->encode_page(codecs[static_cast<size_t>(op.layer)],
-                                  static_cast<const uint16_t*>(kv->k_block(sequence, page, op.layer, head)),
-                                  static_cast<const uint16_t*>(kv->v_block(sequence, page, op.layer, head)), codes.k,
-                                  codes.v, codes.sinks, worker.scratch);
+    const KvCodeBlock codes = kv->codes(sequence, page, node.attend.layer, head);
+    kernels.kv_codec->encode_page(codecs[static_cast<size_t>(node.attend.layer)],
+                                  static_cast<const uint16_t*>(kv->k_block(sequence, page, node.attend.layer, head)),
+                                  static_cast<const uint16_t*>(kv->v_block(sequence, page, node.attend.layer, head)),
+                                  codes.k, codes.v, codes.sinks, worker.scratch);
   }
   if (list.reads_encodes) pool.barrier();
   if (thread == 0) seconds_encode += std::chrono::duration<double>(Clock::now() - begin).count();
@@ -209,7 +109,7 @@ void Executor::Impl::rotate_queries(const AttendNode& node, int32_t row, int32_t
   const float* q = floats_at(node.q_at, row, worker) + head * group * op.head_dim;
   for (int32_t g = 0; g < group; ++g) {
     uint8_t* rotated = worker.rotated + static_cast<size_t>(first + g) * rotated_stride;
-    kernels.kv_codec->rotate_query(codecs[static_cast<size_t>(op.layer)], q + g * op.head_dim, rotated);
+    kernels.kv_codec->rotate_query(codecs[static_cast<size_t>(node.layer)], q + g * op.head_dim, rotated);
     worker.code_queries[first + g] = {q + g * op.head_dim, rotated, 0, kPageTokens, nullptr};
   }
 }
@@ -217,8 +117,8 @@ void Executor::Impl::rotate_queries(const AttendNode& node, int32_t row, int32_t
 void Executor::Impl::attend_code_page(const AttendNode& node, int32_t sequence, int64_t page, int32_t head,
                                       int32_t num_queries, const void* next, Worker& worker) const {
   const AttendOp& op = *node.op;
-  const KvCodeBlock codes = kv->codes(sequence, page, op.layer, head);
-  kernels.kv_codec->attend_page(codecs[static_cast<size_t>(op.layer)], codes.k, codes.v, codes.sinks, op.scale,
+  const KvCodeBlock codes = kv->codes(sequence, page, node.layer, head);
+  kernels.kv_codec->attend_page(codecs[static_cast<size_t>(node.layer)], codes.k, codes.v, codes.sinks, op.scale,
                                 op.softcap, worker.code_queries, num_queries, worker.scratch, next);
 }
 
@@ -228,17 +128,17 @@ void Executor::Impl::attend_block(const AttendNode& node, const BlockUnit& unit,
   const int32_t group = op.num_heads / op.num_kv_heads, num_queries = unit.num_rows * group;
   for (int32_t i = 0; i < unit.num_rows; ++i) check_queries(node, unit.row_begin + i, head, worker);
   for (int32_t i = 0; i < num_queries; ++i) clear(worker.running + static_cast<size_t>(i) * partial_stride, op.v_dim);
-  const Range first = visible(unit.position, unit.total, op.window, op.causal);
-  const Range last = visible(unit.position + unit.num_rows - 1, unit.total, op.window, op.causal);
-  const KvCodec& codec = codecs[static_cast<size_t>(op.layer)];
+  const KeyRange first = visible(unit.position, unit.total, op.window, node.is_causal);
+  const KeyRange last = visible(unit.position + unit.num_rows - 1, unit.total, op.window, node.is_causal);
+  const KvCodec& codec = codecs[static_cast<size_t>(node.layer)];
   const int64_t num_coded = codec.k_bits > 0 ? code_pages(unit.position) : 0;
   if (num_coded > 0) {
     for (int32_t i = 0; i < unit.num_rows; ++i) rotate_queries(node, unit.row_begin + i, head, i * group, worker);
     for (int32_t i = 0; i < num_queries; ++i)
       worker.code_queries[i].partial = worker.partials + static_cast<size_t>(i) * partial_stride;
     for (int64_t page = 0; page < num_coded; ++page) {
-      const void* next = page + 1 < num_coded ? kv->codes(unit.sequence, page + 1, op.layer, head).k
-                                              : kv->k_block(unit.sequence, page + 1, op.layer, head);
+      const void* next = page + 1 < num_coded ? kv->codes(unit.sequence, page + 1, node.layer, head).k
+                                              : kv->k_block(unit.sequence, page + 1, node.layer, head);
       attend_code_page(node, unit.sequence, page, head, num_queries, next, worker);
       for (int32_t i = 0; i < num_queries; ++i) {
         attention.merge(worker.running + static_cast<size_t>(i) * partial_stride,
@@ -252,7 +152,7 @@ void Executor::Impl::attend_block(const AttendNode& node, const BlockUnit& unit,
     const int64_t page_begin = page * kPageTokens;
     int32_t n = 0;
     for (int32_t i = 0; i < unit.num_rows; ++i) {
-      const Range keys = visible(unit.position + i, unit.total, op.window, op.causal);
+      const KeyRange keys = visible(unit.position + i, unit.total, op.window, node.is_causal);
       const auto lo = static_cast<int32_t>(std::max<int64_t>(keys.begin - page_begin, 0));
       const auto hi = static_cast<int32_t>(std::min<int64_t>(keys.end - page_begin, kPageTokens));
       if (lo >= hi) continue;
@@ -264,10 +164,10 @@ void Executor::Impl::attend_block(const AttendNode& node, const BlockUnit& unit,
     }
     if (n == 0) continue;
     const bool has_next = (page + 1) * kPageTokens < last.end;
-    attention.attend_page_then(kv->type(), kv->k_block(unit.sequence, page, op.layer, head),
-                               kv->v_block(unit.sequence, page, op.layer, head), op.head_dim, op.v_dim, op.scale,
+    attention.attend_page_then(kv->type(), kv->k_block(unit.sequence, page, node.layer, head),
+                               kv->v_block(unit.sequence, page, node.layer, head), op.head_dim, op.v_dim, op.scale,
                                op.softcap, worker.queries, n, worker.scratch,
-                               has_next ? kv->k_block(unit.sequence, page + 1, op.layer, head) : nullptr);
+                               has_next ? kv->k_block(unit.sequence, page + 1, node.layer, head) : nullptr);
     for (int32_t i = 0; i < n; ++i) {
       attention.merge(worker.running + static_cast<size_t>(worker.query_ids[i]) * partial_stride,
                       worker.partials + static_cast<size_t>(i) * partial_stride, op.v_dim);
@@ -286,15 +186,16 @@ void Executor::Impl::attend_pages(const AttendNode& node, const SingleUnit& unit
   const AttendOp& op = *node.op;
   const AttentionKernels& attention = *kernels.attention;
   const int32_t group = op.num_heads / op.num_kv_heads;
-  const Range keys = visible(unit.position, unit.total, op.window, op.causal);
+  const KeyRange keys = visible(unit.position, unit.total, op.window, node.is_causal);
   const float* q = floats_at(node.q_at, unit.row, worker) + head * group * op.head_dim;
   if (page_begin == unit.page_begin) check_queries(node, unit.row, head, worker);
   if (unit.stores && page_end == unit.page_end) {
     const int64_t page = unit.position / kPageTokens;
-    store_row(node, kv->k_block(unit.sequence, page, op.layer, head), kv->v_block(unit.sequence, page, op.layer, head),
-              static_cast<int32_t>(unit.position % kPageTokens), unit.row, head, worker);
+    store_row(node, kv->k_block(unit.sequence, page, node.layer, head),
+              kv->v_block(unit.sequence, page, node.layer, head), static_cast<int32_t>(unit.position % kPageTokens),
+              unit.row, head, worker);
   }
-  const bool is_coded = codecs[static_cast<size_t>(op.layer)].k_bits > 0;
+  const bool is_coded = codecs[static_cast<size_t>(node.layer)].k_bits > 0;
   const int32_t code_end = std::min(is_coded ? static_cast<int32_t>(code_pages(unit.position)) : 0, page_end);
   const auto partials_of = [&](int32_t page) {
     return running != nullptr ? worker.partials : slots + static_cast<size_t>(page - page_begin) * partial_slot_floats;
@@ -305,8 +206,8 @@ void Executor::Impl::attend_pages(const AttendNode& node, const SingleUnit& unit
     for (int32_t g = 0; g < group; ++g)
       worker.code_queries[g].partial = partial + static_cast<size_t>(g) * partial_stride;
     const void* next = page + 1 >= page_end  ? nullptr
-                       : page + 1 < code_end ? kv->codes(unit.sequence, page + 1, op.layer, head).k
-                                             : kv->k_block(unit.sequence, page + 1, op.layer, head);
+                       : page + 1 < code_end ? kv->codes(unit.sequence, page + 1, node.layer, head).k
+                                             : kv->k_block(unit.sequence, page + 1, node.layer, head);
     attend_code_page(node, unit.sequence, page, head, group, next, worker);
     if (running != nullptr) merge_page(node, unit.position, page, running, partial);
   }
@@ -318,10 +219,10 @@ void Executor::Impl::attend_pages(const AttendNode& node, const SingleUnit& unit
     for (int32_t g = 0; g < group; ++g) {
       worker.queries[g] = {q + g * op.head_dim, lo, hi, partial + static_cast<size_t>(g) * partial_stride};
     }
-    attention.attend_page_then(kv->type(), kv->k_block(unit.sequence, page, op.layer, head),
-                               kv->v_block(unit.sequence, page, op.layer, head), op.head_dim, op.v_dim, op.scale,
+    attention.attend_page_then(kv->type(), kv->k_block(unit.sequence, page, node.layer, head),
+                               kv->v_block(unit.sequence, page, node.layer, head), op.head_dim, op.v_dim, op.scale,
                                op.softcap, worker.queries, group, worker.scratch,
-                               page + 1 < page_end ? kv->k_block(unit.sequence, page + 1, op.layer, head) : nullptr);
+                               page + 1 < page_end ? kv->k_block(unit.sequence, page + 1, node.layer, head) : nullptr);
     if (running != nullptr) merge_page(node, unit.position, page, running, partial);
   }
 }
@@ -330,7 +231,7 @@ void Executor::Impl::attend_pages(const AttendNode& node, const SingleUnit& unit
 void Executor::Impl::merge_page(const AttendNode& node, int64_t position, int32_t page, float* running,
                                 const float* partials) const {
   const AttendOp& op = *node.op;
-  const KvCodec& codec = codecs[static_cast<size_t>(op.layer)];
+  const KvCodec& codec = codecs[static_cast<size_t>(node.layer)];
   const bool is_last_coded = codec.k_bits > 0 && page + 1 == code_pages(position);
   for (int32_t g = 0; g < op.num_heads / op.num_kv_heads; ++g, running += partial_stride, partials += partial_stride) {
     kernels.attention->merge(running, partials, op.v_dim);

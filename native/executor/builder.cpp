@@ -207,7 +207,29 @@ class OpRules {
     }
   }
 
+  // Written once, and before it is read; what an operation asks of its state.
+  template <class T>
+  void check_state(const T& op, int32_t number) const {
+    const StateSpec& state = entry(builder_.program_.states, number);
+    const bool is_written = builder_.is_state_written_[static_cast<size_t>(number)];
+    if (is_written && writes_state(op)) refuse("state " + text(int64_t{number}) + " is written twice");
+    if (!is_written && !writes_state(op) && state.kind != StateKind::kSource) {
+      refuse("state " + text(int64_t{number}) + " is read before it is written");
+    }
+    if (!fits(op, state)) refuse("state " + text(int64_t{number}) + " is of another kind or shape");
+  }
+
  private:
+  static bool fits(const AttendOp& op, const StateSpec& state) {
+    if (state.num_kv_heads != op.num_kv_heads || state.head_dim != op.head_dim || state.v_dim != op.v_dim) return false;
+    if (state.kind == StateKind::kSource) return !op.stores && op.window == 0;
+    if (state.kind == StateKind::kWindow) return op.causal && op.window > 0 && op.window <= state.tokens;
+    return state.kind == StateKind::kPages;
+  }
+  bool fits(const AccumulateOp& op, const StateSpec& state) const {
+    return state.kind == StateKind::kRecord && state.num_bytes == width(op.out) * int64_t{sizeof(float)};
+  }
+
   const std::string& name(int32_t buffer) const { return entry(builder_.program_.buffers, buffer).name; }
 
   template <class T>
@@ -240,6 +262,9 @@ void ProgramBuilder::append(Op op) {
       for_each_value(concrete, [&rules](auto field, const auto& value) { rules.check(field, value); });
       rules.check_overlap(concrete);
       check_rules(concrete, rules);
+      for_each_value(concrete, [&](auto field, const auto& value) {
+        if constexpr (decltype(field)::role == Role::kKeeps) rules.check_state(concrete, value);
+      });
     }
   };
   std::visit(check, op);
@@ -249,7 +274,7 @@ void ProgramBuilder::append(Op op) {
 
 // Takes note of what a sound operation does.
 void ProgramBuilder::accept(const Op& op) {
-  const auto note = [this]<class T>(const T& concrete) {
+  const auto note = [this, &op]<class T>(const T& concrete) {
     for_each_operand(concrete, [&](auto field, int32_t id) {
       constexpr Role role = decltype(field)::role;
       if constexpr (is_written(role)) {
@@ -257,6 +282,11 @@ void ProgramBuilder::accept(const Op& op) {
         routed_.erase(id);  // a routing result belongs to the logits it was made from
       } else if constexpr (role == Role::kMatrix) {
         program_.matrices[static_cast<size_t>(id)].is_packed = true;
+      }
+    });
+    for_each_value(concrete, [&](auto field, const auto& value) {
+      if constexpr (decltype(field)::role == Role::kKeeps) {
+        if (writes_state(op)) is_state_written_[static_cast<size_t>(value)] = true;
       }
     });
     if constexpr (std::is_same_v<T, RouteOp>) routed_[concrete.logits] = concrete.num_experts;
@@ -285,28 +315,44 @@ bool writes(const Op& op, int32_t buffer) {
   return has_buffer(op, buffer, is_written);
 }
 
-bool keeps_state(const Op& op) {
-  bool found = false;
-  const auto look = [&found](auto field, const auto&) { found = found || field.role == Role::kKeeps; };
-  std::visit([&look](const auto& concrete) { concrete.fields(concrete, look); }, op);
-  return found;
+bool writes_state(const Op& op) {
+  if (const auto* attend = std::get_if<AttendOp>(&op)) return attend->stores;
+  return std::holds_alternative<AccumulateOp>(op);
+}
+
+int32_t ProgramBuilder::state(const StateSpec& spec) {
+  const std::string which = "state " + text(static_cast<int64_t>(program_.states.size())) + ": ";
+  if (spec.kind == StateKind::kRecord) {
+    if (spec.num_bytes < 1 || spec.num_bytes % int64_t{sizeof(float)} != 0 || spec.num_bytes > int64_t{1} << 40) {
+      refuse(which + text(spec.num_bytes) + " bytes are no record of float32");
+    }
+  } else {
+    for (const int32_t size :
+         {spec.num_kv_heads, spec.head_dim, spec.v_dim, spec.kind == StateKind::kPages ? 1 : spec.tokens})
+      if (size < 1 || size > kMaxWidth) refuse(which + text(int64_t{size}) + " is out of range");
+  }
+  program_.states.push_back(spec);
+  is_state_written_.push_back(false);
+  return static_cast<int32_t>(program_.states.size() - 1);
 }
 
 Program ProgramBuilder::finish() {
   const auto is_last = [](const auto& op) { return op.kIsLast; };
   if (program_.ops.empty() || !std::visit(is_last, program_.ops.back())) refuse("the program must end with a head");
-  std::vector<int32_t> layers;
   bool has_embed = false;
   for (const Op& op : program_.ops) {
-    if (const auto* attend = std::get_if<AttendOp>(&op)) layers.push_back(attend->layer);
     const auto* embed = std::get_if<EmbedOp>(&op);
     has_embed = has_embed || (embed != nullptr && embed->index == EmbedIndex::kToken);
   }
   if (!has_embed) refuse("the program has no embed");
-  std::sort(layers.begin(), layers.end());
-  for (size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i] != static_cast<int32_t>(i)) refuse("attend: the layers must be 0, 1, ..., each once");
+  int32_t num_by_position = 0, num_sources = 0, num_records = 0;
+  for (size_t i = 0; i < program_.states.size(); ++i) {
+    StateSpec& spec = program_.states[i];
+    const bool is_source = spec.kind == StateKind::kSource;
+    if (!is_source && !is_state_written_[i]) refuse("no operation writes state " + text(static_cast<int64_t>(i)));
+    spec.index = spec.kind == StateKind::kRecord ? num_records++ : is_source ? num_sources++ : num_by_position++;
   }
+  for (StateSpec& spec : program_.states) spec.index += spec.kind == StateKind::kSource ? num_by_position : 0;
   Program program = std::move(program_);
   *this = ProgramBuilder();
   return program;

@@ -28,9 +28,13 @@ ExecutorOptions checked(const ExecutorOptions& options) {
   check("max_kv_tokens", options.max_kv_tokens, int64_t{1} << 30);
   check("max_sequences", options.max_sequences, 1 << 16);
   check("num_readers", options.num_readers, 256);
+  check("record_rows", options.record_rows, 1 << 10);
   if (options.kv_reuse_points < 0 || options.kv_reuse_points > 1 << 16) {
     refuse("kv_reuse_points must be from 0 to " + std::to_string(1 << 16) + ", got " +
            std::to_string(options.kv_reuse_points));
+  }
+  if (options.max_records < 0 || options.max_records > 1 << 24) {
+    refuse("max_records must be from 0 to " + std::to_string(1 << 24) + ", got " + std::to_string(options.max_records));
   }
   return options;
 }
@@ -59,12 +63,11 @@ Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const 
       kernels(table_for(options.tier)),
       pool(options.num_threads),
       plan(make_plan(program, options.num_threads, options.max_rows, options.max_logit_rows)) {
-  add_kv_layers();
+  add_states();
   allocate();
-  // Any sequences whose lengths sum to max_kv_tokens fit: each may leave its last page nearly empty.
-  const int64_t pages = (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + options.max_sequences - 1;
-  kv = std::make_unique<KvCache>(kv_shapes, options.kv_f16 ? KvType::kF16 : KvType::kF32, pages, options.max_sequences,
-                                 options.max_rows, options.kv_reuse_points);
+  const int64_t pages = (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + num_spare_pages();
+  kv = std::make_unique<StateCache>(kv_shapes, options.kv_f16 ? KvType::kF16 : KvType::kF32, pages,
+                                    options.max_sequences, options.max_rows, options.kv_reuse_points, records);
   for (const Op& op : program.ops) {
     if (const auto* route_op = std::get_if<RouteOp>(&op)) max_top_k = std::max(max_top_k, route_op->top_k);
     if (std::holds_alternative<ExpertsOp>(op)) resident_ledger.emplace_back();
@@ -83,60 +86,64 @@ Executor::Impl::Impl(Program given, const ExecutorOptions& given_options, const 
                          {stream != nullptr, stream != nullptr || options.drop_file_cache}, progress);
 }
 
-void Executor::Impl::add_kv_layers() {
-  for (const Op& op : program.ops) {
-    const auto* attend = std::get_if<AttendOp>(&op);
-    if (attend == nullptr) continue;
-    const auto layer = static_cast<size_t>(attend->layer);
-    kv_shapes.resize(std::max(kv_shapes.size(), layer + 1));
-    codecs.resize(kv_shapes.size());
-    KvLayerShape& shape = kv_shapes[layer];
-    shape = {attend->num_kv_heads, attend->head_dim, attend->v_dim};
-    if (!options.kv_bits) continue;
-    if (attend->causal) shape.window = attend->window;
-    if (layer >= options.kv_bits->size()) continue;  // refused below
-    const auto [k_bits, v_bits] = (*options.kv_bits)[layer];
-    if (k_bits == 0 && v_bits == 0) continue;
-    const std::string which = "kv_bits of layer " + std::to_string(layer) + ": ";
-    if (!attend->causal) refuse(which + "a layer that is not causal is not encoded");
-    if (attend->window > 0) refuse(which + "a layer with a window is not encoded");
-    if (!options.kv_f16) refuse(which + "only an f16 cache is encoded");
-    shape.k_bits = k_bits;
-    shape.v_bits = v_bits;
-    codecs[layer] = {attend->head_dim, attend->v_dim, k_bits, v_bits};
-    if (!is_valid_codec(codecs[layer])) {
-      refuse(which + "heads of " + std::to_string(attend->head_dim) + " and " + std::to_string(attend->v_dim) +
-             " values cannot be encoded with " + std::to_string(k_bits) + " and " + std::to_string(v_bits) + " bits");
+void Executor::Impl::add_states() {
+  const auto is_of = [](bool source) {
+    return [source](const StateSpec& state) {
+      return state.kind != StateKind::kRecord && (state.kind == StateKind::kSource) == source;
+    };
+  };
+  num_kv_layers = static_cast<int32_t>(std::count_if(program.states.begin(), program.states.end(), is_of(false)));
+  const auto num_sources = std::count_if(program.states.begin(), program.states.end(), is_of(true));
+  kv_shapes.resize(static_cast<size_t>(num_kv_layers + num_sources));
+  codecs.resize(kv_shapes.size());
+  for (const StateSpec& state : program.states) {
+    if (state.kind == StateKind::kRecord) {
+      records.bytes.push_back(static_cast<size_t>(state.num_bytes));
+      continue;
     }
-    has_codes = true;
+    KvLayerShape& shape = kv_shapes[static_cast<size_t>(state.index)];
+    shape = {state.num_kv_heads, state.head_dim, state.v_dim};
+    if (state.kind == StateKind::kSource) shape.source_tokens = state.tokens;
+    if (state.kind == StateKind::kWindow && options.kv_bits) shape.window = state.tokens;
   }
-  if (options.kv_bits && options.kv_bits->size() != kv_shapes.size()) {
+  records.num_rows = options.record_rows;
+  const int64_t least = 2 * int64_t{options.record_rows} * options.max_sequences;
+  records.max_records = options.max_records > 0 ? options.max_records : least + options.kv_reuse_points;
+  if (!options.kv_bits) return;
+  if (options.kv_bits->size() != static_cast<size_t>(num_kv_layers)) {
     refuse("kv_bits has " + std::to_string(options.kv_bits->size()) + " layers, the program has " +
-           std::to_string(kv_shapes.size()));
+           std::to_string(num_kv_layers));
+  }
+  for (const Op& op : program.ops) {
+    if (const auto* attend = std::get_if<AttendOp>(&op)) encode_layer(*attend);
   }
 }
 
-KvImport Executor::Impl::importing(int32_t sequence) const {
-  try {
-    return kv->importing(sequence);
-  } catch (const std::out_of_range&) {
-    refuse("sequence " + std::to_string(sequence) + " is not being imported");
+// Notes how many bits the keys and values have that an operation reads, if it can read codes.
+void Executor::Impl::encode_layer(const AttendOp& attend) {
+  const auto layer = static_cast<size_t>(program.states[static_cast<size_t>(attend.state)].index);
+  if (layer >= options.kv_bits->size()) return;  // a source
+  const auto [k_bits, v_bits] = (*options.kv_bits)[layer];
+  if (k_bits == 0 && v_bits == 0) return;
+  const std::string which = "kv_bits of layer " + std::to_string(layer) + ": ";
+  if (!attend.causal) refuse(which + "a layer that is not causal is not encoded");
+  if (attend.window > 0) refuse(which + "a layer with a window is not encoded");
+  if (!options.kv_f16) refuse(which + "only an f16 cache is encoded");
+  kv_shapes[layer].k_bits = k_bits;
+  kv_shapes[layer].v_bits = v_bits;
+  codecs[layer] = {attend.head_dim, attend.v_dim, k_bits, v_bits};
+  if (!is_valid_codec(codecs[layer])) {
+    refuse(which + "heads of " + std::to_string(attend.head_dim) + " and " + std::to_string(attend.v_dim) +
+           " values cannot be encoded with " + std::to_string(k_bits) + " and " + std::to_string(v_bits) + " bits");
   }
-}
-
-int64_t Executor::Impl::length(int32_t sequence) const {
-  try {
-    return kv->length(sequence);
-  } catch (const std::out_of_range&) {
-    refuse("sequence " + std::to_string(sequence) + " does not exist");
-  }
+  has_codes = true;
 }
 
 void Executor::Impl::check_batch(const Batch& given, bool is_scoring) const {
   int64_t total = 0;
   for (size_t i = 0; i < given.num_sequences; ++i) {
     const int32_t sequence = given.sequences[i];
-    const int64_t cached = length(sequence);
+    const int64_t cached = kv->length(sequence);
     if (given.counts[i] < 1) {
       refuse("sequence " + std::to_string(sequence) + " has a count of " + std::to_string(given.counts[i]));
     }
@@ -151,6 +158,10 @@ void Executor::Impl::check_batch(const Batch& given, bool is_scoring) const {
     if (cached + given.counts[i] > options.max_kv_tokens) {
       refuse("sequence " + std::to_string(sequence) + " would have " + std::to_string(cached + given.counts[i]) +
              " tokens, the cache holds " + std::to_string(options.max_kv_tokens));
+    }
+    for (size_t layer = static_cast<size_t>(num_kv_layers); layer < kv_shapes.size(); ++layer) {
+      if (kv->source_tokens(sequence, static_cast<int32_t>(layer)) > 0) continue;
+      refuse("a source of sequence " + std::to_string(sequence) + " is not set");
     }
     for (size_t j = 0; j < i; ++j) {
       if (given.sequences[j] == sequence) refuse("sequence " + std::to_string(sequence) + " is listed twice");
@@ -194,7 +205,7 @@ const float* Executor::Impl::run_step(const Batch& given, const Poll& given_poll
     }
     run(given, given_poll);
   } catch (...) {
-    for (size_t i = 0; i < reserved; ++i) kv->truncate(given.sequences[i], kv->length(given.sequences[i]));
+    for (size_t i = 0; i < reserved; ++i) kv->undo(given.sequences[i]);
     throw;
   }
   for (size_t i = 0; i < given.num_sequences; ++i) {
@@ -213,7 +224,10 @@ void Executor::Impl::run(const Batch& given, const Poll& given_poll) {
   }
   std::fill_n(is_wanted.begin(), row, uint8_t{0});
   for (size_t i = 0; i < given.num_logit_rows; ++i) is_wanted[static_cast<size_t>(given.logit_rows[i])] = 1;
-  make_units(given);
+  if (plan.has_tail_units) note_sequences(given);
+  for (size_t i = 0; i < units.size(); ++i) {
+    if (!plan.unit_kinds[i].is_tail) make_units(given, plan.unit_kinds[i], units[i]);
+  }
   if (query_stride > 0) reserve_queries(row);
   for (int32_t i = 0; i < plan.num_counters; ++i) counters[static_cast<size_t>(i)].reset();
   step_epoch += static_cast<uint64_t>(plan.num_counters) + 1;
@@ -249,20 +263,29 @@ void Executor::Impl::refuse_damage() const {
 void Executor::Impl::run_thread(int32_t thread) {
   const auto num_tokens = static_cast<int32_t>(batch->num_tokens);
   const bool is_one = num_tokens == 1;
-  if (plan.has_attend) run_nodes(plan.main[is_one], {num_tokens, is_one, identity.data()}, thread);
+  if (plan.has_main) run_nodes(plan.main[is_one], {num_tokens, is_one, identity.data()}, thread);
   const auto num_wanted = static_cast<int32_t>(batch->num_logit_rows);
   for (int32_t begin = 0; begin < num_wanted; begin += options.max_logit_rows) {
     const int32_t rows = std::min(options.max_logit_rows, num_wanted - begin);
     const Segment segment{rows, rows == 1, batch->logit_rows + begin};
     pool.barrier();
-    if (begin > 0) {
-      if (thread == 0) {
-        for (int32_t i = plan.tail_counters_begin; i < plan.num_counters; ++i) counters[static_cast<size_t>(i)].reset();
-      }
+    if (begin > 0 || plan.has_tail_units) {
+      if (thread == 0) begin_segment(segment, begin == 0);
       pool.barrier();
     }
     run_nodes(plan.tail[is_one][segment.is_one], segment, thread);
     if (score_targets != nullptr) reduce_scores(segment, thread);
+  }
+}
+
+// What one thread does before each segment of the tail.
+void Executor::Impl::begin_segment(const Segment& segment, bool is_first) {
+  if (!is_first) {
+    for (int32_t i = plan.tail_counters_begin; i < plan.num_counters; ++i) counters[static_cast<size_t>(i)].reset();
+    step_epoch += static_cast<uint64_t>(plan.num_counters) + 1;
+  }
+  for (size_t i = 0; i < units.size(); ++i) {
+    if (plan.unit_kinds[i].is_tail) make_tail_units(segment, plan.unit_kinds[i], units[i]);
   }
 }
 
@@ -282,6 +305,7 @@ void Executor::Impl::run_nodes(const std::vector<Node>& nodes, const Segment& se
       last_time = now;
       timed = node.kind == NodeKind::kRow       ? kTimeRows
               : node.kind == NodeKind::kAttend  ? kTimeAttend
+              : node.kind == NodeKind::kRecord  ? kTimeRows
               : node.kind == NodeKind::kExperts ? kTimeExperts
               : node.linear.is_head             ? kTimeHead
                                                 : kTimeLinear;
@@ -304,6 +328,9 @@ void Executor::Impl::run_nodes(const std::vector<Node>& nodes, const Segment& se
         break;
       case NodeKind::kExperts:
         run_experts(node, segment, thread);
+        break;
+      case NodeKind::kRecord:
+        run_record(node.record, thread);
         break;
     }
   }
@@ -347,62 +374,29 @@ int32_t Executor::hidden_width() const {
   return impl_->plan.hidden_width;
 }
 
-int32_t Executor::create_sequence() {
-  return impl_->kv->create();
+StateCache& Executor::state() const {
+  return *impl_->kv;
 }
 
-void Executor::free_sequence(int32_t sequence) {
-  try {
-    impl_->kv->free(sequence);
-  } catch (const std::out_of_range&) {
-    refuse("sequence " + std::to_string(sequence) + " does not exist");
-  }
+int64_t Executor::num_pages() const {
+  return (impl_->options.max_kv_tokens + kPageTokens - 1) / kPageTokens;
 }
 
-int32_t Executor::fork_sequence(int32_t sequence, int64_t num_tokens) {
-  impl_->length(sequence);
-  return impl_->kv->fork(sequence, num_tokens);
+int64_t Executor::num_free_pages() const {
+  return std::max<int64_t>(0, impl_->kv->pages_free() - impl_->num_spare_pages());
 }
 
-void Executor::truncate(int32_t sequence, int64_t num_tokens) {
-  impl_->length(sequence);
-  impl_->kv->truncate(sequence, num_tokens);
+bool Executor::reserve(int32_t sequence, int64_t num_tokens) {
+  return impl_->kv->hold(sequence, num_tokens, impl_->num_spare_pages());
 }
 
-int64_t Executor::length(int32_t sequence) const {
-  return impl_->length(sequence);
+Executor::SourceShape Executor::source_shape(int32_t state) const {
+  const KvLayerShape& shape = impl_->kv_shapes[static_cast<size_t>(impl_->source_layer(state))];
+  return {shape.num_kv_heads * shape.k_dim, shape.num_kv_heads * shape.v_dim, shape.source_tokens};
 }
 
-bool Executor::can_reuse_anywhere() const {
-  return impl_->kv->can_reuse_anywhere();
-}
-
-void Executor::mark_reuse(int32_t sequence) {
-  impl_->length(sequence);
-  impl_->kv->mark_reuse(sequence);
-}
-
-void Executor::unmark_reuse(int32_t sequence, int64_t num_tokens) {
-  impl_->length(sequence);
-  impl_->kv->unmark_reuse(sequence, num_tokens);
-}
-
-std::vector<int64_t> Executor::reuse_points(int32_t sequence) const {
-  impl_->length(sequence);
-  return impl_->kv->reuse_points(sequence);
-}
-
-int64_t Executor::last_reusable(int32_t sequence, int64_t num_tokens) const {
-  impl_->length(sequence);
-  return impl_->kv->last_reusable(sequence, num_tokens);
-}
-
-std::string Executor::kv_fingerprint() const {
-  return impl_->kv->fingerprint();
-}
-
-size_t Executor::page_bytes() const {
-  return impl_->kv->stored_page_bytes();
+void Executor::set_source(int32_t sequence, int32_t state, const float* k, const float* v, int64_t num_tokens) {
+  impl_->set_source(sequence, state, k, v, num_tokens);
 }
 
 size_t Executor::tail_bytes(int64_t num_tokens) const {
@@ -414,12 +408,12 @@ size_t Executor::tail_bytes(int64_t num_tokens) const {
 }
 
 size_t Executor::export_pages_bytes(int32_t sequence, int64_t first_page, int64_t last_page) const {
-  const int64_t settled = settled_pages(impl_->length(sequence));
+  const int64_t settled = settled_pages(impl_->kv->length(sequence));
   if (first_page < 0 || first_page > last_page || last_page > settled) {
     refuse("cannot export pages " + std::to_string(first_page) + " to " + std::to_string(last_page) +
            " of a sequence with " + std::to_string(settled) + " settled pages");
   }
-  return static_cast<size_t>(last_page - first_page) * page_bytes();
+  return static_cast<size_t>(last_page - first_page) * impl_->kv->stored_page_bytes();
 }
 
 void Executor::export_pages(int32_t sequence, int64_t first_page, int64_t last_page, uint8_t* out) const {
@@ -427,7 +421,7 @@ void Executor::export_pages(int32_t sequence, int64_t first_page, int64_t last_p
 }
 
 size_t Executor::export_tail_bytes(int32_t sequence, int64_t num_tokens) const {
-  const int64_t length = impl_->length(sequence);
+  const int64_t length = impl_->kv->length(sequence);
   if (num_tokens < 0 || num_tokens > length) {
     refuse("cannot export at " + std::to_string(num_tokens) + " tokens of a sequence of " + std::to_string(length));
   }
@@ -445,13 +439,13 @@ int32_t Executor::begin_import(int64_t num_tokens) {
 
 void Executor::import_pages(int32_t sequence, int64_t first_page, int64_t last_page, const uint8_t* pages,
                             size_t num_bytes) {
-  const KvImport now = impl_->importing(sequence);
+  const KvImport now = impl_->kv->importing(sequence);
   const int64_t settled = settled_pages(now.num_tokens);
   if (first_page != now.next_page || last_page < first_page || last_page > settled) {
     refuse("cannot import pages " + std::to_string(first_page) + " to " + std::to_string(last_page) + ": " +
            std::to_string(now.next_page) + " of " + std::to_string(settled) + " are there");
   }
-  const size_t wanted = static_cast<size_t>(last_page - first_page) * page_bytes();
+  const size_t wanted = static_cast<size_t>(last_page - first_page) * impl_->kv->stored_page_bytes();
   if (num_bytes != wanted) {
     refuse(std::to_string(num_bytes) + " bytes for " + std::to_string(last_page - first_page) + " pages, which take " +
            std::to_string(wanted));
@@ -460,7 +454,7 @@ void Executor::import_pages(int32_t sequence, int64_t first_page, int64_t last_p
 }
 
 void Executor::import_tail(int32_t sequence, const uint8_t* tail, size_t num_bytes) {
-  const size_t wanted = tail_bytes(impl_->importing(sequence).num_tokens);
+  const size_t wanted = tail_bytes(impl_->kv->importing(sequence).num_tokens);
   if (num_bytes != wanted) {
     refuse("a tail of " + std::to_string(num_bytes) + " bytes, which takes " + std::to_string(wanted));
   }
@@ -480,7 +474,7 @@ void Executor::score(int32_t sequence, const int32_t* tokens, const int32_t* tar
              std::to_string(impl.plan.vocab_size));
     }
   }
-  const int64_t start = impl.length(sequence);
+  const int64_t start = impl.kv->length(sequence);
   std::fill_n(out, count, 0.0);
   // What is undone when a later step fails.
   const ReuseHere here(*impl.kv, sequence);
@@ -564,7 +558,7 @@ const RecordedQueries& Executor::recorded_queries(int32_t layer) const {
 }
 
 Executor::KvShape Executor::kv_shape(int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits) const {
-  const int64_t length = impl_->length(sequence);
+  const int64_t length = impl_->kv->length(sequence);
   impl_->check_readable(layer, k_bits, v_bits);
   const KvLayerShape& shape = impl_->kv_shapes[static_cast<size_t>(layer)];
   return {shape.num_kv_heads, shape.k_dim, shape.v_dim, length};
@@ -604,6 +598,7 @@ std::vector<std::pair<std::string, double>> Executor::stats() const {
       {"kv_bytes_encoded", static_cast<double>(usage.bytes_encoded)},
       {"kv_pages_shared", static_cast<double>(usage.pages_shared)},
       {"kv_reuse_points", static_cast<double>(usage.reuse_points)},
+      {"records_bytes", static_cast<double>(usage.bytes_records)},
       {"scratch_bytes", static_cast<double>(impl.scratch_bytes)},
       {"steps", static_cast<double>(impl.num_steps)},
       {"rows", static_cast<double>(impl.num_rows)},

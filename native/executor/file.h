@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "kamado/align.h"
+
 namespace kamado {
 
 // An open file, read-only. Reads are explicit (pread) and never through a mapping: a file that shrinks while it is used
@@ -55,9 +57,5 @@ class Memory {
 
 // Gives the whole pages of [data, data + bytes) back to the system; they read as zeros when they are touched again.
 void give_back(uint8_t* data, size_t bytes);
-
-constexpr size_t align_up(size_t value, size_t to = 64) {
-  return (value + to - 1) / to * to;
-}
 
 }  // namespace kamado

@@ -21,16 +21,16 @@ class Fuser {
  public:
   explicit Fuser(const Program& program) : program_(program), current_(program.buffers.size(), -1) {
     for (size_t i = 0; i < program.ops.size(); ++i) {
-      if (keeps_state(program.ops[i])) tail_begin_ = i + 1;
+      if (writes_state(program.ops[i])) tail_begin_ = i + 1;
     }
-    flat_.has_attend = tail_begin_ > 0;
-    part_ = flat_.has_attend ? &flat_.main : &flat_.tail;
+    flat_.has_main = tail_begin_ > 0;
+    part_ = flat_.has_main ? &flat_.main : &flat_.tail;
   }
 
   Flat run() {
     size_t i = 0;
     while (i < program_.ops.size()) {
-      if (flat_.has_attend && i == tail_begin_) enter_tail();
+      if (flat_.has_main && i == tail_begin_) enter_tail();
       const Op& op = program_.ops[i];
       is_ahead_ = !program_.is_ahead.empty() && program_.is_ahead[i];
       if (std::holds_alternative<LinearOp>(op)) {
@@ -133,7 +133,7 @@ class Fuser {
     const int32_t x = std::get<LinearOp>(program_.ops[begin]).x;
     std::vector<int32_t> outs, weights, biases;
     size_t end = begin;
-    for (; end < program_.ops.size() && !(flat_.has_attend && end == tail_begin_ && end != begin); ++end) {
+    for (; end < program_.ops.size() && !(flat_.has_main && end == tail_begin_ && end != begin); ++end) {
       const auto* op = std::get_if<LinearOp>(&program_.ops[end]);
       if (op == nullptr || op->x != x || contains(outs, x)) break;
       if (std::any_of(op->outs.begin(), op->outs.end(), [&](int32_t out) { return contains(outs, out); })) break;
@@ -178,7 +178,7 @@ class Fuser {
   }
 
   const GateOp* fusable_gate(size_t index, const std::vector<int32_t>& outs) const {
-    if (index >= program_.ops.size() || (flat_.has_attend && index == tail_begin_)) return nullptr;
+    if (index >= program_.ops.size() || (flat_.has_main && index == tail_begin_)) return nullptr;
     const auto* gate = std::get_if<GateOp>(&program_.ops[index]);
     if (gate == nullptr || !contains(outs, gate->a) || gate->a == gate->b) return nullptr;
     if (gate->b != -1 && !contains(outs, gate->b)) return nullptr;
@@ -271,20 +271,35 @@ class Fuser {
 
   void emit(const Op& op, const AttendOp& o) {
     const bool is_last = static_cast<size_t>(&op - program_.ops.data()) + 1 == tail_begin_;
-    const UnitKind kind{o.num_kv_heads, o.num_heads / o.num_kv_heads, o.window, o.causal, is_last};
+    const StateSpec& state = program_.states[static_cast<size_t>(o.state)];
+    const bool is_source = state.kind == StateKind::kSource;
+    UnitKind kind{o.num_kv_heads, o.num_heads / o.num_kv_heads, o.window, o.causal && !is_source, is_last, o.stores};
+    kind.source = is_source ? state.index : -1;
+    kind.is_tail = part_ == &flat_.tail;
     auto& kinds = flat_.unit_kinds;
-    const auto same = std::find_if(kinds.begin(), kinds.end(), [&](const UnitKind& other) {
-      return other.num_kv_heads == kind.num_kv_heads && other.group == kind.group && other.window == kind.window &&
-             other.is_causal == kind.is_causal && other.is_last == kind.is_last;
-    });
+    const auto same = std::find(kinds.begin(), kinds.end(), kind);
     Node node{NodeKind::kAttend};
     node.attend.op = &o;
+    node.attend.layer = state.index;
+    node.attend.is_causal = kind.is_causal;
     node.attend.units = static_cast<int32_t>(same - kinds.begin());
     if (same == kinds.end()) kinds.push_back(kind);
     node.attend.q = value_of(o.q);
-    node.attend.k = value_of(o.k);
-    node.attend.v = value_of(o.v);
+    if (o.stores) {
+      node.attend.k = value_of(o.k);
+      node.attend.v = value_of(o.v);
+    }
     node.attend.out = overwrite(o.out);
+    part_->nodes.push_back(std::move(node));
+  }
+
+  void emit(const Op& op, const AccumulateOp& o) {
+    Node node{NodeKind::kRecord};
+    node.record.op = &op;
+    node.record.record = program_.states[static_cast<size_t>(o.state)].index;
+    node.record.num_columns = width(o.out);
+    node.record.x = value_of(o.x);
+    node.record.out = output(o.out, {o.x});
     part_->nodes.push_back(std::move(node));
   }
 

@@ -26,7 +26,7 @@ struct Flat {
   // Gather operations at the tail's start read a value of the main part (RowOp::in[0]) into one of the tail's.
   std::vector<UnitKind> unit_kinds;
   int32_t logits = -1;  // value of the tail
-  bool has_attend = false;
+  bool has_main = false;
 };
 
 Flat fuse(const Program& program);
@@ -44,6 +44,7 @@ void for_each_input(AnyNode& node, Visit&& visit) {
   visit(node.attend.v, node.attend.v_at);
   for (int i = 0; i < kNumActKinds; ++i) visit(node.experts.acts[i], node.experts.acts_at[i]);
   visit(node.experts.routing, node.experts.routing_at);
+  visit(node.record.x, node.record.x_at);
 }
 template <class AnyNode, class Visit>
 void for_each_output(AnyNode& node, Visit&& visit) {
@@ -51,6 +52,7 @@ void for_each_output(AnyNode& node, Visit&& visit) {
   for (auto& part : node.linear.parts) visit(part.out, part.out_at);
   visit(node.attend.out, node.attend.out_at);
   visit(node.experts.out, node.experts.out_at);
+  visit(node.record.out, node.record.out_at);
 }
 
 }  // namespace kamado

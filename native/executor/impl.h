@@ -11,8 +11,8 @@
 #include "executor/weights.h"
 #include "kamado/executor.h"
 #include "kamado/experts.h"
-#include "kamado/kv.h"
 #include "kamado/pool.h"
+#include "kamado/state.h"
 #include "kamado/tables.h"
 
 namespace kamado {
@@ -31,7 +31,7 @@ struct Segment {
   const int32_t* source;  // [num_rows]: the step's row behind each
 };
 
-// --- attention work, by positions only (attend.cpp) ---
+// --- attention work, by positions only (units.cpp) ---
 
 struct StoreUnit {  // keys and values of rows that lie in one page
   int32_t sequence, row_begin, num_rows;
@@ -119,12 +119,11 @@ struct Executor::Impl {
   Impl(Program given, const ExecutorOptions& given_options, const Progress& progress);
 
   // --- executor.cpp ---
-  int64_t length(int32_t sequence) const;
-  KvImport importing(int32_t sequence) const;
   void check_batch(const Batch& batch, bool is_scoring) const;
   const float* run_step(const Batch& batch, const Poll& poll);
   void run(const Batch& batch, const Poll& poll);
   void run_thread(int32_t thread);
+  void begin_segment(const Segment& segment, bool is_first);
   void run_nodes(const std::vector<Node>& nodes, const Segment& segment, int32_t thread);
   void reduce_scores(const Segment& segment, int32_t thread);
   void check_cancel(int32_t thread);
@@ -164,8 +163,20 @@ struct Executor::Impl {
     return weights.matrices[static_cast<size_t>(list[static_cast<size_t>(expert)])];
   }
 
+  // --- records.cpp ---
+  void run_record(const RecordNode& node, int32_t thread);
+  int32_t source_layer(int32_t state) const;
+  void set_source(int32_t sequence, int32_t state, const float* k, const float* v, int64_t num_tokens);
+
+  // --- units.cpp ---
+  void note_sequences(const Batch& batch);
+  void make_units(const Batch& batch, const UnitKind& kind, Units& list) const;
+  void make_tail_units(const Segment& segment, const UnitKind& kind, Units& list) const;
+  void add_rows(const UnitKind& kind, const SingleUnit& first, int32_t num_rows, Units& list) const;
+  void split_singles(const UnitKind& kind, Units& list) const;
+  int64_t tokens_seen(const UnitKind& kind, int32_t sequence, int64_t total) const;
+
   // --- attend.cpp ---
-  void make_units(const Batch& batch);
   void run_attend(const Node& node, int32_t thread);
   void check_queries(const AttendNode& node, int32_t row, int32_t head, Worker& worker) const;
   void store_row(const AttendNode& node, void* k_block, void* v_block, int32_t slot, int32_t row, int32_t head,
@@ -199,7 +210,11 @@ struct Executor::Impl {
   void check_readable(int32_t layer, int32_t k_bits, int32_t v_bits) const;
   void read_kv(int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits, float* k, float* v);
 
-  void add_kv_layers();
+  // Any sequences whose lengths sum to max_kv_tokens fit: each may leave its last page nearly empty. Who reserves
+  // before his steps is given only the pages that max_kv_tokens fill.
+  int64_t num_spare_pages() const { return int64_t{options.max_sequences} - 1; }
+  void add_states();
+  void encode_layer(const AttendOp& attend);
   void allocate();
 
   const Program program;
@@ -209,8 +224,10 @@ struct Executor::Impl {
   Weights weights;
   Plan plan;
   std::unique_ptr<ExpertStream> stream;  // nullptr: all experts are resident
-  std::unique_ptr<KvCache> kv;
-  std::vector<KvLayerShape> kv_shapes;
+  std::unique_ptr<StateCache> kv;
+  std::vector<KvLayerShape> kv_shapes;  // pages and windows, then sources
+  int32_t num_kv_layers = 0;            // of them pages and windows
+  RecordShape records;
   std::vector<KvCodec> codecs;  // by layer; k_bits 0: exact
   bool has_codes = false;
 
@@ -239,6 +256,7 @@ struct Executor::Impl {
   // The running step.
   std::vector<int32_t> identity;    // 0, 1, ...
   std::vector<int32_t> positions;   // [rows]
+  std::vector<int32_t> row_places;  // [rows]: index of each row's sequence in the batch; for the tail's attention
   std::vector<uint8_t> is_wanted;   // [rows]: logits are wanted
   std::vector<int32_t> score_rows;  // [rows]: rows with a target
   std::vector<Units> units;         // by Plan::unit_kinds

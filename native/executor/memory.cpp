@@ -66,7 +66,7 @@ void Executor::Impl::allocate() {
   }
   partial_stride = align_up(static_cast<size_t>(v_dim) + 2, 16);
   partial_slot_floats = max_heads * partial_stride;
-  num_partial_slots = plan.has_attend ? (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + 1 : 0;
+  num_partial_slots = plan.has_main ? (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + 1 : 0;
   // A row is split when rows times heads are fewer than the items wanted (make_units), into as few as reach that
   // number.
   const int32_t max_pairs = kSplitItemsPerThread * options.num_threads;
@@ -82,7 +82,7 @@ void Executor::Impl::allocate() {
     uint8_t* values = base;
     layout.take(values, plan.shared_bytes);
     layout.take(partial_slots, static_cast<size_t>(num_partial_slots) * partial_slot_floats);
-    layout.take(split_running, plan.has_attend ? static_cast<size_t>(max_pairs) * split_running_floats : 0);
+    layout.take(split_running, plan.has_main ? static_cast<size_t>(max_pairs) * split_running_floats : 0);
     const auto assignments = static_cast<size_t>(max_assignments);
     layout.take(hidden, assignments * hidden_stride);
     layout.take(hidden_acts, assignments * hidden_act_stride);
@@ -131,6 +131,7 @@ void Executor::Impl::allocate() {
   identity.resize(cap_rows);
   std::iota(identity.begin(), identity.end(), 0);
   positions.resize(cap_rows);
+  row_places.resize(cap_rows);
   is_wanted.resize(cap_rows);
   score_rows.reserve(cap_rows);
   units.resize(plan.unit_kinds.size());

@@ -174,7 +174,7 @@ class Resolver {
   Hazards hazards_;
 };
 
-constexpr int32_t kNumCounters[] = {0, 1, 3, 2};  // of work items that a node takes, by its kind
+constexpr int32_t kNumCounters[] = {0, 1, 3, 2, 0};  // of work items that a node takes, by its kind
 
 // --- work items ---
 
@@ -248,7 +248,8 @@ Plan make_plan(const Program& program, int32_t num_threads, int32_t max_rows, in
   Flat flat = fuse(program);
   Plan plan;
   plan.unit_kinds = flat.unit_kinds;
-  plan.has_attend = flat.has_attend;
+  plan.has_main = flat.has_main;
+  for (const UnitKind& kind : plan.unit_kinds) plan.has_tail_units = plan.has_tail_units || kind.is_tail;
   const auto* head = std::get_if<HeadOp>(&program.ops.back());
   if (head != nullptr) plan.vocab_size = program.matrices[static_cast<size_t>(head->weight)].rows;
   const int32_t last = head != nullptr ? head->x : std::get<PoolOp>(program.ops.back()).x;
@@ -260,7 +261,8 @@ Plan make_plan(const Program& program, int32_t num_threads, int32_t max_rows, in
       if (embed->index == EmbedIndex::kToken) plan.num_tokens = std::min(plan.num_tokens, rows);
       if (embed->index == EmbedIndex::kPosition) plan.num_positions = std::min(plan.num_positions, rows);
     } else if (const auto* attend = std::get_if<AttendOp>(&op)) {
-      plan.is_causal = plan.is_causal && attend->causal;
+      const bool is_source = program.states[static_cast<size_t>(attend->state)].kind == StateKind::kSource;
+      plan.is_causal = plan.is_causal && (attend->causal || is_source);
     }
   }
   std::vector<int32_t> gathered;

@@ -1,9 +1,9 @@
 // What one step does, worked out once: which operations are fused, where each value lies, and where threads must meet.
 //
-// A program is cut after its last Attend. The *main* part runs for every row of the step, the *tail* only for the rows
-// whose logits are wanted. Each part is planned twice. With *one* row, every thread does the row-wise work itself, into
-// memory of its own, because that is cheaper than meeting at a barrier; only products, attention and experts are shared
-// out. With *many* rows, thread t owns a fixed share of the rows for row-wise work.
+// A program is cut after its last operation that writes sequence state. The *main* part runs for every row of the step,
+// the *tail* only for the rows whose logits are wanted. Each part is planned twice. With *one* row, every thread does
+// the row-wise work itself, into memory of its own, because that is cheaper than meeting at a barrier; only products,
+// attention and experts are shared out. With *many* rows, thread t owns a fixed share of the rows for row-wise work.
 //
 // A barrier is put only where two accesses to the same memory since the last one conflict: a write by any thread and
 // another access whose share-out differs.
@@ -88,9 +88,20 @@ struct LinearNode {
 
 struct AttendNode {
   const AttendOp* op = nullptr;
+  int32_t layer = -1;  // of the cache: StateSpec::index
+  bool is_causal = true;
   int32_t units = -1;  // index into Plan::unit_kinds
   int32_t q = -1, k = -1, v = -1, out = -1;
   Operand q_at, k_at, v_at, out_at;
+};
+
+// An operation that replaces a record: threads share its columns, and each takes the rows of a sequence in order.
+struct RecordNode {
+  const Op* op = nullptr;
+  int32_t record = -1;  // StateSpec::index
+  int32_t num_columns = 0;
+  int32_t x = -1, out = -1;
+  Operand x_at, out_at;
 };
 
 struct ExpertsNode {
@@ -103,7 +114,7 @@ struct ExpertsNode {
   int32_t layer = -1;  // counted over the program's Experts operations
 };
 
-enum class NodeKind { kRow, kLinear, kAttend, kExperts };
+enum class NodeKind { kRow, kLinear, kAttend, kExperts, kRecord };
 
 struct Node {
   explicit Node(NodeKind node_kind) : kind(node_kind) {}
@@ -115,6 +126,7 @@ struct Node {
   LinearNode linear;
   AttendNode attend;
   ExpertsNode experts;
+  RecordNode record;
 };
 
 // Attention work depends on positions and these only, so layers that agree share a list of work units.
@@ -122,6 +134,11 @@ struct UnitKind {
   int32_t num_kv_heads, group, window;
   bool is_causal;
   bool is_last;  // only rows whose logits are wanted attend
+  bool stores;
+  int32_t source = -1;   // the layer whose tokens, another number in each sequence, all rows see
+  bool is_tail = false;  // its rows are those of a segment of the tail
+
+  bool operator==(const UnitKind&) const = default;
 };
 
 struct Plan {
@@ -139,7 +156,8 @@ struct Plan {
   bool is_causal = true;      // no operation looks ahead
   int64_t max_cols = 0;       // widest product input
   int32_t max_row_block = 1;
-  bool has_attend = false;
+  bool has_main = false;        // before the tail
+  bool has_tail_units = false;  // of attention
 };
 
 // `program` must outlive the plan.

@@ -29,7 +29,7 @@ void read_page(const VectorKernels& halves, const uint16_t* k_block, const uint1
 void Executor::Impl::record_queries(int32_t stride) {
   recorded.clear();
   query_stride = stride;
-  if (stride > 0) recorded.resize(kv_shapes.size());
+  if (stride > 0) recorded.resize(static_cast<size_t>(num_kv_layers));
 }
 
 // Makes room for what the step will record, so that its threads allocate nothing.
@@ -38,8 +38,8 @@ void Executor::Impl::reserve_queries(int32_t num_step_rows) {
   for (int32_t row = 0; row < num_step_rows; ++row) rows += is_recorded(row);
   for (const Op& op : program.ops) {
     const auto* attend = std::get_if<AttendOp>(&op);
-    if (attend == nullptr) continue;
-    RecordedQueries& queries = recorded[static_cast<size_t>(attend->layer)];
+    if (attend == nullptr || !attend->stores) continue;
+    RecordedQueries& queries = recorded[static_cast<size_t>(program.states[static_cast<size_t>(attend->state)].index)];
     queries.num_heads = attend->num_heads;
     queries.head_dim = attend->head_dim;
     const auto width = static_cast<size_t>(attend->num_heads) * static_cast<size_t>(attend->head_dim);
@@ -50,7 +50,7 @@ void Executor::Impl::reserve_queries(int32_t num_step_rows) {
 
 // One thread's work: a copy of few rows.
 void Executor::Impl::keep_queries(const AttendNode& node, int32_t thread) {
-  RecordedQueries& queries = recorded[static_cast<size_t>(node.op->layer)];
+  RecordedQueries& queries = recorded[static_cast<size_t>(node.layer)];
   const auto width = static_cast<size_t>(queries.num_heads) * static_cast<size_t>(queries.head_dim);
   for (int32_t row = 0; row < static_cast<int32_t>(batch->num_tokens); ++row) {
     if (!is_recorded(row)) continue;
@@ -61,7 +61,7 @@ void Executor::Impl::keep_queries(const AttendNode& node, int32_t thread) {
 }
 
 void Executor::Impl::check_readable(int32_t layer, int32_t k_bits, int32_t v_bits) const {
-  if (layer < 0 || static_cast<size_t>(layer) >= kv_shapes.size()) refuse_layer(layer, "the program has no such layer");
+  if (layer < 0 || layer >= num_kv_layers) refuse_layer(layer, "the program has no such layer");
   const KvLayerShape& shape = kv_shapes[static_cast<size_t>(layer)];
   if (shape.k_bits > 0 || shape.window > 0 || kv->type() != KvType::kF16)
     refuse_layer(layer, "only a cache that keeps all of it as f16 can be read");
@@ -77,7 +77,7 @@ void Executor::Impl::read_kv(int32_t sequence, int32_t layer, int32_t k_bits, in
   check_readable(layer, k_bits, v_bits);
   const KvLayerShape& shape = kv_shapes[static_cast<size_t>(layer)];
   const KvCodec codec{shape.k_dim, shape.v_dim, k_bits, v_bits};
-  const int64_t total = length(sequence), pages = (total + kPageTokens - 1) / kPageTokens;
+  const int64_t total = kv->length(sequence), pages = (total + kPageTokens - 1) / kPageTokens;
   const int64_t num_coded = k_bits > 0 ? settled_pages(total) : 0;
   const auto work = [&](int32_t thread) {
     const size_t k_page = static_cast<size_t>(shape.k_dim) * kPageTokens;

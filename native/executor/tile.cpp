@@ -8,7 +8,7 @@
 namespace kamado {
 
 void Executor::Impl::tile_kv(int32_t sequence, int64_t num_tokens) {
-  const int64_t start = length(sequence);
+  const int64_t start = kv->length(sequence);
   if (start == 0) throw std::invalid_argument("sequence " + std::to_string(sequence) + " is empty: nothing to repeat");
   if (num_tokens <= start) return;
   // What is repeated must stay, in every layer, while pages come after it: the tokens that a reuse point keeps.
@@ -25,7 +25,7 @@ void Executor::Impl::tile_kv(int32_t sequence, int64_t num_tokens) {
   const bool is_whole = source % kPageTokens == 0 && period % kPageTokens == 0;
   for (int64_t done_tokens = start; done_tokens < num_tokens;) {
     const int64_t page = done_tokens / kPageTokens, end = std::min(num_tokens, (page + 1) * kPageTokens);
-    kv->reserve(sequence, end);
+    kv->reserve_pages(sequence, end);
     tile_page(sequence, page, done_tokens, end, source, period);
     for (const int32_t coded : kv->encodes(sequence)) {
       const int64_t same = coded - period / kPageTokens;
@@ -44,7 +44,7 @@ void Executor::Impl::tile_page(int32_t sequence, int64_t page, int64_t begin, in
   // Whole pages from whole pages; else token by token.
   const bool is_whole = begin % kPageTokens == 0 && end % kPageTokens == 0 && from_first % kPageTokens == 0 &&
                         from_first + kPageTokens <= source + period;
-  for (size_t layer = 0; layer < kv_shapes.size(); ++layer) {
+  for (size_t layer = 0; layer < static_cast<size_t>(num_kv_layers); ++layer) {
     const KvLayerShape& shape = kv_shapes[layer];
     const size_t v_row = static_cast<size_t>(shape.v_dim) * element;
     const auto id = static_cast<int32_t>(layer);

@@ -12,14 +12,10 @@ struct Blocking {
   static constexpr int value_chains(int) { return 1; }  // a chain is one addition a step: no latency to hide
 };
 
-using Tier = CodeAttention<Ints256, Blocking>;
-
 }  // namespace
 
 const KvCodecKernels* kv_codec_kernels_avx2() {
-  static const KvCodecKernels table = {CodeEncoder<Ints256>::encode_page, Tier::rotate_query, Tier::attend_page,
-                                       Tier::unrotate, kv_codec_kernels_ref()->decode_page};
-  return &table;
+  return kv_codec_table<CodeEncoder<Ints256>, CodeAttention<Ints256, Blocking>>();
 }
 
 }  // namespace kamado

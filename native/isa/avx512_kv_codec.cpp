@@ -13,14 +13,10 @@ struct Blocking {
   static constexpr int value_chains(int sums) { return sums >= 8 ? 1 : sums >= 4 ? 2 : 4; }
 };
 
-using Tier = CodeAttention<Ints512, Blocking>;
-
 }  // namespace
 
 const KvCodecKernels* kv_codec_kernels_avx512() {
-  static const KvCodecKernels table = {CodeEncoder<Ints512>::encode_page, Tier::rotate_query, Tier::attend_page,
-                                       Tier::unrotate, kv_codec_kernels_ref()->decode_page};
-  return &table;
+  return kv_codec_table<CodeEncoder<Ints512>, CodeAttention<Ints512, Blocking>>();
 }
 
 }  // namespace kamado

@@ -14,7 +14,7 @@
 #include <cstddef>
 
 #include "kernels/attention_layout.h"
-#include "kernels/math.inc.h"
+#include "kernels/softmax_page.inc.h"
 
 namespace kamado {
 namespace {
@@ -193,31 +193,8 @@ struct AttentionTier {
   static void softmax(const Call& call, int32_t index) {
     const AttendQuery& query = call.queries[index];
     float* p = call.p + static_cast<size_t>(index) * kPageTokens;
-    const V scale = V::set1(call.scale), cap = V::set1(call.softcap), zero = V::set1(0.0f);
-    const int32_t begin = query.lo / kVirtualLanes * kVirtualLanes;
-    const auto is_whole = [&query](int32_t j) { return query.lo <= j && j + kVirtualLanes <= query.hi; };
-    V top = V::set1(-__builtin_inff());
-    for (int32_t j = begin; j < query.hi; j += kVirtualLanes) {
-      V s = V::load(p + j) * scale;
-      if (call.softcap > 0.0f) s = softcap_f32(s, cap);
-      s.store(p + j);
-      const V higher = max(top, s);
-      top = is_whole(j) ? higher : select(V::lanes_between(query.lo - j, query.hi - j), higher, top);
-    }
-    const float m = reduce_max(top);
-    const V shift = V::set1(m);
-    V sum = zero;
-    for (int32_t j = 0; j < kPageTokens; j += kVirtualLanes) {
-      V e = zero;
-      if (j >= begin && j < query.hi) {
-        e = exp_f32(V::load(p + j) - shift);
-        if (!is_whole(j)) e = select(V::lanes_between(query.lo - j, query.hi - j), e, zero);
-        sum = sum + e;
-      }
-      e.store(p + j);
-    }
-    query.partial[0] = m;
-    query.partial[1] = reduce_sum(sum);
+    softmax_page<V>(query.lo, query.hi, call.scale, call.softcap, p, query.partial,
+                    [p](int32_t j) { return V::load(p + j); });
   }
 
   template <class T>

@@ -7,7 +7,7 @@
 #pragma once
 #include "kernels/kv_ints.inc.h"
 #include "kernels/kv_rotate.inc.h"
-#include "kernels/math.inc.h"
+#include "kernels/softmax_page.inc.h"
 
 // Tiles are functions of their own: inlined into their callers they lost a fifth of their speed to spilled registers.
 #define KAMADO_NOINLINE __attribute__((noinline))
@@ -247,39 +247,18 @@ struct CodeAttention {
     for (int32_t d = 0; d < page.codec->head_dim; d += kVirtualLanes) {
       mean = fma(V::load(q.rotated + d), V::load(reinterpret_cast<const uint16_t*>(page.k.mean) + d), mean);
     }
-    const V with_mean = V::set1(reduce_sum(mean)), query_scale = V::set1(*q.scale);
-    const V scale = V::set1(page.scale), cap = V::set1(page.softcap), zero = V::set1(0.0f), high = V::set1(128.0f);
-    float* p = reinterpret_cast<float*>(query.totals);
+    const V with_mean = V::set1(reduce_sum(mean)), query_scale = V::set1(*q.scale), high = V::set1(128.0f);
     float sinks[kVirtualLanes];
     if (page.sinks) sink_scores(page, given.q, sinks);
-    const int32_t begin = given.lo / kVirtualLanes * kVirtualLanes;
-    const auto is_whole = [&given](int32_t j) { return given.lo <= j && j + kVirtualLanes <= given.hi; };
-    V top = V::set1(-__builtin_inff());
-    for (int32_t j = begin; j < given.hi; j += kVirtualLanes) {
-      V dot = I::load_ints(query.totals + j);
-      if (num_passes(page.codec->k_bits) == 2) dot = fma(dot, high, I::load_ints(query.totals + kPageTokens + j));
-      V s = fma(dot, V::load(page.k_scales + j) * query_scale, with_mean);
-      if (page.sinks && j == 0) s = select(V::lanes_between(0, kSinkTokens), V::load(sinks), s);
-      s = s * scale;
-      if (page.softcap > 0.0f) s = softcap_f32(s, cap);
-      s.store(p + j);
-      const V higher = max(top, s);
-      top = is_whole(j) ? higher : select(V::lanes_between(given.lo - j, given.hi - j), higher, top);
-    }
-    const float m = reduce_max(top);
-    const V shift = V::set1(m);
-    V sum = zero;
-    for (int32_t j = 0; j < kPageTokens; j += kVirtualLanes) {
-      V e = zero;
-      if (j >= begin && j < given.hi) {
-        e = exp_f32(V::load(p + j) - shift);
-        if (!is_whole(j)) e = select(V::lanes_between(given.lo - j, given.hi - j), e, zero);
-        sum = sum + e;
-      }
-      e.store(p + j);
-    }
-    given.partial[0] = m;
-    given.partial[1] = reduce_sum(sum);
+    softmax_page<V>(given.lo, given.hi, page.scale, page.softcap, reinterpret_cast<float*>(query.totals), given.partial,
+                    [&](int32_t j) {
+                      V dot = I::load_ints(query.totals + j);
+                      if (num_passes(page.codec->k_bits) == 2) {
+                        dot = fma(dot, high, I::load_ints(query.totals + kPageTokens + j));
+                      }
+                      const V s = fma(dot, V::load(page.k_scales + j) * query_scale, with_mean);
+                      return page.sinks && j == 0 ? select(V::lanes_between(0, kSinkTokens), V::load(sinks), s) : s;
+                    });
   }
 
   // Every group's carry goes from addition to addition: several groups side by side hide the wait.
@@ -481,6 +460,13 @@ struct CodeAttention {
 
   static void unrotate(const KvCodec& codec, float* running) { rotate_back(running + 2, codec.v_dim); }
 };
+
+template <class Encoder, class Attention>
+const KvCodecKernels* kv_codec_table() {
+  static const KvCodecKernels table = {Encoder::encode_page, Attention::rotate_query, Attention::attend_page,
+                                       Attention::unrotate, kv_codec_kernels_ref()->decode_page};
+  return &table;
+}
 
 }  // namespace
 }  // namespace kamado

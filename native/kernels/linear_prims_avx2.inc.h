@@ -145,18 +145,6 @@ INLINE Scale odd_scale(Pair p) {
                                      11, 10, 11, 14, 15, 14, 15);
   return {_mm256_shuffle_epi8(p.a, c), _mm256_shuffle_epi8(p.b, c)};
 }
-INLINE void store_scale(uint8_t* p, Scale s) {
-  store_bytes(p, s);
-}
-INLINE Scale load_scale(const uint8_t* p) {
-  return load_bytes(p);
-}
-INLINE void store_pairs(uint8_t* p, Pair v) {
-  store_bytes(p, v);
-}
-INLINE Pair load_pairs(const uint8_t* p) {
-  return load_bytes(p);
-}
 
 INLINE F32 f32_zero() {
   return {_mm256_setzero_ps(), _mm256_setzero_ps()};

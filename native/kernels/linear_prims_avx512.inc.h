@@ -100,18 +100,6 @@ INLINE Scale even_scale(Pair p) {
 INLINE Scale odd_scale(Pair p) {
   return _mm512_srai_epi32(p, 16);
 }
-INLINE void store_scale(uint8_t* p, Scale s) {
-  _mm512_storeu_si512(p, s);
-}
-INLINE Scale load_scale(const uint8_t* p) {
-  return _mm512_loadu_si512(p);
-}
-INLINE void store_pairs(uint8_t* p, Pair v) {
-  _mm512_storeu_si512(p, v);
-}
-INLINE Pair load_pairs(const uint8_t* p) {
-  return _mm512_loadu_si512(p);
-}
 
 INLINE F32 f32_zero() {
   return _mm512_setzero_ps();

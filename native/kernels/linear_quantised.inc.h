@@ -4,16 +4,7 @@
 
 constexpr int fold_steps(CodeKind kind) {
   if (kHasVnni) return 64;  // int32 from the start: never before the sub-block ends
-  switch (kind) {
-    case CodeKind::kU4:
-      return 8;
-    case CodeKind::kU5:
-      return 4;
-    case CodeKind::kU6:
-      return 2;
-    default:
-      return 1;
-  }
+  return kind == CodeKind::kU4 ? 8 : kind == CodeKind::kU5 ? 4 : kind == CodeKind::kU6 ? 2 : 1;
 }
 
 // Blocks decoded into a buffer: code words in ascending k, then what the headers held, widened.
@@ -51,10 +42,10 @@ struct Buffer256 {
   }
   template <class P, class Lane, class I>
   INLINE Scale scale(const uint8_t* header, P p, Lane, I) const {
-    return load_scale(header + p * 64);
+    return load_bytes(header + p * 64);
   }
-  INLINE Pair scale_pair(const uint8_t* header, int j) const { return load_pairs(header + 1024 + j * 64); }
-  INLINE Pair min_pair(const uint8_t* header, int j) const { return load_pairs(header + 1024 + j * 64); }
+  INLINE Pair scale_pair(const uint8_t* header, int j) const { return load_bytes(header + 1024 + j * 64); }
+  INLINE Pair min_pair(const uint8_t* header, int j) const { return load_bytes(header + 1024 + j * 64); }
   INLINE F32 d(const uint8_t* header) const { return load_f32(header + 1536); }
   INLINE F32 dmin(const uint8_t* header) const { return load_f32(header + 1600); }
 };
@@ -268,12 +259,12 @@ void unpack(const L& layout, const uint8_t* tile, int64_t first_block, int block
     for_phases<L>(phase);
     for (int j = 0; j < L::kSubs / 2; ++j) {
       const Pair pair = layout.scale_pair(header, j);
-      store_scale(out + 2 * j * 64, even_scale(pair));
-      store_scale(out + (2 * j + 1) * 64, odd_scale(pair));
+      store_bytes(out + 2 * j * 64, even_scale(pair));
+      store_bytes(out + (2 * j + 1) * 64, odd_scale(pair));
       if constexpr (L::kHasMin) {
-        store_pairs(out + 1024 + j * 64, layout.min_pair(header, j));
+        store_bytes(out + 1024 + j * 64, layout.min_pair(header, j));
       } else if constexpr (L::kOffset != 0) {
-        store_pairs(out + 1024 + j * 64, pair);
+        store_bytes(out + 1024 + j * 64, pair);
       }
     }
     store_f32(out + 1536, layout.d(header));

@@ -121,6 +121,41 @@ KAMADO_INLINE float f32_from_f16(uint16_t h) {
   return bits_float(sign | ((exponent + 112u) << 23) | (mantissa << 13));
 }
 
+// What registers of both widths (W bits) do by instructions of one name.
+#define KAMADO_ARITHMETIC(F, W)                                                                  \
+  KAMADO_INLINE F operator+(F a, F b) {                                                          \
+    return {_mm##W##_add_ps(a.v, b.v)};                                                          \
+  }                                                                                              \
+  KAMADO_INLINE F operator-(F a, F b) {                                                          \
+    return {_mm##W##_sub_ps(a.v, b.v)};                                                          \
+  }                                                                                              \
+  KAMADO_INLINE F operator*(F a, F b) {                                                          \
+    return {_mm##W##_mul_ps(a.v, b.v)};                                                          \
+  }                                                                                              \
+  KAMADO_INLINE F operator/(F a, F b) {                                                          \
+    return {_mm##W##_div_ps(a.v, b.v)};                                                          \
+  }                                                                                              \
+  KAMADO_INLINE F max(F a, F b) {                                                                \
+    return {_mm##W##_max_ps(a.v, b.v)};                                                          \
+  }                                                                                              \
+  KAMADO_INLINE F min(F a, F b) {                                                                \
+    return {_mm##W##_min_ps(a.v, b.v)};                                                          \
+  }                                                                                              \
+  KAMADO_INLINE F fma(F a, F b, F c) {                                                           \
+    return {_mm##W##_fmadd_ps(a.v, b.v, c.v)};                                                   \
+  }                                                                                              \
+  KAMADO_INLINE F abs(F a) {                                                                     \
+    return {_mm##W##_andnot_ps(_mm##W##_set1_ps(-0.0f), a.v)};                                   \
+  }                                                                                              \
+  KAMADO_INLINE F copy_sign(F magnitude, F sign) {                                               \
+    const auto bit = _mm##W##_set1_ps(-0.0f);                                                    \
+    return {_mm##W##_or_ps(_mm##W##_andnot_ps(bit, magnitude.v), _mm##W##_and_ps(bit, sign.v))}; \
+  }                                                                                              \
+  KAMADO_INLINE F scale_exponent(F p, F shifted) {                                               \
+    const auto n = _mm##W##_slli_epi32(_mm##W##_castps_si##W(shifted.v), 23);                    \
+    return {_mm##W##_castsi##W##_ps(_mm##W##_add_epi32(_mm##W##_castps_si##W(p.v), n))};         \
+  }
+
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 // ---- F8 ----
@@ -150,27 +185,8 @@ struct F8 {
   KAMADO_INLINE void store_first(float* p, int n) const { _mm256_maskstore_ps(p, first_lanes8(n), v); }
 };
 
-KAMADO_INLINE F8 operator+(F8 a, F8 b) {
-  return {_mm256_add_ps(a.v, b.v)};
-}
-KAMADO_INLINE F8 operator-(F8 a, F8 b) {
-  return {_mm256_sub_ps(a.v, b.v)};
-}
-KAMADO_INLINE F8 operator*(F8 a, F8 b) {
-  return {_mm256_mul_ps(a.v, b.v)};
-}
-KAMADO_INLINE F8 operator/(F8 a, F8 b) {
-  return {_mm256_div_ps(a.v, b.v)};
-}
-KAMADO_INLINE F8 fma(F8 a, F8 b, F8 c) {
-  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
-}
-KAMADO_INLINE F8 max(F8 a, F8 b) {
-  return {_mm256_max_ps(a.v, b.v)};
-}
-KAMADO_INLINE F8 min(F8 a, F8 b) {
-  return {_mm256_min_ps(a.v, b.v)};
-}
+KAMADO_ARITHMETIC(F8, 256)
+
 KAMADO_INLINE __m256 less(F8 a, F8 b) {
   return _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ);
 }
@@ -179,17 +195,6 @@ KAMADO_INLINE __m256 is_nan(F8 a) {
 }
 KAMADO_INLINE F8 select(__m256 m, F8 yes, F8 no) {
   return {_mm256_blendv_ps(no.v, yes.v, m)};
-}
-KAMADO_INLINE F8 abs(F8 a) {
-  return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)};
-}
-KAMADO_INLINE F8 copy_sign(F8 magnitude, F8 sign) {
-  const __m256 bit = _mm256_set1_ps(-0.0f);
-  return {_mm256_or_ps(_mm256_andnot_ps(bit, magnitude.v), _mm256_and_ps(bit, sign.v))};
-}
-KAMADO_INLINE F8 scale_exponent(F8 p, F8 shifted) {
-  const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);
-  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p.v), n))};
 }
 
 // ---- F8x2 ----
@@ -359,27 +364,8 @@ struct F16 {
   }
 };
 
-KAMADO_INLINE F16 operator+(F16 a, F16 b) {
-  return {_mm512_add_ps(a.v, b.v)};
-}
-KAMADO_INLINE F16 operator-(F16 a, F16 b) {
-  return {_mm512_sub_ps(a.v, b.v)};
-}
-KAMADO_INLINE F16 operator*(F16 a, F16 b) {
-  return {_mm512_mul_ps(a.v, b.v)};
-}
-KAMADO_INLINE F16 operator/(F16 a, F16 b) {
-  return {_mm512_div_ps(a.v, b.v)};
-}
-KAMADO_INLINE F16 fma(F16 a, F16 b, F16 c) {
-  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
-}
-KAMADO_INLINE F16 max(F16 a, F16 b) {
-  return {_mm512_max_ps(a.v, b.v)};
-}
-KAMADO_INLINE F16 min(F16 a, F16 b) {
-  return {_mm512_min_ps(a.v, b.v)};
-}
+KAMADO_ARITHMETIC(F16, 512)
+
 KAMADO_INLINE __mmask16 less(F16 a, F16 b) {
   return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ);
 }
@@ -389,18 +375,6 @@ KAMADO_INLINE __mmask16 is_nan(F16 a) {
 KAMADO_INLINE F16 select(__mmask16 m, F16 yes, F16 no) {
   return {_mm512_mask_blend_ps(m, no.v, yes.v)};
 }
-KAMADO_INLINE F16 abs(F16 a) {
-  return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)};
-}
-KAMADO_INLINE F16 copy_sign(F16 magnitude, F16 sign) {
-  const __m512 bit = _mm512_set1_ps(-0.0f);
-  return {_mm512_or_ps(_mm512_andnot_ps(bit, magnitude.v), _mm512_and_ps(bit, sign.v))};
-}
-KAMADO_INLINE F16 scale_exponent(F16 p, F16 shifted) {
-  const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
-  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p.v), n))};
-}
-
 KAMADO_INLINE float reduce_sum(F16 a) {
   return reduce_sum8(_mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1)));
 }

@@ -129,6 +129,11 @@ struct VectorTier {
     map(x, inout, n, inout, [f](V v, V sum) { return fma(f, v, sum); });
   }
 
+  static void accumulate(const float* before, const float* x, float decay, int32_t n, float* after) {
+    const V d = V::set1(decay);
+    map(before, x, n, after, [d](V b, V v) { return b * d + v; });
+  }
+
   static void softcap(const float* x, float cap, int32_t n, float* out) {
     const V c = V::set1(cap);
     map(x, n, out, [c](V v) { return softcap_f32(v, c); });
@@ -189,6 +194,14 @@ struct VectorTier {
     return reduce_sum(fold(x, n, V::set1(0.0f), [](V v, V sum) { return sum + (v - v); })) == 0.0f;
   }
 };
+
+// The table of a tier; Sum adds 16 lanes up in double.
+template <class V, class Sum>
+const VectorKernels* vector_table() {
+  using Tier = VectorTier<V>;
+  static constexpr VectorKernels kTable = vector_kernels<Tier, Tier::template log_sum_exp_with<Sum>>();
+  return &kTable;
+}
 
 }  // namespace
 }  // namespace kamado

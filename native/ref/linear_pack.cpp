@@ -2,15 +2,12 @@
 #include <cstring>
 
 #include "block_codes.h"
+#include "kamado/align.h"
 #include "kamado/linear.h"
 
 namespace kamado {
 
 namespace {
-
-constexpr size_t round_up(size_t n, size_t to) {
-  return (n + to - 1) / to * to;
-}
 
 // Bits k = 4g + j of a 32-bit word to byte j, bit g.
 uint32_t spread_high_bits(uint32_t bits) {
@@ -128,9 +125,9 @@ size_t act_bytes(ActKind kind, int64_t cols) {
   const size_t n = static_cast<size_t>(cols);
   switch (kind) {
     case ActKind::kF32:
-      return round_up(n * sizeof(float), 64);
+      return align_up(n * sizeof(float), 64);
     case ActKind::kQ8x32:
-      return round_up(n / 32 * sizeof(ActBlock32), 64);
+      return align_up(n / 32 * sizeof(ActBlock32), 64);
     case ActKind::kQ8x256:
       return n / 256 * sizeof(ActBlock256);
   }
@@ -140,7 +137,7 @@ size_t act_bytes(ActKind kind, int64_t cols) {
 size_t packed_tile_bytes(Layout layout, int64_t cols) {
   const LayoutInfo& info = *layout_info(layout);
   const TileGeometry& g = info.tile;
-  if (info.is_float()) return round_up(row_bytes(layout, cols) * kTileRows, 64);
+  if (info.is_float()) return align_up(row_bytes(layout, cols) * kTileRows, 64);
   const int64_t blocks = cols / info.block_values;
   const int64_t groups = (blocks + g.group_blocks - 1) / g.group_blocks;
   return static_cast<size_t>(groups * g.header_bytes + blocks * g.planes * kPlaneBytes);
@@ -148,7 +145,7 @@ size_t packed_tile_bytes(Layout layout, int64_t cols) {
 
 size_t linear_scratch_bytes(int64_t /*max_cols*/, int32_t max_rows) {
   const size_t chunk = static_cast<size_t>(max_rows < kMaxChunkRows ? max_rows : kMaxChunkRows);
-  return round_up(kUnpackedBytes + chunk * kTileRows * sizeof(float), 64);
+  return align_up(kUnpackedBytes + chunk * kTileRows * sizeof(float), 64);
 }
 
 }  // namespace kamado

@@ -93,51 +93,49 @@ float dot_f32(Layout layout, const uint8_t* tile, int r, int64_t cols, const flo
   return acc;
 }
 
-float dot_q32(const LayoutInfo& info, const uint8_t* tile, int r, int64_t cols, const uint8_t* act) {
-  float acc = 0.0f;
-  for (int64_t b = 0; b < cols / 32; ++b) {
-    const uint8_t* header = tile + tile_header_offset(info.tile, b);
-    ActBlock32 x;
-    std::memcpy(&x, act + static_cast<size_t>(b) * sizeof x, sizeof x);
-    int codes[32];
-    read_codes(info, tile, b, r, codes);
-    const float d = load_scale(info, header + (b % info.tile.group_blocks * kTileRows + r) * info.fields.d_bytes);
-    int isum = 0;
-    for (int k = 0; k < 32; ++k) isum += codes[k] * x.codes[k];
-    acc = std::fma(d * x.scale, static_cast<float>(isum), acc);
-    if (info.has_min()) {
-      acc = std::fma(f16_to_f32(load_u16(header + 32 + 2 * r)) * x.scale, static_cast<float>(x.sum), acc);
-    }
-  }
-  return acc;
+// acc and what row r's block b adds to it.
+float add_block32(const LayoutInfo& info, const uint8_t* header, int64_t b, int r, const int* codes, const uint8_t* act,
+                  float acc) {
+  ActBlock32 x;
+  std::memcpy(&x, act + static_cast<size_t>(b) * sizeof x, sizeof x);
+  const float d = load_scale(info, header + (b % info.tile.group_blocks * kTileRows + r) * info.fields.d_bytes);
+  int isum = 0;
+  for (int k = 0; k < 32; ++k) isum += codes[k] * x.codes[k];
+  acc = std::fma(d * x.scale, static_cast<float>(isum), acc);
+  if (!info.has_min()) return acc;
+  return std::fma(f16_to_f32(load_u16(header + 32 + 2 * r)) * x.scale, static_cast<float>(x.sum), acc);
 }
 
 // Worst |isum| and |msum| of a 256-value block, any bytes in the file: Q6_K 256 * 32 * 127 * 128 = 133 M, IQ4_XS
 // 256 * 127 * 127 * 32 = 132 M, Q3_K 256 * 4 * 127 * 32, Q5_K 256 * 31 * 127 * 63 = 63 M, mins 256 * 127 * 63: all <
 // 2^31.
-float dot_q256(const LayoutInfo& info, const uint8_t* tile, int r, int64_t cols, const uint8_t* act) {
+float add_block256(const LayoutInfo& info, const uint8_t* header, int64_t b, int r, const int* codes,
+                   const uint8_t* act, float acc) {
   const bool shares_bytes = has_shared_mins(info);
   const int sub = 256 / info.fields.sub_blocks;
+  ActBlock256 x;
+  std::memcpy(&x, act + static_cast<size_t>(b) * sizeof x, sizeof x);
+  int isum = 0, msum = 0;
+  for (int s = 0; s < info.fields.sub_blocks; ++s) {
+    const uint8_t* byte = header + 64 + (s / 2 * kTileRows + r) * 2 + s % 2;
+    const int scale = shares_bytes ? *byte & 15 : info.has_min() ? *byte : static_cast<int8_t>(*byte);
+    int dot = 0, xsum = 0;
+    for (int k = s * sub; k < (s + 1) * sub; ++k) dot += codes[k] * x.codes[k], xsum += x.codes[k];
+    isum += scale * dot;
+    if (info.has_min()) msum += (shares_bytes ? *byte >> 4 : byte[kTileRows * info.fields.sub_blocks]) * xsum;
+  }
+  acc = std::fma(load_scale(info, header + 2 * r) * x.scale, static_cast<float>(isum), acc);
+  if (!info.has_min()) return acc;
+  return std::fma(-(f16_to_f32(load_u16(header + 32 + 2 * r)) * x.scale), static_cast<float>(msum), acc);
+}
+
+float dot_quantised(const LayoutInfo& info, const uint8_t* tile, int r, int64_t cols, const uint8_t* act) {
+  const auto add_block = info.block_values == 32 ? add_block32 : add_block256;
   float acc = 0.0f;
-  for (int64_t b = 0; b < cols / 256; ++b) {
-    const uint8_t* header = tile + tile_header_offset(info.tile, b);
-    ActBlock256 x;
-    std::memcpy(&x, act + static_cast<size_t>(b) * sizeof x, sizeof x);
+  for (int64_t b = 0; b < cols / info.block_values; ++b) {
     int codes[256];
     read_codes(info, tile, b, r, codes);
-    int isum = 0, msum = 0;
-    for (int s = 0; s < info.fields.sub_blocks; ++s) {
-      const uint8_t* byte = header + 64 + (s / 2 * kTileRows + r) * 2 + s % 2;
-      const int scale = shares_bytes ? *byte & 15 : info.has_min() ? *byte : static_cast<int8_t>(*byte);
-      int dot = 0, xsum = 0;
-      for (int k = s * sub; k < (s + 1) * sub; ++k) dot += codes[k] * x.codes[k], xsum += x.codes[k];
-      isum += scale * dot;
-      if (info.has_min()) msum += (shares_bytes ? *byte >> 4 : byte[kTileRows * info.fields.sub_blocks]) * xsum;
-    }
-    acc = std::fma(load_scale(info, header + 2 * r) * x.scale, static_cast<float>(isum), acc);
-    if (info.has_min()) {
-      acc = std::fma(-(f16_to_f32(load_u16(header + 32 + 2 * r)) * x.scale), static_cast<float>(msum), acc);
-    }
+    acc = add_block(info, tile + tile_header_offset(info.tile, b), b, r, codes, act, acc);
   }
   return acc;
 }
@@ -150,16 +148,10 @@ void multiply(const PackedMatrix& w, int32_t tile_begin, int32_t tile_end, const
     for (int32_t row = tile_begin * kTileRows; row < row_end; ++row) {
       const uint8_t* tile = w.data + static_cast<size_t>(row / kTileRows) * w.tile_bytes;
       const int r = row % kTileRows;
-      switch (act_kind(w.layout)) {
-        case ActKind::kF32:
-          out_rows[i][row] = dot_f32(w.layout, tile, r, w.cols, reinterpret_cast<const float*>(act_rows[i]));
-          break;
-        case ActKind::kQ8x32:
-          out_rows[i][row] = dot_q32(info, tile, r, w.cols, act_rows[i]);
-          break;
-        case ActKind::kQ8x256:
-          out_rows[i][row] = dot_q256(info, tile, r, w.cols, act_rows[i]);
-          break;
+      if (info.is_float()) {
+        out_rows[i][row] = dot_f32(w.layout, tile, r, w.cols, reinterpret_cast<const float*>(act_rows[i]));
+      } else {
+        out_rows[i][row] = dot_quantised(info, tile, r, w.cols, act_rows[i]);
       }
     }
   }

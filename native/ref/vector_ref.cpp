@@ -110,6 +110,10 @@ struct Scalar {
     for (int32_t i = 0; i < n; ++i) out[i] = softcap_f32(F1{x[i]}, F1{cap}).v;
   }
 
+  static void accumulate(const float* before, const float* x, float decay, int32_t n, float* after) {
+    for (int32_t i = 0; i < n; ++i) after[i] = before[i] * decay + x[i];
+  }
+
   static void softmax(const float* x, int32_t n, float* out) {
     const float top = max_of(x, n);
     float lane[kVirtualLanes] = {};

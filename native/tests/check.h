@@ -28,6 +28,17 @@ inline void skip(const std::string& what) {
   std::printf("skipped: %s\n", what.c_str());
 }
 
+// Whether a call throws what is expected.
+template <class Exception, class Fn>
+bool throws(Fn fn) {
+  try {
+    fn();
+  } catch (const Exception&) {
+    return true;
+  }
+  return false;
+}
+
 inline int finish() {
   std::printf("%d passed, %d failed, %d skipped\n", totals().passed, totals().failed, totals().skipped);
   return totals().failed == 0 ? 0 : 1;

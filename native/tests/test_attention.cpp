@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "check.h"
-#include "kamado/tables.h"
+#include "tiers.h"
 
 namespace {
 
@@ -301,19 +301,14 @@ void test_same_bits(const AttentionKernels& ref, const AttentionKernels& kernels
 }  // namespace
 
 int main() {
-  const auto* ref = kamado::table_by_name("scalar");
-  for (const char* tier : {"scalar", "avx2", "avx512"}) {
-    const auto* table = kamado::table_by_name(tier);
-    if (!table) {
-      kamado::test::skip((std::string("no tier ") + tier + " on this machine").c_str());
-      continue;
-    }
-    test_accuracy(*table->attention);
-    test_by_hand(*table->attention);
-    test_store(*table->attention);
-    test_merge(*table->attention);
-    test_company(*table->attention, tier);
-    if (table != ref) test_same_bits(*ref->attention, *table->attention, tier);
-  }
+  const auto& ref = *kamado::table_by_name("scalar")->attention;
+  kamado::test::for_each_tier([&ref](const kamado::KernelTable& table, bool is_reference) {
+    test_accuracy(*table.attention);
+    test_by_hand(*table.attention);
+    test_store(*table.attention);
+    test_merge(*table.attention);
+    test_company(*table.attention, table.tier);
+    if (!is_reference) test_same_bits(ref, *table.attention, table.tier);
+  });
   return kamado::test::finish();
 }

@@ -1,5 +1,5 @@
-// The executor from C++, where sanitizers see it: one small program of each kind of node, compared bit by bit over
-// threads and chunkings; and a step that allocates nothing once it has run.
+// The executor from C++, where sanitizers see it: one small program of each kind of node and state, compared bit by bit
+// over threads and chunkings; and a step that allocates nothing once it has run.
 #include <unistd.h>
 
 #include <atomic>
@@ -15,6 +15,7 @@
 
 #include "check.h"
 #include "kamado/executor.h"
+#include "kamado/state.h"
 
 namespace {
 std::atomic<int64_t> allocations{0};
@@ -53,7 +54,7 @@ using kamado::ExecutorOptions;
 using kamado::Layout;
 using kamado::ProgramBuilder;
 
-constexpr int32_t kVocab = 67, kHidden = 32, kWidth = 48, kExperts = 6;
+constexpr int32_t kVocab = 67, kHidden = 32, kWidth = 48, kExperts = 6, kSourceTokens = 150;
 
 // A file of small random floats, removed at the end; tensors are taken one after another.
 struct Weights {
@@ -101,6 +102,8 @@ kamado::Program make_program(Weights& weights) {
   const int32_t table = weights.matrix(b, kVocab, kHidden);
   b.append(kamado::EmbedOp{x, table, 1});
   for (int32_t layer = 0; layer < 2; ++layer) {
+    const auto kind = layer == 1 ? kamado::StateKind::kWindow : kamado::StateKind::kPages;
+    CHECK(b.state({kind, 2, 8, 8, layer == 1 ? 20 : 0}) == layer);
     b.append(kamado::NormOp{h, x, weights.vector(b, kHidden), -1, 1e-5f, kamado::NormKind::kRms, 0});
     b.append(kamado::LinearOp{{q, k, v},
                               h,
@@ -132,18 +135,36 @@ kamado::Program make_program(Weights& weights) {
       b.append(kamado::AddOp{x, x, out});
     }
   }
+  const kamado::StateSpec record{kamado::StateKind::kRecord, 0, 0, 0, 0, kHidden * int64_t{sizeof(float)}};
+  CHECK(b.state(record) == 2 && b.state({kamado::StateKind::kSource, 2, 8, 8, kSourceTokens}) == 3);
+  b.append(kamado::AccumulateOp{out, x, 2, 0.75f});
+  b.append(kamado::AddOp{x, x, out});
+  b.append(kamado::LinearOp{{q}, x, {weights.matrix(b, kHidden, kHidden)}, {}});
+  for (const int32_t state : {0, 3}) {  // in the tail: an earlier layer's pages, and the source
+    b.append(kamado::AttendOp{out, q, -1, -1, state, 4, 2, 8, 8, 0.35f, 0, 0, true, false});
+    b.append(kamado::AddOp{x, x, out});
+  }
   b.append(kamado::HeadOp{x, table, -1, 1, 0});
   return b.finish();
 }
 
-std::unique_ptr<Executor> make_executor(Weights& weights, int32_t threads) {
+std::unique_ptr<Executor> make_executor(Weights& weights, int32_t threads, int32_t record_rows = 1) {
   ExecutorOptions options;
+  options.record_rows = record_rows;
   options.num_threads = threads;
   options.max_rows = 256;
   options.max_logit_rows = 256;
   options.max_kv_tokens = 1024;
   options.max_sequences = 4;
   return std::make_unique<Executor>(make_program(weights), options, Executor::Progress());
+}
+
+int32_t create(Executor& executor) {
+  const int32_t sequence = executor.state().create();
+  std::vector<float> rows(kSourceTokens * 16);
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i * 37 % 101) * 0.02f - 1;
+  executor.set_source(sequence, 3, rows.data(), rows.data() + 16, kSourceTokens - 1);
+  return sequence;
 }
 
 std::vector<float> step(Executor& executor, int32_t sequence, const std::vector<int32_t>& tokens) {
@@ -168,10 +189,10 @@ bool same(const float* a, const float* b, size_t rows) {
 void test_threads_and_chunks(Weights& weights) {
   const std::vector<int32_t> tokens = some_tokens(200);
   auto reference = make_executor(weights, 1);
-  const std::vector<float> expected = step(*reference, reference->create_sequence(), tokens);
+  const std::vector<float> expected = step(*reference, create(*reference), tokens);
   for (const int32_t threads : {1, 2, 4}) {
     auto executor = make_executor(weights, threads);
-    const int32_t sequence = executor->create_sequence();
+    const int32_t sequence = create(*executor);
     size_t begin = 0;
     for (const size_t count : {1u, 1u, 50u, 76u, 2u, 1u, 1u, 60u, 8u}) {
       const std::vector<int32_t> part(tokens.begin() + static_cast<int64_t>(begin),
@@ -185,7 +206,7 @@ void test_threads_and_chunks(Weights& weights) {
 
 void test_no_allocation(Weights& weights) {
   auto executor = make_executor(weights, 2);
-  const int32_t first = executor->create_sequence(), second = executor->create_sequence();
+  const int32_t first = create(*executor), second = create(*executor);
   const int32_t sequences[] = {first, second}, one[] = {0}, two[] = {0, 30};
   const std::vector<int32_t> tokens = some_tokens(120);
   const Executor::Poll poll;
@@ -208,11 +229,11 @@ void test_no_allocation(Weights& weights) {
 
 void test_cancel(Weights& weights) {
   auto executor = make_executor(weights, 2);
-  const int32_t sequence = executor->create_sequence();
+  const int32_t sequence = create(*executor);
   const std::vector<int32_t> tokens = some_tokens(200);
   const std::vector<float> expected = step(*executor, sequence, tokens);
   for (int i = 0; i < 20; ++i) {
-    executor->truncate(sequence, 0);
+    executor->state().truncate(sequence, 0);
     std::thread canceller([&executor] { executor->cancel(); });
     bool is_cancelled = false;
     try {
@@ -221,16 +242,29 @@ void test_cancel(Weights& weights) {
       is_cancelled = true;
     }
     canceller.join();
-    CHECK(executor->length(sequence) == (is_cancelled ? 0 : 200));
+    CHECK(executor->state().length(sequence) == (is_cancelled ? 0 : 200));
     try {  // a request that came after the step is due now
-      executor->truncate(sequence, 0);
+      executor->state().truncate(sequence, 0);
       step(*executor, sequence, tokens);
     } catch (const kamado::Cancelled&) {
       CHECK(!is_cancelled);
     }
   }
-  executor->truncate(sequence, 0);
+  executor->state().truncate(sequence, 0);
   CHECK(same(step(*executor, sequence, tokens).data(), expected.data(), 200));
+}
+
+// A step of which the last row is taken back, as often as it is handed back.
+void test_rows_are_taken_back(Weights& weights) {
+  auto executor = make_executor(weights, 2, 2);
+  const std::vector<int32_t> tokens = some_tokens(100);
+  const std::vector<float> expected = step(*executor, create(*executor), tokens);
+  const int32_t sequence = create(*executor);
+  for (size_t begin = 0; begin + 2 <= tokens.size(); ++begin) {
+    const std::vector<float> logits = step(*executor, sequence, {tokens[begin], 5});
+    CHECK(same(logits.data(), expected.data() + begin * kVocab, 1));
+    executor->state().truncate(sequence, static_cast<int64_t>(begin) + 1);
+  }
 }
 
 }  // namespace
@@ -240,5 +274,6 @@ int main() {
   test_threads_and_chunks(weights);
   test_no_allocation(weights);
   test_cancel(weights);
+  test_rows_are_taken_back(weights);
   return kamado::test::finish();
 }

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "check.h"
-#include "kamado/tables.h"
 #include "kernels/kv_codec_layout.h"
+#include "tiers.h"
 
 namespace {
 
@@ -568,21 +568,15 @@ int main() {
   test_range();
   test_centring_and_sinks();
   const KvCodecKernels& ref = *kv_codec_kernels_ref();
-  for (const char* tier : {"scalar", "avx2", "avx512"}) {
-    const auto* table = table_by_name(tier);
-    if (!table) {
-      test::skip(std::string("no tier ") + tier + " on this machine");
-      continue;
-    }
-    const KvCodecKernels& kernels = *table->kv_codec;
-    test_rotation(kernels, tier);
-    test_accuracy(kernels, tier);
-    test_small_weights(kernels, tier);
-    test_company(kernels, tier);
-    if (&kernels != &ref) {
-      test_same_bits(ref, kernels, tier);
-      test_same_codes(ref, kernels, tier);
-    }
-  }
+  test::for_each_tier([&ref](const KernelTable& table, bool is_reference) {
+    const KvCodecKernels& kernels = *table.kv_codec;
+    test_rotation(kernels, table.tier);
+    test_accuracy(kernels, table.tier);
+    test_small_weights(kernels, table.tier);
+    test_company(kernels, table.tier);
+    if (is_reference) return;
+    test_same_bits(ref, kernels, table.tier);
+    test_same_codes(ref, kernels, table.tier);
+  });
   return test::finish();
 }

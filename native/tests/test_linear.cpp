@@ -11,6 +11,7 @@
 #include "check.h"
 #include "kamado/layout.h"
 #include "kamado/linear.h"
+#include "tiers.h"
 
 using namespace kamado;
 
@@ -289,26 +290,11 @@ int main() {
   Random random{12345};
   for (const LayoutInfo& info : kLayouts) check_reference(info.layout, random);
 
-  std::vector<Tier> tiers;
-  __builtin_cpu_init();
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vnni");
-  if (has_avx2 && linear_kernels_avx2() != nullptr) {
-    tiers.push_back({"avx2", linear_kernels_avx2()});
-  } else {
-    test::skip("avx2: not on this CPU or not compiled in");
-  }
-  if (has_avx512 && linear_kernels_avx512() != nullptr) {
-    tiers.push_back({"avx512", linear_kernels_avx512()});
-  } else {
-    test::skip("avx512: not on this CPU or not compiled in");
-  }
-  for (const Tier& tier : tiers) {
+  test::for_each_tier([&random](const KernelTable& table, bool is_reference) {
+    if (is_reference) return;
+    const Tier tier{table.tier, table.linear};
     check_quantize(tier, random);
     for (const LayoutInfo& info : kLayouts) check_tier(tier, info.layout, random);
-  }
+  });
   return test::finish();
 }

@@ -11,7 +11,7 @@
 
 #include "check.h"
 #include "kamado/row_cases.h"
-#include "kamado/tables.h"
+#include "tiers.h"
 
 namespace {
 
@@ -310,6 +310,10 @@ void test_same_bits(const VectorKernels& ref, const VectorKernels& k, const std:
       expect.assign(w, w + n), got = expect;
       ref.axpy(0.3f, x, n, expect.data()), k.axpy(0.3f, x, n, got.data());
       CHECK_MSG(same(expect, got), ("axpy " + what).c_str());
+      ref.accumulate(w, x, 0.7f, n, expect.data()), k.accumulate(w, x, 0.7f, n, got.data());
+      CHECK_MSG(same(expect, got), ("accumulate " + what).c_str());
+      got.assign(w, w + n), k.accumulate(got.data(), x, 0.7f, n, got.data());
+      CHECK_MSG(same(expect, got), ("accumulate in place " + what).c_str());
       ref.softmax(x, n, expect.data()), k.softmax(x, n, got.data());
       CHECK_MSG(same(expect, got), ("softmax " + what).c_str());
       const double l1 = ref.log_sum_exp(x, n), l2 = k.log_sum_exp(x, n);
@@ -344,18 +348,13 @@ int main() {
   test_exp(*ref->vector);
   test_activations(*ref->vector);
   test_softcap(*ref->vector);
-  for (const char* tier : {"scalar", "avx2", "avx512"}) {
-    const auto* table = kamado::table_by_name(tier);
-    if (!table) {
-      kamado::test::skip((std::string("no tier ") + tier + " on this machine").c_str());
-      continue;
-    }
-    test_norms(*table->vector);
-    test_rope(*table->vector);
-    test_half(*table->vector);
-    test_log_sum_exp(*table->vector);
-    test_is_finite(*table->vector);
-    if (table != ref) test_same_bits(*ref->vector, *table->vector, tier);
-  }
+  kamado::test::for_each_tier([ref](const kamado::KernelTable& table, bool is_reference) {
+    test_norms(*table.vector);
+    test_rope(*table.vector);
+    test_half(*table.vector);
+    test_log_sum_exp(*table.vector);
+    test_is_finite(*table.vector);
+    if (!is_reference) test_same_bits(*ref->vector, *table.vector, table.tier);
+  });
   return kamado::test::finish();
 }

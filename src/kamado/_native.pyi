@@ -49,6 +49,17 @@ class Builder:
     def vector(self, name: str, path: str, offset: int, layout: int, length: int, add: float = 0.0) -> int: ...
     def constant(self, values: NDArray[np.float64]) -> int: ...
     def buffer(self, name: str, width: int) -> int: ...
+    def state(
+        self,
+        kind: str,
+        num_kv_heads: int = 0,
+        head_dim: int = 0,
+        v_dim: int = 0,
+        tokens: int = 0,
+        num_bytes: int = 0,
+    ) -> int:
+        """The number of the next state, before the operations that name it: "pages", "window" (of `tokens`), "source"
+        (of at most `tokens`), or "record" (of num_bytes, float32)."""
     def append(self, operation: str, fields: dict[str, object]) -> None:
         """The next operation, by its label and all its fields as `kamado.program.ops` has them, with ids in place of
         buffers and tensors. ValueError for what no operation has, or what its rules do not allow."""
@@ -70,6 +81,8 @@ class Builder:
         kv_bits: Sequence[tuple[int, int]] | None = None,
         kv_reuse_points: int = 0,
         drop_file_cache: bool = False,
+        max_records: int = 0,
+        record_rows: int = 1,
     ) -> Executor:
         """Packs all weights (GIL released; `progress(done_bytes, total_bytes)` is called from this thread at most
         every 50 ms; an exception it raises stops the build). kv is "f32" or "f16".
@@ -80,6 +93,10 @@ class Builder:
         window only. Then a sequence can be forked or truncated only where its exact pages still are: see mark_reuse.
         kv_reuse_points: how many points, of all sequences together, certainly keep their pages. ValueError for bits
         that do not fit the program.
+        max_records: of a program with records, how many are kept for sequences (two each while they step) and reuse
+        points together; when they run out, the points used longest ago are given up. 0: as many as kv_reuse_points
+        and max_sequences ask for. record_rows: a step keeps the records after each of its last record_rows rows, so
+        that a sequence can be cut there until its next step.
 
         With drop_file_cache, and always with expert_bytes, loading leaves no more than a few MiB of the files in the
         page cache at any time, and nothing at its end; tables are read without read-ahead.
@@ -113,8 +130,33 @@ class Executor:
         """Forgets what comes after the first `num_tokens`, reuse points too. ValueError as fork_sequence."""
     def length(self, sequence: int) -> int: ...
     @property
+    def num_pages(self) -> int:
+        """Pages of 128 tokens that max_kv_tokens fill. Every 128 tokens of a sequence count as one, whatever is still
+        kept of them; forks share theirs."""
+    @property
+    def num_free_pages(self) -> int:
+        """Those that nobody holds. Steps of callers that do not reserve may take up to max_sequences - 1 more."""
+    def reserve(self, sequence: int, num_tokens: int) -> bool:
+        """Takes pages for positions below num_tokens, with the copy of a shared page that will be written; False, and
+        nothing has changed, when there are not enough. A step to that length can then not run out of pages. They stay
+        until give_back or truncate, through steps that were done or failed."""
+    def give_back(self, sequence: int) -> None:
+        """Returns what was reserved beyond the sequence's length."""
+    def count_pages(self, sequences: Sequence[int]) -> int:
+        """Distinct pages of these sequences; one that is being imported has all of its own."""
+    def shared_pages(self, sequence: int, first_page: int) -> int:
+        """Of the sequence's pages from first_page on, those that another sequence has too."""
+    @property
+    def num_free_records(self) -> int:
+        """Of max_records, those that no sequence, reuse point or running step holds."""
+    def set_source(self, sequence: int, state: int, k: NDArray[np.float32], v: NDArray[np.float32]) -> None:
+        """Fills a source: k float32[n, kv_heads * head_dim], v float32[n, kv_heads * v_dim], for every step to read.
+        Once for a sequence, before its first step, which is refused without it; forks share it, truncate leaves it.
+        ValueError for anything else, and for values that are not finite."""
+    @property
     def can_reuse_anywhere(self) -> bool:
-        """Whether any length may be forked or truncated to: nothing is encoded, no layer keeps only a window."""
+        """Whether any length may be forked or truncated to: nothing is encoded, no layer keeps only a window, and the
+        program has no record. With one only its end, 0 and reuse points may be."""
     def mark_reuse(self, sequence: int) -> None:
         """The present length becomes a reuse point: its last two pages (of a windowed layer, its window) stay exact,
         shared with the sequence while it needs them too. Nothing is copied or allocated. When exact pages run out,
@@ -191,7 +233,8 @@ class Executor:
         """May be called from any thread: the running (or next) step raises Cancelled."""
     def stats(self) -> dict[str, float]:
         """weight_bytes, kv_bytes (in use) and its parts kv_bytes_exact and kv_bytes_encoded, kv_pages_shared (pages of
-        any kind that several sequences hold), kv_reuse_points (of all sequences), scratch_bytes, steps, rows,
+        any kind that several sequences hold), kv_reuse_points (of all sequences), records_bytes (with sources),
+        scratch_bytes, steps, rows,
         seconds_total and its parts: seconds_linear, _attend, _experts, _head, _rows (norms, rope, quantisation), each
         with the waiting that follows it; seconds_encode (part of _attend)."""
     def ledger(self) -> dict[str, Any]:

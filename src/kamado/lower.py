@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from . import _native
 from .checkpoint.types import Layout, TensorRef
 from .errors import MemoryBudgetError, NativeError, UnsupportedError
-from .program import Buffer, Experts, Op, Program
+from .program import Buffer, Experts, Op, Program, State
 from .program.operation import BUFFERS, Kind, fields_of
 
 Progress = Callable[[int, int], None]
@@ -37,6 +38,8 @@ def build_executor(
     kv_bits: Sequence[tuple[int, int]] | None = None,
     kv_reuse_points: int = 0,
     drop_file_cache: bool = False,
+    max_records: int | None = None,
+    record_rows: int = 1,
     progress: Progress | None = None,
 ) -> _native.Executor:
     """An executor of `program` with its weights packed into memory.
@@ -49,6 +52,9 @@ def build_executor(
     `kv_bits`: (key bits, value bits) of each KV layer, (0, 0) for exact ones; layers with a window then keep their
     window only, and sequences can be cut and forked at reuse points (`_native.Executor.mark_reuse`), of which
     `kv_reuse_points` certainly keep their pages. None: everything is kept exactly.
+
+    `max_records`: of a program with records, for sequences and reuse points together, at least two a sequence; None: as
+    many as the other options ask for. A step keeps those after each of its last `record_rows` rows.
 
     `drop_file_cache`: loading keeps no more than a few MiB of the files in the page cache, and nothing in the end;
     always so with `expert_bytes`.
@@ -79,6 +85,8 @@ def build_executor(
         }
     try:
         lowering = _Lowering()
+        for state in program.states:
+            lowering.builder.state(type(state).__name__.lower(), **_sizes(state))
         for op in program.ops:
             lowering.append(op)
         return lowering.builder.build(
@@ -93,6 +101,8 @@ def build_executor(
             kv_bits=None if kv_bits is None else list(kv_bits),
             kv_reuse_points=kv_reuse_points,
             drop_file_cache=drop_file_cache,
+            max_records=max_records or 0,
+            record_rows=record_rows,
             **streaming,
         )
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:
@@ -101,6 +111,10 @@ def build_executor(
         if streaming and isinstance(error, ValueError) and "read buffers take" in str(error):
             raise MemoryBudgetError(f"{program.architecture}: {error}") from error
         raise NativeError(f"{program.architecture}: {error}") from error
+
+
+def _sizes(state: State) -> dict[str, int]:
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state) if field.name != "name"}
 
 
 class _Lowering:

@@ -21,7 +21,7 @@ from kamado.engine.keeper import Keeper
 from kamado.engine.model import Model
 from kamado.engine.store import PrefixStore
 from kamado.memory.forecast import Plan, round_to_pages
-from kamado.memory.kv_presets import PAGE_TOKENS
+from kamado.memory.kv_presets import PAGE_TOKENS, pages_for
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
 BOS, EOS, IM_START, IM_END = range(256, 260)
@@ -39,6 +39,8 @@ class FakeExecutor:
 
     With `encodes`, exact pages are there only for a sequence's last two pages and those of `num_points` reuse points,
     as in the native cache. An exported page holds its tokens and a digest of all before it, and an import checks both.
+    With `keeps_record`, a sequence goes on from a reuse point or from its end alone, and a tail holds a digest of all
+    its tokens.
     """
 
     def __init__(
@@ -49,9 +51,11 @@ class FakeExecutor:
         vocab_size: int = VOCAB,
         logits_of: Callable[[Sequence[int]], np.ndarray] | None = None,
         encodes: bool = False,
+        keeps_record: bool = False,
         num_points: int = 8,
     ) -> None:
         self.encodes = encodes
+        self.keeps_record = keeps_record
         self.num_points = num_points
         self.points: dict[int, list[int]] = {}  # of each sequence
         self._marks: list[tuple[int, int]] = []  # (sequence, length), the oldest first
@@ -66,6 +70,7 @@ class FakeExecutor:
         self.max_sequences = max_sequences
         self.logits_of = logits_of or self.hashed
         self.sequences: dict[int, tuple[list[int], list[list[int]]]] = {}  # tokens; pages, each a one-element refcount
+        self.sources: dict[int, dict[int, bytes]] = {}  # of each sequence, by state
         self.steps: list[list[tuple[int, int]]] = []  # (sequence, rows) of every step that was done
         self.fail_on: Callable[[list[int]], Exception | None] = lambda tokens: None
         self.hold = threading.Event()  # cleared: steps wait until it is set or cancel() comes
@@ -91,7 +96,36 @@ class FakeExecutor:
 
     @property
     def num_pages(self) -> int:
-        return len({id(page) for _, pages in self.sequences.values() for page in pages})
+        return self.max_pages
+
+    @property
+    def num_free_pages(self) -> int:
+        return self.max_pages - self.num_used_pages
+
+    @property
+    def num_used_pages(self) -> int:
+        return self.count_pages(list(self.sequences))
+
+    def count_pages(self, sequences: list[int]) -> int:
+        return len({id(page) for sequence in sequences for page in self.sequences[sequence][1]})
+
+    def shared_pages(self, sequence: int, first_page: int) -> int:
+        return sum(page[0] > 1 for page in self.sequences[sequence][1][first_page:])
+
+    def reserve(self, sequence: int, num_tokens: int) -> bool:
+        self._check_thread()
+        tokens, pages = self.sequences[sequence]
+        first = len(tokens) // PAGE_TOKENS
+        is_shared = first < len(pages) and pages[first][0] > 1 and num_tokens > len(tokens)
+        if max(0, pages_for(num_tokens) - len(pages)) + is_shared > self.num_free_pages:
+            return False
+        self._reserve(sequence, num_tokens)
+        return True
+
+    def give_back(self, sequence: int) -> None:
+        self._check_thread()
+        tokens, pages = self.sequences[sequence]
+        self._release(pages, pages_for(len(tokens)))
 
     def create_sequence(self) -> int:
         self._check_thread()
@@ -105,6 +139,7 @@ class FakeExecutor:
         self._check_thread()
         self._release(self.sequences.pop(sequence)[1], 0)
         self.imports.pop(sequence, None)
+        self.sources.pop(sequence, None)
         self._forget_marks(sequence, 0)
         del self.points[sequence]
 
@@ -119,6 +154,7 @@ class FakeExecutor:
         for page in shared:
             page[0] += 1
         self.sequences[fork] = (tokens[:num_tokens], shared)
+        self.sources[fork] = dict(self.sources.get(sequence, {}))
         self._reserve(fork, num_tokens)
         return fork
 
@@ -130,18 +166,18 @@ class FakeExecutor:
             raise ValueError(f"no exact pages at {num_tokens}")
         del tokens[num_tokens:]
         self._forget_marks(sequence, num_tokens)
-        self._release(pages, -(-num_tokens // PAGE_TOKENS))
+        self._release(pages, pages_for(num_tokens))
 
     def length(self, sequence: int) -> int:
         return len(self.sequences[sequence][0])
 
     @property
     def can_reuse_anywhere(self) -> bool:
-        return not self.encodes
+        return not self.encodes and not self.keeps_record
 
     @property
     def kv_fingerprint(self) -> str:
-        return f"fake encodes={self.encodes}"
+        return f"fake encodes={self.encodes} record={self.keeps_record}"
 
     def mark_reuse(self, sequence: int) -> None:
         self._check_thread()
@@ -156,6 +192,8 @@ class FakeExecutor:
     def last_reusable(self, sequence: int, num_tokens: int) -> int:
         length = self.length(sequence)
         num_tokens = min(num_tokens, length)
+        if self.keeps_record:
+            return max(p for p in (0, *self.points[sequence], length) if p <= num_tokens)
         if not self.encodes:
             return num_tokens
         best = 0
@@ -166,6 +204,17 @@ class FakeExecutor:
                 best = max(best, usable)
         return best
 
+    def set_source(self, sequence: int, state: int, k: np.ndarray, v: np.ndarray) -> None:
+        self._check_thread()
+        if state in self.sources.setdefault(sequence, {}):
+            raise ValueError("a source is filled once")
+        assert not self.sequences[sequence][0]
+        assert k.dtype == v.dtype == np.float32
+        self.sources[sequence][state] = k.tobytes() + v.tobytes()
+
+    def _source_ids(self, sequence: int) -> list[int]:
+        return [zlib.crc32(data) % 251 for _, data in sorted(self.sources.get(sequence, {}).items())]
+
     def page_bytes(self) -> int:
         return 4 * PAGE_TOKENS + 4
 
@@ -173,7 +222,8 @@ class FakeExecutor:
         return max(0, num_tokens // PAGE_TOKENS - 1)
 
     def tail_bytes(self, num_tokens: int) -> int:
-        return (-(-num_tokens // PAGE_TOKENS) - self.settled_pages(num_tokens)) * self.page_bytes()
+        num_pages = pages_for(num_tokens) - self.settled_pages(num_tokens)
+        return num_pages * self.page_bytes() + 4 * self.keeps_record
 
     def export_pages(self, sequence: int, first_page: int, last_page: int) -> bytes:
         self._check_thread()
@@ -185,8 +235,8 @@ class FakeExecutor:
         self._check_thread()
         assert self.last_reusable(sequence, num_tokens) == num_tokens > 0
         tokens = self.sequences[sequence][0][:num_tokens]
-        pages = range(self.settled_pages(num_tokens), -(-num_tokens // PAGE_TOKENS))
-        return b"".join(self._page(tokens, page) for page in pages)
+        pages = range(self.settled_pages(num_tokens), pages_for(num_tokens))
+        return b"".join(self._page(tokens, page) for page in pages) + self._record(tokens)
 
     def begin_import(self, num_tokens: int) -> int:
         sequence = self.create_sequence()
@@ -210,13 +260,15 @@ class FakeExecutor:
         size = self.page_bytes()
         if len(data) != self.settled_pages(num_tokens) * size or len(tail) != self.tail_bytes(num_tokens):
             raise ValueError("sizes")
-        data += tail
+        end = len(tail) - 4 * self.keeps_record
+        data += tail[:end]
         tokens: list[int] = []
         for begin in range(0, len(data), size):
             part = np.frombuffer(data[begin : begin + size], np.int32).tolist()[:PAGE_TOKENS]
             tokens += part[: num_tokens - len(tokens)]
         for page in range(len(data) // size):
             assert self._page(tokens, page) == data[page * size : (page + 1) * size], "these are other tokens' bytes"
+        assert self._record(tokens) == bytes(tail[end:]), "this is another sequence's record"
         self.sequences[sequence][0].extend(tokens)
         self.mark_reuse(sequence)
         self.num_imports += 1
@@ -227,6 +279,9 @@ class FakeExecutor:
         part[: len(held)] = held
         seed = zlib.crc32(np.array(tokens[: (page + 1) * PAGE_TOKENS], np.int32).tobytes())
         return part.tobytes() + seed.to_bytes(4, "little")
+
+    def _record(self, tokens: list[int]) -> bytes:
+        return zlib.crc32(np.array(tokens, np.int32).tobytes()).to_bytes(4, "little") if self.keeps_record else b""
 
     def _forget_marks(self, sequence: int, length: int) -> None:
         self.points[sequence] = [p for p in self.points[sequence] if p <= length]
@@ -263,7 +318,7 @@ class FakeExecutor:
             for token in part:
                 held.append(token)
                 if row in wanted:
-                    rows[row] = self.logits_of(held)
+                    rows[row] = self.logits_of([*self._source_ids(sequence), *held])
                 row += 1
         self.steps.append(list(zip(sequences.tolist(), counts.tolist(), strict=True)))
         if not len(logit_rows):
@@ -298,9 +353,9 @@ class FakeExecutor:
         if first < len(pages) and pages[first][0] > 1 and length > len(tokens):
             pages[first][0] -= 1
             pages[first] = [1]
-        while len(pages) < -(-length // PAGE_TOKENS):
+        while len(pages) < pages_for(length):
             pages.append([1])
-        assert self.num_pages <= self.max_pages, "the engine let the cache overflow"
+        assert self.num_free_pages >= 0, "the engine let the cache overflow"
 
     def _release(self, pages: list[list[int]], keep: int) -> None:
         for page in pages[keep:]:
@@ -428,7 +483,16 @@ def make_model(
         tokenizer=ByteTokenizer() if tokenizer == "bytes" else tokenizer,
         cancelled_error=FakeCancelled,
         max_sequences=max_sequences,
-        keeper=None if store is None else Keeper(store, executor, binding={"model": binding}, about={"model": "fake"}),
+        keeper=None
+        if store is None
+        else Keeper(
+            store,
+            executor,
+            binding={"model": binding},
+            about={"model": "fake"},
+            has_record=executor.keeps_record,
+        ),
+        has_record=executor.keeps_record,
         before_step=before_step,
     )
 

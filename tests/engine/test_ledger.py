@@ -122,7 +122,7 @@ def test_the_page_cache_is_given_back_every_so_many_rows() -> None:
 
     calls = []
     scheduler = Scheduler(
-        FakeExecutor(), max_rows=8, max_logit_rows=8, kv_tokens=1024, max_sequences=4, cancelled_error=KeyError,
+        FakeExecutor(), max_rows=8, max_logit_rows=8, max_sequences=4, cancelled_error=KeyError,
         after_rows=(20, lambda: calls.append(1)),
     )  # fmt: skip
     try:

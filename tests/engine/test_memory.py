@@ -201,7 +201,7 @@ def make_program(num_experts: int = 0, context: int = 8192) -> Program:
         Embed(x, table),
         Norm(x, x, ref("norm", 64, layout=Layout.F32)),
         Linear((q, k, v), x, (ref("q", 64, 64), ref("k", 32, 64), ref("v", 32, 64))),
-        Attend(a, q, k, v, layer=0, num_heads=4, num_kv_heads=2, head_dim=16, v_dim=16, scale=0.25),
+        Attend(a, q, k, v, state=0, num_heads=4, num_kv_heads=2, head_dim=16, v_dim=16, scale=0.25),
         Head(x, table),
     ]
     if num_experts:

@@ -54,7 +54,7 @@ def test_the_tree_finds_what_a_naive_search_finds(seed: int) -> None:
 
 def encoded(pages: int = 16, sequences: int = 4, num_points: int = 8) -> SessionCache:
     executor = FakeExecutor(kv_tokens=pages * PAGE_TOKENS, max_sequences=sequences, encodes=True, num_points=num_points)
-    return SessionCache(executor, kv_tokens=pages * PAGE_TOKENS, max_sequences=sequences)
+    return SessionCache(executor, max_sequences=sequences)
 
 
 def test_an_encoded_session_is_reused_from_its_deepest_mark() -> None:
@@ -91,7 +91,7 @@ def test_pages_run_out_from_the_end_of_what_was_used_longest_ago() -> None:
     cache.mark(old)
     append(cache, old, [1] * 400)
     cache.release(old)
-    assert cache.num_free_pages == 2
+    assert cache.executor.num_free_pages == 2
     new = cache.acquire([2, 2])
     append(cache, new, [2] * 400)
     assert cache.num_reusable([1] * 700) == 300, "its beginning is kept"
@@ -103,7 +103,7 @@ def test_pages_run_out_from_the_end_of_what_was_used_longest_ago() -> None:
 
 def test_an_exact_session_gives_back_single_pages() -> None:
     executor = FakeExecutor(kv_tokens=8 * PAGE_TOKENS)
-    cache = SessionCache(executor, kv_tokens=8 * PAGE_TOKENS, max_sequences=4)
+    cache = SessionCache(executor, max_sequences=4)
     old = cache.acquire([1, 1])
     append(cache, old, [1] * 7 * PAGE_TOKENS)
     cache.release(old)
@@ -178,10 +178,10 @@ def test_nor_waits_for_it() -> None:
         assert executor.num_rows == 1000
 
 
-@pytest.mark.parametrize("encodes", [False, True])
-def test_a_long_random_life_keeps_the_right_tokens(encodes: bool) -> None:
+@pytest.mark.parametrize("kind", ["exact", "encodes", "keeps_record"])
+def test_a_long_random_life_keeps_the_right_tokens(kind: str) -> None:
     rng = random.Random(5)
-    executor = FakeExecutor(encodes=encodes, num_points=3)
+    executor = FakeExecutor(num_points=3, **({} if kind == "exact" else {kind: True}))
     with make_model(executor, context=1024, max_sequences=5) as model:
         texts = [[rng.randrange(4) for _ in range(300)] for _ in range(3)]
         for i in range(60):

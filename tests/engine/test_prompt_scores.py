@@ -69,7 +69,7 @@ def test_thousands_of_requests_with_one_beginning(encodes: bool) -> None:
         page = len(SHOTS) // 128 * 128 if encodes else len(SHOTS) - 1
         assert min(reused[1 + encodes :]) >= page
         assert executor.num_rows <= (1 + encodes) * 340 + 39 * (340 - page)
-        assert executor.num_pages <= executor.max_pages
+        assert executor.num_used_pages <= executor.max_pages
         assert max(len(step) for step in executor.steps) == 1
 
 

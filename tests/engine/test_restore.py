@@ -172,10 +172,10 @@ def test_a_request_that_leaves_gives_its_pages_back(tmp_path: Path, monkeypatch:
         executor = executor_of(model)
         waiting = model.generate([*PROMPT, 1, 2], **OPTIONS)
         assert gate.is_reached.wait(20)
-        assert executor.num_pages == 6
+        assert executor.num_used_pages == 6
         waiting.close()
         wait_for(lambda: not executor.sequences)
-        assert executor.num_pages == 0
+        assert executor.num_used_pages == 0
         gate.is_open.set()
         assert len(tokens_of(model.generate([5, 5], max_tokens=3, **FOREVER))) == 3
         assert executor.num_imports == 0

@@ -276,14 +276,16 @@ def test_n_answers_compute_their_prompt_once() -> None:
     assert results == alone
 
 
-def test_requests_that_do_not_fit_together_are_preempted_and_come_out_the_same() -> None:
+@pytest.mark.parametrize("keeps_record", [False, True])
+def test_requests_that_do_not_fit_together_are_preempted_and_come_out_the_same(keeps_record: bool) -> None:
     settings = {"temperature": 1.0, "max_tokens": 300, **FOREVER}
     prompts = [[i] * 100 for i in range(4)]
     alone = []
     for i, prompt in enumerate(prompts):
         with make_model(context=512) as model:
             alone.append(tokens_of(model.generate(prompt, seed=i, **settings)))
-    with make_model(context=512) as model:  # four pages for all: one answer takes all of them
+    executor = FakeExecutor(keeps_record=keeps_record)
+    with make_model(executor, context=512) as model:  # four pages for all: one answer takes all of them
         answers = [model.generate(prompt, seed=i, **settings) for i, prompt in enumerate(prompts)]
         results: list[list[int]] = [[] for _ in answers]
 

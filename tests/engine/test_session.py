@@ -1,4 +1,4 @@
-"""Prefix reuse and the count of pages, against an executor that counts them itself."""
+"""Prefix reuse, and pages that are reserved before they are needed, against an executor that counts them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.engine.session import PAGE_TOKENS, SessionCache, common_prefix
+from kamado.engine.session import PAGE_TOKENS, SessionCache, Sources, common_prefix
 
 from .fakes import FakeExecutor
 
@@ -29,7 +29,7 @@ def append(cache: SessionCache, session, tokens: list[int]) -> bool:
 
 def make(pages: int = 8, sequences: int = 4) -> SessionCache:
     executor = FakeExecutor(kv_tokens=pages * PAGE_TOKENS, max_sequences=sequences)
-    return SessionCache(executor, kv_tokens=pages * PAGE_TOKENS, max_sequences=sequences)
+    return SessionCache(executor, max_sequences=sequences)
 
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.lists(st.integers(0, 2), max_size=40), st.integers(0, 40))
@@ -68,7 +68,7 @@ def test_another_conversation_is_forked_and_shares_pages() -> None:
     assert second is not first
     assert second.tokens == system
     assert first.tokens == system + [7] * 150, "the first one is kept"
-    assert cache.num_pages - cache.num_free_pages == cache.executor.num_pages == 4  # 3 + a copy of the partial one
+    assert cache.executor.num_used_pages == 4  # 3 + a copy of the partial one
 
 
 def test_a_live_session_is_never_taken() -> None:
@@ -111,7 +111,7 @@ def test_pages_of_a_step_that_did_not_run_make_room() -> None:
     assert append(cache, cancelled, [1] * PAGE_TOKENS)
     assert cache.reserve(cancelled, 5 * PAGE_TOKENS)
     cache.release(cancelled)
-    assert cache.num_free_pages == 5
+    assert cache.executor.num_free_pages == 5
     other = cache.acquire([2, 0])
     assert append(cache, other, [2] * 6 * PAGE_TOKENS)
     assert cache.num_sessions == 1
@@ -119,7 +119,7 @@ def test_pages_of_a_step_that_did_not_run_make_room() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1))
-def test_counted_pages_are_those_of_the_executor(seed: int) -> None:
+def test_no_step_of_a_random_life_finds_the_cache_full(seed: int) -> None:
     rng = random.Random(seed)
     cache = make(pages=6, sequences=4)
     live = []
@@ -140,27 +140,47 @@ def test_counted_pages_are_those_of_the_executor(seed: int) -> None:
                 append(cache, session, [rng.randrange(2)] * rng.randrange(1, 200))
         held = cache.executor.sequences
         assert all(held[s.sequence][0] == s.tokens for s in live)
-        used = cache.num_pages - cache.num_free_pages
-        # Never fewer than there are; a shared page that was cut into is counted when it is written again.
-        assert cache.executor.num_pages <= used <= cache.num_pages
         pages = cache.count_pages()
         assert pages["lost"] == 0
-        assert pages["live"] + pages["kept"] == used
+        assert pages["live"] + pages["kept"] == cache.executor.num_used_pages
     for session in live:
         cache.release(session)
     last = cache.acquire([77, 77])
-    assert cache.reserve(last, cache.num_pages * PAGE_TOKENS), "all idle ones give way"
+    num_pages = cache.executor.num_pages
+    assert cache.reserve(last, num_pages * PAGE_TOKENS), "all idle ones give way"
     cache.drop(last)
-    assert cache.num_free_pages == cache.num_pages
+    assert cache.executor.num_free_pages == num_pages
     assert not cache.executor.sequences
 
 
-@pytest.mark.parametrize("length", [PAGE_TOKENS - 1, PAGE_TOKENS, PAGE_TOKENS + 1])
-def test_forks_write_to_their_own_pages(length: int) -> None:
+@pytest.mark.parametrize(("length", "num_used"), [(PAGE_TOKENS - 1, 4), (PAGE_TOKENS, 3), (PAGE_TOKENS + 1, 3)])
+def test_forks_write_to_their_own_pages(length: int, num_used: int) -> None:
     cache = make()
     first = cache.acquire([1] * (length + 1))
     append(cache, first, [1] * length)
     second = cache.acquire([1] * length + [2])
     append(cache, second, [2] * 3)
     append(cache, first, [1] * 3)
-    assert cache.num_pages - cache.num_free_pages == cache.executor.num_pages
+    assert cache.executor.num_used_pages == num_used
+
+
+def test_sessions_are_shared_by_those_who_read_the_same_source() -> None:
+    cache = make()
+    spoken = [Sources(((0, np.full((3, 4), i, np.float32), np.zeros((3, 2), np.float32)),)) for i in (1, 1, 2)]
+    owners = [sources.owner("alice") for sources in spoken]
+    assert owners[0] == owners[1] != owners[2]
+    first = cache.acquire([1, 2, 3], owners[0], spoken[0])
+    append(cache, first, [1, 2, 3])
+    cache.release(first)
+    assert cache.acquire([1, 2, 9], owners[1], spoken[1]) is first, "its source was filled once and stays"
+    other = cache.acquire([1, 2, 9], owners[2], spoken[2])
+    assert other.tokens == []
+    assert cache.executor.sources[other.sequence] != cache.executor.sources[first.sequence]
+
+
+def test_a_source_that_is_refused_leaves_no_session() -> None:
+    cache = make()
+    wrong = Sources(((0, np.zeros((1, 1)), np.zeros((1, 1))),))  # double precision
+    with pytest.raises(AssertionError):
+        cache.acquire([1, 2], "", wrong)
+    assert cache.num_sessions == 0

@@ -17,7 +17,7 @@ from kamado.memory.forecast import LEAST_CONTEXT, Plan, plan
 from kamado.memory.overhead import CONSTRAINT_LIBRARY_BYTES
 from kamado.memory.profile import DeviceProfile, Machine
 from kamado.models import build_program
-from kamado.program import Experts, Linear, Program
+from kamado.program import Accumulate, Experts, Linear, Program, Record, validate
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -217,6 +217,22 @@ def test_room_for_answers_of_a_given_form_has_an_owner(moe: tuple[Checkpoint, Pr
     streamed = plan(*moe, memory=budget, on=here(), constraints=True)
     assert streamed.is_streamed
     assert streamed.peak_bytes <= budget
+
+
+def test_records_that_fit_are_part_of_the_plan(dense: tuple[Checkpoint, Program]) -> None:
+    """Two a sequence and one a reuse point at least; more marks while memory is left."""
+    checkpoint, program = dense
+    x = program.ops[0].out
+    ops = [*program.ops[:-1], Accumulate(x, x, len(program.states), 0.5), program.ops[-1]]
+    with_record = dataclasses.replace(program, ops=ops, states=(*program.states, Record("sum", 4 * x.width)))
+    validate(with_record)
+    assert "records" not in plan(checkpoint, program, on=here()).bytes_by_owner
+    much = plan(checkpoint, with_record, on=here(), context=512, max_sequences=4)
+    assert much.max_records == 2 * 4 + much.kv_reuse_points + 4 * 4
+    assert much.bytes_by_owner["records"] == (much.max_records + 1) * 4096
+    least = plan(checkpoint, with_record, on=here(), context=512, max_sequences=4, memory=much.least_bytes)
+    assert least.fits
+    assert least.max_records == 2 * 4 + least.kv_reuse_points
 
 
 def test_the_disk_bounds_the_speed_of_a_streamed_model(moe: tuple[Checkpoint, Program]) -> None:

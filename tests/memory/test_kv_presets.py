@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from native_programs import VOCAB, dense, random_tokens, step
+from native_state import PROGRAMS, source_rows
 
 from kamado.errors import UsageError
 from kamado.lower import build_executor
-from kamado.memory.kv_presets import kv_layers, kv_needs, parse_kv
+from kamado.memory.kv_presets import kv_layers, kv_needs, num_kv_layers, parse_kv
 from kamado.program import Attend, Program
 
 SHAPE: dict[str, Any] = {"hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 64, "layers": 3}
@@ -84,7 +86,7 @@ def test_layers_that_cannot_be_encoded_stay_exact(program: Program) -> None:
 
 def test_a_vector_of_128_takes_what_the_design_says(program: Program) -> None:
     wide = [
-        op if not isinstance(op, Attend) else Attend(op.out, op.q, op.k, op.v, op.layer, 4, 1, 128, 128, 1.0)
+        op if not isinstance(op, Attend) else Attend(op.out, op.q, op.k, op.v, op.state, 4, 1, 128, 128, 1.0)
         for op in program.ops
     ]
     layer = kv_layers(Program("wide", wide, 3, 64, VOCAB, 4096), parse_kv("balanced", 3))[0]
@@ -116,3 +118,26 @@ def test_the_formula_is_what_the_cache_takes(program: Program, text: str) -> Non
     assert executor.stats()["kv_bytes"] <= most
     assert executor.page_bytes() <= needs.kept_page_bytes + needs.code_page_bytes
     assert needs.can_reuse_anywhere == executor.can_reuse_anywhere is False  # the second layer has a window
+
+
+@pytest.mark.parametrize("name", ["decay", "source"])
+def test_records_and_sources_take_what_the_formula_says(tmp_path: Path, name: str) -> None:
+    program = PROGRAMS[name](tmp_path / "weights.bin")
+    needs = kv_needs(program, parse_kv("exact", num_kv_layers(program)))
+    assert needs.can_reuse_anywhere == (name == "source")
+    assert needs.least_records(2, 3) == (7 if name == "decay" else 0)
+    executor = build_executor(
+        program, num_threads=1, max_rows=64, max_logit_rows=1, max_kv_tokens=1024, max_sequences=2, kv="f16",
+        max_records=needs.least_records(2, 3) or None,
+    )  # fmt: skip
+    for _ in range(2):
+        sequence = executor.create_sequence()
+        for state, k, v in source_rows(program):
+            executor.set_source(sequence, state, k, v)
+        for _ in range(4):
+            step(executor, [(sequence, random_tokens(5))], rows=[])
+            executor.mark_reuse(sequence)
+    taken = executor.stats()["records_bytes"]
+    assert taken == 2 * needs.source_bytes if name == "source" else 8 * needs.record_bytes  # two sequences, six marks
+    assert taken <= needs.records_bytes(2, needs.least_records(2, 3))
+    assert ("record" in needs.formula()) == (name == "decay")

@@ -38,10 +38,11 @@ def read_tensor(ref: TensorRef) -> Array:
 
 @dataclass
 class Sequence:
-    """Keys and values of one sequence, by layer."""
+    """Keys, values and records of one sequence, by state."""
 
     keys: dict[int, Array] = field(default_factory=dict)
     values: dict[int, Array] = field(default_factory=dict)
+    records: dict[int, Array] = field(default_factory=dict)
     length: int = 0
 
 
@@ -83,6 +84,8 @@ class NumpyExecutor:
                     buffers[op.x.name] = self._rope(op, buffers[op.x.name], positions)
                 case p.Attend():
                     buffers[op.out.name] = self._attend(op, buffers, positions, sequence)
+                case p.Accumulate():
+                    buffers[op.out.name] = self._accumulate(op, buffers[op.x.name], sequence)
                 case p.Gate():
                     a = _activate(op.activation, buffers[op.a.name])
                     buffers[op.out.name] = a if op.b is None else a * buffers[op.b.name]
@@ -143,14 +146,32 @@ class NumpyExecutor:
         heads[first], heads[second] = a * cos - b * sin, b * cos + a * sin
         return heads.reshape(x.shape)
 
+    def _accumulate(self, op: p.Accumulate, x: Array, sequence: Sequence) -> Array:
+        total = sequence.records.get(op.state, np.zeros(x.shape[1], self.dtype))
+        rows = []
+        for row in x:
+            total = self.dtype(np.float32(op.decay)) * total + row
+            rows.append(total)
+        sequence.records[op.state] = total
+        return np.stack(rows)
+
+    def set_source(self, sequence: Sequence, state: int, k: Array, v: Array) -> None:
+        """Keys and values of a Source, [rows, heads · dimensions]."""
+        kept = self.program.states[state]
+        assert isinstance(kept, p.Source)
+        sequence.keys[state] = k.reshape(len(k), kept.num_kv_heads, kept.head_dim).astype(self.dtype)
+        sequence.values[state] = v.reshape(len(v), kept.num_kv_heads, kept.v_dim).astype(self.dtype)
+
     def _attend(self, op: p.Attend, buffers: dict[str, Array], positions: Array, sequence: Sequence) -> Array:
         n = len(positions)
-        k = buffers[op.k.name].reshape(n, op.num_kv_heads, op.head_dim)
-        v = buffers[op.v.name].reshape(n, op.num_kv_heads, op.v_dim)
-        if op.layer in sequence.keys:
-            k = np.concatenate([sequence.keys[op.layer], k])
-            v = np.concatenate([sequence.values[op.layer], v])
-        sequence.keys[op.layer], sequence.values[op.layer] = k, v
+        if op.k is not None and op.v is not None:
+            k = buffers[op.k.name].reshape(n, op.num_kv_heads, op.head_dim)
+            v = buffers[op.v.name].reshape(n, op.num_kv_heads, op.v_dim)
+            if op.state in sequence.keys:
+                k = np.concatenate([sequence.keys[op.state], k])
+                v = np.concatenate([sequence.values[op.state], v])
+            sequence.keys[op.state], sequence.values[op.state] = k, v
+        k, v = sequence.keys[op.state], sequence.values[op.state]
         group = op.num_heads // op.num_kv_heads
         q = buffers[op.q.name].reshape(n, op.num_kv_heads, group, op.head_dim)
         scores = np.einsum("nkgd,mkd->nkgm", q, k) * self.dtype(op.scale)
@@ -158,7 +179,7 @@ class NumpyExecutor:
             scores = op.softcap * np.tanh(scores / op.softcap)
         where = np.arange(len(k))
         seen = np.ones((n, len(k)), dtype=bool)
-        if op.causal:
+        if op.causal and not isinstance(self.program.states[op.state], p.Source):
             seen &= where <= positions[:, None]
         if op.window is not None:
             seen &= where > positions[:, None] - op.window

@@ -18,6 +18,7 @@ from kamado.checkpoint import open_checkpoint
 from kamado.checkpoint.types import Checkpoint, Layout, TensorRef
 from kamado.errors import CheckpointError, KamadoError, MetadataError, MissingTensorError, UnsupportedError
 from kamado.models import build_program, supported_architectures
+from kamado.models.config import Config
 
 FAMILIES = sorted(tiny_models.CONFIGS)
 
@@ -233,6 +234,17 @@ def test_gguf_settings(changes: dict[str, Any], error: type[KamadoError], words:
 def test_gguf_settings_that_change_nothing(changes: dict[str, Any], tmp_path: Path) -> None:
     program = build_program(gguf_llama(tmp_path, **changes))
     assert program.num_layers == tiny_models.LAYERS
+
+
+def test_a_setting_may_be_one_number_or_one_for_each_layer(tmp_path: Path) -> None:
+    def widths(value: Any) -> tuple[int, ...]:
+        return Config.of(gguf_llama(tmp_path, feed_forward_length=value)).integers("feed_forward_length", 3)
+
+    assert widths(64) == (64, 64, 64)
+    assert widths([64, 32, 96]) == (64, 32, 96)
+    for wrong, words in (([64, 32], "has 2 entries"), ([64, 0, 32], "must lie in"), ([64, "x", 32], "an integer")):
+        with pytest.raises(MetadataError, match=rf"'llama\.feed_forward_length'.*{words}"):
+            widths(wrong)
 
 
 def test_every_packing_of_experts_gives_the_same_program(tmp_path: Path) -> None:

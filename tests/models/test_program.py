@@ -62,7 +62,7 @@ def test_a_sound_program_passes() -> None:
         (changed(1, group=3), "groups of 3"),
         (changed(3, head_dim=3), "heads of 3"),
         (changed(3, inv_freq=np.array([np.nan, 1.0])), "not finite"),
-        (changed(4, layer=1), "attends as layer 1, expected 0"),
+        (changed(4, state=1), "state 1 of a program with 1"),
         (changed(4, num_kv_heads=1), "expected"),
         (changed(4, out=Q), "writes over an input"),
         (changed(4, window=0), "window 0"),

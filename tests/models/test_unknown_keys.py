@@ -158,7 +158,9 @@ def test_keys_of_nested_objects_are_held_to_the_same_rule(checkpoints: Any) -> N
 
 
 def test_null_counts_as_absent_and_other_prefixes_are_nobodys(checkpoints: Any) -> None:
-    assert build_program(with_keys(checkpoints("safetensors", "llama"), {"new_scale": None})).overridden == ()
+    assert (
+        build_program(with_keys(checkpoints("safetensors", "llama"), {"new_scale": None, "other": {}})).overridden == ()
+    )
     checkpoint = checkpoints("gguf", "llama")
     more = {"general.new": 1, "quantize.imatrix.file": "x", "split.new": 2, "llama4.new_scale": 3}
     assert build_program(dataclasses.replace(checkpoint, metadata={**checkpoint.metadata, **more})).overridden == ()

@@ -22,6 +22,7 @@
 namespace kamado {
 
 class File;  // native/executor/file.h
+class StateCache;
 
 // Thrown by a step that `cancel` or the poll hook stopped.
 // A step met a NaN or an infinity, which no healthy model makes; its sequences are as they were before.
@@ -75,14 +76,25 @@ using Op = AnyOf<PredictOp>;
 // Whether an operation needs what a buffer holds, and whether it fills the buffer.
 bool reads(const Op& op, int32_t buffer);
 bool writes(const Op& op, int32_t buffer);
-// Whether it reads or extends what a sequence keeps from step to step.
-bool keeps_state(const Op& op);
+// Whether it changes what a sequence keeps from step to step.
+bool writes_state(const Op& op);
+
+// What a sequence keeps: src/kamado/program/state.py.
+enum class StateKind : int32_t { kPages, kWindow, kSource, kRecord };
+struct StateSpec {
+  StateKind kind;
+  int32_t num_kv_heads = 0, head_dim = 0, v_dim = 0, tokens = 0;  // tokens: of a window, at most of a source
+  int64_t num_bytes = 0;                                          // of a record
+  // Where the executor has it: a KV layer (first pages and windows in order, then sources), or among records.
+  int32_t index = -1;
+};
 
 struct Program {
   std::vector<MatrixSpec> matrices;
   std::vector<VectorSpec> vectors;
   std::vector<std::vector<double>> constants;
   std::vector<BufferSpec> buffers;
+  std::vector<StateSpec> states;
   std::vector<Op> ops;
   std::vector<bool> is_ahead;  // by op: look-ahead's, which a step may leave out; empty: none is
 };
@@ -98,8 +110,9 @@ class ProgramBuilder {
                  double add);
   int32_t constant(const double* values, size_t count);
   int32_t buffer(const std::string& name, int64_t width);
+  int32_t state(const StateSpec& spec);  // its number; before the operations that name it
   void append(Op op);
-  // Checks what only the whole program shows (a Head at the end, KV layers without gaps) and hands it over.
+  // Checks what only the whole program shows (a Head at the end, every state written) and hands it over.
   Program finish();
 
  private:
@@ -113,6 +126,7 @@ class ProgramBuilder {
   std::map<std::string, std::shared_ptr<const File>> files_;
   std::map<std::string, int32_t> matrix_ids_, vector_ids_;
   std::vector<bool> is_written_;
+  std::vector<bool> is_state_written_;
   std::map<int32_t, int32_t> routed_;  // logits buffer -> number of experts
 };
 
@@ -139,6 +153,9 @@ struct ExecutorOptions {
   // all of every layer is kept exactly.
   std::optional<std::vector<std::pair<int32_t, int32_t>>> kv_bits;
   int32_t kv_reuse_points = 0;  // of all sequences together, whose pages are certainly kept
+  // Of a program with records: how many there are, of sequences and reuse points. 0: as many as all of them need.
+  int64_t max_records = 0;
+  int32_t record_rows = 1;  // after how many of its last rows a step hands records back, so that it can be cut there
   // Cached pages of the files are counted against someone's budget: loading never leaves more than a few MiB of them,
   // whatever the device's read-ahead is. Always so when experts are streamed.
   bool drop_file_cache = false;
@@ -193,20 +210,18 @@ class Executor {
   int32_t vocab_size() const;
   int32_t hidden_width() const;  // of the head's input
 
-  int32_t create_sequence();
-  void free_sequence(int32_t sequence);
-  int32_t fork_sequence(int32_t sequence, int64_t num_tokens);
-  void truncate(int32_t sequence, int64_t num_tokens);
-  int64_t length(int32_t sequence) const;
-
-  // Reuse points and storage: see kamado/kv.h and _native.pyi.
-  bool can_reuse_anywhere() const;
-  void mark_reuse(int32_t sequence);
-  void unmark_reuse(int32_t sequence, int64_t num_tokens);
-  std::vector<int64_t> reuse_points(int32_t sequence) const;
-  int64_t last_reusable(int32_t sequence, int64_t num_tokens) const;
-  std::string kv_fingerprint() const;
-  size_t page_bytes() const;
+  // Sequences and what they keep: create, fork, cut, mark, count (kamado/state.h). Its calls that a step makes are not
+  // for others.
+  StateCache& state() const;
+  int64_t num_pages() const;  // that max_kv_tokens fill
+  int64_t num_free_pages() const;
+  bool reserve(int32_t sequence, int64_t num_tokens);
+  struct SourceShape {
+    int32_t k_width, v_width, max_tokens;  // widths of a row: all heads
+  };
+  SourceShape source_shape(int32_t state) const;  // throws std::invalid_argument when it is no source
+  // Fills a source: k [num_tokens][k_width], v [num_tokens][v_width], finite.
+  void set_source(int32_t sequence, int32_t state, const float* k, const float* v, int64_t num_tokens);
   size_t tail_bytes(int64_t num_tokens) const;
   // The first checks and gives the size of what the second writes.
   size_t export_pages_bytes(int32_t sequence, int64_t first_page, int64_t last_page) const;

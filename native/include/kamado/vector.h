@@ -19,6 +19,8 @@ struct VectorKernels : RowKernels {
   void (*rope)(float* x, int32_t n_heads, int32_t head_dim, int32_t rot_dim, const float* cos, const float* sin,
                bool interleaved);
   void (*axpy)(float factor, const float* x, int32_t n, float* inout);  // inout = fma(factor, x, inout)
+  // after = before * decay + x, the product rounded before the sum.
+  void (*accumulate)(const float* before, const float* x, float decay, int32_t n, float* after);
   void (*softmax)(const float* x, int32_t n, float* out);
   // sum over i of log-sum-exp pieces for perplexity: returns log(sum(exp(x - max))) + max, fixed order, in double.
   double (*log_sum_exp)(const float* x, int32_t n);
@@ -31,7 +33,7 @@ struct VectorKernels : RowKernels {
 // The table of a tier, whose kernels have these names.
 template <class Tier, double (*kLogSumExp)(const float*, int32_t)>
 constexpr VectorKernels vector_kernels() {
-  return {row_kernels<Tier>(), Tier::rms_norm, Tier::layer_norm, Tier::rope,     Tier::axpy,
+  return {row_kernels<Tier>(), Tier::rms_norm, Tier::layer_norm, Tier::rope,     Tier::axpy,     Tier::accumulate,
           Tier::softmax,       kLogSumExp,     Tier::to_f16,     Tier::from_f16, Tier::is_finite};
 }
 

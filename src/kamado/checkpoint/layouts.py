@@ -89,16 +89,16 @@ class Layout(IntEnum):
         """Values in one block: rows are a whole number of blocks."""
         return self.block.values
 
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one block."""
-        return self.block.nbytes
-
     def nbytes(self, num_values: int) -> int:
         """Bytes of `num_values` values, which must be a whole number of blocks."""
         if num_values % self.block_values:
             raise ValueError(f"{num_values} values are no whole number of {self.name} blocks of {self.block_values}")
         return num_values // self.block_values * self.block_bytes
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return self.block.nbytes
 
     @property
     def bits_per_value(self) -> float:

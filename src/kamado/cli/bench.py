@@ -203,6 +203,7 @@ def _measure_model(
                 kv="f32" if forecast.kv_element == "f32" else "f16",
                 kv_bits=forecast.kv_bits,
                 kv_reuse_points=forecast.kv_reuse_points,
+                max_records=forecast.max_records or None,
                 drop_file_cache=is_strict,
                 progress=progress,
             )

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..checkpoint.tokenizer.special import SpecialMatcher
 from ..errors import ContextOverflowError, TemplateError, UsageError
+from .turn_starts import TurnStarts
 
 if TYPE_CHECKING:
     from ..checkpoint.template import ChatTemplate
@@ -63,16 +64,19 @@ def _check_message(i: int, message: object) -> dict[str, str]:
 
 
 class EncodedChat(NamedTuple):
-    """A prompt, and the last characters of its text."""
+    """A prompt, the last characters of its text, and where its turns begin, if that was asked for."""
 
     tokens: list[int]
     tail: str
+    starts: tuple[int, ...] = ()
 
 
 class ChatEncoder:
     """Encodes conversations for one tokenizer and template. Thread-safe once made."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, *, finds_turns: bool = False) -> None:
+        """`finds_turns`: prompts come with the places where their turns begin."""
+        self._turn_starts = TurnStarts() if finds_turns else None
         self._tokenizer = tokenizer
         self.template = template
         literals = {_literal(tokenizer, token): token for token in sorted(tokenizer.special_ids, reverse=True)}
@@ -112,9 +116,10 @@ class ChatEncoder:
             end = words.stand_for("")
             guarded_turns[-1]["content"] = guarded_turns[-1]["content"] + end
         # An empty content stays empty: templates leave out what is not there.
+        contents = [words.stand_for(turn["content"]) if turn["content"] else "" for turn in turns]
         opaque_turns = [
-            {**guarded, "content": words.stand_for(turn["content"]) if turn["content"] else guarded["content"]}
-            for guarded, turn in zip(guarded_turns, turns, strict=True)
+            {**guarded, "content": content or guarded["content"]}
+            for guarded, content in zip(guarded_turns, contents, strict=True)
         ]
         if continue_last:
             opaque_turns[-1]["content"] += end if turns[-1]["content"] else ""
@@ -123,15 +128,24 @@ class ChatEncoder:
             self._check_beginning(guarded, most_tokens)
         opaque = self._render(opaque_turns, tools, options, end)
         wanted = self._literals(opaque)
-        if self._literals(guarded) != wanted:
-            return EncodedChat(self._encode_parts(opaque, words), words.restore(opaque[-_TAIL_CHARACTERS:]))
-        tail = words.restore(guarded[-_TAIL_CHARACTERS:])
-        if not has_literals:
-            ids = self._tokenizer.encode(guarded, special=True, add_bos=False, add_eos=False)
-            found = [token for token in ids if token in self._tokenizer.special_ids]
-            if found == [self._ids[text] for text in wanted]:
-                return EncodedChat(self._with_bos(ids), tail)
-        return EncodedChat(self._encode_parts(guarded, words), tail)
+        text = guarded if self._literals(guarded) == wanted else opaque
+        tokens = None if has_literals or text is not guarded else self._encode_whole(text, wanted)
+        if tokens is None:
+            tokens = self._encode_parts(text, words)
+        starts: tuple[int, ...] = ()
+        if self._turn_starts is not None:
+            starts = self._turn_starts.find(
+                opaque,
+                contents,
+                self._spans(opaque),
+                tokens,
+                self._ids.values(),
+                render=lambda n: self.template.render(
+                    opaque_turns[:n], tools=tools, add_generation_prompt=False, **options
+                ),
+                has_tools=bool(tools),
+            )
+        return EncodedChat(tokens, words.restore(text[-_TAIL_CHARACTERS:]), starts)
 
     def _check_beginning(self, text: str, most_tokens: int) -> None:
         """Raises ContextOverflowError for a long text whose beginning has twice the tokens already: words that stand
@@ -166,6 +180,15 @@ class ChatEncoder:
         """The special literals in `text`, in order."""
         return [self._texts[piece] for piece in self._special.split(text) if isinstance(piece, int)]
 
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        """Where the special literals are in `text`."""
+        found, end = [], 0
+        for piece in self._special.split(text):
+            begin, end = end, end + len(self._texts[piece] if isinstance(piece, int) else piece)
+            if isinstance(piece, int):
+                found.append((begin, end))
+        return found
+
     def _render(
         self,
         turns: Sequence[Mapping[str, Any]],
@@ -181,6 +204,12 @@ class ChatEncoder:
         if at < 0:
             raise TemplateError("the chat template leaves out the last message, so it cannot be continued")
         return text[:at]
+
+    def _encode_whole(self, text: str, wanted: Sequence[str]) -> list[int] | None:
+        """All of `text` at once; None if that gives other special tokens than the `wanted` literals'."""
+        ids = self._tokenizer.encode(text, special=True, add_bos=False, add_eos=False)
+        found = [token for token in ids if token in self._tokenizer.special_ids]
+        return self._with_bos(ids) if found == [self._ids[literal] for literal in wanted] else None
 
     def _encode_parts(self, text: str, words: _Words) -> list[int]:
         """Special literals to their ids; what lies between, words turned back, as plain text."""

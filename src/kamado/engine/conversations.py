@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -19,6 +20,8 @@ from urllib.parse import quote
 from ..errors import CorruptFileError, ModelNotFoundError, UsageError
 from ..files import PRIVATE, user_folder, write_atomically
 from . import record
+
+_log = logging.getLogger("kamado.sessions")
 
 _NAME = re.compile(r"\w[\w .@+-]{0,63}")
 _VERSION = 2
@@ -94,6 +97,23 @@ class ConversationStore:
         found.model = model
         found.messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
         self.save(found)
+
+    def recorder(
+        self, name: str, model: str, messages: Sequence[Mapping[str, str]], owner: str
+    ) -> Callable[[str], None]:
+        """What is to be called with the answer to `messages`, as far as it came: it records both. A disk that cannot be
+        written costs one warning; a question without an answer is none of the conversation's."""
+        history = [dict(message) for message in messages]
+
+        def record_answer(text: str) -> None:
+            if not text:
+                return
+            try:
+                self.record(name, model, [*history, {"role": "assistant", "content": text}], owner)
+            except OSError as error:
+                _log.warning("the session %s could not be kept: %s", name, error)
+
+        return record_answer
 
     def list(self, owner: str = "") -> list[Conversation]:
         """The owner's conversations, the last used first. Damaged files are passed over."""

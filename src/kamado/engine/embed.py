@@ -17,8 +17,8 @@ from ..memory.kv_presets import PAGE_TOKENS
 from ..program import Pooling
 from .executor_protocol import ExecutorProtocol
 from .generation import public_errors
-from .scheduler import NoRoomError, Scheduler
-from .session import Session, SessionCache
+from .scheduler import Scheduler
+from .session import SessionCache
 
 # Texts of one step: others wait no longer for it than for a step of a prompt.
 _MAX_TEXTS = 32
@@ -83,21 +83,10 @@ class Embedder:
 
     def _run(self, sessions: SessionCache, texts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """float64[len(texts), width]: pooled rows. Runs on the scheduler's thread, from the start when aborted."""
-        opened: list[Session] = []
-        try:
-            for tokens in texts:
-                session = sessions.create_empty()
-                if session is None:
-                    raise NoRoomError("all sequences are in use")
-                opened.append(session)
-                if not sessions.reserve(session, len(tokens)):
-                    raise NoRoomError("too few pages are free")
+        with sessions.lent([len(tokens) for tokens in texts]) as sequences:
             if len(texts) == 1:
-                return self._pool_one(sessions.executor, opened[0].sequence, np.array(texts[0], np.int32))[None]
-            return self._pool_all(sessions.executor, [session.sequence for session in opened], texts)
-        finally:
-            for session in opened:
-                sessions.drop(session)
+                return self._pool_one(sessions.executor, sequences[0], np.array(texts[0], np.int32))[None]
+            return self._pool_all(sessions.executor, sequences, texts)
 
     def _pool_all(
         self, executor: ExecutorProtocol, sequences: list[int], texts: Sequence[Sequence[int]]

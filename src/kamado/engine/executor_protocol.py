@@ -44,12 +44,49 @@ class ExecutorProtocol(Protocol):
         ...
 
     @property
+    def num_pages(self) -> int:
+        """Pages of 128 tokens, of all sequences together."""
+        ...
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages that no sequence holds."""
+        ...
+
+    def reserve(self, sequence: int, num_tokens: int) -> bool:
+        """Takes pages for the first `num_tokens`, and for the copy of a shared one that will be written; False, and
+        nothing has changed, when there are not enough."""
+        ...
+
+    def give_back(self, sequence: int) -> None:
+        """Returns what was reserved beyond the sequence's length."""
+        ...
+
+    def count_pages(self, sequences: list[int]) -> int:
+        """Distinct pages of these sequences, those being imported included."""
+        ...
+
+    def shared_pages(self, sequence: int, first_page: int) -> int:
+        """Of the sequence's pages from `first_page` on, those that another one holds too."""
+        ...
+
+    @property
+    def num_free_records(self) -> int:
+        """Records that no sequence, reuse point or running step holds; 0 in a program without."""
+        ...
+
+    def set_source(self, sequence: int, state: int, k: NDArray[np.float32], v: NDArray[np.float32]) -> None:
+        """Fills a Source once, before the sequence's first step: float32[n, heads · dimensions] each."""
+        ...
+
+    @property
     def can_reuse_anywhere(self) -> bool:
-        """Whether any length may be forked or truncated to."""
+        """Whether any length may be forked or truncated to: not so where pages are encoded or behind a window, or
+        where a step replaces what the sequence keeps (a record)."""
         ...
 
     def mark_reuse(self, sequence: int) -> None:
-        """The present length becomes a reuse point, kept while exact pages last."""
+        """The present length becomes a reuse point, kept while exact pages and records last. Copies nothing."""
         ...
 
     def last_reusable(self, sequence: int, num_tokens: int) -> int:

@@ -75,14 +75,17 @@ class Keeper:
         binding: dict[str, str],
         about: dict[str, str] | None = None,
         spare_bytes: Callable[[], int] | None = None,
+        has_record: bool = False,
     ) -> None:
-        """`binding` names model file, build and preset. `spare_bytes()`: what a restore may take beside the plan."""
+        """`binding` names model file, build and preset. `spare_bytes()`: what a restore may take beside the plan. With
+        `has_record` a prefix can be used whole only."""
         self.store = store
         self.stats = KeeperStats()
         self._executor = executor
         self._binding = binding
         self._about = about or {}
         self._spare_bytes = spare_bytes or (lambda: 1 << 62)
+        self._has_record = has_record
         self._folders: dict[str, PrefixFolder] = {}
         self._entries: deque[_Entry] = deque()
         self._notify: Callable[[], None] = lambda: None
@@ -289,10 +292,10 @@ class Keeper:
         try:
             points = list(folder.find(wanted, above=least - 1))[:4]
             deepest = points[0].length if points else 0
-            is_exact = self._executor.can_reuse_anywhere
-            overlap = folder.find_overlap(wanted, above=max(least - 1, deepest), is_exact=is_exact)
-            if overlap is not None:
-                points.insert(0, overlap)
+            if not self._has_record:
+                is_exact = self._executor.can_reuse_anywhere
+                overlap = folder.find_overlap(wanted, above=max(least - 1, deepest), is_exact=is_exact)
+                points[:0] = [] if overlap is None else [overlap]
         except OSError:
             return None
         spare = self._spare_bytes()

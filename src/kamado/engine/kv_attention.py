@@ -44,13 +44,13 @@ class AttentionProbe:
 
     def __init__(self, program: Program, presets: Mapping[str, Sequence[Bits]]) -> None:
         """`presets`: bits of each KV layer, (0, 0) where it stays exact."""
-        self._layers = sorted((op for op in program.ops if isinstance(op, Attend)), key=lambda op: op.layer)
+        self._layers = [attends[0] for attends in program.attends_by_kv_layer]
         self._presets = presets
         self._sums: dict[tuple[int, Bits], _Sums] = {
-            (op.layer, bits[op.layer]): _Sums(op.num_heads)
+            (layer, bits[layer]): _Sums(op.num_heads)
             for bits in presets.values()
-            for op in self._layers
-            if bits[op.layer] != (0, 0)
+            for layer, op in enumerate(self._layers)
+            if bits[layer] != (0, 0)
         }
 
     def begin(self, executor: ExecutorProtocol, sequence: int) -> None:
@@ -63,29 +63,29 @@ class AttentionProbe:
         """Compares, for the text that `sequence` holds."""
         if not self._sums or executor.length(sequence) > _MOST_TOKENS:
             return
-        for op in self._layers:
-            wanted = [bits for layer, bits in self._sums if layer == op.layer]
+        for layer, op in enumerate(self._layers):
+            wanted = [bits for of_layer, bits in self._sums if of_layer == layer]
             if not wanted:
                 continue
-            positions, queries = executor.recorded_queries(op.layer)
+            positions, queries = executor.recorded_queries(layer)
             is_late = positions >= 2 * PAGE_TOKENS  # others read nothing that is encoded
             if is_late.any():
-                exact = _Exact(op, positions[is_late], queries[is_late], *executor.read_kv(sequence, op.layer, 0, 0))
+                exact = _Exact(op, positions[is_late], queries[is_late], *executor.read_kv(sequence, layer, 0, 0))
                 for bits in wanted:
-                    exact.compare(*executor.read_kv(sequence, op.layer, *bits), self._sums[op.layer, bits])
+                    exact.compare(*executor.read_kv(sequence, layer, *bits), self._sums[layer, bits])
         executor.record_queries(0)
 
     def losses(self, kv: str) -> list[KvLayerRow]:
         """Of one preset's encoded layers, by layer; empty when nothing was compared."""
         found = []
-        for op in self._layers:
-            sums = self._sums.get((op.layer, self._presets[kv][op.layer]))
+        for layer in range(len(self._layers)):
+            sums = self._sums.get((layer, self._presets[kv][layer]))
             if sums is None or not sums.num_queries:
                 continue
             by_head = np.maximum(sums.divergence / sums.num_queries, 0)  # rounding may take it below
             worst = int(by_head.argmax())
             error = sums.error / sums.power if sums.power else 0.0
-            found.append(KvLayerRow(kv, op.layer, float(by_head.mean()), worst, float(by_head[worst]), error))
+            found.append(KvLayerRow(kv, layer, float(by_head.mean()), worst, float(by_head[worst]), error))
         return found
 
 

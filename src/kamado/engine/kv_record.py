@@ -18,7 +18,7 @@ from ..files import user_folder, write_atomically
 from ..memory.kv_presets import AUTO, check_kv
 from .identity import model_identity
 
-CODEC_VERSION = 1  # that of native/kv: `Executor.kv_fingerprint` begins with "kv1-"
+CODEC_VERSION = 1  # that of native/state: `Executor.kv_fingerprint` begins with "kv1-"
 _RECORD_VERSION = 2
 _MAX_BYTES = 1 << 20
 

@@ -143,7 +143,7 @@ def load(
     keeps = None
     if cap_bytes:
         prefixes = PrefixStore(cap_bytes=cap_bytes, keeps_cached=not is_strict)
-        keeps = _keeper_maker(prefixes, checkpoint, identity, plan)
+        keeps = _keeper_maker(prefixes, checkpoint, identity, plan, program.has_record)
     return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, make_keeper=keeps, progress=progress)
 
 
@@ -155,7 +155,7 @@ def _prefix_cap(prefix_cache: str | int | None) -> int:
 
 
 def _keeper_maker(
-    store: PrefixStore, checkpoint: Checkpoint, identity: str, plan: Plan
+    store: PrefixStore, checkpoint: Checkpoint, identity: str, plan: Plan, has_record: bool
 ) -> Callable[[ExecutorProtocol, str, MemoryGuard], Keeper]:
     """What makes the keeper once there is an executor: prefixes are bound to the file, the build and the format."""
 
@@ -170,7 +170,7 @@ def _keeper_maker(
         about = {"model": plan.model, "kv": plan.kv}
         return Keeper(
             store, executor, binding=binding, about=about,
-            spare_bytes=lambda: guard.spare_bytes + PREFIX_STORE_BYTES // 2,
+            spare_bytes=lambda: guard.spare_bytes + PREFIX_STORE_BYTES // 2, has_record=has_record,
         )  # fmt: skip
 
     return make
@@ -203,6 +203,7 @@ def _build(
         kv="f32" if plan.kv_element == "f32" else "f16",
         kv_bits=plan.kv_bits,
         kv_reuse_points=plan.kv_reuse_points,
+        max_records=plan.max_records or None,
         tier=tier,
         expert_bytes=plan.expert_bytes,
         drop_file_cache=bool(watch.files),
@@ -226,6 +227,7 @@ def _build(
             keeper=keeper,
             pooling=program.pooling,
             is_encoder=program.is_encoder,
+            has_record=program.has_record,
             before_step=guard,
             reserve=guard.reserve,
         )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import logging
-import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +25,17 @@ from ..memory.overhead import CONSTRAINT_LIBRARY_BYTES
 from ..memory.sizes import constraint_bytes, transcript_bytes
 from ..memory.usage import BudgetWatch
 from ..program import Pooling
-from .chat import ChatEncoder
+from .chat import ChatEncoder, check_messages
 from .chat_types import Message, OutputFormat, Think, TokenLogprob, Tool, ToolChoice
 from .constraint import ConstraintCompiler, Form
 from .conversations import ConversationStore, check_name, conversation_label
 from .embed import Embedded, Embedder, shortened
 from .executor_protocol import ExecutorProtocol
-from .generation import Generation, public_errors
+from .generation import Generation
 from .grammar import Grammar, Schema, make_grammar
 from .keeper import Keeper
 from .options import MAX_LOGPROBS, AnswerOptions, check_options, sampling_from
-from .prompt_scores import PromptScores
+from .prompt_scores import PromptLogprobs, PromptScores
 from .request import Request, TokenRule
 from .same_text import SameText
 from .scheduler import Scheduler
@@ -48,23 +46,14 @@ from .think_budget import ThinkBudget
 from .tool_format import ChatFormat, choose_format
 from .transcripts import Transcripts
 from .turn import Turn, TurnMaker, TurnStream
+from .turn_starts import moved, wanted_marks
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
 
-_log = logging.getLogger("kamado.model")
-
 # Sequences of the executor: conversations that run or wait in the cache for their next turn.
 MAX_SEQUENCES = 64
 MAX_LIVE = 32
-
-
-class PromptLogprobs(NamedTuple):
-    """One of several prompts that were scored, by its place among them."""
-
-    number: int
-    tokens: tuple[TokenLogprob, ...]
-    num_reused: int  # tokens that were not computed for it; the last one never is
 
 
 class Model:
@@ -87,6 +76,7 @@ class Model:
         conversations: ConversationStore | None = None,
         pooling: Pooling | None = None,
         is_encoder: bool = False,
+        has_record: bool = False,
         before_step: Callable[[], None] | None = None,
         reserve: Callable[[int, str, str], int] | None = None,
     ) -> None:
@@ -104,13 +94,13 @@ class Model:
         self.vocab_size = executor.vocab_size  # number of token ids, the width of a row of logits
         self._pooling: Pooling = pooling or "mean"
         self.is_encoder = is_encoder  # it makes vectors of texts, and no text
+        self._has_record = has_record
         self.plan: Plan = plan
         self._watch = watch or BudgetWatch(plan.memory_bytes, ())
         self._scheduler = Scheduler(
             executor,
             max_rows=plan.max_rows,
             max_logit_rows=plan.max_logit_rows,
-            kv_tokens=plan.kv_tokens,
             max_sequences=max_sequences,
             max_live=MAX_LIVE,
             cancelled_error=cancelled_error,
@@ -136,6 +126,12 @@ class Model:
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return self.plan.context
+
+    @property
+    def can_cut_anywhere(self) -> bool:
+        """Whether a prompt reuses all tokens that it shares with earlier ones, up to any length. Else (encoded keys and
+        values, windows, recurrent layers) it starts from the deepest reuse point among them: see docs/kv.md."""
+        return self._executor.can_reuse_anywhere
 
     @property
     def has_chat_template(self) -> bool:
@@ -254,9 +250,11 @@ class Model:
             print("".join(piece.text for piece in answer))
         """
         self._scheduler.check_process()
+        tokens, starts = self._encoded_chat(messages, options.get("owner", ""))
         return self._answer(
-            self._prompt_tokens(self.encode_chat(messages, owner=options.get("owner", "")), special=False),
+            self._prompt_tokens(tokens, special=False),
             options,
+            starts=starts,
             continues=False,
             form=make_grammar(schema, regex, grammar),
             session=None if session is None else check_name(session),
@@ -315,7 +313,7 @@ class Model:
         self._scheduler.check_process()
         stops = check_stops(options.pop("stop", None))
         generation = self._answer(
-            list(turn.tokens), options, continues=turn.is_continued, form=turn.compiled, turn=turn
+            list(turn.tokens), options, continues=turn.is_continued, form=turn.compiled, turn=turn, starts=turn.starts
         )
         return TurnStream(
             turn,
@@ -343,8 +341,10 @@ class Model:
         session: str | None = None,
         messages: Sequence[Mapping[str, str]] = (),
         turn: Turn | None = None,
+        starts: Sequence[int] | None = None,
     ) -> Generation:
-        """Starts an answer. `continues`: its text goes on from the prompt's, so a leading space belongs to it."""
+        """Starts an answer. `continues`: its text goes on from the prompt's, so a leading space belongs to it.
+        `starts`: where the prompt's turns begin; None: it has none."""
         self._require_generator()
         check_options(options)
         sampling = sampling_from(self._checkpoint.sampling, options)
@@ -368,20 +368,11 @@ class Model:
             is_background=options.get("background", False),
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
+            marks=wanted_marks(len(tokens), starts) if self._has_record else (),
         )
         remember = None if continues and turn is None else partial(self._transcripts.remember, owner)
-        if session is None:
-            return Generation(request, self._scheduler, self, on_tokens=remember)
-        name, history, store, model = session, [dict(m) for m in messages], self._conversations, self.name
-
-        def keep(text: str) -> None:
-            if text:  # a question without an answer is none of the conversation's
-                try:
-                    store.record(name, model, [*history, {"role": "assistant", "content": text}], owner)
-                except OSError as error:
-                    _log.warning("the session %s could not be kept: %s", name, error)
-
-        return Generation(request, self._scheduler, self, on_end=keep, on_tokens=remember)
+        record = None if session is None else self._conversations.recorder(session, self.name, messages, owner)
+        return Generation(request, self._scheduler, self, on_end=record, on_tokens=remember)
 
     def conversation(self, session: str, *, owner: str = "") -> list[dict[str, str]]:
         """The messages of a named conversation, to be continued with `chat(..., session=...)`; none if it is new.
@@ -394,7 +385,13 @@ class Model:
     def encode_chat(self, messages: Sequence[Mapping[str, str]], *, owner: str = "") -> list[int]:
         """The token ids that `chat` would send for `messages`: those of the template's text, but where the model said
         that text to `owner` before, those that it generated. Raises as `chat` does."""
-        return self._respelled(self._chat_encoder.encode(messages), owner)
+        return self._encoded_chat(messages, owner)[0]
+
+    def _encoded_chat(self, messages: Sequence[Mapping[str, str]], owner: str) -> tuple[list[int], tuple[int, ...]]:
+        """The ids, and where turns begin in them if the model keeps a record."""
+        encoded = self._chat_encoder.encode_turns(check_messages(messages))
+        tokens = self._respelled(encoded.tokens, owner)
+        return tokens, moved(encoded.starts, encoded.tokens, tokens)
 
     def _respelled(self, tokens: list[int], owner: str, names: frozenset[str] = frozenset()) -> list[int]:
         """The same text with the ids that are cached, if it fits so; `names` are the prompt's tools."""
@@ -514,18 +511,7 @@ class Model:
                 raise ContextOverflowError(len(tokens), self.context)
         if not is_whole(top) or not 0 <= top <= MAX_LOGPROBS:
             raise UsageError(f"top must be a whole number from 0 to {MAX_LOGPROBS}, not {top!r}")
-        return self._scored(checked, top, owner)
-
-    def _scored(self, prompts: Sequence[list[int]], top: int, owner: str) -> Iterator[PromptLogprobs]:
-        bytes_of = self.token_bytes
-        with public_errors():
-            for number, scores, num_computed in self._prompt_scores.score_all(prompts, top, owner):
-                tokens = prompts[number]
-                out = [TokenLogprob(tokens[0], bytes_of(tokens[0]), math.nan)]
-                for token, (value, best) in zip(tokens[1:], scores, strict=True):
-                    alternatives = tuple((other, bytes_of(other), logprob) for other, logprob in best)
-                    out.append(TokenLogprob(token, bytes_of(token), value, alternatives))
-                yield PromptLogprobs(number, tuple(out), max(0, len(tokens) - 1 - num_computed))
+        return self._prompt_scores.logprobs(checked, top, self.token_bytes, owner)
 
     def perplexity(
         self,
@@ -601,7 +587,8 @@ class Model:
             tokenizer.decode([i], skip_special=False) if i is not None else ""
             for i in (tokenizer.bos_id, tokenizer.eos_id)
         )
-        return ChatEncoder(tokenizer, ChatTemplate(source, bos_token=bos, eos_token=eos))
+        template = ChatTemplate(source, bos_token=bos, eos_token=eos)
+        return ChatEncoder(tokenizer, template, finds_turns=self._has_record)
 
     @cached_property
     def _same_text(self) -> SameText:

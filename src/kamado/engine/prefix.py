@@ -106,7 +106,7 @@ class PrefixTree:
             del parent.children[edge]
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int] | str, b: Sequence[int] | str) -> int:
     """Length of the longest common beginning. Slices that grow are compared in C: 1 µs if short, 50 for 10k tokens."""
     low, size = 0, 16
     end = min(len(a), len(b))

@@ -10,17 +10,20 @@ are short, so that other requests run between them.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ..memory.kv_presets import PAGE_TOKENS
+from .chat_types import TokenLogprob
+from .generation import public_errors
 from .sampler import log_probabilities
-from .scheduler import NoRoomError, Scheduler
-from .session import Session, SessionCache, common_prefix
+from .scheduler import Scheduler
+from .session import NoRoomError, Session, SessionCache, common_prefix
 
 # (log-probability, the likeliest tokens with theirs) of one token
 Score = tuple[float, tuple[tuple[int, float], ...]]
@@ -37,6 +40,14 @@ class ScoredPrompt(NamedTuple):
     number: int
     scores: list[Score]
     num_computed: int  # rows that were computed for it, and not for a prompt before it
+
+
+class PromptLogprobs(NamedTuple):
+    """One of several prompts that were scored, by its place among them."""
+
+    number: int
+    tokens: tuple[TokenLogprob, ...]
+    num_reused: int  # tokens that were not computed for it; the last one never is
 
 
 class _Lane:
@@ -101,6 +112,19 @@ class PromptScores:
                     partial.pop(i, None)
                     yield ScoredPrompt(i, scores, computed[i])
             todo[:0] = left
+
+    def logprobs(
+        self, prompts: Sequence[Sequence[int]], num_top: int, bytes_of: Callable[[int], bytes], owner: str
+    ) -> Iterator[PromptLogprobs]:
+        """As `score_all`, in the words of protocols; the first token's log-probability is NaN. Raises KamadoError."""
+        with public_errors():
+            for number, scores, num_computed in self.score_all(prompts, num_top, owner):
+                tokens = prompts[number]
+                out = [TokenLogprob(tokens[0], bytes_of(tokens[0]), math.nan)]
+                for token, (value, best) in zip(tokens[1:], scores, strict=True):
+                    alternatives = tuple((other, bytes_of(other), logprob) for other, logprob in best)
+                    out.append(TokenLogprob(token, bytes_of(token), value, alternatives))
+                yield PromptLogprobs(number, tuple(out), max(0, len(tokens) - 1 - num_computed))
 
     def _known(self, tokens: Sequence[int], num_top: int, owner: str) -> list[Score]:
         """Scores of the longest beginning that a kept prompt shares."""

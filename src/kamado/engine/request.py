@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..memory.kv_presets import PAGE_TOKENS
 from .options import Sampling
 from .piece import FinishReason, Piece, Usage
 from .sampler import Sampler, log_probabilities
-from .session import Session
+from .session import Session, Sources
 from .stops import StopMatcher
 
 if TYPE_CHECKING:
@@ -99,8 +101,12 @@ class Request:
         is_background: bool = False,
         owner: str = "",
         label: str = "",
+        marks: Sequence[int] = (),
+        sources: Sources | None = None,
     ) -> None:
-        """`owner`: whose cached prefixes it may use and adds to. `label`: the named session it belongs to."""
+        """`owner`: whose cached prefixes it may use and adds to. `label`: the named session it belongs to. `marks`:
+        lengths of the prompt at which others may start, ascending, where a step replaces what came before it; the
+        last one is that from which the same prompt can be answered again."""
         self.tokens = list(prompt)  # the prompt, then what was picked
         self.num_prompt = len(self.tokens)
         self.end = self.num_prompt + max_tokens  # length of `tokens` at which the answer is cut
@@ -109,13 +115,15 @@ class Request:
         self.output = Outbox()
         self.is_cancelled = False
         self.is_paused = False  # the consumer is slow; it wakes the scheduler when it has read
-        self.owner = owner
+        self.owner = owner if sources is None else sources.owner(owner)
+        self.sources = sources
         self.label = label
         self.session: Session | None = None
         self.restore: Restore | None = None  # what is read from the prefix store for it
         self.has_looked = False  # in the prefix store
         self.mark_at: int | None = None  # a length at which other conversations part from this one
-        self.end_mark_at = self.num_prompt  # a length from which the same prompt can be answered again
+        self.marks = marks
+        self.end_mark_at = marks[-1] if marks else self.num_prompt  # from where the same prompt can be answered again
         self.last_served = 0
         self.num_reused: int | None = None  # set at the first admission
         self._text = text or NoText()
@@ -140,6 +148,23 @@ class Request:
     def has_room(self) -> bool:
         """Whether the consumer keeps up."""
         return self.output.qsize() < MAX_QUEUED_PIECES
+
+    def rows_to_mark(self, num_rows: int) -> int:
+        """Of the next `num_rows` rows, those up to the next length at which others may start."""
+        begin = self.num_cached
+        if begin >= self.num_prompt:
+            return num_rows
+        marks = (self.mark_at, self.end_mark_at, *self.marks[bisect_right(self.marks, begin) :][:1])
+        return min([num_rows, *(mark - begin for mark in marks if mark is not None and mark > begin)])
+
+    def is_marked(self, length: int) -> bool:
+        """Whether others may want to start at this length."""
+        return length in (self.mark_at, self.end_mark_at) or length in self.marks
+
+    def place_before(self, length: int) -> int:
+        """The best place to part at, up to `length`: a mark that is wanted anyway, or the end of a page."""
+        before = bisect_right(self.marks, length)
+        return max(length // PAGE_TOKENS * PAGE_TOKENS, self.marks[before - 1] if before else 0)
 
     def accept(self, logits: NDArray[np.float32]) -> bool:
         """Picks the next token from float32[vocab] and puts its piece out; True when that was the last.

@@ -20,13 +20,13 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from ..errors import ClosedError, NativeError, UsageError
-from ..memory.kv_presets import PAGE_TOKENS
+from ..errors import ClosedError, UsageError
+from .admission import Admission
 from .executor_protocol import ExecutorProtocol
 from .keeper import Keeper
 from .ledger import read_ledger
 from .request import Outbox, Request
-from .session import Session, SessionCache, common_prefix
+from .session import NoRoomError, SessionCache
 from .stats import Counters, Snapshot
 
 T = TypeVar("T")
@@ -34,16 +34,9 @@ T = TypeVar("T")
 _log = logging.getLogger("kamado.scheduler")
 
 
-class NoRoomError(NativeError):
-    """A job found no sequence or too few pages. It is tried again when a request ends; alone it fails."""
-
-
 # While others are live, a step's prompt rows are planned to this many seconds, by the speed of earlier ones.
 _SHARED_STEP_SECONDS = 0.5
 _MIN_SHARED_ROWS = 64
-
-# A request waits for another's prompt to be computed when it gives this many tokens more than other sessions have.
-_WORTH_WAITING_TOKENS = PAGE_TOKENS
 
 _CLOSE_SECONDS = 30.0
 _IDLE_SECONDS = 2.0  # between two calls of before_step without work
@@ -74,9 +67,7 @@ class _Chunk:
 
     def __init__(self, request: Request, num_rows: int) -> None:
         begin = request.num_cached
-        for mark_at in (request.mark_at, request.end_mark_at):  # it stops where others may start from
-            if mark_at is not None and begin < mark_at:
-                num_rows = min(num_rows, mark_at - begin)
+        num_rows = request.rows_to_mark(num_rows)
         self.request = request
         self.tokens = request.tokens[begin : begin + num_rows]
         self.is_last = begin + num_rows == len(request.tokens)  # a token is picked after it
@@ -91,7 +82,6 @@ class Scheduler:
         *,
         max_rows: int,
         max_logit_rows: int,
-        kv_tokens: int,
         max_sequences: int,
         cancelled_error: type[BaseException],
         max_live: int | None = None,
@@ -107,10 +97,9 @@ class Scheduler:
         self._executor = executor
         self._max_rows = max_rows
         self._max_logit_rows = min(max_logit_rows, max_rows)
-        self._max_live = min(max_live or max_sequences, max_sequences)
         self._cancelled_error = cancelled_error
         self._keeper = keeper
-        self._sessions = SessionCache(executor, kv_tokens=kv_tokens, max_sequences=max_sequences, keeper=keeper)
+        self._sessions = SessionCache(executor, max_sequences=max_sequences, keeper=keeper)
         self._before_step = before_step
         self._counters = Counters()
 
@@ -125,6 +114,10 @@ class Scheduler:
         self._waiting: list[Request] = []
         self._live: list[Request] = []  # in order of arrival
         self._alone: deque[Request] = deque()  # to be run one by one, since a step of several failed
+        self._admission = Admission(
+            self._sessions, keeper, waiting=self._waiting, live=self._live, counters=self._counters,
+            max_live=min(max_live or max_sequences, max_sequences),
+        )  # fmt: skip
         self._num_served = 0
         self._row_seconds = 0.0
         self._after_rows = after_rows
@@ -388,7 +381,7 @@ class Scheduler:
                 if chunks:
                     return chunks
         if self._waiting:
-            self._admit()
+            self._admission.admit()
         decoding: list[Request] = []
         prefilling: list[Request] = []
         for request in self._live:
@@ -431,101 +424,6 @@ class Scheduler:
                     logits_left -= chunk.is_last
                     rows_left -= len(chunk.tokens)
                     chunks.append(chunk)
-
-    def _admit(self) -> None:
-        """Makes waiting requests live while there are sequences and pages for their tokens so far."""
-        room = self._sessions.num_pages - self._num_pages_promised()
-        for request in sorted(self._waiting, key=lambda r: r.is_background):
-            if len(self._live) >= self._max_live or not self._sessions.can_admit():
-                return
-            num_pages = -(-(len(request.tokens) + 1) // PAGE_TOKENS)
-            if self._live and num_pages > room:
-                return  # in order: a large one is not starved by small ones behind it
-            if self._is_worth_waiting(request) or self._is_restoring(request):
-                continue
-            shared = 0 if self._sessions.is_exact else self._sessions.num_shared(request.tokens, request.owner)
-            try:
-                request.session = self._sessions.acquire(request.tokens, request.owner)
-            except Exception as error:
-                self._waiting.remove(request)
-                request.output.end(error)
-                continue
-            self._waiting.remove(request)
-            self._plan_mark(request, shared)
-            if request.num_reused is None:
-                request.num_reused = request.num_cached
-                request.started_at = time.perf_counter()
-                self._counters.num_prompt_tokens += request.num_prompt
-                self._counters.num_reused_tokens += request.num_cached
-            room -= num_pages
-            self._live.append(request)
-
-    def _num_pages_promised(self) -> int:
-        """Pages that live requests hold, and will for the rest of their prompts."""
-        missing = sum(
-            max(0, -(-(len(r.tokens) + 1) // PAGE_TOKENS) - len(r.session.pages))
-            for r in self._live
-            if r.session is not None
-        )
-        return self._sessions.num_pages_of_live + missing
-
-    def _is_worth_waiting(self, request: Request) -> bool:
-        """Whether a live request is about to compute a long beginning that this one shares, as n answers do."""
-        for other in self._live:
-            if other.owner != request.owner or other.num_cached >= other.num_prompt:
-                continue
-            if other.is_background and not request.is_background:
-                continue
-            num_shared = min(common_prefix(request.tokens, other.tokens), len(request.tokens) - 1)
-            if not self._sessions.is_exact and num_shared < other.num_prompt - 1:
-                num_shared = num_shared // PAGE_TOKENS * PAGE_TOKENS  # the other one stops there, if it has no stop yet
-                if other.mark_at != num_shared and other.mark_at is not None and other.num_cached < other.mark_at:
-                    continue
-            gained = num_shared - self._num_reusable(request, but=other.session)
-            if num_shared > other.num_cached and gained >= _WORTH_WAITING_TOKENS:
-                if num_shared < other.num_prompt - 1:
-                    other.mark_at = num_shared
-                return True
-        return False
-
-    def _num_reusable(self, request: Request, but: Session | None = None) -> int:
-        return self._sessions.num_reusable(request.tokens, but=but, owner=request.owner)
-
-    def _is_restoring(self, request: Request) -> bool:
-        """Whether a beginning of the request is being read from disk. What was read goes to the executor."""
-        if self._keeper is None:
-            return False
-        if not request.has_looked:
-            request.has_looked = True
-            if self._sessions.num_pages_of_live < self._sessions.num_pages:
-                request.restore = self._keeper.begin_restore(
-                    request.tokens[:-1],
-                    request.owner,
-                    above=self._num_reusable(request),
-                    max_tokens=(self._sessions.num_pages - self._num_pages_promised()) * PAGE_TOKENS,
-                )
-        if request.restore is None:
-            return False
-        try:
-            if request.restore.advance(self._sessions):
-                return True
-        except Exception as error:
-            _log.warning("a stored prefix could not be used: %s", error)
-            request.restore.stop(self._sessions)
-        request.restore = None
-        return False
-
-    def _plan_mark(self, request: Request, num_shared: int) -> None:
-        """Where other conversations part from this prompt, and nothing could be reused, the next ones may start."""
-        if self._sessions.is_exact:
-            return
-        if self._keeper is not None:
-            num_shared = max(num_shared, self._keeper.num_shared(request.tokens, request.owner))
-        # A prompt that comes again needs one token less, which may need exact pages that its end does not.
-        if request.num_prompt % PAGE_TOKENS <= 1:
-            request.end_mark_at = request.num_prompt - 1
-        place = min(num_shared, request.num_prompt - 1) // PAGE_TOKENS * PAGE_TOKENS
-        request.mark_at = place if place - request.num_cached >= PAGE_TOKENS else None
 
     def _with_pages(self, chunks: list[_Chunk]) -> list[_Chunk]:
         """Pages for every chunk; when there are too few, the youngest request gives up its own and waits again."""
@@ -593,7 +491,7 @@ class Scheduler:
             self._sessions.extend(request.session, chunk.tokens)
             self._num_served += 1
             request.last_served = self._num_served
-            if request.session.length in (request.mark_at, request.end_mark_at):
+            if request.is_marked(request.session.length):
                 self._sessions.mark(request.session)
                 if request.session.length == request.mark_at:
                     self._save(request)

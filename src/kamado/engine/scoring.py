@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .executor_protocol import ExecutorProtocol
 from .generation import public_errors
-from .scheduler import NoRoomError, Scheduler
+from .scheduler import Scheduler
 from .session import SessionCache
 
 Visit: TypeAlias = Callable[[int, NDArray[np.float32]], None]  # the first position, its rows and those after it
@@ -111,15 +111,8 @@ class Scoring:
         """Calls `run(executor, empty sequence)` between steps; it may be called again when it was aborted."""
 
         def job(sessions: SessionCache) -> None:
-            session = sessions.create_empty()
-            if session is None:
-                raise NoRoomError("all sequences are in use")
-            try:
-                if not sessions.reserve(session, num_tokens):
-                    raise NoRoomError("too few pages are free")
-                run(sessions.executor, session.sequence)
-            finally:
-                sessions.drop(session)
+            with sessions.lent([num_tokens]) as (sequence,):
+                run(sessions.executor, sequence)
 
         with public_errors():
             self._scheduler.call(job)

@@ -2,34 +2,41 @@
 
 A request starts from the session of its owner that shares the longest usable beginning with its tokens, to the token.
 Where the cache is exact any length may be used; else the lengths at which the executor still has exact pages: the end
-of a prompt, the end of an answer, a place that was marked because conversations part there. The session is taken over
-when little of it would be lost, else forked: full pages are then shared. When pages run out, what was used longest ago
-goes first, from its end, after it was handed to the prefix store.
+of a prompt, the end of an answer, a place that was marked because conversations part there; where a step replaces what
+the sequence keeps (a record), at marks alone. The session is taken over when little of it would be lost, else forked:
+full pages are then shared. When pages run out, what was used longest ago goes first, from its end, after it was handed
+to the prefix store.
 
-Pages are counted here as the executor counts them, so that a step never finds the cache full. All of this belongs to
-the scheduler's thread.
+The executor counts the pages. Those of a step are reserved before it, so that no step finds the cache full. All of this
+belongs to the scheduler's thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import count
 from typing import Protocol
 
-from ..memory.kv_presets import PAGE_TOKENS
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import NativeError
+from ..memory.kv_presets import PAGE_TOKENS, pages_for
 from .executor_protocol import ExecutorProtocol
 from .prefix import PrefixTree, common_prefix
 
-__all__ = ["PAGE_TOKENS", "Keeping", "Session", "SessionCache", "common_prefix"]
+__all__ = ["PAGE_TOKENS", "Keeping", "Session", "SessionCache", "Sources", "common_prefix"]
+
+
+class NoRoomError(NativeError):
+    """A job found no sequence or too few pages. It is tried again when a request ends; alone it fails."""
+
 
 # A session whose tail past the common beginning is longer than this is kept and forked: it is another conversation.
 _DISCARDED_TAIL = PAGE_TOKENS
-
-
-@dataclass(slots=True, eq=False)
-class _Page:
-    num_owners: int = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +46,6 @@ class Session:
     sequence: int
     tokens: list[int]
     owner: str = ""  # who may reuse it: an API key's name; "" is the local user
-    pages: list[_Page] = field(default_factory=list)
     is_live: bool = True  # a request uses it; otherwise it may be taken over, forked or dropped
     last_used: int = 0
 
@@ -47,6 +53,22 @@ class Session:
     def length(self) -> int:
         """Tokens in the cache."""
         return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Keys and values that are made once, from an encoder's rows, and read by every step."""
+
+    # The number of the program's state, float32[n, kv_heads · head_dim], float32[n, kv_heads · v_dim].
+    rows: tuple[tuple[int, NDArray[np.float32], NDArray[np.float32]], ...]
+
+    def owner(self, owner: str) -> str:
+        """Whose sessions these are: those of one owner that read the same sources."""
+        state = blake2b(digest_size=16)
+        for number, k, v in self.rows:
+            state.update(f"{number} {k.shape} {v.shape}".encode())
+            state.update(k.tobytes() + v.tobytes())
+        return f"{owner}\0{state.hexdigest()}"
 
 
 class Keeping(Protocol):
@@ -60,14 +82,10 @@ class Keeping(Protocol):
 class SessionCache:
     """All sessions of one executor, live and idle."""
 
-    def __init__(
-        self, executor: ExecutorProtocol, *, kv_tokens: int, max_sequences: int, keeper: Keeping | None = None
-    ) -> None:
+    def __init__(self, executor: ExecutorProtocol, *, max_sequences: int, keeper: Keeping | None = None) -> None:
         self.executor = executor
-        self.num_pages = kv_tokens // PAGE_TOKENS
         self._max_sequences = max_sequences
         self._keeper = keeper
-        self._num_used_pages = 0
         self._sessions: list[Session] = []
         self._tree = PrefixTree()
         self._clock = count(1)
@@ -79,11 +97,6 @@ class SessionCache:
         return self._is_exact
 
     @property
-    def num_free_pages(self) -> int:
-        """Pages that nobody holds."""
-        return self.num_pages - self._num_used_pages
-
-    @property
     def num_sessions(self) -> int:
         """Live and idle sessions."""
         return len(self._sessions)
@@ -91,13 +104,18 @@ class SessionCache:
     @property
     def num_pages_of_live(self) -> int:
         """Pages that live sessions hold, shared ones once: all others can be had."""
-        return len({id(page) for session in self._sessions if session.is_live for page in session.pages})
+        return self.executor.count_pages([session.sequence for session in self._sessions if session.is_live])
 
     def count_pages(self) -> dict[str, int]:
         """Pages by state: of `live` sessions, `kept` for reuse, `free`, and `lost`: nobody could give them back."""
-        held = {id(page) for session in self._sessions for page in session.pages}
-        live, free = self.num_pages_of_live, self.num_free_pages
-        return {"live": live, "kept": len(held) - live, "free": free, "lost": self.num_pages - free - len(held)}
+        executor, live = self.executor, self.num_pages_of_live
+        held = executor.count_pages([session.sequence for session in self._sessions])
+        free = executor.num_free_pages
+        return {"live": live, "kept": held - live, "free": free, "lost": executor.num_pages - free - held}
+
+    def num_pages_of(self, session: Session) -> int:
+        """Pages that the session holds, those reserved for its next step included."""
+        return self.executor.count_pages([session.sequence])
 
     def can_admit(self) -> bool:
         """Whether one more session can be live."""
@@ -111,21 +129,21 @@ class SessionCache:
         """Tokens of the longest beginning that any of the owner's sessions shares, usable or not."""
         return max((length for _, length in self._tree.match(owner, tokens)), default=0)
 
-    def acquire(self, tokens: Sequence[int], owner: str = "") -> Session:
+    def acquire(self, tokens: Sequence[int], owner: str = "", sources: Sources | None = None) -> Session:
         """A live session that holds a beginning of `tokens`, the longest there is, but never all of them.
 
-        The caller has checked `can_admit`.
+        The caller has checked `can_admit`. `owner` is of those who read the same `sources`.
         """
         source, length = self._best(tokens, owner)
         if source is None:
-            return self._create(owner)
+            return self._create(owner, sources)
         if source.is_live or source.length - length > _DISCARDED_TAIL:
             forked = self._fork(source, length)
             if forked is not None:
                 return forked
         length = self.usable(source, length)  # making room may have cost exact pages
         if source.is_live or not length:  # no room even for the fork's partial page
-            return self._create(owner)
+            return self._create(owner, sources)
         self.truncate(source, length)
         source.is_live = True
         source.last_used = next(self._clock)
@@ -136,12 +154,9 @@ class SessionCache:
 
         It gives way like any idle one: ask `holds` before each of the following two.
         """
-        num_pages = -(-num_tokens // PAGE_TOKENS)
-        if not self.can_admit() or not self._make_sequence() or not self._make_room(num_pages):
+        if not self.can_admit() or not self._make_sequence() or not self._make_room(pages_for(num_tokens)):
             return None
         session = self._add(self.executor.begin_import(num_tokens), [], owner)
-        session.pages = [_Page() for _ in range(num_pages)]
-        self._num_used_pages += num_pages
         session.is_live = False
         return session
 
@@ -159,9 +174,24 @@ class SessionCache:
         """Whether the session has not been dropped."""
         return session in self._sessions
 
-    def create_empty(self) -> Session | None:
-        """A live session without tokens, for a job; None when all sequences are live."""
-        return self._create("") if self.can_admit() else None
+    @contextmanager
+    def lent(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Sequences without tokens for a job, with pages for so many tokens each; they go when it ends.
+
+        Raises NoRoomError.
+        """
+        opened: list[Session] = []
+        try:
+            for length in lengths:
+                if not self.can_admit():
+                    raise NoRoomError("all sequences are in use")
+                opened.append(self._create(""))
+                if not self.reserve(opened[-1], length):
+                    raise NoRoomError("too few pages are free")
+            yield [session.sequence for session in opened]
+        finally:
+            for session in opened:
+                self.drop(session)
 
     def extend(self, session: Session, tokens: Sequence[int]) -> None:
         """A step has appended `tokens`."""
@@ -175,7 +205,7 @@ class SessionCache:
 
     def release(self, session: Session) -> None:
         """The session is idle: kept for reuse until its pages are needed."""
-        self._give_back(session, -(-session.length // PAGE_TOKENS))  # reserved for a step that did not run
+        self.executor.give_back(session.sequence)  # what was reserved for a step that did not run
         session.is_live = False
         session.last_used = next(self._clock)
         if not session.tokens:
@@ -185,7 +215,6 @@ class SessionCache:
         """Frees the session and its pages."""
         self._sessions.remove(session)
         self._tree.remove(session)
-        self._give_back(session, 0)
         self.executor.free_sequence(session.sequence)
 
     def truncate(self, session: Session, length: int) -> None:
@@ -197,24 +226,16 @@ class SessionCache:
         self.executor.truncate(session.sequence, length)
         del session.tokens[length:]
         self._tree.update(session)
-        self._give_back(session, -(-length // PAGE_TOKENS))
 
     def reserve(self, session: Session, length: int) -> bool:
-        """Counts pages for `length` tokens, dropping idle sessions, oldest first; False if live ones hold too much."""
-        first_written = session.length // PAGE_TOKENS
-        has_shared = first_written < len(session.pages) and session.pages[first_written].num_owners > 1
-        num_more = -(-length // PAGE_TOKENS) - len(session.pages)
-        if num_more <= 0 and not has_shared:
-            return True
-        if not self._make_room(max(0, num_more) + has_shared, keep=session):
-            return False
-        if has_shared and session.pages[first_written].num_owners > 1:
-            session.pages[first_written].num_owners -= 1  # the executor copies a shared page before it writes to it
-            session.pages[first_written] = _Page()
-            self._num_used_pages += 1
-        if num_more > 0:
-            session.pages.extend(_Page() for _ in range(num_more))
-            self._num_used_pages += num_more
+        """Takes pages for `length` tokens, dropping idle sessions, oldest first; False if live ones hold too much."""
+        executor, sequence = self.executor, session.sequence
+        while not executor.reserve(sequence, length):
+            # A shared page is copied before it is written to.
+            num_copied = executor.shared_pages(sequence, session.length // PAGE_TOKENS)
+            num_missing = pages_for(length) - self.num_pages_of(session) + num_copied
+            if not self._drop_oldest(num_missing, keep=session):
+                return False
         return True
 
     def usable(self, session: Session, length: int) -> int:
@@ -238,16 +259,21 @@ class SessionCache:
                 best, best_rank = session, rank
         return best, best_rank[0]
 
-    def _create(self, owner: str) -> Session:
+    def _create(self, owner: str, sources: Sources | None = None) -> Session:
         self._make_sequence()
-        return self._add(self.executor.create_sequence(), [], owner)
+        session = self._add(self.executor.create_sequence(), [], owner)
+        try:
+            for state, k, v in () if sources is None else sources.rows:
+                self.executor.set_source(session.sequence, state, k, v)
+        except Exception:
+            self.drop(session)
+            raise
+        return session
 
     def _fork(self, source: Session, length: int) -> Session | None:
-        num_full = length // PAGE_TOKENS
-        has_partial = length % PAGE_TOKENS > 0
         was_live, source.is_live = source.is_live, True  # not to be dropped for its own copy
         try:
-            if not self._make_sequence() or not self._make_room(int(has_partial)):
+            if not self._make_sequence() or not self._make_room(int(length % PAGE_TOKENS > 0)):
                 return None
         finally:
             source.is_live = was_live
@@ -255,14 +281,7 @@ class SessionCache:
             return None
         source.last_used = next(self._clock)
         sequence = self.executor.fork_sequence(source.sequence, length)
-        session = self._add(sequence, source.tokens[:length], source.owner)
-        session.pages = source.pages[:num_full]
-        for page in session.pages:
-            page.num_owners += 1
-        if has_partial:
-            session.pages.append(_Page())
-            self._num_used_pages += 1
-        return session
+        return self._add(sequence, source.tokens[:length], source.owner)
 
     def _add(self, sequence: int, tokens: list[int], owner: str) -> Session:
         session = Session(sequence, tokens, owner, last_used=next(self._clock))
@@ -279,23 +298,31 @@ class SessionCache:
             self._drop_saved(oldest)
         return oldest is not None
 
-    def _make_room(self, num_pages: int, keep: Session | None = None) -> bool:
-        while self.num_free_pages < num_pages:
-            oldest = self._oldest_idle(keep)
-            if oldest is None:
+    def _make_room(self, num_pages: int) -> bool:
+        while self.executor.num_free_pages < num_pages:
+            if not self._drop_oldest(num_pages, keep=None):
                 return False
-            self._shrink(oldest, num_pages - self.num_free_pages)
         return True
+
+    def _drop_oldest(self, num_wanted: int, keep: Session | None) -> bool:
+        """Takes pages of the idle session that was used longest ago, so that `num_wanted` are free if it has so many;
+        False when there is none."""
+        oldest = self._oldest_idle(keep)
+        if oldest is not None:
+            self._shrink(oldest, num_wanted - self.executor.num_free_pages)
+        return oldest is not None
 
     def _shrink(self, session: Session, num_pages: int) -> None:
         """Gives back an idle session's last pages, so that its beginning can still be reused; all if nothing usable is
         left."""
-        length = max(0, len(session.pages) - num_pages) * PAGE_TOKENS
+        num_held = pages_for(session.length)
+        length = max(0, num_held - num_pages) * PAGE_TOKENS
         while length > 0:
             length = self.usable(session, length)
-            if length == 0 or any(page.num_owners == 1 for page in session.pages[-(-length // PAGE_TOKENS) :]):
+            first = pages_for(length)
+            if length == 0 or self.executor.shared_pages(session.sequence, first) < num_held - first:
                 break
-            length = (-(-length // PAGE_TOKENS) - 1) * PAGE_TOKENS  # what came after is shared: nothing would be freed
+            length = (first - 1) * PAGE_TOKENS  # what came after is shared: nothing would be freed
         if length > 0:
             self.truncate(session, length)
         else:
@@ -309,9 +336,3 @@ class SessionCache:
     def _oldest_idle(self, keep: Session | None) -> Session | None:
         idle = [session for session in self._sessions if not session.is_live and session is not keep]
         return min(idle, key=lambda session: session.last_used, default=None)
-
-    def _give_back(self, session: Session, num_kept: int) -> None:
-        for page in session.pages[num_kept:]:
-            page.num_owners -= 1
-            self._num_used_pages -= page.num_owners == 0
-        del session.pages[num_kept:]

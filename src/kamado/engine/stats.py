@@ -88,6 +88,8 @@ def make_stats(
         for name, value in snapshot.executor.items()
         if name.endswith("_bytes")
     }
+    if not owners.get("records"):
+        owners.pop("records", None)  # a program without state that steps replace
     if snapshot.ledger is not None:
         owners.setdefault("experts", snapshot.ledger.slot_bytes)
     if constraint_bytes:

@@ -42,6 +42,7 @@ from .tool_format.grammar import AnswerGrammar
 from .tool_format.reasoning import ReasoningTags, switch_of
 from .tool_format.syntax import CallSyntax, without_marks
 from .tool_format.turns import check_tools, make_turns
+from .turn_starts import moved
 
 if TYPE_CHECKING:
     from ..checkpoint.tokenizer import Tokenizer
@@ -69,6 +70,7 @@ class Turn:
     plain_tags: ReasoningTags | None = None
     schemas: Mapping[str, CompiledSchema] = field(default_factory=dict)  # of tools by name; "": of the answer's form
     compiled: Form | None = None  # of `form`
+    starts: tuple[int, ...] = ()  # where in the prompt a turn begins, if the model keeps a record
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -120,7 +122,9 @@ class TurnMaker:
         )
         tags = chat.tags
         is_reasoning = tags is not None and encoded.tail.rstrip().endswith(tags.open)
-        tokens = tuple(respell(encoded.tokens, frozenset(tool.name for tool in shown)))
+        respelled = respell(encoded.tokens, frozenset(tool.name for tool in shown))
+        starts = moved(encoded.starts, encoded.tokens, respelled)
+        tokens = tuple(respelled)
         if tags is not None and is_reasoning and think.enabled is False:
             tokens += tuple(self._encoder.encode_literals(f"\n{tags.close}\n\n"))
             is_reasoning = False
@@ -156,6 +160,7 @@ class TurnMaker:
             think_tokens=think.max_tokens if bound is not None else None,
             plain_tags=tags,
             compiled=compiled,
+            starts=starts,
             schemas=schemas,
         )
 

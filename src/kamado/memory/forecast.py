@@ -38,6 +38,7 @@ MAX_SEQUENCES = 64  # of one executor
 _SEQUENCE_TOKENS = 2048
 _LEAST_SEQUENCES = 4
 _REUSE_POINTS = 8  # places to which conversations go back, kept exactly
+_MARKS_A_SEQUENCE = 4  # records beyond: a system prompt, a turn's start, a prompt's and an answer's end
 
 _LOGIT_BYTES = 32 << 20  # scratch for logits: 16 rows at the least, whatever the vocabulary
 _STREAMED_LOGIT_BYTES = 8 << 20  # where every byte is wanted for slots
@@ -100,6 +101,7 @@ class Plan:
     kv_bytes_per_token: float = 0.0  # of a long sequence, past its exact pages
     max_sequences: int = MAX_SEQUENCES
     kv_reuse_points: int = 0  # of all sequences together, certainly kept
+    max_records: int = 0  # of sequences and reuse points, where steps replace state
     overridden: tuple[str, ...] = ()  # settings of the file that are not applied, since `allow_unknown` said so
 
     @property
@@ -232,6 +234,7 @@ def plan(
     if profile is not None:
         # A decoded token reads every active weight and, halfway through the context, half of the cache.
         cache_bytes = kv_read_bytes(kv_layers(program, kv_plan), split.context / 2)
+        cache_bytes += 2 * planner.kv.record_bytes + planner.kv.source_bytes
         seconds = (active_bytes + cache_bytes) / profile.read_bytes_per_second
         disk_speed = profile.disk_bytes_per_second
         if miss_bytes and disk_speed:
@@ -272,6 +275,7 @@ def plan(
         kv_bytes_per_token=planner.kv.token_bytes,
         max_sequences=split.max_sequences,
         kv_reuse_points=planner.reuse_points,
+        max_records=split.max_records,
         overridden=program.overridden,
     )
 
@@ -295,6 +299,8 @@ class _Split:
     expert_bytes: int | None = None  # None: resident
     constraints: int = 0
     worker: int = 0
+    max_records: int = 0
+    records: int = 0  # with sources
 
     @property
     def fixed(self) -> int:
@@ -302,6 +308,7 @@ class _Split:
         return (
             self.weights
             + self.kv
+            + self.records
             + self.scratch
             + self.interpreter
             + self.constraints
@@ -341,6 +348,7 @@ class _Split:
             "weights": self.weights,
             "experts": needs.packed_bytes if self.expert_bytes is None else self.expert_bytes,
             "kv": self.kv,
+            **({"records": self.records} if self.records else {}),
             "scratch": self.scratch,
             "interpreter": self.interpreter,
             **({"constraints": self.constraints} if self.constraints else {}),
@@ -391,6 +399,19 @@ class _Planner:
 
     def best(self, memory_bytes: int, context: int | None) -> _Split:
         """The split to load with; the first one tried when none fits."""
+        return self._with_records(self._best(memory_bytes, context), memory_bytes)
+
+    def _with_records(self, split: _Split, memory_bytes: int) -> _Split:
+        """With as many more records as are left room for: marks of conversations that can be gone back to."""
+        free_bytes = split.most_resident_bytes(memory_bytes) - split.resident_bytes(self.needs)
+        if not split.max_records or free_bytes <= 0:
+            return split
+        more = min(_MARKS_A_SEQUENCE * split.max_sequences, free_bytes // self.kv.record_bytes)
+        return dataclasses.replace(
+            split, max_records=split.max_records + more, records=split.records + more * self.kv.record_bytes
+        )
+
+    def _best(self, memory_bytes: int, context: int | None) -> _Split:
         contexts = [context] if context is not None else self._contexts()
         first: _Split | None = None
         for tokens in contexts:
@@ -459,6 +480,7 @@ class _Planner:
     def _split(self, context: int, rows: int, logit_bytes: int = _LOGIT_BYTES) -> _Split:
         kv_tokens = round_to_pages(max(context, self._kv_tokens or self._default_kv_tokens))
         max_sequences = self._given_sequences or self._sequences(kv_tokens)
+        max_records = self.kv.least_records(max_sequences, self.reuse_points)
         logit_rows = self._given_logit_rows or choose_logit_rows(self._program.output_width, rows, logit_bytes)
         return _Split(
             context=context,
@@ -470,6 +492,8 @@ class _Planner:
                 kv_tokens=kv_tokens, max_sequences=max_sequences, max_rows=rows, reuse_points=self.reuse_points
             ),
             max_sequences=max_sequences,
+            max_records=max_records,
+            records=self.kv.records_bytes(max_sequences, max_records),
             scratch=self._scratch.bytes_of(rows, logit_rows, self.num_threads),
             interpreter=self._interpreter + sizes.transcript_bytes(kv_tokens),
             constraints=self._constraints,

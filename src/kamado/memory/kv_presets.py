@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import UsageError
-from ..program import Attend, Program
+from ..program import Attend, Pages, Program, Record, Source, Window
+from ..program.state import is_by_position
 
 PAGE_TOKENS = 128  # tokens of one KV page
 SINK_TOKENS = 4  # of page 0, kept exactly beside its codes
@@ -36,11 +37,12 @@ class KvPlan:
 
     def for_program(self, program: Program) -> KvPlan:
         """The same, exact where a layer cannot be encoded: it has a window, is not causal, or has an odd head size."""
-        layers = _layers(program)
+        layers = program.attends_by_kv_layer
         if len(layers) != len(self.bits):
             raise UsageError(f"kv={self.name!r} was made for {len(self.bits)} layers, the program has {len(layers)}")
         pairs = zip(layers, self.bits, strict=True)
-        return replace(self, bits=tuple(bits if _can_encode(layer) else _EXACT for layer, bits in pairs))
+        bits = tuple(bits if all(map(_can_encode, attends)) else _EXACT for attends, bits in pairs)
+        return replace(self, bits=bits)
 
 
 def parse_kv(text: str, num_layers: int, recommended: str | None = None) -> KvPlan:
@@ -106,7 +108,7 @@ def _apply(text: str, item: str, element: str, layers: list[Bits]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class KvLayer:
-    """One layer's part of a page, in bytes; the same arithmetic as native/kv."""
+    """One layer's part of a page, in bytes; the same arithmetic as native/state."""
 
     window: int | None  # tokens whose pages are kept; None: all
     exact_bytes: int  # as f16 or f32
@@ -116,18 +118,29 @@ class KvLayer:
 
 @dataclass(frozen=True, slots=True)
 class KvNeeds:
-    """Bytes of a program's KV cache. A page is 128 tokens of all layers that keep it equally long."""
+    """Bytes of what a program's sequences keep. A page is 128 tokens of all layers that keep it equally long."""
 
     kept_page_bytes: int  # exact layers
     code_page_bytes: int  # encoded layers, past the exact pages
     recent_page_bytes: int  # encoded layers, f16, while a query still reads the page exactly
     sink_bytes: int  # a sequence
     windows: tuple[tuple[int, int], ...]  # (tokens, page bytes) of layers with a window
+    record_bytes: int = 0  # all records at one length
+    source_bytes: int = 0  # of a sequence
 
     @property
     def can_reuse_anywhere(self) -> bool:
         """Whether sequences may be cut and forked at any length."""
-        return not self.code_page_bytes and not self.windows
+        return not self.code_page_bytes and not self.windows and not self.record_bytes
+
+    def least_records(self, max_sequences: int, reuse_points: int) -> int:
+        """Two for each sequence, since a step reads one and writes another, and one for each reuse point; 0 without."""
+        return 2 * max_sequences + reuse_points if self.record_bytes else 0
+
+    def records_bytes(self, max_sequences: int, max_records: int) -> int:
+        """Of records, with one more for a scoring run to go back to, and of sources."""
+        num_slots = max_records + 1 if max_records else 0
+        return num_slots * self.record_bytes + max_sequences * self.source_bytes
 
     @property
     def token_bytes(self) -> float:
@@ -159,6 +172,10 @@ class KvNeeds:
             parts.append(f"2 to 3 exact pages of {self.recent_page_bytes:,} B for the end and 2 for a reuse point")
         for window, page_bytes in self.windows:
             parts.append(f"{pages_for(window - 1) + 1} pages of {page_bytes:,} B for windows of {window} tokens")
+        if self.record_bytes:
+            parts.append(f"1 to 2 records of {self.record_bytes:,} B and 1 for a reuse point")
+        if self.source_bytes:
+            parts.append(f"{self.source_bytes:,} B of sources")
         return " + ".join(parts) or "nothing"
 
 
@@ -167,15 +184,14 @@ def kv_layers(program: Program, plan: KvPlan) -> list[KvLayer]:
     element = 4 if plan.element == "f32" else 2
     result = []
     for op, (k_bits, v_bits) in zip(_layers(program), plan.for_program(program).bits, strict=True):
-        row = PAGE_TOKENS * element
-        exact = op.num_kv_heads * (_round_up(row * op.head_dim, _LINE_BYTES) + _round_up(row * op.v_dim, _LINE_BYTES))
+        exact = _page_bytes(op, element)
         codes = sinks = 0
         if k_bits:
             codes = op.num_kv_heads * (
                 _round_up(2 * op.head_dim, _LINE_BYTES) + _codes(op.head_dim, k_bits) + _codes(op.v_dim, v_bits)
             )
             sinks = op.num_kv_heads * _round_up((op.head_dim + op.v_dim) * SINK_TOKENS * 2, _LINE_BYTES)
-        result.append(KvLayer((op.window or None) if op.causal else None, exact, codes, sinks))
+        result.append(KvLayer(op.tokens if isinstance(op, Window) else None, exact, codes, sinks))
     return result
 
 
@@ -186,7 +202,12 @@ def kv_needs(program: Program, plan: KvPlan) -> KvNeeds:
     for layer in layers:
         if layer.window is not None:
             windows[layer.window] = windows.get(layer.window, 0) + layer.exact_bytes
+    element = 4 if plan.element == "f32" else 2
+    sources = [state for state in program.states if isinstance(state, Source)]
+    records = [state for state in program.states if isinstance(state, Record)]
     return KvNeeds(
+        record_bytes=_pages(sum(_round_up(record.num_bytes, _LINE_BYTES) for record in records)),
+        source_bytes=sum(_pages(_page_bytes(source, element) * pages_for(source.tokens)) for source in sources),
         kept_page_bytes=_pages(sum(la.exact_bytes for la in layers if la.window is None and not la.code_bytes)),
         code_page_bytes=_pages(sum(layer.code_bytes for layer in layers)),
         recent_page_bytes=_pages(sum(layer.exact_bytes for layer in layers if layer.code_bytes)),
@@ -195,8 +216,16 @@ def kv_needs(program: Program, plan: KvPlan) -> KvNeeds:
     )
 
 
+def _page_bytes(state: Pages, element: int) -> int:
+    """128 tokens of one layer, kept exactly."""
+    row = PAGE_TOKENS * element
+    return state.num_kv_heads * (
+        _round_up(row * state.head_dim, _LINE_BYTES) + _round_up(row * state.v_dim, _LINE_BYTES)
+    )
+
+
 def num_kv_layers(program: Program) -> int:
-    """KV layers of a program: its Attend operations."""
+    """KV layers of a program: what it keeps of every position, or of a window."""
     return len(_layers(program))
 
 
@@ -205,8 +234,8 @@ def pages_for(num_tokens: int) -> int:
     return -(-num_tokens // PAGE_TOKENS)
 
 
-def _layers(program: Program) -> list[Attend]:
-    return sorted((op for op in program.ops if isinstance(op, Attend)), key=lambda op: op.layer)
+def _layers(program: Program) -> list[Pages]:
+    return [state for state in program.states if is_by_position(state)]
 
 
 def _can_encode(op: Attend) -> bool:

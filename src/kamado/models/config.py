@@ -297,7 +297,7 @@ class Config:
         for key, value in self._values.items():
             if key in self._sections:
                 yield from self._sections[key]._unknown()
-            elif key not in self._read and value is not None:
+            elif key not in self._read and value is not None and not (isinstance(value, Mapping) and not value):
                 name = self.prefix + key
                 place = key if self.is_gguf else name.removeprefix("text_config.")
                 if harmless.reason(self.checkpoint.format, self.checkpoint.architecture, place, value) is None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final, Literal
 
+import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -34,12 +36,13 @@ class Row:
             return False
         if self.values is None:
             return True
-        entries = value if isinstance(value, list | tuple) else (value,)
+        entries = value.tolist() if isinstance(value, np.ndarray) else value
+        entries = entries if isinstance(entries, list | tuple) else (entries,)
         return all(_is_one_of(entry, self.values) for entry in entries)
 
 
 def _is_one_of(value: Any, values: Collection[Any]) -> bool:
-    return type(value) in (bool, int, float, str, dict) and any(value == fine for fine in values)
+    return type(value) in (bool, int, float, str) and any(value == fine for fine in values)
 
 
 def _families(names: str) -> frozenset[str]:
@@ -170,7 +173,6 @@ CONFIG_JSON: Final = (
         "0: the model has no such part",
         (0,),
     ),
-    Row("pruned_heads", "none", ({},)),
     Row("sentence_transformers_pooling.word_embedding_dimension", "the width of the vectors is the model's"),
     Row("sentence_transformers_pooling.include_prompt", "true: what is done", (True,)),
 )

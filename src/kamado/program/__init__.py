@@ -13,5 +13,10 @@ from .operation import tensors as tensors
 from .operation import writes as writes
 from .ops import *  # noqa: F403  # every operation, so that a new one is a class in `ops` and nothing here
 from .show import format_program as format_program
+from .state import Pages as Pages
+from .state import Record as Record
+from .state import Source as Source
+from .state import State as State
+from .state import Window as Window
 
 __all__ = ["Op"]

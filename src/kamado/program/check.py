@@ -22,27 +22,25 @@ from .operation import (
     each,
     fields_of,
     reads,
+    states_of,
     writes,
 )
-from .ops import Attend, Embed, Head, Route
+from .ops import Embed, Head, Route
+from .state import Record, Source, State
 
 
 def validate(program: Program) -> None:
     """Raises ValueError, naming the operation, when the program cannot be run: an invariant of the family files.
 
     Checked: every buffer has one width and is written before it is read; operands and tensors fit each other;
-    layers attend in order, once each; Route precedes its Experts; Head or Pool is last and there is exactly one.
+    Route precedes its Experts; Head or Pool is last and there is exactly one; every state is written by one operation,
+    a Source by none, before others read it, and fits all of them.
     """
-    known = _Known({}, set(), {})
-    num_attends = 0
+    known = _Known({}, set(), {}, set())
     if not program.ops or not isinstance(program.ops[0], Embed):
         raise ValueError("a program begins with Embed")
     for i, op in enumerate(program.ops):
         problem = next(_problems(op, program, known), None)
-        if problem is None and isinstance(op, Attend):
-            if op.layer != num_attends:
-                problem = f"attends as layer {op.layer}, expected {num_attends}"
-            num_attends += 1
         if problem is None and op.IS_LAST and i != len(program.ops) - 1:
             problem = "is not the last operation"
         if problem is not None:
@@ -50,8 +48,12 @@ def validate(program: Program) -> None:
         known.add(op)
     if not program.ops[-1].IS_LAST:
         raise ValueError("a program ends with Head or Pool")
-    if num_attends != program.num_layers:
-        raise ValueError(f"{num_attends} attend operations in a program of {program.num_layers} layers")
+    for number, state in enumerate(program.states):
+        problem = _misdeclared(state)
+        if problem is None and number not in known.kept and not isinstance(state, Source):
+            problem = "no operation writes it"
+        if problem is not None:
+            raise ValueError(f"state {number} ({type(state).__name__.lower()}): {problem}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class _Known:
     widths: dict[str, int]
     written: set[str]
     choices: dict[str, int]  # experts that a route chose from, where the logits are still those
+    kept: set[int]  # states that were written
 
     def add(self, op: Operation) -> None:
         for buffer in writes(op):
@@ -68,6 +71,8 @@ class _Known:
             self.choices.pop(buffer.name, None)
         if isinstance(op, Route):
             self.choices[op.logits.name] = op.num_experts
+        if op.writes_state:
+            self.kept.update(states_of(op))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,7 @@ def _problems(op: Operation, program: Program, known: _Known) -> Iterator[str]:
         if not _value(rule, values):
             yield _filled(problem, values)
     yield from _misshapen(op, values)
+    yield from _misstated(op, program, known)
     yield from _unlike(op, program)
 
 
@@ -167,6 +173,28 @@ def _unlike(op: Operation, program: Program) -> Iterator[str]:
     ref = op.weight if isinstance(op, Head) else op.table if isinstance(op, Embed) and op.index == "token" else None
     if ref is not None and ref.rows != program.vocab_size:
         yield f"tensor {ref.name!r} has shape {ref.shape}, expected {program.vocab_size} rows"
+
+
+def _misstated(op: Operation, program: Program, known: _Known) -> Iterator[str]:
+    """A state that is not there, does not fit, or is written twice or too late."""
+    for number in states_of(op):
+        if number >= len(program.states):
+            yield f"state {number} of a program with {len(program.states)}"
+        problem = op.state_misfit(program.states[number])
+        if problem is not None:
+            yield f"state {number}: {problem}"
+        if op.writes_state and number in known.kept:
+            yield f"state {number} is written by another operation already"
+        if not op.writes_state and number not in known.kept and not isinstance(program.states[number], Source):
+            yield f"state {number} is read before it is written"
+
+
+def _misdeclared(state: State) -> str | None:
+    if isinstance(state, Record):
+        is_sound = state.num_bytes > 0 and state.num_bytes % 4 == 0
+        return None if is_sound else f"{state.num_bytes} bytes are no number of float32"
+    sizes = (state.num_kv_heads, state.head_dim, state.v_dim, getattr(state, "tokens", 1))
+    return None if min(sizes) > 0 else f"sizes {sizes} are not all above 0"
 
 
 @cache

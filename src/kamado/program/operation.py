@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..checkpoint.types import TensorRef
+    from .state import State
 
     Table: TypeAlias = TensorRef
     Matrix: TypeAlias = TensorRef
@@ -62,7 +63,7 @@ class Kind(Enum):
     MATRIX = "Matrix"  # (rows, cols), packed for products
     VECTOR = "Vector"
     CONSTANTS = "Constants"  # float64[n], finite
-    KEEPS = "Keeps"  # number of the sequence state that is read and extended, from 0
+    KEEPS = "Keeps"  # number of the sequence state that is read, and written where `writes_state`; from 0
     ADDED = "Added"  # `weight_offset` is added to each value of `weight` when that is loaded
     INT = "int"
     FLOAT = "float"
@@ -113,6 +114,15 @@ class Operation:
     # What the first input is called when it is not finite; set where the kernel would make an ordinary number of that.
     GUARDS: ClassVar[str | None] = None
 
+    @property
+    def writes_state(self) -> bool:
+        """Whether it changes what its sequences keep: all rows of a step must get there, wanted or not."""
+        return False
+
+    def state_misfit(self, state: State) -> str | None:
+        """What is wrong with the state that its `Keeps` field names; None: nothing."""
+        return None
+
     def text(self, show: Callable[[TensorRef | None], str]) -> str:
         """The operation on one line: outputs with widths, inputs, tensors by `show`, parameters that are unusual."""
         raise NotImplementedError
@@ -142,6 +152,11 @@ class RowWise(Operation):
     def shape_of(cls, field: Field) -> str | None:
         """As wide as out, unless SHAPES says otherwise."""
         return cls.SHAPES.get(field.name, "out.width" if field.kind is Kind.READS else None)
+
+
+def states_of(op: Operation) -> Iterator[int]:
+    """Numbers of the states that `op` names."""
+    return (getattr(op, field.name) for field in fields_of(type(op)) if field.kind is Kind.KEEPS)
 
 
 _FIELDS: dict[type[Operation], tuple[Field, ...]] = {}

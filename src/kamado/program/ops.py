@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from .operation import Added, Float64, Keeps, Operation, Reads, Routed, Routes, RowWise, Updates, Writes
+from .state import Pages, Record, Source, Window
 
 if TYPE_CHECKING:
     from ..checkpoint.types import TensorRef
     from .operation import Constants, Matrix, Table, Vector
+    from .state import State
 
     Show = Callable[[TensorRef | None], str]
 
@@ -146,17 +148,18 @@ class Rope(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Attend(Operation):
-    """Appends k, v to the cache of `layer` and attends: softmax(q·k·scale [soft-capped]) · v, grouped query heads.
+    """Appends k, v to `state` and attends to it: softmax(q·k·scale [soft-capped]) · v, grouped query heads.
 
     q is heads × head_dim, k kv_heads × head_dim, v kv_heads × v_dim, out heads × v_dim. `window` counts keys,
-    the row's own included: key j is seen from position p when p - window < j ≤ p.
+    the row's own included: key j is seen from position p when p - window < j ≤ p. Without `stores` there is no k and v:
+    it reads what another Attend stored earlier in the step, or a Source, whole (`causal` says nothing there).
     """
 
     out: Writes
     q: Reads
-    k: Reads
-    v: Reads
-    layer: Keeps
+    k: Reads | None
+    v: Reads | None
+    state: Keeps
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -165,11 +168,13 @@ class Attend(Operation):
     window: int | None = None
     softcap: float | None = None
     causal: bool = True
+    stores: bool = True
 
     RULES = {
+        "(k is None) != stores and (v is None) != stores": "keys and values are given exactly where they are stored",
         "num_kv_heads >= 1 and num_heads >= 1 and num_heads % num_kv_heads == 0 and head_dim >= 1 and v_dim >= 1": (
             "{num_heads} heads on {num_kv_heads} of {head_dim} and {v_dim} values"
-        )
+        ),
     }
     SHAPES = {
         "q": "num_heads * head_dim",
@@ -178,12 +183,57 @@ class Attend(Operation):
         "out": "num_heads * v_dim",
     }
 
+    @property
+    def writes_state(self) -> bool:
+        return self.stores
+
+    def state_misfit(self, state: State) -> str | None:
+        if not isinstance(state, Pages):
+            return "a record has no keys"
+        wanted, has = ((it.num_kv_heads, it.head_dim, it.v_dim) for it in (self, state))
+        if wanted != has:
+            return f"{wanted} heads, dimensions of keys and of values, the state has {has}"
+        if isinstance(state, Source) and (self.stores or self.window):
+            return "a source is filled once and read whole"
+        if isinstance(state, Window) and not (self.causal and self.window and self.window <= state.tokens):
+            return f"only a causal window of at most {state.tokens} can be read"
+        return None
+
     def text(self, show: Show) -> str:
-        line = f"{self.out.sized} = softmax({self.q.name} · {self.k.name}) · {self.v.name}"
+        keys = f"softmax({self.q.name} · {self.k.name}) · {self.v.name}" if self.k and self.v else self.q.name
+        line = f"{self.out.sized} = {keys}" + ("" if self.stores else f" on state {self.state}")
         line += f", {self.num_heads} heads on {self.num_kv_heads} of {self.head_dim}"
         line += f" and {self.v_dim}" if self.v_dim != self.head_dim else ""
         line += _given(scale=self.scale, window=self.window, softcap=self.softcap)
         return line + ("" if self.causal else ", not causal")
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulate(Operation):
+    """s = decay · s + x, out = s, a column for itself: a sum in which each row before counts `decay` times less.
+
+    s is a Record of out.width float32; the product and the sum are rounded one after the other (out may be x).
+    """
+
+    out: Writes
+    x: Reads
+    state: Keeps
+    decay: float
+
+    SHAPES = {"x": "out.width"}
+    IN_PLACE = True
+
+    @property
+    def writes_state(self) -> bool:
+        return True
+
+    def state_misfit(self, state: State) -> str | None:
+        if isinstance(state, Record) and state.num_bytes == 4 * self.out.width:
+            return None
+        return f"the state is no record of {4 * self.out.width} bytes"
+
+    def text(self, show: Show) -> str:
+        return f"{self.out.sized} = {self.x.name} + {self.decay:g} · state {self.state}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +365,7 @@ class Softcap(RowWise):
 class Head(Operation):
     """logits = x · weightᵀ · scale (+ bias), soft-capped when `softcap`; only for the rows that the step asks for.
 
-    Must be the last operation; everything after the last Attend is computed only for those rows too.
+    Must be the last operation; what follows the last one that writes state is computed only for those rows too.
     """
 
     x: Reads
@@ -337,7 +387,7 @@ class Pool(Operation):
     """The vector of a sequence: the mean of its rows of x, the first of them ([CLS]) or the last.
 
     Ends the program of a model that makes vectors, not text, in the place of Head. The executor gives the rows, whose
-    mean the engine takes; what follows the last Attend is computed only for the rows that are needed.
+    mean the engine takes; what follows the last operation that writes state is only for the rows that are needed.
     """
 
     x: Reads

@@ -7,7 +7,6 @@ import re
 from ..checkpoint.types import TensorRef
 from .model import Program
 from .operation import tensors
-from .ops import Attend
 
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -32,8 +31,6 @@ def format_program(program: Program, *, fold: bool = True) -> str:
         if ref is not None:
             number = _LAYER.search(ref.name)
             layer = int(number.group()) if number else None
-        elif isinstance(op, Attend):
-            layer = op.layer
         if not sections or sections[-1][0] != layer:
             sections.append((layer, []))
         sections[-1][1].append(f"{op.label():<8}{op.text(show)}")

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, ClassVar, Literal
 
-from h11._readers import ContentLengthReader
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle, h11  # type: ignore[attr-defined]
 
 from .http import to_json
@@ -182,7 +181,7 @@ class _Connection(h11.Connection):
     @property
     def num_body_bytes_to_come(self) -> int:
         """Of a body whose length is known, 0 otherwise."""
-        return self._reader._remaining if type(self._reader) is ContentLengthReader else 0
+        return getattr(self._reader, "_remaining", 0)
 
     def next_event(self) -> Any:
         """See h11."""

@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from ..engine.answer import AnswerEvents
     from ..engine.constraint import Form
     from ..engine.model import Model
-    from ..engine.model import PromptLogprobs as ScoredPrompt
     from ..engine.options import AnswerOptions
     from ..engine.piece import Usage
+    from ..engine.prompt_scores import PromptLogprobs as ScoredPrompt
     from ..engine.turn import Turn
 
 T = TypeVar("T")

@@ -4,14 +4,14 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "kv/kv_impl.h"
+#include "state/impl.h"
 
 namespace kamado {
 namespace {
 
 // Numbers that are none would stay in the codes made from them: a damaged file gives wrong numbers, not these.
 template <class Bits>
-void make_finite(uint8_t* bytes, size_t num_bytes, Bits exponent) {
+void make_finite_as(uint8_t* bytes, size_t num_bytes, Bits exponent) {
   for (size_t at = 0; at + sizeof(Bits) <= num_bytes; at += sizeof(Bits)) {
     Bits value;
     std::memcpy(&value, bytes + at, sizeof(Bits));
@@ -19,6 +19,8 @@ void make_finite(uint8_t* bytes, size_t num_bytes, Bits exponent) {
     std::memcpy(bytes + at, &value, sizeof(Bits));
   }
 }
+
+constexpr size_t kCountBytes = sizeof(int64_t);  // of a source's number of tokens
 
 // Copies what is stored of a page and moves on to what follows.
 void take_bytes(const PageArena& arena, int32_t page, const uint8_t*& from) {
@@ -37,7 +39,7 @@ uint64_t hash_of(const std::string& text) {
 
 // visit(kind, page) for the exact pages of a tail.
 template <class Visit>
-void KvCache::Impl::for_each_tail_page(int64_t num_tokens, Visit visit) const {
+void StateCache::Impl::for_each_tail_page(int64_t num_tokens, Visit visit) const {
   for (size_t kind = 0; kind < kinds.size(); ++kind) {
     const bool stays = kinds[kind].reach == kReachAll;
     const int64_t begin = stays ? settled_pages(num_tokens) : kinds[kind].first_needed(num_tokens);
@@ -45,8 +47,16 @@ void KvCache::Impl::for_each_tail_page(int64_t num_tokens, Visit visit) const {
   }
 }
 
+void StateCache::Impl::make_finite(uint8_t* bytes, size_t num_bytes) const {
+  if (type == KvType::kF16) {
+    make_finite_as<uint16_t>(bytes, num_bytes, 0x7c00);
+  } else {
+    make_finite_as<uint32_t>(bytes, num_bytes, 0x7f800000);
+  }
+}
+
 // Zeroes the slots of a page that hold no token of the sequence: what an earlier one left there is not for a file.
-void KvCache::Impl::clear_slots(size_t kind, uint8_t* page, int64_t first_slot) const {
+void StateCache::Impl::clear_slots(size_t kind, uint8_t* page, int64_t first_slot) const {
   const size_t used = static_cast<size_t>(first_slot) * element_bytes, all = kPageTokens * element_bytes;
   for (const int32_t layer : kinds[kind].layers) {
     const LayerPlace& place = places[static_cast<size_t>(layer)];
@@ -60,20 +70,22 @@ void KvCache::Impl::clear_slots(size_t kind, uint8_t* page, int64_t first_slot) 
   }
 }
 
-size_t KvCache::stored_page_bytes() const {
+size_t StateCache::stored_page_bytes() const {
   size_t bytes = impl_->codes.payload_bytes();
   for (const ExactKind& kind : impl_->kinds) bytes += kind.reach == kReachAll ? kind.arena.payload_bytes() : 0;
   return bytes;
 }
 
-size_t KvCache::stored_tail_bytes(int64_t num_tokens) const {
+size_t StateCache::stored_tail_bytes(int64_t num_tokens) const {
   size_t bytes = settled_pages(num_tokens) > 0 ? impl_->sinks.payload_bytes() : 0;
   impl_->for_each_tail_page(num_tokens,
                             [&](size_t kind, int64_t) { bytes += impl_->kinds[kind].arena.payload_bytes(); });
+  if (num_tokens > 0) bytes += impl_->records.payload_bytes();
+  for (const SourceKind& source : impl_->sources) bytes += kCountBytes + source.arena.payload_bytes();
   return bytes;
 }
 
-void KvCache::export_pages(int32_t seq, int64_t first_page, int64_t last_page, uint8_t* out) const {
+void StateCache::export_pages(int32_t seq, int64_t first_page, int64_t last_page, uint8_t* out) const {
   const Impl& impl = *impl_;
   const Sequence& s = impl.live(seq);
   const auto put = [&out](const PageArena& arena, int32_t page) {
@@ -88,7 +100,7 @@ void KvCache::export_pages(int32_t seq, int64_t first_page, int64_t last_page, u
   }
 }
 
-void KvCache::export_tail(int32_t seq, int64_t num_tokens, uint8_t* out) {
+void StateCache::export_tail(int32_t seq, int64_t num_tokens, uint8_t* out) {
   Impl& impl = *impl_;
   Sequence& s = impl.live(seq);
   impl.require_reusable(s, num_tokens, "export");
@@ -105,9 +117,26 @@ void KvCache::export_tail(int32_t seq, int64_t num_tokens, uint8_t* out) {
     if ((page + 1) * kPageTokens > num_tokens) impl.clear_slots(kind, out, num_tokens % kPageTokens);
     out += arena.payload_bytes();
   });
+  if (impl.has_records() && num_tokens > 0) {
+    std::memcpy(out, impl.records.at(impl.record_at(s, num_tokens)), impl.records.payload_bytes());
+    out += impl.records.payload_bytes();
+  }
+  for (size_t i = 0; i < impl.sources.size(); ++i) {
+    const SourceKind& source = impl.sources[i];
+    const int32_t slot = s.sources[i];
+    const int64_t count = slot == kNoPage ? 0 : source.num_tokens[static_cast<size_t>(slot)];
+    std::memcpy(out, &count, kCountBytes);
+    out += kCountBytes;
+    if (slot == kNoPage) {
+      std::memset(out, 0, source.arena.payload_bytes());
+    } else {
+      std::memcpy(out, source.arena.at(slot), source.arena.payload_bytes());
+    }
+    out += source.arena.payload_bytes();
+  }
 }
 
-int32_t KvCache::begin_import(int64_t num_tokens) {
+int32_t StateCache::begin_import(int64_t num_tokens) {
   Impl& impl = *impl_;
   const int64_t settled = settled_pages(num_tokens);
   const int32_t id = impl.create();
@@ -121,6 +150,11 @@ int32_t KvCache::begin_import(int64_t num_tokens) {
       s.exact[kind].reserve(static_cast<size_t>(pages_for(num_tokens)));
     }
     s.codes.reserve(static_cast<size_t>(num_codes));
+    if (impl.has_records() && num_tokens > 0) {
+      impl.make_record_room(1);
+      impl.drop_records(s);
+      s.records.push_back({num_tokens, impl.records.take()});
+    }
     impl.mark(s, num_tokens);
   } catch (...) {
     impl.clear(s);
@@ -139,18 +173,17 @@ int32_t KvCache::begin_import(int64_t num_tokens) {
   return id;
 }
 
-Sequence& KvCache::Impl::importing(int32_t seq) {
-  Sequence& s = held(seq);
-  if (!s.is_importing) throw std::out_of_range("sequence " + std::to_string(seq) + " is not being imported");
-  return s;
+Sequence& StateCache::Impl::importing(int32_t seq) {
+  if (is_there(seq) && held(seq).is_importing) return held(seq);
+  throw std::invalid_argument("sequence " + std::to_string(seq) + " is not being imported");
 }
 
-KvImport KvCache::importing(int32_t seq) const {
+KvImport StateCache::importing(int32_t seq) const {
   const Sequence& s = impl_->importing(seq);
   return {s.length, s.next_import};
 }
 
-void KvCache::import_pages(int32_t seq, const uint8_t* pages, int64_t num_pages) {
+void StateCache::import_pages(int32_t seq, const uint8_t* pages, int64_t num_pages) {
   Impl& impl = *impl_;
   Sequence& s = impl.importing(seq);
   for (const int64_t end = s.next_import + num_pages; s.next_import < end; ++s.next_import) {
@@ -162,7 +195,7 @@ void KvCache::import_pages(int32_t seq, const uint8_t* pages, int64_t num_pages)
   }
 }
 
-void KvCache::import_tail(int32_t seq, const uint8_t* tail) {
+void StateCache::import_tail(int32_t seq, const uint8_t* tail) {
   Impl& impl = *impl_;
   Sequence& s = impl.importing(seq);
   if (s.next_import < settled_pages(s.length)) {
@@ -175,23 +208,41 @@ void KvCache::import_tail(int32_t seq, const uint8_t* tail) {
     const int32_t entry = s.exact[kind][static_cast<size_t>(page)];
     take_bytes(arena, entry, tail);
     if (arena.payload_bytes() == 0) return;
-    if (impl.type == KvType::kF16) {
-      make_finite<uint16_t>(arena.at(entry), arena.payload_bytes(), 0x7c00);
-    } else {
-      make_finite<uint32_t>(arena.at(entry), arena.payload_bytes(), 0x7f800000);
-    }
+    impl.make_finite(arena.at(entry), arena.payload_bytes());
   });
+  if (impl.has_records() && s.length > 0) {
+    const int32_t record = s.records.back().record;
+    take_bytes(impl.records, record, tail);
+    make_finite_as<uint32_t>(impl.records.at(record), impl.records.payload_bytes(), 0x7f800000);
+  }
+  for (size_t i = 0; i < impl.sources.size(); ++i) {
+    PageArena& arena = impl.sources[i].arena;
+    int64_t count;
+    std::memcpy(&count, tail, kCountBytes);
+    tail += kCountBytes;
+    const int64_t most = impl.shapes[static_cast<size_t>(impl.sources[i].layer)].source_tokens;
+    if (count < 1 || count > most) {  // not set, or damaged
+      tail += arena.payload_bytes();
+      continue;
+    }
+    s.sources[i] = impl.take_source(i, count);
+    take_bytes(arena, s.sources[i], tail);
+    impl.make_finite(arena.at(s.sources[i]), arena.payload_bytes());
+  }
   s.is_importing = false;
 }
 
-std::string KvCache::fingerprint() const {
+std::string StateCache::fingerprint() const {
   const Impl& impl = *impl_;
   std::string text = "format " + std::to_string(kKvFormatVersion) + (impl.type == KvType::kF16 ? " f16" : " f32");
   for (const KvLayerShape& shape : impl.shapes) {
     for (const int32_t value : {shape.num_kv_heads, shape.k_dim, shape.v_dim, shape.k_bits, shape.v_bits, shape.window})
       text += ' ' + std::to_string(value);
+    if (shape.source_tokens > 0) text += " source " + std::to_string(shape.source_tokens);
     text += ';';
   }
+  for (const size_t offset : impl.record_offsets) text += " record " + std::to_string(offset);
+  if (impl.has_records()) text += " of " + std::to_string(impl.records.payload_bytes());
   static constexpr char kDigits[] = "0123456789abcdef";
   std::string result = "kv" + std::to_string(kKvFormatVersion) + "-";
   const uint64_t hash = hash_of(text);

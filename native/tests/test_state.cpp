@@ -10,29 +10,20 @@
 #include <vector>
 
 #include "check.h"
-#include "kamado/kv.h"
+#include "kamado/state.h"
 
 namespace {
 
 using kamado::kPageTokens;
-using kamado::KvCache;
 using kamado::KvLayerShape;
 using kamado::KvType;
-
-template <class Exception, class Fn>
-bool throws(Fn fn) {
-  try {
-    fn();
-  } catch (const Exception&) {
-    return true;
-  }
-  return false;
-}
+using kamado::StateCache;
+using kamado::test::throws;
 
 const std::vector<KvLayerShape> kShapes = {{2, 3, 5}, {1, 4, 2}};
 
 // Writes `tag` as the token at `position`, everywhere a token has a place, in the layout of attention.h.
-void write(KvCache& cache, int32_t seq, int64_t position, uint16_t tag) {
+void write(StateCache& cache, int32_t seq, int64_t position, uint16_t tag) {
   const int64_t page = position / kPageTokens, slot = position % kPageTokens;
   for (int32_t layer = 0; layer < 2; ++layer) {
     for (int32_t head = 0; head < kShapes[static_cast<size_t>(layer)].num_kv_heads; ++head) {
@@ -46,7 +37,7 @@ void write(KvCache& cache, int32_t seq, int64_t position, uint16_t tag) {
   }
 }
 
-bool holds(const KvCache& cache, int32_t seq, int64_t position, uint16_t tag) {
+bool holds(const StateCache& cache, int32_t seq, int64_t position, uint16_t tag) {
   const int64_t page = position / kPageTokens, slot = position % kPageTokens;
   bool ok = true;
   for (int32_t layer = 0; layer < 2; ++layer) {
@@ -62,7 +53,7 @@ bool holds(const KvCache& cache, int32_t seq, int64_t position, uint16_t tag) {
   return ok;
 }
 
-void append(KvCache& cache, int32_t seq, std::vector<uint16_t>& tokens, int64_t count, std::mt19937& rng) {
+void append(StateCache& cache, int32_t seq, std::vector<uint16_t>& tokens, int64_t count, std::mt19937& rng) {
   const auto length = static_cast<int64_t>(tokens.size());
   cache.reserve(seq, length + count);
   for (int64_t i = 0; i < count; ++i) {
@@ -76,7 +67,7 @@ void test_against_model(uint32_t seed) {
   constexpr int64_t kMaxPages = 12;
   constexpr int32_t kMaxSequences = 5;
   std::mt19937 rng(seed);
-  KvCache cache(kShapes, KvType::kF16, kMaxPages, kMaxSequences);
+  StateCache cache(kShapes, KvType::kF16, kMaxPages, kMaxSequences);
   std::map<int32_t, std::vector<uint16_t>> model;
   const auto pick = [&] {
     auto it = model.begin();
@@ -121,7 +112,7 @@ void test_against_model(uint32_t seed) {
       const int32_t id = pick();
       cache.free(id);
       model.erase(id);
-      CHECK(throws<std::out_of_range>([&] { (void)cache.length(id); }));
+      CHECK(throws<std::invalid_argument>([&] { (void)cache.length(id); }));
     }
     bool ok = cache.pages_used() + cache.pages_free() == kMaxPages;
     int64_t most = 0;
@@ -142,7 +133,7 @@ void test_against_model(uint32_t seed) {
 
 void test_sharing() {
   std::mt19937 rng(1);
-  KvCache cache(kShapes, KvType::kF16, 4, 3);
+  StateCache cache(kShapes, KvType::kF16, 4, 3);
   std::vector<uint16_t> tokens;
   const int32_t parent = cache.create();
   append(cache, parent, tokens, 300, rng);  // three pages, the third one partial
@@ -167,12 +158,61 @@ void test_sharing() {
   CHECK(cache.fork(parent, 0) >= 0);
 }
 
+// Pages that are taken before a step comes, kept through failed steps, and counted once however many share them.
+void test_page_book() {
+  std::mt19937 rng(2);
+  const std::vector<KvLayerShape> encoded = {{1, 64, 64, 4, 4, 0}, {1, 8, 8, 0, 0, 100}};
+  for (const auto& shapes : {kShapes, encoded, {}}) {  // pages that stay; codes and a window; nothing at all
+    StateCache cache(shapes, KvType::kF16, 6, 3);
+    const int32_t a = cache.create();
+    CHECK(cache.hold(a, 300) && cache.pages_free() == 3);
+    CHECK(cache.hold(a, 200) && cache.pages_free() == 3);  // has them
+    CHECK(!cache.hold(a, 7 * kPageTokens) && !cache.hold(a, INT64_MAX) && !cache.hold(a, 6 * kPageTokens, 1));
+    CHECK(cache.pages_free() == 3);
+    cache.reserve(a, 260);
+    cache.undo(a);
+    CHECK(cache.pages_free() == 3 && cache.length(a) == 0);
+    cache.reserve(a, 260);
+    cache.commit(a, 260);
+    CHECK(cache.pages_free() == 3);
+    CHECK(cache.hold(a, 500) && cache.pages_free() == 2);
+    cache.give_back(a);
+    CHECK(cache.pages_free() == 3 && cache.length(a) == 260);
+    const int32_t b = cache.fork(a, 260);  // two shared pages, an own one
+    CHECK(cache.pages_free() == 2 && cache.count_pages({a}) == 3 && cache.count_pages({a, b}) == 4);
+    CHECK(cache.shared_pages(b, 0) == 2 && cache.shared_pages(b, 1) == 1 && cache.shared_pages(b, 2) == 0);
+    CHECK(cache.shared_pages(a, -5) == 2 && cache.shared_pages(a, INT64_MAX) == 0);
+    cache.truncate(b, 256);
+    CHECK(cache.pages_free() == 3);
+    CHECK(cache.hold(b, 256) && cache.pages_free() == 3);  // nothing will be written to the shared pages
+    cache.free(a);
+    CHECK(cache.count_pages({b}) == 2 && cache.shared_pages(b, 0) == 0);
+    const int32_t c = cache.fork(b, 0);
+    CHECK(cache.hold(c, 4 * kPageTokens) && cache.pages_free() == 0 && !cache.hold(b, 257));
+    CHECK(throws<std::invalid_argument>([&] { cache.hold(2, 1); }));
+    CHECK(throws<std::invalid_argument>([&] { (void)cache.count_pages({b, 2}); }));
+    CHECK(throws<std::invalid_argument>([&] { cache.hold(b, -1); }));
+    cache.truncate(c, 0);
+    CHECK(cache.pages_free() == 4);
+  }
+  // The copy of a shared page that will be written is taken at once.
+  StateCache cache(kShapes, KvType::kF16, 3, 2);
+  std::vector<uint16_t> tokens;
+  const int32_t parent = cache.create();
+  append(cache, parent, tokens, 256, rng);
+  const int32_t child = cache.fork(parent, 256);
+  cache.truncate(child, 200);
+  CHECK(cache.hold(child, 256) && cache.pages_free() == 0 && cache.shared_pages(child, 0) == 1);
+  CHECK(!cache.hold(parent, 257));
+  for (int64_t i = 0; i < 200; ++i) CHECK(holds(cache, child, i, tokens[static_cast<size_t>(i)]));
+}
+
 void test_refusals() {
-  KvCache cache(kShapes, KvType::kF32, 2, 1);
+  StateCache cache(kShapes, KvType::kF32, 2, 1);
   const int32_t id = cache.create();
   CHECK(throws<std::length_error>([&] { cache.create(); }));
-  CHECK(throws<std::out_of_range>([&] { cache.free(1); }));
-  CHECK(throws<std::out_of_range>([&] { (void)cache.length(-1); }));
+  CHECK(throws<std::invalid_argument>([&] { cache.free(1); }));
+  CHECK(throws<std::invalid_argument>([&] { (void)cache.length(-1); }));
   CHECK(throws<std::out_of_range>([&] { (void)cache.k_block(id, 0, 0, 0); }));
   CHECK(throws<std::invalid_argument>([&] { cache.commit(id, 1); }));
   CHECK(throws<std::invalid_argument>([&] { cache.truncate(id, 1); }));
@@ -183,10 +223,11 @@ void test_refusals() {
   CHECK(cache.pages_free() == 0);
   cache.truncate(id, 0);  // gives back what was reserved and not committed
   CHECK(cache.pages_free() == 2);
-  CHECK(throws<std::invalid_argument>([&] { KvCache(kShapes, KvType::kF16, 0, 1); }));
-  CHECK(throws<std::invalid_argument>([&] { KvCache({{1, 0, 4}}, KvType::kF16, 1, 1); }));
-  CHECK(throws<std::length_error>([&] { KvCache({{INT32_MAX, INT32_MAX, INT32_MAX}}, KvType::kF32, INT32_MAX, 1); }));
-  KvCache none({}, KvType::kF16, 4, 1);  // a model without attention
+  CHECK(throws<std::invalid_argument>([&] { StateCache(kShapes, KvType::kF16, 0, 1); }));
+  CHECK(throws<std::invalid_argument>([&] { StateCache({{1, 0, 4}}, KvType::kF16, 1, 1); }));
+  CHECK(
+      throws<std::length_error>([&] { StateCache({{INT32_MAX, INT32_MAX, INT32_MAX}}, KvType::kF32, INT32_MAX, 1); }));
+  StateCache none({}, KvType::kF16, 4, 1);  // a model without attention
   none.reserve(none.create(), 100);
   CHECK(none.page_bytes() == 0);
 }
@@ -203,7 +244,7 @@ size_t resident_bytes(const void* at, size_t bytes) {
 // Memory follows the tokens: a cache for a million of them costs nothing until they come, and little after they went.
 void test_memory() {
   for (const int32_t layers : {2, 40}) {  // pages of 0.5 MiB (small system pages) and 10 MiB (huge ones)
-    KvCache cache(std::vector<KvLayerShape>(static_cast<size_t>(layers), {4, 128, 128}), KvType::kF16, 8192, 1);
+    StateCache cache(std::vector<KvLayerShape>(static_cast<size_t>(layers), {4, 128, 128}), KvType::kF16, 8192, 1);
     const size_t page_bytes = cache.page_bytes();
     CHECK(page_bytes == static_cast<size_t>(layers) * 4 * 2 * 128 * 128 * 2);
     const int32_t id = cache.create();
@@ -231,6 +272,7 @@ void test_memory() {
 int main() {
   for (uint32_t seed = 1; seed <= 8; ++seed) test_against_model(seed);
   test_sharing();
+  test_page_book();
   test_refusals();
   test_memory();
   return kamado::test::finish();

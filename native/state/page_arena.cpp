@@ -1,7 +1,7 @@
 // Huge pages: only when a page of the arena is at least as big as one of the machine's (2 MiB). Pages are handed out
 // from the lowest address up and lie side by side, so at most one huge page is touched early; a smaller arena page
 // would let a short sequence pin far more than it uses.
-#include "kv/page_arena.h"
+#include "state/page_arena.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -13,6 +13,8 @@
 #include <string>
 #include <utility>
 
+#include "kamado/align.h"
+
 namespace kamado {
 namespace {
 
@@ -20,10 +22,6 @@ constexpr size_t kHugePage = size_t{2} << 20;
 // Free pages that stay resident for the next sequence; what is above goes back to the system.
 constexpr size_t kKeepBytes = size_t{64} << 20;
 constexpr size_t kKeepPages = 2;
-
-size_t round_up(size_t n, size_t unit) {
-  return (n + unit - 1) / unit * unit;
-}
 
 [[noreturn]] void too_large() {
   throw std::length_error("the key-value cache is larger than the address space");
@@ -50,7 +48,7 @@ PageArena::PageArena(size_t payload_bytes, int64_t max_pages) : payload_bytes_(p
   const auto system_page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   if (payload_bytes > std::numeric_limits<size_t>::max() - system_page) too_large();
   // Whole system pages, so that giving one page back never touches its neighbours.
-  page_bytes_ = round_up(payload_bytes, system_page);
+  page_bytes_ = align_up(payload_bytes, system_page);
   const auto count = static_cast<size_t>(max_pages);
   (void)checked_add(checked_mul(page_bytes_, count), kHugePage);  // refused before the lists are made
   keep_warm_ = page_bytes_ ? kKeepBytes / page_bytes_ : 0;
@@ -90,7 +88,7 @@ void PageArena::map() {
                              " bytes of address space for the key-value cache: " + std::strerror(errno));
   }
   mapping_ = mapping;
-  base_ = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<size_t>(mapping), kHugePage));
+  base_ = reinterpret_cast<uint8_t*>(align_up(reinterpret_cast<size_t>(mapping), kHugePage));
   // Advice: an old kernel may refuse it.
   (void)madvise(base_, usable, page_bytes_ >= kHugePage / 4 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
   (void)madvise(base_, usable, MADV_DONTDUMP);  // conversations stay out of core files

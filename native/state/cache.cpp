@@ -1,20 +1,14 @@
-// Sequences of the KV cache and the pages they hold (kv.h). A page of exact layers is [layer][head]{K [k_dim][128], V
-// [128][v_dim]}, a page of codes [layer][head]{K codes, V codes}, each block on its own cache line.
+// Sequences of the KV cache and the pages they hold (state.h). A page of exact layers is [layer][head]{K [k_dim][128],
+// V [128][v_dim]}, a page of codes [layer][head]{K codes, V codes}, each block on its own cache line.
 #include <algorithm>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
 
-#include "kv/kv_impl.h"
+#include "state/impl.h"
 
 namespace kamado {
 namespace {
-
-constexpr size_t kCacheLine = 64;
-
-size_t round_up(size_t n, size_t unit) {
-  return (n + unit - 1) / unit * unit;
-}
 
 // Pages of one kind that do not stay: for every sequence, for a step's rows, and for reuse points; two points more are
 // for the executor's own use.
@@ -30,6 +24,9 @@ void check_shape(const KvLayerShape& shape, KvType type) {
   if (shape.num_kv_heads < 0 || shape.k_dim < 1 || shape.v_dim < 1 || shape.window < 0) {
     throw std::invalid_argument("a key-value layer needs positive dimensions");
   }
+  if (shape.source_tokens < 0 ||
+      (shape.source_tokens > 0 && (shape.window > 0 || shape.k_bits > 0 || shape.v_bits > 0)))
+    throw std::invalid_argument("a source is kept exactly and whole");
   if (shape.k_bits == 0 && shape.v_bits == 0) return;
   if (shape.window > 0) throw std::invalid_argument("a layer with a window is not encoded");
   if (type != KvType::kF16) throw std::invalid_argument("only an f16 key-value cache is encoded");
@@ -47,13 +44,14 @@ int32_t reach_of(const KvLayerShape& shape) {
 
 }  // namespace
 
-KvCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t max_pages, int32_t max_sequences,
-                    int32_t max_step_rows, int32_t num_reuse_points)
+StateCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t max_pages, int32_t max_sequences,
+                       int32_t max_step_rows, int32_t num_reuse_points, const RecordShape& record_shape)
     : shapes(std::move(layers)),
       type(kv_type),
       element_bytes(kv_type == KvType::kF16 ? 2 : 4),
       codes(0, 0),
-      sinks(0, 0) {
+      sinks(0, 0),
+      records(0, 0) {
   if (type != KvType::kF16 && type != KvType::kF32) throw std::invalid_argument("unknown key-value type");
   if (max_pages < 1 || max_pages > std::numeric_limits<int32_t>::max()) {
     throw std::invalid_argument("max_pages must be in [1, 2^31), got " + std::to_string(max_pages));
@@ -61,12 +59,33 @@ KvCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t ma
   if (max_sequences < 1)
     throw std::invalid_argument("max_sequences must be at least 1, got " + std::to_string(max_sequences));
   if (max_step_rows < 1 || num_reuse_points < 0) throw std::invalid_argument("a negative number of rows or points");
+  sequences.resize(static_cast<size_t>(max_sequences));
+  lay_out_pages(max_pages, max_step_rows, num_reuse_points);
+  lay_out_records(record_shape);
+}
 
+void StateCache::Impl::lay_out_pages(int64_t max_pages, int32_t max_step_rows, int32_t num_reuse_points) {
+  const auto max_sequences = static_cast<int32_t>(sequences.size());
   std::vector<int32_t> reaches;
   std::vector<size_t> kind_bytes;
   size_t code_bytes = 0, sink_bytes = 0;
   for (const KvLayerShape& shape : shapes) {
     check_shape(shape, type);
+    const auto heads = static_cast<size_t>(shape.num_kv_heads);
+    const size_t row = kPageTokens * element_bytes;
+    LayerPlace place{};
+    place.k_bytes = align_up(checked_mul(row, static_cast<size_t>(shape.k_dim)));
+    place.head_bytes = place.k_bytes + align_up(checked_mul(row, static_cast<size_t>(shape.v_dim)));
+    const size_t page_bytes = checked_mul(place.head_bytes, heads);
+    place.source = kNoPage;
+    if (shape.source_tokens > 0) {
+      place.source = static_cast<int32_t>(sources.size());
+      const size_t bytes = checked_mul(page_bytes, static_cast<size_t>(pages_for(shape.source_tokens)));
+      sources.push_back({static_cast<int32_t>(places.size()), PageArena(bytes, max_sequences),
+                         std::vector<int64_t>(sequences.size())});
+      places.push_back(place);
+      continue;
+    }
     const int32_t reach = reach_of(shape);
     const auto known = std::find(reaches.begin(), reaches.end(), reach);
     const auto kind = static_cast<size_t>(known - reaches.begin());
@@ -74,14 +93,9 @@ KvCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t ma
       reaches.push_back(reach);
       kind_bytes.push_back(0);
     }
-    const auto heads = static_cast<size_t>(shape.num_kv_heads);
-    const size_t row = kPageTokens * element_bytes;
-    LayerPlace place{};
     place.kind = kind;
     place.offset = kind_bytes[kind];
-    place.k_bytes = round_up(checked_mul(row, static_cast<size_t>(shape.k_dim)), kCacheLine);
-    place.head_bytes = place.k_bytes + round_up(checked_mul(row, static_cast<size_t>(shape.v_dim)), kCacheLine);
-    kind_bytes[kind] = checked_add(kind_bytes[kind], checked_mul(place.head_bytes, heads));
+    kind_bytes[kind] = checked_add(kind_bytes[kind], page_bytes);
     if (reach == kReachRecent) {
       const KvCodec codec{shape.k_dim, shape.v_dim, shape.k_bits, shape.v_bits};
       place.is_coded = true;
@@ -89,13 +103,13 @@ KvCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t ma
       place.code_k_bytes = encoded_k_page_bytes(shape.k_dim, shape.k_bits);
       place.code_head_bytes = place.code_k_bytes + encoded_v_page_bytes(shape.v_dim, shape.v_bits);
       place.sink_offset = sink_bytes;
-      place.sink_bytes = round_up(encoded_sink_bytes(codec), kCacheLine);
+      place.sink_bytes = align_up(encoded_sink_bytes(codec));
       code_bytes = checked_add(code_bytes, checked_mul(place.code_head_bytes, heads));
       sink_bytes = checked_add(sink_bytes, checked_mul(place.sink_bytes, heads));
     }
     places.push_back(place);
   }
-  if (reaches.empty()) {  // a model without attention: its pages are only counted
+  if (std::find(reaches.begin(), reaches.end(), kReachAll) == reaches.end()) {  // pages are counted, whatever is kept
     reaches.push_back(kReachAll);
     kind_bytes.push_back(0);
   }
@@ -105,9 +119,11 @@ KvCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t ma
                                                                        max_step_rows, num_reuse_points);
     kinds.push_back({reaches[kind], {}, PageArena(kind_bytes[kind], pages)});
     if (reaches[kind] == kReachRecent) recent_kind = kind;
+    if (reaches[kind] == kReachAll) stay_kind = kind;
   }
-  for (size_t layer = 0; layer < places.size(); ++layer)
-    kinds[places[layer].kind].layers.push_back(static_cast<int32_t>(layer));
+  for (size_t layer = 0; layer < places.size(); ++layer) {
+    if (places[layer].source == kNoPage) kinds[places[layer].kind].layers.push_back(static_cast<int32_t>(layer));
+  }
   if (recent_kind != SIZE_MAX) {
     codes = PageArena(code_bytes, max_pages);
     sinks = PageArena(sink_bytes, int64_t{max_sequences});
@@ -115,60 +131,63 @@ KvCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t ma
     source_of.assign(static_cast<size_t>(max_pages), kNoPage);
     sinks_of.assign(static_cast<size_t>(max_pages), kNoPage);
   }
-  sequences.resize(static_cast<size_t>(max_sequences));
   wanted.resize(kinds.size());
 }
 
-Sequence& KvCache::Impl::held(int32_t seq) {
-  if (seq < 0 || static_cast<size_t>(seq) >= sequences.size() || !sequences[static_cast<size_t>(seq)].is_live) {
-    throw std::out_of_range("sequence " + std::to_string(seq) + " is not live");
-  }
+bool StateCache::Impl::is_there(int32_t seq) const {
+  return seq >= 0 && static_cast<size_t>(seq) < sequences.size() && sequences[static_cast<size_t>(seq)].is_live;
+}
+
+Sequence& StateCache::Impl::held(int32_t seq) {
+  if (!is_there(seq)) throw std::invalid_argument("sequence " + std::to_string(seq) + " does not exist");
   return sequences[static_cast<size_t>(seq)];
 }
 
-Sequence& KvCache::Impl::live(int32_t seq) {
+Sequence& StateCache::Impl::live(int32_t seq) {
   Sequence& s = held(seq);
-  if (s.is_importing) throw std::out_of_range("sequence " + std::to_string(seq) + " is still being imported");
+  if (s.is_importing) throw std::invalid_argument("sequence " + std::to_string(seq) + " is still being imported");
   return s;
 }
 
-int32_t KvCache::Impl::create() {
+int32_t StateCache::Impl::create() {
   for (size_t id = 0; id < sequences.size(); ++id) {
     Sequence& s = sequences[id];
     if (s.is_live) continue;
     s.exact.resize(kinds.size());
     s.low.assign(kinds.size(), 0);
     s.is_live = true;
+    share_record(s, 0, zero_record);
+    s.sources.assign(sources.size(), kNoPage);
     return static_cast<int32_t>(id);
   }
   throw std::length_error("all " + std::to_string(sequences.size()) + " sequences are in use");
 }
 
-void KvCache::Impl::refuse_full(const PageArena& arena, int64_t num_pages) {
+void StateCache::Impl::refuse_full(const PageArena& arena, int64_t num_pages) {
   throw std::length_error("the key-value cache is full: " + std::to_string(num_pages) + " pages of " +
                           std::to_string(kPageTokens) + " tokens needed, " + std::to_string(arena.num_free()) + " of " +
                           std::to_string(arena.max_pages()) + " free");
 }
 
-void KvCache::Impl::make_room(size_t kind, int64_t num_pages) {
+void StateCache::Impl::make_room(size_t kind, int64_t num_pages) {
   const PageArena& arena = kinds[kind].arena;
   while (num_pages > arena.num_free()) {
     if (!give_up_point(kind)) refuse_full(arena, num_pages);
   }
 }
 
-void KvCache::Impl::forget_code(int32_t recent_page) {
+void StateCache::Impl::forget_code(int32_t recent_page) {
   int32_t& code = code_of[static_cast<size_t>(recent_page)];
   if (code == kNoPage) return;
   source_of[static_cast<size_t>(code)] = kNoPage;
   code = kNoPage;
 }
 
-void KvCache::Impl::drop_exact(size_t kind, int32_t page) {
+void StateCache::Impl::drop_exact(size_t kind, int32_t page) {
   if (kinds[kind].arena.drop(page) && kind == recent_kind) forget_code(page);
 }
 
-void KvCache::Impl::drop_code(int32_t code) {
+void StateCache::Impl::drop_code(int32_t code) {
   if (!codes.drop(code)) return;
   int32_t& source = source_of[static_cast<size_t>(code)];
   if (source != kNoPage) code_of[static_cast<size_t>(source)] = kNoPage;
@@ -178,18 +197,18 @@ void KvCache::Impl::drop_code(int32_t code) {
   sink = kNoPage;
 }
 
-void KvCache::Impl::share_code(Sequence& s, int32_t code) {
+void StateCache::Impl::share_code(Sequence& s, int32_t code) {
   codes.share(code);
   s.codes.push_back(code);
 }
 
 // The exact page whose codes another sequence may have made already; kNoPage when its tokens are yet to be written.
-int32_t KvCache::Impl::code_source(const Sequence& s, int64_t page) const {
+int32_t StateCache::Impl::code_source(const Sequence& s, int64_t page) const {
   return page < s.length / kPageTokens ? s.exact[recent_kind][static_cast<size_t>(page)] : kNoPage;
 }
 
 // Copies the first num_tokens tokens of a page. K lies by dimension, so its whole block is copied; V only its rows.
-void KvCache::Impl::copy(size_t kind, int32_t from, int32_t to, int64_t num_tokens) {
+void StateCache::Impl::copy(size_t kind, int32_t from, int32_t to, int64_t num_tokens) {
   const PageArena& arena = kinds[kind].arena;
   for (const int32_t layer : kinds[kind].layers) {
     const LayerPlace& place = places[static_cast<size_t>(layer)];
@@ -204,11 +223,16 @@ void KvCache::Impl::copy(size_t kind, int32_t from, int32_t to, int64_t num_toke
 }
 
 // Keeps what a sequence of num_tokens tokens has; those before must be no more than its length.
-void KvCache::Impl::shrink(Sequence& s, int64_t num_tokens) {
-  while (!s.points.empty() && s.points.back().num_tokens > num_tokens) s.points.pop_back();
+void StateCache::Impl::shrink(Sequence& s, int64_t num_tokens) {
+  cut_records(s, num_tokens);
+  while (!s.points.empty() && s.points.back().num_tokens > num_tokens) {
+    drop_record(s.points.back().record);
+    s.points.pop_back();
+  }
   for (size_t kind = 0; kind < kinds.size(); ++kind) {
     auto& table = s.exact[kind];
-    while (static_cast<int64_t>(table.size()) > pages_for(num_tokens)) {
+    const int64_t kept_tokens = kind == stay_kind ? std::max(num_tokens, s.held_tokens) : num_tokens;
+    while (static_cast<int64_t>(table.size()) > pages_for(kept_tokens)) {
       if (table.back() != kNoPage) drop_exact(kind, table.back());
       table.pop_back();
     }
@@ -222,14 +246,16 @@ void KvCache::Impl::shrink(Sequence& s, int64_t num_tokens) {
   s.length = num_tokens;
 }
 
-void KvCache::Impl::clear(Sequence& s) {
-  s.points.clear();
+void StateCache::Impl::clear(Sequence& s) {
+  s.held_tokens = 0;
   shrink(s, 0);
+  drop_records(s);
+  drop_sources(s);
   s.is_live = s.is_importing = false;
 }
 
 // Gives back the exact pages that neither the next query nor a reuse point reads.
-void KvCache::Impl::release(Sequence& s) {
+void StateCache::Impl::release(Sequence& s) {
   for (size_t kind = 0; kind < kinds.size(); ++kind) {
     const int64_t end = kinds[kind].first_needed(s.length);
     for (int64_t page = s.low[kind]; page < end; ++page) {
@@ -242,12 +268,14 @@ void KvCache::Impl::release(Sequence& s) {
   }
 }
 
-uint8_t* KvCache::Impl::exact_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
+uint8_t* StateCache::Impl::exact_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
   const Sequence& s = live(seq);
-  if (layer >= 0 && static_cast<size_t>(layer) < places.size() && page >= 0 && page < num_pages(s) && head >= 0 &&
+  if (layer >= 0 && static_cast<size_t>(layer) < places.size() && page >= 0 && head >= 0 &&
       head < shapes[static_cast<size_t>(layer)].num_kv_heads) {
     const LayerPlace& place = places[static_cast<size_t>(layer)];
-    const int32_t entry = s.exact[place.kind][static_cast<size_t>(page)];
+    if (place.source != kNoPage) return source_block(s, page, layer, head);
+    const auto& table = s.exact[place.kind];
+    const int32_t entry = static_cast<size_t>(page) < table.size() ? table[static_cast<size_t>(page)] : kNoPage;
     if (entry != kNoPage)
       return kinds[place.kind].arena.at(entry) + place.offset + static_cast<size_t>(head) * place.head_bytes;
   }
@@ -255,22 +283,22 @@ uint8_t* KvCache::Impl::exact_block(int32_t seq, int64_t page, int32_t layer, in
                           ", head " + std::to_string(head));
 }
 
-KvCache::KvCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
-                 int32_t max_step_rows, int32_t num_reuse_points)
-    : impl_(
-          std::make_unique<Impl>(std::move(layers), type, max_pages, max_sequences, max_step_rows, num_reuse_points)) {}
+StateCache::StateCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
+                       int32_t max_step_rows, int32_t num_reuse_points, const RecordShape& records)
+    : impl_(std::make_unique<Impl>(std::move(layers), type, max_pages, max_sequences, max_step_rows, num_reuse_points,
+                                   records)) {}
 
-KvCache::~KvCache() = default;
+StateCache::~StateCache() = default;
 
-int32_t KvCache::create() {
+int32_t StateCache::create() {
   return impl_->create();
 }
 
-void KvCache::free(int32_t seq) {
+void StateCache::free(int32_t seq) {
   impl_->clear(impl_->held(seq));
 }
 
-int32_t KvCache::fork(int32_t seq, int64_t num_tokens) {
+int32_t StateCache::fork(int32_t seq, int64_t num_tokens) {
   Impl& impl = *impl_;
   Sequence& parent = impl.live(seq);
   impl.require_reusable(parent, num_tokens, "fork");
@@ -280,7 +308,16 @@ int32_t KvCache::fork(int32_t seq, int64_t num_tokens) {
   try {
     const auto last = std::upper_bound(parent.points.begin(), parent.points.end(), num_tokens,
                                        [](int64_t n, const ReusePoint& point) { return n < point.num_tokens; });
-    child.points.assign(parent.points.begin(), last);
+    for (auto point = parent.points.begin(); point != last; ++point) {
+      child.points.push_back(*point);
+      if (impl.has_records()) impl.records.share(point->record);
+    }
+    impl.drop_records(child);
+    impl.share_record(child, num_tokens, impl.record_at(parent, num_tokens));
+    for (size_t source = 0; source < impl.sources.size(); ++source) {
+      child.sources[source] = parent.sources[source];
+      if (child.sources[source] != kNoPage) impl.sources[source].arena.share(child.sources[source]);
+    }
     if (impl.is_point(parent, num_tokens)) impl.mark(parent, num_tokens);
     impl.mark(child, num_tokens);
     child.length = num_tokens;
@@ -317,108 +354,34 @@ int32_t KvCache::fork(int32_t seq, int64_t num_tokens) {
   return id;
 }
 
-void KvCache::truncate(int32_t seq, int64_t num_tokens) {
+void StateCache::truncate(int32_t seq, int64_t num_tokens) {
   Impl& impl = *impl_;
   Sequence& s = impl.live(seq);
   if (num_tokens != s.length) {
     impl.require_reusable(s, num_tokens, "truncate");
     if (impl.is_point(s, num_tokens)) impl.mark(s, num_tokens);
   }
+  s.held_tokens = 0;
   impl.shrink(s, num_tokens);
 }
 
-int64_t KvCache::length(int32_t seq) const {
+int64_t StateCache::length(int32_t seq) const {
   return impl_->live(seq).length;
 }
 
-void KvCache::reserve(int32_t seq, int64_t num_tokens) {
-  Impl& impl = *impl_;
-  Sequence& s = impl.live(seq);
-  if (num_tokens < 0) throw std::invalid_argument("cannot reserve " + std::to_string(num_tokens) + " tokens");
-  if (num_tokens <= s.length) return;
-  if (num_tokens > int64_t{std::numeric_limits<int32_t>::max()}) {
-    Impl::refuse_full(impl.kinds.front().arena, std::numeric_limits<int64_t>::max());
-  }
-  const auto partial = static_cast<size_t>(s.length / kPageTokens);
-  const int64_t rest = s.length % kPageTokens, num_pages = pages_for(num_tokens);
-  const auto is_shared = [&](size_t kind) {
-    return rest > 0 && impl.kinds[kind].arena.references(s.exact[kind][partial]) > 1;
-  };
-  const auto made_already = [&](int64_t page) {
-    const int32_t source = impl.code_source(s, page);
-    return source == kNoPage ? kNoPage : impl.code_of[static_cast<size_t>(source)];
-  };
-  const int64_t code_begin = static_cast<int64_t>(s.codes.size());
-  const int64_t code_end = impl.has_codes() ? settled_pages(num_tokens) : 0;
-  int64_t num_codes = 0;
-  for (int64_t page = code_begin; page < code_end; ++page) num_codes += made_already(page) == kNoPage;
-  if (num_codes > impl.codes.num_free()) Impl::refuse_full(impl.codes, num_codes);
-  for (size_t kind = 0; kind < impl.kinds.size(); ++kind) {
-    const int64_t missing = num_pages - impl.num_pages(s);
-    impl.wanted[kind] = std::max<int64_t>(missing, 0) + is_shared(kind);
-    // Those that stay first: no point is given up for a reservation that is refused anyway.
-    if (impl.kinds[kind].reach == kReachAll) impl.make_room(kind, impl.wanted[kind]);
-  }
-  for (size_t kind = 0; kind < impl.kinds.size(); ++kind) impl.make_room(kind, impl.wanted[kind]);
-  for (auto& table : s.exact) table.reserve(static_cast<size_t>(std::max(num_pages, impl.num_pages(s))));
-  if (code_end > code_begin) {
-    s.codes.reserve(static_cast<size_t>(code_end));
-    s.encodes.reserve(static_cast<size_t>(code_end));
-  }
-
-  for (size_t kind = 0; kind < impl.kinds.size(); ++kind) {
-    auto& table = s.exact[kind];
-    PageArena& arena = impl.kinds[kind].arena;
-    if (is_shared(kind)) {
-      const int32_t own = arena.take();
-      impl.copy(kind, table[partial], own, rest);
-      impl.drop_exact(kind, table[partial]);
-      table[partial] = own;
-    } else if (rest > 0 && kind == impl.recent_kind) {
-      impl.forget_code(table[partial]);  // of what it held before a truncation
-    }
-    while (static_cast<int64_t>(table.size()) < num_pages) table.push_back(arena.take());
-  }
-  for (int64_t page = code_begin; page < code_end; ++page) {
-    const int32_t made = made_already(page);
-    if (made != kNoPage) {
-      impl.share_code(s, made);
-      continue;
-    }
-    const int32_t code = impl.codes.take(), source = impl.code_source(s, page);
-    s.codes.push_back(code);
-    s.encodes.push_back(static_cast<int32_t>(page));
-    if (page == 0) impl.sinks_of[static_cast<size_t>(code)] = impl.sinks.take();
-    if (source == kNoPage) continue;
-    impl.code_of[static_cast<size_t>(source)] = code;
-    impl.source_of[static_cast<size_t>(code)] = source;
-  }
-}
-
-void KvCache::commit(int32_t seq, int64_t num_tokens) {
-  Impl& impl = *impl_;
-  Sequence& s = impl.live(seq);
-  if (num_tokens < s.length || pages_for(num_tokens) > impl.num_pages(s)) {
-    throw std::invalid_argument("cannot commit " + std::to_string(num_tokens) + " tokens: " + std::to_string(s.length) +
-                                " are cached, " + std::to_string(impl.num_pages(s)) + " pages reserved");
-  }
-  impl.shrink(s, num_tokens);
-  impl.release(s);
-}
-
-const std::vector<int32_t>& KvCache::encodes(int32_t seq) const {
+const std::vector<int32_t>& StateCache::encodes(int32_t seq) const {
   return impl_->live(seq).encodes;
 }
 
-void* KvCache::k_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
+void* StateCache::k_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
   return impl_->exact_block(seq, page, layer, head);
 }
 
-void* KvCache::v_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
+void* StateCache::v_block(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
   return impl_->exact_block(seq, page, layer, head) + impl_->places[static_cast<size_t>(layer)].k_bytes;
 }
 
-KvCodeBlock KvCache::codes(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
+KvCodeBlock StateCache::codes(int32_t seq, int64_t page, int32_t layer, int32_t head) const {
   const Impl& impl = *impl_;
   const Sequence& s = impl.live(seq);
   if (layer < 0 || static_cast<size_t>(layer) >= impl.places.size() ||
@@ -435,35 +398,58 @@ KvCodeBlock KvCache::codes(int32_t seq, int64_t page, int32_t layer, int32_t hea
   return {k, k + place.code_k_bytes, sinks};
 }
 
-KvType KvCache::type() const {
+KvType StateCache::type() const {
   return impl_->type;
 }
 
-size_t KvCache::page_bytes() const {
+size_t StateCache::page_bytes() const {
   size_t bytes = impl_->codes.page_bytes();
   for (const ExactKind& kind : impl_->kinds) bytes += kind.reach == kReachAll ? kind.arena.page_bytes() : 0;
   return bytes;
 }
 
-int64_t KvCache::pages_used() const {
-  return impl_->kinds.front().arena.num_used();
+int64_t StateCache::pages_used() const {
+  return impl_->book().num_used();
 }
 
-int64_t KvCache::pages_free() const {
-  return impl_->kinds.front().arena.num_free();
+int64_t StateCache::pages_free() const {
+  return impl_->book().num_free();
 }
 
-size_t KvCache::bytes_used() const {
+int64_t StateCache::count_pages(const std::vector<int32_t>& seqs) const {
+  std::vector<bool> is_counted(static_cast<size_t>(impl_->book().max_pages()));
+  int64_t count = 0;
+  for (const int32_t seq : seqs) {
+    for (const int32_t page : impl_->held(seq).exact[impl_->stay_kind]) {
+      count += !is_counted[static_cast<size_t>(page)];
+      is_counted[static_cast<size_t>(page)] = true;
+    }
+  }
+  return count;
+}
+
+int64_t StateCache::shared_pages(int32_t seq, int64_t first_page) const {
+  const auto& table = impl_->held(seq).exact[impl_->stay_kind];
+  const auto begin =
+      static_cast<int64_t>(std::min<uint64_t>(static_cast<uint64_t>(std::max<int64_t>(0, first_page)), table.size()));
+  return std::count_if(table.begin() + begin, table.end(),
+                       [this](int32_t page) { return impl_->book().references(page) > 1; });
+}
+
+size_t StateCache::bytes_used() const {
   const KvUsage now = usage();
   return now.bytes_exact + now.bytes_encoded;
 }
 
-KvUsage KvCache::usage() const {
+KvUsage StateCache::usage() const {
   const Impl& impl = *impl_;
-  KvUsage usage{0, impl.codes.bytes_used() + impl.sinks.bytes_used(), impl.codes.num_shared(), 0};
+  KvUsage usage{0, impl.codes.bytes_used() + impl.sinks.bytes_used(), impl.records.bytes_used(),
+                impl.codes.num_shared(), 0};
+  if (impl.has_records()) usage.bytes_records -= impl.records.page_bytes();  // the zeros
+  for (const SourceKind& source : impl.sources) usage.bytes_records += source.arena.bytes_used();
   for (const ExactKind& kind : impl.kinds) {
     usage.bytes_exact += kind.arena.bytes_used();
-    usage.pages_shared += kind.arena.num_shared();
+    if (kind.arena.payload_bytes() > 0) usage.pages_shared += kind.arena.num_shared();
   }
   for (const Sequence& s : impl.sequences) usage.reuse_points += static_cast<int64_t>(s.points.size());
   return usage;

@@ -8,28 +8,19 @@
 #include <vector>
 
 #include "check.h"
-#include "kamado/kv.h"
+#include "kamado/state.h"
 
 namespace {
 
 using kamado::kPageTokens;
-using kamado::KvCache;
 using kamado::KvCodeBlock;
 using kamado::KvLayerShape;
 using kamado::KvType;
 using kamado::settled_pages;
+using kamado::StateCache;
+using kamado::test::throws;
 
 using Tokens = std::vector<uint16_t>;
-
-template <class Exception, class Fn>
-bool throws(Fn fn) {
-  try {
-    fn();
-  } catch (const Exception&) {
-    return true;
-  }
-  return false;
-}
 
 // An encoded layer, one with a window of 200 tokens, an exact one.
 constexpr int32_t kWindow = 200;
@@ -47,7 +38,7 @@ uint16_t value_of(uint16_t token, int32_t layer, int32_t head, int32_t d) {
   return static_cast<uint16_t>((token * 7u + static_cast<uint32_t>(layer * 5 + head * 3 + d)) & 0x3bff);
 }
 
-void write(KvCache& cache, int32_t seq, int64_t position, uint16_t token) {
+void write(StateCache& cache, int32_t seq, int64_t position, uint16_t token) {
   const int64_t page = position / kPageTokens, slot = position % kPageTokens;
   for (int32_t layer = 0; layer < 3; ++layer) {
     const KvLayerShape& shape = kShapes[static_cast<size_t>(layer)];
@@ -60,7 +51,7 @@ void write(KvCache& cache, int32_t seq, int64_t position, uint16_t token) {
   }
 }
 
-bool has_exact(const KvCache& cache, int32_t seq, const Tokens& tokens, int32_t layer, int64_t page, int64_t end) {
+bool has_exact(const StateCache& cache, int32_t seq, const Tokens& tokens, int32_t layer, int64_t page, int64_t end) {
   const KvLayerShape& shape = kShapes[static_cast<size_t>(layer)];
   bool ok = true;
   for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
@@ -83,7 +74,7 @@ uint64_t mark_of(const Tokens& tokens, int64_t page, int32_t head) {
   return hash;
 }
 
-void encode(KvCache& cache, int32_t seq, const Tokens& tokens) {
+void encode(StateCache& cache, int32_t seq, const Tokens& tokens) {
   for (const int32_t page : cache.encodes(seq)) {
     for (int32_t head = 0; head < 2; ++head) {
       CHECK(has_exact(cache, seq, tokens, 0, page, (page + 1) * kPageTokens));
@@ -97,7 +88,7 @@ void encode(KvCache& cache, int32_t seq, const Tokens& tokens) {
   }
 }
 
-bool has_codes(const KvCache& cache, int32_t seq, const Tokens& tokens, int64_t end) {
+bool has_codes(const StateCache& cache, int32_t seq, const Tokens& tokens, int64_t end) {
   bool ok = true;
   for (int64_t page = 0; page < settled_pages(end); ++page) {
     for (int32_t head = 0; head < 2; ++head) {
@@ -112,7 +103,7 @@ bool has_codes(const KvCache& cache, int32_t seq, const Tokens& tokens, int64_t 
 }
 
 // All that going on at `end` tokens reads.
-bool can_go_on(const KvCache& cache, int32_t seq, const Tokens& tokens, int64_t end) {
+bool can_go_on(const StateCache& cache, int32_t seq, const Tokens& tokens, int64_t end) {
   bool ok = has_codes(cache, seq, tokens, end);
   for (int32_t layer = 0; layer < 3; ++layer) {
     for (int64_t page = first_exact(layer, end); page * kPageTokens < end; ++page)
@@ -121,7 +112,7 @@ bool can_go_on(const KvCache& cache, int32_t seq, const Tokens& tokens, int64_t 
   return ok;
 }
 
-void append(KvCache& cache, int32_t seq, Tokens& tokens, int64_t count, std::mt19937& rng) {
+void append(StateCache& cache, int32_t seq, Tokens& tokens, int64_t count, std::mt19937& rng) {
   const auto length = static_cast<int64_t>(tokens.size());
   cache.reserve(seq, length + count);
   for (int64_t i = 0; i < count; ++i) {
@@ -136,7 +127,7 @@ struct Stored {
   std::vector<uint8_t> pages, tail;
 };
 
-Stored stored(KvCache& cache, int32_t seq, int64_t point) {
+Stored stored(StateCache& cache, int32_t seq, int64_t point) {
   Stored result;
   result.pages.resize(static_cast<size_t>(settled_pages(point)) * cache.stored_page_bytes());
   result.tail.resize(cache.stored_tail_bytes(point));
@@ -145,27 +136,17 @@ Stored stored(KvCache& cache, int32_t seq, int64_t point) {
   return result;
 }
 
-template <class Error, class Call>
-bool refuses(Call call) {
-  try {
-    call();
-  } catch (const Error&) {
-    return true;
-  }
-  return false;
-}
-
 // Page by page, as a restore does; nothing else takes the sequence before it is whole.
-int32_t imported(KvCache& cache, const Stored& bytes, int64_t point) {
+int32_t imported(StateCache& cache, const Stored& bytes, int64_t point) {
   const int32_t seq = cache.begin_import(point);
-  CHECK(refuses<std::out_of_range>([&] { cache.length(seq); }));
+  CHECK(throws<std::invalid_argument>([&] { cache.length(seq); }));
   for (int64_t page = 0; page < settled_pages(point); ++page) {
     CHECK(cache.importing(seq).next_page == page && cache.importing(seq).num_tokens == point);
-    CHECK(refuses<std::invalid_argument>([&] { cache.import_tail(seq, bytes.tail.data()); }));
+    CHECK(throws<std::invalid_argument>([&] { cache.import_tail(seq, bytes.tail.data()); }));
     cache.import_pages(seq, bytes.pages.data() + static_cast<size_t>(page) * cache.stored_page_bytes(), 1);
   }
   cache.import_tail(seq, bytes.tail.data());
-  CHECK(refuses<std::out_of_range>([&] { cache.importing(seq); }));
+  CHECK(throws<std::invalid_argument>([&] { cache.importing(seq); }));
   return seq;
 }
 
@@ -174,7 +155,7 @@ void test_against_model(uint32_t seed) {
   constexpr int32_t kMaxSequences = 6;
   std::mt19937 rng(seed);
   // Few points and small steps: exact pages run out, and points are given up.
-  KvCache cache(kShapes, KvType::kF16, kMaxPages, kMaxSequences, 300, static_cast<int32_t>(seed % 3));
+  StateCache cache(kShapes, KvType::kF16, kMaxPages, kMaxSequences, 300, static_cast<int32_t>(seed % 3));
   std::map<int32_t, Tokens> model;
   const auto pick = [&] {
     auto it = model.begin();
@@ -276,7 +257,7 @@ void test_against_model(uint32_t seed) {
 void test_promise() {
   constexpr int32_t kSequences = 3, kPoints = 6, kRows = 256;
   std::mt19937 rng(9);
-  KvCache cache(kShapes, KvType::kF16, 1000, kSequences, kRows, kPoints);
+  StateCache cache(kShapes, KvType::kF16, 1000, kSequences, kRows, kPoints);
   std::vector<Tokens> tokens(kSequences);
   for (int32_t s = 0; s < kSequences; ++s) CHECK(cache.create() == s);
   for (int round = 0; round < 20; ++round) {
@@ -294,7 +275,7 @@ void test_promise() {
 // Two sequences that share an exact page share its codes, in whatever order they get there; not after one is rewritten.
 void test_codes_are_shared() {
   std::mt19937 rng(4);
-  KvCache cache(kShapes, KvType::kF16, 100, 4, 300, 10);
+  StateCache cache(kShapes, KvType::kF16, 100, 4, 300, 10);
   Tokens tokens;
   const int32_t parent = cache.create();
   append(cache, parent, tokens, 300, rng);
@@ -324,7 +305,7 @@ void test_codes_are_shared() {
 // A page that was encoded by a child and then rewritten by its only holder is encoded anew.
 void test_a_rewritten_page_is_encoded_anew() {
   std::mt19937 rng(5);
-  KvCache cache(kShapes, KvType::kF16, 100, 4, 300, 10);
+  StateCache cache(kShapes, KvType::kF16, 100, 4, 300, 10);
   Tokens tokens;
   const int32_t parent = cache.create();
   append(cache, parent, tokens, 200, rng);
@@ -343,14 +324,14 @@ void test_a_rewritten_page_is_encoded_anew() {
 }
 
 void test_refusals() {
-  KvCache cache(kShapes, KvType::kF16, 100, 2, 300, 10);
+  StateCache cache(kShapes, KvType::kF16, 100, 2, 300, 10);
   const int32_t id = cache.create();
   CHECK(throws<std::out_of_range>([&] { (void)cache.codes(id, 0, 0, 0); }));
-  CHECK(throws<std::out_of_range>([&] { cache.mark_reuse(1); }));
+  CHECK(throws<std::invalid_argument>([&] { cache.mark_reuse(1); }));
   CHECK(throws<std::invalid_argument>([&] { cache.unmark_reuse(id, 0); }));
   cache.mark_reuse(id);  // an empty sequence can always be gone back to
   CHECK(cache.reuse_points(id).empty() && cache.last_reusable(id, 100) == 0);
-  const auto make = [](KvLayerShape shape, KvType type) { KvCache({shape}, type, 4, 1); };
+  const auto make = [](KvLayerShape shape, KvType type) { StateCache({shape}, type, 4, 1); };
   CHECK(throws<std::invalid_argument>([&] { make({1, 64, 64, 5, 4, 0}, KvType::kF16); }));
   CHECK(throws<std::invalid_argument>([&] { make({1, 64, 64, 4, 0, 0}, KvType::kF16); }));
   CHECK(throws<std::invalid_argument>([&] { make({1, 72, 64, 4, 4, 0}, KvType::kF16); }));

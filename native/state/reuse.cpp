@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "kv/kv_impl.h"
+#include "state/impl.h"
 
 namespace kamado {
 namespace {
@@ -16,19 +16,19 @@ auto first_after(Points& points, int64_t num_tokens) {
 
 }  // namespace
 
-bool KvCache::Impl::is_point(const Sequence& s, int64_t num_tokens) const {
+bool StateCache::Impl::is_point(const Sequence& s, int64_t num_tokens) const {
   const auto after = first_after(s.points, num_tokens);
   return after != s.points.begin() && std::prev(after)->num_tokens == num_tokens;
 }
 
 // Of the points that have the page, the nearest one reaches back furthest.
-bool KvCache::Impl::is_kept(const Sequence& s, size_t kind, int64_t page) const {
+bool StateCache::Impl::is_kept(const Sequence& s, size_t kind, int64_t page) const {
   const auto point = first_after(s.points, page * kPageTokens);
   return point != s.points.end() && kinds[kind].first_needed(point->num_tokens) <= page;
 }
 
 // The last page that going on at num_tokens would read exactly and that is gone; -1: none.
-int64_t KvCache::Impl::missing_page(const Sequence& s, int64_t num_tokens) const {
+int64_t StateCache::Impl::missing_page(const Sequence& s, int64_t num_tokens) const {
   int64_t missing = -1;
   for (size_t kind = 0; kind < kinds.size(); ++kind) {
     if (kinds[kind].reach == kReachAll) continue;
@@ -41,36 +41,44 @@ int64_t KvCache::Impl::missing_page(const Sequence& s, int64_t num_tokens) const
   return missing;
 }
 
-int64_t KvCache::Impl::last_reusable(const Sequence& s, int64_t num_tokens) const {
+int64_t StateCache::Impl::last_reusable(const Sequence& s, int64_t num_tokens) const {
   num_tokens = std::clamp<int64_t>(num_tokens, 0, s.length);
-  for (int64_t missing; (missing = missing_page(s, num_tokens)) != -1;) num_tokens = missing * kPageTokens;
-  return num_tokens;
+  while (true) {
+    if (has_records()) num_tokens = last_recorded(s, num_tokens);
+    const int64_t missing = missing_page(s, num_tokens);
+    if (missing == -1) return num_tokens;
+    num_tokens = missing * kPageTokens;
+  }
 }
 
-void KvCache::Impl::require_reusable(const Sequence& s, int64_t num_tokens, const char* verb) const {
+void StateCache::Impl::require_reusable(const Sequence& s, int64_t num_tokens, const char* verb) const {
   const std::string what = std::string("cannot ") + verb;
   if (num_tokens < 0 || num_tokens > s.length) {
     throw std::invalid_argument(what + " at " + std::to_string(num_tokens) + " tokens of a sequence of " +
                                 std::to_string(s.length));
   }
-  if (missing_page(s, num_tokens) == -1) return;
-  throw std::invalid_argument(what + " at " + std::to_string(num_tokens) +
-                              " tokens, where the exact pages are gone: the last reusable length before is " +
-                              std::to_string(last_reusable(s, num_tokens)));
+  const bool has_record = !has_records() || record_at(s, num_tokens) != kNoPage;
+  if (has_record && missing_page(s, num_tokens) == -1) return;
+  throw std::invalid_argument(what + " at " + std::to_string(num_tokens) + " tokens, where " +
+                              (has_record ? "the exact pages are gone" : "no record was kept") +
+                              ": the last reusable length before is " + std::to_string(last_reusable(s, num_tokens)));
 }
 
-void KvCache::Impl::mark(Sequence& s, int64_t num_tokens) {
+void StateCache::Impl::mark(Sequence& s, int64_t num_tokens) {
   if (num_tokens == 0) return;
   const auto after = first_after(s.points, num_tokens);
   if (after != s.points.begin() && std::prev(after)->num_tokens == num_tokens) {
     std::prev(after)->last_used = ++clock;
   } else {
-    s.points.insert(after, ReusePoint{num_tokens, ++clock});
+    const int32_t record = has_records() ? record_at(s, num_tokens) : kNoPage;
+    s.points.insert(after, ReusePoint{num_tokens, ++clock, record});
+    if (record != kNoPage) records.share(record);
   }
 }
 
-void KvCache::Impl::drop_point(Sequence& s, size_t index) {
+void StateCache::Impl::drop_point(Sequence& s, size_t index) {
   const int64_t num_tokens = s.points[index].num_tokens;
+  drop_record(s.points[index].record);
   s.points.erase(s.points.begin() + static_cast<int64_t>(index));
   for (size_t kind = 0; kind < kinds.size(); ++kind) {
     const int64_t end = std::min(pages_for(num_tokens), s.low[kind]);
@@ -84,7 +92,7 @@ void KvCache::Impl::drop_point(Sequence& s, size_t index) {
 }
 
 // Drops the point that was used longest ago of those that keep a page of this kind; false when there is none.
-bool KvCache::Impl::give_up_point(size_t kind) {
+bool StateCache::Impl::give_up_point(size_t kind) {
   Sequence* oldest = nullptr;
   size_t index = 0;
   for (Sequence& s : sequences) {
@@ -102,17 +110,17 @@ bool KvCache::Impl::give_up_point(size_t kind) {
   return true;
 }
 
-bool KvCache::can_reuse_anywhere() const {
-  return std::all_of(impl_->kinds.begin(), impl_->kinds.end(),
-                     [](const ExactKind& kind) { return kind.reach == kReachAll; });
+bool StateCache::can_reuse_anywhere() const {
+  return !impl_->has_records() && std::all_of(impl_->kinds.begin(), impl_->kinds.end(),
+                                              [](const ExactKind& kind) { return kind.reach == kReachAll; });
 }
 
-void KvCache::mark_reuse(int32_t seq) {
+void StateCache::mark_reuse(int32_t seq) {
   Sequence& s = impl_->live(seq);
   impl_->mark(s, s.length);
 }
 
-void KvCache::unmark_reuse(int32_t seq, int64_t num_tokens) {
+void StateCache::unmark_reuse(int32_t seq, int64_t num_tokens) {
   Sequence& s = impl_->live(seq);
   if (!impl_->is_point(s, num_tokens)) {
     throw std::invalid_argument(std::to_string(num_tokens) + " tokens are no reuse point");
@@ -120,17 +128,17 @@ void KvCache::unmark_reuse(int32_t seq, int64_t num_tokens) {
   impl_->drop_point(s, static_cast<size_t>(first_after(s.points, num_tokens) - s.points.begin() - 1));
 }
 
-bool KvCache::is_reuse_point(int32_t seq, int64_t num_tokens) const {
+bool StateCache::is_reuse_point(int32_t seq, int64_t num_tokens) const {
   return impl_->is_point(impl_->live(seq), num_tokens);
 }
 
-std::vector<int64_t> KvCache::reuse_points(int32_t seq) const {
+std::vector<int64_t> StateCache::reuse_points(int32_t seq) const {
   std::vector<int64_t> result;
   for (const ReusePoint& point : impl_->live(seq).points) result.push_back(point.num_tokens);
   return result;
 }
 
-int64_t KvCache::last_reusable(int32_t seq, int64_t num_tokens) const {
+int64_t StateCache::last_reusable(int32_t seq, int64_t num_tokens) const {
   return impl_->last_reusable(impl_->live(seq), num_tokens);
 }
 

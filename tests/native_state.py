@@ -1,0 +1,119 @@
+"""Four small programs, one for each kind of state beside a layer's own pages.
+
+decay    a running sum with decay in the last layer: a record, written after the last attention
+widths   pages of two widths in one layer
+earlier  an attention that reads the pages of an earlier layer and stores none
+source   an attention that reads keys and values made once, beside pages
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from native_programs import VOCAB, TensorFile, inv_freq
+from numpy.typing import NDArray
+
+from kamado import program as p
+
+HIDDEN, HEAD_DIM, KV_HEADS = 64, 32, 1
+SOURCE_ROWS, MOST_SOURCE_ROWS = 150, 200
+_WIDTH = 2 * HEAD_DIM
+PAGES = p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM)
+
+
+class _Maker:
+    """Writes weights and collects operations."""
+
+    def __init__(self, path: Path, vocab: int) -> None:
+        self.file = TensorFile(path, seed=5)
+        self.vocab = vocab
+        self.x, self.h, self.out = (p.Buffer(name, HIDDEN) for name in ("x", "h", "out"))
+        self.q, self.attended = p.Buffer("q", _WIDTH), p.Buffer("attended", _WIDTH)
+        self.table = self.file.matrix("table", vocab, HIDDEN)
+        self.ops: list[p.Op] = [p.Embed(self.x, self.table)]
+
+    def norm(self, name: str) -> None:
+        self.ops.append(p.Norm(self.h, self.x, self.file.vector(name, HIDDEN)))
+
+    def linear(self, outs: Sequence[p.Buffer], x: p.Buffer, name: str) -> None:
+        weights = tuple(self.file.matrix(f"{name}.{i}", out.width, x.width) for i, out in enumerate(outs))
+        self.ops.append(p.Linear(tuple(outs), x, weights))
+
+    def attend(
+        self, name: str, state: int, *, stores: bool = True, kv_heads: int = KV_HEADS, dim: int = HEAD_DIM
+    ) -> None:
+        """Reads the norm, adds to x."""
+        heads = _WIDTH // dim
+        kept = [p.Buffer(f"{part}{kv_heads}x{dim}", kv_heads * dim) for part in "kv"] if stores else []
+        self.linear((self.q, *kept), self.h, name)
+        self.ops += [p.Rope(rows, dim, inv_freq(dim)) for rows in (self.q, *kept[:1])]
+        k, v = kept or (None, None)
+        self.ops.append(
+            p.Attend(self.attended, self.q, k, v, state, heads, kv_heads, dim, dim, scale=dim**-0.5, stores=stores)
+        )
+        self.linear((self.out,), self.attended, f"{name}.o")
+        self.ops.append(p.Add(self.x, self.x, self.out))
+
+    def program(self, name: str, *states: p.State) -> p.Program:
+        self.norm("last")
+        self.ops.append(p.Head(self.h, self.table, scale=2.0))
+        return p.Program(name, self.ops, 2, HIDDEN, self.vocab, 16384, states=states)
+
+
+def decay(path: Path, vocab: int = VOCAB) -> p.Program:
+    m = _Maker(path, vocab)
+    m.norm("norm0")
+    m.attend("attend0", 0)
+    m.norm("norm1")
+    m.linear((m.out,), m.h, "in")
+    m.ops.append(p.Accumulate(m.out, m.out, 1, 0.875))
+    m.ops.append(p.Scale(m.out, m.out, 0.25))
+    m.ops.append(p.Add(m.x, m.x, m.out))
+    return m.program("decay", PAGES, p.Record("sum", 4 * HIDDEN))
+
+
+def widths(path: Path, vocab: int = VOCAB) -> p.Program:
+    m = _Maker(path, vocab)
+    m.norm("norm0")
+    m.attend("wide0", 0, dim=64)
+    m.attend("narrow0", 1, kv_heads=2, dim=16)
+    m.norm("norm1")
+    m.attend("attend1", 2)
+    return m.program("widths", p.Pages(1, 64, 64), p.Pages(2, 16, 16), PAGES)
+
+
+def earlier(path: Path, vocab: int = VOCAB) -> p.Program:
+    m = _Maker(path, vocab)
+    m.norm("norm0")
+    m.attend("attend0", 0)
+    m.norm("norm1")
+    m.attend("attend1", 0, stores=False)
+    return m.program("earlier", PAGES)
+
+
+def source(path: Path, vocab: int = VOCAB) -> p.Program:
+    m = _Maker(path, vocab)
+    m.norm("norm0")
+    m.attend("cross0", 0, stores=False)
+    m.attend("attend0", 1)
+    m.norm("norm1")
+    m.attend("cross1", 0, stores=False)
+    return m.program("source", p.Source(KV_HEADS, HEAD_DIM, HEAD_DIM, MOST_SOURCE_ROWS), PAGES)
+
+
+PROGRAMS: dict[str, Callable[..., p.Program]] = {
+    "decay": decay, "widths": widths, "earlier": earlier, "source": source,
+}  # fmt: skip
+
+
+def source_rows(program: p.Program, seed: int = 0) -> list[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
+    """(state, keys, values) for each source of the program."""
+    rng = np.random.default_rng(seed)
+    shape = (SOURCE_ROWS, KV_HEADS * HEAD_DIM)
+    return [
+        (number, *(rng.standard_normal(shape).astype(np.float32) for _ in "kv"))
+        for number, state in enumerate(program.states)
+        if isinstance(state, p.Source)
+    ]
