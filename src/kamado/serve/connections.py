@@ -390,9 +390,7 @@ def raise_file_limit() -> int | None:
 
 def affordable_connections(wanted: int, file_limit: int | None) -> int:
     """How many of `wanted` connections the limit of open files affords, 16 at the least."""
-    if file_limit is None:
-        return wanted
-    return max(_LEAST_CONNECTIONS, min(wanted, file_limit - _OTHER_FILES))
+    return wanted if file_limit is None else max(_LEAST_CONNECTIONS, min(wanted, file_limit - _OTHER_FILES))
 
 
 def loop_exception_handler(log: logging.Logger) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:

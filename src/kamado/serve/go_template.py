@@ -396,9 +396,7 @@ def _string(text: str) -> str:
 def _write(nodes: Sequence[_Node]) -> list[str]:
     out: list[str] = []
     for node in nodes:
-        if not node.branches:
-            out.append(node.source)
-            continue
+        out.append(node.source)  # a block has none
         for tag, body in node.branches:
             out += [tag, *_write(body)]
         out.append(node.end)
