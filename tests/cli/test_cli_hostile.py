@@ -37,6 +37,8 @@ def hostile(tmp_path: Path, write_tiny: Callable[..., Path]) -> Path:
     data = write_tiny(**{"note\x1b[2J\u202e": HOSTILE, "list\x07": [HOSTILE, HOSTILE]}).read_bytes()
     name = b"general.name\x08\0\0\0\x04\0\0\0\0\0\0\0"
     assert name + b"tiny" in data
+    for key in (b"note", b"list"):  # below the architecture's prefix they would be refused
+        data = data.replace(b"llama." + key, b"other." + key)
     path = tmp_path / "m\x1b[2J\u202e\x9b31m.gguf"
     path.write_bytes(data.replace(name + b"tiny", name + b"\x1b[2J"))
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final, TypeVar, cast
@@ -285,7 +286,7 @@ class Config:
         settings = " and ".join(f"{name!r} is {shown(value)}" for name, value in refused[:_MOST_NAMED])
         rest = len(refused) - _MOST_NAMED
         more = f" and {rest} more" if rest > 0 else ""
-        options = " ".join(f"--allow-unknown {name}" for name, _ in refused[:_MOST_NAMED])
+        options = " ".join(f"--allow-unknown {_as_word(name)}" for name, _ in refused[:_MOST_NAMED])
         raise UnsupportedError(
             f"{self.checkpoint.path}: {settings}{more}, which this version cannot apply to "
             f"{self.checkpoint.architecture!r} models: without it the answers may be wrong. A newer version may know "
@@ -302,6 +303,11 @@ class Config:
                 place = key if self.is_gguf else name.removeprefix("text_config.")
                 if harmless.reason(self.checkpoint.format, self.checkpoint.architecture, place, value) is None:
                     yield name, value
+
+
+def _as_word(name: str) -> str:
+    """A key as a shell takes it as one word; what cannot be shown on a line is escaped, as Python writes it."""
+    return shlex.quote(name) if name.isprintable() else repr(name)
 
 
 def shown(value: Any) -> str:
