@@ -68,7 +68,7 @@ def worker(name: str) -> None:
 
     import kamado
 
-    where, memory = (os.environ["KAMADO_STREAMED"], "96MiB") if name == "streamed" else (name, None)
+    where, memory = (os.environ["KAMADO_STREAMED"], "704MiB") if name == "streamed" else (name, None)
     given: dict[str, Any] = {"context": 2048, "kv_tokens": 8192, "prefix_cache": None}
     model: Any = None
     for line in sys.stdin:
@@ -97,15 +97,19 @@ def worker(name: str) -> None:
 def _warm(model: Any, cell: str, tokens: Any) -> float:
     """Tokens a second of a loaded model."""
     if cell == "prefill":
-        prompts = [tokens(512) for _ in range(3)]
-        begin = time.perf_counter()
-        for prompt in prompts:
+        seconds = 0.0
+        count = 0
+        while seconds < 1.0:
+            prompt = tokens(512)
+            begin = time.perf_counter()
             list(model.generate(prompt, max_tokens=1))
-        return 3 * 512 / (time.perf_counter() - begin)
+            seconds += time.perf_counter() - begin
+            count += 512
+        return count / seconds
     if cell == "decode":
         times: list[float] = []
         while len(times) < 17:  # an answer may end early
-            times = [time.perf_counter() for _ in model.generate(tokens(32), max_tokens=65)]
+            times = [time.perf_counter() for _ in model.generate(tokens(32), max_tokens=49)]
         return (len(times) - 1) / (times[-1] - times[0])
 
     counts = []

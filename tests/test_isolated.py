@@ -42,7 +42,7 @@ def test_the_worker_answers_again_and_again(worker: Worker) -> None:
 
 def test_nobody_waits_for_ever_for_a_turn(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolated, "_TURN_SECONDS", 0.05)
-    with worker._turn():  # somebody's work
+    with worker._turn(1.0):  # somebody's work
         with pytest.raises(WorkerEndedError) as late:
             worker.ask(CHECK, SMALL, LIMITS)
         assert late.value.why == "busy"
@@ -56,6 +56,18 @@ def test_nobody_waits_for_ever_for_a_turn(worker: Worker, monkeypatch: pytest.Mo
             worker.ask(CHECK, SMALL, LIMITS)  # the ninth does not even wait
     for thread in waiting:
         thread.join()
+    assert worker.ask(CHECK, SMALL, LIMITS) == ""
+
+
+def test_several_turns_together_have_an_end(worker: Worker) -> None:
+    """Each turn would have come; what is too long is all of them, and it is remembered through what lies between."""
+    with isolated.until(time.monotonic() + 60.0), worker._turn(1.0):
+        with isolated.until(time.monotonic() + 0.05):
+            for _ in range(2):
+                with pytest.raises(WorkerEndedError) as late:
+                    worker.ask(CHECK, SMALL, LIMITS)
+                assert late.value.why == "busy"
+        assert isolated._seconds_left() > 30.0
     assert worker.ask(CHECK, SMALL, LIMITS) == ""
 
 

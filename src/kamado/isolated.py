@@ -18,6 +18,7 @@ import contextlib
 import importlib
 import json
 import marshal
+import math
 import os
 import select
 import signal
@@ -104,6 +105,29 @@ def without_worker() -> Iterator[None]:
         _no_waiting.is_set = before
 
 
+_patience = threading.local()
+
+
+@contextlib.contextmanager
+def until(deadline: float) -> Iterator[None]:
+    """Inside it, this thread waits for the worker until `deadline` (of `time.monotonic`) and no longer, however often
+    it asks: one turn has an end, but work that needs several could wait for each."""
+    before = getattr(_patience, "deadline", math.inf)
+    _patience.deadline = min(before, deadline)
+    try:
+        yield
+    finally:
+        _patience.deadline = before
+
+
+def _seconds_left() -> float:
+    """How long this thread may still wait for the worker; inf: nobody said. Raises WorkerEndedError when it is over."""
+    left: float = getattr(_patience, "deadline", math.inf) - time.monotonic()
+    if left <= 0:
+        raise WorkerEndedError("busy", _BUSY)
+    return left
+
+
 class Worker:
     """A process that is started when it is first needed. Thread-safe; work waits for its turn."""
 
@@ -136,7 +160,7 @@ class Worker:
         message = marshal.dumps(call)  # the worker believes us; its own words are read as JSON
         if len(message) > _MAX_MESSAGE_BYTES:
             raise WorkerEndedError("memory", "the request is larger than a worker takes")
-        with self._turn():
+        with self._turn(min(_TURN_SECONDS, _seconds_left())):
             for is_again in (False, True):
                 process, is_new = self._running()
                 try:
@@ -152,11 +176,11 @@ class Worker:
             raise AssertionError("unreachable")
 
     @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _turn(self, seconds: float) -> Iterator[None]:
         if not self._places.acquire(blocking=False):
             raise WorkerEndedError("busy", _BUSY)
         try:
-            if not self._lock.acquire(timeout=_TURN_SECONDS):
+            if not self._lock.acquire(timeout=seconds):
                 raise WorkerEndedError("busy", _BUSY)
             try:
                 yield
@@ -214,7 +238,7 @@ class Worker:
     def _exchange(self, process: subprocess.Popen[bytes], message: bytes, limits: Limits) -> Any:
         assert process.stdin is not None
         assert process.stdout is not None
-        deadline = time.monotonic() + _START_SECONDS + limits.clock_seconds
+        deadline = time.monotonic() + min(_START_SECONDS + limits.clock_seconds, _seconds_left())
         try:
             process.stdin.write(_HEADER.pack(len(message)) + message)
             process.stdin.flush()

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from kamado import isolated
 from kamado.errors import BusyError
 from kamado.serve import slow_work
 from kamado.serve.backend import OverloadedError
@@ -25,6 +26,20 @@ def test_a_full_queue_is_refused_at_once() -> None:
         is_over.set()
         assert all(await asyncio.gather(*pending))
         assert await slow.run(lambda: "again") == "again"
+        slow.close()
+
+    asyncio.run(main())
+
+
+def test_the_wait_for_a_thread_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that stood behind others for all its time asks the worker for nothing more."""
+
+    async def main() -> None:
+        slow = SlowWork("test")
+        assert await slow.run(isolated._seconds_left) > 30.0
+        monkeypatch.setattr(slow_work, "_MOST_SECONDS", 0.0)
+        with pytest.raises(isolated.WorkerEndedError, match="too busy"):
+            await slow.run(isolated._seconds_left)
         slow.close()
 
     asyncio.run(main())

@@ -9,8 +9,8 @@
 namespace kamado {
 
 // Upper estimates. `weight`: values, a container as four, a key as sixteen, and four characters of texts that are
-// escaped or not ASCII as one; `bytes`: memory while it is decoded (CPython 3.11:
-// objects with the slot that holds them, plain first, then their Struct beside them).
+// escaped or not ASCII as one. `bytes`: memory while it is decoded (CPython 3.11: objects with the slot that holds
+// them, plain first, then their Struct beside them).
 class JsonCost {
  public:
   // The next bytes.
