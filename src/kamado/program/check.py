@@ -16,11 +16,12 @@ from .model import Program
 from .operation import (
     BUFFERS,
     NUMBERS,
+    Buffer,
     Field,
     Kind,
     Operation,
-    each,
     fields_of,
+    fills,
     reads,
     states_of,
     writes,
@@ -85,23 +86,26 @@ class _Routed:
 
 def _problems(op: Operation, program: Program, known: _Known) -> Iterator[str]:
     """What does not fit, the first thing first; what comes after it may be nonsense."""
-    for buffer in (*reads(op), *writes(op)):
+    read = reads(op)
+    for buffer in (*read, *writes(op)):
         width = known.widths.setdefault(buffer.name, buffer.width)
         if buffer.width < 1 or buffer.width != width:
             yield f"buffer {buffer.name!r} has width {buffer.width}, before {width}"
-    for buffer in reads(op):
+    for buffer in read:
         if buffer.name not in known.written:
             yield f"buffer {buffer.name!r} is read before it is written"
-    yield from _overwritten(op)
+    yield from _overwritten(op, read)
     values: dict[str, Any] = {}
     for field in fields_of(type(op)):
         value = values[field.name] = getattr(op, field.name)
-        yield from _misfit(field, value)
+        problem = _misfit(field, value)
+        if problem is not None:
+            yield problem
         if field.kind is Kind.ROUTED:
             values[field.name] = _Routed(value.width, known.choices.get(value.name, 0))
-    for rule, problem in op.RULES.items():
+    for rule, text in op.RULES.items():
         if not _value(rule, values):
-            yield _filled(problem, values)
+            yield _filled(text, values)
     yield from _misshapen(op, values)
     yield from _misstated(op, program, known)
     yield from _unlike(op, program)
@@ -116,45 +120,67 @@ def _filled(problem: str, values: dict[str, Any]) -> str:
     return "".join(parts)
 
 
-def _overwritten(op: Operation) -> Iterator[str]:
+def _overwritten(op: Operation, read: tuple[Buffer, ...]) -> Iterator[str]:
     """Buffers that an operation fills twice, or while it still reads them."""
-    out = [buffer.name for field in fields_of(type(op)) if field.kind is Kind.WRITES for buffer in each(op, field)]
-    for name in {name for name in out if out.count(name) > 1}:
-        yield f"buffer {name!r} is written twice"
-    for buffer in () if op.IN_PLACE else reads(op):
+    out = [buffer.name for buffer in fills(op)]
+    if len(out) > 1:
+        for name in {name for name in out if out.count(name) > 1}:
+            yield f"buffer {name!r} is written twice"
+    for buffer in () if op.IN_PLACE else read:
         if buffer.name in out:
             yield f"writes over an input: buffer {buffer.name!r} is both input and output"
 
 
-def _misfit(field: Field, value: Any) -> Iterator[str]:
+def _misfit(field: Field, value: Any) -> str | None:
     """What is wrong with the value of one field, whatever the others are."""
     if field.kind is Kind.CONSTANTS:
         if value.dtype != np.float64 or value.ndim != 1 or not np.isfinite(value).all():
-            yield f"{field.name} is not finite float64: {value.dtype}{list(value.shape)}"
+            return f"{field.name} is not finite float64: {value.dtype}{list(value.shape)}"
     elif field.kind is Kind.CHOICE:
         if value not in field.choices:
-            yield f"{field.name} {value!r} is none of {', '.join(field.choices)}"
+            return f"{field.name} {value!r} is none of {', '.join(field.choices)}"
     elif field.kind in NUMBERS and value is not None:
         is_low = value <= 0 if field.is_optional else field.kind is Kind.KEEPS and value < 0
         if is_low or not math.isfinite(value):
-            yield f"{field.name} {value} is not a number that it can be"
+            return f"{field.name} {value} is not a number that it can be"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What SHAPES says of a field."""
+
+    field: Field
+    parts: tuple[str, ...]
+    beside: tuple[str, ...]  # lists whose entry is meant that stands beside this one
+
+
+_SHAPES: dict[type[Operation], tuple[_Shape, ...]] = {}
+
+
+def _shapes(operation: type[Operation]) -> tuple[_Shape, ...]:
+    if operation not in _SHAPES:
+        lists = [field.name for field in fields_of(operation) if field.is_list]
+        shapes = ((field, operation.shape_of(field)) for field in fields_of(operation))
+        _SHAPES[operation] = tuple(
+            _Shape(field, tuple(shape.split(", ")), tuple(name for name in lists if f"{name}." in shape))
+            for field, shape in shapes
+            if shape is not None
+        )
+    return _SHAPES[operation]
 
 
 def _misshapen(op: Operation, values: dict[str, Any]) -> Iterator[str]:
     """Buffers and tensors whose shape is not what SHAPES says."""
-    lists = [field.name for field in fields_of(type(op)) if field.is_list]
-    for field in fields_of(type(op)):
-        shape = op.shape_of(field)
-        if shape is None:
-            continue
-        beside = [name for name in lists if f"{name}." in shape]  # whose entry is meant that stands beside this one
+    for shape in _shapes(type(op)):
+        field, beside = shape.field, shape.beside
         wanted: tuple[int | None, ...] | None = None
         for i, item in enumerate(values[field.name] if field.is_list else (values[field.name],)):
             if item is None:
                 continue
             if wanted is None or beside:
-                named = {**values, **{name: values[name][i] for name in beside}}
-                wanted = tuple(None if part == "_" else _value(part, named) for part in shape.split(", "))
+                named = {**values, **{name: values[name][i] for name in beside}} if beside else values
+                wanted = tuple(None if part == "_" else _value(part, named) for part in shape.parts)
             got = (item.width,) if field.kind in BUFFERS else item.shape
             if got == wanted or (
                 len(got) == len(wanted) and all(w in (None, g) for g, w in zip(got, wanted, strict=True))
@@ -202,6 +228,9 @@ def _compiled(expression: str) -> CodeType:
     return compile(expression, "<rule>", "eval")
 
 
+_NAMES: dict[str, Any] = {"__builtins__": {"len": len}}
+
+
 def _value(expression: str, values: dict[str, Any]) -> Any:
     """A rule's expression over an operation's fields. Rules are constants of `ops`, nobody's input."""
-    return eval(_compiled(expression), {"__builtins__": {"len": len}}, values)
+    return eval(_compiled(expression), _NAMES, values)

@@ -75,6 +75,7 @@ class Kind(Enum):
 BUFFERS = frozenset({Kind.READS, Kind.WRITES, Kind.UPDATES, Kind.ROUTES, Kind.ROUTED})
 READ = frozenset({Kind.READS, Kind.UPDATES, Kind.ROUTES, Kind.ROUTED})
 WRITTEN = frozenset({Kind.WRITES, Kind.UPDATES})
+_FILLED = frozenset({Kind.WRITES})
 TENSORS = frozenset({Kind.TABLE, Kind.MATRIX, Kind.VECTOR})
 NUMBERS = frozenset({Kind.INT, Kind.FLOAT, Kind.FLOAT64, Kind.ADDED, Kind.KEEPS})
 
@@ -198,9 +199,34 @@ def tensors(op: Operation) -> Iterator[TensorRef]:
 
 def reads(op: Operation) -> tuple[Buffer, ...]:
     """Buffers whose contents `op` needs."""
-    return tuple(buffer for field in fields_of(type(op)) if field.kind in READ for buffer in each(op, field))
+    return _buffers(op, READ)
+
+
+def fills(op: Operation) -> tuple[Buffer, ...]:
+    """Buffers that `op` writes without reading them before."""
+    return _buffers(op, _FILLED)
 
 
 def writes(op: Operation) -> tuple[Buffer, ...]:
     """Buffers that `op` fills; Head's logits are no buffer."""
-    return tuple(buffer for field in fields_of(type(op)) if field.kind in WRITTEN for buffer in each(op, field))
+    return _buffers(op, WRITTEN)
+
+
+_BUFFERS: dict[tuple[type[Operation], frozenset[Kind]], tuple[tuple[str, bool], ...]] = {}
+
+
+def _fields_of_kinds(operation: type[Operation], kinds: frozenset[Kind]) -> tuple[tuple[str, bool], ...]:
+    """Name, and whether it is a list."""
+    key = operation, kinds
+    if key not in _BUFFERS:
+        _BUFFERS[key] = tuple((field.name, field.is_list) for field in fields_of(operation) if field.kind in kinds)
+    return _BUFFERS[key]
+
+
+def _buffers(op: Operation, kinds: frozenset[Kind]) -> tuple[Buffer, ...]:
+    """Asked of every operation many times while a model loads."""
+    found: list[Buffer] = []
+    for name, is_list in _fields_of_kinds(type(op), kinds):
+        value = getattr(op, name)
+        found += value if is_list else () if value is None else (value,)
+    return tuple(found)
