@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ClosedError
+from ..isolated import until
 from ..memory.overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, WORKER_BYTES
 from .backend import LoadOptions, ServedModel
 from .library import Located, StoreLibrary
-from .slow_work import SlowWork
+from .slow_work import MOST_SECONDS, SlowWork
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -104,7 +106,8 @@ class EngineLoader:
         key = (located.path, located.file_version)
         weights = Weights(model, partial(self._forget, key))
         try:
-            served = _of_weights(located, weights)
+            with until(time.monotonic() + MOST_SECONDS):
+                served = _of_weights(located, weights)
         except BaseException:
             model.close()
             raise

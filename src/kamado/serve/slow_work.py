@@ -19,7 +19,7 @@ _MAX_PENDING = 12
 _RETRY_SECONDS = 5.0
 # From its request on, with the wait for a thread: what has not had its turns by then is told to come again. A template
 # that is tried beside 48 streams took 50 to 80 s, and the requests behind it had no answer in 120.
-_MOST_SECONDS = 40.0
+MOST_SECONDS = 40.0
 
 
 class SlowWork:
@@ -37,7 +37,7 @@ class SlowWork:
                 retry_after=_RETRY_SECONDS,
                 is_queue=False,
             )
-        deadline = time.monotonic() + _MOST_SECONDS
+        deadline = time.monotonic() + MOST_SECONDS
 
         def patiently() -> T:
             with until(deadline):
