@@ -2,7 +2,7 @@
 
 `Model.generate`, `chat` and `answer_turn` take `AnswerOptions` by name; requests of the server carry `SamplingOptions`.
 `Sampling` is all of the latter, checked. The command line's options and recipes are made of `RANGES`. What each
-parameter does is said in engine/sampler.py.
+parameter does is said in engine/schedule/sampler.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
-from ..errors import UsageError
+from .errors import UsageError
 
 MAX_LOGPROBS = 64
 MAX_SEED = (1 << 64) - 1

@@ -13,14 +13,14 @@ from .terminal import Progress, note
 if TYPE_CHECKING:
     from .. import Model
     from .._native import Executor
-    from ..checkpoint import Checkpoint
-    from ..checkpoint.store import Store
+    from ..files import Checkpoint
+    from ..library.store import Store
     from ..program import Program
 
 
 def open_store() -> Store:
     """The store at its XDG place (or KAMADO_HOME)."""
-    from ..checkpoint.store import Store
+    from ..library.store import Store
 
     return Store()
 
@@ -41,7 +41,7 @@ def locate(name: str, *, pull: bool = False) -> Path:
 
 def fetch(name: str, store: Store, *, revision: str | None = None, quant: str | None = None) -> Path:
     """Pulls a model with a progress bar on stderr and returns where it lies."""
-    from ..checkpoint.pull import pull
+    from ..library.pull import pull
 
     with Progress(f"pulling {name}") as progress:
         path = pull(name, store, revision=revision, quant=quant, progress=progress)
@@ -51,7 +51,7 @@ def fetch(name: str, store: Store, *, revision: str | None = None, quant: str | 
 
 def open_model_file(name: str) -> Checkpoint:
     """The checkpoint called `name`, its header read and checked, no weight loaded."""
-    from ..checkpoint import open_checkpoint
+    from ..files import open_checkpoint
 
     return open_checkpoint(locate(name))
 
@@ -69,7 +69,7 @@ def called(path: Path) -> str:
 
 def require_chat(path: Path, name: str, allow_unknown: Collection[str] = ()) -> None:
     """Raises UsageError unless the header says that the model can chat. No weight is loaded for that."""
-    from ..checkpoint import open_checkpoint
+    from ..files import open_checkpoint
     from ..models import build_program
 
     checkpoint = open_checkpoint(path)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UsageError
-from ..files import replacing
+from .atomic import replacing
 from .direct_file import DirectFile
 from .gguf_header import DEFAULT_ALIGNMENT, MAGIC, SCALAR_CODES, ValueType
 from .strings import Strings

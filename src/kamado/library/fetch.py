@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ..errors import DownloadError
-from ..files import put_in_place
+from ..files.atomic import put_in_place
 
 if TYPE_CHECKING:
     import httpx2

@@ -29,7 +29,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..errors import CorruptFileError, DownloadError, ModelNotFoundError, UsageError
-from ..files import put_in_place, sync_folder, user_folder, write_atomically
+from ..files.atomic import put_in_place, sync_folder, user_folder, write_atomically
 from .catalog import CATALOG
 
 _ENTRY = "entry.json"

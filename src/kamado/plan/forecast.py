@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from ..checkpoint.types import Checkpoint
 from ..errors import MemoryBudgetError, UsageError
+from ..files.types import Checkpoint
 from ..program import Program
 from . import sizes
 from .budget import format_size, format_size_up
@@ -24,8 +24,8 @@ from .kv_presets import (
     pages_for,
     parse_kv,
 )
+from .machine import DeviceProfile, Machine, machine
 from .overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, WORKER_BYTES, planned_kernel_bytes
-from .profile import DeviceProfile, Machine, machine
 from .sizes import ExpertNeeds
 
 DEFAULT_CONTEXT = 4096

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from ..files import user_folder, write_atomically
+from ..files.atomic import user_folder, write_atomically
 
 # cgroup v1 writes "no limit" as the largest multiple of the page size: nothing near it is a limit.
 _NO_LIMIT = 1 << 60

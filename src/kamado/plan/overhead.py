@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from ..isolated import WORKER_BASE_BYTES, worker_pids
+from .machine import kib_fields
 from .page_cache import cached_bytes
-from .profile import kib_fields
 
 _PAGE_BYTES = 4096
 # A page table of 4 KiB for every 2 MiB in use. Huge pages do not change that: the kernel sets a table aside with each

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..checkpoint.layouts import TILE_ROWS
-from ..checkpoint.types import TensorRef
+from ..files.layouts import TILE_ROWS
+from ..files.types import TensorRef
 from ..isolated import WORK_BYTES, WORKER_BASE_BYTES
 from ..program import Buffer, Embed, Experts, Head, Linear, Norm, Program, Route
 

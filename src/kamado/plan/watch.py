@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .profile import least_cgroup_limit, usable_bytes
+from .machine import least_cgroup_limit, usable_bytes
 
 
 class LimitWatch:

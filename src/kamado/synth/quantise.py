@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnsupportedError
-from .types import Layout
+from ..files.types import Layout
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

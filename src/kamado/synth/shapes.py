@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ..errors import UsageError
-from .types import Layout
+from ..files.types import Layout
 
 Kind = Literal["embedding", "ones", "out_norm", "bias", "inward", "outward", "router", "head"]
 

@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import UnsupportedError, UsageError
-from .gguf_header import read_header
-from .gguf_writer import GgufWriter
-from .quant import quantize, random_blocks
-from .strings import Strings
-from .synth_routing import RouterPlan, plan_router, residual_growth, router_rows, shared_norm
-from .synth_shapes import LAYOUTS, Shape, TensorPlan, metadata_of, shape_of, tensors_of, with_experts_note
-from .types import Checkpoint, Layout
+from ..files.gguf_header import read_header
+from ..files.gguf_writer import GgufWriter
+from ..files.strings import Strings
+from ..files.types import Checkpoint, Layout
+from .quantise import quantize, random_blocks
+from .routing import RouterPlan, plan_router, residual_growth, router_rows, shared_norm
+from .shapes import LAYOUTS, Shape, TensorPlan, metadata_of, shape_of, tensors_of, with_experts_note
 
 _T = TypeVar("_T")
 

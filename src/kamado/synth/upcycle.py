@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptFileError, UnsupportedError, UsageError
-from .gguf_header import Header, read_header
-from .gguf_writer import GgufWriter
-from .types import Checkpoint, Layout, TensorRef
+from ..files.gguf_header import Header, read_header
+from ..files.gguf_writer import GgufWriter
+from ..files.types import Checkpoint, Layout, TensorRef
 
 MAX_EXPERTS = 1024
 DEFAULT_JITTER_SCALE = 0.02  # of each scale; below what 4-bit rounding moves, far above float noise in the logits

@@ -134,7 +134,7 @@ class ChatTemplate:
         limits = Limits(self._limits.seconds, clock_seconds=max(10.0, 2 * self._limits.seconds))
         request = {"source": self._source, "limits": asdict(self._limits), "variables": variables}
         try:
-            reply: dict[str, Any] = WORKER.ask("kamado.checkpoint.template_worker:use", request, limits)
+            reply: dict[str, Any] = WORKER.ask("kamado.text.template_worker:use", request, limits)
         except WorkerEndedError as error:
             reasons = {
                 "time": f"took longer than {limits.cpu_seconds:g} s",

@@ -11,7 +11,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from ..checkpoint.types import Checkpoint
+from ...files.types import Checkpoint
 
 _HEAD_BYTES = 1 << 20
 _SAMPLE_BYTES = 128
@@ -50,7 +50,7 @@ def build_identity(tier: str) -> str:
     """Version, native module and kernel tier: what the bits of a computed key depend on beside the model."""
     from importlib import metadata
 
-    from .. import _native
+    from ... import _native
 
     try:
         version = metadata.version("kamado")

@@ -28,10 +28,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import _native
-from ..errors import KamadoError
-from ..memory.kv_presets import PAGE_TOKENS
-from ..memory.page_cache import forget_open
+from ... import _native
+from ...errors import KamadoError
+from ...plan.kv_presets import PAGE_TOKENS
+from ...plan.page_cache import forget_open
 
 VERSION = 2
 PAGE, POINT = 1, 2

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import record
-from .record import DamagedRecordError
-from .session import PAGE_TOKENS, Session, SessionCache
-from .store import PrefixFolder, StoredPoint
+from . import prefix_file
+from .prefix_file import DamagedRecordError
+from .prefix_store import PrefixFolder, StoredPoint
+from .sequences import PAGE_TOKENS, Session, SessionCache
 
 _log = logging.getLogger("kamado.prefixes")
 
@@ -60,9 +60,9 @@ class Sizes:
 
     def largest(self, length: int) -> int:
         """Bytes of the largest file of a candidate of that many tokens: what a restore needs at least."""
-        files = [record.file_bytes(length, self.tail_bytes)]
-        if record.settled_pages(length):
-            files.append(record.file_bytes(PAGE_TOKENS, self.page_bytes))
+        files = [prefix_file.file_bytes(length, self.tail_bytes)]
+        if prefix_file.settled_pages(length):
+            files.append(prefix_file.file_bytes(PAGE_TOKENS, self.page_bytes))
         return max(files)
 
 
@@ -120,8 +120,8 @@ class _Reader:
 
     def _file_bytes(self, index: int) -> int:
         if index < len(self._candidate.page_keys):
-            return record.file_bytes(PAGE_TOKENS, self._sizes.page_bytes)
-        return record.file_bytes(self._candidate.length, self._sizes.tail_bytes)
+            return prefix_file.file_bytes(PAGE_TOKENS, self._sizes.page_bytes)
+        return prefix_file.file_bytes(self._candidate.length, self._sizes.tail_bytes)
 
     def _must_wait(self) -> bool:
         more = self._file_bytes(self._next)

@@ -5,7 +5,7 @@ steps the scheduler's thread copies a few pages at a time out of the executor, a
 of its own checks them in and writes them. A session that must give up its pages is saved first, for a second at most.
 
 Restoring: threads read and check a prefix page by page while other answers go on, and between steps the scheduler hands
-the executor what is there (restore.py). A prefix that is damaged, foreign or gone is removed and computed again.
+the executor what is there (prefix_reader.py). A prefix that is damaged, foreign or gone is removed and computed again.
 
 A store that cannot be written (a full disk, no permission) costs its entries and one warning, nothing else.
 """
@@ -21,11 +21,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from . import record
-from .executor_protocol import ExecutorProtocol
-from .restore import Candidate, Restore, RestoreStats, Sizes
-from .session import PAGE_TOKENS, Session
-from .store import PrefixFolder, PrefixStore
+from ..schedule.executor_protocol import ExecutorProtocol
+from . import prefix_file
+from .prefix_reader import Candidate, Restore, RestoreStats, Sizes
+from .prefix_store import PrefixFolder, PrefixStore
+from .sequences import PAGE_TOKENS, Session
 
 _log = logging.getLogger("kamado.prefixes")
 
@@ -105,7 +105,7 @@ class Keeper:
 
     def save(self, session: Session, length: int, label: str = "") -> None:
         """Queues the session's first `length` tokens unless hardly more than what is stored already."""
-        tokens = record.token_bytes(session.tokens[:length])
+        tokens = prefix_file.token_bytes(session.tokens[:length])
         folder = self._folder(session.owner)
         for entry in self._entries:
             if entry.folder is folder and entry.length <= length and tokens.startswith(entry.tokens):
@@ -129,7 +129,7 @@ class Keeper:
         for entry in [e for e in self._entries if e.session is session and e.next_page == 0 and e.length < length]:
             if not entry.label or entry.label == label:
                 self._entries.remove(entry)
-        keys = record.chain(folder.binding, tokens)
+        keys = prefix_file.chain(folder.binding, tokens)
         self._entries.append(_Entry(session, length, label, folder, tokens, keys))
         self._start_writer()
 
@@ -269,7 +269,7 @@ class Keeper:
 
     def num_shared(self, tokens: Sequence[int], owner: str) -> int:
         """Tokens in full pages that are on disk, whether a point makes them usable or not."""
-        return PAGE_TOKENS * self._folder(owner).num_pages(record.token_bytes(tokens))
+        return PAGE_TOKENS * self._folder(owner).num_pages(prefix_file.token_bytes(tokens))
 
     def stored_tokens(self, owner: str) -> Iterator[array[int]]:
         """The token ids of every stored prefix, those used latest first. Read from the files' heads, unchecked; may be
@@ -287,7 +287,7 @@ class Keeper:
         it can be cut. Not more than `max_tokens`.
         """
         folder = self._folder(owner)
-        wanted = record.token_bytes(tokens)
+        wanted = prefix_file.token_bytes(tokens)
         least = above + _WORTH_TOKENS
         try:
             points = list(folder.find(wanted, above=least - 1))[:4]
@@ -322,7 +322,7 @@ class Keeper:
     def _folder(self, owner: str) -> PrefixFolder:
         folder = self._folders.get(owner)
         if folder is None:
-            name = record.digest(b"owner", owner.encode()).hex() if owner else ""
+            name = prefix_file.digest(b"owner", owner.encode()).hex() if owner else ""
             folder = self.store.folder({**self._binding, "owner": name}, self._about)
             self._folders[owner] = folder
         return folder

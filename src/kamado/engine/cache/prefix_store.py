@@ -28,11 +28,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import PRIVATE, TEMPORARY_SUFFIX, sync_folder, user_folder, write_atomically
-from ..memory.kv_presets import PAGE_TOKENS
-from ..memory.page_cache import forget_open
-from . import record
-from .record import PAGE, POINT, Buffer, DamagedRecordError
+from ...files.atomic import PRIVATE, TEMPORARY_SUFFIX, sync_folder, user_folder, write_atomically
+from ...plan.kv_presets import PAGE_TOKENS
+from ...plan.page_cache import forget_open
+from . import prefix_file
+from .prefix_file import PAGE, POINT, Buffer, DamagedRecordError
 
 DEFAULT_CAP_BYTES = 2 << 30
 
@@ -89,8 +89,8 @@ class PrefixStore:
 
     def folder(self, binding: Mapping[str, str], about: Mapping[str, str] | None = None) -> PrefixFolder:
         """What was stored for one model, build, preset and owner. `about` is written beside it for people."""
-        text = json.dumps({**binding, "record": str(record.VERSION)}, sort_keys=True)
-        return PrefixFolder(self, record.digest(text.encode()), dict(about or {}))
+        text = json.dumps({**binding, "record": str(prefix_file.VERSION)}, sort_keys=True)
+        return PrefixFolder(self, prefix_file.digest(text.encode()), dict(about or {}))
 
     def total_bytes(self) -> int:
         """Bytes of all files, counted now."""
@@ -108,7 +108,7 @@ class PrefixStore:
                 for files in self._scan():
                     for point in files.points:
                         with contextlib.suppress(OSError, DamagedRecordError):
-                            if record.read_head(point.path, POINT, files.binding)[2] == label:
+                            if prefix_file.read_head(point.path, POINT, files.binding)[2] == label:
                                 point.path.unlink(missing_ok=True)
                 for files in self._scan():
                     for name in needed_before.get(files.binding, Counter()) - _needed(files):
@@ -122,7 +122,7 @@ class PrefixStore:
         for files in self._scan():
             for point in files.points:
                 with contextlib.suppress(OSError, DamagedRecordError):
-                    label = record.read_head(point.path, POINT, files.binding)[2]
+                    label = prefix_file.read_head(point.path, POINT, files.binding)[2]
                     pages = sum(files.pages[name][0] for name in point.pages if name in files.pages)
                     if label:
                         found[label] = max(found.get(label, 0), pages + point.nbytes)
@@ -185,13 +185,13 @@ class PrefixStore:
                 files.pages[path.name] = (stat.st_size, stat.st_mtime)
             for path, stat in _entries(directory / "points"):
                 try:
-                    _, tokens, _ = record.read_head(path, POINT, files.binding)
+                    _, tokens, _ = prefix_file.read_head(path, POINT, files.binding)
                 except OSError:
                     continue
                 except DamagedRecordError:
                     files.damaged.append(path)
                     continue
-                keys = record.chain(files.binding, tokens)[: record.settled_pages(len(tokens) // 4)]
+                keys = prefix_file.chain(files.binding, tokens)[: prefix_file.settled_pages(len(tokens) // 4)]
                 names = tuple(key.hex() + _SUFFIX for key in keys)
                 files.points.append(_Point(stat.st_mtime, stat.st_size, path, names))
             found.append(files)
@@ -255,15 +255,15 @@ class PrefixFolder:
         index = self._refreshed()
         if not index:
             return
-        keys = record.chain(self.binding, tokens)
+        keys = prefix_file.chain(self.binding, tokens)
         size = 4 * PAGE_TOKENS
-        for num_pages in range(record.settled_pages(len(tokens) // 4), -1, -1):
+        for num_pages in range(prefix_file.settled_pages(len(tokens) // 4), -1, -1):
             base = keys[num_pages - 1] if num_pages else self.binding
             for num_rest, key, path in sorted(index.get(base, ()), reverse=True):
                 length = num_pages * PAGE_TOKENS + num_rest
-                if not above < length <= len(tokens) // 4 or record.settled_pages(length) != num_pages:
+                if not above < length <= len(tokens) // 4 or prefix_file.settled_pages(length) != num_pages:
                     continue
-                if record.digest(base, b"point", tokens[num_pages * size : 4 * length]) == key:
+                if prefix_file.digest(base, b"point", tokens[num_pages * size : 4 * length]) == key:
                     yield StoredPoint(path, length, tuple(keys[:num_pages]))
 
     def find_overlap(self, tokens: bytes, *, above: int, is_exact: bool) -> StoredPoint | None:
@@ -282,7 +282,7 @@ class PrefixFolder:
                 length = int(differs[0]) if len(differs) else size
                 is_usable = is_exact or length // PAGE_TOKENS == len(held) // PAGE_TOKENS
                 if is_usable and length > (best[0] if best else above):
-                    keys = record.chain(self.binding, held.tobytes())[: record.settled_pages(len(held))]
+                    keys = prefix_file.chain(self.binding, held.tobytes())[: prefix_file.settled_pages(len(held))]
                     best = length, StoredPoint(path, len(held), tuple(keys))
         return None if best is None else best[1]
 
@@ -292,8 +292,8 @@ class PrefixFolder:
         if is_exact:
             yield from list(index.values())
             return
-        keys = [self.binding, *record.chain(self.binding, tokens)]
-        for key in keys[: record.settled_pages(len(tokens) // 4) + 1]:
+        keys = [self.binding, *prefix_file.chain(self.binding, tokens)]
+        for key in keys[: prefix_file.settled_pages(len(tokens) // 4) + 1]:
             if key in index:
                 yield index[key]
 
@@ -302,7 +302,7 @@ class PrefixFolder:
         found = self._heads.get(path)
         if found is None:
             try:
-                found = record.read_head(path, POINT, self.binding)[1]
+                found = prefix_file.read_head(path, POINT, self.binding)[1]
             except (OSError, DamagedRecordError):
                 found = b""
             self._heads[path] = found
@@ -312,12 +312,12 @@ class PrefixFolder:
         """The tokens (int32) of every point, as its head has them, those used latest first."""
         for path, _ in sorted(_entries(self._points), key=lambda entry: -entry[1].st_mtime_ns):
             with contextlib.suppress(OSError, DamagedRecordError):
-                yield record.read_head(path, POINT, self.binding)[1]
+                yield prefix_file.read_head(path, POINT, self.binding)[1]
 
     def point_label(self, path: Path) -> str:
         """The named session that a point belongs to; "" when none or when it cannot be read."""
         try:
-            return record.read_head(path, POINT, self.binding)[2]
+            return prefix_file.read_head(path, POINT, self.binding)[2]
         except (OSError, DamagedRecordError):
             return ""
 
@@ -326,7 +326,7 @@ class PrefixFolder:
         if not self._pages.is_dir():
             return 0
         count = 0
-        for key in record.chain(self.binding, tokens):
+        for key in prefix_file.chain(self.binding, tokens):
             if not self.has_page(key):
                 break
             count += 1
@@ -365,21 +365,21 @@ class PrefixFolder:
             return True
         self._describe()
         path = self._pages / (key.hex() + _SUFFIX)
-        return self.store.write(path, record.pack(PAGE, self.binding, key, tokens, payload))
+        return self.store.write(path, prefix_file.pack(PAGE, self.binding, key, tokens, payload))
 
     def write_point(self, tokens: bytes, payload: Buffer, label: str = "") -> bool:
         """Stores a reuse point whose pages were stored; False when there is no room or a page has gone meanwhile."""
-        keys = record.chain(self.binding, tokens)
-        count = record.settled_pages(len(tokens) // 4)
+        keys = prefix_file.chain(self.binding, tokens)
+        count = prefix_file.settled_pages(len(tokens) // 4)
         if not all(self.has_page(key) for key in keys[:count]):
             return False
         self._describe()
         sync_folder(self._pages)
         base = keys[count - 1] if count else self.binding
         num_rest = len(tokens) // 4 - count * PAGE_TOKENS
-        key = record.point_key(self.binding, keys, tokens)
+        key = prefix_file.point_key(self.binding, keys, tokens)
         path = self._points / f"{base.hex()}-{num_rest:02x}-{key.hex()}{_SUFFIX}"
-        if not self.store.write(path, record.pack(POINT, self.binding, key, tokens, payload, label)):
+        if not self.store.write(path, prefix_file.pack(POINT, self.binding, key, tokens, payload, label)):
             return False
         sync_folder(self._points)
         self._index_stamp = None
@@ -392,9 +392,9 @@ class PrefixFolder:
                 (self._pages / (key.hex() + _SUFFIX)).unlink(missing_ok=True)
 
     def _read(self, path: Path, kind: int, tokens: bytes, max_payload: int, buffer: bytearray | None) -> memoryview:
-        limit = record.file_bytes(len(tokens) // 4, max_payload) + record.MAX_LABEL_BYTES
+        limit = prefix_file.file_bytes(len(tokens) // 4, max_payload) + prefix_file.MAX_LABEL_BYTES
         try:
-            found = record.read(
+            found = prefix_file.read(
                 path, kind, self.binding, max_bytes=limit, buffer=buffer, keeps_cached=self.store.keeps_cached
             )
             if found.tokens != tokens:

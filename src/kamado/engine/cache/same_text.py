@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .chat_types import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
-from .tool_format import AnswerParser, ChatFormat
-from .tool_format.reasoning import ReasoningTags
-from .tool_format.syntax import without_marks
+from ..turns.chat_types import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
+from ..turns.tool_format import AnswerParser, ChatFormat
+from ..turns.tool_format.reasoning import ReasoningTags
+from ..turns.tool_format.syntax import without_marks
 
 if TYPE_CHECKING:
-    from ..checkpoint.tokenizer import Tokenizer
+    from ...text.tokenizer import Tokenizer
 
 # Slices that are compared at once while ids are equal.
 _MAX_SLICE = 4096

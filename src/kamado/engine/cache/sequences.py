@@ -23,10 +23,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NativeError
-from ..memory.kv_presets import PAGE_TOKENS, pages_for
-from .executor_protocol import ExecutorProtocol
-from .prefix import PrefixTree, common_prefix
+from ...errors import NativeError
+from ...plan.kv_presets import PAGE_TOKENS, pages_for
+from ..schedule.executor_protocol import ExecutorProtocol
+from .prefix_tree import PrefixTree, common_prefix
 
 __all__ = ["PAGE_TOKENS", "Keeping", "Session", "SessionCache", "Sources", "common_prefix"]
 

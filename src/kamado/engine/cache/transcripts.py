@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 
 from .same_text import SameText
-from .session import common_prefix
+from .sequences import common_prefix
 
 # One more costs each prompt and each answer a comparison: 31 µs on a busy machine, where 35 ids are shared.
 _MAX_TRANSCRIPTS = 512

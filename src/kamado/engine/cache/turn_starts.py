@@ -14,8 +14,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Sequence
 
-from ..errors import TemplateError
-from .prefix import common_prefix
+from ...errors import TemplateError
+from .prefix_tree import common_prefix
 
 # Between marks of a prompt that has no turns: 4,096 tokens of a 1.5B model take half a minute on two cores.
 RAW_MARK_TOKENS = 4096

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .chat_types import ContentEvent, TextDelta, ToolCallDelta, ToolCallStart
+from ..turns.chat_types import ContentEvent, TextDelta, ToolCallDelta, ToolCallStart
 from .json_schema import CompiledSchema
 
 

@@ -26,15 +26,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConstraintError
-from ..isolated import WORKER, Limits, WorkerEndedError, run_on_big_stack, why_ended
-from ..memory.sizes import constraint_bytes
+from ...errors import ConstraintError
+from ...isolated import WORKER, Limits, WorkerEndedError, run_on_big_stack, why_ended
+from ...plan.sizes import constraint_bytes
 from .grammar import Grammar
 from .grammar_bounds import check_bounds
 from .grammar_compile import KINDS, make_matcher, reason, require_llguidance
 
 if TYPE_CHECKING:
-    from ..checkpoint.tokenizer import Tokenizer
+    from ...text.tokenizer import Tokenizer
 
 __all__ = ["Constraint", "ConstraintCompiler", "Form", "require_llguidance"]
 
@@ -134,7 +134,7 @@ class ConstraintCompiler:
 
     @property
     def nbytes(self) -> int:
-        """Memory that is taken, by what was measured (memory/sizes.py): none before the first grammar."""
+        """Memory that is taken, by what was measured (plan/sizes.py): none before the first grammar."""
         return 0 if self._trie is None else constraint_bytes(self._vocab_size, is_peak=False)
 
     def compile(self, grammar: Grammar) -> Constraint:
@@ -192,7 +192,7 @@ class ConstraintCompiler:
         """Compiles the grammar in the worker. Raises ConstraintError when it must not be compiled here."""
         request = {"kind": grammar.kind, "text": grammar.text}
         try:
-            problem = WORKER.ask("kamado.engine.grammar_compile:check", request, _TRIAL)
+            problem = WORKER.ask("kamado.engine.forms.grammar_compile:check", request, _TRIAL)
         except WorkerEndedError as error:
             reasons = {
                 "time": f"compiling it takes longer than {2 * _TRIAL.cpu_seconds:g} s: make it smaller or simpler",

@@ -1,8 +1,8 @@
 """What an answer must be, as a bounded text: a JSON Schema, a regular expression or a Lark grammar.
 
-Nothing here needs the package that enforces it (engine/constraint.py does), so a server can refuse a schema before a
-model is loaded, and say what of it is not enforced. json_schema/ makes grammars of schemas; its bounds keep the
-compiler below a second and 100 MB for anything that passes; what is slow for other reasons runs out of fuel.
+Nothing here needs the package that enforces it (engine/forms/constraint.py does), so a server can refuse a schema
+before a model is loaded, and say what of it is not enforced. json_schema/ makes grammars of schemas; its bounds keep
+the compiler below a second and 100 MB for anything that passes; what is slow for other reasons runs out of fuel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..errors import ConstraintError
+from ...errors import ConstraintError
 from .json_schema import CompiledSchema, compile_schema
 
 MAX_CHARACTERS = 1 << 18

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-from ..errors import ConstraintError
+from ...errors import ConstraintError
 from .grammar import Grammar
 
 # The compiler takes 3 kB of stack for a link of a chain of rules: 3 MB.

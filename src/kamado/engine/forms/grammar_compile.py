@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from ..errors import ConstraintError, MissingPackageError
+from ...errors import ConstraintError, MissingPackageError
 from .grammar import Grammar
 
 # Bounds of the compiler and of one mask, in its own units; about 50 000 of fuel and 20 000 items take a millisecond.

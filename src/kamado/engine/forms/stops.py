@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import UsageError
+from ...errors import UsageError
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 512

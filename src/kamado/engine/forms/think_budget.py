@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .request import TokenRule
-from .tool_format.reasoning import ReasoningTags
+from ..schedule.request import TokenRule
+from ..turns.tool_format.reasoning import ReasoningTags
 
 if TYPE_CHECKING:
-    from ..checkpoint.tokenizer import Tokenizer
+    from ...text.tokenizer import Tokenizer
 
 
 class ThinkBudget:

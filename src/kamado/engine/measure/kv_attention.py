@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..memory.kv_presets import PAGE_TOKENS, Bits
-from ..program import Attend, Program
-from .executor_protocol import ExecutorProtocol
-from .kv_record import KvLayerRow
+from ...plan.kv_presets import PAGE_TOKENS, Bits
+from ...program import Attend, Program
+from ..schedule.executor_protocol import ExecutorProtocol
+from .kv_results import KvLayerRow
 
 Floats = NDArray[np.float32]
 

@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint import open_checkpoint
-from ..errors import TokenizerError, UsageError
-from ..memory.kv_presets import kv_needs, num_kv_layers, parse_kv
-from ..models import build_program
-from ..program import Program
-from . import record
-from .identity import model_identity
+from ...errors import TokenizerError, UsageError
+from ...files import open_checkpoint
+from ...models import build_program
+from ...plan.kv_presets import kv_needs, num_kv_layers, parse_kv
+from ...program import Program
+from ..cache import prefix_file
+from ..cache.identity import model_identity
+from ..load import load
+from ..model import Model
 from .kv_attention import AttentionProbe, layers_text, spoiling_layers
-from .kv_record import KvRecord, KvRow, load_record, records_root, save_record
-from .load import load
-from .model import Model
+from .kv_results import KvRecord, KvRow, load_record, records_root, save_record
 
 TEXTS = ("prose", "technical", "code")
 PRESETS = ("safe", "balanced", "small")
@@ -94,7 +94,7 @@ def measure_kv(
     program = build_program(checkpoint, options.get("allow_unknown", ()))
     identity = model_identity(checkpoint)
     texts = builtin_texts()
-    setting = record.digest(*(text.encode() for text in texts), str(num_tokens).encode()).hex()
+    setting = prefix_file.digest(*(text.encode() for text in texts), str(num_tokens).encode()).hex()
     known = None if is_fresh else load_record(identity)
     if known is None or known.text != setting:
         known = KvRecord(identity, checkpoint.name or checkpoint.path.name, text=setting)

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
-from ..checkpoint.types import Checkpoint
-from ..errors import UsageError
-from ..files import user_folder, write_atomically
-from ..memory.kv_presets import AUTO, check_kv
-from .identity import model_identity
+from ...errors import UsageError
+from ...files.atomic import user_folder, write_atomically
+from ...files.types import Checkpoint
+from ...plan.kv_presets import AUTO, check_kv
+from ..cache.identity import model_identity
 
 CODEC_VERSION = 1  # that of native/state: `Executor.kv_fingerprint` begins with "kv1-"
 _RECORD_VERSION = 2

@@ -133,7 +133,7 @@ def _share(part: float, whole: float) -> float | None:
 
 
 def _cells(name: str, row: LedgerRow) -> Sequence[str]:
-    from ..memory.budget import format_size
+    from ...plan.budget import format_size
 
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{value:.1%}"

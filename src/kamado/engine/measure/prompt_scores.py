@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..memory.kv_presets import PAGE_TOKENS
-from .chat_types import TokenLogprob
-from .generation import public_errors
-from .sampler import log_probabilities
-from .scheduler import Scheduler
-from .session import NoRoomError, Session, SessionCache, common_prefix
+from ...plan.kv_presets import PAGE_TOKENS
+from ..cache.sequences import NoRoomError, Session, SessionCache, common_prefix
+from ..generation import public_errors
+from ..schedule.sampler import log_probabilities
+from ..schedule.scheduler import Scheduler
+from ..turns.chat_types import TokenLogprob
 
 # (log-probability, the likeliest tokens with theirs) of one token
 Score = tuple[float, tuple[tuple[int, float], ...]]

@@ -9,10 +9,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .executor_protocol import ExecutorProtocol
-from .generation import public_errors
-from .scheduler import Scheduler
-from .session import SessionCache
+from ..cache.sequences import SessionCache
+from ..generation import public_errors
+from ..schedule.executor_protocol import ExecutorProtocol
+from ..schedule.scheduler import Scheduler
 
 Visit: TypeAlias = Callable[[int, NDArray[np.float32]], None]  # the first position, its rows and those after it
 Look: TypeAlias = Callable[[ExecutorProtocol, int], None]  # at a sequence, between steps

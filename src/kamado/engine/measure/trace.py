@@ -15,8 +15,8 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
-from .executor_protocol import ExecutorProtocol, Ids, Rows
+from ...errors import UsageError
+from ..schedule.executor_protocol import ExecutorProtocol, Ids, Rows
 from .ledger import Ledger, read_ledger
 
 _STEPS, _EXPERTS = 1, 2  # rows of the picture

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import time
 
-from ..memory.kv_presets import PAGE_TOKENS, pages_for
-from .keeper import Keeper
+from ...plan.kv_presets import PAGE_TOKENS, pages_for
+from ..cache.prefix_saver import Keeper
+from ..cache.sequences import Session, SessionCache, common_prefix
 from .request import Request
-from .session import Session, SessionCache, common_prefix
 from .stats import Counters
 
 _log = logging.getLogger("kamado.scheduler")

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
-from ..errors import MemoryBudgetError
-from ..memory.budget import format_size
-from ..memory.forecast import Plan
-from ..memory.limits import LimitWatch
-from ..memory.sizes import HUGE_PAGE_BYTES
+from ...errors import MemoryBudgetError
+from ...plan.budget import format_size
+from ...plan.forecast import Plan
+from ...plan.sizes import HUGE_PAGE_BYTES
+from ...plan.watch import LimitWatch
 
 LOOK_SECONDS = 0.5
 

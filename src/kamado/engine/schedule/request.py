@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..memory.kv_presets import PAGE_TOKENS
-from .options import Sampling
-from .piece import FinishReason, Piece, Usage
+from ...options import Sampling
+from ...plan.kv_presets import PAGE_TOKENS
+from ..cache.sequences import Session, Sources
+from ..forms.stops import StopMatcher
+from ..piece import FinishReason, Piece, Usage
 from .sampler import Sampler, log_probabilities
-from .session import Session, Sources
-from .stops import StopMatcher
 
 if TYPE_CHECKING:
-    from .restore import Restore
+    from ..cache.prefix_reader import Restore
 
 # Pieces that wait for a slow consumer before its request pauses: a second or two of reading.
 MAX_QUEUED_PIECES = 64
 
 
 class TokenRule(Protocol):
-    """Says which tokens may come next; engine/constraint.py and engine/think_budget.py have one each."""
+    """Says which tokens may come next; engine/forms/constraint.py and engine/forms/think_budget.py have one each."""
 
     def allowed(self) -> NDArray[np.int64] | None:
         """Ids, ascending, at least one; None: all."""

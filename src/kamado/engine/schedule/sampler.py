@@ -1,7 +1,7 @@
 """From a row of logits to a token: one documented order, its own random numbers, no thread or batch in the result.
 
-Order: the answer's form rules tokens out (engine/constraint.py) → logit bias → penalties (repetition, then presence and
-frequency) → temperature → top-k → top-p → min-p → draw.
+Order: the answer's form rules tokens out (engine/forms/constraint.py) → logit bias → penalties (repetition, then
+presence and frequency) → temperature → top-k → top-p → min-p → draw.
 Temperature 0 takes the largest logit after bias and penalties; equal logits go to the lower token id, everywhere.
 
   repetition   over the prompt and the answer: a positive logit is divided by it, a negative one multiplied
@@ -26,9 +26,9 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import top_ids
-from ..errors import NativeError, UsageError
-from .options import MAX_SEED, Sampling
+from ..._native import top_ids
+from ...errors import NativeError, UsageError
+from ...options import MAX_SEED, Sampling
 
 # Logits that differ at all differ by more than this allows to tell apart; its inverse is a float32 still.
 _LEAST_TEMPERATURE = 1e-30

@@ -20,13 +20,13 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from ..errors import ClosedError, UsageError
+from ...errors import ClosedError, UsageError
+from ..cache.prefix_saver import Keeper
+from ..cache.sequences import NoRoomError, SessionCache
+from ..measure.ledger import read_ledger
 from .admission import Admission
 from .executor_protocol import ExecutorProtocol
-from .keeper import Keeper
-from .ledger import read_ledger
 from .request import Outbox, Request
-from .session import NoRoomError, SessionCache
 from .stats import Counters, Snapshot
 
 T = TypeVar("T")

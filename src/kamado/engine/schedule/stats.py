@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..memory.forecast import Plan
-from ..memory.usage import BudgetWatch
-from .keeper import Keeper
-from .ledger import Ledger
+from ...plan.forecast import Plan
+from ...plan.usage import BudgetWatch
+from ..cache.prefix_saver import Keeper
+from ..measure.ledger import Ledger
 
 # The executor's names of owners and ours.
 _OWNERS = {"weight_bytes": "weights", "expert_bytes": "experts"}
@@ -43,7 +43,7 @@ class Stats:
     prefill_tokens_per_second: float
     decode_tokens_per_second: float  # all conversations together
     bytes_by_owner: dict[str, int]  # weights, experts, kv, scratch as the executor counts them; interpreter, …
-    peak_bytes: int  # the most so far of all that a container counts: see `kamado.memory.usage.BudgetWatch`
+    peak_bytes: int  # the most so far of all that a container counts: see `kamado.plan.usage.BudgetWatch`
     requests: dict[str, int]  # finished and running together; waiting, live, sessions kept
     kv_pages: dict[str, int]  # of PAGE_TOKENS tokens: live, kept for reuse, free; lost is 0, or pages leak
     num_steps: int

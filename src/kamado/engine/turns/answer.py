@@ -7,11 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from .answer_check import AnswerCheck
+from ..forms.answer_check import AnswerCheck
+from ..forms.json_schema import CompiledSchema
+from ..generation import Generation
+from ..piece import Piece, Usage
 from .chat_types import ContentEvent, Finish, TokenLogprob
-from .generation import Generation
-from .json_schema import CompiledSchema
-from .piece import Piece, Usage
 
 
 class AnswerEvents(Iterator[ContentEvent | Finish]):

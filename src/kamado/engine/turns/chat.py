@@ -25,13 +25,13 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..checkpoint.tokenizer.special import SpecialMatcher
-from ..errors import ContextOverflowError, TemplateError, UsageError
-from .turn_starts import TurnStarts
+from ...errors import ContextOverflowError, TemplateError, UsageError
+from ...text.tokenizer.special import SpecialMatcher
+from ..cache.turn_starts import TurnStarts
 
 if TYPE_CHECKING:
-    from ..checkpoint.template import ChatTemplate
-    from ..checkpoint.tokenizer import Tokenizer
+    from ...text.template import ChatTemplate
+    from ...text.tokenizer import Tokenizer
 
 # What is looked at to see whether a prompt ends in opened reasoning.
 _TAIL_CHARACTERS = 256

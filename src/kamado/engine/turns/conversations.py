@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from ..errors import CorruptFileError, ModelNotFoundError, UsageError
-from ..files import PRIVATE, user_folder, write_atomically
-from . import record
+from ...errors import CorruptFileError, ModelNotFoundError, UsageError
+from ...files.atomic import PRIVATE, user_folder, write_atomically
+from ..cache import prefix_file
 
 _log = logging.getLogger("kamado.sessions")
 
@@ -58,7 +58,7 @@ def check_name(name: object) -> str:
 
 def conversation_label(name: str, owner: str = "") -> str:
     """What entries of the prefix store that belong to a conversation are marked with."""
-    return record.digest(owner.encode(), b"\0", name.encode()).hex()
+    return prefix_file.digest(owner.encode(), b"\0", name.encode()).hex()
 
 
 class ConversationStore:
@@ -132,7 +132,7 @@ class ConversationStore:
             raise ModelNotFoundError(f"no session {name!r}; known sessions: {known}") from None
 
     def _directory(self, owner: str) -> Path:
-        return self.root / (record.digest(b"owner", owner.encode()).hex() if owner else "local")
+        return self.root / (prefix_file.digest(b"owner", owner.encode()).hex() if owner else "local")
 
     def _path(self, name: str, owner: str) -> Path:
         return self._directory(owner) / f"{quote(check_name(name), safe='')}.json"
@@ -140,7 +140,7 @@ class ConversationStore:
 
 def _checksum(document: Mapping[str, object]) -> str:
     """Of all values: white space may change, a damaged letter is noticed."""
-    return record.digest(json.dumps(document, sort_keys=True).encode()).hex()
+    return prefix_file.digest(json.dumps(document, sort_keys=True).encode()).hex()
 
 
 def _read(path: Path) -> Conversation:

@@ -15,7 +15,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConstraintError, UsageError
+from ...errors import ConstraintError, UsageError
+from ..cache.turn_starts import moved
+from ..forms.grammar import Grammar
+from ..forms.json_schema import CompiledSchema
+from ..forms.stops import StopMatcher
+from ..generation import Generation
+from ..piece import Piece, whole_text
 from .answer import AnswerEvents
 from .chat import ChatEncoder
 from .chat_types import (
@@ -32,21 +38,15 @@ from .chat_types import (
     ToolCallEnd,
     ToolChoice,
 )
-from .generation import Generation
-from .grammar import Grammar
-from .json_schema import CompiledSchema
-from .piece import Piece, whole_text
-from .stops import StopMatcher
 from .tool_format import AnswerParser, ChatFormat
-from .tool_format.grammar import AnswerGrammar
+from .tool_format.call_grammar import AnswerGrammar
 from .tool_format.reasoning import ReasoningTags, switch_of
 from .tool_format.syntax import CallSyntax, without_marks
-from .tool_format.turns import check_tools, make_turns
-from .turn_starts import moved
+from .tool_format.template_turns import check_tools, make_turns
 
 if TYPE_CHECKING:
-    from ..checkpoint.tokenizer import Tokenizer
-    from .constraint import Form
+    from ...text.tokenizer import Tokenizer
+    from ..forms.constraint import Form
 
 _OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TAKEN = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))

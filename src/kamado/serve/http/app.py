@@ -22,31 +22,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ..engine.json_schema import kept_bytes
-from ..errors import ClosedError
+from ...engine.forms.json_schema import kept_bytes
+from ...errors import ClosedError
+from ..config import ServeConfig
+from ..models.model_stats import register_model_stats
+from ..models.service import Limits, Service
+from ..ops.metrics import Registry
+from ..ops.share import CONNECTION_BYTES, server_share, worker_bytes
+from ..protocols.parameters import HEADER, LeftOut
+from ..protocols.table import admit
 from .access import Access
-from .bodies import (
-    MEMORY_FACTOR,
-    SMALL_SHARE,
-    BodyBudget,
-    BodyCharge,
-    BodyDecoder,
-    BodyLimits,
-    take_body,
-)
-from .config import ServeConfig
+from .bodies import MEMORY_FACTOR, SMALL_SHARE, BodyBudget, BodyCharge, BodyDecoder, BodyLimits, take_body
 from .connections import ConnectionBounds, Connections
 from .faults import Fault, FaultError, RequestError, fault_of, shown
-from .http import to_json
 from .keys import NOBODY, Key, KeyRing
-from .metrics import Registry
-from .model_stats import register_model_stats
-from .parameters import HEADER, LeftOut
 from .paths import canonical, instead_of
+from .replies import to_json
 from .routes import Call, Family, Response, Route
-from .service import Limits, Service
-from .share import CONNECTION_BYTES, server_share, worker_bytes
-from .table import admit
 from .wire import find_wire
 from .writer import Writer
 
@@ -101,7 +93,7 @@ class Server:
         routes: Sequence[Route] | None = None,
     ) -> None:
         """`routes` None: all families'. `metrics` is the registry that `service` was made with."""
-        from .families import all_routes, family_of
+        from ..protocols.families import all_routes, family_of
 
         self.config = config
         self.service = service

@@ -21,8 +21,8 @@ from typing import Any
 
 import msgspec
 
-from .._native import JsonCost
-from ..memory.budget import format_size
+from ..._native import JsonCost
+from ...plan.budget import format_size
 from .faults import Fault, FaultError, RequestError
 
 _WHERE = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)

@@ -22,7 +22,7 @@ _PATIENCE_SECONDS = 1.0
 
 
 class Source(Protocol[T]):
-    """One answer that is being made: engine/turn.py's TurnStream, and what stands for it in completions.py."""
+    """One answer that is being made: engine/turns/turn.py's TurnStream, and what stands for it in completions.py."""
 
     def poll(self) -> T | None:
         """The next event if it is there, else None. Raises StopIteration after the last, and what the answer met."""

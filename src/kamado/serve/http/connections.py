@@ -24,8 +24,8 @@ from typing import Any, ClassVar, Literal
 
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle, h11  # type: ignore[attr-defined]
 
-from .http import to_json
-from .metrics import Registry
+from ..ops.metrics import Registry
+from .replies import to_json
 
 _log = logging.getLogger("kamado.serve")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..errors import (
+from ...errors import (
     BusyError,
     CheckpointError,
     ClosedError,
@@ -21,7 +21,7 @@ from ..errors import (
     TokenizerError,
     UsageError,
 )
-from .backend import DeadlineError, OverloadedError
+from ..models.contract import DeadlineError, OverloadedError
 
 FaultKind = Literal[
     "invalid_request",  # the request contradicts itself, or asks for what cannot be had

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UsageError
-from ..files import PRIVATE, write_atomically
+from ...errors import UsageError
+from ...files.atomic import PRIVATE, write_atomically
 from .routes import SCOPES, Scope
 
 PREFIX = "kmd-"

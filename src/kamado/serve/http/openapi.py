@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from .openai_results import ErrorResult
+from ..protocols.openai.results import ErrorResult
 from .routes import Route
 
 _PARAMETER = re.compile(r"\{([a-z_]+)(:path)?\}")
@@ -33,7 +33,7 @@ _REASONS = {
 
 def document(routes: Sequence[Route]) -> dict[str, Any]:
     """An OpenAPI 3.1 document."""
-    from .. import __version__
+    from ... import __version__
 
     shown = [route for route in routes if not route.is_hidden]
     types = _types(shown)

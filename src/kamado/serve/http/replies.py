@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .backend import Event, Progress, Started
+from ..models.contract import Event, Progress, Started
 from .routes import Response
 
 NDJSON = "application/x-ndjson"

@@ -6,7 +6,7 @@ route without a scope does not exist. A handler is
 
     async def chat(call: Call[ChatBody]) -> Response: ...
 
-and answers with `json_response`, or with `stream_response` for server-sent events and lines of JSON (http.py). It
+and answers with `json_response`, or with `stream_response` for server-sent events and lines of JSON (replies.py). It
 raises KamadoErrors, RequestError (faults.py) among them; app.py writes them in the family's shape.
 """
 
@@ -16,8 +16,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from ..protocols.parameters import LeftOut
 from .faults import Fault
-from .parameters import LeftOut
 
 if TYPE_CHECKING:
     from .app import Server

@@ -29,7 +29,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.chat_types import (
+from ...engine.turns.chat_types import (
     ContentEvent,
     Effort,
     Finish,
@@ -51,8 +51,8 @@ from ..engine.chat_types import (
     ToolCallStart,
     ToolChoice,
 )
-from ..engine.options import SamplingOptions
-from ..errors import KamadoError
+from ...errors import KamadoError
+from ...options import SamplingOptions
 
 __all__ = [
     "Capability",
@@ -357,7 +357,7 @@ class ServedModel(Protocol):
         """Text of token ids. UsageError for ids that the vocabulary does not have."""
 
     async def stats(self) -> Mapping[str, Any]:
-        """Totals for /metrics: tokens, seconds, bytes by owner (engine/stats.py's Stats.to_dict)."""
+        """Totals for /metrics: tokens, seconds, bytes by owner (engine/schedule/stats.py's Stats.to_dict)."""
 
     async def close(self) -> None:
         """Ends what runs with ClosedError and gives the memory back."""

@@ -8,13 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import open_checkpoint
-from ..checkpoint.layouts import FILE_TYPES
-from ..checkpoint.types import Checkpoint
-from ..errors import CheckpointError
-from ..models import build_program
-from ..program import Program
-from .backend import Capability, ModelInfo
+from ...errors import CheckpointError
+from ...files import open_checkpoint
+from ...files.layouts import FILE_TYPES
+from ...files.types import Checkpoint
+from ...models import build_program
+from ...program import Program
+from .contract import Capability, ModelInfo
 
 _MAX_TEXT, _MAX_DETAILS = 300, 200
 _MAX_TEMPLATE = 100_000

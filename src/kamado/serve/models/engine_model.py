@@ -1,4 +1,4 @@
-"""The engine as the server sees it: `kamado.load`ed models behind the contract of backend.py."""
+"""The engine as the server sees it: `kamado.load`ed models behind the contract of contract.py."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ..engine.grammar import Grammar, schema_grammar
-from ..engine.json_schema import open_schema
-from ..engine.options import MAX_SEED
-from ..errors import BusyError, ClosedError, ConstraintError, ContextOverflowError, KamadoError, UsageError
-from ..isolated import WorkerNeededError, without_worker
-from .backend import (
+from ...engine.forms.grammar import Grammar, schema_grammar
+from ...engine.forms.json_schema import open_schema
+from ...errors import BusyError, ClosedError, ConstraintError, ContextOverflowError, KamadoError, UsageError
+from ...isolated import WorkerNeededError, without_worker
+from ...options import MAX_SEED
+from ..http.bridge import merge
+from ..protocols.completions import CompletionSource, insert_marks
+from ..protocols.sampling import ollama_sampling
+from ..protocols.schemas import schema_header
+from .contract import (
     Capability,
     ChatRequest,
     CompletionRequest,
@@ -39,22 +43,18 @@ from .backend import (
     TokenCounts,
     Truncated,
 )
-from .bridge import merge
-from .completions import CompletionSource, insert_marks
 from .loader import shared_bytes
-from .sampling import ollama_sampling
-from .schemas import schema_header
 from .slow_work import SlowWork
 from .weights import Weights
 
 if TYPE_CHECKING:
-    from ..engine.answer import AnswerEvents
-    from ..engine.constraint import Form
-    from ..engine.model import Model
-    from ..engine.options import AnswerOptions
-    from ..engine.piece import Usage
-    from ..engine.prompt_scores import PromptLogprobs as ScoredPrompt
-    from ..engine.turn import Turn
+    from ...engine.forms.constraint import Form
+    from ...engine.measure.prompt_scores import PromptLogprobs as ScoredPrompt
+    from ...engine.model import Model
+    from ...engine.piece import Usage
+    from ...engine.turns.answer import AnswerEvents
+    from ...engine.turns.turn import Turn
+    from ...options import AnswerOptions
 
 T = TypeVar("T")
 Begun = TypeVar("Begun", bound="AnswerEvents")
@@ -73,7 +73,7 @@ _MOST_COUNTED_CHARACTERS = 4 << 20  # where the question is how many tokens a te
 
 
 class EngineModel:
-    """One loaded model; backend.py's ServedModel."""
+    """One loaded model; contract.py's ServedModel."""
 
     def __init__(
         self, model: Model, info: ModelInfo, recipe: Recipe | None = None, weights: Weights | None = None
@@ -99,7 +99,7 @@ class EngineModel:
 
     @property
     def memory_bytes(self) -> int:
-        """See backend.py. 0 for a model that uses another's weights."""
+        """See contract.py. 0 for a model that uses another's weights."""
         plan = self._model.plan
         return plan.peak_bytes - shared_bytes(plan) if self._weights.is_payer(self) else 0
 
@@ -127,7 +127,7 @@ class EngineModel:
     # --- chat ---------------------------------------------------------------------------------------------------------
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
-        """See backend.py."""
+        """See contract.py."""
         UsageError.when(
             any(not isinstance(part, TextPart) for message in request.messages for part in message.parts),
             f"{self.info.name} cannot see pictures",
@@ -206,7 +206,7 @@ class EngineModel:
         return self._model.prepare_turn(messages, **given, most_tokens=most_tokens)
 
     async def count_chat_tokens(self, request: ChatRequest) -> int:
-        """See backend.py."""
+        """See contract.py."""
         request = self._with_recipe(request)
         _check_length(sum(_size(message) for message in request.messages), _MOST_COUNTED_CHARACTERS)
         turn = await self._in_thread(partial(self._turn, request, request.messages))
@@ -215,7 +215,7 @@ class EngineModel:
     # --- completions --------------------------------------------------------------------------------------------------
 
     async def complete(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
-        """See backend.py."""
+        """See contract.py."""
         if self._recipe is not None:
             request = replace(
                 request,
@@ -343,7 +343,7 @@ class EngineModel:
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        """See backend.py."""
+        """See contract.py."""
         UsageError.when(
             "embedding" not in self.info.capabilities,
             f"{self.info.name} generates text and makes no embeddings: its file names no pooling, so it was not "
@@ -360,26 +360,26 @@ class EngineModel:
         return Embeddings(np.asarray(result.vectors, np.float32), tuple(result.num_tokens))
 
     async def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
-        """See backend.py."""
+        """See contract.py."""
         _check_length(len(text), _MOST_COUNTED_CHARACTERS)
         return await self._in_thread(partial(self._model.tokenize, text, special=special, add_bos=add_bos))
 
     async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
-        """See backend.py."""
+        """See contract.py."""
         return await self._in_thread(lambda: [self._model.token_bytes(token) for token in tokens])
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
-        """See backend.py."""
+        """See contract.py."""
         return await self._in_thread(partial(self._model.detokenize, tokens))
 
     async def stats(self) -> Mapping[str, Any]:
-        """See backend.py. What uses another's weights is counted there."""
+        """See contract.py. What uses another's weights is counted there."""
         if not self._weights.is_payer(self):
             return {}
         return await self._in_thread(lambda: self._model.stats.to_dict())
 
     async def close(self) -> None:
-        """See backend.py."""
+        """See contract.py."""
         self._is_closed = True
         await asyncio.to_thread(self._weights.leave, self)
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
-from ..checkpoint.catalog import CATALOG
-from ..checkpoint.store import Store, StoredModel
-from ..errors import CheckpointError, CorruptFileError, ModelNotFoundError, UsageError
-from ..files import PRIVATE, write_atomically
-from .backend import Message, ModelInfo, PullProgress, Recipe, TextPart
+from ...errors import CheckpointError, CorruptFileError, ModelNotFoundError, UsageError
+from ...files.atomic import PRIVATE, write_atomically
+from ...library.catalog import CATALOG
+from ...library.store import Store, StoredModel
+from .contract import Message, ModelInfo, PullProgress, Recipe, TextPart
 from .describe import describe
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
@@ -53,7 +53,7 @@ class Located:
 
 
 class StoreLibrary:
-    """backend.py's Library over a Store, and files that the server was started with."""
+    """contract.py's Library over a Store, and files that the server was started with."""
 
     def __init__(
         self, store: Store, files: Mapping[str, Path] | None = None, allow_unknown: Sequence[str] = ()
@@ -69,11 +69,11 @@ class StoreLibrary:
     # --- asked by the event loop, done on threads ---------------------------------------------------------------------
 
     async def list(self) -> Sequence[ModelInfo]:
-        """See backend.py."""
+        """See contract.py."""
         return await asyncio.to_thread(self._list)
 
     async def get(self, name: str) -> ModelInfo:
-        """See backend.py. Every request asks: what was found stays good while the store's directories are the same."""
+        """See contract.py. Every request asks: what was found stays good while the store's directories are the same."""
         before = self._stamp()
         known = self._found.get(name)
         if known is not None and known[0] == before and known[1].file_version == _version_now(known[1].path):
@@ -91,20 +91,20 @@ class StoreLibrary:
         return (_stamp_of(self._store.models_dir), _stamp_of(self._recipes_dir))
 
     async def delete(self, name: str) -> None:
-        """See backend.py."""
+        """See contract.py."""
         await asyncio.to_thread(self._delete, name)
 
     async def copy(self, source: str, target: str) -> None:
-        """See backend.py."""
+        """See contract.py."""
         await asyncio.to_thread(self._copy, source, target)
 
     async def create(self, name: str, recipe: Recipe) -> None:
-        """See backend.py."""
+        """See contract.py."""
         await asyncio.to_thread(self._create, name, recipe)
 
     async def pull(self, name: str) -> AsyncIterator[PullProgress]:
-        """See backend.py. One step every 100 ms at the most."""
-        from ..checkpoint.pull import pull
+        """See contract.py. One step every 100 ms at the most."""
+        from ...library.pull import pull
 
         check_name(name.removeprefix("hf:"))
         if not name.startswith("hf:") and name not in CATALOG:  # a path is never looked at for a client

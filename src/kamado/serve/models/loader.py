@@ -13,16 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ClosedError
-from ..isolated import until
-from ..memory.overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, WORKER_BYTES
-from .backend import LoadOptions, ServedModel
+from ...errors import ClosedError
+from ...isolated import until
+from ...plan.overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, WORKER_BYTES
+from .contract import LoadOptions, ServedModel
 from .library import Located, StoreLibrary
 from .slow_work import MOST_SECONDS, SlowWork
 from .weights import Weights
 
 if TYPE_CHECKING:
-    from ..memory.forecast import Plan
+    from ...plan.forecast import Plan
 
 _log = logging.getLogger("kamado.serve")
 
@@ -49,7 +49,7 @@ class EngineSettings:
 
 
 class EngineLoader:
-    """backend.py's Loader over `kamado.load`."""
+    """contract.py's Loader over `kamado.load`."""
 
     def __init__(self, library: StoreLibrary, settings: EngineSettings) -> None:
         self._library = library
@@ -60,7 +60,7 @@ class EngineLoader:
         self._weights: dict[tuple[Path, str], Weights] = {}  # in memory, by the file and its version
 
     async def estimate(self, name: str, options: LoadOptions) -> int:
-        """See backend.py: of the smallest choice that is worth loading."""
+        """See contract.py: of the smallest choice that is worth loading."""
 
         def work() -> int:
             located = self._library.locate(name)
@@ -72,7 +72,7 @@ class EngineLoader:
         return await asyncio.to_thread(work)
 
     async def share(self, name: str) -> ServedModel | None:
-        """See backend.py."""
+        """See contract.py."""
         if not self._weights:
             return None
         located = await asyncio.to_thread(self._library.locate, name)
@@ -80,7 +80,7 @@ class EngineLoader:
         return None if weights is None else await self._slow.run(partial(_of_weights, located, weights))
 
     async def load(self, name: str, options: LoadOptions, memory_bytes: int | None) -> ServedModel:
-        """See backend.py."""
+        """See contract.py."""
         work = partial(self._load, name, options, memory_bytes)
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
@@ -152,11 +152,11 @@ class EngineLoader:
     def _planner(self, located: Located, options: LoadOptions, memory_bytes: int | None) -> Callable[[int, int], Plan]:
         """Plans by (context, tokens of the cache); the header is read once. `memory_bytes`: without what all models of
         the server share, which a plan counts."""
-        from ..checkpoint import open_checkpoint
-        from ..engine.load import PREFIX_STORE_BYTES
-        from ..memory import forecast
-        from ..memory.profile import machine
-        from ..models import build_program
+        from ...engine.load import PREFIX_STORE_BYTES
+        from ...files import open_checkpoint
+        from ...models import build_program
+        from ...plan import forecast
+        from ...plan.machine import machine
 
         checkpoint = replace(open_checkpoint(located.path), name=located.info.name)
         program = build_program(checkpoint, self._settings.allow_unknown)

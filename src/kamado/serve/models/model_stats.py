@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .metrics import Labels, Registry, Sample
+from ..ops.metrics import Labels, Registry, Sample
 
-AllStats = Callable[[], Mapping[str, Mapping[str, Any]]]  # by model: engine/stats.py's Stats.to_dict
+AllStats = Callable[[], Mapping[str, Mapping[str, Any]]]  # by model: engine/schedule/stats.py's Stats.to_dict
 
 
 def register_model_stats(metrics: Registry, read: AllStats, own: Callable[[], Mapping[str, int]] = dict) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checkpoint.template import ChatTemplate
-from ..errors import TemplateError, UsageError
-from .backend import Message, ModelInfo, Recipe, TextPart
+from ...errors import TemplateError, UsageError
+from ...text.template import ChatTemplate
+from ..protocols.ollama.options import recipe_parameters
+from .contract import Message, ModelInfo, Recipe, TextPart
 from .go_template import to_jinja
-from .ollama_options import recipe_parameters
 
 MAX_CHARACTERS = 1 << 20
 _INSTRUCTION = re.compile(r"[ \t]*([A-Za-z]+)[ \t]+")

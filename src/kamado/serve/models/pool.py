@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from ..errors import ClosedError, KamadoError, MemoryBudgetError
-from .backend import Library, LoadedModel, Loader, LoadOptions, ModelInfo, OverloadedError, ServedModel
-from .metrics import Registry
+from ...errors import ClosedError, KamadoError, MemoryBudgetError
+from ..ops.metrics import Registry
+from .contract import Library, LoadedModel, Loader, LoadOptions, ModelInfo, OverloadedError, ServedModel
 
 _log = logging.getLogger("kamado.serve")
 

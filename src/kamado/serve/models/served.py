@@ -12,15 +12,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, cast
 
-from ..errors import CheckpointError, ModelNotFoundError, UsageError
-from .backend import Library, ModelInfo, PullProgress, Recipe
+from ...errors import CheckpointError, ModelNotFoundError, UsageError
+from .contract import Library, ModelInfo, PullProgress, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
 
 class ServedLibrary:
-    """backend.py's Library over another one, of which it shows the named models only."""
+    """contract.py's Library over another one, of which it shows the named models only."""
 
     def __init__(self, library: Library, names: Sequence[str]) -> None:
         """`names` as `library` takes them: "smollm2" too, where that is one model's."""
@@ -28,12 +28,12 @@ class ServedLibrary:
         self._names = tuple(dict.fromkeys(names))
 
     async def list(self) -> Sequence[ModelInfo]:
-        """See backend.py."""
+        """See contract.py."""
         found = [info for _, info in await self._served()]
         return sorted({info.name: info for info in found}.values(), key=lambda info: info.name)
 
     async def get(self, name: str) -> ModelInfo:
-        """See backend.py. As in the whole library, "x" stands for "x:latest" or the only "x:…", of what is served."""
+        """See contract.py. As in the whole library, "x" stands for "x:latest" or the only "x:…", of what is served."""
         if name in self._names:  # as nearly every client writes it
             with suppress(ModelNotFoundError):
                 return await self._library.get(name)
@@ -50,24 +50,24 @@ class ServedLibrary:
         )
 
     async def pull(self, name: str) -> AsyncIterator[PullProgress]:
-        """See backend.py. Raises UsageError for what is not served."""
+        """See contract.py. Raises UsageError for what is not served."""
         await self._check_new(name, "fetch")
         async with aclosing(cast("AsyncGenerator[PullProgress, None]", self._library.pull(name))) as steps:
             async for step in steps:
                 yield step
 
     async def delete(self, name: str) -> None:
-        """See backend.py."""
+        """See contract.py."""
         await self._library.delete((await self.get(name)).name)
 
     async def copy(self, source: str, target: str) -> None:
-        """See backend.py. Raises UsageError for a target that is not served."""
+        """See contract.py. Raises UsageError for a target that is not served."""
         found = await self.get(source)
         await self._check_new(target, "make")
         await self._library.copy(found.name, target)
 
     async def create(self, name: str, recipe: Recipe) -> None:
-        """See backend.py. Raises UsageError for a name that is not served."""
+        """See contract.py. Raises UsageError for a name that is not served."""
         await self._check_new(name, "make")
         await self._library.create(name, recipe)
 

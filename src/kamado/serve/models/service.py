@@ -13,8 +13,9 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from ..errors import ClosedError, ModelNotFoundError
-from .backend import (
+from ...errors import ClosedError, ModelNotFoundError
+from ..ops.metrics import TOKEN_BUCKETS, Registry
+from .contract import (
     ChatRequest,
     CompletionRequest,
     DeadlineError,
@@ -32,7 +33,6 @@ from .backend import (
     ServedModel,
     Started,
 )
-from .metrics import TOKEN_BUCKETS, Registry
 from .pool import ModelPool
 
 Request = TypeVar("Request", ChatRequest, CompletionRequest)
@@ -146,7 +146,7 @@ class Service:
     # --- work ---------------------------------------------------------------------------------------------------------
 
     def chat(self, name: str, request: ChatRequest, *, keep_alive: float | None = None) -> AsyncGenerator[Event, None]:
-        """Answers a conversation; see backend.py for the rules of the stream."""
+        """Answers a conversation; see contract.py for the rules of the stream."""
         return self._stream(name, request, lambda model, own: model.chat(own), keep_alive)
 
     def complete(

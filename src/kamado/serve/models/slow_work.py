@@ -9,8 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from ..isolated import until
-from .backend import OverloadedError
+from ...isolated import until
+from .contract import OverloadedError
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
-from .http import json_response
-from .openai import FAMILY
-from .routes import Call, Response, Route
+from ..http.replies import json_response
+from ..http.routes import Call, Response, Route
+from ..protocols.openai.handlers import FAMILY
 
 
 class HealthResult(Struct):
@@ -40,7 +40,7 @@ async def ready(call: Call[None]) -> Response:
 
 
 def _status(call: Call[None], status: str, reason: str) -> Response:
-    from .. import __version__
+    from ... import __version__
 
     service = call.server.service
     result = HealthResult(
@@ -62,7 +62,7 @@ async def metrics(call: Call[None]) -> Response:
 
 async def openapi(call: Call[None]) -> Response:
     """This API, described."""
-    from .openapi import document
+    from ..http.openapi import document
 
     return json_response(document(call.server.routes))
 

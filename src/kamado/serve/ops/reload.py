@@ -14,10 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-from ..errors import KamadoError, UsageError
-from .app import Server
-from .config import ServeConfig, exposed_keys
-from .keys import KeyRing
+from ...errors import KamadoError, UsageError
+from ..config import ServeConfig, exposed_keys
+from ..http.app import Server
+from ..http.keys import KeyRing
 
 _log = logging.getLogger("kamado.serve")
 

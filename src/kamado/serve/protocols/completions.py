@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..engine.answer import AnswerEvents
-from ..engine.piece import Piece, whole_text
-from .backend import Finish, TextDelta
+from ...engine.piece import Piece, whole_text
+from ...engine.turns.answer import AnswerEvents
+from ..models.contract import Finish, TextDelta
 
 if TYPE_CHECKING:
-    from ..engine.model import Model
+    from ...engine.model import Model
 
 # Around what is to be filled in, in the vocabularies that know of it: before the beginning, before the end, in between.
 _INSERT_MARKS = (

@@ -7,8 +7,8 @@ import binascii
 import re
 from typing import Any
 
-from .backend import ImagePart
-from .faults import RequestError
+from ..http.faults import RequestError
+from ..models.contract import ImagePart
 
 _DATA_URL = re.compile(r"data:(image/[a-z0-9.+-]{1,40});base64,", re.IGNORECASE)
 _MAGIC = {

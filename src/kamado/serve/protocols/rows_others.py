@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .parameters import Row, one_of
-from .rows import happens, honoured, idle, left_out, part, refused, typed
+from .row_words import happens, honoured, idle, left_out, part, refused, typed
 
 # --- Anthropic --------------------------------------------------------------------------------------------------------
 

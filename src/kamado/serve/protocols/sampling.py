@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..engine.options import MAX_SEED, RANGES
-from .backend import SamplingOptions
-from .faults import RequestError
+from ...options import MAX_SEED, RANGES
+from ..http.faults import RequestError
+from ..models.contract import SamplingOptions
 
 # Other names: of llama.cpp's and vLLM's extensions of OpenAI's bodies, and of Ollama's options and recipes.
 _OF_BODIES = {"penalty_window": "repeat_last_n"}

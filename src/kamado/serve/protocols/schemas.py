@@ -20,11 +20,11 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
-from ..engine.json_schema import CompiledSchema
-from .backend import Done, Event, Finish, Started
-from .faults import RequestError
-from .http import to_json
-from .routes import Call
+from ...engine.forms.json_schema import CompiledSchema
+from ..http.faults import RequestError
+from ..http.replies import to_json
+from ..http.routes import Call
+from ..models.contract import Done, Event, Finish, Started
 
 MAX_SCHEMA_BYTES = 256 << 10
 HEADER = "x-kamado-schema"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import rows_openai, rows_others
+from . import rows_others
+from .openai import rows as rows_openai
 from .parameters import LeftOut, Table, tidy
 
 TABLE = Table((*rows_openai.ROWS, *rows_others.ROWS))

@@ -1,4 +1,4 @@
-"""The page at `/`: files of `web/`, and what the page shows of models and memory.
+"""The page at `/`: files of this folder, and what the page shows of models and memory.
 
     GET /                  index.html        GET /web/app.js, style.css, …    the rest of web/
     GET /web/status.json   models, which of them to begin with, what is loaded, bytes by owner
@@ -19,13 +19,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelNotFoundError
-from .faults import Fault, FaultError
-from .http import json_response, sse
-from .pool import Slot
-from .routes import Call, Family, Response, Route
+from ...errors import ModelNotFoundError
+from ..http.faults import Fault, FaultError
+from ..http.replies import json_response, sse
+from ..http.routes import Call, Family, Response, Route
+from ..models.pool import Slot
 
-_FOLDER = Path(__file__).parent / "web"
+_FOLDER = Path(__file__).parent
 _MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",

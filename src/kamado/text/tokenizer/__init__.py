@@ -6,7 +6,7 @@ Special tokens in text are plain text unless parsing them is asked for.
 
 from __future__ import annotations
 
-from ..types import TokenizerSource
+from ...files.types import TokenizerSource
 from .base import Tokenizer
 from .pieces import StreamDecoder
 

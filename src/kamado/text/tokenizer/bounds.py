@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import TokenizerError
+from ...files.plain_file import BOM
 from ...isolated import Limits, Worker, WorkerEndedError, why_ended
-from ..plain_file import BOM
 
 LOAD_BYTES = 512 << 20
 # Bytes that normalizers and pre-tokenizers may make of one. Unicode's own normal forms reach 18 and SentencePiece's 11.
@@ -40,7 +40,7 @@ def check_in_worker(path: Path, raw: bytes) -> float:
     Returns the bytes it may make of one byte of text. Raises TokenizerError for what cannot or must not be loaded.
     """
     try:
-        reply = _WORKER.ask("kamado.checkpoint.tokenizer.limits:try_out", {"path": str(path)}, _LIMITS)
+        reply = _WORKER.ask("kamado.text.tokenizer.bounds:try_out", {"path": str(path)}, _LIMITS)
     except WorkerEndedError as error:
         reasons = {
             "time": f"takes longer than {_LIMITS.cpu_seconds:g} s",

@@ -7,9 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from ...errors import UnsupportedError
-from ..types import TokenizerSource
+from ...files.types import TokenizerSource
 from .base import Specials, Tokenizer
-from .limits import check_charsmap
+from .bounds import check_charsmap
 from .metadata import MERGES_KEY, SCORES_KEY, Metadata, TokenKind, Vocabulary
 from .pieces import SPACE_MARK, Pieces, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .pretokenizers import PRE_TOKENIZERS

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CorruptFileError, TokenizerError, UnsupportedError
-from ..plain_file import BOM, read_limited
-from ..types import TokenizerSource
+from ...files.plain_file import BOM, read_limited
+from ...files.types import TokenizerSource
 from .base import Specials, Tokenizer
+from .bounds import check_in_worker, check_text, flatten
 from .hf_names import HfNames, add_named_tokens
-from .limits import check_in_worker, check_text, flatten
 from .pieces import SPACE_MARK, Pieces, byte_alphabet, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .rust import rust_errors
 from .special import stop_token_ids

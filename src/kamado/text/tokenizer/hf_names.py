@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import TokenizerError
-from ..types import TokenizerSource
+from ...files.types import TokenizerSource
 from .metadata import MAX_TOKENS
 
 if TYPE_CHECKING:

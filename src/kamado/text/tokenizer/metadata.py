@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...errors import TokenizerError
-from ..strings import Strings
+from ...files.strings import Strings
 from .pieces import byte_fallback_value
 
 if TYPE_CHECKING:

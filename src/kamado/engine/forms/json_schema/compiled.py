@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...errors import BusyError, ConstraintError
-from ...isolated import WORKER, Limits, WorkerEndedError
+from ....errors import BusyError, ConstraintError
+from ....isolated import WORKER, Limits, WorkerEndedError
 from .document import Document, Node, plain
 from .emit import Emitter
 from .normal import Normaliser, TooLongError

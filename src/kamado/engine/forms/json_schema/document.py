@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urldefrag, urljoin
 
-from ...errors import ConstraintError
+from ....errors import ConstraintError
 
 MAX_CHARACTERS = 1 << 18
 MAX_DEPTH = 48

@@ -17,19 +17,7 @@ from . import numbers, trees
 from .normal import Normaliser
 from .numbers import Range
 from .rules import Literal, Name, Row, Rules, Symbol, Times
-from .shapes import (
-    ANYTHING,
-    EVERY,
-    IMPOSSIBLE,
-    Array,
-    Atom,
-    Conjunction,
-    Const,
-    Number,
-    Object,
-    Text,
-    together,
-)
+from .shapes import ANYTHING, EVERY, IMPOSSIBLE, Array, Atom, Conjunction, Const, Number, Object, Text, together
 from .trees import ANY, Tree, alt, both, inverse, is_nothing, literal
 
 _MAX_LISTED = 300  # multiples that are listed one by one

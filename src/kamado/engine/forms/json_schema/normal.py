@@ -9,7 +9,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-from ...errors import ConstraintError
+from ....errors import ConstraintError
 from .document import Document, Node, escape
 from .expand import Expansion
 from .numbers import Range

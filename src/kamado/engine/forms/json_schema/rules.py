@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ...errors import ConstraintError
+from ....errors import ConstraintError
 
 _MAX_SYMBOLS = 60_000
 

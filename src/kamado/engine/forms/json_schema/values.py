@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
-from ...errors import KamadoError
+from ....errors import KamadoError
 from . import trees
 from .document import Document, Node, escape
 from .pattern import PatternError, language

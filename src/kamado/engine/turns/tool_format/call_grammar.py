@@ -14,10 +14,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...errors import ConstraintError, UsageError
+from ....errors import ConstraintError, UsageError
+from ...forms.grammar import Grammar, check_length
+from ...forms.json_schema import CompiledSchema, compile_schema, open_schema
 from ..chat_types import OutputFormat, Tool
-from ..grammar import Grammar, check_length
-from ..json_schema import CompiledSchema, compile_schema, open_schema
 from .reasoning import ReasoningTags
 from .syntax import MARK_BASE, MAX_MARKS, CallSyntax, Marks, is_mark
 

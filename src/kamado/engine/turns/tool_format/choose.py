@@ -11,19 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...checkpoint.template import PassedLimitError
-from ...errors import TemplateError, UsageError
+from ....errors import TemplateError, UsageError
+from ....text.template import PassedLimitError
 from ..chat_types import Message, TextPart, Tool, ToolCall, ToolCallDelta, ToolCallEnd, ToolCallStart
 from . import gemma, generic, granite, hermes, llama3, mistral
 from .formats import ToolFormat
 from .parser import AnswerParser
 from .reasoning import ReasoningTags, find_tags
 from .syntax import Call, CallSyntax, Marks
-from .turns import make_turns, tool_objects
+from .template_turns import make_turns, tool_objects
 
 if TYPE_CHECKING:
-    from ...checkpoint.template import ChatTemplate
-    from ...checkpoint.tokenizer import Tokenizer
+    from ....text.template import ChatTemplate
+    from ....text.tokenizer import Tokenizer
 
 _NATIVE = (hermes.FORMAT, mistral.FORMAT, granite.FORMAT, llama3.FORMAT)
 

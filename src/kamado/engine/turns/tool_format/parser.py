@@ -2,8 +2,8 @@
 
 The events, neighbours of a kind joined, do not depend on how the output was cut into pieces. What may be the beginning
 of a tag is held back until that is known, so no half tag is ever shown. Covered: output that was bound by the grammar
-of the same format (grammar.py), for which every call is whole and correct; any other output gives events too, and what
-is no call is text.
+of the same format (call_grammar.py), for which every call is whole and correct; any other output gives events too, and
+what is no call is text.
 
 An answer that was cut (`finish(is_cut=True)`) ends here for every protocol: a call that has begun ends with its
 ToolCallEnd, marked as cut, and what may be the beginning of a tag or of a call is not shown, for it is no text yet.

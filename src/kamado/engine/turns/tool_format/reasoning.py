@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...checkpoint.tokenizer import Tokenizer
+    from ....text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

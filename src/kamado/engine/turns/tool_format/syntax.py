@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ...checkpoint.tokenizer.special import SpecialMatcher
+from ....text.tokenizer.special import SpecialMatcher
 
 if TYPE_CHECKING:
-    from ...checkpoint.tokenizer import Tokenizer
+    from ....text.tokenizer import Tokenizer
 
 MARK_BASE = 0xFDD0  # the 32 noncharacters U+FDD0 to U+FDEF
 MAX_MARKS = 32

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...errors import UsageError
+from ....errors import UsageError
 from ..chat_types import ImagePart, Message, Tool
 from ..cut_json import closed
 from .formats import ToolFormat

@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from .backend import (
+from ...http.faults import RequestError
+from ...http.routes import Call
+from ...models.contract import (
     ChatRequest,
     Effort,
     ImagePart,
@@ -28,13 +30,11 @@ from .backend import (
     ToolCall,
     ToolChoice,
 )
-from .faults import RequestError
-from .images import image_from_base64
-from .openai_bodies import stops_of
-from .parameters import converted
-from .routes import Call
-from .sampling import sampling_of
-from .schemas import check_schema
+from ..images import image_from_base64
+from ..openai.bodies import stops_of
+from ..parameters import converted
+from ..sampling import sampling_of
+from ..schemas import check_schema
 
 MAX_TOOLS = 256
 _MODES: Mapping[str, Literal["auto", "none", "required"]] = {"auto": "auto", "any": "required", "none": "none"}

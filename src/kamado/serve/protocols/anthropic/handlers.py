@@ -16,9 +16,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
 
-from ..engine.cut_json import whole_members
-from .anthropic_body import CountTokensBody, MessagesBody, chat_request
-from .backend import (
+from ....engine.turns.cut_json import whole_members
+from ...http.faults import Fault, FaultKind
+from ...http.replies import json_response, sse, stream_response, written
+from ...http.routes import Call, Family, Response, Route
+from ...models.contract import (
     Done,
     Event,
     Finish,
@@ -32,11 +34,9 @@ from .backend import (
     ToolCallEnd,
     ToolCallStart,
 )
-from .faults import Fault, FaultKind
-from .http import json_response, sse, stream_response, written
-from .routes import Call, Family, Response, Route
-from .schemas import noted
-from .thinking import say_if_it_cannot_think
+from ..schemas import noted
+from ..thinking import say_if_it_cannot_think
+from .bodies import CountTokensBody, MessagesBody, chat_request
 
 _ERROR_TYPES: Mapping[FaultKind, str] = {
     "unauthorized": "authentication_error",

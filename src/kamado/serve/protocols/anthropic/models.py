@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import KamadoError
-from .anthropic import FAMILY
-from .anthropic_body import check_headers
-from .backend import ModelInfo
-from .faults import RequestError, fault_of
-from .http import json_response, utc_text
-from .routes import Call, Response
+from ....errors import KamadoError
+from ...http.faults import RequestError, fault_of
+from ...http.replies import json_response, utc_text
+from ...http.routes import Call, Response
+from ...models.contract import ModelInfo
+from .bodies import check_headers
+from .handlers import FAMILY
 
 _DEFAULT_LIMIT, _MAX_LIMIT = 20, 1000
 

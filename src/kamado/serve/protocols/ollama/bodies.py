@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
-from .backend import (
+from ...http.faults import RequestError
+from ...models.contract import (
     ChatRequest,
     CompletionRequest,
     Effort,
@@ -21,11 +22,10 @@ from .backend import (
     Tool,
     ToolCall,
 )
-from .faults import RequestError
-from .images import image_from_base64
-from .ollama_options import Options, read_options
-from .openai_bodies import FunctionSpec, check_names, tool_of
-from .schemas import MAX_SCHEMA_BYTES, check_schema
+from ..images import image_from_base64
+from ..openai.bodies import FunctionSpec, check_names, tool_of
+from ..schemas import MAX_SCHEMA_BYTES, check_schema
+from .options import Options, read_options
 
 MAX_TOOLS = 256
 ModelName = Annotated[str, Meta(max_length=256)]

@@ -1,4 +1,4 @@
-"""Ollama's API: chat, generate, embed and embeddings. Models are listed, fetched and made in ollama_library.py.
+"""Ollama's API: chat, generate, embed and embeddings. Models are listed, fetched and made in library.py.
 
 Streams are lines of JSON, and a stream is the default. Durations are nanoseconds. A context that `options.num_ctx`
 asks for and the model was not given is refused with both numbers; so is a prompt that does not fit, unless `truncate`
@@ -17,8 +17,11 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
-from ..errors import ModelNotFoundError
-from .backend import (
+from ....errors import ModelNotFoundError
+from ...http.faults import Fault, RequestError
+from ...http.replies import NDJSON, json_response, lines_response, ndjson, written
+from ...http.routes import Call, Family, Response, Route
+from ...models.contract import (
     ChatRequest,
     CompletionRequest,
     Done,
@@ -35,9 +38,9 @@ from .backend import (
     ToolCallEnd,
     ToolCallStart,
 )
-from .faults import Fault, RequestError
-from .http import NDJSON, json_response, lines_response, ndjson, written
-from .ollama_body import (
+from ..schemas import noted
+from ..thinking import say_if_it_cannot_think
+from .bodies import (
     Asked,
     ChatBody,
     EmbedBody,
@@ -47,10 +50,7 @@ from .ollama_body import (
     embed_request,
     generate_request,
 )
-from .ollama_options import keep_alive_seconds
-from .routes import Call, Family, Response, Route
-from .schemas import noted
-from .thinking import say_if_it_cannot_think
+from .options import keep_alive_seconds
 
 _NS = 1_000_000_000
 

@@ -8,11 +8,12 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from ..errors import UsageError
-from .backend import ModelInfo, PullProgress
-from .faults import RequestError
-from .http import NDJSON, json_response, lines_response, utc_text
-from .modelfile import (
+from ....errors import UsageError
+from ...http.faults import RequestError
+from ...http.replies import NDJSON, json_response, lines_response, utc_text
+from ...http.routes import Call, Response, Route
+from ...models.contract import ModelInfo, PullProgress
+from ...models.modelfile import (
     Instructions,
     check_name,
     make_recipe,
@@ -21,11 +22,10 @@ from .modelfile import (
     parse_modelfile,
     write_modelfile,
 )
-from .ollama import FAMILY, find_model
-from .ollama_body import CopyBody, CreateBody, DeleteBody, PullBody, ShowBody, named
-from .routes import Call, Response, Route
-from .slow_work import SlowWork
-from .table import TABLE
+from ...models.slow_work import SlowWork
+from ..table import TABLE
+from .bodies import CopyBody, CreateBody, DeleteBody, PullBody, ShowBody, named
+from .handlers import FAMILY, find_model
 
 # Clients ask for the version to know what the API has; this is the one whose API is spoken here.
 API_VERSION = "0.13.0"
@@ -220,7 +220,7 @@ async def create(call: Call[CreateBody]) -> Response:
 
 async def version(call: Call[None]) -> Response:
     """GET /api/version."""
-    from .. import __version__
+    from .... import __version__
 
     return json_response({"version": API_VERSION, "kamado": __version__})
 

@@ -7,16 +7,9 @@ from typing import Any
 
 import msgspec
 
-from .backend import OutputFormat
-from .faults import RequestError
-from .openai_bodies import (
-    ChatBody,
-    CompletionBody,
-    JsonSchemaFormat,
-    ResponseFormat,
-    StructuredOutputs,
-    output_of,
-)
+from ...http.faults import RequestError
+from ...models.contract import OutputFormat
+from .bodies import ChatBody, CompletionBody, JsonSchemaFormat, ResponseFormat, StructuredOutputs, output_of
 
 
 def form_of(body: ChatBody | CompletionBody, max_schema_bytes: int) -> OutputFormat:

@@ -1,6 +1,6 @@
 """OpenAI's request bodies, and what they mean.
 
-What is honoured is a field. What is left out or refused is a row of rows_openai.py and never comes here; what is
+What is honoured is a field. What is left out or refused is a row of rows.py and never comes here; what is
 neither is unknown and refused by name.
 """
 
@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from .backend import ChatRequest, OutputFormat, Think, Tool, ToolChoice, Truncation
-from .faults import RequestError
-from .openai_messages import to_messages
-from .sampling import sampling_of
-from .schemas import MAX_SCHEMA_BYTES, check_schema
+from ...http.faults import RequestError
+from ...models.contract import ChatRequest, OutputFormat, Think, Tool, ToolChoice, Truncation
+from ..sampling import sampling_of
+from ..schemas import MAX_SCHEMA_BYTES, check_schema
+from .messages import to_messages
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ class Shared(Common, kw_only=True, forbid_unknown_fields=True):
     response_format: ResponseFormat | None = None
     seed: Seed | None = None
     stop: Stops = None
-    # Other servers' forms of response_format and max_tokens; openai_forms.py.
+    # Other servers' forms of response_format and max_tokens; answer_forms.py.
     json_schema: JsonObject | None = None
     guided_json: JsonObject | str | None = None
     guided_regex: Pattern | None = None
@@ -405,7 +405,7 @@ def _check_template_wishes(body: ChatBody) -> None:
 
 def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int) -> ChatRequest:
     """What the chat endpoint's body asks for. Raises RequestError naming the parameter."""
-    from .openai_forms import form_of  # above this module
+    from .answer_forms import form_of  # above this module
 
     RequestError.when(
         body.top_logprobs and not body.logprobs, "top_logprobs needs logprobs to be true", param="top_logprobs"

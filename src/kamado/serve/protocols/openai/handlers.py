@@ -15,7 +15,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .backend import (
+from ...config import parse_duration
+from ...http.faults import Fault, RequestError
+from ...http.replies import SseTemplate, json_response, sse, stream_response, until_started, written
+from ...http.routes import WORK_STATUSES, Call, Family, Response, Route
+from ...models.contract import (
     ChatRequest,
     CompletionRequest,
     Done,
@@ -32,10 +36,11 @@ from .backend import (
     ToolCallDelta,
     ToolCallStart,
 )
-from .config import parse_duration
-from .faults import Fault, RequestError
-from .http import SseTemplate, json_response, sse, stream_response, until_started, written
-from .openai_bodies import (
+from ..sampling import sampling_of
+from ..schemas import noted
+from ..thinking import say_if_it_cannot_think
+from .answer_forms import form_of
+from .bodies import (
     MAX_CHOICES,
     MAX_INPUTS,
     MAX_PROMPTS,
@@ -48,8 +53,7 @@ from .openai_bodies import (
     stops_of,
     thinking_parameters,
 )
-from .openai_forms import form_of
-from .openai_results import (
+from .results import (
     ChatChoice,
     ChatLogprobs,
     ChatResult,
@@ -76,10 +80,6 @@ from .openai_results import (
     token_text,
     usage_of,
 )
-from .routes import WORK_STATUSES, Call, Family, Response, Route
-from .sampling import sampling_of
-from .schemas import noted
-from .thinking import say_if_it_cannot_think
 
 _TYPES = {
     "unauthorized": "authentication_error",
@@ -513,7 +513,7 @@ def model_result(info: ModelInfo, is_loaded: bool) -> ModelResult:
 
 async def list_models(call: Call[None]) -> Response:
     """GET /v1/models; Anthropic's clients use the same path and get their own shape."""
-    from . import anthropic_models  # above this module
+    from ..anthropic import models as anthropic_models  # above this module
 
     if anthropic_models.is_asked(call.headers):
         return await anthropic_models.list_models(call)
@@ -525,7 +525,7 @@ async def list_models(call: Call[None]) -> Response:
 
 async def get_model(call: Call[None]) -> Response:
     """GET /v1/models/{model}; see list_models."""
-    from . import anthropic_models
+    from ..anthropic import models as anthropic_models
 
     if anthropic_models.is_asked(call.headers):
         return await anthropic_models.get_model(call)
@@ -561,7 +561,7 @@ ROUTES = [
     ),
     Route(
         "GET", "/v1/models", list_models, "read", FAMILY, "List the models.", result=ModelsResult,
-        query={"limit": _INTEGER, "after_id": _STRING, "before_id": _STRING, "beta": _BETA},  # of anthropic_models.py
+        query={"limit": _INTEGER, "after_id": _STRING, "before_id": _STRING, "beta": _BETA},  # of models.py
     ),
     Route(
         "GET", "/v1/models/{model:path}", get_model, "read", FAMILY, "Describe a model.", result=ModelResult,

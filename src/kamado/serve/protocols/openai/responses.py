@@ -11,7 +11,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .backend import (
+from ...http.faults import RequestError, fault_of
+from ...http.replies import json_response, sse, stream_response, to_json, until_started
+from ...http.routes import WORK_STATUSES, Call, Response, Route
+from ...models.contract import (
     ChatRequest,
     Done,
     Event,
@@ -25,15 +28,12 @@ from .backend import (
     ToolCallEnd,
     ToolCallStart,
 )
-from .faults import RequestError, fault_of
-from .http import json_response, sse, stream_response, to_json, until_started
-from .openai import FAMILY, keep_alive_of, new_id, note_counts, owner_of
-from .openai_results import ChatLogprob, account_of, chat_logprob
+from ..schemas import noted
+from ..thinking import say_if_it_cannot_think
+from .handlers import FAMILY, keep_alive_of, new_id, note_counts, owner_of
 from .responses_bodies import ENCRYPTED, INCLUDABLE, ResponsesBody, input_items, named_parts, responses_request
 from .responses_replay import replay
-from .routes import WORK_STATUSES, Call, Response, Route
-from .schemas import noted
-from .thinking import say_if_it_cannot_think
+from .results import ChatLogprob, account_of, chat_logprob
 
 _log = logging.getLogger("kamado.serve")
 

@@ -9,9 +9,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from .backend import ChatRequest, Message, OutputFormat, Part, Role, TextPart, Tool, ToolCall
-from .faults import RequestError
-from .openai_bodies import (
+from ...http.faults import RequestError
+from ...models.contract import ChatRequest, Message, OutputFormat, Part, Role, TextPart, Tool, ToolCall
+from ..parameters import converted, without_nulls
+from ..sampling import sampling_of
+from ..schemas import check_schema
+from .bodies import (
     MAX_TOOLS,
     Common,
     Effort,
@@ -26,11 +29,8 @@ from .openai_bodies import (
     tool_choice_of,
     tool_of,
 )
-from .openai_messages import content_parts, text_of
-from .parameters import converted, without_nulls
-from .rows_openai import OTHERS_INCLUDABLE
-from .sampling import sampling_of
-from .schemas import check_schema
+from .messages import content_parts, text_of
+from .rows import OTHERS_INCLUDABLE
 
 _MAX_ITEMS = 10_000
 _LOGPROBS = "message.output_text.logprobs"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from .backend import Started, TokenCounts, TokenLogprob
+from ...models.contract import Started, TokenCounts, TokenLogprob
 
 Finish = Literal["stop", "length", "tool_calls"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .parameters import Row, one_of
-from .rows import happens, honoured, idle, left_out, part, refused, typed
+from ..parameters import Row, one_of
+from ..row_words import happens, honoured, idle, left_out, part, refused, typed
 
 CHAT, COMPLETIONS = ("POST /v1/chat/completions",), ("POST /v1/completions",)
 RESPONSES = ("POST /v1/responses", "POST /v1/responses/input_tokens")
