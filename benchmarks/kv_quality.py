@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kamado
-from kamado.engine.kv_measure import TEXTS, Scores, builtin_texts, compared, score_presets
+from kamado.engine.measure.kv_measure import TEXTS, Scores, builtin_texts, compared, score_presets
 from peers import circumstances, tool, write_json
 
 Floats = NDArray[np.float64]

@@ -34,8 +34,8 @@ import transformers
 from numpy.typing import NDArray
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.tokenizer import load_tokenizer
+from kamado.files import open_checkpoint
+from kamado.text.tokenizer import load_tokenizer
 
 Floats = NDArray[np.float32]
 

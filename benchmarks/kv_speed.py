@@ -51,9 +51,9 @@ SLOPE = """
 import json, sys
 import numpy as np
 from pathlib import Path
-from kamado.checkpoint import open_checkpoint
+from kamado.files import open_checkpoint
 from kamado.lower import build_executor
-from kamado.memory.forecast import plan
+from kamado.plan.forecast import plan
 from kamado.models import build_program
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 program = build_program(checkpoint)

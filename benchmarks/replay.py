@@ -225,12 +225,12 @@ def hottest_half_share(rows: NDArray[np.int32], num_experts: int | None = None) 
 
 def record(options: argparse.Namespace) -> int:
     """Decodes greedily after the prompt and keeps what was routed."""
-    from kamado.checkpoint import open_checkpoint
-    from kamado.checkpoint.tokenizer import load_tokenizer
+    from kamado.files import open_checkpoint
     from kamado.lower import build_executor
-    from kamado.memory.budget import parse_size
-    from kamado.memory.forecast import plan
     from kamado.models import build_program
+    from kamado.plan.budget import parse_size
+    from kamado.plan.forecast import plan
+    from kamado.text.tokenizer import load_tokenizer
 
     checkpoint = open_checkpoint(options.model)
     program = build_program(checkpoint)

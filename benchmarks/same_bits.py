@@ -46,7 +46,7 @@ def make_models(folder: Path) -> None:
 
 def runs(name: str, program: Any, tiers: list[str]) -> Iterator[tuple[str, dict[str, Any], int]]:
     """(row name, options of the executor, prompt tokens a step) of every way to run a program."""
-    from kamado.memory.kv_presets import num_kv_layers, parse_kv
+    from kamado.plan.kv_presets import num_kv_layers, parse_kv
 
     is_real = name in REAL
     seen = set()
@@ -117,10 +117,10 @@ def hash_of(program: Any, options: dict[str, Any], chunk: int, num_prompt: int) 
 
 def record(folder: Path, only: str | None) -> dict[str, str]:
     """All rows that this machine can run."""
-    from kamado.checkpoint import open_checkpoint
-    from kamado.checkpoint.store import Store
-    from kamado.memory.profile import machine
+    from kamado.files import open_checkpoint
+    from kamado.library.store import Store
     from kamado.models import build_program
+    from kamado.plan.machine import machine
 
     tiers = list(TIERS[: TIERS.index(machine().tier) + 1])
     files = {path.name: path for path in sorted(folder.iterdir()) if path.suffix == ".gguf" or path.is_dir()}

@@ -65,7 +65,7 @@ def free_port() -> int:
 
 def borrowed_store(home: Path) -> dict[str, str]:
     """Environment of a server that has the models of this user's store, and keeps all else (recipes, …) in `home`."""
-    from kamado.checkpoint.store import Store
+    from kamado.library.store import Store
 
     own = Store()
     for name in ("models", "blobs"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from curve import Curve, svg
-from kamado.memory.budget import format_size
+from kamado.plan.budget import format_size
 
 Run = dict[str, Any]
 BEGIN, END = "<!-- streaming-figures -->", "<!-- /streaming-figures -->"

@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kamado
-from kamado.checkpoint import open_checkpoint
-from kamado.engine.ledger import Ledger, LedgerRow, read_ledger
+from kamado.engine.measure.ledger import Ledger, LedgerRow, read_ledger
+from kamado.files import open_checkpoint
 from kamado.lower import build_executor
-from kamado.memory import sizes
-from kamado.memory.budget import parse_size
-from kamado.memory.forecast import Plan, plan
-from kamado.memory.usage import BudgetWatch
 from kamado.models import build_program
+from kamado.plan import sizes
+from kamado.plan.budget import parse_size
+from kamado.plan.forecast import Plan, plan
+from kamado.plan.usage import BudgetWatch
 from kamado.program import Experts
 
 GENERATED_AT_ONCE = 512  # tokens of an answer before the next prompt, in runs that last

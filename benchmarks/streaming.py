@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 
 from capped import TIMED_OUT, Capped, NotPossibleError, capped, device_of, drop_caches, read_ahead, run_capped
-from kamado.checkpoint import open_checkpoint
-from kamado.files import write_atomically
-from kamado.memory.budget import format_size, parse_size
-from kamado.memory.disk import measure_disk
+from kamado.files import open_checkpoint
+from kamado.files.atomic import write_atomically
+from kamado.plan.budget import format_size, parse_size
+from kamado.plan.disk import measure_disk
 from peers import idle_share, tool
 from replay import Belady, Lru, batches_of, hottest_half_share, replay
 from stream_report import write_report

@@ -1,4 +1,4 @@
-"""Writes kamado/layout_table.h from the rows of src/kamado/checkpoint/layouts.py; CMake runs it with the folder for it.
+"""Writes kamado/layout_table.h from the rows of src/kamado/files/layouts.py; CMake runs it with the folder for it.
 
 Nothing but the standard library is needed.
 """
@@ -9,7 +9,7 @@ import runpy
 import sys
 from pathlib import Path
 
-_TABLE = Path(__file__).resolve().parents[1] / "src" / "kamado" / "checkpoint" / "layouts.py"
+_TABLE = Path(__file__).resolve().parents[1] / "src" / "kamado" / "files" / "layouts.py"
 
 
 def header() -> str:

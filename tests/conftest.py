@@ -42,8 +42,8 @@ def find_real_model(name: str) -> Path | None:
         path = Path(_TEST_MODELS) / REAL_MODELS.get(name, name)
         if path.exists():
             return path
-    from kamado.checkpoint.store import Store
     from kamado.errors import KamadoError
+    from kamado.library.store import Store
 
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in _USERS.items():
@@ -116,8 +116,8 @@ def _write_tiny(
     seed: int = 7,
     **metadata: object,
 ) -> Path:
-    from kamado.checkpoint.gguf_writer import GgufWriter
-    from kamado.checkpoint.types import Layout
+    from kamado.files.gguf_writer import GgufWriter
+    from kamado.files.types import Layout
 
     ffn = 128
     writer = GgufWriter("llama")

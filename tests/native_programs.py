@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kamado import program as p
-from kamado.checkpoint.types import Layout, TensorRef
+from kamado.files.types import Layout, TensorRef
 
 VOCAB = 101
 

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from kamado import files
+from kamado.files import atomic
 
 
 def test_content_is_on_the_disk_before_the_name_and_then_the_name(tmp_path, monkeypatch):
@@ -15,11 +15,11 @@ def test_content_is_on_the_disk_before_the_name_and_then_the_name(tmp_path, monk
         os, "fsync", lambda fd: (done.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"), fsync(fd))
     )
     monkeypatch.setattr(os, "replace", lambda *paths: (done.append("name"), replace(*paths)))
-    files.write_atomically(tmp_path / "a", "text")
+    atomic.write_atomically(tmp_path / "a", "text")
     assert done == ["file", "name", "folder"]
     done.clear()
-    files.write_atomically(tmp_path / "a", "text", is_synced=False)
-    files.sync_folder(tmp_path)
+    atomic.write_atomically(tmp_path / "a", "text", is_synced=False)
+    atomic.sync_folder(tmp_path)
     assert done == ["file", "name", "folder"]
 
 
@@ -33,8 +33,8 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            files.write_atomically(path, "new")
-    with pytest.raises(KeyboardInterrupt), files.replacing(path) as temporary:
+            atomic.write_atomically(path, "new")
+    with pytest.raises(KeyboardInterrupt), atomic.replacing(path) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "old"
@@ -45,15 +45,15 @@ def test_a_file_keeps_its_permissions_and_a_secret_is_nobody_elses_at_any_moment
     old = os.umask(0o022)
     try:
         path = tmp_path / "file"
-        files.write_atomically(path, "1")
+        atomic.write_atomically(path, "1")
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
         path.chmod(0o640)
-        files.write_atomically(path, "2")
+        atomic.write_atomically(path, "2")
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
         modes = []
         fsync = os.fsync
         monkeypatch.setattr(os, "fsync", lambda fd: (modes.append(stat.S_IMODE(os.fstat(fd).st_mode)), fsync(fd)))
-        files.write_atomically(path, "3", mode=files.PRIVATE)
+        atomic.write_atomically(path, "3", mode=atomic.PRIVATE)
         assert modes[0] == stat.S_IMODE(path.stat().st_mode) == 0o600
     finally:
         os.umask(old)
@@ -64,7 +64,7 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
     elsewhere.write_text("mine")
     link = tmp_path / "link"
     link.symlink_to(elsewhere)
-    files.write_atomically(link, "new")
+    atomic.write_atomically(link, "new")
     assert elsewhere.read_text() == "mine"
     assert not link.is_symlink()
     assert link.read_text() == "new"
@@ -72,10 +72,10 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
 
 def test_folders_lie_below_kamado_home_or_where_the_system_has_them(tmp_path, monkeypatch):
     monkeypatch.setenv("KAMADO_HOME", str(tmp_path / "home"))
-    assert files.user_folder("cache", "kv") == tmp_path / "home" / "kv"
+    assert atomic.user_folder("cache", "kv") == tmp_path / "home" / "kv"
     monkeypatch.delenv("KAMADO_HOME")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert files.user_folder("data") == tmp_path / "kamado"
+    assert atomic.user_folder("data") == tmp_path / "kamado"
     monkeypatch.setenv("XDG_DATA_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert files.user_folder("data", "x") == tmp_path / ".local" / "share" / "kamado" / "x"
+    assert atomic.user_folder("data", "x") == tmp_path / ".local" / "share" / "kamado" / "x"

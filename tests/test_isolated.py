@@ -18,8 +18,8 @@ from kamado.isolated import Limits, Worker, WorkerEndedError, WorkerNeededError,
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
 
-CHECK = "kamado.engine.grammar_compile:check"
-USE = "kamado.checkpoint.template_worker:use"
+CHECK = "kamado.engine.forms.grammar_compile:check"
+USE = "kamado.text.template_worker:use"
 MODULES = (CHECK.partition(":")[0], USE.partition(":")[0])
 SMALL = {"kind": "regex", "text": "[ab]+"}
 LIMITS = Limits(cpu_seconds=2.0, clock_seconds=20.0)

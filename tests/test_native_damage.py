@@ -18,9 +18,9 @@ from native_programs import dense, moe, random_tokens, step
 
 from kamado import _native
 from kamado import program as p
-from kamado.checkpoint.types import Layout, TensorRef
 from kamado.engine.generation import public_error
 from kamado.errors import NativeError
+from kamado.files.types import Layout, TensorRef
 from kamado.lower import build_executor
 
 DAMAGE = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}

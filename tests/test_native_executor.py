@@ -15,7 +15,7 @@ from native_programs import VOCAB, check_chunks_and_company, dense, moe, random_
 
 from kamado import _native
 from kamado import program as p
-from kamado.checkpoint.types import Layout
+from kamado.files.types import Layout
 from kamado.lower import build_executor
 
 PROGRAMS: dict[str, Callable[[Path], p.Program]] = {

@@ -15,8 +15,8 @@ from native_programs import VOCAB, TensorFile, check_chunks_and_company, dense, 
 
 from kamado import _native
 from kamado import program as p
-from kamado.checkpoint.types import Layout
 from kamado.errors import NativeError
+from kamado.files.types import Layout
 from kamado.lower import build_executor
 
 BITS = [(4, 4), (0, 0), (3, 2)]  # by layer; the second has a window of 40 tokens

@@ -11,13 +11,13 @@ import pytest
 from checkpoint.builders import tokenizer_metadata, write_gguf
 from click.testing import CliRunner
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.gguf_header import read_header
-from kamado.checkpoint.gguf_writer import GgufWriter
-from kamado.checkpoint.synth import synthesize
-from kamado.checkpoint.types import Checkpoint, Layout
 from kamado.cli.main import cli
+from kamado.files import open_checkpoint
+from kamado.files.gguf_header import read_header
+from kamado.files.gguf_writer import GgufWriter
+from kamado.files.types import Checkpoint, Layout
 from kamado.models import build_program
+from kamado.synth.synthesize import synthesize
 
 _native = pytest.importorskip("kamado._native", reason="the native module is not built")
 lower = pytest.importorskip("kamado.lower")

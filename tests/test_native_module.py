@@ -20,8 +20,8 @@ from native_programs import VOCAB, TensorFile, dense, random_tokens, step
 import kamado
 from kamado import _native, lower
 from kamado import program as p
-from kamado.checkpoint.types import Layout, TensorRef
 from kamado.errors import NativeError, UnsupportedError
+from kamado.files.types import Layout, TensorRef
 from kamado.lower import build_executor
 
 OPTIONS: dict[str, Any] = {

@@ -19,8 +19,8 @@ from native_programs import VOCAB, moe, random_tokens, step
 
 from kamado import _native
 from kamado import program as p
-from kamado.checkpoint.types import Layout
 from kamado.errors import MemoryBudgetError
+from kamado.files.types import Layout
 from kamado.lower import build_executor
 
 TOKENS = random_tokens(200)

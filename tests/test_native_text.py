@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kamado._native import BytePairs, StringTable, scan_strings, top_ids
-from kamado.checkpoint.gguf_header import MIN_SCANNED_STRINGS, _Cursor
-from kamado.checkpoint.strings import Strings
 from kamado.errors import CorruptFileError
+from kamado.files.gguf_header import MIN_SCANNED_STRINGS, _Cursor
+from kamado.files.strings import Strings
 
 _PATH = Path("model.gguf")
 
@@ -40,7 +40,7 @@ def test_the_scanner_agrees_with_python_on_damaged_bytes(texts: list[bytes], cho
         data[choice.draw(st.integers(0, len(data) - 1))] ^= 1 << choice.draw(st.integers(0, 7))
         del data[choice.draw(st.integers(0, len(data))) :]
     monkey = pytest.MonkeyPatch()
-    monkey.setattr("kamado.checkpoint.gguf_header.MIN_SCANNED_STRINGS", 0)
+    monkey.setattr("kamado.files.gguf_header.MIN_SCANNED_STRINGS", 0)
     try:
         assert _read(bytes(data), len(texts), natively=True) == _read(bytes(data), len(texts), natively=False)
     finally:
@@ -55,7 +55,7 @@ def test_a_length_near_two_to_the_64_is_an_error_that_names_it() -> None:
 
 
 def test_a_table_longer_than_the_first_read_is_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kamado.checkpoint.gguf_header._FIRST_READ_BYTES", 100)
+    monkeypatch.setattr("kamado.files.gguf_header._FIRST_READ_BYTES", 100)
     texts = [f"token {i}" for i in range(5000)]
     found = _read(_encoded([text.encode() for text in texts]), len(texts), natively=True)
     assert found[0] == texts

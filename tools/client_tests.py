@@ -130,7 +130,7 @@ def make_models(home: Path, folder: Path) -> None:
     """A chat and an embedding model in the store at `home`, tiny and random: the tests look at shapes, not at sense."""
     from conftest import _write_tiny
 
-    from kamado.checkpoint.store import Store, StoredFile
+    from kamado.library.store import Store, StoredFile
 
     store = Store(home)
     for name, more in (("chat", {}), ("embed", {"pooling_type": 3, "seed": 8})):

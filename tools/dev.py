@@ -361,7 +361,7 @@ def kamado(*words: str | Path) -> list[str]:
 
 
 def models_made() -> Path:
-    """The folder beside the store's own for models that were made here: as `kamado.checkpoint.store` finds its root."""
+    """The folder beside the store's own for models that were made here: as `kamado.library.store` finds its root."""
     home = os.environ.get("KAMADO_HOME")
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(home or Path(data) / "kamado").expanduser() / "made"

@@ -31,8 +31,8 @@ def write_donor(path: Path) -> None:
     """A GGUF file with a tokenizer and one small tensor."""
     import numpy as np
 
-    from kamado.checkpoint.gguf_writer import GgufWriter
-    from kamado.checkpoint.types import Layout
+    from kamado.files.gguf_writer import GgufWriter
+    from kamado.files.types import Layout
 
     tokens = [*byte_alphabet(), "<|start|>", "<|end|>", "th"]
     writer = GgufWriter("llama")

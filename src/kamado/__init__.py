@@ -37,13 +37,13 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .engine.generation import Generation
-    from .engine.ledger import Ledger, LedgerRow
     from .engine.load import load
+    from .engine.measure.ledger import Ledger, LedgerRow
+    from .engine.measure.scoring import Perplexity
     from .engine.model import Model
     from .engine.piece import Piece, Usage
-    from .engine.scoring import Perplexity
-    from .engine.stats import Stats
-    from .memory.forecast import Plan
+    from .engine.schedule.stats import Stats
+    from .plan.forecast import Plan
 
     __version__: str
 
@@ -82,13 +82,13 @@ __all__ = [
 
 _LAZY = {
     "Generation": "engine.generation",
-    "Ledger": "engine.ledger",
-    "LedgerRow": "engine.ledger",
+    "Ledger": "engine.measure.ledger",
+    "LedgerRow": "engine.measure.ledger",
     "Model": "engine.model",
-    "Perplexity": "engine.scoring",
+    "Perplexity": "engine.measure.scoring",
     "Piece": "engine.piece",
-    "Plan": "memory.forecast",
-    "Stats": "engine.stats",
+    "Plan": "plan.forecast",
+    "Stats": "engine.schedule.stats",
     "Usage": "engine.piece",
     "load": "engine.load",
 }

@@ -1,6 +1,6 @@
 """Work on text that a stranger wrote, in a process that may die: compiling grammars and templates, reading tokenizers.
 
-    reply = WORKER.ask("kamado.checkpoint.template_worker:render", request, limits)
+    reply = WORKER.ask("kamado.text.template_worker:render", request, limits)
 
 The worker is a small interpreter of its own (never a fork: this process has threads, locks and a loaded model). It does
 one thing at a time, at the lowest priority, and takes nothing of the caller's working directory or environment.
@@ -471,7 +471,7 @@ def _address_space() -> int:
 
 
 # Grammars and templates.
-WORKER = Worker(("kamado.engine.grammar_compile", "kamado.checkpoint.template_worker"))
+WORKER = Worker(("kamado.engine.forms.grammar_compile", "kamado.text.template_worker"))
 
 
 def worker_pids() -> list[int]:

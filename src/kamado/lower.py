@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _native
-from .checkpoint.types import Layout, TensorRef
 from .errors import MemoryBudgetError, NativeError, UnsupportedError
+from .files.types import Layout, TensorRef
 from .program import Buffer, Experts, Op, Program, State
 from .program.operation import BUFFERS, Kind, fields_of
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kamado.checkpoint.gguf_writer import GgufWriter
-from kamado.checkpoint.types import Layout
+from kamado.files.gguf_writer import GgufWriter
+from kamado.files.types import Layout
 
 
 def text(value: str | bytes) -> bytes:

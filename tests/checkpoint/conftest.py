@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kamado.checkpoint.store import Store
+from kamado.library.store import Store
 
 from .servers import Server, serve
 
@@ -28,6 +28,6 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture(autouse=True)
 def _no_pause_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come at once, and the test's server is reached directly."""
-    monkeypatch.setattr("kamado.checkpoint.fetch.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("kamado.library.fetch.FIRST_PAUSE_S", 0.0)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kamado.checkpoint import open_checkpoint
 from kamado.errors import KamadoError
+from kamado.files import open_checkpoint
 
 from .builders import ARCHITECTURE, f32_entry, gguf_bytes, key_value, safetensors_bytes, tensor_info, text, write_hf
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kamado.checkpoint import direct_file
-from kamado.checkpoint.direct_file import DirectFile
-from kamado.files import replacing
+from kamado.files import direct_file
+from kamado.files.atomic import replacing
+from kamado.files.direct_file import DirectFile
 
 BUFFER = 1 << 16
 

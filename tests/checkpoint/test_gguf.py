@@ -9,9 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.gguf_writer import GgufWriter
-from kamado.checkpoint.types import Layout
 from kamado.errors import (
     CorruptFileError,
     KamadoError,
@@ -20,6 +17,9 @@ from kamado.errors import (
     ModelNotFoundError,
     UnsupportedError,
 )
+from kamado.files import open_checkpoint
+from kamado.files.gguf_writer import GgufWriter
+from kamado.files.types import Layout
 
 from .builders import ARCHITECTURE, gguf_bytes, key_value, tensor_info, text, tokenizer_metadata, write_gguf
 
@@ -71,7 +71,7 @@ def test_pieces_of_characters_in_a_vocabulary_survive(tmp_path: Path) -> None:
 
 
 def test_header_longer_than_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kamado.checkpoint.gguf_header._FIRST_READ_BYTES", 40)
+    monkeypatch.setattr("kamado.files.gguf_header._FIRST_READ_BYTES", 40)
     words = [f"word {i}" * (i % 5) for i in range(300)]
     path = write_gguf(tmp_path / "m.gguf", {"words": words, "numbers": list(range(99)), "long": "x" * 5000})
     metadata = open_checkpoint(path).metadata

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from kamado.checkpoint import Checkpoint, open_checkpoint
 from kamado.errors import MetadataError
+from kamado.files import Checkpoint, open_checkpoint
 
 from .builders import f32_entry, gguf_bytes, key_value, safetensors_bytes, write_hf
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.hub import HubName, RemoteFile, choose, parse_name
-from kamado.checkpoint.pull import pull
-from kamado.checkpoint.store import Store
 from kamado.errors import DownloadError, KamadoError, ModelNotFoundError, UnsupportedError, UsageError
+from kamado.files import open_checkpoint
+from kamado.library.hub import HubName, RemoteFile, choose, parse_name
+from kamado.library.pull import pull
+from kamado.library.store import Store
 
 from .builders import f32_entry, safetensors_bytes, write_gguf
 from .servers import COMMITS, Hub, Reply, Server

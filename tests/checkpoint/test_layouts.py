@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kamado.checkpoint.gguf_header import GGML_TYPES
-from kamado.checkpoint.layouts import FILE_TYPES, Layout
+from kamado.files.gguf_header import GGML_TYPES
+from kamado.files.layouts import FILE_TYPES, Layout
 
 gguf = pytest.importorskip("gguf")
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.gguf import open_gguf
-from kamado.checkpoint.plain_file import open_regular, parse_json_object, read_limited, read_text
-from kamado.checkpoint.tokenizer import load_tokenizer
-from kamado.checkpoint.types import TokenizerSource
 from kamado.errors import CorruptFileError, KamadoError, TokenizerError
+from kamado.files import open_checkpoint
+from kamado.files.gguf import open_gguf
+from kamado.files.plain_file import open_regular, parse_json_object, read_limited, read_text
+from kamado.files.types import TokenizerSource
+from kamado.text.tokenizer import load_tokenizer
 
 from .builders import f32_entry, safetensors_bytes, write_hf
 

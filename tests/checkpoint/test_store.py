@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.store import Store, StoredFile, safe_path
 from kamado.errors import DownloadError, ModelNotFoundError, UsageError
+from kamado.files import open_checkpoint
+from kamado.library.store import Store, StoredFile, safe_path
 
 from .builders import write_gguf
 
@@ -162,8 +162,8 @@ def test_a_kill_while_a_model_is_replaced_leaves_the_old_or_the_new_one(
         os.rename(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr("kamado.checkpoint.store.os.replace", replace)
-        patch.setattr("kamado.checkpoint.store.shutil.rmtree", lambda *_, **__: None)  # nor does it clean up
+        patch.setattr("kamado.library.store.os.replace", replace)
+        patch.setattr("kamado.library.store.shutil.rmtree", lambda *_, **__: None)  # nor does it clean up
         if last < 4:
             with pytest.raises(Killed):
                 store.add("m", [new], {})

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.synth import SynthReport, synthesize
-from kamado.checkpoint.synth_shapes import LAYOUTS, SHAPES, shape_of, tensors_of
-from kamado.checkpoint.types import Checkpoint, Layout
 from kamado.errors import UnsupportedError, UsageError
+from kamado.files import open_checkpoint
+from kamado.files.types import Checkpoint, Layout
+from kamado.synth.shapes import LAYOUTS, SHAPES, shape_of, tensors_of
+from kamado.synth.synthesize import SynthReport, synthesize
 
 from .builders import tokenizer_metadata, write_gguf
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import kamado
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.synth import synthesize
-from kamado.checkpoint.types import Checkpoint, Layout, TensorRef
-from kamado.checkpoint.upcycle import UpcycleReport, jittered, upcycle
 from kamado.errors import UnsupportedError, UsageError
+from kamado.files import open_checkpoint
+from kamado.files.types import Checkpoint, Layout, TensorRef
 from kamado.models import build_program
+from kamado.synth.synthesize import synthesize
+from kamado.synth.upcycle import UpcycleReport, jittered, upcycle
 
 from .builders import tokenizer_metadata, write_gguf
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.tokenizer import load_tokenizer
 from kamado.errors import KamadoError
-from kamado.memory.forecast import plan
-from kamado.memory.profile import Machine
+from kamado.files import open_checkpoint
 from kamado.models import build_program
+from kamado.plan.forecast import plan
+from kamado.plan.machine import Machine
+from kamado.text.tokenizer import load_tokenizer
 
 from .builders import f32_entry, gguf_bytes, key_value, safetensors_bytes, text, tokenizer_metadata
 

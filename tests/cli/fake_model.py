@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from kamado.cli import backend
+from kamado.cli import loading
 from kamado.engine.embed import Embedded
+from kamado.engine.measure.scoring import Perplexity
 from kamado.engine.piece import Piece, Usage
-from kamado.engine.scoring import Perplexity
 from kamado.errors import ContextOverflowError, UsageError
 
 SLOW_WORDS = 2000  # "slow" in a question: this many words, 10 ms each, so that only an interrupt ends the answer
@@ -102,9 +102,9 @@ class FakeModel:
             self.path, self.options = path, dict(options)
             return self
 
-        patch.setattr(backend, "load", load)
-        patch.setattr(backend, "locate", lambda name, pull=False: Path(f"/models/{name}"))
-        patch.setattr(backend, "require_chat", self.require_chat)
+        patch.setattr(loading, "load", load)
+        patch.setattr(loading, "locate", lambda name, pull=False: Path(f"/models/{name}"))
+        patch.setattr(loading, "require_chat", self.require_chat)
         return self
 
 

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from kamado.cli.measure import Bench, Cost, cost_of
-from kamado.engine.executor_protocol import Ids
-from kamado.engine.ledger import read_ledger
-from kamado.memory.kv_presets import KvLayer
-from kamado.memory.profile import DeviceProfile
+from kamado.engine.measure.ledger import read_ledger
+from kamado.engine.schedule.executor_protocol import Ids
+from kamado.plan.kv_presets import KvLayer
+from kamado.plan.machine import DeviceProfile
 
 PROFILE = DeviceProfile("cpu", 2, "avx2", read_bytes_per_second=1000.0, int8_ops_per_second=4000.0)
 
@@ -208,7 +208,7 @@ def test_without_limits_there_are_no_percentages() -> None:
 def test_cost_counts_head_and_cache() -> None:
     from pathlib import Path
 
-    from kamado.checkpoint.types import Layout, TensorRef
+    from kamado.files.types import Layout, TensorRef
     from kamado.program import Attend, Buffer, Head, Program
 
     x = Buffer("x", 8)

@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_model import FakeModel
 
-from kamado.checkpoint.gguf_writer import GgufWriter
-from kamado.checkpoint.types import Layout
 from kamado.cli.main import COMMANDS, cli
+from kamado.files.gguf_writer import GgufWriter
+from kamado.files.types import Layout
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 
@@ -267,7 +267,7 @@ def test_list_and_rm_on_an_empty_store() -> None:
 def test_list_show_and_rm_of_a_stored_model(tiny_gguf: Path) -> None:
     import hashlib
 
-    from kamado.checkpoint.store import Store, StoredFile
+    from kamado.library.store import Store, StoredFile
 
     store = Store()
     digest = hashlib.sha256(tiny_gguf.read_bytes()).hexdigest()
@@ -301,7 +301,7 @@ def test_a_catalog_name_is_not_fetched_unasked() -> None:
 
 
 def test_run_pull_fetches_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kamado.cli import backend
+    from kamado.cli import loading
 
     fetched: list[str] = []
 
@@ -310,10 +310,10 @@ def test_run_pull_fetches_first(monkeypatch: pytest.MonkeyPatch) -> None:
         return Path("/models/fetched")
 
     fake = FakeModel()
-    locate = backend.locate
+    locate = loading.locate
     fake.install(monkeypatch)
-    monkeypatch.setattr(backend, "locate", locate)
-    monkeypatch.setattr(backend, "fetch", fetch)
+    monkeypatch.setattr(loading, "locate", locate)
+    monkeypatch.setattr(loading, "fetch", fetch)
     assert kamado("run", "--pull", "smollm2:135m", "hi").stdout == "echo(hi)#1\n"
     assert fetched == ["smollm2:135m"]
     assert fake.path == Path("/models/fetched")
@@ -358,7 +358,7 @@ def test_doctor_says_ok_or_what_is_broken(tiny_gguf: Path) -> None:
 def test_doctor_finds_a_damaged_model(tiny_gguf: Path) -> None:
     import hashlib
 
-    from kamado.checkpoint.store import Store, StoredFile
+    from kamado.library.store import Store, StoredFile
 
     store = Store()
     damaged = tiny_gguf.with_name("damaged")

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from fake_model import FakeModel
 
-from kamado.cli import backend
+from kamado.cli import loading
 from kamado.cli.main import cli
 from kamado.errors import (
     CorruptFileError,
@@ -32,7 +32,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Result:
     def locate(name: str, pull: bool = False) -> Path:
         raise error
 
-    monkeypatch.setattr(backend, "locate", locate)
+    monkeypatch.setattr(loading, "locate", locate)
     return kamado("run", "m", "hi")
 
 

@@ -15,12 +15,12 @@ from conftest import TINY_TEMPLATE
 from serve.stores import put
 from test_cli_commands import kamado
 
-from kamado.checkpoint.store import Store
-from kamado.cli import backend
-from kamado.engine.conversations import ConversationStore
+from kamado.cli import loading
+from kamado.engine.turns.conversations import ConversationStore
 from kamado.errors import UsageError
-from kamado.memory.budget import format_size, given_size, parse_size
-from kamado.memory.profile import DeviceProfile, machine, save_device_profile
+from kamado.library.store import Store
+from kamado.plan.budget import format_size, given_size, parse_size
+from kamado.plan.machine import DeviceProfile, machine, save_device_profile
 
 NAME = "mini:1"
 
@@ -107,7 +107,7 @@ def test_a_file_is_named_by_its_path(tiny_checkpoint: Path, monkeypatch: pytest.
 
 
 def test_a_base_model_says_so_before_it_is_loaded(base_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "load", lambda *_: pytest.fail("the weights were loaded"))
+    monkeypatch.setattr(loading, "load", lambda *_: pytest.fail("the weights were loaded"))
     result = kamado("chat", str(base_model))
     assert result.exit_code == 2
     assert "no chat template" in result.stderr

@@ -13,12 +13,12 @@ from serve.stores import put
 from terminals import Terminal
 from test_cli_commands import kamado
 
-from kamado.checkpoint.gguf_writer import GgufWriter
-from kamado.checkpoint.store import Store
-from kamado.checkpoint.types import Layout
 from kamado.cli import terminal
 from kamado.cli.terminal import echo, echo_json, one_line, printable, styled
-from kamado.engine.conversations import ConversationStore
+from kamado.engine.turns.conversations import ConversationStore
+from kamado.files.gguf_writer import GgufWriter
+from kamado.files.types import Layout
+from kamado.library.store import Store
 
 # Clears the screen, sets the title, colours by a C1 control, turns letters about, goes back, and begins a line.
 HOSTILE = "\x1b[2J\x1b]0;pwned\x07\x9b31m\u202egpj.exe\u2066\r\x08\x7f\ufeff\U000e0041\nkamado: all is well"

@@ -14,7 +14,7 @@ from terminals import PROGRAM, Terminal
 from test_cli_commands import kamado
 
 from kamado.cli.lines import _keep_pastes_together, without_marks
-from kamado.engine.conversations import ConversationStore
+from kamado.engine.turns.conversations import ConversationStore
 
 BEGIN, END = "\x1b[200~", "\x1b[201~"
 SNIPPET = "def f(x):\n\treturn x + 1\n\nprint(f(1))  # ends"

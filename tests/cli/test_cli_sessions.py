@@ -10,10 +10,11 @@ import pytest
 from fake_model import FakeModel
 from test_cli_commands import kamado
 
-from kamado.engine import kv_measure, record
-from kamado.engine.conversations import ConversationStore, conversation_label
-from kamado.engine.kv_record import KvLayerRow, KvRecord, KvRow
-from kamado.engine.store import PrefixStore
+from kamado.engine.cache import prefix_file
+from kamado.engine.cache.prefix_store import PrefixStore
+from kamado.engine.measure import kv_measure
+from kamado.engine.measure.kv_results import KvLayerRow, KvRecord, KvRow
+from kamado.engine.turns.conversations import ConversationStore, conversation_label
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_sessions_are_listed_and_removed_with_what_was_computed(model: FakeModel
     for name in ("a", "b"):
         kamado("chat", "m", "--session", name, stdin="one\n")
     folder = PrefixStore().folder({"model": "m"})
-    folder.write_point(record.token_bytes([1] * 50), b"x" * 5000, conversation_label("a"))
+    folder.write_point(prefix_file.token_bytes([1] * 50), b"x" * 5000, conversation_label("a"))
     table = kamado("sessions", "list")
     assert table.stdout.splitlines()[0].split() == ["NAME", "MODEL", "MESSAGES", "SIZE", "LAST", "USED", "(UTC)"]
     listed = json.loads(kamado("sessions", "list", "--json").stdout)

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from test_cli_bench import ScriptedExecutor
 
-from kamado.cli import backend
+from kamado.cli import loading
 from kamado.cli.main import cli
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
@@ -80,7 +80,7 @@ def test_bench_keeps_its_contract(synthetic: Path, monkeypatch: pytest.MonkeyPat
         settings.update(given)
         return Executor()
 
-    monkeypatch.setattr(backend, "build_executor", build)
+    monkeypatch.setattr(loading, "build_executor", build)
     result = kamado(
         "bench", synthetic, "--prefill", "16,600", "--decode", "4", "--depth", "0,1000", "--batch", "1,3", "--chunk",
         "128", "--repeat", "1", "--json",

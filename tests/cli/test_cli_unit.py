@@ -11,10 +11,10 @@ import pytest
 from serve.stores import put
 from test_cli_commands import kamado
 
-from kamado.checkpoint.store import Store
-from kamado.serve.keys import KeyRing
+from kamado.library.store import Store
+from kamado.serve.http.keys import KeyRing
+from kamado.serve.ops.unit import unit_text
 from kamado.serve.run import key_file
-from kamado.serve.unit import unit_text
 
 KEY = "kmd-a-key-for-this-test"
 OTHERS = ("--host", "0.0.0.0")

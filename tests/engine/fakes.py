@@ -16,12 +16,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from kamado.checkpoint.types import Checkpoint, TokenizerSource
-from kamado.engine.keeper import Keeper
+from kamado.engine.cache.prefix_saver import Keeper
+from kamado.engine.cache.prefix_store import PrefixStore
 from kamado.engine.model import Model
-from kamado.engine.store import PrefixStore
-from kamado.memory.forecast import Plan, round_to_pages
-from kamado.memory.kv_presets import PAGE_TOKENS, pages_for
+from kamado.files.types import Checkpoint, TokenizerSource
+from kamado.plan.forecast import Plan, round_to_pages
+from kamado.plan.kv_presets import PAGE_TOKENS, pages_for
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
 BOS, EOS, IM_START, IM_END = range(256, 260)

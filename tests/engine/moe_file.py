@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.gguf_writer import GgufWriter
-from kamado.checkpoint.synth import synthesize
-from kamado.checkpoint.types import Checkpoint
+from kamado.files import open_checkpoint
+from kamado.files.gguf_writer import GgufWriter
+from kamado.files.types import Checkpoint
+from kamado.synth.synthesize import synthesize
 
 
 def write_moe(folder: Path, *, layers: int, hidden: int, experts: int) -> Path:

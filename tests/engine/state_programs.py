@@ -16,17 +16,17 @@ from native_programs import TensorFile, inv_freq
 
 from kamado import _native
 from kamado import program as p
-from kamado.checkpoint.types import Checkpoint, TokenizerSource
+from kamado.engine.cache.prefix_saver import Keeper
+from kamado.engine.cache.prefix_store import PrefixStore
+from kamado.engine.cache.sequences import Sources
+from kamado.engine.cache.turn_starts import wanted_marks
 from kamado.engine.generation import Generation
-from kamado.engine.keeper import Keeper
 from kamado.engine.model import Model
-from kamado.engine.options import sampling_from
 from kamado.engine.piece import Piece
-from kamado.engine.request import Request
-from kamado.engine.session import Sources
-from kamado.engine.store import PrefixStore
-from kamado.engine.turn_starts import wanted_marks
+from kamado.engine.schedule.request import Request
+from kamado.files.types import Checkpoint, TokenizerSource
 from kamado.lower import build_executor
+from kamado.options import sampling_from
 
 from .fakes import CHATML, VOCAB, ByteTokenizer, make_plan
 

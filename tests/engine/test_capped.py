@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from kamado.checkpoint import open_checkpoint
-from kamado.memory.budget import parse_size
-from kamado.memory.forecast import plan
-from kamado.memory.page_cache import forget_cached
+from kamado.files import open_checkpoint
 from kamado.models import build_program
+from kamado.plan.budget import parse_size
+from kamado.plan.forecast import plan
+from kamado.plan.page_cache import forget_cached
 
 from .cold import ColdPython, copy_python
 from .moe_file import write_dense, write_moe
@@ -37,7 +37,7 @@ GROUPS = Path("/sys/fs/cgroup/memory")
 PROGRAM = """
 import json, sys, time
 import kamado
-from kamado.memory.usage import memory_use
+from kamado.plan.usage import memory_use
 path, memory, seconds, answers = sys.argv[1], int(sys.argv[2]) or None, float(sys.argv[3]), int(sys.argv[4])
 model = kamado.load(path, memory=memory, context=256, threads=2)
 end = time.monotonic() + seconds

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kamado.engine.chat import ChatEncoder, check_messages
+from kamado.engine.turns.chat import ChatEncoder, check_messages
 from kamado.errors import UsageError
 
 from .fakes import BOS, EOS, IM_END, IM_START, SPECIALS, ByteTokenizer

@@ -11,12 +11,12 @@ import sys
 import numpy as np
 import pytest
 
-from kamado.engine.constraint import ConstraintCompiler
-from kamado.engine.grammar import lark_grammar, make_grammar, regex_grammar, schema_grammar
-from kamado.engine.options import Sampling
-from kamado.engine.sampler import Sampler
+from kamado.engine.forms.constraint import ConstraintCompiler
+from kamado.engine.forms.grammar import lark_grammar, make_grammar, regex_grammar, schema_grammar
+from kamado.engine.schedule.sampler import Sampler
 from kamado.errors import ConstraintError, MissingPackageError
-from kamado.memory.sizes import constraint_bytes
+from kamado.options import Sampling
+from kamado.plan.sizes import constraint_bytes
 
 from .fakes import EOS, IM_END, VOCAB, ByteTokenizer, FakeExecutor, make_model
 
@@ -275,8 +275,8 @@ _MEASURE = """
 import gc, itertools, json, re
 from pathlib import Path
 from types import SimpleNamespace
-from kamado.engine.constraint import ConstraintCompiler
-from kamado.engine.grammar import make_grammar
+from kamado.engine.forms.constraint import ConstraintCompiler
+from kamado.engine.forms.grammar import make_grammar
 
 def status(name):  # bytes of this process, its own since it began
     return 1024 * int(re.search(rf"{name}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

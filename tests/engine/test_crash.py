@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from kamado.engine import record
-from kamado.engine.conversations import ConversationStore
-from kamado.engine.store import PrefixStore
+from kamado.engine.cache import prefix_file
+from kamado.engine.cache.prefix_store import PrefixStore
+from kamado.engine.turns.conversations import ConversationStore
 
 from .test_store import BINDING, EXPECTED, get, other_tokens, put
 
@@ -26,14 +26,14 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 DRIVER = """
 import os, signal, sys
 from pathlib import Path
-from kamado.engine import record, store as store_module
-from kamado.engine.conversations import ConversationStore
-from kamado.engine.store import PrefixStore
+from kamado.engine.cache import prefix_file, prefix_store as store_module
+from kamado.engine.turns.conversations import ConversationStore
+from kamado.engine.cache.prefix_store import PrefixStore
 
 def write_prefix(root):
     folder = PrefixStore(root).folder({"model": "m", "preset": "balanced", "owner": ""}, {"model": "m"})
-    tokens = record.token_bytes([2001] * 700)
-    keys = record.chain(folder.binding, tokens)
+    tokens = prefix_file.token_bytes([2001] * 700)
+    keys = prefix_file.chain(folder.binding, tokens)
     for page in range(4):
         folder.write_page(keys[page], tokens[512 * page : 512 * (page + 1)], bytes([page]) * 1000)
     folder.write_point(tokens, b"tail")
@@ -98,9 +98,9 @@ def check_store(root: Path) -> bool:
     """What is found is right, all other entries are as before, and writing goes on; whether the entry is there."""
     store = PrefixStore(root)
     folder = store.folder(BINDING)
-    for kind, directory in ((record.PAGE, "pages"), (record.POINT, "points")):
+    for kind, directory in ((prefix_file.PAGE, "pages"), (prefix_file.POINT, "points")):
         for path in (folder.directory / directory).glob("*.kv"):
-            record.read(path, kind, folder.binding, max_bytes=1 << 20)
+            prefix_file.read(path, kind, folder.binding, max_bytes=1 << 20)
     is_there = bool(list(folder.find(other_tokens(1))))
     if is_there:
         assert get(folder, other_tokens(1)) == EXPECTED

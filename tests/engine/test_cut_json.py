@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.engine.cut_json import closed, whole_members
-from kamado.engine.tool_format.turns import arguments_of
+from kamado.engine.turns.cut_json import closed, whole_members
+from kamado.engine.turns.tool_format.template_turns import arguments_of
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no for
 
 _FORK = """
 import json, os, signal, sys
-from kamado.engine.chat_types import Message, TextPart
+from kamado.engine.turns.chat_types import Message, TextPart
 from kamado.errors import KamadoError, UsageError
 signal.alarm(60)
 if sys.argv[1] == "fake":

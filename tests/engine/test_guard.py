@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from kamado.engine.guard import LOOK_SECONDS, MemoryGuard
+from kamado.engine.schedule.guard import LOOK_SECONDS, MemoryGuard
 from kamado.errors import ClosedError, MemoryBudgetError
-from kamado.memory.forecast import Plan
-from kamado.memory.limits import LimitWatch
+from kamado.plan.forecast import Plan
+from kamado.plan.watch import LimitWatch
 
 from .fakes import FakeExecutor, make_model
 

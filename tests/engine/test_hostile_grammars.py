@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from kamado.engine.grammar import Grammar, lark_grammar, regex_grammar, schema_grammar
-from kamado.engine.grammar_bounds import MAX_RULE_DEPTH, MAX_RULES, check_bounds
+from kamado.engine.forms.grammar import Grammar, lark_grammar, regex_grammar, schema_grammar
+from kamado.engine.forms.grammar_bounds import MAX_RULE_DEPTH, MAX_RULES, check_bounds
 from kamado.errors import ConstraintError
 
 
@@ -53,9 +53,9 @@ LARK_KINDS = ("rules", "names", "cycle", "lists", "terminals", "inlined")
 _RUN = """
 import json, sys, time
 from engine.fakes import VOCAB, ByteTokenizer
-from kamado.engine import grammar_bounds
-from kamado.engine.constraint import ConstraintCompiler
-from kamado.engine.grammar import Grammar
+from kamado.engine.forms import grammar_bounds
+from kamado.engine.forms.constraint import ConstraintCompiler
+from kamado.engine.forms.grammar import Grammar
 from kamado.errors import ConstraintError
 from kamado.isolated import WORKER
 WORKER._nice = 0
@@ -145,7 +145,7 @@ def test_everything_hostile_is_answered() -> None:
 
 
 def test_an_ambiguous_answer_ends_before_it_holds_up_the_others() -> None:
-    from kamado.engine.constraint import ConstraintCompiler
+    from kamado.engine.forms.constraint import ConstraintCompiler
 
     from .fakes import VOCAB, ByteTokenizer
 

@@ -13,14 +13,14 @@ from typing import Any
 import llguidance
 import pytest
 
-from kamado.engine.constraint import _make_trie
-from kamado.engine.json_schema import Checker, CheckError, compile_schema, compiled, kept_bytes
-from kamado.engine.json_schema import numbers as number_texts
-from kamado.engine.json_schema.document import Document, plain
-from kamado.engine.json_schema.formats import format_language
-from kamado.engine.json_schema.numbers import Range
-from kamado.engine.json_schema.pattern import PatternError, language
-from kamado.engine.json_schema.trees import is_nothing, matches
+from kamado.engine.forms.constraint import _make_trie
+from kamado.engine.forms.json_schema import Checker, CheckError, compile_schema, compiled, kept_bytes
+from kamado.engine.forms.json_schema import numbers as number_texts
+from kamado.engine.forms.json_schema.document import Document, plain
+from kamado.engine.forms.json_schema.formats import format_language
+from kamado.engine.forms.json_schema.numbers import Range
+from kamado.engine.forms.json_schema.pattern import PatternError, language
+from kamado.engine.forms.json_schema.trees import is_nothing, matches
 from kamado.errors import ConstraintError
 from kamado.isolated import WorkerNeededError, without_worker
 

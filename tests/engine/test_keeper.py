@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from kamado.engine import record
-from kamado.engine import store as store_module
-from kamado.engine.conversations import ConversationStore
-from kamado.engine.keeper import Keeper
+from kamado.engine.cache import prefix_file
+from kamado.engine.cache import prefix_store as store_module
+from kamado.engine.cache.prefix_saver import Keeper
+from kamado.engine.cache.prefix_store import PrefixStore
 from kamado.engine.model import Model
-from kamado.engine.store import PrefixStore
+from kamado.engine.turns.conversations import ConversationStore
 from kamado.errors import CorruptFileError, ModelNotFoundError, UsageError
 
 from .fakes import FOREVER, FakeExecutor, make_model, scripted
@@ -196,7 +196,7 @@ def test_a_restore_that_does_not_fit_beside_the_plan_is_left(tmp_path: Path) -> 
     with model_on(tmp_path) as model:
         tokens_of(model.generate(PROMPT, max_tokens=1))
     executor = FakeExecutor(encodes=True)
-    size = record.file_bytes(700, executor.tail_bytes(700))  # of the largest file
+    size = prefix_file.file_bytes(700, executor.tail_bytes(700))  # of the largest file
     for spare, is_restored in ((size, True), (size - 1, False)):
         keeper = Keeper(PrefixStore(tmp_path), executor, binding={"model": "fake"}, spare_bytes=lambda n=spare: n)
         found = keeper.begin_restore([*PROMPT, 1], "", above=0, max_tokens=4096)

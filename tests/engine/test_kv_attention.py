@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 
 import kamado
-from kamado.checkpoint import open_checkpoint
-from kamado.engine.kv_attention import QUERY_STRIDE, AttentionProbe, delicate_layers, layers_text, spoiling_layers
-from kamado.engine.kv_measure import measure_kv
-from kamado.engine.kv_record import KvLayerRow, load_record
+from kamado.engine.measure.kv_attention import (
+    QUERY_STRIDE,
+    AttentionProbe,
+    delicate_layers,
+    layers_text,
+    spoiling_layers,
+)
+from kamado.engine.measure.kv_measure import measure_kv
+from kamado.engine.measure.kv_results import KvLayerRow, load_record
 from kamado.errors import NativeError
-from kamado.memory.kv_presets import parse_kv
+from kamado.files import open_checkpoint
 from kamado.models import build_program
+from kamado.plan.kv_presets import parse_kv
 from kamado.program import Attend
 
 LENGTH = 450  # three whole pages, of which a query at the end reads two as codes

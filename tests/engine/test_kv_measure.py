@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import kamado
-from kamado.engine import kv_measure
-from kamado.engine.identity import model_identity
-from kamado.engine.kv_measure import builtin_texts, measure_kv, recommend
-from kamado.engine.kv_record import KvRecord, KvRow, load_record, records_root, save_record
+from kamado.engine.cache.identity import model_identity
 from kamado.engine.load import load
+from kamado.engine.measure import kv_measure
+from kamado.engine.measure.kv_measure import builtin_texts, measure_kv, recommend
+from kamado.engine.measure.kv_results import KvRecord, KvRow, load_record, records_root, save_record
 
 from .fakes import FakeExecutor, make_model
 
@@ -131,7 +131,7 @@ def test_auto_takes_what_was_recorded(tiny_checkpoint: Path) -> None:
 
 
 def kamado_checkpoint(path: Path):
-    from kamado.checkpoint import open_checkpoint
+    from kamado.files import open_checkpoint
 
     return open_checkpoint(path)
 

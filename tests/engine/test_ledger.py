@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kamado.engine.ledger import LedgerRow, read_ledger
-from kamado.engine.trace import Tracer
+from kamado.engine.measure.ledger import LedgerRow, read_ledger
+from kamado.engine.measure.trace import Tracer
 from kamado.errors import ExpertReadError, ModelChangedError, UsageError
 
 from .fakes import FakeExecutor, make_model
@@ -118,7 +118,7 @@ def test_a_failed_read_says_which_expert(code: int, kind: type[Exception]) -> No
 
 
 def test_the_page_cache_is_given_back_every_so_many_rows() -> None:
-    from kamado.engine.scheduler import Scheduler
+    from kamado.engine.schedule.scheduler import Scheduler
 
     calls = []
     scheduler = Scheduler(
@@ -126,8 +126,8 @@ def test_the_page_cache_is_given_back_every_so_many_rows() -> None:
         after_rows=(20, lambda: calls.append(1)),
     )  # fmt: skip
     try:
-        from kamado.engine.options import sampling_from
-        from kamado.engine.request import Request
+        from kamado.engine.schedule.request import Request
+        from kamado.options import sampling_from
 
         request = Request(
             list(range(50)), sampling=sampling_from({}, {"temperature": 0.0}), vocab_size=260, max_tokens=1, text=None,

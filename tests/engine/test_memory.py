@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kamado.checkpoint.types import Checkpoint, Layout, TensorRef
 from kamado.errors import MemoryBudgetError, UsageError
-from kamado.memory.budget import format_size, format_size_up, parse_size
-from kamado.memory.forecast import plan
-from kamado.memory.profile import (
+from kamado.files.types import Checkpoint, Layout, TensorRef
+from kamado.plan.budget import format_size, format_size_up, parse_size
+from kamado.plan.forecast import plan
+from kamado.plan.machine import (
     DeviceProfile,
     Machine,
     available_cpus,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kamado
-from kamado.engine.kv_record import CODEC_VERSION
+from kamado.engine.measure.kv_results import CODEC_VERSION
 
 from .fakes import FOREVER
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kamado.engine.cache.prefix_tree import PrefixTree, common_prefix
+from kamado.engine.cache.sequences import PAGE_TOKENS, SessionCache
 from kamado.engine.model import Model
-from kamado.engine.prefix import PrefixTree, common_prefix
-from kamado.engine.session import PAGE_TOKENS, SessionCache
 
 from .fakes import FOREVER, FakeExecutor, make_model
 from .test_scheduler import hold, tokens_of, wait_for

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from kamado.engine import prompt_scores
+from kamado.engine.measure import prompt_scores
 from kamado.errors import ContextOverflowError, UsageError
 
 from .fakes import FOREVER, VOCAB, FakeExecutor, make_model

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kamado
-from kamado.engine.chat_types import Finish, Message, TextPart, Tool, ToolCallDelta, ToolCallStart, ToolChoice
+from kamado.engine.turns.chat_types import Finish, Message, TextPart, Tool, ToolCallDelta, ToolCallStart, ToolChoice
 
 pytestmark = pytest.mark.real
 

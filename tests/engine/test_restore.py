@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kamado.engine import restore as restore_module
-from kamado.engine.keeper import Keeper
+from kamado.engine.cache import prefix_reader as restore_module
+from kamado.engine.cache.prefix_reader import Sizes, _Reader
+from kamado.engine.cache.prefix_saver import Keeper
+from kamado.engine.cache.prefix_store import PrefixFolder, PrefixStore
 from kamado.engine.model import Model
-from kamado.engine.restore import Sizes, _Reader
-from kamado.engine.store import PrefixFolder, PrefixStore
 
 from . import fakes
 from .fakes import FOREVER, FakeExecutor, make_model

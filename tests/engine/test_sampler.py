@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.engine.options import RANGES, AnswerOptions, Sampling, SamplingOptions, check_options, sampling_from
-from kamado.engine.sampler import Sampler, _filtered, log_probabilities, top_ids, uniform
+from kamado.engine.schedule.sampler import Sampler, _filtered, log_probabilities, top_ids, uniform
 from kamado.errors import NativeError, UsageError
+from kamado.options import RANGES, AnswerOptions, Sampling, SamplingOptions, check_options, sampling_from
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 

@@ -11,7 +11,7 @@ import pytest
 
 from kamado.engine.generation import Generation
 from kamado.engine.model import Model
-from kamado.engine.request import MAX_QUEUED_PIECES
+from kamado.engine.schedule.request import MAX_QUEUED_PIECES
 from kamado.errors import ClosedError, NativeError
 
 from .fakes import FOREVER, FakeExecutor, make_model

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.engine.session import PAGE_TOKENS, SessionCache, Sources, common_prefix
+from kamado.engine.cache.sequences import PAGE_TOKENS, SessionCache, Sources, common_prefix
 
 from .fakes import FakeExecutor
 

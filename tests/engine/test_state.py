@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from kamado import program as p
+from kamado.engine.cache.prefix_store import PrefixStore
+from kamado.engine.cache.sequences import Sources
 from kamado.engine.model import Model
-from kamado.engine.session import Sources
-from kamado.engine.store import PrefixStore
 from kamado.program.state import is_by_position
 
 from .fakes import FOREVER

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kamado.engine.stops import MAX_STOPS, StopMatcher, check_stops
+from kamado.engine.forms.stops import MAX_STOPS, StopMatcher, check_stops
 from kamado.errors import UsageError
 
 

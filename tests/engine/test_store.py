@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.engine import record
-from kamado.engine import store as store_module
-from kamado.engine.conversations import ConversationStore
-from kamado.engine.record import DamagedRecordError, token_bytes
-from kamado.engine.store import PrefixFolder, PrefixStore
-from kamado.memory.page_cache import cached_bytes, forget_cached
+from kamado.engine.cache import prefix_file
+from kamado.engine.cache import prefix_store as store_module
+from kamado.engine.cache.prefix_file import DamagedRecordError, token_bytes
+from kamado.engine.cache.prefix_store import PrefixFolder, PrefixStore
+from kamado.engine.turns.conversations import ConversationStore
+from kamado.plan.page_cache import cached_bytes, forget_cached
 
 BINDING = {"model": "m", "preset": "balanced", "owner": ""}
 TOKENS = token_bytes([i % 1000 for i in range(700)])  # five full pages and 60 tokens: four settled pages
@@ -35,8 +35,8 @@ def tail_payload(label: str = "") -> bytes:
 
 
 def put(folder: PrefixFolder, tokens: bytes = TOKENS, label: str = "") -> list[bytes]:
-    keys = record.chain(folder.binding, tokens)
-    for i in range(record.settled_pages(len(tokens) // 4)):
+    keys = prefix_file.chain(folder.binding, tokens)
+    for i in range(prefix_file.settled_pages(len(tokens) // 4)):
         assert folder.write_page(keys[i], tokens[512 * i : 512 * (i + 1)], page_payload(i))
     assert folder.write_point(tokens, tail_payload(), label)
     return keys
@@ -158,7 +158,8 @@ def check_refused(folder: PrefixFolder, path: Path, content: bytes) -> None:
 @given(st.data())
 def test_a_flipped_bit_anywhere_is_noticed(data: st.DataObject) -> None:
     folder = PrefixStore().folder(BINDING)
-    if not list(folder.find(TOKENS)) or not all(folder.has_page(k) for k in record.chain(folder.binding, TOKENS)[:4]):
+    pages = prefix_file.chain(folder.binding, TOKENS)[:4]
+    if not list(folder.find(TOKENS)) or not all(folder.has_page(page) for page in pages):
         put(folder)
     files = sorted(path for path in folder.directory.rglob("*.kv"))
     path = data.draw(st.sampled_from(files))
@@ -243,7 +244,7 @@ def test_what_a_crash_left_behind_goes_when_it_is_old(monkeypatch: pytest.Monkey
     store = PrefixStore(cap_bytes=1 << 20)
     folder = store.folder(BINDING)
     put(folder)
-    orphan = record.chain(folder.binding, other_tokens(1))[0]
+    orphan = prefix_file.chain(folder.binding, other_tokens(1))[0]
     folder.write_page(orphan, other_tokens(1)[:512], page_payload(0))
     temporary = folder.directory / "pages" / ".1.tmp"
     temporary.write_bytes(b"x" * 100)
@@ -337,15 +338,15 @@ def test_removing_a_label_removes_its_points_and_only_its_pages() -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from kamado.engine import record
-from kamado.engine.store import PrefixStore
+from kamado.engine.cache import prefix_file
+from kamado.engine.cache.prefix_store import PrefixStore
 
 store = PrefixStore(Path(sys.argv[1]), cap_bytes=int(sys.argv[2]))
 folder = store.folder({"model": "m", "preset": "balanced", "owner": ""})
 first, count = int(sys.argv[3]), int(sys.argv[4])
 for i in range(first, first + count):
-    tokens = record.token_bytes([2000 + i] * 700)
-    keys = record.chain(folder.binding, tokens)
+    tokens = prefix_file.token_bytes([2000 + i] * 700)
+    keys = prefix_file.chain(folder.binding, tokens)
     for page in range(4):
         folder.write_page(keys[page], tokens[512 * page : 512 * (page + 1)], bytes([page]) * 1000)
     folder.write_point(tokens, b"tail")
@@ -371,9 +372,9 @@ def test_kill_9_while_pages_are_written_loses_that_entry_only(tmp_path: Path) ->
         for i in done:
             assert get(folder, other_tokens(i)) == EXPECTED
         for name in sorted((folder.directory / "points").glob("*.kv")):
-            record.read(name, record.POINT, folder.binding, max_bytes=1 << 20)
+            prefix_file.read(name, prefix_file.POINT, folder.binding, max_bytes=1 << 20)
         for name in sorted((folder.directory / "pages").glob("*.kv")):
-            record.read(name, record.PAGE, folder.binding, max_bytes=1 << 20)
+            prefix_file.read(name, prefix_file.PAGE, folder.binding, max_bytes=1 << 20)
 
 
 # Writes entries of its own and reads all processes' as a restore does, while room is made all the time.
@@ -381,7 +382,7 @@ MIXED = WRITER.replace(
     "    print(i, flush=True)",
     """
     for other in (*range(40), *range(1000, 1040)):
-        tokens = record.token_bytes([2000 + other] * 700)
+        tokens = prefix_file.token_bytes([2000 + other] * 700)
         for point in list(folder.find(tokens)):
             try:
                 found = [bytes(folder.read_point(point, tokens, max_payload=1 << 20))]

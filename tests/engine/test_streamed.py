@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import kamado
-from kamado.checkpoint import open_checkpoint
 from kamado.errors import KamadoError, MemoryBudgetError, ModelChangedError
-from kamado.memory import sizes
-from kamado.memory.forecast import Plan, plan
+from kamado.files import open_checkpoint
 from kamado.models import build_program
+from kamado.plan import sizes
+from kamado.plan.forecast import Plan, plan
 
 from .moe_file import write_moe
 

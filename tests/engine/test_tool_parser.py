@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kamado.engine.chat_types import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
-from kamado.engine.tool_format import gemma, generic, granite, hermes, llama3, mistral
-from kamado.engine.tool_format.parser import AnswerParser
-from kamado.engine.tool_format.reasoning import ReasoningTags
-from kamado.engine.tool_format.syntax import Call, Marks
+from kamado.engine.turns.chat_types import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
+from kamado.engine.turns.tool_format import gemma, generic, granite, hermes, llama3, mistral
+from kamado.engine.turns.tool_format.parser import AnswerParser
+from kamado.engine.turns.tool_format.reasoning import ReasoningTags
+from kamado.engine.turns.tool_format.syntax import Call, Marks
 
 from .chat_families import FamilyTokenizer
 

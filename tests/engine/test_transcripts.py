@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.engine.chat_types import (
+from kamado.engine.cache.prefix_store import PrefixStore
+from kamado.engine.cache.transcripts import Transcripts
+from kamado.engine.turns.chat_types import (
     Finish,
     Message,
     ReasoningDelta,
@@ -21,8 +23,6 @@ from kamado.engine.chat_types import (
     ToolCallDelta,
     ToolCallStart,
 )
-from kamado.engine.store import PrefixStore
-from kamado.engine.transcripts import Transcripts
 
 from . import chat_families
 from .chat_families import CHATML, FAMILIES

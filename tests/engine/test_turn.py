@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kamado.checkpoint.template import PassedLimitError
-from kamado.engine import chat_types as ct
-from kamado.engine.tool_format import choose_format
-from kamado.engine.tool_format.syntax import Call
+from kamado.engine.turns import chat_types as ct
+from kamado.engine.turns.tool_format import choose_format
+from kamado.engine.turns.tool_format.syntax import Call
 from kamado.errors import BusyError, ConstraintError, ContextOverflowError, TemplateError, UsageError
+from kamado.text.template import PassedLimitError
 
 from . import chat_families
 from .chat_families import FAMILIES, Family, FamilyTokenizer

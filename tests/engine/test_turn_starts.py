@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kamado.engine.chat_types import Message, TextPart, Tool, ToolCall
+from kamado.engine.cache.prefix_store import PrefixStore
+from kamado.engine.cache.sequences import PAGE_TOKENS
+from kamado.engine.cache.turn_starts import RAW_MARK_TOKENS, moved, wanted_marks
 from kamado.engine.model import Model
-from kamado.engine.session import PAGE_TOKENS
-from kamado.engine.store import PrefixStore
-from kamado.engine.turn_starts import RAW_MARK_TOKENS, moved, wanted_marks
+from kamado.engine.turns.chat_types import Message, TextPart, Tool, ToolCall
 
 from .chat_families import FAMILIES, FamilyTokenizer
 from .fakes import CHATML, FOREVER, FakeExecutor, make_model

@@ -6,8 +6,8 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
-from kamado.checkpoint.gguf import open_gguf
 from kamado.errors import KamadoError
+from kamado.files.gguf import open_gguf
 
 _DIRECTORY = tempfile.TemporaryDirectory(prefix="kamado-fuzz-")
 _PATH = Path(_DIRECTORY.name) / "m-00001-of-00001.gguf"

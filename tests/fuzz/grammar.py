@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from kamado.engine.constraint import ConstraintCompiler
-from kamado.engine.grammar import Grammar, lark_grammar, regex_grammar, schema_grammar
+from kamado.engine.forms.constraint import ConstraintCompiler
+from kamado.engine.forms.grammar import Grammar, lark_grammar, regex_grammar, schema_grammar
 from kamado.errors import ConstraintError
 
 _VOCAB = 260

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from kamado.checkpoint.quant import quantize
-from kamado.checkpoint.types import Layout
 from kamado.errors import UnsupportedError
+from kamado.files.types import Layout
+from kamado.synth.quantise import quantize
 
 _LAYOUTS = tuple(Layout)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from kamado.checkpoint.safetensors import open_safetensors
 from kamado.errors import KamadoError
+from kamado.files.safetensors import open_safetensors
 
 _FILES = (
     "model.safetensors",

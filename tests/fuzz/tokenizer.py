@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kamado.checkpoint.tokenizer import Tokenizer, load_tokenizer
-from kamado.checkpoint.tokenizer.pieces import byte_alphabet
-from kamado.checkpoint.types import TokenizerSource
 from kamado.errors import KamadoError
+from kamado.files.types import TokenizerSource
+from kamado.text.tokenizer import Tokenizer, load_tokenizer
+from kamado.text.tokenizer.pieces import byte_alphabet
 
 _PATH = Path("fuzz.gguf")
 _TEXT = "hello </s> 日本語\n\n  <|im_end|> 12 \u0301\x00"

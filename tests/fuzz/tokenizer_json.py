@@ -7,10 +7,10 @@ import resource
 import tempfile
 from pathlib import Path
 
-from kamado.checkpoint.tokenizer import load_tokenizer
-from kamado.checkpoint.tokenizer.limits import LOAD_BYTES, MAX_GROWTH
-from kamado.checkpoint.types import TokenizerSource
 from kamado.errors import KamadoError
+from kamado.files.types import TokenizerSource
+from kamado.text.tokenizer import load_tokenizer
+from kamado.text.tokenizer.bounds import LOAD_BYTES, MAX_GROWTH
 
 _TEXT = "hello aaaa </s> 日本語\n\n  ab 12 \u0301\x00"
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.gguf_writer import GgufWriter
-from kamado.checkpoint.synth import synthesize
-from kamado.checkpoint.types import Checkpoint
 from kamado.errors import MemoryBudgetError, UsageError
-from kamado.memory import sizes
-from kamado.memory.forecast import LEAST_CONTEXT, Plan, plan
-from kamado.memory.overhead import CONSTRAINT_LIBRARY_BYTES
-from kamado.memory.profile import DeviceProfile, Machine
+from kamado.files import open_checkpoint
+from kamado.files.gguf_writer import GgufWriter
+from kamado.files.types import Checkpoint
 from kamado.models import build_program
+from kamado.plan import sizes
+from kamado.plan.forecast import LEAST_CONTEXT, Plan, plan
+from kamado.plan.machine import DeviceProfile, Machine
+from kamado.plan.overhead import CONSTRAINT_LIBRARY_BYTES
 from kamado.program import Accumulate, Experts, Linear, Program, Record, validate
+from kamado.synth.synthesize import synthesize
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -265,7 +265,7 @@ def test_sizes_are_the_native_ones(moe: tuple[Checkpoint, Program]) -> None:
 
 
 def test_every_layout_packs_as_the_native_side_says(tmp_path: Path) -> None:
-    from kamado.checkpoint.types import Layout, TensorRef
+    from kamado.files.types import Layout, TensorRef
 
     native = pytest.importorskip("kamado._native", reason="the native module is not built")
     if not hasattr(native, "packed_bytes"):

@@ -11,7 +11,7 @@ from native_state import PROGRAMS, source_rows
 
 from kamado.errors import UsageError
 from kamado.lower import build_executor
-from kamado.memory.kv_presets import kv_layers, kv_needs, num_kv_layers, parse_kv
+from kamado.plan.kv_presets import kv_layers, kv_needs, num_kv_layers, parse_kv
 from kamado.program import Attend, Program
 
 SHAPE: dict[str, Any] = {"hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 64, "layers": 3}

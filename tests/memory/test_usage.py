@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from kamado.memory import page_cache
-from kamado.memory.disk import measure_disk
-from kamado.memory.page_cache import cached_bytes, forget_cached
-from kamado.memory.profile import machine
-from kamado.memory.usage import BudgetWatch, memory_use
+from kamado.plan import page_cache
+from kamado.plan.disk import measure_disk
+from kamado.plan.machine import machine
+from kamado.plan.page_cache import cached_bytes, forget_cached
+from kamado.plan.usage import BudgetWatch, memory_use
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 GIB = 1 << 30

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kamado.checkpoint.fetch import download, file_hash, http_client
-from kamado.checkpoint.package_index import find_file, read_config
 from kamado.errors import DownloadError
+from kamado.library.fetch import download, file_hash, http_client
+from kamado.library.package_index import find_file, read_config
 
 PROJECT = "llama-cpp-python"
 FILE = "llama_cpp_python-0.3.36.tar.gz"

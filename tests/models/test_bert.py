@@ -15,9 +15,9 @@ from native_runner import needs_native
 from numpy_executor import NumpyExecutor
 
 import kamado
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.types import Checkpoint
 from kamado.errors import ContextOverflowError, MetadataError, MissingTensorError, UnsupportedError, UsageError
+from kamado.files import open_checkpoint
+from kamado.files.types import Checkpoint
 from kamado.models import build_program
 from kamado.models.registry import FAMILIES
 from kamado.program import Embed, Pool, format_program

@@ -10,8 +10,8 @@ import pytest
 import tiny_models
 from numpy_executor import NumpyExecutor
 
-from kamado.checkpoint import open_checkpoint
 from kamado.errors import UnsupportedError
+from kamado.files import open_checkpoint
 from kamado.models import build_program
 
 pytest.importorskip("gguf", reason="gguf is not installed")

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from kamado import load
 from kamado.errors import NativeError
-from kamado.memory.kv_presets import PRESETS
+from kamado.plan.kv_presets import PRESETS
 
 pytestmark = needs_native
 

@@ -16,7 +16,7 @@ import tiny_models
 from native_runner import append, build, needs_native
 from numpy_executor import NumpyExecutor
 
-from kamado.checkpoint import open_checkpoint
+from kamado.files import open_checkpoint
 from kamado.models import build_program
 
 PROMPT = [5, 17, 3, 64, 64, 29, 80, 11]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kamado.checkpoint import open_checkpoint
+from kamado.files import open_checkpoint
 from kamado.models import build_program
 
 torch = pytest.importorskip("torch", reason="torch is not installed")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kamado.checkpoint.types import Checkpoint
+from kamado.files.types import Checkpoint
 from kamado.models.config import Config
 from kamado.models.rope import gguf_rope, hf_rope
 

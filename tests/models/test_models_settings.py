@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy_executor import NumpyExecutor, read_tensor
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.types import Checkpoint, Layout, TensorRef
 from kamado.errors import CheckpointError, KamadoError, MetadataError, MissingTensorError, UnsupportedError
+from kamado.files import open_checkpoint
+from kamado.files.types import Checkpoint, Layout, TensorRef
 from kamado.models import build_program, supported_architectures
 from kamado.models.config import Config
 

@@ -14,8 +14,8 @@ import tiny_models
 from native_runner import native_logits, needs_native
 from safetensors.numpy import load_file, save_file
 
-from kamado.checkpoint import open_checkpoint
 from kamado.errors import KamadoError, MetadataError, MissingTensorError, UnsupportedError
+from kamado.files import open_checkpoint
 from kamado.models import build_program
 from kamado.program import Head, Pool, Program
 
@@ -258,7 +258,7 @@ def test_keys_left_out_are_what_transformers_takes(tmp_path: Path, family: str) 
 
 
 def test_the_server_allows_the_longer_context_too(tmp_path: Path) -> None:
-    from kamado.serve.describe import describe
+    from kamado.serve.models.describe import describe
 
     folder = tiny_models.write(tmp_path, "qwen3", max_position_embeddings=32, rope_scaling=_yarn())
     assert describe("m", folder, digest="", created=0, nbytes=None).max_context == 128

@@ -11,8 +11,8 @@ import pytest
 import tiny_models
 
 from kamado import program as p
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.types import Layout, TensorRef
+from kamado.files import open_checkpoint
+from kamado.files.types import Layout, TensorRef
 from kamado.models import build_program
 
 

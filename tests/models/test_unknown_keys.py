@@ -20,9 +20,9 @@ import tiny_models
 from numpy_executor import NumpyExecutor
 
 import kamado
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.types import Checkpoint
 from kamado.errors import CheckpointError, UnsupportedError
+from kamado.files import open_checkpoint
+from kamado.files.types import Checkpoint
 from kamado.models import build_program, harmless
 from kamado.models.config import Config
 

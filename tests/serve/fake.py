@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kamado.errors import ContextOverflowError, KamadoError, MemoryBudgetError, ModelNotFoundError, UsageError
-from kamado.serve import backend as b
+from kamado.serve.models import contract as b
 
 ALL_CAPABILITIES = frozenset({"completion", "chat", "tools", "thinking", "embedding", "insert"})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from engine import chat_families
 from engine.spelling import Speller
 
-from kamado.serve.backend import LoadOptions, ModelInfo, ServedModel
-from kamado.serve.engine_model import EngineModel
+from kamado.serve.models.contract import LoadOptions, ModelInfo, ServedModel
+from kamado.serve.models.engine_model import EngineModel
 
 INFO = ModelInfo("m", capabilities=frozenset({"completion", "chat"}), max_context=4096)
 

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from kamado.checkpoint.store import Store, StoredFile
+from kamado.library.store import Store, StoredFile
 
 
 def put(home: Path, name: str, file: Path) -> None:

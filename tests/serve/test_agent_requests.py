@@ -26,7 +26,7 @@ def skeleton(name: str) -> dict[str, Any]:
 
 
 def call(model: WritingModel, name: str, arguments: dict[str, Any]) -> list[int]:
-    from kamado.engine.tool_format.syntax import Call
+    from kamado.engine.turns.tool_format.syntax import Call
 
     syntax = model.engine.chat_format.syntax
     assert syntax is not None

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from kamado.serve.backend import ChatRequest, Event, LoadOptions, ServedModel, ToolCallStart
+from kamado.serve.models.contract import ChatRequest, Event, LoadOptions, ServedModel, ToolCallStart
 
 from .fake import INFO, FakeLibrary, FakeLoader, FakeModel, calls, text
 from .running import Running, running

@@ -11,7 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from kamado.serve.backend import (
+from kamado.serve.http.keys import KeyRing
+from kamado.serve.models.contract import (
     Finish,
     ImagePart,
     Message,
@@ -24,7 +25,6 @@ from kamado.serve.backend import (
     ToolCall,
     ToolChoice,
 )
-from kamado.serve.keys import KeyRing
 
 from .compat import compat
 from .fake import Fail, FakeWorld, Wait, calls, text, thought

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from kamado.checkpoint.store import Store
+from kamado.library.store import Store
 from kamado.serve.config import ServeConfig
-from kamado.serve.library import StoreLibrary
-from kamado.serve.loader import EngineLoader, EngineSettings
+from kamado.serve.models.library import StoreLibrary
+from kamado.serve.models.loader import EngineLoader, EngineSettings
 
 from .running import Running, running
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from kamado.serve.table import TABLE
+from kamado.serve.protocols.table import TABLE
 
 TOOL = Path(__file__).parents[2] / "tools" / "compatibility.py"
 

@@ -19,10 +19,10 @@ import pytest
 from engine.chat_families import FAMILIES, Family, FamilyTokenizer
 from engine.fakes import EOS, FakeExecutor, make_model
 
-from kamado.serve.backend import ChatRequest, CompletionRequest, LoadOptions, ModelInfo, ServedModel
 from kamado.serve.config import ServeConfig
-from kamado.serve.engine_model import EngineModel
-from kamado.serve.keys import KeyRing
+from kamado.serve.http.keys import KeyRing
+from kamado.serve.models.contract import ChatRequest, CompletionRequest, LoadOptions, ModelInfo, ServedModel
+from kamado.serve.models.engine_model import EngineModel
 from kamado.serve.run import make_server
 
 from .fake import FakeLibrary
@@ -376,7 +376,7 @@ def encode(family: Family, text: str) -> list[int]:
 
 
 def call_text(model: WritingModel, num_calls: int) -> str:
-    from kamado.engine.tool_format.syntax import Call
+    from kamado.engine.turns.tool_format.syntax import Call
 
     syntax = model.engine.chat_format.syntax
     assert syntax is not None

@@ -10,7 +10,15 @@ import httpx
 import pytest
 
 from kamado.errors import NativeError
-from kamado.serve.backend import Finish, Message, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
+from kamado.serve.models.contract import (
+    Finish,
+    Message,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
+)
 
 from .fake import Fail, FakeWorld
 from .running import running

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import kamado
-from kamado.checkpoint.store import Store
 from kamado.errors import UnsupportedError, UsageError
-from kamado.serve.backend import EmbedRequest, LoadOptions
+from kamado.library.store import Store
 from kamado.serve.config import load_config
-from kamado.serve.library import StoreLibrary
-from kamado.serve.loader import EngineLoader, EngineSettings
+from kamado.serve.models.contract import EmbedRequest, LoadOptions
+from kamado.serve.models.library import StoreLibrary
+from kamado.serve.models.loader import EngineLoader, EngineSettings
 
 TEXTS = ("a man eats", "the girl reads a book")
 

@@ -20,11 +20,11 @@ import httpx2
 import pytest
 from checkpoint.servers import Hub, serve  # tests/checkpoint
 
-from kamado.checkpoint.store import Store
-from kamado.serve.backend import PullProgress
+from kamado.library.store import Store
 from kamado.serve.config import ServeConfig
-from kamado.serve.library import StoreLibrary
-from kamado.serve.loader import EngineLoader, EngineSettings
+from kamado.serve.models.contract import PullProgress
+from kamado.serve.models.library import StoreLibrary
+from kamado.serve.models.loader import EngineLoader, EngineSettings
 
 from . import fake
 from .fake import FakeWorld

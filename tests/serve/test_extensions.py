@@ -9,8 +9,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from kamado.serve.backend import ChatRequest, OutputFormat, Think
-from kamado.serve.openai_forms import _choice
+from kamado.serve.models.contract import ChatRequest, OutputFormat, Think
+from kamado.serve.protocols.openai.answer_forms import _choice
 
 from . import fake
 from .compat import compat

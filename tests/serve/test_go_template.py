@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.checkpoint.template import ChatTemplate
 from kamado.errors import KamadoError, UsageError
-from kamado.serve.go_template import MAX_CHARACTERS, to_jinja
-from kamado.serve.modelfile import jinja_template, make_recipe, parse_modelfile
+from kamado.serve.models.go_template import MAX_CHARACTERS, to_jinja
+from kamado.serve.models.modelfile import jinja_template, make_recipe, parse_modelfile
+from kamado.text.template import ChatTemplate
 
 SYSTEM = {"role": "system", "content": "be brief"}
 ASK = {"role": "user", "content": "hi"}

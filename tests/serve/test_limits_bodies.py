@@ -18,14 +18,14 @@ import httpx2
 import pytest
 
 from kamado._native import JsonCost
-from kamado.checkpoint.store import Store
 from kamado.errors import UsageError
-from kamado.serve.bodies import BodyBudget
+from kamado.library.store import Store
 from kamado.serve.config import ServeConfig
-from kamado.serve.faults import FaultError
-from kamado.serve.library import StoreLibrary
-from kamado.serve.loader import EngineLoader, EngineSettings
-from kamado.serve.share import models_bytes, server_share
+from kamado.serve.http.bodies import BodyBudget
+from kamado.serve.http.faults import FaultError
+from kamado.serve.models.library import StoreLibrary
+from kamado.serve.models.loader import EngineLoader, EngineSettings
+from kamado.serve.ops.share import models_bytes, server_share
 
 from .fake import FakeWorld
 from .processes import started
@@ -283,12 +283,12 @@ def test_the_servers_share_is_taken_from_what_models_may_have() -> None:
 def test_models_share_the_libraries(tmp_path: Path) -> None:
     """The server has them once; a plan counts them for its model alone."""
     pytest.importorskip("kamado._native", reason="the native module is not built")
-    from kamado.checkpoint import open_checkpoint
-    from kamado.checkpoint.store import Store
-    from kamado.checkpoint.synth import synthesize
-    from kamado.serve.backend import LoadOptions
-    from kamado.serve.library import StoreLibrary
-    from kamado.serve.loader import EngineLoader, EngineSettings
+    from kamado.files import open_checkpoint
+    from kamado.library.store import Store
+    from kamado.serve.models.contract import LoadOptions
+    from kamado.serve.models.library import StoreLibrary
+    from kamado.serve.models.loader import EngineLoader, EngineSettings
+    from kamado.synth.synthesize import synthesize
 
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
     from smoke import write_donor

@@ -18,8 +18,8 @@ import httpx2
 import pytest
 
 from kamado.serve.config import ServeConfig
-from kamado.serve.connections import ACCEPT_BATCH, Damped, affordable_connections, loop_exception_handler
-from kamado.serve.keys import KeyRing
+from kamado.serve.http.connections import ACCEPT_BATCH, Damped, affordable_connections, loop_exception_handler
+from kamado.serve.http.keys import KeyRing
 
 from .fake import FakeWorld
 from .processes import started
@@ -142,7 +142,7 @@ def test_an_idle_connection_is_closed_in_its_time(server: Running) -> None:
 
 
 def test_the_rest_of_a_body_that_was_answered_early_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kamado.serve.connections._LINGER_SECONDS", 0.3)
+    monkeypatch.setattr("kamado.serve.http.connections._LINGER_SECONDS", 0.3)
     keys = KeyRing()
     keys.add("kmd-0123456789abcdef-all")
     world = FakeWorld({})

@@ -15,14 +15,14 @@ import httpx2
 import msgspec
 import pytest
 
-from kamado.checkpoint.store import Store
 from kamado.errors import CorruptFileError, ModelNotFoundError, UsageError
-from kamado.serve.app import JsonFormatter, TextFormatter
-from kamado.serve.backend import Recipe
+from kamado.library.store import Store
 from kamado.serve.config import KeyConfig, ServeConfig, exposed_keys, load_config
-from kamado.serve.families import all_routes
-from kamado.serve.faults import MAX_MESSAGE_CHARACTERS, RequestError, fault_of, shown
-from kamado.serve.library import StoreLibrary
+from kamado.serve.http.app import JsonFormatter, TextFormatter
+from kamado.serve.http.faults import MAX_MESSAGE_CHARACTERS, RequestError, fault_of, shown
+from kamado.serve.models.contract import Recipe
+from kamado.serve.models.library import StoreLibrary
+from kamado.serve.protocols.families import all_routes
 
 from .fake import FakeWorld
 from .running import Running, running
@@ -175,7 +175,7 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoreLibrary:
     ],
 )  # fmt: skip
 def test_a_name_over_http_is_never_a_path(library: StoreLibrary, name: str) -> None:
-    from kamado.serve.keys import KeyRing
+    from kamado.serve.http.keys import KeyRing
     from kamado.serve.run import make_server
 
     world = FakeWorld({})

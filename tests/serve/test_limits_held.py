@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from kamado.serve.backend import TextDelta
 from kamado.serve.config import ServeConfig
+from kamado.serve.models.contract import TextDelta
 
 from .fake import FakeWorld, Wait, text
 from .processes import GREEDY, started

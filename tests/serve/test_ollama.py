@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from kamado.errors import DownloadError
-from kamado.serve import backend as be
-from kamado.serve.keys import KeyRing
+from kamado.serve.http.keys import KeyRing
+from kamado.serve.models import contract as be
 
 from .compat import compat
 from .fake import Fail, FakeWorld, calls, thought

@@ -10,8 +10,8 @@ import openai
 import pytest
 
 from kamado.errors import NativeError
-from kamado.serve.backend import TextDelta
 from kamado.serve.config import ServeConfig
+from kamado.serve.models.contract import TextDelta
 
 from . import fake
 from .compat import compat

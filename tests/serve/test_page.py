@@ -14,9 +14,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from kamado.serve.backend import Finish, ReasoningDelta, TextDelta
-from kamado.serve.keys import KeyRing
-from kamado.serve.page import HEADERS, web_files
+from kamado.serve.http.keys import KeyRing
+from kamado.serve.models.contract import Finish, ReasoningDelta, TextDelta
+from kamado.serve.web.page import HEADERS, web_files
 
 from .browsing import answered, ask
 from .fake import FakeWorld, Wait, text

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from kamado.checkpoint.store import Store
-from kamado.serve.backend import LoadOptions
+from kamado.library.store import Store
 from kamado.serve.config import ServeConfig
-from kamado.serve.library import StoreLibrary
-from kamado.serve.loader import EngineLoader, EngineSettings
-from kamado.serve.share import server_share
+from kamado.serve.models.contract import LoadOptions
+from kamado.serve.models.library import StoreLibrary
+from kamado.serve.models.loader import EngineLoader, EngineSettings
+from kamado.serve.ops.share import server_share
 
 from .browsing import ask
 from .processes import Process, started

@@ -12,10 +12,10 @@ import openai
 import pytest
 
 from kamado.serve.config import ServeConfig
-from kamado.serve.keys import KeyRing
-from kamado.serve.parameters import HEADER
-from kamado.serve.paths import ABSENT, canonical
-from kamado.serve.tokens import _piece
+from kamado.serve.http.keys import KeyRing
+from kamado.serve.http.paths import ABSENT, canonical
+from kamado.serve.protocols.parameters import HEADER
+from kamado.serve.protocols.tokens import _piece
 
 from . import fake
 from .compat import compat

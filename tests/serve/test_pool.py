@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from kamado.errors import ClosedError, MemoryBudgetError, ModelNotFoundError
-from kamado.serve.backend import ChatRequest, Event, Finish, Message, OverloadedError, TextPart
-from kamado.serve.service import Limits, Service
+from kamado.serve.models.contract import ChatRequest, Event, Finish, Message, OverloadedError, TextPart
+from kamado.serve.models.service import Limits, Service
 
 from .fake import FakeWorld, Wait, text
 

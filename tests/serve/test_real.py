@@ -12,10 +12,10 @@ import numpy as np
 import openai
 import pytest
 
-from kamado.checkpoint.store import Store
+from kamado.library.store import Store
 from kamado.serve.config import ServeConfig
-from kamado.serve.library import StoreLibrary
-from kamado.serve.loader import EngineLoader, EngineSettings
+from kamado.serve.models.library import StoreLibrary
+from kamado.serve.models.loader import EngineLoader, EngineSettings
 
 from .running import Running, running
 

@@ -16,14 +16,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from kamado.checkpoint.store import Store
 from kamado.errors import MemoryBudgetError
-from kamado.serve import reload
-from kamado.serve.backend import Event, Finish, Recipe, TextDelta
+from kamado.library.store import Store
 from kamado.serve.config import ServeConfig, load_config
-from kamado.serve.keys import KeyRing
-from kamado.serve.library import StoreLibrary
-from kamado.serve.reload import Reloader
+from kamado.serve.http.keys import KeyRing
+from kamado.serve.models.contract import Event, Finish, Recipe, TextDelta
+from kamado.serve.models.library import StoreLibrary
+from kamado.serve.ops import reload
+from kamado.serve.ops.reload import Reloader
 from kamado.serve.run import make_keys, make_server
 
 from .fake import FakeWorld, Wait, text
@@ -176,7 +176,7 @@ def test_what_makes_another_version(tmp_path: Path, tiny_checkpoint: Path) -> No
 
 
 def test_a_file_in_a_directory_and_a_shard_count(tmp_path: Path) -> None:
-    from kamado.serve.library import _version
+    from kamado.serve.models.library import _version
 
     (tmp_path / "config.json").write_text("{}")
     before = _version(tmp_path)

@@ -13,7 +13,7 @@ from engine.fakes import FakeExecutor
 from engine.spelling import Speller
 
 from kamado.serve.config import ServeConfig
-from kamado.serve.keys import KeyRing
+from kamado.serve.http.keys import KeyRing
 
 from .fake import FakeLibrary
 from .running import Running, running

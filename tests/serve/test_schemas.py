@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from kamado.serve.config import ServeConfig
-from kamado.serve.keys import KeyRing
+from kamado.serve.http.keys import KeyRing
 
 from .fake import FakeLibrary
 from .running import running

@@ -13,10 +13,10 @@ import httpx2
 import pytest
 
 from kamado.errors import ModelNotFoundError, UsageError
-from kamado.serve.backend import Recipe
 from kamado.serve.config import ServeConfig
-from kamado.serve.served import ServedLibrary
-from kamado.serve.share import server_share
+from kamado.serve.models.contract import Recipe
+from kamado.serve.models.served import ServedLibrary
+from kamado.serve.ops.share import server_share
 
 from .fake import INFO, FakeLibrary, FakeWorld
 from .processes import Process, started

@@ -9,10 +9,10 @@ import pytest
 
 from kamado import isolated
 from kamado.errors import BusyError
-from kamado.serve import slow_work
-from kamado.serve.backend import OverloadedError
-from kamado.serve.faults import fault_of
-from kamado.serve.slow_work import SlowWork
+from kamado.serve.http.faults import fault_of
+from kamado.serve.models import slow_work
+from kamado.serve.models.contract import OverloadedError
+from kamado.serve.models.slow_work import SlowWork
 
 
 def test_a_full_queue_is_refused_at_once() -> None:

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from kamado.checkpoint.store import Store
 from kamado.errors import ModelNotFoundError
-from kamado.serve import bridge, library, wire
-from kamado.serve.backend import Recipe, TextDelta
+from kamado.library.store import Store
 from kamado.serve.config import ServeConfig
-from kamado.serve.http import SseTemplate, sse
-from kamado.serve.library import StoreLibrary
+from kamado.serve.http import bridge, wire
+from kamado.serve.http.replies import SseTemplate, sse
+from kamado.serve.models import library
+from kamado.serve.models.contract import Recipe, TextDelta
+from kamado.serve.models.library import StoreLibrary
 
 from .fake import FakeWorld, Wait, text
 from .running import Running, running

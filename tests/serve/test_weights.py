@@ -8,11 +8,11 @@ from pathlib import Path
 
 import httpx2
 
-from kamado.checkpoint.store import Store
-from kamado.serve.backend import LoadOptions, Recipe
+from kamado.library.store import Store
 from kamado.serve.config import ServeConfig
-from kamado.serve.library import StoreLibrary
-from kamado.serve.loader import EngineLoader, EngineSettings
+from kamado.serve.models.contract import LoadOptions, Recipe
+from kamado.serve.models.library import StoreLibrary
+from kamado.serve.models.loader import EngineLoader, EngineSettings
 
 from .running import running
 

@@ -9,9 +9,9 @@ from typing import Any
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
-from kamado.checkpoint.tokenizer import Tokenizer, load_tokenizer
-from kamado.checkpoint.tokenizer.pretokenizers import PRE_TOKENIZERS
-from kamado.checkpoint.types import TokenizerSource
+from kamado.files.types import TokenizerSource
+from kamado.text.tokenizer import Tokenizer, load_tokenizer
+from kamado.text.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 from .corpus import DECOMPOSED, TEXTS
 
@@ -94,7 +94,7 @@ def tiny_spm(**more: Any) -> dict[str, Any]:
 
 def tiny_bpe(**more: Any) -> dict[str, Any]:
     """A hand-made byte-level vocabulary: every byte, a few merges, special tokens."""
-    from kamado.checkpoint.tokenizer.pieces import byte_alphabet
+    from kamado.text.tokenizer.pieces import byte_alphabet
 
     tokens = [
         *byte_alphabet().values(),

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.checkpoint.tokenizer import load_tokenizer
-from kamado.checkpoint.tokenizer.special import SpecialMatcher
-from kamado.checkpoint.types import TokenizerSource
 from kamado.errors import KamadoError, TokenizerError, UnsupportedError
+from kamado.files.types import TokenizerSource
+from kamado.text.tokenizer import load_tokenizer
+from kamado.text.tokenizer.special import SpecialMatcher
 
 from .models import gguf, gguf_source, tiny_bpe, tiny_spm
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.checkpoint.tokenizer import Tokenizer
-from kamado.checkpoint.tokenizer import rust as rust_module
-from kamado.checkpoint.tokenizer.pretokenizers import PRE_TOKENIZERS
 from kamado.errors import UnsupportedError, UsageError
+from kamado.text.tokenizer import Tokenizer
+from kamado.text.tokenizer import rust as rust_module
+from kamado.text.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 from .corpus import DECOMPOSED, INVALID_BYTES, TEXTS
 from .models import bpe_as_gguf, gguf, tiny_bpe, trained_bpe

@@ -10,9 +10,9 @@ import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as RustTokenizer
 
-from kamado.checkpoint.tokenizer import Tokenizer, load_tokenizer
-from kamado.checkpoint.types import TokenizerSource
 from kamado.errors import TokenizerError, UnsupportedError
+from kamado.files.types import TokenizerSource
+from kamado.text.tokenizer import Tokenizer, load_tokenizer
 
 from .corpus import DECOMPOSED, INVALID_BYTES, TEXTS
 from .models import SPACE, trained_bpe

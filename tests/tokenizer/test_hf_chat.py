@@ -9,10 +9,10 @@ import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
-from kamado.checkpoint.template import ChatTemplate
-from kamado.checkpoint.tokenizer import Tokenizer, load_tokenizer
-from kamado.checkpoint.types import TokenizerSource
-from kamado.engine.chat import ChatEncoder
+from kamado.engine.turns.chat import ChatEncoder
+from kamado.files.types import TokenizerSource
+from kamado.text.template import ChatTemplate
+from kamado.text.tokenizer import Tokenizer, load_tokenizer
 
 from .models import SPACE, gguf, tiny_spm
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from kamado.checkpoint.tokenizer import load_tokenizer
-from kamado.checkpoint.tokenizer.limits import check_charsmap, check_in_worker, check_text
-from kamado.checkpoint.types import TokenizerSource
 from kamado.errors import TokenizerError
+from kamado.files.types import TokenizerSource
+from kamado.text.tokenizer import load_tokenizer
+from kamado.text.tokenizer.bounds import check_charsmap, check_in_worker, check_text
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
 
@@ -107,8 +107,8 @@ def test_the_process_lives_where_memory_is_short(tmp_path: Path) -> None:
     path.write_text(json.dumps(tokenizer_json(normalizer=charsmap(b"\xfc\xff\xff\xff\0\0"))))
     code = (
         "import resource, sys\nfrom pathlib import Path\n"
-        "from kamado.checkpoint.tokenizer import load_tokenizer\n"
-        "from kamado.checkpoint.types import TokenizerSource\n"
+        "from kamado.text.tokenizer import load_tokenizer\n"
+        "from kamado.files.types import TokenizerSource\n"
         "from kamado.errors import TokenizerError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
         "try:\n    load_tokenizer(TokenizerSource('hf', {}, Path(sys.argv[1])))\n"

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from kamado.checkpoint.tokenizer import Tokenizer, load_tokenizer
-from kamado.checkpoint.types import TokenizerSource
 from kamado.errors import KamadoError, TokenizerError
+from kamado.files.types import TokenizerSource
+from kamado.text.tokenizer import Tokenizer, load_tokenizer
 
 _SIZE = 300  # ids below are tokens
 

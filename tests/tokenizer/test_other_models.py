@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
-from kamado.checkpoint.tokenizer import Tokenizer
 from kamado.errors import TokenizerError
+from kamado.text.tokenizer import Tokenizer
 
 from .corpus import DECOMPOSED, INVALID_BYTES, TEXTS
 from .models import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, gguf, training_texts

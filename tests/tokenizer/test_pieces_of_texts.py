@@ -7,7 +7,7 @@ import random
 import pytest
 from tokenizers import Regex, pre_tokenizers
 
-from kamado.checkpoint.tokenizer import pretokenizers, rust
+from kamado.text.tokenizer import pretokenizers, rust
 
 KNOWN = {
     name: value

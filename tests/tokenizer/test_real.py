@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kamado.checkpoint import open_checkpoint
-from kamado.checkpoint.tokenizer import Tokenizer, load_tokenizer
+from kamado.files import open_checkpoint
+from kamado.text.tokenizer import Tokenizer, load_tokenizer
 
 from .corpus import DECOMPOSED, INVALID_BYTES, TEXTS
 

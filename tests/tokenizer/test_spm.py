@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.checkpoint.tokenizer import Tokenizer
+from kamado.text.tokenizer import Tokenizer
 
 from .corpus import DECOMPOSED, INVALID_BYTES, TEXTS
 from .models import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, gguf, tiny_spm, training_texts

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.checkpoint.tokenizer import Tokenizer
 from kamado.errors import TokenizerError
+from kamado.text.tokenizer import Tokenizer
 
 from .corpus import DECOMPOSED, TEXTS
 from .models import gguf, tiny_bpe, tiny_spm

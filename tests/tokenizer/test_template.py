@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from kamado.checkpoint.template import ChatTemplate, TemplateLimits
 from kamado.errors import TemplateError
+from kamado.text.template import ChatTemplate, TemplateLimits
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -132,7 +132,7 @@ def test_like_transformers(name: str, chat: str) -> None:
 @pytest.mark.real
 @pytest.mark.parametrize("model", ["smollm2:135m", "qwen2.5-coder:1.5b"])
 def test_real_templates_like_transformers(model: str, real_model: Any) -> None:
-    from kamado.checkpoint import open_checkpoint
+    from kamado.files import open_checkpoint
 
     reference = pytest.importorskip("transformers.utils.chat_template_utils").render_jinja_template
     source = open_checkpoint(real_model(model)).chat_template

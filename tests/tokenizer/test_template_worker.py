@@ -9,9 +9,9 @@ import time
 import pytest
 from engine import chat_families
 
-from kamado.checkpoint.template import ChatTemplate, TemplateLimits
 from kamado.errors import TemplateError
 from kamado.isolated import WORKER, WorkerNeededError, without_worker
+from kamado.text.template import ChatTemplate, TemplateLimits
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from kamado.checkpoint.tokenizer.charsmap import CharsMap
 from kamado.errors import KamadoError, UnsupportedError
+from kamado.text.tokenizer.charsmap import CharsMap
 
 from .models import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, gguf
 from .unigram_models import MODELS, texts, train

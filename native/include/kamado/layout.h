@@ -1,5 +1,5 @@
 // How stored numbers are laid out: GGML's block formats, by GGML's type ids. The rows are those of
-// src/kamado/checkpoint/layouts.py, from which layout_table.h is written when the library is built.
+// src/kamado/files/layouts.py, from which layout_table.h is written when the library is built.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ..errors import UsageError
-from ..memory.budget import format_size, given_size
-from . import backend
+from ..plan.budget import format_size, given_size
+from . import loading
 from .options import complete_model, load_options
 from .terminal import Progress, echo, echo_json, echo_table, note, styled
 
 if TYPE_CHECKING:
     from .._native import Executor
-    from ..memory.profile import DeviceProfile, Machine
+    from ..plan.machine import DeviceProfile, Machine
     from .measure import Measurement
 
 MAX_DEPTH = 1 << 24  # tokens; only stops a slip of the finger from asking for terabytes
@@ -103,7 +103,7 @@ def command(model: str | None, limits: bool, as_json: bool, **options: Any) -> N
     Of a model whose experts are streamed, cold start (the first tokens after loading, no expert in memory) and steady
     state are told apart; no run decodes the tokens of another.
     """
-    from ..memory.profile import load_device_profile, machine, why_no_profile
+    from ..plan.machine import load_device_profile, machine, why_no_profile
 
     if model is None and not limits:
         raise UsageError("name a MODEL, or give --limits to measure the machine alone")
@@ -129,13 +129,13 @@ def command(model: str | None, limits: bool, as_json: bool, **options: Any) -> N
 
 def _measure_limits(here: Machine, num_threads: int, model: str | None) -> list[DeviceProfile]:
     """One thread's and all threads' limits, measured now and kept for plan and bench; the disk's where `model` lies."""
-    from ..memory.disk import measure_disk
-    from ..memory.profile import measure_device, save_device_profile
+    from ..plan.disk import measure_disk
+    from ..plan.machine import measure_device, save_device_profile
 
     if here.tier is None:
         raise UsageError("the native module is not built, so there is nothing to measure with")
     profiles = []
-    files = () if model is None else backend.open_model_file(model).files
+    files = () if model is None else loading.open_model_file(model).files
     disk_speed = measure_disk(files[0]) if files else None
     for count in sorted({1, num_threads}):
         profiles.append(dataclasses.replace(measure_device(count), disk_bytes_per_second=disk_speed))
@@ -146,17 +146,17 @@ def _measure_limits(here: Machine, num_threads: int, model: str | None) -> list[
 def _measure_model(
     document: dict[str, Any], here: Machine, model: str, wanted: Wanted, profile: DeviceProfile | None
 ) -> list[Measurement]:
-    from ..engine.kv_record import recommended_for
-    from ..engine.ledger import read_ledger
-    from ..engine.trace import Tracer
-    from ..memory.forecast import plan
-    from ..memory.usage import BudgetWatch
+    from ..engine.measure.kv_results import recommended_for
+    from ..engine.measure.ledger import read_ledger
+    from ..engine.measure.trace import Tracer
     from ..models import build_program
+    from ..plan.forecast import plan
+    from ..plan.usage import BudgetWatch
     from .measure import WARM_UP_STEPS, Bench, cost_of, reset_peak_rss
 
-    checkpoint = backend.open_named(model)
+    checkpoint = loading.open_named(model)
     program = build_program(checkpoint, wanted.allow_unknown)
-    backend.tell_unknown(wanted.allow_unknown, program.overridden)
+    loading.tell_unknown(wanted.allow_unknown, program.overridden)
     prefill, decode, kv = wanted.prefill, wanted.decode, wanted.kv or "auto"
     steps = decode + WARM_UP_STEPS
     decode_runs = [(depth, count) for depth in wanted.depth for count in wanted.batch] if decode else []
@@ -192,7 +192,7 @@ def _measure_model(
 
     def load() -> Executor:
         with Progress("loading") as progress:
-            return backend.build_executor(
+            return loading.build_executor(
                 program,
                 num_threads=forecast.num_threads,
                 max_rows=max(chunk, max_sequences),

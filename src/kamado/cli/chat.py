@@ -11,20 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..engine.options import RANGES
 from ..errors import ContextOverflowError, KamadoError, UsageError
-from ..files import user_folder
-from . import backend
+from ..files.atomic import user_folder
+from ..options import RANGES
+from . import loading
 from .answer import Answer, summary
 from .lines import Lines
-from .options import (
-    LOAD_NAMES,
-    SAMPLING_NAMES,
-    answer_options,
-    given,
-    model_argument,
-    typed,
-)
+from .options import LOAD_NAMES, SAMPLING_NAMES, answer_options, given, model_argument, typed
 from .report import report_stats
 from .sessions import complete_session
 from .terminal import echo, note, styled
@@ -65,9 +58,9 @@ def command(
     them.
     """
     kept = None if session is None else Kept(typed(session))
-    path = backend.locate(model, pull=pull)
-    backend.require_chat(path, model, values["allow_unknown"])
-    with backend.load(path, given(values | {"trace": trace}, LOAD_NAMES)) as loaded:
+    path = loading.locate(model, pull=pull)
+    loading.require_chat(path, model, values["allow_unknown"])
+    with loading.load(path, given(values | {"trace": trace}, LOAD_NAMES)) as loaded:
         Conversation(loaded, system=system, sampling=given(values, SAMPLING_NAMES), stats=stats, kept=kept).run()
         if stats:
             report_stats(loaded)
@@ -77,7 +70,7 @@ class Kept:
     """A session on disk, read before the model is loaded so that a wrong name costs no time."""
 
     def __init__(self, name: str) -> None:
-        from ..engine.conversations import ConversationStore, check_name
+        from ..engine.turns.conversations import ConversationStore, check_name
 
         self.name = check_name(name)
         self._store = ConversationStore()

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ..errors import KamadoError
-from ..memory.budget import format_size
-from . import backend
+from ..plan.budget import format_size
+from . import loading
 from .terminal import echo, echo_json, one_line, styled
 
 if TYPE_CHECKING:
-    from ..checkpoint.store import StoredModel
-    from ..memory.profile import Machine
+    from ..library.store import StoredModel
+    from ..plan.machine import Machine
 
 _LOW_DISK_BYTES = 1 << 30
 
@@ -36,7 +36,7 @@ class Finding:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
     """Look over the machine, the installation and the model store. Exit code 1 when something is broken."""
-    from ..memory.profile import machine
+    from ..plan.machine import machine
 
     here = machine()
     findings = [*_machine(here), *_limits(here), *_store(), *_server()]
@@ -83,7 +83,7 @@ def _machine(here: Machine) -> list[Finding]:
 
 
 def _limits(here: Machine) -> list[Finding]:
-    from ..memory.profile import load_device_profile, why_no_profile
+    from ..plan.machine import load_device_profile, why_no_profile
 
     profile = load_device_profile(here.cpu_model, here.cpus, here.tier)
     if profile is None:
@@ -96,7 +96,7 @@ def _limits(here: Machine) -> list[Finding]:
 
 def _store() -> list[Finding]:
     try:
-        store = backend.open_store()
+        store = loading.open_store()
         models = store.list()
     except (KamadoError, OSError) as error:
         return [Finding("store", "error", str(error))]
@@ -133,7 +133,7 @@ def _disk(root: Path, num_models: int) -> Finding:
 
 def _model(model: StoredModel) -> Finding:
     """Whether the header still reads; weights are checked when they are pulled."""
-    from ..checkpoint import open_checkpoint
+    from ..files import open_checkpoint
 
     try:
         checkpoint = open_checkpoint(model.path)

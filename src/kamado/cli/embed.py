@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from . import backend
+from . import loading
 from .options import given, load_options, model_argument, read_text
 from .terminal import echo, echo_json, styled
 
@@ -50,8 +50,8 @@ def command(
     lines = list(texts) if texts else [line for line in read_text(file or "-").splitlines() if line.strip()]
     if not lines:
         raise UsageError("there is no text to embed")
-    path = backend.locate(model, pull=pull)
-    with backend.load(path, given(values, ("memory", "threads", "context", "kv", "allow_unknown"))) as loaded:
+    path = loading.locate(model, pull=pull)
+    with loading.load(path, given(values, ("memory", "threads", "context", "kv", "allow_unknown"))) as loaded:
         result = loaded.embed_counted(lines, dimensions=dimensions, truncate=truncate)
         name = loaded.name
     if as_json:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
-from . import backend
+from . import loading
 from .options import given, model_argument, unknown_option
 from .terminal import Progress, echo, echo_json, echo_table, note, styled
 
 if TYPE_CHECKING:
-    from ..engine.kv_record import KvLayerRow
+    from ..engine.measure.kv_results import KvLayerRow
 
 
 @click.command("kv")
@@ -42,9 +42,9 @@ def command(model: str, presets: str, tokens: int, fresh: bool, as_json: bool, *
     """
     # Before numpy is there: its products are small, and on a busy machine a second thread of its own costs a minute.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from ..engine.kv_attention import delicate_layers
-    from ..engine.kv_measure import MAX_DIVERGENCE, MAX_RISE_PERCENT, is_safe, measure_kv
-    from ..memory.kv_presets import AUTO, check_kv
+    from ..engine.measure.kv_attention import delicate_layers
+    from ..engine.measure.kv_measure import MAX_DIVERGENCE, MAX_RISE_PERCENT, is_safe, measure_kv
+    from ..plan.kv_presets import AUTO, check_kv
 
     names = [name.strip() for name in presets.split(";" if ";" in presets else ",") if name.strip()]
     for name in names:
@@ -53,7 +53,7 @@ def command(model: str, presets: str, tokens: int, fresh: bool, as_json: bool, *
             raise UsageError("auto is what this command finds out: name the presets to measure")
     if not names:
         raise UsageError("--presets names nothing to measure")
-    path = backend.locate(model)
+    path = loading.locate(model)
     with Progress("measuring", unit="tokens") as progress:
         found = measure_kv(
             path,
@@ -69,7 +69,7 @@ def command(model: str, presets: str, tokens: int, fresh: bool, as_json: bool, *
     if as_json:
         echo_json(
             {
-                "model": backend.called(path),
+                "model": loading.called(path),
                 "path": str(path),
                 "recommended": found.recommended,
                 "limits": {"rise_percent": MAX_RISE_PERCENT, "divergence": MAX_DIVERGENCE},
@@ -124,7 +124,7 @@ def command(model: str, presets: str, tokens: int, fresh: bool, as_json: bool, *
                     f"{row.kv}: keys of layer {layer.layer} are delicate: the weights of its head {layer.worst_head} "
                     f"move by {layer.worst_divergence:.3f} nats, {layer.divergence:.4f} over all its heads"
                 )
-    echo(f"--kv auto now takes {styled(str(found.recommended), bold=True)} for {backend.called(path)}")
+    echo(f"--kv auto now takes {styled(str(found.recommended), bold=True)} for {loading.called(path)}")
     note(
         f"safe: perplexity rises by {MAX_RISE_PERCENT:g} % at most with two standard errors, and the mean divergence "
         f"of the next token is {MAX_DIVERGENCE:g} nats at most; {rows[0].num_tokens} tokens were scored; attention: "

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.ledger import Ledger, LedgerRow
-from ..memory.forecast import kv_read_bytes
-from ..memory.kv_presets import KvLayer, kv_layers, num_kv_layers, parse_kv
-from ..memory.profile import DeviceProfile
+from ..engine.measure.ledger import Ledger, LedgerRow
+from ..plan.forecast import kv_read_bytes
+from ..plan.kv_presets import KvLayer, kv_layers, num_kv_layers, parse_kv
+from ..plan.machine import DeviceProfile
 from ..program import Head, Program
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from ..engine.options import RANGES, Range
 from ..errors import UsageError
+from ..options import RANGES, Range
 
 KV_HELP = "KV cache: exact, safe, balanced, small, auto, or bits as k=4,v=3.  [default: auto]"
 
@@ -187,8 +187,8 @@ def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str
     """Names in the store, then catalog names, else files; never an error while a line is being typed."""
     names: list[str] = []
     try:
-        from ..checkpoint.catalog import CATALOG
-        from ..checkpoint.store import Store
+        from ..library.catalog import CATALOG
+        from ..library.store import Store
 
         names = [*(model.name for model in Store().list()), *CATALOG]
     except Exception:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from . import backend
+from . import loading
 from .options import KV_HELP, given, model_argument, read_text, unknown_option
 from .terminal import Progress, echo, echo_json, styled
 
@@ -34,8 +34,8 @@ def command(model: str, file: str, context: int, as_json: bool, **values: Any) -
     text = read_text(file)
     if not text.strip():
         raise UsageError("there is no text to score")
-    path = backend.locate(model)
-    with backend.load(
+    path = loading.locate(model)
+    with loading.load(
         path, {**given(values, ("threads", "memory", "kv", "allow_unknown")), "context": context}
     ) as loaded:
         with Progress("scoring", unit="windows") as progress:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ..memory.budget import format_size, format_size_up, given_size
-from . import backend
+from ..plan.budget import format_size, format_size_up, given_size
+from . import loading
 from .options import load_options, model_argument
 from .terminal import echo, echo_json, styled
 
@@ -28,12 +28,12 @@ def command(
     Shows who gets how many bytes of --memory. Speeds are upper bounds from the limits that `kamado bench --limits`
     measured. The exit code is 0 also when it does not fit.
     """
-    from ..engine.kv_record import recommended_for
-    from ..memory.forecast import plan
-    from ..memory.profile import load_device_profile, machine, why_no_profile
+    from ..engine.measure.kv_results import recommended_for
     from ..models import build_program
+    from ..plan.forecast import plan
+    from ..plan.machine import load_device_profile, machine, why_no_profile
 
-    checkpoint = backend.open_named(model)
+    checkpoint = loading.open_named(model)
     here = machine()
     forecast = plan(
         checkpoint,
@@ -46,7 +46,7 @@ def command(
         profile=load_device_profile(here.cpu_model, threads or here.cpus, here.tier),
         on=here,
     )
-    backend.tell_unknown(allow_unknown, forecast.overridden)
+    loading.tell_unknown(allow_unknown, forecast.overridden)
     if as_json:
         echo_json(forecast.to_dict())
         return

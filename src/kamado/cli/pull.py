@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from . import backend
+from . import loading
 from .terminal import echo, echo_json, echo_table
 
 
@@ -25,7 +25,7 @@ def command(name: str | None, revision: str | None, quant: str | None, list_cata
         return
     if name is None:
         raise click.UsageError("missing argument 'NAME': a catalog name ('kamado pull --list') or hf:OWNER/REPO")
-    path = backend.fetch(name, backend.open_store(), revision=revision, quant=quant)
+    path = loading.fetch(name, loading.open_store(), revision=revision, quant=quant)
     if as_json:
         echo_json({"name": name, "path": str(path)})
     else:
@@ -33,8 +33,8 @@ def command(name: str | None, revision: str | None, quant: str | None, list_cata
 
 
 def _list_catalog(as_json: bool) -> None:
-    from ..checkpoint.catalog import CATALOG
-    from ..memory.budget import format_size
+    from ..library.catalog import CATALOG
+    from ..plan.budget import format_size
 
     if as_json:
         entries = (

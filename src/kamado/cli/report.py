@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..memory.budget import format_size
+from ..plan.budget import format_size
 from .terminal import aligned, note, styled
 
 if TYPE_CHECKING:

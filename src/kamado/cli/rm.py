@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from . import backend
+from . import loading
 from .options import complete_model
 from .terminal import echo
 
@@ -16,7 +16,7 @@ def command(names: tuple[str, ...]) -> None:
 
     Every name is looked up before the first is removed.
     """
-    store = backend.open_store()
+    store = loading.open_store()
     known = {model.name for model in store.list()}
     for name in names:
         if name not in known:

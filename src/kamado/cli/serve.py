@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import MissingPackageError, UsageError
-from .backend import locate, open_store
+from .loading import locate, open_store
 from .options import complete_model, unknown_option
 from .terminal import echo, note
 
@@ -23,7 +23,7 @@ _FOLDERS = ("KAMADO_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME",
 
 if TYPE_CHECKING:
     from ..serve.config import ServeConfig
-    from ..serve.keys import KeyRing
+    from ..serve.http.keys import KeyRing
 
 
 @click.command("serve")
@@ -69,10 +69,10 @@ def command(
         flags["serve_all"] = True
     try:
         from ..serve.config import config_file, load_config
-        from ..serve.library import StoreLibrary
-        from ..serve.loader import EngineLoader, EngineSettings
+        from ..serve.models.library import StoreLibrary
+        from ..serve.models.loader import EngineLoader, EngineSettings
+        from ..serve.ops.share import server_share
         from ..serve.run import bind, key_file, make_keys, make_server, run
-        from ..serve.share import server_share
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"{error.name} is missing: pip install 'kamado[serve]'") from None
     if api_key is not None:
@@ -89,7 +89,7 @@ def command(
         flags.setdefault("models", []).append(name)
     settings, sources = load_config(file=config, environment=os.environ, flags=flags)
     if unit:
-        from ..serve.unit import unit_text
+        from ..serve.ops.unit import unit_text
 
         own = {name: value for name, value in flags.items() if name != "api_keys"}
         plain, _ = load_config(file=config, environment=_without_key(os.environ), flags=own)
@@ -134,7 +134,7 @@ def command(
 
 
 def _scopes() -> list[str]:
-    from ..serve.routes import SCOPES
+    from ..serve.http.routes import SCOPES
 
     return list(SCOPES)
 
@@ -150,7 +150,7 @@ def _keep_key(secret: str, settings: ServeConfig, settings_file: Path, keys_file
 
     Raises UsageError where the service would not look: with keys in its settings, or open to this machine only.
     """
-    from ..serve.keys import KeyRing
+    from ..serve.http.keys import KeyRing
 
     ring = KeyRing()
     digest = sha256(secret.encode()).hexdigest()

@@ -11,7 +11,7 @@ from .terminal import echo, echo_json, echo_table, note
 def complete_session(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of sessions; never an error while a line is being typed."""
     try:
-        from ..engine.conversations import ConversationStore
+        from ..engine.turns.conversations import ConversationStore
 
         names = [conversation.name for conversation in ConversationStore().list()]
     except Exception:
@@ -34,9 +34,9 @@ def list_command(as_json: bool) -> None:
 
     The size is what the model computed for a session and the prefix store still holds.
     """
-    from ..engine.conversations import ConversationStore
-    from ..engine.store import PrefixStore
-    from ..memory.budget import format_size
+    from ..engine.cache.prefix_store import PrefixStore
+    from ..engine.turns.conversations import ConversationStore
+    from ..plan.budget import format_size
 
     conversations = ConversationStore().list()
     sizes = PrefixStore().labels() if conversations else {}
@@ -72,8 +72,8 @@ def rm_command(names: tuple[str, ...]) -> None:
 
     Every name is looked up before the first is removed.
     """
-    from ..engine.conversations import ConversationStore, conversation_label
-    from ..engine.store import PrefixStore
+    from ..engine.cache.prefix_store import PrefixStore
+    from ..engine.turns.conversations import ConversationStore, conversation_label
     from ..errors import ModelNotFoundError
 
     conversations = ConversationStore()

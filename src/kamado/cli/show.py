@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import KamadoError, UsageError
-from ..memory.budget import format_size
-from . import backend
+from ..plan.budget import format_size
+from . import loading
 from .options import model_argument, unknown_option
 from .terminal import echo, echo_json, echo_table, one_line, styled
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
+    from ..files import Checkpoint
     from ..program import Program
 
 _LONGEST_VALUE = 100  # characters of one metadata value in the plain listing
@@ -35,7 +35,7 @@ def command(model: str, what: str | None, show_all: bool, allow_unknown: tuple[s
     """Show what a model file holds; no weight is read."""
     if show_all and what != "program":
         raise UsageError("--all goes with --program")
-    checkpoint = backend.open_model_file(model)
+    checkpoint = loading.open_model_file(model)
     if what == "program":
         _show_program(checkpoint, show_all, allow_unknown, as_json)
     elif what == "template":
@@ -51,7 +51,7 @@ def _show_program(checkpoint: Checkpoint, show_all: bool, allow_unknown: Collect
     from ..program import format_program
 
     program = build_program(checkpoint, allow_unknown)
-    backend.tell_unknown(allow_unknown, program.overridden)
+    loading.tell_unknown(allow_unknown, program.overridden)
     text = format_program(program, fold=not show_all)
     if as_json:
         echo_json(
@@ -97,7 +97,7 @@ def _show_summary(checkpoint: Checkpoint, allow_unknown: Collection[str], as_jso
     program, why = _program_of(checkpoint, allow_unknown)
     overridden = () if program is None else program.overridden
     if program is not None:
-        backend.tell_unknown(allow_unknown, overridden)
+        loading.tell_unknown(allow_unknown, overridden)
     runs = None if program is None else _shape(program)
     cache = {} if program is None else _cache_formulas(program)
     if as_json:
@@ -166,7 +166,7 @@ def _shape(program: Program) -> dict[str, int]:
 
 def _cache_formulas(program: Program) -> dict[str, str]:
     """What a sequence takes in the KV cache, by preset."""
-    from ..memory.kv_presets import kv_needs, num_kv_layers, parse_kv
+    from ..plan.kv_presets import kv_needs, num_kv_layers, parse_kv
 
     num_layers = num_kv_layers(program)
     plans = {preset: parse_kv(preset, num_layers) for preset in ("exact", "balanced", "small")}

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from ..memory.budget import format_size
-from . import backend
+from ..plan.budget import format_size
+from . import loading
 from .options import Function, complete_model
 from .terminal import Progress, echo, echo_json
 
@@ -83,7 +83,7 @@ def command(
 
 
 def _upcycle(out: Path, parent: str, as_json: bool, settings: dict[str, Any]) -> None:
-    from ..checkpoint.upcycle import upcycle
+    from ..synth.upcycle import upcycle
 
     known = ("experts", "top_k", "seed", "jitter", "jitter_scale", "router")
     if lost := [name for name in settings if name not in known]:
@@ -93,7 +93,7 @@ def _upcycle(out: Path, parent: str, as_json: bool, settings: dict[str, Any]) ->
     if "jitter_scale" in settings and "jitter" not in settings:
         raise UsageError("--jitter-scale needs --jitter")
     with Progress(f"writing {out.name}") as progress:
-        report = upcycle(backend.open_model_file(parent), out, progress=progress, **settings)
+        report = upcycle(loading.open_model_file(parent), out, progress=progress, **settings)
     if as_json:
         echo_json(dataclasses.asdict(report))
         return
@@ -105,11 +105,11 @@ def _upcycle(out: Path, parent: str, as_json: bool, settings: dict[str, Any]) ->
 
 
 def _synthesize(out: Path, family: str, tokenizer_from: str, as_json: bool, settings: dict[str, Any]) -> None:
-    from ..checkpoint.synth import synthesize
+    from ..synth.synthesize import synthesize
 
     if lost := [name for name in ("jitter", "jitter_scale", "router") if name in settings]:
         raise UsageError(f"--{lost[0].replace('_', '-')} goes with --upcycle")
-    tokenizer = backend.open_model_file(tokenizer_from)
+    tokenizer = loading.open_model_file(tokenizer_from)
     with Progress(f"writing {out.name}") as progress:
         report = synthesize(out, family, tokenizer_from=tokenizer, progress=progress, **settings)
     if as_json:

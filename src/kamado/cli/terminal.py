@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import click
 
-from ..memory.budget import format_size
+from ..plan.budget import format_size
 
 # What acts on a terminal or on the text around it instead of being shown.
 _UNSEEN = (

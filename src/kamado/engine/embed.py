@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NativeError, UsageError
-from ..memory.kv_presets import PAGE_TOKENS
+from ..plan.kv_presets import PAGE_TOKENS
 from ..program import Pooling
-from .executor_protocol import ExecutorProtocol
+from .cache.sequences import SessionCache
 from .generation import public_errors
-from .scheduler import Scheduler
-from .session import SessionCache
+from .schedule.executor_protocol import ExecutorProtocol
+from .schedule.scheduler import Scheduler
 
 # Texts of one step: others wait no longer for it than for a step of a prompt.
 _MAX_TEXTS = 32

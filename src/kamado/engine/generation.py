@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from ..errors import ClosedError, ExpertReadError, KamadoError, ModelChangedError, NativeError
 from .piece import Piece, Usage
-from .request import Request
-from .scheduler import Scheduler
+from .schedule.request import Request
+from .schedule.scheduler import Scheduler
 
 
 class Generation(Iterator[Piece]):

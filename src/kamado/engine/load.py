@@ -8,27 +8,27 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoint.types import Checkpoint
 from ..errors import UsageError
-from ..memory import forecast
-from ..memory.budget import given_size, parse_size
-from ..memory.forecast import Plan
-from ..memory.kv_presets import check_kv
-from ..memory.limits import LimitWatch
-from ..memory.profile import load_device_profile, machine
-from ..memory.usage import BudgetWatch
+from ..files.types import Checkpoint
+from ..plan import forecast
+from ..plan.budget import given_size, parse_size
+from ..plan.forecast import Plan
+from ..plan.kv_presets import check_kv
+from ..plan.machine import load_device_profile, machine
+from ..plan.usage import BudgetWatch
+from ..plan.watch import LimitWatch
 from ..program import Program
-from .executor_protocol import ExecutorProtocol
-from .guard import MemoryGuard
-from .identity import build_identity, changed_at, model_identity
-from .keeper import Keeper
-from .kv_record import recommended_for
+from .cache.identity import build_identity, changed_at, model_identity
+from .cache.prefix_saver import Keeper
+from .cache.prefix_store import PrefixStore
+from .measure.kv_results import recommended_for
+from .measure.trace import Tracer
 from .model import Model, is_whole
-from .store import PrefixStore
-from .trace import Tracer
+from .schedule.executor_protocol import ExecutorProtocol
+from .schedule.guard import MemoryGuard
 
 if TYPE_CHECKING:
-    from ..checkpoint.tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 MAX_THREADS = 1024
 # What the prefix store's queue and the prefix it writes take, counted with the interpreter.
@@ -103,8 +103,8 @@ def load(
         if value is not None and (not is_whole(value) or not low <= value <= high):
             raise UsageError(f"{setting} must be a whole number from {low} to {high}, not {value!r}")
 
-    from ..checkpoint import open_checkpoint
-    from ..checkpoint.store import Store
+    from ..files import open_checkpoint
+    from ..library.store import Store
     from ..models import build_program
 
     store = Store()
@@ -249,7 +249,7 @@ class _TokenizerReader:
     def _read(self) -> None:
         try:
             if self._source is not None:
-                from ..checkpoint.tokenizer import load_tokenizer
+                from ..text.tokenizer import load_tokenizer
 
                 self._tokenizer = load_tokenizer(self._source)
         except BaseException as error:

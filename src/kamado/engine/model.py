@@ -13,43 +13,38 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoint.types import Checkpoint
-from ..errors import (
-    ContextOverflowError,
-    TemplateError,
-    TokenizerError,
-    UsageError,
-)
-from ..memory.forecast import Plan
-from ..memory.overhead import CONSTRAINT_LIBRARY_BYTES
-from ..memory.sizes import constraint_bytes, transcript_bytes
-from ..memory.usage import BudgetWatch
+from ..errors import ContextOverflowError, TemplateError, TokenizerError, UsageError
+from ..files.types import Checkpoint
+from ..options import MAX_LOGPROBS, AnswerOptions, check_options, sampling_from
+from ..plan.forecast import Plan
+from ..plan.overhead import CONSTRAINT_LIBRARY_BYTES
+from ..plan.sizes import constraint_bytes, transcript_bytes
+from ..plan.usage import BudgetWatch
 from ..program import Pooling
-from .chat import ChatEncoder, check_messages
-from .chat_types import Message, OutputFormat, Think, TokenLogprob, Tool, ToolChoice
-from .constraint import ConstraintCompiler, Form
-from .conversations import ConversationStore, check_name, conversation_label
+from .cache.prefix_saver import Keeper
+from .cache.same_text import SameText
+from .cache.transcripts import Transcripts
+from .cache.turn_starts import moved, wanted_marks
 from .embed import Embedded, Embedder, shortened
-from .executor_protocol import ExecutorProtocol
+from .forms.constraint import ConstraintCompiler, Form
+from .forms.grammar import Grammar, Schema, make_grammar
+from .forms.stops import check_stops
+from .forms.think_budget import ThinkBudget
 from .generation import Generation
-from .grammar import Grammar, Schema, make_grammar
-from .keeper import Keeper
-from .options import MAX_LOGPROBS, AnswerOptions, check_options, sampling_from
-from .prompt_scores import PromptLogprobs, PromptScores
-from .request import Request, TokenRule
-from .same_text import SameText
-from .scheduler import Scheduler
-from .scoring import Look, Perplexity, Scoring, Visit
-from .stats import Stats, make_stats
-from .stops import check_stops
-from .think_budget import ThinkBudget
-from .tool_format import ChatFormat, choose_format
-from .transcripts import Transcripts
-from .turn import Turn, TurnMaker, TurnStream
-from .turn_starts import moved, wanted_marks
+from .measure.prompt_scores import PromptLogprobs, PromptScores
+from .measure.scoring import Look, Perplexity, Scoring, Visit
+from .schedule.executor_protocol import ExecutorProtocol
+from .schedule.request import Request, TokenRule
+from .schedule.scheduler import Scheduler
+from .schedule.stats import Stats, make_stats
+from .turns.chat import ChatEncoder, check_messages
+from .turns.chat_types import Message, OutputFormat, Think, TokenLogprob, Tool, ToolChoice
+from .turns.conversations import ConversationStore, check_name, conversation_label
+from .turns.tool_format import ChatFormat, choose_format
+from .turns.turn import Turn, TurnMaker, TurnStream
 
 if TYPE_CHECKING:
-    from ..checkpoint.tokenizer import Tokenizer
+    from ..text.tokenizer import Tokenizer
 
 # Sequences of the executor: conversations that run or wait in the cache for their next turn.
 MAX_SEQUENCES = 64
@@ -186,10 +181,10 @@ class Model:
     ) -> Generation:
         """Continues `prompt` (text, or token ids as they are) and yields one Piece a token, as soon as it is there.
 
-        `options` are those of engine/options.py: temperature, top_k, top_p, min_p, seed, penalties, logit_bias,
+        `options` are those of options.py: temperature, top_k, top_p, min_p, seed, penalties, logit_bias,
         max_tokens, stop, logprobs, background, owner. A value of sampling that is not given is the model file's own
         recommendation, else temperature 0.7, top_k 40, top_p 0.95 and everything else off. temperature 0 always takes
-        the most likely token. See engine/sampler.py for the order.
+        the most likely token. See engine/schedule/sampler.py for the order.
         `max_tokens` None: until the model ends its turn or the context is full. `stop`: strings that end the answer and
         are not part of it. `logprobs` n (0 to 64): log-probabilities of the token and of the n most likely. `special`:
         special tokens written in a text prompt become their ids. `background`: interactive requests go first. `owner`:
@@ -305,7 +300,7 @@ class Model:
         choice: int = 0,
         **options: Unpack[AnswerOptions],
     ) -> TurnStream:
-        """Answers a prepared turn: an iterator over events of engine/chat_types.py, `Finish` the last.
+        """Answers a prepared turn: an iterator over events of engine/turns/chat_types.py, `Finish` the last.
 
         Parameters and errors are those of `generate`; `stop` strings end the answer's text, not its reasoning or calls.
         `choice` marks the events of one of several answers.
@@ -580,7 +575,7 @@ class Model:
                 f"{self.name} has no chat template: it was made to continue text, so use generate(), or load an "
                 "instruction-tuned model"
             )
-        from ..checkpoint.template import ChatTemplate
+        from ..text.template import ChatTemplate
 
         tokenizer = self._require_tokenizer()
         bos, eos = (

@@ -10,8 +10,8 @@ import importlib
 import pkgutil
 from collections.abc import Collection
 
-from ..checkpoint.types import Checkpoint
 from ..errors import UnsupportedError
+from ..files.types import Checkpoint
 from ..program import Program, validate
 from .registry import FAMILIES
 

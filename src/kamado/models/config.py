@@ -9,8 +9,8 @@ from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 
-from ..checkpoint.types import Checkpoint
 from ..errors import MetadataError, UnsupportedError
+from ..files.types import Checkpoint
 from ..program import Activation
 from . import harmless
 from .names import HF_KEYS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..checkpoint.safetensors import POOLING_KEY
+from ..files.safetensors import POOLING_KEY
 from ..program import Pooling
 from .config import Config
 

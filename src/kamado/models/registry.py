@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from ..checkpoint.types import Checkpoint
+from ..files.types import Checkpoint
 from ..program import Program
 from .config import Config, Keys, shown
 from .names import HF_KEYS, HF_TENSORS

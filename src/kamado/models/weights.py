@@ -8,9 +8,9 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from ..checkpoint.plain_file import open_regular
-from ..checkpoint.types import Checkpoint, Layout, TensorRef
 from ..errors import CorruptFileError, MissingTensorError, UnsupportedError
+from ..files.plain_file import open_regular
+from ..files.types import Checkpoint, Layout, TensorRef
 from .config import MAX_VOCAB
 
 # Tensors that no forward pass needs: position tables that older exports carried along.

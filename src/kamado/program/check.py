@@ -13,19 +13,7 @@ from typing import Any
 import numpy as np
 
 from .model import Program
-from .operation import (
-    BUFFERS,
-    NUMBERS,
-    Buffer,
-    Field,
-    Kind,
-    Operation,
-    fields_of,
-    fills,
-    reads,
-    states_of,
-    writes,
-)
+from .operation import BUFFERS, NUMBERS, Buffer, Field, Kind, Operation, fields_of, fills, reads, states_of, writes
 from .ops import Embed, Head, Route
 from .state import Record, Source, State
 

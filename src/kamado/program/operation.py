@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..checkpoint.types import TensorRef
+    from ..files.types import TensorRef
     from .state import State
 
     Table: TypeAlias = TensorRef

@@ -14,7 +14,7 @@ from .operation import Added, Float64, Keeps, Operation, Reads, Routed, Routes, 
 from .state import Pages, Record, Source, Window
 
 if TYPE_CHECKING:
-    from ..checkpoint.types import TensorRef
+    from ..files.types import TensorRef
     from .operation import Constants, Matrix, Table, Vector
     from .state import State
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..checkpoint.types import TensorRef
+from ..files.types import TensorRef
 from .model import Program
 from .operation import tensors
 

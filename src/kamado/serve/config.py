@@ -28,7 +28,7 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import UsageError
-from ..memory.budget import given_size
+from ..plan.budget import given_size
 
 ENV_PREFIX = "KAMADO_SERVE_"
 _MAX_FILE_BYTES = 1 << 20
@@ -222,7 +222,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         name = variable[len(ENV_PREFIX) :].lower()
         if name == "api_key":
-            from .routes import SCOPES
+            from .http.routes import SCOPES
 
             found["api_keys"] = [{"name": "environment", "key": text, "scopes": list(SCOPES)}]
         elif name not in kinds or name in ("api_keys", "aliases"):

@@ -17,22 +17,22 @@ from pathlib import Path
 import uvicorn
 
 from ..errors import KamadoError, UsageError
-from .app import JsonFormatter, Server, TextFormatter
-from .backend import Library, Loader
 from .config import ServeConfig, config_dir
-from .connections import (
+from .http.app import JsonFormatter, Server, TextFormatter
+from .http.connections import (
     ACCEPT_BATCH,
     affordable_connections,
     loop_exception_handler,
     protocol_class,
     raise_file_limit,
 )
-from .keys import KeyRing, new_key
-from .metrics import Registry
-from .reload import Load, Reloader, warn_of_exposed_keys
-from .served import ServedLibrary
-from .service import Limits, Service
-from .share import models_bytes, server_share
+from .http.keys import KeyRing, new_key
+from .models.contract import Library, Loader
+from .models.served import ServedLibrary
+from .models.service import Limits, Service
+from .ops.metrics import Registry
+from .ops.reload import Load, Reloader, warn_of_exposed_keys
+from .ops.share import models_bytes, server_share
 
 _log = logging.getLogger("kamado.serve")
 

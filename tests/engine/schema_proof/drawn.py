@@ -12,8 +12,8 @@ import hypothesis_jsonschema._from_schema as drawing
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.internal.conjecture import utils
 
-from kamado.engine.json_schema import Checker
-from kamado.engine.json_schema.document import Document, plain
+from kamado.engine.forms.json_schema import Checker
+from kamado.engine.forms.json_schema.document import Document, plain
 
 
 class _Many:

@@ -24,12 +24,12 @@ pytest.importorskip("hypothesis_jsonschema")
 
 import jsonschema
 
-from kamado.engine.constraint import _make_trie
-from kamado.engine.json_schema import Checker, CheckError, CompiledSchema, compile_schema
-from kamado.engine.json_schema.document import Document, plain
-from kamado.engine.json_schema.formats import FORMATS, format_language
-from kamado.engine.json_schema.trees import matches
-from kamado.engine.json_schema.values import decimal_of
+from kamado.engine.forms.constraint import _make_trie
+from kamado.engine.forms.json_schema import Checker, CheckError, CompiledSchema, compile_schema
+from kamado.engine.forms.json_schema.document import Document, plain
+from kamado.engine.forms.json_schema.formats import FORMATS, format_language
+from kamado.engine.forms.json_schema.trees import matches
+from kamado.engine.forms.json_schema.values import decimal_of
 from kamado.errors import ConstraintError
 
 from ..fakes import VOCAB, ByteTokenizer

@@ -10,8 +10,8 @@ from typing import Any
 import llguidance
 import numpy as np
 
-from kamado.engine.grammar import Grammar
-from kamado.engine.grammar_compile import make_matcher
+from kamado.engine.forms.grammar import Grammar
+from kamado.engine.forms.grammar_compile import make_matcher
 
 _KEYS = ("a", "b", "name", "type", "format", "const", "$ref", "required", "properties", "é", "x y", 'q"uote', "enum")
 _TEXTS = ("", "a", "red", "pdf", "é", 'say "hi"', "line\nbreak", "\u2028", "🐢")

@@ -46,7 +46,7 @@ async function fault(response) {
   }
 }
 
-/** What is served, what is loaded, and who has how many bytes: see serve/page.py. */
+/** What is served, what is loaded, and who has how many bytes: see serve/web/page.py. */
 export async function status() {
   return (await request("/web/status.json")).json();
 }

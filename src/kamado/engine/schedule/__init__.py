@@ -1,0 +1,1 @@
+"""One thread owns the executor: requests, admission, steps, and what picks the next token."""

@@ -1,0 +1,533 @@
+"""One thread owns the executor and turns requests into steps.
+
+A step has one row for every conversation that decodes and fills the rest of its rows with prompts, interactive
+requests before background ones, shared out so that a short prompt does not wait behind a long one. While others are
+live, prompts get no more rows than about half a second of work. A cancelled request leaves at the next step; a long
+step that it is part of is aborted, and the others do that step again: an aborted step changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from ...errors import ClosedError, UsageError
+from ..cache.prefix_saver import Keeper
+from ..cache.sequences import NoRoomError, SessionCache
+from ..measure.ledger import read_ledger
+from .admission import Admission
+from .executor_protocol import ExecutorProtocol
+from .request import Outbox, Request
+from .stats import Counters, Snapshot
+
+T = TypeVar("T")
+
+_log = logging.getLogger("kamado.scheduler")
+
+
+# While others are live, a step's prompt rows are planned to this many seconds, by the speed of earlier ones.
+_SHARED_STEP_SECONDS = 0.5
+_MIN_SHARED_ROWS = 64
+
+_CLOSE_SECONDS = 30.0
+_IDLE_SECONDS = 2.0  # between two calls of before_step without work
+# Cores are left alone for so long after the first piece of an answer: the next step takes all of them, and who passes
+# the piece on may wait for one for a whole time slice, 3 to 4 ms.
+_FIRST_PIECE_SECONDS = 0.0005
+
+
+class _Job(Generic[T]):
+    """A function to run on the scheduler's thread between steps, and where its result goes."""
+
+    def __init__(self, function: Callable[[SessionCache], T]) -> None:
+        self.function = function
+        self.result: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+        self.is_cancelled = False
+
+    def run(self, sessions: SessionCache) -> None:
+        self.result.put((self.function(sessions), None))
+
+    def fail(self, error: BaseException) -> None:
+        self.result.put((None, error))
+
+
+class _Chunk:
+    """The rows of one request in a step."""
+
+    __slots__ = ("is_last", "request", "tokens")
+
+    def __init__(self, request: Request, num_rows: int) -> None:
+        begin = request.num_cached
+        num_rows = request.rows_to_mark(num_rows)
+        self.request = request
+        self.tokens = request.tokens[begin : begin + num_rows]
+        self.is_last = begin + num_rows == len(request.tokens)  # a token is picked after it
+
+
+class Scheduler:
+    """Runs requests and jobs. All methods may be called from any thread."""
+
+    def __init__(
+        self,
+        executor: ExecutorProtocol,
+        *,
+        max_rows: int,
+        max_logit_rows: int,
+        max_sequences: int,
+        cancelled_error: type[BaseException],
+        max_live: int | None = None,
+        after_rows: tuple[int, Callable[[], None]] | None = None,
+        keeper: Keeper | None = None,
+        before_step: Callable[[], None] | None = None,
+    ) -> None:
+        """`after_rows`: a number of rows, and what to call between steps whenever that many more were computed.
+        `keeper`: saves prefixes to disk and restores them. `before_step` is called before each step, and now and then
+        while there is none to do; what it raises ends everything, and every request gets it."""
+        assert min(max_rows, max_logit_rows) >= 2, "a decode row and a prompt's end must fit in one step"
+        self._process_id = os.getpid()
+        self._executor = executor
+        self._max_rows = max_rows
+        self._max_logit_rows = min(max_logit_rows, max_rows)
+        self._cancelled_error = cancelled_error
+        self._keeper = keeper
+        self._sessions = SessionCache(executor, max_sequences=max_sequences, keeper=keeper)
+        self._before_step = before_step
+        self._counters = Counters()
+
+        self._inbox: deque[Request | _Job[object]] = deque()
+        self._news = threading.Event()
+        self._lock = threading.Lock()  # guards _running, _closing
+        self._running: Sequence[Request | _Job[object]] = ()  # what the executor works on at this moment
+        self._closing: BaseException | None = None
+        self._num_aborts_in_row = 0
+
+        self._delayed: list[_Job[object]] = []  # found no room; tried again when a request ends
+        self._waiting: list[Request] = []
+        self._live: list[Request] = []  # in order of arrival
+        self._alone: deque[Request] = deque()  # to be run one by one, since a step of several failed
+        self._admission = Admission(
+            self._sessions, keeper, waiting=self._waiting, live=self._live, counters=self._counters,
+            max_live=min(max_live or max_sequences, max_sequences),
+        )  # fmt: skip
+        self._num_served = 0
+        self._row_seconds = 0.0
+        self._after_rows = after_rows
+        self._num_rows_since = 0
+        self._unannounced: list[Outbox] = []  # pieces that are there and whose listeners do not know it yet
+        if keeper is not None:
+            keeper.attach(self._news.set)
+        self._thread = threading.Thread(target=self._main, name="kamado-scheduler", daemon=True)
+        self._thread.start()
+
+    # Called by any thread.
+
+    def check_process(self) -> None:
+        """Raises UsageError in a forked child: the threads that would answer are its parent's."""
+        if not self.is_own_process:
+            raise UsageError(
+                f"this model belongs to process {self._process_id}, of which this one was forked: load it again in "
+                "the child, or start the child before the model is loaded (the multiprocessing method 'spawn')"
+            )
+
+    @property
+    def is_own_process(self) -> bool:
+        """Whether this is the process that made it."""
+        return os.getpid() == self._process_id
+
+    def submit(self, request: Request) -> None:
+        """Queues a request; its pieces, or the error it met, come out of `request.output`. Raises ClosedError."""
+        self._send(request)
+
+    def cancel(self, request: Request) -> None:
+        """The request gets no more than an end mark. Its rows leave with the next step; a running one is aborted."""
+        if not self.is_own_process:
+            return
+        request.is_cancelled = True
+        self._news.set()
+        self._abort_step_of(request)
+
+    def wake(self) -> None:
+        """A consumer has read: requests that were paused may go on."""
+        self._news.set()
+
+    def call(self, function: Callable[[SessionCache], T]) -> T:
+        """Runs `function` on the scheduler's thread between steps and returns its result or raises its error.
+
+        When a step inside it was aborted for another's sake, or it raised NoRoomError, it is run again from the
+        start, so it must begin anew each time. An exception in the waiting thread, Ctrl-C for one, aborts it.
+        """
+        job = _Job(function)
+        self._send(job)  # type: ignore[arg-type]
+        try:
+            result, error = job.result.get()
+        except BaseException:
+            job.is_cancelled = True
+            self._abort_step_of(job)  # type: ignore[arg-type]
+            raise
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]
+
+    def snapshot(self) -> Snapshot:
+        """Totals at the end of the running step."""
+
+        def take(sessions: SessionCache) -> Snapshot:
+            requests = {
+                "total": self._counters.num_requests,
+                "waiting": len(self._waiting),
+                "live": len(self._live),
+                "sessions": sessions.num_sessions,
+            }
+            return Snapshot(
+                replace(self._counters),
+                self._executor.stats(),
+                requests,
+                sessions.count_pages(),
+                read_ledger(self._executor),
+            )
+
+        return self.call(take)
+
+    def close(self) -> None:
+        """Ends every request with ClosedError, waits for the thread and closes the executor. May be called again, and
+        does nothing in a forked child."""
+        if not self.is_own_process:
+            return
+        self._close(ClosedError("the model was closed"))
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_CLOSE_SECONDS)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more is taken."""
+        return self._closing is not None
+
+    def _close(self, reason: BaseException) -> None:
+        with self._lock:
+            if self._closing is None:
+                self._closing = reason
+            if self._running:
+                self._executor.cancel()
+        self._news.set()
+
+    def _send(self, item: Request | _Job[object]) -> None:
+        self.check_process()
+        with self._lock:
+            if self._closing is not None:
+                raise ClosedError(str(self._closing)) from self._closing
+            self._inbox.append(item)
+        self._news.set()
+
+    def _abort_step_of(self, item: Request | _Job[object]) -> None:
+        with self._lock:
+            # With others in the step it is aborted once, then left to end: who comes and goes must not stop the rest.
+            if item in self._running and (len(self._running) == 1 or self._num_aborts_in_row == 0):
+                self._executor.cancel()
+
+    # The scheduler's thread from here on.
+
+    def _main(self) -> None:
+        try:
+            while self._closing is None:
+                if self._waiting or self._news.is_set():
+                    self._announce()  # what comes now may take a millisecond
+                self._take_news()
+                if self._before_step is not None:
+                    self._before_step()
+                chunks = self._plan_step()
+                if chunks:
+                    self._run_step(chunks)
+                    if self._keeper is not None and self._keeper.is_saving:
+                        self._announce()
+                        self._keeper.advance()
+                    continue
+                self._announce()
+                if self._keeper is None or not self._keeper.advance():
+                    self._news.wait(None if self._before_step is None else _IDLE_SECONDS)
+        except BaseException as error:
+            self._close(error)
+        finally:
+            self._announce()
+            self._keep_the_rest()
+            self._end_all(self._closing or ClosedError("the model was closed"))
+
+    def _keep_the_rest(self) -> None:
+        """Saves what is worth it before the executor goes."""
+        if self._keeper is None:
+            return
+        try:
+            for request in self._live:
+                self._save(request)
+            self._keeper.flush()
+        except Exception as error:  # the executor may be what failed
+            _log.warning("prefixes could not be saved: %s", error)
+        self._keeper.close()
+
+    def _announce(self) -> None:
+        """Tells consumers of the pieces that were put out since the last time."""
+        for output in self._unannounced:
+            output.announce()
+        self._unannounced.clear()
+
+    def _end_all(self, reason: BaseException) -> None:
+        for request in (*self._live, *self._waiting):
+            if request.restore is not None:
+                request.restore.stop(None)
+            request.output.end(reason)
+        self._live.clear()
+        self._waiting.clear()
+        self._inbox.extend(self._delayed)
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, _Job):
+                item.fail(reason)
+            else:
+                item.output.end(reason)
+        with self._lock:
+            self._running = ()
+            self._executor.close()
+
+    def _take_news(self) -> None:
+        if not self._news.is_set():
+            return
+        self._news.clear()
+        for request in [r for r in self._waiting if r.is_cancelled]:
+            self._waiting.remove(request)
+            if request.restore is not None:
+                request.restore.stop(self._sessions)
+            request.output.end(None)
+        for request in [r for r in self._live if r.is_cancelled]:
+            self._leave(request)
+            request.output.end(None)
+        while self._inbox and self._closing is None:
+            item = self._inbox.popleft()
+            if isinstance(item, _Job):
+                self._run_job(item)
+            elif item.is_cancelled:
+                item.output.end(None)
+            else:
+                self._counters.num_requests += 1
+                self._waiting.append(item)
+
+    def _run_job(self, job: _Job[object]) -> None:
+        while not job.is_cancelled:
+            with self._lock:
+                if self._closing is not None:
+                    job.fail(self._closing)
+                    return
+                self._running = (job,)
+            try:
+                job.run(self._sessions)
+                return
+            except self._cancelled_error:
+                continue  # for this job, or for a step that had just ended
+            except NoRoomError as error:
+                if self._live:
+                    self._delayed.append(job)
+                else:
+                    job.fail(error)
+                return
+            except Exception as error:
+                job.fail(error)
+                return
+            finally:
+                with self._lock:
+                    self._running = ()
+
+    def _leave(self, request: Request) -> None:
+        """A live request is done: what it has cached is kept for the next that begins so."""
+        self._live.remove(request)
+        if request.session is not None:
+            self._sessions.mark(request.session)
+            self._save(request)
+            self._sessions.release(request.session)
+            request.session = None
+        self._retry_delayed()
+
+    def _save(self, request: Request) -> None:
+        """Hands the request's session to the prefix store as far as it is."""
+        if self._keeper is not None and request.session is not None and request.session.tokens:
+            self._keeper.save(request.session, request.session.length, request.label)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        self._live.remove(request)
+        if request.session is not None:
+            session, request.session = request.session, None
+            self._sessions.drop(session)  # what a failed step left behind is not to be trusted
+        request.output.end(error)
+        self._retry_delayed()
+
+    def _retry_delayed(self) -> None:
+        if self._delayed:
+            self._inbox.extend(self._delayed)
+            self._delayed.clear()
+            self._news.set()
+
+    def _plan_step(self) -> list[_Chunk]:
+        while self._alone:
+            request = self._alone.popleft()
+            if request in self._live and not request.is_cancelled:
+                num_rows = min(len(request.tokens) - request.num_cached, self._max_rows)
+                chunks = self._with_pages([_Chunk(request, num_rows)])
+                if chunks:
+                    return chunks
+        if self._waiting:
+            self._admission.admit()
+        decoding: list[Request] = []
+        prefilling: list[Request] = []
+        for request in self._live:
+            if len(request.tokens) - request.num_cached > 1 or request.num_generated == 0:
+                prefilling.append(request)
+            elif self._is_ready(request):
+                decoding.append(request)
+        limit = self._max_logit_rows - bool(prefilling)  # a prompt's end wants a row of logits too
+        if len(decoding) > limit:  # who has waited longest
+            decoding.sort(key=lambda r: (r.is_background, r.last_served))
+            del decoding[limit:]
+        chunks = [_Chunk(request, 1) for request in decoding]
+        if prefilling:
+            self._add_prefill(chunks, prefilling)
+        return self._with_pages(chunks)
+
+    def _is_ready(self, request: Request) -> bool:
+        """Whether the consumer has room for a piece. It wakes us if it finds `is_paused` set after it has read."""
+        if request.has_room:
+            request.is_paused = False
+            return True
+        request.is_paused = True
+        return request.has_room
+
+    def _add_prefill(self, chunks: list[_Chunk], prefilling: list[Request]) -> None:
+        rows_left = self._max_rows - len(chunks)
+        logits_left = self._max_logit_rows - len(chunks)
+        if len(self._live) > 1 and self._row_seconds > 0:
+            rows_left = min(rows_left, max(_MIN_SHARED_ROWS, int(_SHARED_STEP_SECONDS / self._row_seconds)))
+        for is_background in (False, True):
+            group = [r for r in prefilling if r.is_background == is_background]
+            group.sort(key=lambda r: len(r.tokens) - r.num_cached)  # the shortest leave their share to the others
+            for i, request in enumerate(group):
+                pending = len(request.tokens) - request.num_cached
+                num_rows = min(pending, -(-rows_left // (len(group) - i)))
+                if num_rows == pending and logits_left == 0:
+                    num_rows -= 1
+                if num_rows > 0:
+                    chunk = _Chunk(request, num_rows)
+                    logits_left -= chunk.is_last
+                    rows_left -= len(chunk.tokens)
+                    chunks.append(chunk)
+
+    def _with_pages(self, chunks: list[_Chunk]) -> list[_Chunk]:
+        """Pages for every chunk; when there are too few, the youngest request gives up its own and waits again."""
+        if not chunks:
+            return chunks
+        preempted: set[Request] = set()
+        for chunk in chunks:
+            request = chunk.request
+            while request not in preempted:
+                assert request.session is not None
+                if self._sessions.reserve(request.session, request.session.length + len(chunk.tokens)):
+                    break
+                assert len(self._live) > 1, "one request alone always has the pages of a whole context"
+                victim = max(self._live, key=lambda r: (r.is_background, r.submitted_at))
+                preempted.add(victim)
+                self._counters.num_preempted += 1
+                self._waiting.insert(0, victim)
+                self._leave(victim)
+        return [chunk for chunk in chunks if chunk.request not in preempted] if preempted else chunks
+
+    def _run_step(self, chunks: list[_Chunk]) -> None:
+        sequences, counts, tokens, logit_rows = [], [], [], []
+        for chunk in chunks:
+            assert chunk.request.session is not None
+            sequences.append(chunk.request.session.sequence)
+            counts.append(len(chunk.tokens))
+            tokens += chunk.tokens
+            if chunk.is_last:
+                logit_rows.append(len(tokens) - 1)
+        work = (
+            np.array(sequences, np.int32),
+            np.array(counts, np.int32),
+            np.array(tokens, np.int32),
+            np.array(logit_rows, np.int32),
+        )
+        # Not before: the step lets go of the GIL, which whoever is woken here needs to pass the piece on.
+        self._announce()
+        with self._lock:
+            self._running = [chunk.request for chunk in chunks]
+        try:
+            if self._closing is not None or any(chunk.request.is_cancelled for chunk in chunks):
+                return  # set before _running was, so nobody aborts the step
+            started = time.perf_counter()
+            logits = self._executor.step(*work)
+            ended = time.perf_counter()
+        except self._cancelled_error:
+            self._num_aborts_in_row += 1
+            self._counters.num_aborted_steps += 1
+            return
+        except Exception as error:
+            if len(chunks) == 1:
+                self._fail(chunks[0].request, error)
+            else:  # one of them is to blame: each again by itself, and the error goes to whose it is
+                self._alone.extend(chunk.request for chunk in chunks)
+            return
+        finally:
+            with self._lock:
+                self._running = ()
+        self._num_aborts_in_row = 0
+        next_logits = 0
+        is_first = False
+        for chunk in chunks:
+            request = chunk.request
+            assert request.session is not None
+            self._sessions.extend(request.session, chunk.tokens)
+            self._num_served += 1
+            request.last_served = self._num_served
+            if request.is_marked(request.session.length):
+                self._sessions.mark(request.session)
+                if request.session.length == request.mark_at:
+                    self._save(request)
+            if not chunk.is_last:
+                continue
+            row = logits[next_logits]
+            next_logits += 1
+            try:
+                is_over = request.accept(row)
+                self._unannounced.append(request.output)
+                is_first = is_first or request.num_generated == 1
+                if is_over:
+                    self._announce()  # to give a request up may take a while
+                    self._leave(request)
+            except Exception as error:
+                self._fail(request, error)
+        self._account(chunks, len(tokens), ended - started, time.perf_counter() - ended)
+        if is_first:
+            self._announce()
+            time.sleep(_FIRST_PIECE_SECONDS)
+
+    def _account(self, chunks: list[_Chunk], num_rows: int, step_seconds: float, sample_seconds: float) -> None:
+        self._num_rows_since += num_rows
+        if self._after_rows is not None and self._num_rows_since >= self._after_rows[0]:
+            self._num_rows_since = 0
+            self._after_rows[1]()
+        c = self._counters
+        c.num_steps += 1
+        c.sample_seconds += sample_seconds
+        num_decode = sum(
+            len(chunk.tokens) == 1 and chunk.is_last and chunk.request.num_generated > 1 for chunk in chunks
+        )
+        c.num_decode_tokens += num_decode
+        c.num_prefill_tokens += num_rows - num_decode
+        c.decode_seconds += step_seconds * num_decode / num_rows
+        c.prefill_seconds += step_seconds * (num_rows - num_decode) / num_rows
+        if num_rows - num_decode >= _MIN_SHARED_ROWS:  # smaller ones say little about the speed of large ones
+            sample = step_seconds / num_rows
+            self._row_seconds = sample if self._row_seconds == 0.0 else 0.75 * self._row_seconds + 0.25 * sample

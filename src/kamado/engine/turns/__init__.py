@@ -1,0 +1,1 @@
+"""Conversations: messages and tools to tokens, and answers to events."""

@@ -1,0 +1,219 @@
+"""The grammar of a whole answer: reasoning, then text or calls, so that what begins as a call ends as a correct one.
+
+    answer:  [ <think> … </think> ]  [ white space ]  ( text | text call … | form )
+
+Text may be anything that is no call: where the syntax begins calls with plain text, text that reaches that beginning
+must go on as a call; where a call is a whole message, text may not begin like one. Each tool's arguments are bound by
+its own schema. Everything between name and arguments is written exactly as the model's template writes earlier turns,
+so that the conversation, rendered again, has the same tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ....errors import ConstraintError, UsageError
+from ...forms.grammar import Grammar, check_length
+from ...forms.json_schema import CompiledSchema, compile_schema, open_schema
+from ..chat_types import OutputFormat, Tool
+from .reasoning import ReasoningTags
+from .syntax import MARK_BASE, MAX_MARKS, CallSyntax, Marks, is_mark
+
+_NO_MARKS = rf"\x{{{MARK_BASE:X}}}-\x{{{MARK_BASE + MAX_MARKS - 1:X}}}"
+_ANY = f"[^{_NO_MARKS}]"
+_VISIBLE = rf"[^ \t\r\n{_NO_MARKS}]"
+_TEXT = f"({_VISIBLE}{_ANY}*)"
+_MAX_LARK = 1 << 19
+
+_OBJECT: Mapping[str, Any] = {"type": "object"}
+_EMPTY: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+class AnswerGrammar:
+    """Collects the rules of one answer."""
+
+    def __init__(
+        self,
+        marks: Marks,
+        *,
+        tags: ReasoningTags | None,
+        is_reasoning: bool,
+        syntax: CallSyntax | None,
+        tools: Sequence[Tool],
+        is_required: bool,
+        is_parallel: bool,
+        output: OutputFormat,
+        loosened: Mapping[str, str] | None = None,
+    ) -> None:
+        """`tags` None: no reasoning may come. `is_required`: a call must come. `loosened`: names of tools whose schemas
+        are left open as a whole, each with the reason; "" is the form's."""
+        self._marks = marks
+        self._tags = tags
+        self._is_reasoning = is_reasoning
+        self._syntax = syntax if tools else None
+        self._tools = tools
+        self._is_required = is_required
+        self._is_parallel = is_parallel
+        self._output = output
+        self._loosened = loosened or {}
+        self.schemas: dict[str, CompiledSchema] = {}  # by tool, "" for the form: what the answer is held to
+        self._own_parts: set[str] = set()
+        self._rules: list[str] = []
+        self._parts: list[dict[str, Any]] = []
+
+    def build(self) -> Grammar | None:
+        """The grammar; None when anything may come. Raises ConstraintError for a schema that cannot be used."""
+        if self._syntax is None and self._output.kind == "text":
+            return None
+        # Where the parser looks for reasoning or calls it leaves out the blanks before them; else they would be shown.
+        space = "SPACE? " if self._tags is not None or self._syntax is not None else ""
+        start = f"{self._reasoning()}{space}answer"
+        answer = " | ".join(self._answers())
+        rules = [f"start: {start}", f"answer: {answer}", r"SPACE: /[ \t\r\n]{1,4}/", *self._rules]
+        top = {"name": "answer", "lark_grammar": "\n".join(rules)}
+        text = json.dumps({"grammars": [top, *self._parts]}, ensure_ascii=False)
+        if len(text) > _MAX_LARK:
+            raise ConstraintError(f"the tools' schemas have {len(text)} characters together: {_MAX_LARK} are allowed")
+        is_plain = all(compiled.is_plain for compiled in self.schemas.values())
+        return Grammar("parts", text, is_plain=is_plain, own_parts=frozenset({"answer", *self._own_parts}))
+
+    def _reasoning(self) -> str:
+        if self._tags is None:
+            return ""
+        if is_mark(self._tags.close[0]):
+            self._rules.append(f"reasoning: REASONING? {self._literal(self._tags.close)}")
+            self._rules.append(f"REASONING: /{_ANY}+/")
+        else:
+            self._rules.append(f"reasoning[lazy]: /{_ANY}*/ {self._literal(self._tags.close)}")
+        return "reasoning " if self._is_reasoning else f"({self._literal(self._tags.open)} reasoning)? "
+
+    def _answers(self) -> list[str]:
+        syntax = self._syntax
+        has_form = self._output.kind != "text"
+        if has_form:
+            self._add_form()
+        if syntax is None:
+            return ["@form"]
+        self._add_calls(syntax)
+        begin = self._literal(syntax.begin)
+        if self._is_required:
+            return [f"{begin} calls"]
+        if has_form:
+            if syntax.is_whole_message:
+                raise UsageError(
+                    "this model writes calls as JSON messages, which an answer of another given form cannot be told "
+                    "from: ask for the form or offer tools, or set tool_choice to required"
+                )
+            return [f"{begin} calls", "@form"]
+        text = f"/{_TEXT}/"
+        if self._tags is not None and not self._is_reasoning and not is_mark(self._tags.open[0]):
+            text += f" & ~/{_regex(self._tags.open)}{_ANY}*/"
+        if syntax.is_whole_message:
+            names = "|".join(_regex(tool.name) for tool in self._tools)
+            head = _regex(syntax.open + syntax.head) + f"({names})" + _regex(syntax.middle)
+            self._rules.append(f"TEXT: {text} & ~/{head}{_ANY}*/")
+            return ["TEXT?", "calls"]
+        self._rules.append(f"TEXT: {text}")
+        if is_mark(syntax.begin[0]):
+            return [f"TEXT? ({begin} calls)?"]
+        # The first `begin` ends this rule, whatever else the text might have been: so a call must follow.
+        self._rules.append(f"until_call[lazy]: (({text}) | /()/) {begin}")
+        return ["TEXT?", "until_call calls"]
+
+    def _add_calls(self, syntax: CallSyntax) -> None:
+        calls = f"{self._literal(syntax.open)} call"
+        if syntax.between is not None and self._is_parallel:
+            calls += f" ({self._literal(syntax.between)} call)*"
+        self._rules.append(f"calls: {calls} {self._literal(syntax.close)}")
+        self._rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(self._tools))))
+        for i, tool in enumerate(self._tools):
+            head = syntax.head + tool.name + syntax.middle
+            self._rules.append(f"call_{i}: {self._head(head, syntax, i)} @arguments_{i} {self._literal(syntax.tail)}")
+            self._add_schema(f"arguments_{i}", tool.name, self._arguments(tool, syntax))
+
+    def _head(self, head: str, syntax: CallSyntax, i: int) -> str:
+        """A call that is a whole message needs its beginning in one piece, for text is ruled out by that piece."""
+        if not syntax.is_whole_message or any(map(is_mark, head)):
+            return self._literal(head)
+        self._rules.append(f"head_{i}[lazy]: {self._literal(head)}")
+        return f"head_{i}"
+
+    def _arguments(self, tool: Tool, syntax: CallSyntax) -> CompiledSchema:
+        schema: Mapping[str, Any] = tool.parameters or _EMPTY
+        separators = (syntax.item_separator, syntax.key_separator)
+        if tool.name in self._loosened:
+            return open_schema(schema, self._loosened[tool.name], *separators, is_object=True)
+        try:
+            compiled = compile_schema(schema, *separators, is_object=True)
+            if tool.strict:
+                compiled.refuse_open("it")
+            return compiled
+        except ConstraintError as error:
+            if tool.strict:
+                raise ConstraintError(f"tool {tool.name!r}: {error}") from None
+            return open_schema(schema, str(error), *separators, is_object=True)
+
+    def _add_form(self) -> None:
+        output = self._output
+        if output.kind == "lark":
+            check_length("the grammar", output.grammar)
+            self._parts.append({"name": "form", "lark_grammar": output.grammar})
+        elif output.kind == "regex":
+            check_length("the regular expression", output.grammar)
+            self._parts.append({"name": "form", "lark_grammar": f"start: /{_slashes(output.grammar)}/"})
+        else:
+            has_schema = output.kind == "json_schema" and output.schema is not None
+            schema: Mapping[str, Any] = output.schema if has_schema and output.schema else _OBJECT
+            compiled = self._form(schema, output.is_strict)
+            self._add_schema("form", "", compiled)
+            if not has_schema:
+                del self.schemas[""]  # nobody's: there is nothing to say of it
+
+    def _form(self, schema: Mapping[str, Any], is_strict: bool) -> CompiledSchema:
+        if "" in self._loosened:
+            return open_schema(schema, self._loosened[""])
+        try:
+            compiled = compile_schema(schema)
+            if is_strict:
+                compiled.refuse_open("the schema")
+            return compiled
+        except ConstraintError as error:
+            if is_strict:
+                raise
+            return open_schema(schema, str(error))
+
+    def _add_schema(self, name: str, owner: str, compiled: CompiledSchema) -> None:
+        self._parts.append({"name": name, "lark_grammar": compiled.lark})
+        self._own_parts.add(name)
+        self.schemas[owner] = compiled
+
+    def _literal(self, text: str) -> str:
+        """Plain text as a string, marks as their tokens."""
+        out: list[str] = []
+        plain = ""
+        for c in text:
+            if is_mark(c):
+                out += [json.dumps(plain, ensure_ascii=False)] if plain else []
+                out.append(f"<[{self._marks.token(c)}]>")
+                plain = ""
+            else:
+                plain += c
+        out += [json.dumps(plain, ensure_ascii=False)] if plain else []
+        return " ".join(out)
+
+
+def _regex(text: str) -> str:
+    """A regular expression of exactly `text`, for between slashes."""
+    return "".join("\\" + c if c in r"\.+*?()|[]{}^$#&-~/" else "\\n" if c == "\n" else c for c in text)
+
+
+def _slashes(regex: str) -> str:
+    """`regex` as it may stand between slashes."""
+    out: list[str] = []
+    is_escaped = False
+    for c in regex:
+        out.append("\\/" if c == "/" and not is_escaped else "\\n" if c == "\n" and not is_escaped else c)
+        is_escaped = c == "\\" and not is_escaped
+    return "".join(out)

@@ -1,0 +1,199 @@
+"""Which format a model has: the one that its own template renders, proved by rendering a call and reading it back.
+
+A template that shows tools to the model must render a call, two calls and a result so that our parser gives back
+exactly what went in; otherwise tools are refused, with the reason. A template that ignores tools gets a prompted
+format, and the same proof: instructions, call and result must arrive in the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ....errors import TemplateError, UsageError
+from ....text.template import PassedLimitError
+from ..chat_types import Message, TextPart, Tool, ToolCall, ToolCallDelta, ToolCallEnd, ToolCallStart
+from . import gemma, generic, granite, hermes, llama3, mistral
+from .formats import ToolFormat
+from .parser import AnswerParser
+from .reasoning import ReasoningTags, find_tags
+from .syntax import Call, CallSyntax, Marks
+from .template_turns import make_turns, tool_objects
+
+if TYPE_CHECKING:
+    from ....text.template import ChatTemplate
+    from ....text.tokenizer import Tokenizer
+
+_NATIVE = (hermes.FORMAT, mistral.FORMAT, granite.FORMAT, llama3.FORMAT)
+
+_NAME = "kamado_probe"
+_WORD = "Kamadoprobe describes itself"
+_RESULT = "kamado result 42"
+_ARGUMENTS = {"text": 'é "q" \\ </x>\n', "list": [1, 2.5, True, None], "object": {"a": {}}}
+_PROBE = Tool(_NAME, _WORD, {"type": "object", "properties": {"text": {"type": "string"}}})
+_OTHER = {"text": "second"}
+_IDS = ("a1B2c3D4e", "f5G6h7I8j")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """What is known of a model's chat: its reasoning tags, and its format of calls or why it has none."""
+
+    tags: ReasoningTags | None
+    tools: ToolFormat | None
+    syntax: CallSyntax | None  # as text; bound to marks for each use
+    marks: Marks
+    refusal: str = ""  # why tools cannot be used
+    system_in_user: bool = False  # the template takes no system message
+    is_parallel: bool = False  # several calls a message were proved
+
+    @property
+    def name(self) -> str:
+        """Of the tool format, or "none"."""
+        return self.tools.name if self.tools else "none"
+
+
+def choose_format(template: ChatTemplate, tokenizer: Tokenizer) -> ChatFormat:
+    """The chat format of a model. Renders the template a few times with probes; never raises for what it finds.
+
+    Raises BusyError when the probes of a template that needs the worker process found no turn there."""
+    tags = find_tags(template.source, tokenizer)
+    tag_texts = (tags.open, tags.close) if tags else ()
+    render = _Renderer(template)
+    if render.shows_tools():
+        for tools in _NATIVE:
+            for syntax in tools.syntaxes:
+                for one in (syntax, replace(syntax, item_separator=",", key_separator=":")):
+                    marks = Marks(tokenizer, (*tag_texts, *one.texts()))
+                    chosen = ChatFormat(tags, tools, one, marks)
+                    if render.proves(chosen, tokenizer):
+                        is_parallel = one.between is not None and render.proves(chosen, tokenizer, two=True)
+                        return replace(chosen, is_parallel=is_parallel)
+        return ChatFormat(
+            tags,
+            None,
+            None,
+            Marks(tokenizer, tag_texts),
+            refusal="the model's chat template writes tool calls in a form that this version cannot read back"
+            + (f" ({render.problem})" if render.problem else ""),
+        )
+    tools = gemma.FORMAT if "<start_of_turn>" in template.source else generic.FORMAT
+    # Prompted calls are plain text, and their tags too: only the reasoning's may be tokens of their own.
+    marks = Marks(tokenizer, tag_texts)
+    for system_in_user in (False, True):
+        chosen = ChatFormat(tags, tools, tools.syntaxes[0], marks, system_in_user=system_in_user)
+        if render.proves(chosen, tokenizer):
+            return replace(chosen, is_parallel=tools.syntaxes[0].between is not None)
+    return ChatFormat(
+        tags,
+        None,
+        None,
+        marks,
+        refusal="the model's chat template renders no instructions and results of tools"
+        + (f" ({render.problem})" if render.problem else ""),
+    )
+
+
+class _Renderer:
+    """Renders probes; a template that refuses one gives None, and the reason is kept. One that passed a limit is asked
+    no more: probes are small, and each may take seconds."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+        self._is_hopeless = False
+        self.problem = ""
+
+    def shows_tools(self) -> bool:
+        """Whether the template tells the model of tools."""
+        user = [{"role": "user", "content": "Q"}]
+        with_tools = self._render(user, tool_objects([_PROBE]))
+        return with_tools is not None and _WORD in with_tools
+
+    def proves(self, chosen: ChatFormat, tokenizer: Tokenizer, *, two: bool = False) -> bool:
+        """Whether a call (or two) and its result come through the template and back."""
+        assert chosen.tools is not None
+        assert chosen.syntax is not None
+        calls = [Call(_NAME, _ARGUMENTS, _IDS[0]), Call(_NAME, _OTHER, _IDS[1])][: 1 + two]
+        question = Message("user", (TextPart("Q"),))
+        answer = Message("assistant", tool_calls=tuple(ToolCall(c.id, c.name, _json(c)) for c in calls))
+        results = [Message("tool", (TextPart(f"{_RESULT}{i}"),), tool_call_id=c.id, name=_NAME)
+                   for i, c in enumerate(calls)]  # fmt: skip
+        tools = [_PROBE]
+        base = self._turns(chosen, [question], tools, True)
+        full = self._turns(chosen, [question, answer], tools, False)
+        told = self._turns(chosen, [question, answer, *results], tools, True)
+        if base is None or full is None or told is None or _WORD not in base:
+            return False
+        if any(f"{_RESULT}{i}" not in told for i in range(len(calls))):
+            return False
+        begin = _common(base, full)
+        expected = chosen.syntax.render(calls)
+        at = full.find(expected, max(0, begin - len(expected)))
+        if at < 0:
+            return False
+        gap = full[begin:at]
+        for tag in (chosen.tags.open, chosen.tags.close) if chosen.tags else ():
+            gap = gap.replace(tag, "")
+        if gap.strip():
+            return False
+        rest = full[at + len(expected) :].lstrip()
+        specials = [tokenizer.decode([i], skip_special=False) for i in tokenizer.stop_ids]
+        if rest and not any(rest.startswith(text) for text in specials if text):
+            return False
+        return _parsed(chosen, expected) == [(c.name, c.arguments) for c in calls]
+
+    def _turns(
+        self, chosen: ChatFormat, messages: Sequence[Message], tools: Sequence[Tool], is_open: bool
+    ) -> str | None:
+        try:
+            turns, objects = make_turns(messages, tools, chosen.tools, chosen.syntax, chosen.system_in_user)
+        except UsageError as error:
+            self.problem = str(error)[:200]
+            return None
+        return self._render(turns, objects, is_open)
+
+    def _render(
+        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, is_open: bool = True
+    ) -> str | None:
+        if self._is_hopeless:
+            return None
+        try:
+            return self._template.render(turns, tools=tools, add_generation_prompt=is_open)
+        except TemplateError as error:
+            self._is_hopeless = isinstance(error, PassedLimitError)
+            self.problem = str(error)[:200]
+            return None
+
+
+def _parsed(chosen: ChatFormat, text: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The calls in `text`, read a character at a time."""
+    import json
+
+    assert chosen.syntax is not None
+    parser = AnswerParser(syntax=chosen.syntax.bind(chosen.marks), names=frozenset({_NAME}))
+    calls: list[tuple[str, str]] = []
+    num_ends = 0
+    feed: list[Callable[[], Sequence[object]]] = [lambda c=c: parser.push(c) for c in chosen.marks.encode(text)]  # type: ignore[misc]
+    for step in (*feed, parser.finish):
+        for event in step():
+            if isinstance(event, ToolCallStart):
+                calls.append((event.name, ""))
+            elif isinstance(event, ToolCallDelta):
+                calls[-1] = (calls[-1][0], calls[-1][1] + event.arguments)
+            elif isinstance(event, ToolCallEnd):
+                num_ends += 1
+            else:
+                return []
+    return [(name, json.loads(arguments)) for name, arguments in calls] if num_ends == len(calls) else []
+
+
+def _json(call: Call) -> str:
+    import json
+
+    return json.dumps(call.arguments)
+
+
+def _common(a: str, b: str) -> int:
+    """Length of the common beginning of two texts."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,0 +1,359 @@
+"""From a model's output, piece by piece, to events: reasoning, text, calls with their arguments as they come.
+
+The events, neighbours of a kind joined, do not depend on how the output was cut into pieces. What may be the beginning
+of a tag is held back until that is known, so no half tag is ever shown. Covered: output that was bound by the grammar
+of the same format (call_grammar.py), for which every call is whole and correct; any other output gives events too, and
+what is no call is text.
+
+An answer that was cut (`finish(is_cut=True)`) ends here for every protocol: a call that has begun ends with its
+ToolCallEnd, marked as cut, and what may be the beginning of a tag or of a call is not shown, for it is no text yet.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Literal
+
+from ..chat_types import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
+from .reasoning import ReasoningTags
+from .syntax import CallSyntax, shown_text
+
+# White space before a closing tag or a call belongs to neither; so much of it is held back to be left out.
+_HELD_SPACE = 256
+_MAX_NAME = 256
+_SPACE = " \t\r\n"
+
+_State = Literal[
+    "start", "reason", "answer", "text", "open", "head", "name", "arguments", "tail", "end", "next", "after", "rest"
+]
+
+
+def new_call_id() -> str:
+    """An id for a call, as clients of the large services expect one."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+class AnswerParser:
+    """Parses one answer. Not thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        tags: ReasoningTags | None = None,
+        is_reasoning: bool = False,
+        syntax: CallSyntax | None = None,
+        names: frozenset[str] = frozenset(),
+        is_required: bool = False,
+        is_continued: bool = False,
+        choice: int = 0,
+        new_id: Callable[[], str] = new_call_id,
+    ) -> None:
+        """`tags` and `syntax` are bound to the marks that the text has (syntax.py). `is_reasoning`: the prompt has
+        opened it already. `names`: tools that may be called; anything else that looks like a call is text.
+        `is_required`: a call must come, so that nothing can be text. `is_continued`: the answer's text has begun in the
+        prompt, so that white space at its beginning is part of it."""
+        self._tags = tags
+        self._syntax = syntax
+        self._names = names
+        self._is_required = is_required and syntax is not None
+        self._is_cut = False
+        self._choice = choice
+        self._new_id = new_id
+        self._state: _State = "reason" if tags and is_reasoning else "start" if tags or syntax else "text"
+        if is_continued:
+            self._state = "text"
+        self._held = ""
+        self._is_first = True  # nothing of the reasoning was shown yet
+        self._starts: tuple[str, ...] = ()
+        if syntax is not None and syntax.is_whole_message:
+            self._starts = tuple(syntax.open + syntax.head + name + syntax.middle for name in sorted(names))
+        self._taken = ""  # of a call, before it was certain to be one
+        self._scan = _ObjectScanner()
+        self._out: list[ContentEvent] = []
+        self.num_calls = 0
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether the output has come to reasoning and not yet to its end."""
+        return self._state == "reason"
+
+    def push(self, text: str) -> list[ContentEvent]:
+        """What is certain now that `text` came."""
+        self._held += text
+        return self._run(is_end=False)
+
+    def finish(self, *, is_cut: bool = False) -> list[ContentEvent]:
+        """What is left at the end. `is_cut`: the model had not come to it; a call that is open then ends as cut."""
+        self._is_cut = is_cut
+        events = self._run(is_end=True)
+        if is_cut and self._state == "arguments":
+            events.append(ToolCallEnd(self.num_calls, self._choice, is_cut=True))
+        return events
+
+    def _run(self, is_end: bool) -> list[ContentEvent]:
+        while _STEPS[self._state](self, is_end):
+            pass
+        out, self._out = self._out, []
+        return out
+
+    # Each step takes from `_held` what is certain and returns whether the next step may find more.
+
+    def _start(self, is_end: bool) -> bool:
+        text = self._held.lstrip(_SPACE)
+        if self._tags is not None:
+            if text.startswith(self._tags.open):
+                self._held = text[len(self._tags.open) :]
+                self._state = "reason"
+                return True
+            if self._tags.open.startswith(text) and self._waits(is_end):
+                return False
+        self._state = "answer"
+        return True
+
+    def _waits(self, is_end: bool) -> bool:
+        """Whether a mark that has begun may still end. In an answer that was cut, its beginning is dropped."""
+        if is_end and self._is_cut:
+            self._held = ""
+        return not is_end
+
+    def _reason(self, is_end: bool) -> bool:
+        assert self._tags is not None
+        end = self._held.find(self._tags.close)
+        if end >= 0:
+            self._show_reasoning(self._held[:end], is_end=True)
+            self._held = self._held[end + len(self._tags.close) :]
+            self._state = "answer"
+            return True
+        size = 0 if is_end and not self._is_cut else _overlap(self._held, self._tags.close)
+        cut = len(self._held) - size
+        rest = self._show_reasoning(self._held[:cut], is_end)
+        self._held = "" if is_end else rest + self._held[cut:]
+        return False
+
+    def _show_reasoning(self, text: str, is_end: bool) -> str:
+        """Shows `text` but for white space at its end, which is returned or, at the end, left out."""
+        if self._is_first:
+            text = text.lstrip(_SPACE)
+        shown = _without_space(text)
+        if shown:
+            self._is_first = False
+            if plain := shown_text(shown):
+                self._out.append(ReasoningDelta(plain, choice=self._choice))
+        return "" if is_end else text[len(shown) :]
+
+    def _answer(self, is_end: bool) -> bool:
+        """The answer begins: with a call, if a call is a whole message, or with text."""
+        text = self._held.lstrip(_SPACE)
+        if not text:
+            if is_end:
+                self._held = ""
+            return False
+        for start in self._starts:
+            if text.startswith(start):
+                self._held = text
+                self._state = "open"
+                return True
+        if any(start.startswith(text) for start in self._starts) and (self._waits(is_end) or self._is_cut):
+            return False
+        self._held = text
+        self._state = "text"
+        return True
+
+    def _text(self, is_end: bool) -> bool:
+        syntax = self._syntax
+        begin = self._held.find(syntax.begin) if syntax is not None and syntax.begin else -1
+        if syntax is None or not syntax.begin or (is_end and begin < 0):
+            size = _overlap(self._held, syntax.begin) if syntax is not None and self._is_cut else 0
+            self._show_text(_without_space(self._held[:-size]) if size else self._held)
+            self._held = ""
+            return False
+        if begin >= 0:
+            self._show_text(_without_space(self._held[:begin]))
+            self._held = self._held[begin + len(syntax.begin) :]
+            self._taken = syntax.begin
+            self._state = "open"
+            return True
+        size = _overlap(self._held, syntax.begin)
+        shown = _without_space(self._held[: len(self._held) - size])
+        self._show_text(shown)
+        self._held = self._held[len(shown) :]
+        return False
+
+    def _show_text(self, text: str) -> None:
+        shown = shown_text(text)
+        if shown and not self._is_required:
+            self._out.append(TextDelta(shown, choice=self._choice))
+
+    def _open(self, is_end: bool) -> bool:
+        assert self._syntax is not None
+        return self._literal(self._syntax.open, "head", is_end)
+
+    def _head(self, is_end: bool) -> bool:
+        assert self._syntax is not None
+        return self._literal(self._syntax.head, "name", is_end)
+
+    def _literal(self, literal: str, then: _State, is_end: bool) -> bool:
+        if self._held.startswith(literal):
+            self._held = self._held[len(literal) :]
+            self._taken += literal
+            self._state = then
+            return True
+        if literal.startswith(self._held):
+            if is_end:
+                self._held = ""
+            return False
+        return self._no_call()
+
+    def _no_call(self) -> bool:
+        self._held = self._taken + self._held
+        self._taken = ""
+        self._state = "rest"
+        return True
+
+    def _name(self, is_end: bool) -> bool:
+        assert self._syntax is not None
+        end = self._held.find(self._syntax.middle)
+        name = self._held[: max(0, end)]
+        if (end < 0 and len(self._held) > _MAX_NAME) or (end >= 0 and name not in self._names):
+            return self._no_call()
+        if end < 0:
+            if is_end:
+                self._held = ""
+            return False
+        self._held = self._held[end + len(self._syntax.middle) :]
+        self._taken = ""
+        self._out.append(ToolCallStart(self.num_calls, self._new_id(), name, self._choice))
+        self._scan = _ObjectScanner()
+        self._state = "arguments"
+        return True
+
+    def _arguments(self, is_end: bool) -> bool:
+        if not self._held:
+            return False
+        size = self._scan.push(self._held)
+        if size:
+            self._out.append(ToolCallDelta(self.num_calls, self._held[:size], self._choice))
+            self._held = self._held[size:]
+        if self._scan.is_done:
+            self._out.append(ToolCallEnd(self.num_calls, self._choice))
+            self.num_calls += 1
+            self._state = "tail"
+            return True
+        if self._held:  # the first character begins no object
+            return self._no_call()
+        return False
+
+    def _tail(self, is_end: bool) -> bool:
+        assert self._syntax is not None
+        id_key = self._syntax.id_key
+        if id_key and self._held.startswith(id_key):
+            end = self._held.find('"', len(id_key) + 1)
+            if end >= 0:
+                self._held = self._held[end + 1 :]
+                self._taken = ""
+                self._state = "end"
+                return True
+            return False
+        if id_key and id_key.startswith(self._held) and not is_end:
+            return False
+        self._taken = ""
+        self._state = "end"
+        return True
+
+    def _end(self, is_end: bool) -> bool:
+        assert self._syntax is not None
+        return self._literal(self._syntax.tail, "next", is_end)
+
+    def _next(self, is_end: bool) -> bool:
+        assert self._syntax is not None
+        between, close = self._syntax.between, self._syntax.close
+        if between is not None and self._held.startswith(between):
+            self._held = self._held[len(between) :]
+            self._taken = between
+            self._state = "head"
+            return True
+        if close and self._held.startswith(close):
+            self._held = self._held[len(close) :]
+            self._state = "after"
+            return True
+        may_go_on = (between or "").startswith(self._held) or (close and close.startswith(self._held))
+        if may_go_on and self._waits(is_end):
+            return False
+        self._state = "after"
+        return True
+
+    def _after(self, is_end: bool) -> bool:
+        """After the calls: white space is nothing, anything else is text."""
+        self._held = self._held.lstrip(_SPACE)
+        if self._held:
+            self._state = "rest"
+        return bool(self._held)
+
+    def _rest(self, is_end: bool) -> bool:
+        self._show_text(self._held)
+        self._held = ""
+        return False
+
+
+_STEPS: dict[_State, Callable[[AnswerParser, bool], bool]] = {
+    "start": AnswerParser._start,
+    "reason": AnswerParser._reason,
+    "answer": AnswerParser._answer,
+    "text": AnswerParser._text,
+    "open": AnswerParser._open,
+    "head": AnswerParser._head,
+    "name": AnswerParser._name,
+    "arguments": AnswerParser._arguments,
+    "tail": AnswerParser._tail,
+    "end": AnswerParser._end,
+    "next": AnswerParser._next,
+    "after": AnswerParser._after,
+    "rest": AnswerParser._rest,
+}
+
+
+class _ObjectScanner:
+    """Finds the end of one JSON object in pieces of text."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = False
+        self._is_escaped = False
+        self.is_done = False
+
+    def push(self, text: str) -> int:
+        """How many characters of `text` belong to the object; 0 when it begins with no brace."""
+        if self._depth == 0 and not text.startswith("{"):
+            return 0
+        for i, c in enumerate(text):
+            if self._in_string:
+                if self._is_escaped:
+                    self._is_escaped = False
+                elif c == "\\":
+                    self._is_escaped = True
+                elif c == '"':
+                    self._in_string = False
+            elif c == '"':
+                self._in_string = True
+            elif c in "{[":
+                self._depth += 1
+            elif c in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    self.is_done = True
+                    return i + 1
+        return len(text)
+
+
+def _overlap(text: str, tag: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `tag`, but not all of it."""
+    for size in range(min(len(tag) - 1, len(text)), 0, -1):
+        if tag.startswith(text[-size:]):
+            return size
+    return 0
+
+
+def _without_space(text: str) -> str:
+    """`text` without the white space at its end, of which so much is left out as may be held back."""
+    return text[: max(len(text.rstrip(_SPACE)), len(text) - _HELD_SPACE)]

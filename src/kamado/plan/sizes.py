@@ -1,0 +1,235 @@
+"""How many bytes the executor takes for a program: the same arithmetic as the native side, without loading anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..files.layouts import TILE_ROWS
+from ..files.types import TensorRef
+from ..isolated import WORK_BYTES, WORKER_BASE_BYTES
+from ..program import Buffer, Embed, Experts, Head, Linear, Norm, Program, Route
+
+FILE_PAGE_BYTES = 4096
+# Slots are whole pages. Pieces of experts on their way from the disk to a slot are paid for by expert_bytes too:
+# native/experts/stream.cpp.
+_SLOT_ALIGN_BYTES = 4096
+_REQUEST_BYTES = 2 << 20
+_LEAST_BUFFERS, _MOST_BUFFERS = 2, 24
+_NUM_READERS = 4  # a buffer more for each
+HUGE_PAGE_BYTES = 2 << 20
+# Assignments (row, expert) whose results are held at once: kMaxAssignments of native/executor/impl.h.
+_MAX_ASSIGNMENTS = 1024
+# What answers of a given form take (llguidance 1.9, measured on Linux x86-64): the package 3.4 MB, 32 compiled grammars
+# of ten fields 6.5 MB, and the vocabulary's trie with the bytes of every token, of which 10 % only while it is made:
+# 24 MB for 49k tokens, 73 for 152k, 132 for 262k.
+_CONSTRAINT_BYTES = 12 << 20
+_CONSTRAINT_PEAK_TOKEN_BYTES = 560
+_CONSTRAINT_TOKEN_BYTES = 500
+# The process in which grammars and templates are tried (isolated.py), at work. It is there from the first of them until
+# a minute after the last; idle it takes WORKER_BASE_BYTES.
+WORKER_BYTES = WORKER_BASE_BYTES + WORK_BYTES
+# Ids of conversations that may come back: sixteen times what the cache holds.
+_TRANSCRIPT_TOKEN_BYTES = 64
+_MAX_TRANSCRIPT_BYTES = 8 << 20
+_THREAD_BYTES = 1 << 20  # stack and kernel scratch of one thread, touched part
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNeeds:
+    """What the experts of a program take, resident and streamed. All zero for a dense program."""
+
+    num_layers: int = 0  # that have experts
+    num_experts: int = 0  # in all layers together
+    top_k: int = 0
+    file_bytes: int = 0  # of all expert records as they lie in the file
+    packed_bytes: int = 0  # of all of them in memory, resident
+    slots_bytes: int = 0  # of a slot for each of them
+    cycle_bytes: int = 0  # slots for the experts that one token picks, all layers
+    cycle_file_bytes: int = 0  # what one token reads when nothing is cached
+    least_bytes: int = 0  # slots and read buffers below which a single layer's picks have no room
+    largest_record_bytes: int = 0
+    buffer_bytes: int = 0  # of one read buffer
+    least_slots_bytes: int = 0  # of `least_bytes`, the slots
+    most_buffers: int = _LEAST_BUFFERS
+
+    def slots_of(self, expert_bytes: int) -> int:
+        """Bytes that are left for slots of `expert_bytes`."""
+        if expert_bytes >= HUGE_PAGE_BYTES:
+            expert_bytes = expert_bytes // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        for_buffers = min(expert_bytes // 16, expert_bytes - self.least_slots_bytes)
+        num_buffers = max(_LEAST_BUFFERS, min(self.most_buffers, for_buffers // max(1, self.buffer_bytes)))
+        return max(0, expert_bytes - num_buffers * self.buffer_bytes)
+
+    @property
+    def most_useful_bytes(self) -> int:
+        """`expert_bytes` that hold every expert: more is of no use."""
+        return self.slots_bytes + self.most_buffers * self.buffer_bytes + HUGE_PAGE_BYTES
+
+    @property
+    def cycle_expert_bytes(self) -> int:
+        """`expert_bytes` whose slots hold what one token picks."""
+        return self.cycle_bytes + max(_LEAST_BUFFERS * self.buffer_bytes, self.cycle_bytes // 12) + HUGE_PAGE_BYTES
+
+
+def constraint_bytes(vocab_size: int, *, is_peak: bool = True) -> int:
+    """What answers of a given form take for a vocabulary, at the worst moment or afterwards."""
+    return _CONSTRAINT_BYTES + vocab_size * (_CONSTRAINT_PEAK_TOKEN_BYTES if is_peak else _CONSTRAINT_TOKEN_BYTES)
+
+
+def transcript_bytes(kv_tokens: int) -> int:
+    """Most bytes for the token ids of conversations, beside a cache of `kv_tokens`."""
+    return min(_MAX_TRANSCRIPT_BYTES, _TRANSCRIPT_TOKEN_BYTES * kv_tokens)
+
+
+def packed_bytes(ref: TensorRef) -> int:
+    """Bytes of a matrix once it is packed into tiles of 16 rows."""
+    return ref.layout.packed_nbytes(ref.rows, ref.cols)
+
+
+def slot_bytes(gate: TensorRef, up: TensorRef, down: TensorRef) -> int:
+    """Bytes of the slot of one expert: its three matrices, packed as when resident, in whole pages."""
+    return _round_up(sum(map(packed_bytes, (gate, up, down))), _SLOT_ALIGN_BYTES)
+
+
+def expert_needs(program: Program) -> ExpertNeeds:
+    """Sizes of the program's experts, by layer where layers differ."""
+    layers = [op for op in program.ops if isinstance(op, Experts) and op.gate]
+    if not layers:
+        return ExpertNeeds()
+    top_k = max(1, program.top_k)
+    num = stored = packed = slots = cycle = cycle_file = largest = request = requests = 0
+    classes: dict[int, int] = {}
+    for op in layers:
+        records = list(zip(op.gate, op.up, op.down, strict=True))
+        sizes = [slot_bytes(*record) for record in records]
+        files = [sum(ref.nbytes for ref in record) for record in records]
+        num += len(records)
+        stored += sum(files)
+        packed += sum(packed_bytes(ref) for record in records for ref in record)
+        slots += sum(sizes)
+        picks = min(top_k, len(records))
+        cycle += picks * max(sizes)
+        cycle_file += picks * max(files)
+        largest = max(largest, *files)
+        for record in records:
+            pieces = [_pieces(ref) for ref in record]
+            requests = max(requests, sum(count for count, _ in pieces))
+            request = max(request, *(largest for _, largest in pieces))
+        classes[max(sizes)] = max(classes.get(max(sizes), 0), picks)
+    # Layers of mixed layouts have slots of several sizes, and each size must hold one layer's picks.
+    buffer = _round_up(request, FILE_PAGE_BYTES) + FILE_PAGE_BYTES
+    least_slots = sum(size * picks for size, picks in classes.items())
+    least = least_slots + _LEAST_BUFFERS * buffer
+    least = _round_up(least, HUGE_PAGE_BYTES if least >= HUGE_PAGE_BYTES else FILE_PAGE_BYTES)
+    most_buffers = min(top_k * requests, _MOST_BUFFERS) + _NUM_READERS
+    return ExpertNeeds(
+        len(layers), num, top_k, stored, packed, slots, cycle, cycle_file, least, largest, buffer, least_slots,
+        most_buffers,
+    )  # fmt: skip
+
+
+def _pieces(ref: TensorRef) -> tuple[int, int]:
+    """Number of reads of one matrix, and bytes of the largest."""
+    row = ref.layout.nbytes(ref.cols)
+    tiles = -(-ref.rows // TILE_ROWS)
+    at_most = min(max(_REQUEST_BYTES // (TILE_ROWS * row), 1), tiles)
+    count = -(-tiles // at_most)
+    return count, min(-(-tiles // count) * TILE_ROWS, ref.rows) * row
+
+
+def dense_weight_bytes(program: Program) -> int:
+    """Bytes of all weights but the experts', packed, and of vectors as floats."""
+    packed: dict[tuple[str, int], int] = {}
+    vectors: dict[str, int] = {}
+    refs: list[TensorRef | None]
+    for op in program.ops:
+        if isinstance(op, Norm):
+            refs = [op.weight, op.bias]
+        elif isinstance(op, Linear):
+            packed.update(((ref.name, ref.offset), packed_bytes(ref)) for ref in op.weights)
+            refs = list(op.biases)
+        elif isinstance(op, Head):
+            packed[op.weight.name, op.weight.offset] = packed_bytes(op.weight)
+            refs = [op.bias]
+        elif isinstance(op, Route):
+            refs = [op.bias]
+        else:
+            refs = []
+        vectors.update((ref.name, 4 * _round_up(ref.num_values, 16)) for ref in refs if ref is not None)
+    return sum(packed.values()) + sum(vectors.values())
+
+
+def table_page_bytes(program: Program, context: int) -> int:
+    """Cached file pages of embedding tables, which are read row by row: at worst each token is another row."""
+    tables: dict[str, int] = {}
+    for op in program.ops:
+        if isinstance(op, Embed):
+            row_pages = -(-op.table.layout.nbytes(op.table.cols) // FILE_PAGE_BYTES) + 1
+            tables[op.table.name] = min(op.table.nbytes, context * row_pages * FILE_PAGE_BYTES)
+    return sum(tables.values())
+
+
+def active_weights(program: Program) -> tuple[int, int]:
+    """Bytes and values of the weights that one token multiplies with."""
+    num_bytes = num_values = 0.0
+    for ref, share in _matrices(program):
+        num_bytes += ref.nbytes * share
+        num_values += ref.num_values * share
+    return max(1, int(num_bytes)), max(1, int(num_values))
+
+
+@dataclass(frozen=True, slots=True)
+class ScratchNeeds:
+    """What a step's buffers take, apart from how many rows it has."""
+
+    row_bytes: int
+    assignment_bytes: int  # the inner row of a picked expert, its codes, and its result
+    top_k: int
+    output_width: int  # of a row of logits
+
+    def bytes_of(self, max_rows: int, max_logit_rows: int, num_threads: int) -> int:
+        """Row buffers, logits and threads."""
+        assignments = min(max_rows * self.top_k, _MAX_ASSIGNMENTS)
+        rows = max(max_rows, max_logit_rows)
+        return (
+            self.row_bytes * rows
+            + self.assignment_bytes * assignments
+            + 4 * max_logit_rows * self.output_width
+            + num_threads * _THREAD_BYTES
+        )
+
+
+def scratch_needs(program: Program) -> ScratchNeeds:
+    """The buffers of a program."""
+    widths: dict[str, int] = {}
+    inner = 0
+    for op in program.ops:
+        if isinstance(op, Experts):
+            inner = max(inner, 6 * op.gate[0].rows + 4 * op.out.width if op.gate else 0)
+            values: tuple[object, ...] = (op.out, op.x, op.logits)  # its other fields are thousands of tensors
+        else:
+            values = tuple(getattr(op, name) for name in op.__dataclass_fields__)
+        for value in values:
+            for buffer in value if isinstance(value, tuple) else (value,):
+                if isinstance(buffer, Buffer):
+                    widths[buffer.name] = max(widths.get(buffer.name, 0), buffer.width)
+    row_bytes = 4 * sum(widths.values())
+    row_bytes += 2 * max(widths.values(), default=0)  # int8 codes, scales and sums of the widest input
+    return ScratchNeeds(row_bytes, inner, program.top_k, program.output_width)
+
+
+def _matrices(program: Program) -> Iterator[tuple[TensorRef, float]]:
+    """Every matrix that is multiplied with, and the share of it that one token uses."""
+    for op in program.ops:
+        if isinstance(op, Linear):
+            yield from ((weight, 1.0) for weight in op.weights)
+        elif isinstance(op, Head):
+            yield op.weight, 1.0
+        elif isinstance(op, Experts):
+            share = program.top_k / max(1, len(op.gate))
+            yield from ((weight, share) for weight in (*op.gate, *op.up, *op.down))
+
+
+def _round_up(value: int, to: int) -> int:
+    return -(-value // to) * to

@@ -1,0 +1,1 @@
+"""HTTP: connections, the gate that every request passes, bodies, answers and keys."""

@@ -1,0 +1,1 @@
+"""Models as the server sees them: found by name, loaded, shared, and given up when others need the room."""

@@ -1,0 +1,535 @@
+"""The engine as the server sees it: `kamado.load`ed models behind the contract of contract.py."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from ...engine.forms.grammar import Grammar, schema_grammar
+from ...engine.forms.json_schema import open_schema
+from ...errors import BusyError, ClosedError, ConstraintError, ContextOverflowError, KamadoError, UsageError
+from ...isolated import WorkerNeededError, without_worker
+from ...options import MAX_SEED
+from ..http.bridge import merge
+from ..protocols.completions import CompletionSource, insert_marks
+from ..protocols.sampling import ollama_sampling
+from ..protocols.schemas import schema_header
+from .contract import (
+    Capability,
+    ChatRequest,
+    CompletionRequest,
+    Done,
+    Embeddings,
+    EmbedRequest,
+    Event,
+    Finish,
+    Message,
+    ModelInfo,
+    OutputFormat,
+    Progress,
+    PromptLogprobs,
+    Recipe,
+    SamplingOptions,
+    Started,
+    TextPart,
+    TokenCounts,
+    Truncated,
+)
+from .loader import shared_bytes
+from .slow_work import SlowWork
+from .weights import Weights
+
+if TYPE_CHECKING:
+    from ...engine.forms.constraint import Form
+    from ...engine.measure.prompt_scores import PromptLogprobs as ScoredPrompt
+    from ...engine.model import Model
+    from ...engine.piece import Usage
+    from ...engine.turns.answer import AnswerEvents
+    from ...engine.turns.turn import Turn
+    from ...options import AnswerOptions
+
+T = TypeVar("T")
+Begun = TypeVar("Begun", bound="AnswerEvents")
+
+# What a turn takes of a request, under the same names.
+_OF_TURNS = ("tools", "tool_choice", "output", "think", "continue_last", "template_options", "owner")
+# Templates and tokenizers hold the GIL for most of their work: more threads would only wait for each other.
+_NUM_THREADS = 2
+# A truncated prompt leaves room for an answer of this share of the context.
+_ANSWER_SHARE = 4
+# Texts with more characters than so many a token of the context, and more than can be counted in no time, are refused
+# before they are tokenized: 13 MB took 6 s and 400 MB. Prose has 4 to 5 characters a token, deeply indented code 10.
+_MOST_CHARACTERS_A_TOKEN = 64
+_FEW_CHARACTERS = 256 << 10
+_MOST_COUNTED_CHARACTERS = 4 << 20  # where the question is how many tokens a text has
+
+
+class EngineModel:
+    """One loaded model; contract.py's ServedModel."""
+
+    def __init__(
+        self, model: Model, info: ModelInfo, recipe: Recipe | None = None, weights: Weights | None = None
+    ) -> None:
+        """`info` as the library has it; `weights`: that the model is of, which others may use too.
+
+        Proves the chat format, which takes some milliseconds, and seconds for a template that needs the worker process:
+        not for the loop. Raises ClosedError when the weights are gone, BusyError when the worker has no turn.
+        """
+        self._model = model
+        self._weights = weights or Weights(model)
+        self._recipe = recipe
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kamado-serve")
+        self._slow = SlowWork("kamado-serve-slow")
+        self._marks = insert_marks(model) if model.has_tokenizer else None
+        self._is_closed = False
+        ClosedError.when(not self._weights.join(self), "the model was closed")
+        try:
+            self.info = replace(info, context=model.context, capabilities=self._capabilities(info))
+        except BaseException:
+            self._weights.leave(self)
+            raise
+
+    @property
+    def memory_bytes(self) -> int:
+        """See contract.py. 0 for a model that uses another's weights."""
+        plan = self._model.plan
+        return plan.peak_bytes - shared_bytes(plan) if self._weights.is_payer(self) else 0
+
+    def _capabilities(self, info: ModelInfo) -> frozenset[Capability]:
+        if "embedding" in info.capabilities and "completion" not in info.capabilities:
+            return info.capabilities
+        shown: dict[Capability, bool] = {
+            "completion": True,
+            "insert": self._marks is not None,
+            "embedding": "embedding" in info.capabilities,
+        }
+        return frozenset(name for name, has in (shown | self._chat_capabilities()).items() if has)
+
+    def _chat_capabilities(self) -> dict[Capability, bool]:
+        if not self._model.has_chat_template:
+            return {}
+        try:
+            chat = self._model.chat_format
+        except BusyError:  # says nothing of the model
+            raise
+        except KamadoError:
+            return {}
+        return {"chat": True, "tools": chat.tools is not None, "thinking": chat.tags is not None}
+
+    # --- chat ---------------------------------------------------------------------------------------------------------
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[Event, None]:
+        """See contract.py."""
+        UsageError.when(
+            any(not isinstance(part, TextPart) for message in request.messages for part in message.parts),
+            f"{self.info.name} cannot see pictures",
+        )
+        request = self._with_recipe(request)
+        context = min(request.context or self.info.context, self.info.context)
+        turn, truncated = await self._in_thread(partial(self._prepare, request, context))
+        seed = _first_seed(request.sampling)
+        num_prompt = len(turn.tokens)
+        sources = _begun(
+            self._model.answer_turn(turn, choice=i, **_options(request, num_prompt, context, seed + i))
+            for i in range(request.n)
+        )
+        yield Started(len(turn.tokens), context, truncated, seed, schema_header(turn.schemas))
+        progress = _PrefillProgress(lambda: sources[0].num_computed_tokens, len(turn.tokens))
+        events: AsyncGenerator[Event, None] = merge(sources, progress)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+        num_reasoning = sum(source.num_reasoning_tokens for source in sources)
+        yield Done(_counts([source.usage for source in sources], len(turn.tokens), num_reasoning))
+
+    def _with_recipe(self, request: ChatRequest) -> ChatRequest:
+        """What the recipe says where the request does not."""
+        recipe = self._recipe
+        if recipe is None:
+            return request
+        messages = request.messages
+        if recipe.messages:
+            messages = (*recipe.messages, *messages)
+        if recipe.system and not any(message.role == "system" for message in request.messages):
+            messages = (Message("system", (TextPart(recipe.system),)), *messages)
+        return replace(
+            request,
+            messages=messages,
+            sampling=_recipe_sampling(recipe, request.sampling),
+            stop=request.stop or _recipe_stop(recipe),
+            max_tokens=request.max_tokens if request.max_tokens is not None else _recipe_limit(recipe),
+            context=request.context or recipe.parameters.get("num_ctx"),
+        )
+
+    def _prepare(self, request: ChatRequest, context: int) -> tuple[Turn, Truncated | None]:
+        """The prompt, messages left out as the request allows. On a thread."""
+        from_middle = request.truncation == "drop_middle"
+        kept = list(request.messages)
+        num_uncounted = 0  # tokens of what is left out before tokens are counted, at the least
+        while (num_characters := sum(map(_size, kept))) > (most := most_characters(context)):
+            shorter = None
+            if request.truncation != "refuse":
+                shorter = _without_oldest(kept, num_characters - most, num_characters, from_middle=from_middle)
+            if shorter is None:
+                raise _FarTooLongError(num_characters, context)
+            num_uncounted += (num_characters - sum(map(_size, shorter))) // _MOST_CHARACTERS_A_TOKEN
+            kept = shorter
+        most_tokens = context if request.truncation == "refuse" else None
+        turn = self._turn(request, tuple(kept), most_tokens)
+        num_tokens = len(turn.tokens)
+        if num_tokens < context and len(kept) == len(request.messages):
+            return turn, None
+        if request.truncation == "refuse":
+            raise ContextOverflowError(num_tokens, context)
+        limit = context - max(1, min(request.max_tokens or context, context // _ANSWER_SHARE))
+        size = num_tokens
+        while size > limit:
+            shorter = _without_oldest(kept, size - limit, size, from_middle=from_middle)
+            if shorter is None:
+                raise ContextOverflowError(size, context)
+            kept = shorter
+            turn = self._turn(request, tuple(kept))
+            size = len(turn.tokens)
+        num_left_out = len(request.messages) - len(kept)
+        return turn, Truncated(num_left_out, num_uncounted + num_tokens - size, request.truncation)
+
+    def _turn(self, request: ChatRequest, messages: tuple[Message, ...], most_tokens: int | None = None) -> Turn:
+        given = {name: getattr(request, name) for name in _OF_TURNS}
+        return self._model.prepare_turn(messages, **given, most_tokens=most_tokens)
+
+    async def count_chat_tokens(self, request: ChatRequest) -> int:
+        """See contract.py."""
+        request = self._with_recipe(request)
+        _check_length(sum(_size(message) for message in request.messages), _MOST_COUNTED_CHARACTERS)
+        turn = await self._in_thread(partial(self._turn, request, request.messages))
+        return len(turn.tokens)
+
+    # --- completions --------------------------------------------------------------------------------------------------
+
+    async def complete(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
+        """See contract.py."""
+        if self._recipe is not None:
+            request = replace(
+                request,
+                sampling=_recipe_sampling(self._recipe, request.sampling),
+                stop=request.stop or _recipe_stop(self._recipe),
+            )
+        context = min(request.context or self.info.context, self.info.context)
+        most = most_characters(context)
+        if request.truncation == "keep_end":  # what is far too long is cut before its tokens are counted
+            kept = tuple(text[-most:] if isinstance(text, str) else text for text in request.prompts)
+            request = replace(request, prompts=kept)
+        for text in (*request.prompts, request.suffix or ""):
+            if isinstance(text, str) and len(text) > most:
+                raise _FarTooLongError(len(text), context)
+        prompts, cut, form = await self._in_thread(partial(self._prompts, request, context))
+        num_prompt = sum(map(len, prompts))
+        seed = _first_seed(request.sampling)
+        truncated = Truncated(0, cut, "keep_end") if cut else None
+        # First, so that what it computes is not computed again for the answers.
+        scored = await self._score(prompts, request)
+        sources: list[CompletionSource] = []
+        try:
+            if request.max_tokens != 0:
+                sources = self._start(request, prompts, context, seed, form)
+            schema = form.grammar.schema if form is not None and request.output.kind == "json_schema" else None
+            schemas = {} if schema is None else {"": schema}
+            yield Started(num_prompt, context, truncated, seed, schema_header(schemas))
+            for p, found in enumerate(scored):
+                for i in range(request.n):
+                    yield PromptLogprobs(found.tokens, p * request.n + i)
+            if not sources:
+                for choice in range(len(prompts) * request.n):
+                    yield Finish("length", None, choice)
+            else:
+                progress = _PrefillProgress(lambda: sources[0].num_computed_tokens, len(prompts[0]))
+                events: AsyncGenerator[Event, None] = merge(sources, progress)
+                async with aclosing(events):
+                    async for event in events:
+                        yield event
+        finally:
+            for source in sources:
+                source.close()
+        usages = [source.usage for source in sources]
+        if scored:
+            num_cached = sum(found.num_reused for found in scored)
+        else:
+            reused = [usage.num_reused_tokens for usage in usages]
+            num_cached = sum(min(reused[i : i + request.n]) for i in range(0, len(reused), request.n))
+        yield Done(replace(_counts(usages, num_prompt, 0), num_cached_tokens=num_cached))
+
+    async def _score(self, prompts: Sequence[list[int]], request: CompletionRequest) -> list[ScoredPrompt]:
+        """Log-probabilities of the prompts in their order, if asked for. Other requests run in between."""
+        if request.prompt_logprobs is None:
+            return []
+        scores = self._model.score_prompts(prompts, request.prompt_logprobs, owner=request.owner)
+        found: dict[int, ScoredPrompt] = {}
+        while (one := await self._in_thread(partial(next, scores, None))) is not None:
+            found[one.number] = one
+        return [found[i] for i in range(len(prompts))]
+
+    def _start(
+        self, request: CompletionRequest, prompts: Sequence[list[int]], context: int, seed: int, form: Form | None
+    ) -> list[CompletionSource]:
+        schema = None if form is None else form.grammar.schema
+
+        def source(choice: int, tokens: list[int]) -> CompletionSource:
+            return CompletionSource(
+                self._model.generate(tokens, form=form, **_options(request, len(tokens), context, seed + choice)),
+                self._model.token_bytes,
+                choice=choice,
+                has_logprobs=request.logprobs is not None,
+                schemas={} if schema is None else {"": schema},
+            )
+
+        return _begun(source(p * request.n + i, tokens) for p, tokens in enumerate(prompts) for i in range(request.n))
+
+    def _prompts(self, request: CompletionRequest, context: int) -> tuple[list[list[int]], int, Form | None]:
+        """Token ids of every prompt, how many were cut off, and the compiled form. On a thread."""
+        prompts: list[list[int]] = []
+        num_cut = 0
+        for prompt in request.prompts:
+            if isinstance(prompt, str):
+                tokens = self._model.tokenize(prompt, special=request.special, add_bos=request.add_bos)
+            else:
+                tokens = list(prompt)
+                UsageError.when(
+                    (bad := max(tokens, default=0)) >= self._model.vocab_size,
+                    f"token id {bad} is past the vocabulary of {self._model.vocab_size}",
+                )
+            if request.suffix is not None:
+                tokens = self._around_gap(prompt, request.suffix)
+            UsageError.when(not tokens, "a prompt is empty: it must have one token at least")
+            room = 0 if request.max_tokens == 0 else 1  # scoring alone may fill the context
+            if len(tokens) + room > context:
+                if request.truncation == "refuse":
+                    raise ContextOverflowError(len(tokens), context)
+                keep = context - max(1, min(request.max_tokens or context, context // _ANSWER_SHARE))
+                num_cut += len(tokens) - keep
+                tokens = tokens[-keep:]
+            prompts.append(tokens)
+        return prompts, num_cut, self._form(request.output)
+
+    def _form(self, output: OutputFormat) -> Form | None:
+        """The compiled form. A schema that is not strict and that the compiler refuses is left open as a whole."""
+        if output.kind != "json_schema":
+            return self._model.prepare_form(**_form(output))
+        schema = output.schema or {}
+        try:
+            return self._model.prepare_form(schema=schema_grammar(schema, lenient=not output.is_strict))
+        except ConstraintError as error:
+            if output.is_strict:
+                raise
+            loose = open_schema(schema, str(error))
+            return self._model.prepare_form(schema=Grammar("json_schema", loose.lark, loose, True))
+
+    def _around_gap(self, prompt: str | tuple[int, ...], suffix: str) -> list[int]:
+        if self._marks is None:
+            raise UsageError(f"{self.info.name} was not taught to fill a gap: suffix cannot be used")
+        if not isinstance(prompt, str):
+            raise UsageError("suffix needs a prompt of text")
+        begin, end, middle = self._marks
+        tokenize = partial(self._model.tokenize, add_bos=False)
+        return [begin, *tokenize(prompt), end, *tokenize(suffix), middle]
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """See contract.py."""
+        UsageError.when(
+            "embedding" not in self.info.capabilities,
+            f"{self.info.name} generates text and makes no embeddings: its file names no pooling, so it was not "
+            "trained for them; use an embedding model such as minilm",
+        )
+        most = most_characters(self.info.context)
+        inputs = tuple(text[:most] if request.truncate and isinstance(text, str) else text for text in request.inputs)
+        for text in inputs:
+            if isinstance(text, str) and len(text) > most:
+                raise _FarTooLongError(len(text), self.info.context)
+        result = await self._in_thread(
+            partial(self._model.embed_counted, inputs, dimensions=request.dimensions, truncate=request.truncate)
+        )
+        return Embeddings(np.asarray(result.vectors, np.float32), tuple(result.num_tokens))
+
+    async def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
+        """See contract.py."""
+        _check_length(len(text), _MOST_COUNTED_CHARACTERS)
+        return await self._in_thread(partial(self._model.tokenize, text, special=special, add_bos=add_bos))
+
+    async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """See contract.py."""
+        return await self._in_thread(lambda: [self._model.token_bytes(token) for token in tokens])
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """See contract.py."""
+        return await self._in_thread(partial(self._model.detokenize, tokens))
+
+    async def stats(self) -> Mapping[str, Any]:
+        """See contract.py. What uses another's weights is counted there."""
+        if not self._weights.is_payer(self):
+            return {}
+        return await self._in_thread(lambda: self._model.stats.to_dict())
+
+    async def close(self) -> None:
+        """See contract.py."""
+        self._is_closed = True
+        await asyncio.to_thread(self._weights.leave, self)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._slow.close()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        ClosedError.when(self._is_closed, "the model was closed")
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, _at_once, work)
+        except WorkerNeededError:
+            return await self._slow.run(work)
+
+
+def _begun(sources: Iterable[Begun]) -> list[Begun]:
+    """All of them. When one cannot begin, those before it are stopped."""
+    begun: list[Begun] = []
+    try:
+        for source in sources:
+            begun.append(source)
+    except BaseException:
+        for source in begun:
+            source.close()
+        raise
+    return begun
+
+
+def _at_once(work: Callable[[], T]) -> T:
+    """`work()`, which must leave nothing behind when it finds that it needs the worker process."""
+    with without_worker():
+        return work()
+
+
+class _PrefillProgress:
+    """Says how far the prompt has come, while nothing else comes and when it has come further."""
+
+    def __init__(self, read: Callable[[], int], total: int) -> None:
+        self._read = read
+        self._total = total
+        self._last = -1
+
+    def __call__(self) -> Progress | None:
+        done = min(self._read(), self._total)
+        if done == self._last:
+            return None
+        self._last = done
+        return Progress("prefill", done, self._total)
+
+
+def _without_oldest(
+    messages: Sequence[Message], num_over: int, num_tokens: int, *, from_middle: bool
+) -> list[Message] | None:
+    """Messages without the oldest ones that may go, about `num_over` tokens of them; None when none may.
+
+    System messages and the last turn stay; calls go together with their results, so that no result is left alone.
+    """
+    last = max((i for i, m in enumerate(messages) if m.role == "user"), default=len(messages) - 1)
+    first = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+    if from_middle and first < last:  # the opening exchange stays too
+        first = next((i for i in range(first + 1, last) if messages[i].role == "user"), last)
+    total = sum(_size(message) for message in messages) or 1
+    wanted = total * num_over / num_tokens
+    end = first
+    freed = 0.0
+    while end < last and (freed < wanted or messages[end].role == "tool" or end == first):
+        freed += _size(messages[end])
+        end += 1
+    if end == first:
+        return None
+    kept = [m for i, m in enumerate(messages) if not first <= i < end or m.role == "system"]
+    return kept if len(kept) < len(messages) else None
+
+
+def _size(message: Message) -> int:
+    """About how long a message is, in characters."""
+    return 8 + len(message.text) + sum(len(call.arguments) for call in message.tool_calls)
+
+
+class _FarTooLongError(ContextOverflowError):
+    """A prompt whose tokens are not counted. `num_prompt_tokens` is what it has at the least."""
+
+    def __init__(self, num_characters: int, context: int) -> None:
+        super().__init__(num_characters // _MOST_CHARACTERS_A_TOKEN, context)
+        text = f"the prompt has {num_characters} characters, and the context holds {context} tokens: so much is refused"
+        self.args = (f"{text} without counting its tokens; shorten it",)
+
+
+def most_characters(context: int) -> int:
+    """Characters that a prompt for `context` tokens may have: more are never worth counting their tokens."""
+    return max(_FEW_CHARACTERS, context * _MOST_CHARACTERS_A_TOKEN)
+
+
+def _check_length(num_characters: int, most: int) -> None:
+    """Raises UsageError for a text that is too long to count its tokens."""
+    UsageError.when(
+        num_characters > most, f"the text has {num_characters} characters; tokens are counted of {most} at the most"
+    )
+
+
+def _first_seed(sampling: SamplingOptions) -> int:
+    seed = sampling.get("seed")
+    return secrets.randbits(53) if seed is None else seed
+
+
+def _options(request: ChatRequest | CompletionRequest, num_prompt: int, context: int, seed: int) -> AnswerOptions:
+    """What the model is told of the answer that has this seed."""
+    room = context - num_prompt
+    return {
+        **request.sampling,
+        "seed": seed & MAX_SEED,
+        "max_tokens": room if request.max_tokens is None else min(room, request.max_tokens),
+        "stop": request.stop or None,
+        "logprobs": request.logprobs,
+        "background": request.is_background,
+        "owner": request.owner,
+    }
+
+
+def _form(output: OutputFormat) -> dict[str, Any]:
+    forms: dict[str, dict[str, Any]] = {
+        "json": {"schema": True},
+        "regex": {"regex": output.grammar},
+        "lark": {"grammar": output.grammar},
+    }
+    return forms.get(output.kind, {})
+
+
+def _recipe_sampling(recipe: Recipe, sampling: SamplingOptions) -> SamplingOptions:
+    """What the request says, before what the recipe says."""
+    return {**ollama_sampling(recipe.parameters), **sampling}
+
+
+def _recipe_stop(recipe: Recipe) -> tuple[str, ...]:
+    stop = recipe.parameters.get("stop") or ()
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _recipe_limit(recipe: Recipe) -> int | None:
+    limit = recipe.parameters.get("num_predict")
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def _counts(usages: Sequence[Usage], num_prompt: int, num_reasoning: int) -> TokenCounts:
+    """All choices together: the prompt once, time of the slowest."""
+    return TokenCounts(
+        num_prompt_tokens=num_prompt,
+        num_cached_tokens=min((usage.num_reused_tokens for usage in usages), default=0),
+        num_generated_tokens=sum(usage.num_generated_tokens for usage in usages),
+        num_reasoning_tokens=num_reasoning,
+        queue_seconds=max((usage.queue_seconds for usage in usages), default=0.0),
+        prefill_seconds=max((usage.prefill_seconds for usage in usages), default=0.0),
+        decode_seconds=max((usage.decode_seconds for usage in usages), default=0.0),
+    )

@@ -1,0 +1,1 @@
+"""Running the server: health, metrics, settings that change, its share of memory, unit files."""

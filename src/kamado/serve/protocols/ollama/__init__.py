@@ -1,0 +1,1 @@
+"""Ollama's protocol: chat, generate, embeddings and the library."""

@@ -1,0 +1,20 @@
+"""The one table of parameters: every row of every endpoint. docs/compatibility.md is made from it and its tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import rows_others
+from .openai import rows as rows_openai
+from .parameters import LeftOut, Table, tidy
+
+TABLE = Table((*rows_openai.ROWS, *rows_others.ROWS))
+
+
+def admit(endpoint: str, body: dict[str, Any], kind: type) -> list[LeftOut]:
+    """Makes `body` ready to become a `kind`: tidied, and without what is left out, which is returned.
+
+    Raises RequestError naming a parameter that is refused. `body` is changed.
+    """
+    tidy(body, kind, is_ollama=endpoint.partition(" ")[2].startswith("/api/"))
+    return TABLE.admit(endpoint, body)

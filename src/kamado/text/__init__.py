@@ -1,0 +1,1 @@
+"""Text to tokens and back: tokenizers, and the templates that turn conversations into text."""
