@@ -1,6 +1,6 @@
 """What a client of Anthropic's Messages API sends, and the conversation it means.
 
-What is honoured is a field; what is left out or refused is a row of rows_others.py and never comes here; what is
+What is honoured is a field; what is left out or refused is a row of rows.py and never comes here; what is
 neither is unknown and refused by name. Blocks and tools are read here, not by their declared types, so that a refusal
 can say why.
 """
