@@ -14,20 +14,17 @@ from ...http.parameters import converted, without_nulls
 from ...models.contract import ChatRequest, Message, OutputFormat, Part, Role, TextPart, Tool, ToolCall
 from ...models.sampling import sampling_of
 from ..schemas import check_schema
+from ..tools import MAX_TOOLS, FunctionSpec, checked, tool_of
 from .bodies import (
-    MAX_TOOLS,
     Common,
     Effort,
-    FunctionSpec,
     JsonObject,
     Label,
     MaxTokens,
     ResponsesStreamOptions,
-    check_names,
     limit_of,
     think_of,
     tool_choice_of,
-    tool_of,
 )
 from .messages import content_parts, text_of
 from .rows import OTHERS_INCLUDABLE
@@ -258,8 +255,7 @@ def _tools(raw: Sequence[Mapping[str, Any]] | None, max_schema_bytes: int) -> tu
     RequestError.when(
         len(tools) > MAX_TOOLS, f"tools: {len(tools)} functions are more than the {MAX_TOOLS} allowed", param="tools"
     )
-    check_names([tool.name for tool in tools])
-    return tuple(tools)
+    return checked(tools)
 
 
 def _function(item: Mapping[str, Any], where: str, max_schema_bytes: int) -> Tool:
