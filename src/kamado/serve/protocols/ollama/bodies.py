@@ -12,7 +12,6 @@ from ...faults import RequestError
 from ...models.contract import (
     ChatRequest,
     CompletionRequest,
-    EmbedRequest,
     Message,
     OutputFormat,
     Part,
@@ -313,20 +312,4 @@ def generate_request(
         context=options.context,
         owner=owner,
         request_id=request_id,
-    )
-
-
-def embed_request(
-    inputs: Sequence[str],
-    *,
-    options: dict[str, Any] | None,
-    truncate: bool,
-    dimensions: int | None,
-    owner: str,
-    request_id: str,
-) -> EmbedRequest:
-    """Texts to embed. Raises RequestError for options that are none."""
-    read_options(options)
-    return EmbedRequest(
-        inputs=tuple(inputs), dimensions=dimensions, truncate=truncate, owner=owner, request_id=request_id
     )

@@ -116,6 +116,11 @@ class Shared(Common, kw_only=True, forbid_unknown_fields=True):
     n_predict: MaxTokens = None
     cache_salt: Label | None = None
 
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the count of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
 
 class StructuredOutputs(Struct, forbid_unknown_fields=True):
     """vLLM's: one of them."""
@@ -337,18 +342,13 @@ def hides_reasoning(body: ChatBody) -> bool:
     return is_excluded or body.include_reasoning is False or body.reasoning_format == "hidden"
 
 
-def limit_of(*values: int | None, param: str = "max_tokens") -> int | None:
+def limit_of(*values: int | None, param: str = "max_tokens", least: int = 1) -> int | None:
     """Tokens that an answer may have, by whatever name; -1: as many as fit. Raises RequestError when two differ."""
     given = {value for value in values if value is not None}
     RequestError.when(len(given) > 1, f"{param} and another name of it differ: give one", param=param)
     limit = given.pop() if given else None
+    RequestError.when(limit == 0 and least, f"{param} must be 1 or more, or -1 for as many as fit", param=param)
     return None if limit == -1 else limit
-
-
-def _max_tokens(body: ChatBody) -> int | None:
-    limit = limit_of(body.max_completion_tokens, body.max_tokens, body.n_predict)
-    RequestError.when(limit == 0, "max_tokens must be 1 or more, or -1 for as many as fit", param="max_tokens")
-    return limit
 
 
 def _check_template_wishes(body: ChatBody) -> None:
@@ -365,6 +365,15 @@ def _check_template_wishes(body: ChatBody) -> None:
     )
 
 
+def check_stream_options(body: Shared) -> None:
+    """Raises RequestError for options of a stream that was not asked for."""
+    RequestError.when(
+        body.stream_options is not None and not body.stream,
+        "stream_options needs stream to be true",
+        param="stream_options",
+    )
+
+
 def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int) -> ChatRequest:
     """What the chat endpoint's body asks for. Raises RequestError naming the parameter."""
     from .answer_forms import form_of  # above this module
@@ -372,11 +381,7 @@ def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int)
     RequestError.when(
         body.top_logprobs and not body.logprobs, "top_logprobs needs logprobs to be true", param="top_logprobs"
     )
-    RequestError.when(
-        body.stream_options is not None and not body.stream,
-        "stream_options needs stream to be true",
-        param="stream_options",
-    )
+    check_stream_options(body)
     tools = tools_of(body.tools, max_schema_bytes)
     messages, is_task = to_messages(body.messages, max_image_bytes=max_image_bytes)
     RequestError.when(
@@ -394,7 +399,7 @@ def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int)
         output=form_of(body, max_schema_bytes),
         think=think_of_chat(body),
         sampling=sampling_of(body),
-        max_tokens=_max_tokens(body),
+        max_tokens=limit_of(body.max_completion_tokens, body.max_tokens, body.n_predict),
         stop=stops_of(body.stop),
         n=body.n or 1,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,

@@ -49,6 +49,7 @@ from .bodies import (
     CompletionBody,
     EmbeddingBody,
     chat_request,
+    check_stream_options,
     hides_reasoning,
     limit_of,
     stops_of,
@@ -136,8 +137,7 @@ async def chat(call: Call[ChatBody]) -> Response:
         events = written(events, lambda event: () if isinstance(event, ReasoningDelta) else (event,))
     headers = {"x-kamado-lane": "background"} if request.is_background else {}
     if body.stream:
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        include_usage = include_usage or (body.usage is not None and bool(body.usage.include))
+        include_usage = body.includes_usage or (body.usage is not None and bool(body.usage.include))
         return stream_response(_chat_chunks(call, body.model, events, request.n, include_usage), headers=headers)
     return json_response(await _chat_result(call, body.model, events, request.n), headers=headers)
 
@@ -287,11 +287,7 @@ async def _chat_chunks(
 async def completions(call: Call[CompletionBody]) -> Response:
     """POST /v1/completions."""
     body = call.body
-    RequestError.when(
-        body.stream_options is not None and not body.stream,
-        "stream_options needs stream to be true",
-        param="stream_options",
-    )
+    check_stream_options(body)
     n = body.n or 1
     RequestError.when(
         body.best_of is not None and body.best_of != n,
@@ -303,7 +299,7 @@ async def completions(call: Call[CompletionBody]) -> Response:
     RequestError.when(len(prompts) * n > MAX_PROMPTS, f"prompts times n may be {MAX_PROMPTS} at most", param="n")
     echo = bool(body.echo)
     is_limited = body.max_tokens is not None or body.n_predict is not None
-    max_tokens = limit_of(body.max_tokens, body.n_predict) if is_limited else _DEFAULT_MAX_TOKENS
+    max_tokens = limit_of(body.max_tokens, body.n_predict, least=0) if is_limited else _DEFAULT_MAX_TOKENS
     RequestError.when(max_tokens == 0 and not echo, "max_tokens may be 0 only with echo", param="max_tokens")
     RequestError.when(echo and body.suffix, "echo and suffix contradict each other", param="echo")
     request = CompletionRequest(
@@ -326,10 +322,9 @@ async def completions(call: Call[CompletionBody]) -> Response:
     )
     call.notes |= {"model": body.model, "user": body.user}
     events = noted(call, call.server.service.complete(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
     chunks = _completion_chunks(call, body.model, events, request, echo)
     if body.stream:
-        return stream_response(_completion_events(chunks, include_usage))
+        return stream_response(_completion_events(chunks, body.includes_usage))
     return json_response(await _completion_whole(chunks, len(prompts) * n))
 
 

@@ -119,7 +119,7 @@ def responses_request(
         output=_output(text.format, max_schema_bytes),
         think=think_of(reasoning.effort, reasoning.max_tokens),
         sampling=sampling_of(body),
-        max_tokens=_max_tokens(body),
+        max_tokens=limit_of(body.max_output_tokens, param="max_output_tokens"),
         logprobs=(body.top_logprobs or 0) if has_logprobs else None,
         truncation="drop_oldest" if body.truncation == "auto" else "refuse",
         is_background=is_flex,
@@ -277,15 +277,6 @@ def _flat_choice(choice: Any) -> Any:
     if isinstance(space, str) and isinstance(name, str):
         return {**choice, "name": joined(space, name)}
     return choice
-
-
-def _max_tokens(body: ResponsesBody) -> int | None:
-    RequestError.when(
-        body.max_output_tokens == 0,
-        "max_output_tokens must be 1 or more, or -1 for as many as fit",
-        param="max_output_tokens",
-    )
-    return limit_of(body.max_output_tokens, param="max_output_tokens")
 
 
 def _output(form: TextFormat | None, max_schema_bytes: int) -> OutputFormat:
