@@ -21,7 +21,6 @@ from ...models.contract import (
     EmbedRequest,
     Event,
     Finish,
-    ModelInfo,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -57,13 +56,13 @@ from .results import (
     FunctionCall,
     FunctionDelta,
     MessageResult,
-    ModelResult,
     ModelsResult,
     TextResult,
     ToolCallDeltaResult,
     ToolCallResult,
     account_of,
     chat_logprobs,
+    model_result,
     usage_of,
 )
 
@@ -234,20 +233,6 @@ async def embeddings(call: Call[EmbeddingBody]) -> Response:
     ]
     num_tokens = sum(result.num_tokens)
     return json_response(EmbeddingsResult(data, body.model, EmbeddingUsage(num_tokens, num_tokens)))
-
-
-def model_result(info: ModelInfo, is_loaded: bool) -> ModelResult:
-    """A model as OpenAI lists it, with what one wants to know of it."""
-    return ModelResult(
-        id=info.name,
-        created=info.created,
-        context_length=info.context or info.max_context or None,
-        max_context_length=info.max_context or None,
-        capabilities=sorted(info.capabilities),
-        size_bytes=info.nbytes,
-        quantization=info.quantization,
-        is_loaded=is_loaded,
-    )
 
 
 async def list_models(call: Call[None]) -> Response:
