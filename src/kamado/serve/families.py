@@ -10,6 +10,7 @@ from .protocols.ollama import handlers as ollama
 from .protocols.ollama import library as ollama_library
 from .protocols.openai import handlers as openai
 from .protocols.openai import responses
+from .protocols.openai.family import FAMILY as OPENAI
 from .web import page
 
 
@@ -23,4 +24,4 @@ def family_of(path: str) -> Family:
     """The family in whose shape a fault on `path` is written when no route says so."""
     if path.startswith("/api/"):
         return ollama.FAMILY
-    return anthropic.FAMILY if path.startswith("/v1/messages") else openai.FAMILY
+    return anthropic.FAMILY if path.startswith("/v1/messages") else OPENAI

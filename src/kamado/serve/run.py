@@ -17,7 +17,7 @@ from pathlib import Path
 import uvicorn
 
 from ..errors import KamadoError, UsageError
-from .app import JsonFormatter, Server, TextFormatter
+from .app import Server
 from .config import ServeConfig, config_dir
 from .families import all_routes, family_of
 from .http.connections import (
@@ -32,6 +32,7 @@ from .metrics import Registry
 from .models.contract import Library, Loader
 from .models.served import ServedLibrary
 from .models.service import Limits, Service
+from .ops.logs import JsonFormatter, TextFormatter
 from .ops.reload import Load, Reloader, warn_of_exposed_keys
 from .share import models_bytes, server_share
 

@@ -1,8 +1,8 @@
 """The one table of routes, and what a handler gets and gives.
 
-A protocol family is a module with a `FAMILY` and a list of `Route`s; app.py puts the lists together, checks keys,
-scopes and limits, reads and validates bodies, and calls handlers. Nothing is reachable that is not in a table, and a
-route without a scope does not exist. A handler is
+A protocol family is a module with a `FAMILY` and a list of `Route`s. families.py puts the lists together; app.py checks
+keys, scopes and limits, reads and validates bodies, and calls handlers. Nothing is reachable that is not in a table,
+and a route without a scope does not exist. A handler is
 
     async def chat(call: Call[ChatBody]) -> Response: ...
 

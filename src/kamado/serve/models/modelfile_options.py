@@ -1,4 +1,5 @@
-"""Ollama's `options` and PARAMETERs that are honoured: what each means here. The others are rows of rows_others.py."""
+"""Ollama's `options` and PARAMETERs that are honoured: what each means here. The others are rows of
+protocols/ollama/rows.py."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ..http.replies import json_response
 from ..http.routes import Call, Response, Route
-from ..protocols.openai.handlers import FAMILY
+from ..protocols.openai.family import FAMILY
 
 
 class HealthResult(Struct):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..http.routes import Call, Response, Route
 from .anthropic import models as anthropic
 from .openai import handlers as openai
+from .openai.family import FAMILY
 from .openai.results import ModelResult, ModelsResult
 
 
@@ -25,11 +26,11 @@ _BETA = {"type": "string", "enum": ["true", "false"]}  # Anthropic's clients add
 
 ROUTES = [
     Route(
-        "GET", "/v1/models", list_models, "read", openai.FAMILY, "List the models.", result=ModelsResult,
+        "GET", "/v1/models", list_models, "read", FAMILY, "List the models.", result=ModelsResult,
         query={"limit": _INTEGER, "after_id": _STRING, "before_id": _STRING, "beta": _BETA},  # Anthropic's
     ),
     Route(
-        "GET", "/v1/models/{model:path}", get_model, "read", openai.FAMILY, "Describe a model.", result=ModelResult,
+        "GET", "/v1/models/{model:path}", get_model, "read", FAMILY, "Describe a model.", result=ModelResult,
         statuses=(404,), query={"beta": _BETA},
     ),
 ]  # fmt: skip

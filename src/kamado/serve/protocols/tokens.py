@@ -14,7 +14,7 @@ from ..faults import RequestError
 from ..http.replies import json_response
 from ..http.routes import WORK_STATUSES, Call, Response, Route
 from .openai.bodies import ModelName, TokenId
-from .openai.handlers import FAMILY
+from .openai.family import FAMILY
 
 
 class TokenizeBody(Struct, kw_only=True, forbid_unknown_fields=True):

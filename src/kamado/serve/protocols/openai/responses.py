@@ -30,7 +30,7 @@ from ...models.contract import (
 )
 from ..schemas import noted
 from ..thinking import say_if_it_cannot_think
-from .handlers import FAMILY, keep_alive_of, new_id, note_counts, owner_of
+from .family import FAMILY, keep_alive_of, new_id, note_counts, owner_of
 from .responses_bodies import ENCRYPTED, INCLUDABLE, ResponsesBody, input_items, named_parts, responses_request
 from .responses_replay import replay
 from .results import ChatLogprob, account_of, chat_logprob
