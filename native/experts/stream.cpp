@@ -1,6 +1,4 @@
 // What an Experts operation needs, what is on its way, what may be given up.
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
 #include <cerrno>

@@ -22,25 +22,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ...engine.forms.json_schema import kept_bytes
-from ...errors import ClosedError
-from ..config import ServeConfig
-from ..models.model_stats import register_model_stats
-from ..models.service import Limits, Service
-from ..ops.metrics import Registry
-from ..ops.share import CONNECTION_BYTES, server_share, worker_bytes
-from ..protocols.parameters import HEADER, LeftOut
-from ..protocols.table import admit
-from .access import Access
-from .bodies import MEMORY_FACTOR, SMALL_SHARE, BodyBudget, BodyCharge, BodyDecoder, BodyLimits, take_body
-from .connections import ConnectionBounds, Connections
+from ..engine.forms.json_schema import kept_bytes
+from ..errors import ClosedError
+from .config import ServeConfig
 from .faults import Fault, FaultError, RequestError, fault_of, shown
-from .keys import NOBODY, Key, KeyRing
-from .paths import canonical, instead_of
-from .replies import to_json
-from .routes import Call, Family, Response, Route
-from .wire import find_wire
-from .writer import Writer
+from .http.access import Access
+from .http.bodies import MEMORY_FACTOR, SMALL_SHARE, BodyBudget, BodyCharge, BodyDecoder, BodyLimits, take_body
+from .http.connections import ConnectionBounds, Connections
+from .http.keys import NOBODY, Key, KeyRing
+from .http.parameters import HEADER, LeftOut
+from .http.paths import canonical, instead_of
+from .http.replies import to_json
+from .http.routes import Call, Family, Response, Route
+from .http.wire import find_wire
+from .http.writer import Writer
+from .metrics import Registry
+from .models.model_stats import register_model_stats
+from .models.service import Limits, Service
+from .protocols.table import admit
+from .share import CONNECTION_BYTES, server_share, worker_bytes
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -90,16 +90,16 @@ class Server:
         *,
         metrics: Registry,
         keys: KeyRing | None = None,
-        routes: Sequence[Route] | None = None,
+        routes: Sequence[Route],
+        family_of: Callable[[str], Family],
     ) -> None:
-        """`routes` None: all families'. `metrics` is the registry that `service` was made with."""
-        from ..protocols.families import all_routes, family_of
-
+        """`metrics` is the registry that `service` was made with; `family_of` says in whose shape a fault on a path is
+        written when no route says so."""
         self.config = config
         self.service = service
         self.metrics = metrics
         self.keys = keys if keys is not None else KeyRing()
-        self.routes = tuple(all_routes() if routes is None else routes)
+        self.routes = tuple(routes)
         self.is_draining = False
         self.started_at = time.time()
         self.state: dict[str, Any] = {}  # families' own: stored responses, …

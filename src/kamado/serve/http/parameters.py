@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import inspect
 
-from ..http.faults import RequestError
+from ..faults import RequestError
 
 S = TypeVar("S", bound=msgspec.Struct)
 

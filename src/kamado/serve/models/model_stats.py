@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..ops.metrics import Labels, Registry, Sample
+from ..metrics import Labels, Registry, Sample
 
 AllStats = Callable[[], Mapping[str, Mapping[str, Any]]]  # by model: engine/schedule/stats.py's Stats.to_dict
 

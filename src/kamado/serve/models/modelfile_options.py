@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...config import parse_duration
-from ...http.faults import RequestError
-from ...models.contract import SamplingOptions
-from ..sampling import OF_OLLAMA, ollama_sampling
+from ..config import parse_duration
+from ..faults import RequestError
+from .contract import SamplingOptions
+from .sampling import OF_OLLAMA, ollama_sampling
 
 MAX_STOPS = 64
 

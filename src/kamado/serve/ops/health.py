@@ -62,7 +62,7 @@ async def metrics(call: Call[None]) -> Response:
 
 async def openapi(call: Call[None]) -> Response:
     """This API, described."""
-    from ..http.openapi import document
+    from .openapi import document
 
     return json_response(document(call.server.routes))
 

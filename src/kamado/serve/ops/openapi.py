@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from ..http.routes import Route
 from ..protocols.openai.results import ErrorResult
-from .routes import Route
 
 _PARAMETER = re.compile(r"\{([a-z_]+)(:path)?\}")
 _EVERY = (400, 401, 403, 404, 405)  # what the gate itself may answer

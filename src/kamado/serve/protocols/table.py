@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..http.parameters import LeftOut, Table, tidy
 from . import rows_others
 from .openai import rows as rows_openai
-from .parameters import LeftOut, Table, tidy
 
 TABLE = Table((*rows_openai.ROWS, *rows_others.ROWS))
 

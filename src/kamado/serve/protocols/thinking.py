@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..http.parameters import LeftOut
 from ..http.routes import Call
 from ..models.contract import Think
-from .parameters import LeftOut
 
 
 async def say_if_it_cannot_think(call: Call[Any], model: str, think: Think, *parameters: str) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from ..http.faults import RequestError
+from ..faults import RequestError
 from ..http.replies import json_response
 from ..http.routes import WORK_STATUSES, Call, Response, Route
 from .openai.bodies import ModelName, TokenId

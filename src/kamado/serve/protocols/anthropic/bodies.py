@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from ...http.faults import RequestError
+from ...faults import RequestError
+from ...http.parameters import converted
 from ...http.routes import Call
 from ...models.contract import (
     ChatRequest,
@@ -30,10 +31,9 @@ from ...models.contract import (
     ToolCall,
     ToolChoice,
 )
+from ...models.sampling import sampling_of
 from ..images import image_from_base64
 from ..openai.bodies import stops_of
-from ..parameters import converted
-from ..sampling import sampling_of
 from ..schemas import check_schema
 
 MAX_TOOLS = 256

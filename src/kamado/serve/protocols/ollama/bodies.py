@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
-from ...http.faults import RequestError
+from ...faults import RequestError
 from ...models.contract import (
     ChatRequest,
     CompletionRequest,
@@ -22,10 +22,10 @@ from ...models.contract import (
     Tool,
     ToolCall,
 )
+from ...models.modelfile_options import Options, read_options
 from ..images import image_from_base64
 from ..openai.bodies import FunctionSpec, check_names, tool_of
 from ..schemas import MAX_SCHEMA_BYTES, check_schema
-from .options import Options, read_options
 
 MAX_TOOLS = 256
 ModelName = Annotated[str, Meta(max_length=256)]

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ....errors import ModelNotFoundError
-from ...http.faults import Fault, RequestError
+from ...faults import Fault, RequestError
 from ...http.replies import NDJSON, json_response, lines_response, ndjson, written
 from ...http.routes import Call, Family, Response, Route
 from ...models.contract import (
@@ -38,6 +38,7 @@ from ...models.contract import (
     ToolCallEnd,
     ToolCallStart,
 )
+from ...models.modelfile_options import keep_alive_seconds
 from ..schemas import noted
 from ..thinking import say_if_it_cannot_think
 from .bodies import (
@@ -50,7 +51,6 @@ from .bodies import (
     embed_request,
     generate_request,
 )
-from .options import keep_alive_seconds
 
 _NS = 1_000_000_000
 

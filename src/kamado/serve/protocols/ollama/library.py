@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ....errors import UsageError
-from ...http.faults import RequestError
+from ...faults import RequestError
 from ...http.replies import NDJSON, json_response, lines_response, utc_text
 from ...http.routes import Call, Response, Route
 from ...models.contract import ModelInfo, PullProgress

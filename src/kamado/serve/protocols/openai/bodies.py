@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from ...http.faults import RequestError
+from ...faults import RequestError
 from ...models.contract import ChatRequest, OutputFormat, Think, Tool, ToolChoice, Truncation
-from ..sampling import sampling_of
+from ...models.sampling import sampling_of
 from ..schemas import MAX_SCHEMA_BYTES, check_schema
 from .messages import to_messages
 

@@ -1,4 +1,5 @@
-"""OpenAI's protocol: chat, completions, embeddings, models. /v1/responses is in responses.py."""
+"""OpenAI's protocol: chat, completions, embeddings, models. /v1/responses is in responses.py; GET /v1/models, which is
+Anthropic's path too, in ../model_lists.py."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import msgspec
 import numpy as np
 
 from ...config import parse_duration
-from ...http.faults import Fault, RequestError
+from ...faults import Fault, RequestError
 from ...http.replies import SseTemplate, json_response, sse, stream_response, until_started, written
 from ...http.routes import WORK_STATUSES, Call, Family, Response, Route
 from ...models.contract import (
@@ -36,7 +37,7 @@ from ...models.contract import (
     ToolCallDelta,
     ToolCallStart,
 )
-from ..sampling import sampling_of
+from ...models.sampling import sampling_of
 from ..schemas import noted
 from ..thinking import say_if_it_cannot_think
 from .answer_forms import form_of
@@ -512,11 +513,7 @@ def model_result(info: ModelInfo, is_loaded: bool) -> ModelResult:
 
 
 async def list_models(call: Call[None]) -> Response:
-    """GET /v1/models; Anthropic's clients use the same path and get their own shape."""
-    from ..anthropic import models as anthropic_models  # above this module
-
-    if anthropic_models.is_asked(call.headers):
-        return await anthropic_models.list_models(call)
+    """GET /v1/models in OpenAI's shape."""
     for name in call.query:
         RequestError.when(name != "beta", "for clients with an anthropic-version header only", param=name)
     service = call.server.service
@@ -524,11 +521,7 @@ async def list_models(call: Call[None]) -> Response:
 
 
 async def get_model(call: Call[None]) -> Response:
-    """GET /v1/models/{model}; see list_models."""
-    from ..anthropic import models as anthropic_models
-
-    if anthropic_models.is_asked(call.headers):
-        return await anthropic_models.get_model(call)
+    """GET /v1/models/{model} in OpenAI's shape."""
     service = call.server.service
     info = await service.model(call.path["model"])
     return json_response(model_result(info, service.is_loaded(info.name)))
@@ -543,9 +536,6 @@ async def delete_model(call: Call[None]) -> Response:
     return json_response(DeletedResult(info.name))
 
 
-_INTEGER, _STRING = {"type": "integer", "minimum": 1, "maximum": 1000}, {"type": "string"}
-_BETA = {"type": "string", "enum": ["true", "false"]}  # Anthropic's clients add it; it changes nothing
-
 ROUTES = [
     Route(
         "POST", "/v1/chat/completions", chat, "infer", FAMILY, "Answer a conversation.", ChatBody, ChatResult,
@@ -558,14 +548,6 @@ ROUTES = [
     Route(
         "POST", "/v1/embeddings", embeddings, "infer", FAMILY, "Embed texts.", EmbeddingBody, EmbeddingsResult,
         statuses=WORK_STATUSES, needs_model=True,
-    ),
-    Route(
-        "GET", "/v1/models", list_models, "read", FAMILY, "List the models.", result=ModelsResult,
-        query={"limit": _INTEGER, "after_id": _STRING, "before_id": _STRING, "beta": _BETA},  # of models.py
-    ),
-    Route(
-        "GET", "/v1/models/{model:path}", get_model, "read", FAMILY, "Describe a model.", result=ModelResult,
-        statuses=(404,), query={"beta": _BETA},
     ),
     Route(
         "DELETE", "/v1/models/{model:path}", delete_model, "delete", FAMILY, "Remove a model and its file.",

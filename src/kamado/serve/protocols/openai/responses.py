@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...http.faults import RequestError, fault_of
+from ...faults import RequestError, fault_of
 from ...http.replies import json_response, sse, stream_response, to_json, until_started
 from ...http.routes import WORK_STATUSES, Call, Response, Route
 from ...models.contract import (

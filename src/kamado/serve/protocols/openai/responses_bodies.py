@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from ...http.faults import RequestError
+from ...faults import RequestError
+from ...http.parameters import converted, without_nulls
 from ...models.contract import ChatRequest, Message, OutputFormat, Part, Role, TextPart, Tool, ToolCall
-from ..parameters import converted, without_nulls
-from ..sampling import sampling_of
+from ...models.sampling import sampling_of
 from ..schemas import check_schema
 from .bodies import (
     MAX_TOOLS,
