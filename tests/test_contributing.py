@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-NO_INDEX = (
+NO_INDEX = ("No matching distribution", "Could not find a version", "Connection", "name resolution")
     "No matching distribution",
     "Could not find a version",
     "Connection",
