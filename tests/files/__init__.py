@@ -1,1 +1,1 @@
-"""Tests of model files: reading, writing, fetching, keeping, making."""
+"""Tests of model files: reading and writing."""
