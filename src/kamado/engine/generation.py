@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ..errors import ClosedError, ExpertReadError, KamadoError, ModelChangedError, NativeError
+from .forms.json_schema import CompiledSchema
 from .piece import Piece, Usage
 from .schedule.request import Request
 from .schedule.scheduler import Scheduler
@@ -23,9 +24,10 @@ class Generation(Iterator[Piece]):
         *,
         on_end: Callable[[str], None] | None = None,
         on_tokens: Callable[[Sequence[int]], None] | None = None,
+        schema: CompiledSchema | None = None,
     ) -> None:
         """When the answer has ended or was stopped, `on_end` is called once with the text that was taken, `on_tokens`
-        with the prompt's ids and those that were generated, if any were."""
+        with the prompt's ids and those that were generated, if any were. `schema`: what the answer is held to."""
         self._request = request
         self._scheduler = scheduler
         self._owner = owner  # the model must not be closed by garbage collection while an answer runs
@@ -33,6 +35,7 @@ class Generation(Iterator[Piece]):
         self._on_end = on_end
         self._on_tokens = on_tokens
         self._texts: list[str] = []
+        self.schema = schema
         scheduler.submit(request)
 
     def __next__(self) -> Piece:

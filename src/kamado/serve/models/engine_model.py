@@ -138,7 +138,7 @@ class EngineModel:
         seed = _first_seed(request.sampling)
         num_prompt = len(turn.tokens)
         sources = _begun(
-            self._model.answer_turn(turn, choice=i, **_options(request, num_prompt, context, seed + i))
+            self._model.chat(turn, choice=i, **_options(request, num_prompt, context, seed + i))
             for i in range(request.n)
         )
         yield Started(len(turn.tokens), context, truncated, seed, schema_header(turn.schemas))
@@ -203,7 +203,7 @@ class EngineModel:
 
     def _turn(self, request: ChatRequest, messages: tuple[Message, ...], most_tokens: int | None = None) -> Turn:
         given = {name: getattr(request, name) for name in _OF_TURNS}
-        return self._model.prepare_turn(messages, **given, most_tokens=most_tokens)
+        return self._model.prepare_chat(messages, **given, most_tokens=most_tokens)
 
     async def count_chat_tokens(self, request: ChatRequest) -> int:
         """See contract.py."""
