@@ -4,6 +4,9 @@
     python3 benchmarks/attack_gaps.py --model smollm2:135m --seconds 8
     python3 benchmarks/attack_gaps.py --only A2,A3,A6,A7
 
+The row `tokenizer` (A5) is no request: tokenizer.json files that grow texts a hundredfold several times, or
+ask for 8 GiB, are loaded beside the server again and again, each in a process of its own.
+
 For each attack of benchmarks/hostile.py: a client sends it again and again, from a process of its own, while another
 client streams answers one after the other. Prints a table; exit code 1 when a pause is longer than `--limit-ms` or the
 server dies. The first row is without an attack: what the machine itself does.
@@ -17,7 +20,9 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,49 @@ import httpx2
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from hostile import ATTACKS
 from serving import Served, ask, borrowed_store, served
+
+A5 = "tokenizer"
+_HUNDREDFOLD = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}
+_NORMALIZERS = (
+    *({"type": "Sequence", "normalizers": [_HUNDREDFOLD] * count} for count in (3, 4)),
+    {"type": "Precompiled", "precompiled_charsmap": "/P///wAA"},
+)
+_LOAD = """
+import sys
+from pathlib import Path
+from kamado import KamadoError
+from kamado.files.types import TokenizerSource
+from kamado.text.tokenizer import load_tokenizer
+try:
+    load_tokenizer(TokenizerSource("hf", {}, Path(sys.argv[1])))
+except KamadoError:
+    sys.exit(9)
+"""
+
+
+def load_tokenizers(seconds: float, report: dict[str, Any]) -> None:
+    """A5: loads hostile tokenizers, each in a new process, for so long; counts them in `report`."""
+    end, outcomes = time.monotonic() + seconds, Counter[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{i}" / "tokenizer.json" for i in range(len(_NORMALIZERS))]
+        for path, normalizer in zip(paths, _NORMALIZERS, strict=True):
+            path.parent.mkdir()
+            nothing = {
+                "pre_tokenizer": None,
+                "post_processor": None,
+                "decoder": None,
+                "truncation": None,
+                "padding": None,
+            }
+            model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2}, "merges": []}
+            path.write_text(
+                json.dumps({"version": "1.0", "added_tokens": [], **nothing, "normalizer": normalizer, "model": model})
+            )
+        while time.monotonic() < end:
+            path = paths[sum(outcomes.values()) % len(paths)]
+            ended = subprocess.run([sys.executable, "-c", _LOAD, str(path)], check=False, capture_output=True)
+            outcomes["refused" if ended.returncode == 9 else f"ended with {ended.returncode}"] += 1
+    report.update(sent={A5: sum(outcomes.values())}, statuses=dict(outcomes))
 
 
 async def longest_gaps(server: Served, seconds: float) -> list[float]:
@@ -45,7 +93,11 @@ async def longest_gaps(server: Served, seconds: float) -> list[float]:
 def measure(server: Served, name: str, seconds: float) -> dict[str, Any]:
     """One row."""
     attack = None
-    if name:
+    report: dict[str, Any] = {}
+    beside = threading.Thread(target=load_tokenizers, args=(seconds, report)) if name == A5 else None
+    if beside is not None:
+        beside.start()
+    elif name:
         script = str(Path(__file__).with_name("hostile.py"))
         command = [sys.executable, script, "--url", server.url, "--model", server.model, "--pause", "0.05"]
         attack = subprocess.Popen(
@@ -53,7 +105,8 @@ def measure(server: Served, name: str, seconds: float) -> dict[str, Any]:
         )
         time.sleep(0.5)
     gaps = asyncio.run(longest_gaps(server, seconds))
-    report: dict[str, Any] = {}
+    if beside is not None:
+        beside.join()
     if attack is not None:
         out, _ = attack.communicate(timeout=300)
         report = json.loads(out or "{}")
@@ -83,6 +136,7 @@ def main() -> int:
     options = parser.parse_args()
     wanted = set(filter(None, options.only.split(",")))
     names = [attack.name for attack in ATTACKS if not wanted or wanted & {attack.case, attack.name}]
+    names += [A5] if not wanted or wanted & {"A5", A5} else []
     rows = []
     with tempfile.TemporaryDirectory() as home:
         environment = borrowed_store(Path(home))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -228,6 +229,10 @@ def cmake_tests(folder: str, *options: str, env: dict[str, str] | None = None) -
         "--no-tests=error",
         env={**environment, **(env or {})},
     )
+    # ctest keeps what passing tests print to itself; what they left out is said once.
+    log = (where / "Testing" / "Temporary" / "LastTest.log").read_text(errors="replace")
+    for line in dict.fromkeys(re.findall(r"^skipped: (.*)$", log, re.MULTILINE)):
+        say(f"left out: {line}")
 
 
 def step_native_tests(_: Sequence[str]) -> None:
@@ -241,6 +246,21 @@ def step_sanitizers(_: Sequence[str]) -> None:
     # The pool's threads are joined, so a leak is a leak; a container may forbid the ptrace that leak detection needs.
     environment = {"ASAN_OPTIONS": "detect_leaks=0:strict_string_checks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
     cmake_tests("sanitizers", *options, env=environment)
+
+
+def step_aarch64(_: Sequence[str]) -> None:
+    """The C++ tests for 64-bit ARM, under emulation. Installs what it needs as root on Debian, else may be skipped."""
+    compiler, emulator = "aarch64-linux-gnu-g++", "qemu-aarch64"
+    if not (shutil.which(compiler) and shutil.which(emulator)):
+        debian_install("g++-aarch64-linux-gnu", "qemu-user")
+    cmake_tests(
+        "aarch64",
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        f"-DCMAKE_CXX_COMPILER={compiler}",
+        f"-DCMAKE_CROSSCOMPILING_EMULATOR={emulator};-L;/usr/aarch64-linux-gnu",  # where Debian keeps the C library
+    )
 
 
 def step_python_tests(arguments: Sequence[str]) -> None:
@@ -288,24 +308,32 @@ def step_agent_tests(arguments: Sequence[str]) -> None:
         )
 
 
+def debian_install(*packages: str) -> None:
+    """Installs Debian packages. Raises SkipStep, with the reason, where that cannot be done."""
+    names = " ".join(packages)
+    if not shutil.which("apt-get") or os.geteuid() != 0:
+        raise SkipStep(f"missing here, and only root on Debian can install them: apt-get install {names}")
+    say(f"installing Debian's {names}")
+    try:
+        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+        run("apt-get", "-qq", "update", env=quiet)
+        run("apt-get", "-qq", "install", "-y", "--no-install-recommends", *packages, env=quiet)
+    except StepError as error:
+        raise SkipStep(f"{names} could not be installed ({error})") from None
+
+
 def chromium() -> str:
     """The browser: KAMADO_CHROMIUM, one of the machine, or in CI Debian's package. Raises SkipStep without one.
 
-    playwright's own download is another build on another host, so it is not used. Nothing is installed on a
-    developer's machine: only CI (CI=true) may change what it runs on.
+    playwright's own download is another build on another host, so it is not used. It is not installed on a developer's
+    machine, who may want another one: only in CI (CI=true).
     """
     found = os.environ.get("KAMADO_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if found:
         return found
-    if os.environ.get("CI") != "true" or not shutil.which("apt-get") or os.geteuid() != 0:
+    if os.environ.get("CI") != "true":
         raise SkipStep("no chromium: install it (Debian: apt-get install chromium), or name one in KAMADO_CHROMIUM")
-    say("installing Debian's chromium")
-    try:
-        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
-        run("apt-get", "-qq", "update", env=quiet)
-        run("apt-get", "-qq", "install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core", env=quiet)
-    except StepError as error:
-        raise SkipStep(f"chromium could not be installed ({error})") from None
+    debian_install("chromium", "fonts-dejavu-core")
     found = shutil.which("chromium")
     if not found:
         raise SkipStep("Debian's chromium package has no program of that name")
@@ -458,6 +486,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "agent-tests": step_agent_tests,
     "parity": step_parity,
     "sanitizers": step_sanitizers,
+    "aarch64": step_aarch64,
     "wheel-smoke": step_wheel_smoke,
     "main-job": step_main_job,
     "real-tests": step_real_tests,

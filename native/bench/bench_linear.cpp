@@ -4,8 +4,6 @@
 //   bench_linear [tier,... | all] [layout,... | all] [n,...] [threads,...] [cols] [rows]
 //
 // Every figure is the median of several short runs, the best one behind it; compare runs of one session only.
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -18,8 +16,11 @@
 #include <thread>
 #include <vector>
 
+#include "kamado/align.h"
 #include "kamado/layout.h"
 #include "kamado/linear.h"
+#include "kamado/tables.h"
+#include "os/os_memory.h"
 
 using namespace kamado;
 
@@ -27,11 +28,10 @@ namespace {
 
 // Advised to use huge pages, as the executor's weights should be.
 uint8_t* allocate(size_t bytes) {
-  constexpr size_t kHuge = size_t{2} << 20;
-  bytes = (bytes + kHuge - 1) / kHuge * kHuge;
-  void* p = std::aligned_alloc(kHuge, bytes);
+  bytes = align_up(bytes, os::kHugePageBytes);
+  void* p = std::aligned_alloc(os::kHugePageBytes, bytes);
   if (p == nullptr) std::exit(1);
-  madvise(p, bytes, MADV_HUGEPAGE);
+  os::advise_huge_pages(p, bytes, true);
   std::memset(p, 0, bytes);
   return static_cast<uint8_t*>(p);
 }
@@ -110,19 +110,13 @@ int main(int argc, char** argv) {
   const auto thread_counts = split(argc > 4 ? argv[4] : "1,2");
   const int cols = argc > 5 ? std::atoi(argv[5]) : 1536;
   const int fixed_rows = argc > 6 ? std::atoi(argv[6]) : 0;
-  const struct {
-    const char* name;
-    const LinearKernels* kernels;
-    bool is_supported;
-  } all_tiers[] = {{"ref", linear_kernels_ref(), true},
-                   {"avx2", linear_kernels_avx2(), __builtin_cpu_supports("avx2") != 0},
-                   {"avx512", linear_kernels_avx512(), __builtin_cpu_supports("avx512vnni") != 0}};
   for (const LayoutInfo& info : kLayouts) {
     const Layout layout = info.layout;
     if (!has(layouts, info.name)) continue;
-    for (const auto& tier : all_tiers) {
-      if (!has(tiers, tier.name) || !tier.is_supported || tier.kernels == nullptr) continue;
-      std::printf("%-7s %-7s", info.name, tier.name);
+    for (const char* name : {"scalar", "avx2", "avx512"}) {
+      const KernelTable* tier = table_by_name(name);
+      if (!has(tiers, name) || tier == nullptr) continue;
+      std::printf("%-7s %-7s", info.name, name);
       for (const std::string& size : sizes) {
         const int n = std::atoi(size.c_str());
         // n <= 16 reads about 256 MB so that weights come from memory, unless rows are given.
@@ -141,7 +135,7 @@ int main(int argc, char** argv) {
         for (int t = 0; t < b.w.num_tiles(); ++t) {
           uint8_t* tile = packed + static_cast<size_t>(t) * tile_bytes;
           if (t == 0) {
-            tier.kernels->pack_tile(layout, file.data(), row_bytes(layout, cols), kTileRows, cols, tile);
+            tier->linear->pack_tile(layout, file.data(), row_bytes(layout, cols), kTileRows, cols, tile);
           } else {
             std::memcpy(tile, packed, tile_bytes);
           }
@@ -153,12 +147,12 @@ int main(int argc, char** argv) {
         std::vector<float> x(static_cast<size_t>(cols));
         for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>(i * 37 % 255) - 127);
         for (int i = 0; i < n; ++i) {
-          tier.kernels->quantize(act_kind(layout), x.data(), cols, acts + row * static_cast<size_t>(i));
+          tier->linear->quantize(act_kind(layout), x.data(), cols, acts + row * static_cast<size_t>(i));
           b.acts.push_back(acts + row * static_cast<size_t>(i));
           b.outs.push_back(outs + static_cast<size_t>(rows) * static_cast<size_t>(i));
         }
         for (const std::string& count : thread_counts) {
-          const Times s = measure(*tier.kernels, b, n, std::atoi(count.c_str()));
+          const Times s = measure(*tier->linear, b, n, std::atoi(count.c_str()));
           if (n <= 16) {
             const double giga = static_cast<double>(tile_bytes) * b.w.num_tiles() * 1e-9;
             std::printf("  n%d/%s: %5.1f (%5.1f) GB/s", n, count.c_str(), giga / s.median, giga / s.best);

@@ -1,11 +1,11 @@
 // ProgramBuilder: every id, shape and file range is checked here, so that the executor may trust the program.
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <limits>
 
 #include "executor/file.h"
+#include "kamado/bits.h"
 #include "kamado/executor.h"
 #include "kamado/op_rules.h"
 
@@ -92,7 +92,7 @@ int32_t ProgramBuilder::matrix(const std::string& name, const std::string& path,
 int32_t ProgramBuilder::vector(const std::string& name, const std::string& path, uint64_t offset, int32_t layout,
                                int64_t length, double add) {
   const auto added = static_cast<float>(add);
-  const std::string key = range_key(path, offset, layout, 1, length) + ' ' + text(std::bit_cast<int32_t>(added));
+  const std::string key = range_key(path, offset, layout, 1, length) + ' ' + text(bit_cast<int32_t>(added));
   return once(vector_ids_, key, program_.vectors, [&] {
     return VectorSpec{name,
                       open(name, path, offset, layout, 1, length),

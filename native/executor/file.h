@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kamado/align.h"
+#include "os/os_file.h"
 
 namespace kamado {
 
@@ -18,7 +19,7 @@ class File {
   File& operator=(const File&) = delete;
 
   const std::string& path() const { return path_; }
-  uint64_t size() const { return size_; }  // when it was opened
+  uint64_t size() const { return opened_.size; }  // when it was opened
   // Fills out[0, count) from `offset`; throws std::runtime_error when the file ends before or a read fails.
   void read(uint64_t offset, void* out, size_t count) const;
   void advise_sequential() const;
@@ -28,14 +29,12 @@ class File {
   void drop_cache(uint64_t offset = 0, uint64_t count = 0) const;
   // Whether size and time of change are those of when it was opened.
   bool is_unchanged() const;
-  // Another descriptor of the very same file, or -1 and errno. `flags` as of open(2).
-  int reopen(int flags) const;
+  int handle() const { return fd_; }  // for calls of os/os_file.h
 
  private:
   std::string path_;
-  int fd_ = -1;
-  uint64_t size_ = 0;
-  int64_t changed_[2] = {0, 0};  // seconds and nanoseconds
+  int fd_ = os::kNoFile;
+  os::FileState opened_{};  // as it was when it was opened
 };
 
 // Zeroed anonymous memory on huge pages where the system grants them; pages come with the first touch.
@@ -54,8 +53,5 @@ class Memory {
   uint8_t* data_ = nullptr;
   size_t size_ = 0;
 };
-
-// Gives the whole pages of [data, data + bytes) back to the system; they read as zeros when they are touched again.
-void give_back(uint8_t* data, size_t bytes);
 
 }  // namespace kamado

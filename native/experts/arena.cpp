@@ -5,8 +5,8 @@
 #include <limits>
 #include <utility>
 
-#include "executor/file.h"
 #include "kamado/experts.h"
+#include "os/os_memory.h"
 
 namespace kamado {
 
@@ -175,7 +175,7 @@ void SlotArena::shrink(const std::vector<SlotClass>& classes, const std::functio
       moved(to.record, size.first + index);
     }
     // In one piece, so that huge pages go back whole.
-    give_back(slot_of(after).data, static_cast<size_t>(before - after) * size.bytes);
+    os::give_back(slot_of(after).data, static_cast<size_t>(before - after) * size.bytes);
   }
 }
 

@@ -1,6 +1,4 @@
 // Reader threads: each takes a request and a raw buffer, reads the enclosing aligned range, and says what came of it.
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,55 +11,39 @@
 
 #include "executor/file.h"
 #include "kamado/experts.h"
+#include "os/os_memory.h"
 
 namespace kamado {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// At least what any common device wants; STATX_DIOALIGN may ask for more.
+// At least what any common device wants; os::direct_alignment may ask for more.
 constexpr size_t kReadAlign = 4096;
 
-// What direct reads of a file must be aligned to; 0: it has none.
-size_t direct_alignment(int fd) {
-#if defined(STATX_DIOALIGN)
-  struct statx status{};
-  if (::statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 && (status.stx_mask & STATX_DIOALIGN) != 0) {
-    return std::max<size_t>(status.stx_dio_offset_align, status.stx_dio_mem_align);
-  }
-#else
-  (void)fd;
-#endif
-  return kReadAlign;
-}
-
-// A descriptor that takes direct reads, or -1. Some file systems open with O_DIRECT and refuse the read.
+// A descriptor that takes direct reads, or none. Some file systems open for them and refuse the read.
 int open_direct(const File& file) {
-#ifdef O_DIRECT
-  const int fd = file.reopen(O_DIRECT);
-  if (fd < 0) return -1;
-  const size_t alignment = direct_alignment(fd);
+  const int fd = os::reopen_file(file.handle(), true);
+  if (fd == os::kNoFile) return fd;
+  const size_t alignment = os::direct_alignment(fd, kReadAlign);
   if (alignment > 0 && alignment <= kReadAlign) {
     alignas(kReadAlign) static thread_local uint8_t probe[kReadAlign];
-    if (::pread(fd, probe, kReadAlign, 0) >= 0) return fd;
+    if (os::read_file(fd, probe, kReadAlign, 0) >= 0) return fd;
   }
-  ::close(fd);
-#else
-  (void)file;
-#endif
-  return -1;
+  os::close_file(fd);
+  return os::kNoFile;
 }
 
 }  // namespace
 
 struct Readers::Source {
   std::shared_ptr<const File> file;
-  int direct = -1, buffered = -1;
+  int direct = os::kNoFile, buffered = os::kNoFile;
   mutable std::atomic<bool> is_direct{false};
 
   ~Source() {
-    if (direct >= 0) ::close(direct);
-    if (buffered >= 0) ::close(buffered);
+    if (direct != os::kNoFile) os::close_file(direct);
+    if (buffered != os::kNoFile) os::close_file(buffered);
   }
 };
 
@@ -71,7 +53,7 @@ size_t Readers::buffer_bytes(size_t bytes) {
 
 Readers::Readers(std::vector<std::shared_ptr<const File>> files, int32_t num_threads, DirectIo direct_io,
                  Buffers buffers, size_t max_requests, ReadFunction read)
-    : read_(std::move(read)),
+    : read_(read ? std::move(read) : os::read_file),
       buffers_(buffers),
       max_requests_(max_requests),
       num_buffers_(buffers.count),
@@ -82,18 +64,16 @@ Readers::Readers(std::vector<std::shared_ptr<const File>> files, int32_t num_thr
   for (auto& file : files) {
     auto source = std::make_unique<Source>();
     source->file = std::move(file);
-    source->buffered = source->file->reopen(0);
-    if (source->buffered < 0) {
+    source->buffered = os::reopen_file(source->file->handle(), false);
+    if (source->buffered == os::kNoFile) {
       throw std::invalid_argument(source->file->path() + ": cannot be opened again: " + std::strerror(errno));
     }
-#ifdef POSIX_FADV_RANDOM
-    ::posix_fadvise(source->buffered, 0, 0, POSIX_FADV_RANDOM);  // read-ahead would stay in the page cache
-#endif
+    os::advise_file(source->buffered, os::Access::kRandom);  // read-ahead would stay in the page cache
     if (direct_io != DirectIo::kOff) source->direct = open_direct(*source->file);
-    if (direct_io == DirectIo::kOn && source->direct < 0) {
+    if (direct_io == DirectIo::kOn && source->direct == os::kNoFile) {
       throw std::invalid_argument(source->file->path() + ": its file system takes no direct reads");
     }
-    source->is_direct = source->direct >= 0;
+    source->is_direct = source->direct != os::kNoFile;
     sources_.push_back(std::move(source));
   }
   // A head moves on before its queue is emptied: twice the requests never move memory more than once a request.
@@ -165,7 +145,7 @@ void Readers::release(int32_t buffer) {
   {
     const std::lock_guard lock(mutex_);
     if (buffer >= num_buffers_) {
-      give_back(buffers_.data + static_cast<size_t>(buffer) * buffers_.bytes, buffers_.bytes);
+      os::give_back(buffers_.data + static_cast<size_t>(buffer) * buffers_.bytes, buffers_.bytes);
       return;
     }
     free_buffers_.push_back(buffer);
@@ -178,7 +158,7 @@ void Readers::keep_buffers(int32_t count) {
   num_buffers_ = std::min(num_buffers_, count);
   std::erase_if(free_buffers_, [&](int32_t buffer) {
     if (buffer < num_buffers_) return false;
-    give_back(buffers_.data + static_cast<size_t>(buffer) * buffers_.bytes, buffers_.bytes);
+    os::give_back(buffers_.data + static_cast<size_t>(buffer) * buffers_.bytes, buffers_.bytes);
     return true;
   });
 }
@@ -271,9 +251,7 @@ int32_t Readers::read_from(const Source& source, bool is_direct, const ReadReque
   const size_t count = is_direct ? align_up(wanted, kReadAlign) : wanted;
   size_t got = 0;
   while (got < wanted) {
-    const auto offset = static_cast<off_t>(begin + got);
-    const ssize_t part =
-        read_ ? read_(fd, buffer + got, count - got, offset) : ::pread(fd, buffer + got, count - got, offset);
+    const int64_t part = read_(fd, buffer + got, count - got, begin + got);
     if (part < 0 && errno == EINTR) continue;
     if (part < 0) return errno;
     if (part == 0) return EIO;  // the file ended before
@@ -282,13 +260,11 @@ int32_t Readers::read_from(const Source& source, bool is_direct, const ReadReque
     // can only do from an aligned place.
     if (is_direct && got < wanted && got % kReadAlign != 0) return EIO;
   }
-#ifdef POSIX_FADV_DONTNEED
   if (!is_direct) {
     const uint64_t first = request.offset / kReadAlign * kReadAlign;
     const uint64_t end = align_up(request.offset + request.bytes, kReadAlign);
-    ::posix_fadvise(fd, static_cast<off_t>(first), static_cast<off_t>(end - first), POSIX_FADV_DONTNEED);
+    os::advise_file(fd, os::Access::kNoMore, first, end - first);
   }
-#endif
   *data = buffer + (request.offset - begin);
   return 0;
 }

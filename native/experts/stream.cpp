@@ -1,6 +1,4 @@
 // What an Experts operation needs, what is on its way, what may be given up.
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
 #include <cerrno>
@@ -9,6 +7,7 @@
 
 #include "executor/file.h"
 #include "kamado/experts.h"
+#include "os/os_memory.h"
 
 namespace kamado {
 namespace {
@@ -21,7 +20,6 @@ constexpr size_t kRequestBytes = size_t{2} << 20;
 constexpr size_t kPackItemBytes = size_t{64} << 10;
 // Rows computed between two looks at what has arrived, while reads are under way.
 constexpr int32_t kRowsWhileReading = 16;
-constexpr size_t kHugePage = size_t{2} << 20;
 constexpr auto kWait = std::chrono::milliseconds(10);  // between two looks at the cancel flag
 
 double seconds_since(Clock::time_point begin) {
@@ -30,7 +28,7 @@ double seconds_since(Clock::time_point begin) {
 
 // Memory comes in pages, huge ones when there is room for one.
 size_t whole_pages(size_t bytes, bool rounds_up) {
-  const size_t page = bytes >= kHugePage ? kHugePage : 4096;
+  const size_t page = bytes >= os::kHugePageBytes ? os::kHugePageBytes : os::page_bytes();
   return rounds_up ? align_up(bytes, page) : bytes / page * page;
 }
 

@@ -1,8 +1,6 @@
 // Measures the machine's limits with the pool and the loops of the active tier.
 #include "kamado/limits.h"
 
-#include <sys/mman.h>
-
 #include <chrono>
 #include <cstring>
 #include <new>
@@ -10,15 +8,15 @@
 #include <string>
 #include <vector>
 
+#include "kamado/align.h"
 #include "kamado/pool.h"
 #include "kamado/tables.h"
+#include "os/os_memory.h"
 
 namespace kamado {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-constexpr size_t kHugePage = size_t{2} << 20;
 
 uint64_t read_ref(const uint8_t* data, size_t bytes) {
   uint64_t sum[8] = {};
@@ -49,10 +47,21 @@ int32_t int8_dot_ref(const uint8_t* a, const int8_t* b, int64_t rounds) {
   return total;
 }
 
+// Makes the compiler take `x` for a new number, in the register where it is.
+void forget(float& x) {
+#if defined(__x86_64__)
+  asm volatile("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm volatile("" : "+w"(x));
+#else
+  asm volatile("" : "+m"(x));  // through memory: a few cycles in a round of 32
+#endif
+}
+
 float multiply_add_ref(int64_t rounds) {
   float sum[32] = {}, x = 1e-3f;  // separate operations: the baseline has no fma instruction
   for (int64_t i = 0; i < rounds * (kFmaPerRound / 32); ++i) {
-    asm volatile("" : "+x"(x));
+    forget(x);
     for (float& s : sum) s = s * 0.5f + x;
   }
   for (int l = 1; l < 32; ++l) sum[0] += sum[l];
@@ -76,21 +85,19 @@ const LimitKernels& active_kernels() {
 // Anonymous memory at a huge page's boundary.
 class Buffer {
  public:
-  explicit Buffer(size_t bytes) : mapping_bytes_(bytes + kHugePage) {
-    mapping_ = mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (mapping_ == MAP_FAILED) throw std::bad_alloc();
-    const auto address = reinterpret_cast<uintptr_t>(mapping_);
-    data_ = reinterpret_cast<uint8_t*>((address + kHugePage - 1) / kHugePage * kHugePage);
-    (void)madvise(data_, bytes, MADV_HUGEPAGE);
+  explicit Buffer(size_t bytes) : mapping_bytes_(bytes + os::kHugePageBytes), mapping_(os::allocate(mapping_bytes_)) {
+    if (mapping_ == nullptr) throw std::bad_alloc();
+    data_ = reinterpret_cast<uint8_t*>(align_up(reinterpret_cast<size_t>(mapping_), os::kHugePageBytes));
+    os::advise_huge_pages(data_, bytes, true);
   }
-  ~Buffer() { munmap(mapping_, mapping_bytes_); }
+  ~Buffer() { os::release(mapping_, mapping_bytes_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   uint8_t* data() const { return data_; }
 
  private:
-  void* mapping_;
   size_t mapping_bytes_;
+  void* mapping_;
   uint8_t* data_;
 };
 
@@ -143,8 +150,8 @@ double measure_bandwidth(int32_t num_threads, int64_t megabytes, double seconds)
     throw std::invalid_argument("megabytes must be in [1, 2^30], got " + std::to_string(megabytes));
   }
   const LimitKernels& kernels = active_kernels();
-  const size_t share =
-      (static_cast<size_t>(megabytes) << 20) / static_cast<size_t>(num_threads) / kHugePage * kHugePage;
+  const size_t share = (static_cast<size_t>(megabytes) << 20) / static_cast<size_t>(num_threads) / os::kHugePageBytes *
+                       os::kHugePageBytes;
   if (share == 0) throw std::invalid_argument("the buffer needs at least 2 MiB a thread");
   const Buffer buffer(share * static_cast<size_t>(num_threads));
   const auto own = [&](int32_t id) { return buffer.data() + share * static_cast<size_t>(id); };
@@ -153,9 +160,9 @@ double measure_bandwidth(int32_t num_threads, int64_t megabytes, double seconds)
       num_threads, seconds, [&](int32_t id) { std::memset(own(id), 1, share); },  // first touch by its reader: NUMA
       [&](int32_t id) {
         size_t& offset = at[static_cast<size_t>(id) * 8];
-        sink = kernels.read(own(id) + offset, kHugePage);
-        offset = (offset + kHugePage) % share;
-        return static_cast<double>(kHugePage);
+        sink = kernels.read(own(id) + offset, os::kHugePageBytes);
+        offset = (offset + os::kHugePageBytes) % share;
+        return static_cast<double>(os::kHugePageBytes);
       });
 }
 

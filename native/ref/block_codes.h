@@ -1,10 +1,10 @@
 // Integer codes and scales of one stored block, spelled out once for dequantisation, packing and the scalar reference.
 #pragma once
-#include <bit>
 #include <cstdint>
 #include <cstring>
 
 #include "../kernels/linear_tile.h"
+#include "kamado/bits.h"
 #include "kamado/layout.h"
 
 namespace kamado {
@@ -20,19 +20,19 @@ inline float f16_to_f32(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t exponent = (h >> 10) & 31u;
   uint32_t mantissa = h & 0x3ffu;
-  if (exponent == 31) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  if (exponent == 31) return bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0) return bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
   // Subnormal: mantissa * 2^-24, exact in float.
-  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-24f));
+  return bit_cast<float>(sign | bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-24f));
 }
 
 inline float bf16_to_f32(uint16_t h) {
-  return std::bit_cast<float>(static_cast<uint32_t>(h) << 16);
+  return bit_cast<float>(static_cast<uint32_t>(h) << 16);
 }
 
 // 2^(e - 128), down to the subnormals.
 inline float e8m0_half(uint8_t e) {
-  return std::bit_cast<float>(e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23);
+  return bit_cast<float>(e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23);
 }
 
 // The scale of a block, where the block or a tile's header has it.

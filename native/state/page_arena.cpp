@@ -3,9 +3,6 @@
 // would let a short sequence pin far more than it uses.
 #include "state/page_arena.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <cstring>
 #include <limits>
@@ -14,11 +11,11 @@
 #include <utility>
 
 #include "kamado/align.h"
+#include "os/os_memory.h"
 
 namespace kamado {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
 // Free pages that stay resident for the next sequence; what is above goes back to the system.
 constexpr size_t kKeepBytes = size_t{64} << 20;
 constexpr size_t kKeepPages = 2;
@@ -45,12 +42,12 @@ PageArena::PageArena(size_t payload_bytes, int64_t max_pages) : payload_bytes_(p
   if (max_pages < 0 || max_pages > std::numeric_limits<int32_t>::max()) {
     throw std::invalid_argument("max_pages must be in [1, 2^31), got " + std::to_string(max_pages));
   }
-  const auto system_page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t system_page = os::page_bytes();
   if (payload_bytes > std::numeric_limits<size_t>::max() - system_page) too_large();
   // Whole system pages, so that giving one page back never touches its neighbours.
   page_bytes_ = align_up(payload_bytes, system_page);
   const auto count = static_cast<size_t>(max_pages);
-  (void)checked_add(checked_mul(page_bytes_, count), kHugePage);  // refused before the lists are made
+  (void)checked_add(checked_mul(page_bytes_, count), os::kHugePageBytes);  // refused before the lists are made
   keep_warm_ = page_bytes_ ? kKeepBytes / page_bytes_ : 0;
   if (keep_warm_ < kKeepPages) keep_warm_ = kKeepPages;
   references_.assign(count, 0);
@@ -75,23 +72,20 @@ PageArena& PageArena::operator=(PageArena&& other) noexcept {
 }
 
 PageArena::~PageArena() {
-  if (mapping_ != nullptr) munmap(mapping_, mapping_bytes_);
+  if (mapping_ != nullptr) os::release(mapping_, mapping_bytes_);
 }
 
 void PageArena::map() {
   const size_t usable = page_bytes_ * references_.size();
-  mapping_bytes_ = usable + kHugePage;
-  void* mapping =
-      mmap(nullptr, mapping_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (mapping == MAP_FAILED) {
+  mapping_bytes_ = usable + os::kHugePageBytes;
+  mapping_ = os::reserve(mapping_bytes_);
+  if (mapping_ == nullptr) {
     throw std::runtime_error("cannot reserve " + std::to_string(mapping_bytes_) +
                              " bytes of address space for the key-value cache: " + std::strerror(errno));
   }
-  mapping_ = mapping;
-  base_ = reinterpret_cast<uint8_t*>(align_up(reinterpret_cast<size_t>(mapping), kHugePage));
-  // Advice: an old kernel may refuse it.
-  (void)madvise(base_, usable, page_bytes_ >= kHugePage / 4 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-  (void)madvise(base_, usable, MADV_DONTDUMP);  // conversations stay out of core files
+  base_ = reinterpret_cast<uint8_t*>(align_up(reinterpret_cast<size_t>(mapping_), os::kHugePageBytes));
+  os::advise_huge_pages(base_, usable, page_bytes_ >= os::kHugePageBytes / 4);
+  os::keep_out_of_dumps(base_, usable);  // they hold conversations
 }
 
 int32_t PageArena::take() {
@@ -108,7 +102,7 @@ bool PageArena::drop(int32_t page) {
     num_shared_ -= left == 1;
     return false;
   }
-  if (page_bytes_ == 0 || warm_.size() < keep_warm_ || madvise(at(page), page_bytes_, MADV_DONTNEED) != 0) {
+  if (page_bytes_ == 0 || warm_.size() < keep_warm_ || !os::give_back(at(page), page_bytes_)) {
     warm_.push_back(page);
   } else {
     fresh_.push_back(page);

@@ -239,7 +239,7 @@ void test_read_faults() {
   const size_t size = Readers::buffer_bytes(20000);
   Memory memory(2 * size);
   std::atomic<int> mode{0};
-  const ReadFunction read = [&](int fd, void* out, size_t count, off_t offset) -> ssize_t {
+  const ReadFunction read = [&](int fd, void* out, size_t count, uint64_t offset) -> int64_t {
     switch (mode.load()) {
       case 1:
         errno = EIO;
@@ -247,19 +247,19 @@ void test_read_faults() {
       case 2:
         return 0;  // ends too early
       case 3:
-        return ::pread(fd, out, std::min<size_t>(count, 4096), offset);  // short, but goes on
+        return os::read_file(fd, out, std::min<size_t>(count, 4096), offset);  // short, but goes on
       case 4:
-        return std::min<ssize_t>(::pread(fd, out, count, offset), 100);  // short in the middle of a block
+        return std::min<int64_t>(os::read_file(fd, out, count, offset), 100);  // short in the middle of a block
       case 5: {
         static thread_local int calls = 0;
         if (++calls % 2 == 1) {
           errno = EINTR;
           return -1;
         }
-        return ::pread(fd, out, count, offset);
+        return os::read_file(fd, out, count, offset);
       }
       default:
-        return ::pread(fd, out, count, offset);
+        return os::read_file(fd, out, count, offset);
     }
   };
   Readers readers({std::make_shared<const File>(file.path)}, 1, DirectIo::kAuto, {memory.data(), size, 2}, 8, read);
@@ -292,9 +292,9 @@ void test_order_and_forgetting() {
   const size_t size = Readers::buffer_bytes(100);
   Memory memory(size);  // one buffer: one read at a time
   std::atomic<bool> is_held{true};
-  const ReadFunction read = [&](int fd, void* out, size_t count, off_t offset) {
+  const ReadFunction read = [&](int fd, void* out, size_t count, uint64_t offset) {
     while (is_held) std::this_thread::sleep_for(milliseconds(1));
-    return ::pread(fd, out, count, offset);
+    return os::read_file(fd, out, count, offset);
   };
   Readers readers({std::make_shared<const File>(file.path)}, 2, DirectIo::kOff, {memory.data(), size, 1}, 8, read);
   const auto submit = [&](int32_t record, bool is_urgent) {
@@ -359,13 +359,13 @@ struct StreamTest {
   explicit StreamTest(int32_t extra_slots = 3, bool verifies = false) {
     const auto options = [&](size_t bytes) {
       return ExpertStream::Options{bytes, 2, DirectIo::kAuto, verifies,
-                                   [this](int fd, void* out, size_t count, off_t offset) -> ssize_t {
+                                   [this](int fd, void* out, size_t count, uint64_t offset) -> int64_t {
                                      while (held.load() != 0) std::this_thread::sleep_for(milliseconds(1));
                                      if (fault.load() != 0) {
                                        errno = fault.load();
                                        return -1;
                                      }
-                                     return ::pread(fd, out, count, offset);
+                                     return os::read_file(fd, out, count, offset);
                                    }};
     };
     size_t least = 0;

@@ -1,7 +1,4 @@
 // The key-value cache against a naive model: a vector of tokens a sequence, random operations, every block compared.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cstring>
 #include <map>
 #include <random>
@@ -11,6 +8,7 @@
 
 #include "check.h"
 #include "kamado/state.h"
+#include "os/os_memory.h"
 
 namespace {
 
@@ -232,15 +230,6 @@ void test_refusals() {
   CHECK(none.page_bytes() == 0);
 }
 
-size_t resident_bytes(const void* at, size_t bytes) {
-  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  std::vector<unsigned char> map(bytes / page + 1);
-  if (mincore(const_cast<void*>(at), bytes, map.data()) != 0) return SIZE_MAX;
-  size_t count = 0;
-  for (size_t i = 0; i < bytes / page; ++i) count += map[i] & 1;
-  return count * page;
-}
-
 // Memory follows the tokens: a cache for a million of them costs nothing until they come, and little after they went.
 void test_memory() {
   for (const int32_t layers : {2, 40}) {  // pages of 0.5 MiB (small system pages) and 10 MiB (huge ones)
@@ -251,18 +240,18 @@ void test_memory() {
     cache.reserve(id, 64 * kPageTokens);
     auto* base = static_cast<uint8_t*>(cache.k_block(id, 0, 0, 0));
     const size_t span = 64 * page_bytes;
-    CHECK(resident_bytes(base, span) == 0);
+    CHECK(kamado::os::resident_bytes(base, span) == 0);
     std::memset(base, 1, page_bytes);
-    const size_t one = resident_bytes(base, span);
+    const size_t one = kamado::os::resident_bytes(base, span);
     CHECK_MSG(one >= page_bytes && one <= page_bytes + (size_t{2} << 20), std::to_string(one));
     if (layers == 2) {
       std::memset(base, 1, span);
-      CHECK(resident_bytes(base, span) == span);
+      CHECK(kamado::os::resident_bytes(base, span) == span);
     } else {
       for (int64_t p = 0; p < 10; ++p) std::memset(cache.k_block(id, p, 0, 0), 1, page_bytes);
     }
     cache.free(id);
-    const size_t kept = resident_bytes(base, span);
+    const size_t kept = kamado::os::resident_bytes(base, span);
     CHECK_MSG(kept <= (size_t{66} << 20), std::to_string(kept));
   }
 }

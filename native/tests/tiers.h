@@ -15,7 +15,7 @@ void for_each_tier(Run&& run) {
     if (table != nullptr) {
       run(*table, table == table_by_name("scalar"));
     } else {
-      skip(std::string("no tier ") + tier + " on this machine");
+      skip(std::string("tier ") + tier + ": not tested, this build or processor lacks it");
     }
   }
 }

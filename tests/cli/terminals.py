@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import select
 import sys
@@ -21,6 +22,7 @@ class Terminal:
 
     def __init__(self, *arguments: str, term: str = "dumb", program: Sequence[str] = (PROGRAM,)) -> None:
         self.output = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         command = [sys.executable, *program, *arguments]
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
@@ -46,7 +48,7 @@ class Terminal:
             data = os.read(self.fd, 65536)
         except OSError:  # Linux's end of a pseudo-terminal
             return False
-        self.output += data.decode()
+        self.output += self._decoder.decode(data)  # a read may end within a character
         return bool(data)
 
     def type(self, text: str) -> None:

@@ -12,7 +12,7 @@ from kamado.engine.turns import chat_types as ct
 from kamado.engine.turns.tool_format import choose_format
 from kamado.engine.turns.tool_format.syntax import Call
 from kamado.errors import BusyError, ConstraintError, ContextOverflowError, TemplateError, UsageError
-from kamado.text.template import PassedLimitError
+from kamado.text.template_bounds import PassedLimitError
 
 from . import chat_families
 from .chat_families import FAMILIES, Family, FamilyTokenizer

@@ -18,13 +18,13 @@ import msgspec
 from serve.fake import FakeWorld  # tests/serve
 
 from kamado.errors import KamadoError
+from kamado.serve.app import Server
 from kamado.serve.config import ServeConfig
-from kamado.serve.http.app import Server
+from kamado.serve.families import all_routes
+from kamado.serve.faults import MAX_MESSAGE_CHARACTERS, fault_of
 from kamado.serve.http.bodies import BodyDecoder, BodyLimits, decode_body
-from kamado.serve.http.faults import MAX_MESSAGE_CHARACTERS, fault_of
 from kamado.serve.http.keys import LOCAL, KeyRing
 from kamado.serve.http.routes import Call
-from kamado.serve.protocols.families import all_routes
 from kamado.serve.run import make_server
 
 _LIMITS = BodyLimits(max_bytes=1 << 16, max_depth=32, timeout_seconds=1.0, max_values=5000, max_memory_bytes=1 << 20)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 
 from kamado.errors import TemplateError
-from kamado.text.template import ChatTemplate, TemplateLimits
+from kamado.text.template import ChatTemplate
+from kamado.text.template_bounds import TemplateLimits
 
 _LIMITS = TemplateLimits(steps=20_000, seconds=0.5, value_size=1 << 18, total_size=1 << 22, output_chars=1 << 18)
 _MESSAGES = [

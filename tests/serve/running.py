@@ -9,8 +9,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from kamado.serve.app import Server
 from kamado.serve.config import ServeConfig
-from kamado.serve.http.app import Server
 from kamado.serve.http.keys import KeyRing
 from kamado.serve.models.contract import Library, Loader
 from kamado.serve.run import Web, bind, make_server

@@ -10,7 +10,7 @@ import httpx2
 import openai
 import pytest
 
-from kamado.serve.protocols.parameters import HEADER
+from kamado.serve.http.parameters import HEADER
 
 from . import fake
 from .compat import compat

@@ -16,9 +16,9 @@ import pytest
 
 from kamado.errors import NativeError, UsageError
 from kamado.serve.config import ServeConfig
+from kamado.serve.families import all_routes
 from kamado.serve.http.keys import KeyRing
 from kamado.serve.models.contract import TextDelta
-from kamado.serve.protocols.families import all_routes
 from kamado.serve.run import make_server
 
 from . import fake

@@ -21,11 +21,11 @@ from kamado._native import JsonCost
 from kamado.errors import UsageError
 from kamado.library.store import Store
 from kamado.serve.config import ServeConfig
+from kamado.serve.faults import FaultError
 from kamado.serve.http.bodies import BodyBudget
-from kamado.serve.http.faults import FaultError
 from kamado.serve.models.library import StoreLibrary
 from kamado.serve.models.loader import EngineLoader, EngineSettings
-from kamado.serve.ops.share import models_bytes, server_share
+from kamado.serve.share import models_bytes, server_share
 
 from .fake import FakeWorld
 from .processes import started

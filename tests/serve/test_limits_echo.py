@@ -18,11 +18,11 @@ import pytest
 from kamado.errors import CorruptFileError, ModelNotFoundError, UsageError
 from kamado.library.store import Store
 from kamado.serve.config import KeyConfig, ServeConfig, exposed_keys, load_config
-from kamado.serve.http.app import JsonFormatter, TextFormatter
-from kamado.serve.http.faults import MAX_MESSAGE_CHARACTERS, RequestError, fault_of, shown
+from kamado.serve.families import all_routes
+from kamado.serve.faults import MAX_MESSAGE_CHARACTERS, RequestError, fault_of, shown
 from kamado.serve.models.contract import Recipe
 from kamado.serve.models.library import StoreLibrary
-from kamado.serve.protocols.families import all_routes
+from kamado.serve.ops.logs import JsonFormatter, TextFormatter
 
 from .fake import FakeWorld
 from .running import Running, running

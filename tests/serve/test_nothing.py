@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from kamado.serve.protocols.parameters import HEADER
+from kamado.serve.http.parameters import HEADER
 
 from .fake import FakeWorld
 from .running import Running

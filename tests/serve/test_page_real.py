@@ -16,7 +16,7 @@ from kamado.serve.config import ServeConfig
 from kamado.serve.models.contract import LoadOptions
 from kamado.serve.models.library import StoreLibrary
 from kamado.serve.models.loader import EngineLoader, EngineSettings
-from kamado.serve.ops.share import server_share
+from kamado.serve.share import server_share
 
 from .browsing import ask
 from .processes import Process, started

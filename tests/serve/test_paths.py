@@ -13,8 +13,8 @@ import pytest
 
 from kamado.serve.config import ServeConfig
 from kamado.serve.http.keys import KeyRing
+from kamado.serve.http.parameters import HEADER
 from kamado.serve.http.paths import ABSENT, canonical
-from kamado.serve.protocols.parameters import HEADER
 from kamado.serve.protocols.tokens import _piece
 
 from . import fake

@@ -16,7 +16,7 @@ from kamado.errors import ModelNotFoundError, UsageError
 from kamado.serve.config import ServeConfig
 from kamado.serve.models.contract import Recipe
 from kamado.serve.models.served import ServedLibrary
-from kamado.serve.ops.share import server_share
+from kamado.serve.share import server_share
 
 from .fake import INFO, FakeLibrary, FakeWorld
 from .processes import Process, started

@@ -9,7 +9,7 @@ import pytest
 
 from kamado import isolated
 from kamado.errors import BusyError
-from kamado.serve.http.faults import fault_of
+from kamado.serve.faults import fault_of
 from kamado.serve.models import slow_work
 from kamado.serve.models.contract import OverloadedError
 from kamado.serve.models.slow_work import SlowWork

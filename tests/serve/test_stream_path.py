@@ -16,9 +16,9 @@ import pytest
 from kamado.errors import ModelNotFoundError
 from kamado.library.store import Store
 from kamado.serve.config import ServeConfig
-from kamado.serve.http import bridge, wire
+from kamado.serve.http import wire
 from kamado.serve.http.replies import SseTemplate, sse
-from kamado.serve.models import library
+from kamado.serve.models import bridge, library
 from kamado.serve.models.contract import Recipe, TextDelta
 from kamado.serve.models.library import StoreLibrary
 

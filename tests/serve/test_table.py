@@ -15,11 +15,11 @@ import httpx2
 import msgspec
 import pytest
 
+from kamado.serve.app import Server
 from kamado.serve.config import ServeConfig
-from kamado.serve.http.app import Server
+from kamado.serve.families import all_routes
+from kamado.serve.http.parameters import HEADER, Row, tidy
 from kamado.serve.models.contract import PullProgress
-from kamado.serve.protocols.families import all_routes
-from kamado.serve.protocols.parameters import HEADER, Row, tidy
 from kamado.serve.protocols.table import TABLE
 
 from .fake import FakeWorld

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from kamado.errors import TemplateError
-from kamado.text.template import ChatTemplate, TemplateLimits
+from kamado.text.template import ChatTemplate
+from kamado.text.template_bounds import TemplateLimits
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -7,7 +7,8 @@ import resource
 import pytest
 
 from kamado.errors import TemplateError
-from kamado.text.template import ChatTemplate, TemplateLimits
+from kamado.text.template import ChatTemplate
+from kamado.text.template_bounds import TemplateLimits
 
 # Small, so that what is bounded is seen to be bounded fast; sizes in the attacks go far beyond the real limits.
 _LIMITS = TemplateLimits(steps=20_000, seconds=20.0)

@@ -11,7 +11,8 @@ from engine import chat_families
 
 from kamado.errors import TemplateError
 from kamado.isolated import WORKER, WorkerNeededError, without_worker
-from kamado.text.template import ChatTemplate, TemplateLimits
+from kamado.text.template import ChatTemplate
+from kamado.text.template_bounds import TemplateLimits
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are Linux's")
 

@@ -45,8 +45,8 @@ struct ReadError : std::runtime_error {
 
 // --- reader threads (readers.cpp) ---
 
-// As pread; tests put faults here.
-using ReadFunction = std::function<ssize_t(int fd, void* out, size_t count, off_t offset)>;
+// As os::read_file of os/os_file.h; tests put faults here.
+using ReadFunction = std::function<int64_t(int file, void* out, size_t count, uint64_t offset)>;
 
 struct ReadRequest {
   int32_t file;  // index into the readers' files
@@ -231,7 +231,7 @@ class ExpertStream {
     int32_t num_readers = 4;
     DirectIo direct_io = DirectIo::kAuto;
     bool verify_slots = false;
-    ReadFunction read;  // empty: pread
+    ReadFunction read;  // empty: os::read_file
   };
   // What all threads do next: pack the pieces, compute the experts.
   struct Batch {

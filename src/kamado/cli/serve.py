@@ -71,8 +71,8 @@ def command(
         from ..serve.config import config_file, load_config
         from ..serve.models.library import StoreLibrary
         from ..serve.models.loader import EngineLoader, EngineSettings
-        from ..serve.ops.share import server_share
         from ..serve.run import bind, key_file, make_keys, make_server, run
+        from ..serve.share import server_share
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"{error.name} is missing: pip install 'kamado[serve]'") from None
     if api_key is not None:
@@ -134,7 +134,7 @@ def command(
 
 
 def _scopes() -> list[str]:
-    from ..serve.http.routes import SCOPES
+    from ..serve.scopes import SCOPES
 
     return list(SCOPES)
 

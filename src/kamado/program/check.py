@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import math
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .model import Program
-from .operation import BUFFERS, NUMBERS, Buffer, Field, Kind, Operation, fields_of, fills, reads, states_of, writes
+from .operation import (
+    BUFFERS,
+    NUMBERS,
+    TENSORS,
+    Buffer,
+    Field,
+    Kind,
+    Operation,
+    fields_of,
+    fills,
+    reads,
+    states_of,
+    writes,
+)
 from .ops import Embed, Head, Route
 from .state import Record, Source, State
 
@@ -25,7 +38,7 @@ def validate(program: Program) -> None:
     Route precedes its Experts; Head or Pool is last and there is exactly one; every state is written by one operation,
     a Source by none, before others read it, and fits all of them.
     """
-    known = _Known({}, set(), {}, set())
+    known = _Known({}, set(), {}, set(), set())
     if not program.ops or not isinstance(program.ops[0], Embed):
         raise ValueError("a program begins with Embed")
     for i, op in enumerate(program.ops):
@@ -53,6 +66,7 @@ class _Known:
     written: set[str]
     choices: dict[str, int]  # experts that a route chose from, where the logits are still those
     kept: set[int]  # states that were written
+    fitting: set[tuple[Any, ...]]  # operations whose operands fit each other, by `_likeness`
 
     def add(self, op: Operation) -> None:
         for buffer in writes(op):
@@ -74,15 +88,61 @@ class _Routed:
 
 def _problems(op: Operation, program: Program, known: _Known) -> Iterator[str]:
     """What does not fit, the first thing first; what comes after it may be nonsense."""
-    read = reads(op)
-    for buffer in (*read, *writes(op)):
+    read, written = reads(op), writes(op)
+    for buffer in (*read, *written):
         width = known.widths.setdefault(buffer.name, buffer.width)
         if buffer.width < 1 or buffer.width != width:
             yield f"buffer {buffer.name!r} has width {buffer.width}, before {width}"
     for buffer in read:
         if buffer.name not in known.written:
             yield f"buffer {buffer.name!r} is read before it is written"
-    yield from _overwritten(op, read)
+    if not op.IN_PLACE or len(written) > 1:
+        yield from _overwritten(op, read)
+    likeness = _likeness(op, known)
+    if likeness not in known.fitting:
+        yield from _misfits(op, known)
+        known.fitting.add(likeness)
+    yield from _misstated(op, program, known)
+    yield from _unlike(op, program)
+
+
+_Look: TypeAlias = Callable[[Any, dict[str, int]], object]
+
+
+_LOOKS: dict[type[Operation], tuple[tuple[str, _Look], ...]] = {}
+
+
+def _looks(operation: type[Operation]) -> tuple[tuple[str, _Look], ...]:
+    """Of each field its name, and what `_misfits` looks at of its value."""
+    if operation not in _LOOKS:
+        _LOOKS[operation] = tuple((field.name, _look(field)) for field in fields_of(operation))
+    return _LOOKS[operation]
+
+
+def _look(field: Field) -> _Look:
+    if field.kind in TENSORS:
+        if field.is_list:
+            return lambda value, _: tuple(item and item.shape for item in value)
+        return lambda value, _: value and value.shape
+    if field.kind is Kind.ROUTED:
+        return lambda value, choices: (value.width, choices.get(value.name, 0))
+    if field.kind in BUFFERS:
+        if field.is_list:
+            return lambda value, _: tuple(item.width for item in value)
+        return lambda value, _: value and value.width
+    if field.kind is Kind.KEEPS:  # no rule looks at its number
+        return lambda value, _: value < 0
+    return lambda value, _: id(value) if field.kind is Kind.CONSTANTS else value
+
+
+def _likeness(op: Operation, known: _Known) -> tuple[object, ...]:
+    """Equal for operations of which `_misfits` says the same. Layers repeat each other, so most are like one before."""
+    kind = type(op)
+    return kind, *[look(getattr(op, name), known.choices) for name, look in _looks(kind)]
+
+
+def _misfits(op: Operation, known: _Known) -> Iterator[str]:
+    """Fields that cannot be, rules that do not hold, shapes that do not fit."""
     values: dict[str, Any] = {}
     for field in fields_of(type(op)):
         value = values[field.name] = getattr(op, field.name)
@@ -95,8 +155,6 @@ def _problems(op: Operation, program: Program, known: _Known) -> Iterator[str]:
         if not _value(rule, values):
             yield _filled(text, values)
     yield from _misshapen(op, values)
-    yield from _misstated(op, program, known)
-    yield from _unlike(op, program)
 
 
 def _filled(problem: str, values: dict[str, Any]) -> str:

@@ -222,7 +222,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         name = variable[len(ENV_PREFIX) :].lower()
         if name == "api_key":
-            from .http.routes import SCOPES
+            from .scopes import SCOPES
 
             found["api_keys"] = [{"name": "environment", "key": text, "scopes": list(SCOPES)}]
         elif name not in kinds or name in ("api_keys", "aliases"):

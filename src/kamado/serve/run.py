@@ -17,8 +17,9 @@ from pathlib import Path
 import uvicorn
 
 from ..errors import KamadoError, UsageError
+from .app import Server
 from .config import ServeConfig, config_dir
-from .http.app import JsonFormatter, Server, TextFormatter
+from .families import all_routes, family_of
 from .http.connections import (
     ACCEPT_BATCH,
     affordable_connections,
@@ -27,12 +28,13 @@ from .http.connections import (
     raise_file_limit,
 )
 from .http.keys import KeyRing, new_key
+from .metrics import Registry
 from .models.contract import Library, Loader
 from .models.served import ServedLibrary
 from .models.service import Limits, Service
-from .ops.metrics import Registry
+from .ops.logs import JsonFormatter, TextFormatter
 from .ops.reload import Load, Reloader, warn_of_exposed_keys
-from .ops.share import models_bytes, server_share
+from .share import models_bytes, server_share
 
 _log = logging.getLogger("kamado.serve")
 
@@ -68,7 +70,7 @@ def make_server(config: ServeConfig, library: Library, loader: Loader, *, keys: 
         aliases=config.aliases,
         metrics=metrics,
     )
-    return Server(config, service, metrics=metrics, keys=keys)
+    return Server(config, service, metrics=metrics, keys=keys, routes=all_routes(), family_of=family_of)
 
 
 def key_file() -> Path:

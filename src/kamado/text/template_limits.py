@@ -21,7 +21,7 @@ from jinja2.filters import FILTERS
 from jinja2.runtime import Undefined
 
 from ..errors import TemplateError
-from .template import PassedLimitError, TemplateLimits
+from .template_bounds import PassedLimitError, TemplateLimits
 
 _MAX_WIDTH = 10_000  # of one padded or formatted field
 MAX_INT_BITS = 1 << 14

@@ -22,7 +22,7 @@ from jinja2.utils import Cycler, Joiner, Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
 from ..errors import TemplateError
-from .template import PassedLimitError, TemplateLimits
+from .template_bounds import PassedLimitError, TemplateLimits
 from .template_limits import (
     MAX_INT_BITS,
     BoundedFormat,

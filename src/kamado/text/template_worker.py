@@ -9,7 +9,7 @@ from typing import Any
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import TemplateError
-from .template import PassedLimitError, TemplateLimits
+from .template_bounds import PassedLimitError, TemplateLimits
 from .template_plain import is_plain
 from .template_sandbox import Compiled, Environment, guarded
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ..config import ServeConfig, is_loopback
-from .faults import RequestError
+from ..faults import RequestError
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
 _ORIGIN = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")

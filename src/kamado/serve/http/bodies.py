@@ -23,7 +23,7 @@ import msgspec
 
 from ..._native import JsonCost
 from ...plan.budget import format_size
-from .faults import Fault, FaultError, RequestError
+from ..faults import Fault, FaultError, RequestError
 
 _WHERE = re.compile(r"^(.*?)(?: - at `(?:key in )?\$\.?(.*?)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle, h11  # type: ignore[attr-defined]
 
-from ..ops.metrics import Registry
+from ..metrics import Registry
 from .replies import to_json
 
 _log = logging.getLogger("kamado.serve")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...errors import UsageError
 from ...files.atomic import PRIVATE, write_atomically
-from .routes import SCOPES, Scope
+from ..scopes import SCOPES, Scope
 
 PREFIX = "kmd-"
 MAX_KEY_CHARACTERS = 512

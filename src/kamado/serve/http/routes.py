@@ -1,8 +1,8 @@
 """The one table of routes, and what a handler gets and gives.
 
-A protocol family is a module with a `FAMILY` and a list of `Route`s; app.py puts the lists together, checks keys,
-scopes and limits, reads and validates bodies, and calls handlers. Nothing is reachable that is not in a table, and a
-route without a scope does not exist. A handler is
+A protocol family is a module with a `FAMILY` and a list of `Route`s. families.py puts the lists together; app.py checks
+keys, scopes and limits, reads and validates bodies, and calls handlers. Nothing is reachable that is not in a table,
+and a route without a scope does not exist. A handler is
 
     async def chat(call: Call[ChatBody]) -> Response: ...
 
@@ -14,22 +14,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
-from ..protocols.parameters import LeftOut
-from .faults import Fault
+from ..faults import Fault
+from ..scopes import Scope
+from .parameters import LeftOut
 
 if TYPE_CHECKING:
-    from .app import Server
+    from ..config import ServeConfig
+    from ..metrics import Registry
+    from ..models.service import Service
     from .keys import Key
 
 Body = TypeVar("Body")
 
-# public: no key needed; infer: use models; read: see what there is; pull, delete: change the library; admin: the rest.
-Scope = Literal["public", "infer", "read", "pull", "delete", "admin"]
 # What a route that works on a model may answer besides 200.
 WORK_STATUSES = (404, 413, 415, 429, 500, 502, 503, 504)
-SCOPES: tuple[Scope, ...] = ("infer", "read", "pull", "delete", "admin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,30 @@ class Response:
     chunks: AsyncGenerator[bytes, None] | None = None
 
 
+class Host(Protocol):
+    """What handlers see of the server that runs them."""
+
+    config: ServeConfig
+    service: Service
+    metrics: Registry
+    routes: tuple[Route, ...]
+    state: dict[str, Any]  # families' own: stored responses, …
+    started_at: float  # seconds since the epoch
+    is_draining: bool  # no more requests are taken
+    model_stats: dict[str, Mapping[str, Any]]  # by model, as it was last asked: Stats.to_dict
+
+    async def refresh_model_stats(self) -> None:
+        """Asks the engines of loaded models for what they counted."""
+
+    def log_left_out(self, left: LeftOut) -> None:
+        """One line for each name of a parameter, however many requests have it."""
+
+
 @dataclass(slots=True)
 class Call(Generic[Body]):
     """One request that passed every check."""
 
-    server: Server  # .service, .config, .metrics
+    server: Host
     body: Body
     path: Mapping[str, str]  # parameters of the path
     query: Mapping[str, str]

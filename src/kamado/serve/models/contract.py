@@ -51,8 +51,9 @@ from ...engine.turns.chat_types import (
     ToolCallStart,
     ToolChoice,
 )
-from ...errors import KamadoError
 from ...options import SamplingOptions
+from ..faults import DeadlineError as DeadlineError
+from ..faults import OverloadedError as OverloadedError
 
 __all__ = [
     "Capability",
@@ -103,19 +104,6 @@ __all__ = [
 
 Capability = Literal["completion", "chat", "tools", "thinking", "vision", "embedding", "insert"]
 Truncation = Literal["refuse", "drop_oldest", "drop_middle"]
-
-
-class OverloadedError(KamadoError):
-    """The queue is full, or there is no memory for the model now. Try again after `retry_after` seconds."""
-
-    def __init__(self, message: str, *, retry_after: float, is_queue: bool = True) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-        self.is_queue = is_queue  # True: 429, too many requests; False: 503, the model cannot be had now
-
-
-class DeadlineError(KamadoError):
-    """The request's time was over before its answer was complete."""
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------

@@ -18,10 +18,8 @@ from ...engine.forms.json_schema import open_schema
 from ...errors import BusyError, ClosedError, ConstraintError, ContextOverflowError, KamadoError, UsageError
 from ...isolated import WorkerNeededError, without_worker
 from ...options import MAX_SEED
-from ..http.bridge import merge
-from ..protocols.completions import CompletionSource, insert_marks
-from ..protocols.sampling import ollama_sampling
-from ..protocols.schemas import schema_header
+from .bridge import merge
+from .completions import CompletionSource, insert_marks
 from .contract import (
     Capability,
     ChatRequest,
@@ -44,6 +42,8 @@ from .contract import (
     Truncated,
 )
 from .loader import shared_bytes
+from .sampling import ollama_sampling
+from .schema_header import schema_header
 from .slow_work import SlowWork
 from .weights import Weights
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from ...errors import TemplateError, UsageError
 from ...text.template import ChatTemplate
-from ..protocols.ollama.options import recipe_parameters
 from .contract import Message, ModelInfo, Recipe, TextPart
 from .go_template import to_jinja
+from .modelfile_options import recipe_parameters
 
 MAX_CHARACTERS = 1 << 20
 _INSTRUCTION = re.compile(r"[ \t]*([A-Za-z]+)[ \t]+")

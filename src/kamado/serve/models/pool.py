@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from ...errors import ClosedError, KamadoError, MemoryBudgetError
-from ..ops.metrics import Registry
+from ..metrics import Registry
 from .contract import Library, LoadedModel, Loader, LoadOptions, ModelInfo, OverloadedError, ServedModel
 
 _log = logging.getLogger("kamado.serve")

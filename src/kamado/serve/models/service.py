@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ...errors import ClosedError, ModelNotFoundError
-from ..ops.metrics import TOKEN_BUCKETS, Registry
+from ..metrics import TOKEN_BUCKETS, Registry
 from .contract import (
     ChatRequest,
     CompletionRequest,

@@ -9,7 +9,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ..http.replies import json_response
 from ..http.routes import Call, Response, Route
-from ..protocols.openai.handlers import FAMILY
+from ..protocols.openai.family import FAMILY
 
 
 class HealthResult(Struct):
@@ -62,7 +62,7 @@ async def metrics(call: Call[None]) -> Response:
 
 async def openapi(call: Call[None]) -> Response:
     """This API, described."""
-    from ..http.openapi import document
+    from .openapi import document
 
     return json_response(document(call.server.routes))
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import msgspec
 
 from ...errors import KamadoError, UsageError
+from ..app import Server
 from ..config import ServeConfig, exposed_keys
-from ..http.app import Server
 from ..http.keys import KeyRing
 
 _log = logging.getLogger("kamado.serve")

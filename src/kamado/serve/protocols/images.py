@@ -7,7 +7,7 @@ import binascii
 import re
 from typing import Any
 
-from ..http.faults import RequestError
+from ..faults import RequestError
 from ..models.contract import ImagePart
 
 _DATA_URL = re.compile(r"data:(image/[a-z0-9.+-]{1,40});base64,", re.IGNORECASE)

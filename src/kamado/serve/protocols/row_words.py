@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .parameters import Kind, Row, one_of
+from ..http.parameters import Kind, Row, one_of
 
 
 def honoured(endpoints: Sequence[str], names: str, why: str = "") -> list[Row]:

@@ -18,18 +18,14 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
-from urllib.parse import quote
 
-from ...engine.forms.json_schema import CompiledSchema
-from ..http.faults import RequestError
+from ..faults import RequestError
 from ..http.replies import to_json
 from ..http.routes import Call
 from ..models.contract import Done, Event, Finish, Started
 
 MAX_SCHEMA_BYTES = 256 << 10
 HEADER = "x-kamado-schema"
-_MAX_NAMED = 20
-_SAFE = "/~!$&'()*+:@-._"
 
 _log = logging.getLogger("kamado.serve")
 
@@ -42,21 +38,6 @@ def check_schema(schema: Mapping[str, Any], param: str, max_bytes: int = MAX_SCH
     RequestError.when(
         num_bytes > max_bytes, f"{param} has {num_bytes} bytes, more than the {max_bytes} that are taken", param=param
     )
-
-
-def schema_header(schemas: Mapping[str, CompiledSchema]) -> str:
-    """The header's value for the schemas of a request, by tool, "" for the answer's form; "" when there is none."""
-    if not schemas:
-        return ""
-    items = ["declared-keys"] if any(schema.is_narrowed for schema in schemas.values()) else []
-    for word in ("open", "remark"):
-        places = [
-            f"{word}={quote(name or 'answer', safe=_SAFE)}#{quote(place, safe=_SAFE)}"
-            for name, schema in schemas.items()
-            for place in ([one.place for one in schema.open] if word == "open" else schema.remarks)
-        ]
-        items += places[:_MAX_NAMED] + ([f"{word}-more={len(places) - _MAX_NAMED}"] if len(places) > _MAX_NAMED else [])
-    return ", ".join(items or ["whole"])
 
 
 async def noted(call: Call[Any], events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:

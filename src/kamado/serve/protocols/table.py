@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import rows_others
-from .openai import rows as rows_openai
-from .parameters import LeftOut, Table, tidy
+from ..http.parameters import LeftOut, Table, tidy
+from .anthropic import rows as anthropic
+from .ollama import rows as ollama
+from .openai import rows as openai
 
-TABLE = Table((*rows_openai.ROWS, *rows_others.ROWS))
+TABLE = Table((*openai.ROWS, *anthropic.ROWS, *ollama.ROWS))
 
 
 def admit(endpoint: str, body: dict[str, Any], kind: type) -> list[LeftOut]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from ..http.parameters import LeftOut
 from ..http.routes import Call
-from ..models.contract import Think
-from .parameters import LeftOut
+from ..models.contract import Effort, Think
+
+# The protocols' words for how much to reason, but "none"; models here know of no more than high.
+EFFORTS: Mapping[str, Effort] = {
+    "minimal": "minimal", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high",
+}  # fmt: skip
 
 
 async def say_if_it_cannot_think(call: Call[Any], model: str, think: Think, *parameters: str) -> None:

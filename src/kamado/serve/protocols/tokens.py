@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from ..http.faults import RequestError
+from ..faults import RequestError
 from ..http.replies import json_response
 from ..http.routes import WORK_STATUSES, Call, Response, Route
 from .openai.bodies import ModelName, TokenId
-from .openai.handlers import FAMILY
+from .openai.family import FAMILY
 
 
 class TokenizeBody(Struct, kw_only=True, forbid_unknown_fields=True):

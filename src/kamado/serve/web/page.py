@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelNotFoundError
-from ..http.faults import Fault, FaultError
+from ..faults import Fault, FaultError
 from ..http.replies import json_response, sse
 from ..http.routes import Call, Family, Response, Route
 from ..models.pool import Slot

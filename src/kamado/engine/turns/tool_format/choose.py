@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ....errors import TemplateError, UsageError
-from ....text.template import PassedLimitError
+from ....text.template_bounds import PassedLimitError
 from ..chat_types import Message, TextPart, Tool, ToolCall, ToolCallDelta, ToolCallEnd, ToolCallStart
 from . import gemma, generic, granite, hermes, llama3, mistral
 from .formats import ToolFormat

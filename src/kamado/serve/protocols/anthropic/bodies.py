@@ -1,6 +1,6 @@
 """What a client of Anthropic's Messages API sends, and the conversation it means.
 
-What is honoured is a field; what is left out or refused is a row of rows_others.py and never comes here; what is
+What is honoured is a field; what is left out or refused is a row of rows.py and never comes here; what is
 neither is unknown and refused by name. Blocks and tools are read here, not by their declared types, so that a refusal
 can say why.
 """
@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from ...http.faults import RequestError
+from ...faults import RequestError
+from ...http.parameters import converted
 from ...http.routes import Call
 from ...models.contract import (
     ChatRequest,
-    Effort,
     ImagePart,
     Message,
     OutputFormat,
@@ -30,16 +30,13 @@ from ...models.contract import (
     ToolCall,
     ToolChoice,
 )
+from ...models.sampling import sampling_of
 from ..images import image_from_base64
-from ..openai.bodies import stops_of
-from ..parameters import converted
-from ..sampling import sampling_of
 from ..schemas import check_schema
+from ..thinking import EFFORTS
+from ..tools import MAX_TOOLS, choose
 
-MAX_TOOLS = 256
 _MODES: Mapping[str, Literal["auto", "none", "required"]] = {"auto": "auto", "any": "required", "none": "none"}
-# Models here know of no more than high.
-_EFFORTS: Mapping[str, Effort] = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 
 
 class CacheControl(Struct, forbid_unknown_fields=True):
@@ -221,7 +218,7 @@ def chat_request(call: Call[Any]) -> ChatRequest:
         own = {
             # 0 asks for the prompt to be computed and kept, nothing more: one token is computed and not sent.
             "max_tokens": max(1, body.max_tokens),
-            "stop": stops_of(body.stop_sequences),
+            "stop": tuple(text for text in body.stop_sequences or () if text),
             "sampling": sampling_of(body),
         }
     return ChatRequest(
@@ -257,7 +254,7 @@ def _output(config: OutputConfig) -> OutputFormat:
 
 
 def _think(thinking: ThinkingBody | None, config: OutputConfig) -> Think:
-    effort = None if config.effort is None else _EFFORTS[config.effort]
+    effort = None if config.effort is None else EFFORTS[config.effort]
     if thinking is None:
         return Think(effort=effort)
     RequestError.when(
@@ -287,17 +284,16 @@ def _tool_choice(choice: ToolChoiceBody | None, tools: Sequence[Tool]) -> ToolCh
         "tool_choice asks for a call, but there are no tools that can be called",
         param="tool_choice",
     )
-    parallel = not choice.disable_parallel_tool_use
+    is_single = choice.disable_parallel_tool_use
+    parallel = None if is_single is None else not is_single
     if choice.name is not None:
         RequestError.when(
             choice.name not in {tool.name for tool in tools},
             f"tool_choice.name: there is no tool {choice.name[:80]!r}",
             param="tool_choice.name",
         )
-        return ToolChoice("required", frozenset((choice.name,)), choice.disable_parallel_tool_use is False)
-    if choice.type == "any" and len(tools) == 1:  # a small model would call it again and again
-        parallel = choice.disable_parallel_tool_use is False
-    return ToolChoice(_MODES[choice.type], parallel=parallel)
+        return choose("required", {choice.name}, parallel, is_bound=True)
+    return choose(_MODES[choice.type], [tool.name for tool in tools], parallel)
 
 
 def _tools(raw: Sequence[Mapping[str, Any]]) -> Iterator[Tool]:

@@ -17,7 +17,7 @@ from contextlib import aclosing
 from typing import Any, Literal
 
 from ....engine.turns.cut_json import whole_members
-from ...http.faults import Fault, FaultKind
+from ...faults import Fault, FaultKind
 from ...http.replies import json_response, sse, stream_response, written
 from ...http.routes import Call, Family, Response, Route
 from ...models.contract import (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ....errors import KamadoError
-from ...http.faults import RequestError, fault_of
+from ...faults import RequestError, fault_of
 from ...http.replies import json_response, utc_text
 from ...http.routes import Call, Response
 from ...models.contract import ModelInfo

@@ -8,12 +8,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
-from ...http.faults import RequestError
+from ...faults import RequestError
 from ...models.contract import (
     ChatRequest,
     CompletionRequest,
-    Effort,
-    EmbedRequest,
     Message,
     OutputFormat,
     Part,
@@ -22,15 +20,14 @@ from ...models.contract import (
     Tool,
     ToolCall,
 )
+from ...models.modelfile_options import Options, read_options
 from ..images import image_from_base64
-from ..openai.bodies import FunctionSpec, check_names, tool_of
-from ..schemas import MAX_SCHEMA_BYTES, check_schema
-from .options import Options, read_options
+from ..schemas import check_schema
+from ..thinking import EFFORTS
+from ..tools import MAX_TOOLS, FunctionSpec, tools_of
 
-MAX_TOOLS = 256
 ModelName = Annotated[str, Meta(max_length=256)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
-_EFFORTS: dict[str, Effort] = {"low": "low", "medium": "medium", "high": "high"}
 
 
 class FunctionCallBody(Struct, forbid_unknown_fields=True):
@@ -201,9 +198,11 @@ def _think(value: bool | str | None) -> Think:
     if value is None or isinstance(value, bool):
         return Think(enabled=value)
     RequestError.when(
-        value not in _EFFORTS, f"think must be true, false, low, medium or high, not {value[:40]!r}", param="think"
+        value not in ("low", "medium", "high"),
+        f"think must be true, false, low, medium or high, not {value[:40]!r}",
+        param="think",
     )
-    return Think(enabled=True, effort=_EFFORTS[value])
+    return Think(enabled=True, effort=EFFORTS[value])
 
 
 def _output(value: str | dict[str, Any] | None) -> OutputFormat:
@@ -250,13 +249,6 @@ def _message(message: MessageBody, i: int, max_image_bytes: int) -> Message:
     )
 
 
-def _tools(body: ChatBody) -> tuple[Tool, ...]:
-    specs = enumerate(body.tools or ())
-    tools = tuple(tool_of(tool.function, f"tools[{i}].function", MAX_SCHEMA_BYTES) for i, tool in specs)
-    check_names([tool.name for tool in tools])
-    return tools
-
-
 def _logprobs(body: Asked) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
@@ -265,7 +257,7 @@ def chat_request(body: ChatBody, *, owner: str, request_id: str, max_image_bytes
     """The conversation of /api/chat. Raises RequestError naming the parameter."""
     options = _check_asked(body)
     messages = tuple(_message(m, i, max_image_bytes) for i, m in enumerate(body.messages or ()))
-    return _chat(body, options, messages, _tools(body), owner, request_id)
+    return _chat(body, options, messages, tools_of(body.tools), owner, request_id)
 
 
 def _chat(
@@ -320,20 +312,4 @@ def generate_request(
         context=options.context,
         owner=owner,
         request_id=request_id,
-    )
-
-
-def embed_request(
-    inputs: Sequence[str],
-    *,
-    options: dict[str, Any] | None,
-    truncate: bool,
-    dimensions: int | None,
-    owner: str,
-    request_id: str,
-) -> EmbedRequest:
-    """Texts to embed. Raises RequestError for options that are none."""
-    read_options(options)
-    return EmbedRequest(
-        inputs=tuple(inputs), dimensions=dimensions, truncate=truncate, owner=owner, request_id=request_id
     )

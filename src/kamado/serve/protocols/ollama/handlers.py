@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
 from ....errors import ModelNotFoundError
-from ...http.faults import Fault, RequestError
+from ...faults import Fault, RequestError
 from ...http.replies import NDJSON, json_response, lines_response, ndjson, written
 from ...http.routes import Call, Family, Response, Route
 from ...models.contract import (
@@ -38,6 +38,7 @@ from ...models.contract import (
     ToolCallEnd,
     ToolCallStart,
 )
+from ...models.modelfile_options import keep_alive_seconds, read_options
 from ..schemas import noted
 from ..thinking import say_if_it_cannot_think
 from .bodies import (
@@ -47,10 +48,8 @@ from .bodies import (
     EmbeddingsBody,
     GenerateBody,
     chat_request,
-    embed_request,
     generate_request,
 )
-from .options import keep_alive_seconds
 
 _NS = 1_000_000_000
 
@@ -252,7 +251,11 @@ async def generate(call: Call[GenerateBody]) -> Response:
     return await _answer(call, body, info, request, _response_part)
 
 
-async def _embed(call: Call[Any], request: EmbedRequest) -> Embeddings:
+async def _embed(call: Call[Any], inputs: Sequence[str], *, truncate: bool, dimensions: int | None) -> Embeddings:
+    read_options(call.body.options)  # checked, though none of them changes an embedding
+    request = EmbedRequest(
+        inputs=tuple(inputs), dimensions=dimensions, truncate=truncate, owner=call.key.id, request_id=call.id
+    )
     info = await find_model(call, call.body.model)
     keep_alive = keep_alive_seconds(call.body.keep_alive)
     return await call.server.service.embed(info.name, request, keep_alive=keep_alive)
@@ -265,16 +268,8 @@ async def embed(call: Call[EmbedBody]) -> Response:
     if not inputs:
         await find_model(call, body.model)
         return json_response({"model": body.model, "embeddings": []})
-    request = embed_request(
-        inputs,
-        options=body.options,
-        truncate=body.truncate is not False,
-        dimensions=body.dimensions,
-        owner=call.key.id,
-        request_id=call.id,
-    )
     began = time.perf_counter()
-    result = await _embed(call, request)
+    result = await _embed(call, inputs, truncate=body.truncate is not False, dimensions=body.dimensions)
     return json_response(
         {
             "model": body.model,
@@ -288,11 +283,7 @@ async def embed(call: Call[EmbedBody]) -> Response:
 
 async def embeddings(call: Call[EmbeddingsBody]) -> Response:
     """POST /api/embeddings."""
-    body = call.body
-    request = embed_request(
-        [body.prompt], options=body.options, truncate=True, dimensions=None, owner=call.key.id, request_id=call.id
-    )
-    result = await _embed(call, request)
+    result = await _embed(call, [call.body.prompt], truncate=True, dimensions=None)
     return json_response({"embedding": result.vectors[0].tolist()})
 
 

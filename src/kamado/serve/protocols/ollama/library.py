@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from ....errors import UsageError
-from ...http.faults import RequestError
+from ...faults import RequestError
+from ...http.parameters import Table
 from ...http.replies import NDJSON, json_response, lines_response, utc_text
 from ...http.routes import Call, Response, Route
 from ...models.contract import ModelInfo, PullProgress
@@ -23,12 +24,13 @@ from ...models.modelfile import (
     write_modelfile,
 )
 from ...models.slow_work import SlowWork
-from ..table import TABLE
 from .bodies import CopyBody, CreateBody, DeleteBody, PullBody, ShowBody, named
 from .handlers import FAMILY, find_model
+from .rows import CREATE, ROWS
 
 # Clients ask for the version to know what the API has; this is the one whose API is spoken here.
 API_VERSION = "0.13.0"
+_TABLE = Table(ROWS)
 
 
 def _details(info: ModelInfo) -> dict[str, Any]:
@@ -177,7 +179,7 @@ async def copy(call: Call[CopyBody]) -> Response:
 def _written_parameters(call: Call[CreateBody], written: Instructions) -> dict[str, Any]:
     """The PARAMETERs of a Modelfile, by the same rows as those of the body."""
     inner: dict[str, Any] = {"parameters": parameters_from_lines(written.parameters)}
-    for left in TABLE.admit("POST /api/create", inner):
+    for left in _TABLE.admit(*CREATE, inner):
         call.leave_out(left)
     parameters: dict[str, Any] = inner["parameters"]
     return parameters

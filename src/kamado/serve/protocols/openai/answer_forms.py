@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ...http.faults import RequestError
+from ...faults import RequestError
 from ...models.contract import OutputFormat
 from .bodies import ChatBody, CompletionBody, JsonSchemaFormat, ResponseFormat, StructuredOutputs, output_of
 

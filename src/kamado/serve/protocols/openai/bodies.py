@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from ...http.faults import RequestError
-from ...models.contract import ChatRequest, OutputFormat, Think, Tool, ToolChoice, Truncation
-from ..sampling import sampling_of
+from ...faults import RequestError
+from ...models.contract import ChatRequest, OutputFormat, Think, ToolChoice, Truncation
+from ...models.sampling import sampling_of
 from ..schemas import MAX_SCHEMA_BYTES, check_schema
+from ..thinking import EFFORTS
+from ..tools import MAX_TOOLS, FunctionSpec, choose, tools_of
 from .messages import to_messages
 
 T = TypeVar("T")
@@ -23,7 +25,6 @@ T = TypeVar("T")
 MAX_CHOICES = 16
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1000
-MAX_TOOLS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_PROMPTS = 256
 MAX_INPUTS = 2048
@@ -81,8 +82,6 @@ class Extensions(Struct, kw_only=True):
             self.repetition_penalty = self.repeat_penalty
         if self.keep_alive is None:
             self.keep_alive = self.ttl
-        if self.top_k == -1:
-            self.top_k = 0
 
 
 class Common(Extensions, kw_only=True):
@@ -117,6 +116,11 @@ class Shared(Common, kw_only=True, forbid_unknown_fields=True):
     n_predict: MaxTokens = None
     cache_salt: Label | None = None
 
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the count of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
 
 class StructuredOutputs(Struct, forbid_unknown_fields=True):
     """vLLM's: one of them."""
@@ -143,15 +147,6 @@ class JsonSchemaFormat(Struct, forbid_unknown_fields=True):
     schema: JsonObject = msgspec.field(default_factory=dict)
     name: Annotated[str, Meta(max_length=64)] = ""
     description: str | None = None
-    strict: bool | None = None
-
-
-class FunctionSpec(Struct, forbid_unknown_fields=True):
-    """A function that the model may call."""
-
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-    description: str | None = None
-    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
@@ -261,44 +256,18 @@ def output_of(form: ResponseFormat | None, max_schema_bytes: int) -> OutputForma
     return OutputFormat(form.type, grammar=source)
 
 
-def tools_of(specs: list[ToolSpec] | None, max_schema_bytes: int) -> tuple[Tool, ...]:
-    """The tools. Raises RequestError for two of one name and for schemas that are too large."""
-    tools = [tool_of(spec.function, f"tools[{i}].function", max_schema_bytes) for i, spec in enumerate(specs or ())]
-    check_names([tool.name for tool in tools])
-    return tuple(tools)
-
-
-def tool_of(function: FunctionSpec, where: str, max_schema_bytes: int) -> Tool:
-    """The tool at `where`. Raises RequestError for a schema that is too large."""
-    schema = function.parameters or {}
-    check_schema(schema, f"{where}.parameters", max_schema_bytes)
-    return Tool(function.name, function.description or "", schema, strict=function.strict is True)
-
-
-def check_names(names: list[str]) -> None:
-    """Raises RequestError for two tools of one name."""
-    if len(set(names)) != len(names):
-        double = next(name for name in names if names.count(name) > 1)
-        raise RequestError(f"two tools are called {double!r}", param="tools")
-
-
 def tool_choice_of(choice: Any, names: list[str], parallel: bool | None) -> ToolChoice:
     """Which tools may be called. Chat's shapes and those of /v1/responses."""
-    many = parallel is not False
-    # A small model that must call its one tool calls it again and again: several calls are for who asked for them.
-    must_many = many if len(names) > 1 else parallel is True
-    if choice is None or choice == "auto":
-        return ToolChoice(parallel=many)
-    if choice == "none":
-        return ToolChoice("none", parallel=many)
+    if choice is None or choice in ("auto", "none"):
+        return choose(choice or "auto", names, parallel)
     if choice == "required":
         RequestError.when(not names, "tool_choice is required, but there are no tools", param="tool_choice")
-        return ToolChoice("required", parallel=must_many)
+        return choose("required", names, parallel)
     if isinstance(choice, dict):
         if choice.get("type") == "function":
             name = _name_of(choice)
             if name in names:
-                return ToolChoice("required", frozenset({name}), parallel=parallel is True)
+                return choose("required", {name}, parallel, is_bound=True)
             raise RequestError(f"tool_choice names {str(name)[:80]!r}, which is none of the tools", param="tool_choice")
         if choice.get("type") == "allowed_tools":
             return _allowed(choice.get("allowed_tools", choice), names, parallel)
@@ -326,8 +295,7 @@ def _allowed(spec: Any, names: list[str], parallel: bool | None) -> ToolChoice:
         )
         allowed.add(str(name))
     RequestError.when(not allowed, "allowed_tools allows none", param="tool_choice")
-    is_one = mode == "required" and len(allowed) == 1
-    return ToolChoice(mode, frozenset(allowed), parallel=parallel is True if is_one else parallel is not False)
+    return choose(mode, allowed, parallel, is_bound=True)
 
 
 def think_of(effort: str | None, budget: int | None = None) -> Think:
@@ -336,8 +304,7 @@ def think_of(effort: str | None, budget: int | None = None) -> Think:
         return Think(enabled=False if budget == 0 else None, max_tokens=budget or None)
     if effort == "none" or budget == 0:
         return Think(enabled=False)
-    known = {"xhigh": "high", "max": "high"}.get(effort, effort)
-    return Think(enabled=True, effort=known, max_tokens=budget)  # type: ignore[arg-type]
+    return Think(enabled=True, effort=EFFORTS[effort], max_tokens=budget)
 
 
 def think_of_chat(body: ChatBody) -> Think:
@@ -375,18 +342,13 @@ def hides_reasoning(body: ChatBody) -> bool:
     return is_excluded or body.include_reasoning is False or body.reasoning_format == "hidden"
 
 
-def limit_of(*values: int | None, param: str = "max_tokens") -> int | None:
+def limit_of(*values: int | None, param: str = "max_tokens", least: int = 1) -> int | None:
     """Tokens that an answer may have, by whatever name; -1: as many as fit. Raises RequestError when two differ."""
     given = {value for value in values if value is not None}
     RequestError.when(len(given) > 1, f"{param} and another name of it differ: give one", param=param)
     limit = given.pop() if given else None
+    RequestError.when(limit == 0 and least, f"{param} must be 1 or more, or -1 for as many as fit", param=param)
     return None if limit == -1 else limit
-
-
-def _max_tokens(body: ChatBody) -> int | None:
-    limit = limit_of(body.max_completion_tokens, body.max_tokens, body.n_predict)
-    RequestError.when(limit == 0, "max_tokens must be 1 or more, or -1 for as many as fit", param="max_tokens")
-    return limit
 
 
 def _check_template_wishes(body: ChatBody) -> None:
@@ -403,6 +365,15 @@ def _check_template_wishes(body: ChatBody) -> None:
     )
 
 
+def check_stream_options(body: Shared) -> None:
+    """Raises RequestError for options of a stream that was not asked for."""
+    RequestError.when(
+        body.stream_options is not None and not body.stream,
+        "stream_options needs stream to be true",
+        param="stream_options",
+    )
+
+
 def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int) -> ChatRequest:
     """What the chat endpoint's body asks for. Raises RequestError naming the parameter."""
     from .answer_forms import form_of  # above this module
@@ -410,11 +381,7 @@ def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int)
     RequestError.when(
         body.top_logprobs and not body.logprobs, "top_logprobs needs logprobs to be true", param="top_logprobs"
     )
-    RequestError.when(
-        body.stream_options is not None and not body.stream,
-        "stream_options needs stream to be true",
-        param="stream_options",
-    )
+    check_stream_options(body)
     tools = tools_of(body.tools, max_schema_bytes)
     messages, is_task = to_messages(body.messages, max_image_bytes=max_image_bytes)
     RequestError.when(
@@ -432,7 +399,7 @@ def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int)
         output=form_of(body, max_schema_bytes),
         think=think_of_chat(body),
         sampling=sampling_of(body),
-        max_tokens=_max_tokens(body),
+        max_tokens=limit_of(body.max_completion_tokens, body.max_tokens, body.n_predict),
         stop=stops_of(body.stop),
         n=body.n or 1,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,

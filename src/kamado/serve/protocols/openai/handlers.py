@@ -1,33 +1,26 @@
-"""OpenAI's protocol: chat, completions, embeddings, models. /v1/responses is in responses.py."""
+"""OpenAI's protocol: chat, completions, embeddings, models. /v1/responses is in responses.py; GET /v1/models, which is
+Anthropic's path too, in ../model_lists.py."""
 
 from __future__ import annotations
 
 import base64
-import math
-import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from ...config import parse_duration
-from ...http.faults import Fault, RequestError
+from ...faults import RequestError
 from ...http.replies import SseTemplate, json_response, sse, stream_response, until_started, written
-from ...http.routes import WORK_STATUSES, Call, Family, Response, Route
+from ...http.routes import WORK_STATUSES, Call, Response, Route
 from ...models.contract import (
-    ChatRequest,
-    CompletionRequest,
     Done,
     EmbedRequest,
     Event,
     Finish,
-    ModelInfo,
-    PromptLogprobs,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -36,30 +29,25 @@ from ...models.contract import (
     ToolCallDelta,
     ToolCallStart,
 )
-from ..sampling import sampling_of
 from ..schemas import noted
 from ..thinking import say_if_it_cannot_think
-from .answer_forms import form_of
 from .bodies import (
-    MAX_CHOICES,
     MAX_INPUTS,
-    MAX_PROMPTS,
     ChatBody,
     CompletionBody,
     EmbeddingBody,
     chat_request,
     hides_reasoning,
-    limit_of,
-    stops_of,
     thinking_parameters,
 )
+from .completions import completions, prompts_of
+from .family import FAMILY, FINISH, SSE_DONE, keep_alive_of, new_id, note_counts, owner_of
 from .results import (
     ChatChoice,
     ChatLogprobs,
     ChatResult,
     Chunk,
     ChunkChoice,
-    ContextResult,
     DeletedResult,
     Delta,
     EmbeddingResult,
@@ -68,57 +56,15 @@ from .results import (
     FunctionCall,
     FunctionDelta,
     MessageResult,
-    ModelResult,
     ModelsResult,
-    TextChoice,
-    TextLogprobs,
     TextResult,
     ToolCallDeltaResult,
     ToolCallResult,
     account_of,
     chat_logprobs,
-    token_text,
+    model_result,
     usage_of,
 )
-
-_TYPES = {
-    "unauthorized": "authentication_error",
-    "forbidden": "permission_error",
-    "rate_limited": "rate_limit_error",
-    "internal": "server_error",
-    "unavailable": "server_error",
-    "upstream": "server_error",
-    "timeout": "server_error",
-}
-_DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI says
-SSE_DONE = b"data: [DONE]\n\n"
-FINISH = {"stop": "stop", "stop_sequence": "stop", "length": "length", "tool_calls": "tool_calls"}
-
-
-def fault_body(fault: Fault) -> Mapping[str, Any]:
-    """OpenAI's error object."""
-    error: dict[str, Any] = {
-        "message": fault.message,
-        "type": _TYPES.get(fault.kind, "invalid_request_error"),
-        "param": fault.param,
-        "code": fault.code,
-    }
-    return {"error": error | dict(fault.numbers)}
-
-
-# In a stream the same, as the official clients expect it.
-FAMILY = Family("openai", fault_body, lambda fault: sse(fault_body(fault)), keep_alive=b": keep-alive\n\n")
-
-
-def new_id(prefix: str) -> str:
-    """An id that nobody can guess."""
-    return f"{prefix}{secrets.token_hex(16)}"
-
-
-def keep_alive_of(value: float | str | None) -> float | None:
-    """Seconds; None: as the server was told."""
-    return None if value is None else parse_duration(value)
-
 
 # --- chat -------------------------------------------------------------------------------------------------------------
 
@@ -135,15 +81,9 @@ async def chat(call: Call[ChatBody]) -> Response:
         events = written(events, lambda event: () if isinstance(event, ReasoningDelta) else (event,))
     headers = {"x-kamado-lane": "background"} if request.is_background else {}
     if body.stream:
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        include_usage = include_usage or (body.usage is not None and bool(body.usage.include))
+        include_usage = body.includes_usage or (body.usage is not None and bool(body.usage.include))
         return stream_response(_chat_chunks(call, body.model, events, request.n, include_usage), headers=headers)
     return json_response(await _chat_result(call, body.model, events, request.n), headers=headers)
-
-
-def owner_of(call: Call[Any], cache_key: str | None = None) -> str:
-    """Whose prefixes a request may share. A cache key parts one API key's users from each other."""
-    return call.key.id if not cache_key else f"{call.key.id}/{cache_key}"
 
 
 @dataclass
@@ -187,18 +127,6 @@ async def collect(events: AsyncGenerator[Event, None], num_choices: int) -> tupl
     assert started is not None
     assert counts is not None, "every stream has Started and Done"
     return started, answers, counts
-
-
-def note_counts(call: Call[Any], counts: TokenCounts) -> None:
-    """For the log."""
-    call.notes |= {
-        "prompt_tokens": counts.num_prompt_tokens,
-        "cached_tokens": counts.num_cached_tokens,
-        "generated_tokens": counts.num_generated_tokens,
-        "queue_seconds": round(counts.queue_seconds, 4),
-        "prefill_seconds": round(counts.prefill_seconds, 4),
-        "decode_seconds": round(counts.decode_seconds, 4),
-    }
 
 
 async def _chat_result(call: Call[Any], model: str, events: AsyncGenerator[Event, None], n: int) -> ChatResult:
@@ -280,196 +208,6 @@ async def _chat_chunks(
     yield SSE_DONE
 
 
-# --- completions ------------------------------------------------------------------------------------------------------
-
-
-async def completions(call: Call[CompletionBody]) -> Response:
-    """POST /v1/completions."""
-    body = call.body
-    RequestError.when(
-        body.stream_options is not None and not body.stream,
-        "stream_options needs stream to be true",
-        param="stream_options",
-    )
-    n = body.n or 1
-    RequestError.when(
-        body.best_of is not None and body.best_of != n,
-        "best_of cannot be honoured unless it equals n: all answers are returned, none is dropped",
-        param="best_of",
-        code="unsupported_parameter",
-    )
-    prompts = prompts_of(body.prompt, "prompt", MAX_PROMPTS)
-    RequestError.when(len(prompts) * n > MAX_PROMPTS, f"prompts times n may be {MAX_PROMPTS} at most", param="n")
-    echo = bool(body.echo)
-    is_limited = body.max_tokens is not None or body.n_predict is not None
-    max_tokens = limit_of(body.max_tokens, body.n_predict) if is_limited else _DEFAULT_MAX_TOKENS
-    RequestError.when(max_tokens == 0 and not echo, "max_tokens may be 0 only with echo", param="max_tokens")
-    RequestError.when(echo and body.suffix, "echo and suffix contradict each other", param="echo")
-    request = CompletionRequest(
-        prompts=prompts,
-        suffix=body.suffix or None,
-        sampling=sampling_of(body),
-        output=form_of(body, call.server.config.max_schema_bytes),
-        max_tokens=max_tokens,
-        stop=stops_of(body.stop),
-        n=n,
-        logprobs=body.logprobs,
-        prompt_logprobs=(body.logprobs or 0) if echo else None,
-        truncation="keep_end" if body.truncation == "auto" else "refuse",
-        special=body.parse_special is not False,
-        add_bos=False if body.add_special_tokens is False else None,
-        is_background=bool(body.background),
-        owner=owner_of(call, body.cache_salt),
-        deadline_seconds=body.deadline_seconds,
-        request_id=call.id,
-    )
-    call.notes |= {"model": body.model, "user": body.user}
-    events = noted(call, call.server.service.complete(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
-    chunks = _completion_chunks(call, body.model, events, request, echo)
-    if body.stream:
-        return stream_response(_completion_events(chunks, include_usage))
-    return json_response(await _completion_whole(chunks, len(prompts) * n))
-
-
-async def _completion_events(
-    chunks: AsyncGenerator[TextResult, None], include_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            is_last = chunk.usage is not msgspec.UNSET
-            if is_last and not include_usage and not _must_be_said(chunk.kamado):
-                continue
-            if is_last != include_usage:
-                chunk.usage = msgspec.UNSET if is_last else None
-            yield sse(chunk)
-    yield SSE_DONE
-
-
-def _must_be_said(account: ContextResult | msgspec.UnsetType) -> bool:
-    """Whether it has what is said even when no account was asked for."""
-    return not isinstance(account, msgspec.UnsetType) and (
-        account.truncated is not None or account.schema_violations is not msgspec.UNSET
-    )
-
-
-async def _completion_whole(chunks: AsyncGenerator[TextResult, None], num_choices: int) -> TextResult:
-    whole: TextResult | None = None
-    choices = [TextChoice(i, "") for i in range(num_choices)]
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            for more in chunk.choices:
-                choice = choices[more.index]
-                choice.text += more.text
-                choice.finish_reason = more.finish_reason or choice.finish_reason
-                if choice.logprobs is None:
-                    choice.logprobs = more.logprobs
-                elif more.logprobs is not None:
-                    _extend(choice.logprobs, more.logprobs)
-            whole = chunk
-    assert whole is not None
-    whole.choices = choices
-    return whole
-
-
-def _extend(all_: TextLogprobs, more: TextLogprobs) -> None:
-    for name in TextLogprobs.__struct_fields__:
-        if (column := getattr(all_, name)) is not None:  # `top_logprobs` may be left out, in all of them
-            column += getattr(more, name)
-
-
-async def _completion_chunks(
-    call: Call[Any], model: str, events: AsyncGenerator[Event, None], request: CompletionRequest, echo: bool
-) -> AsyncGenerator[TextResult, None]:
-    """One result an event; the last has the usage and no choice."""
-    id_, created = new_id("cmpl-"), int(time.time())
-    offsets = [0] * (len(request.prompts) * request.n)
-
-    def chunk(choice: TextChoice) -> TextResult:
-        return TextResult(id_, created, model, [choice])
-
-    async with aclosing(events):
-        started = await until_started(events)
-        if echo and request.logprobs is None:
-            echoed = await _echoed(call, model, request)
-            for i, text in enumerate(echoed):
-                offsets[i] += len(text)
-                yield chunk(TextChoice(i, text))
-        async for event in events:
-            if isinstance(event, PromptLogprobs):
-                if request.logprobs is not None:
-                    text = b"".join(t.text for t in event.tokens).decode("utf-8", "replace")
-                    logprobs = _text_logprobs(event.tokens, request.logprobs, offsets[event.choice])
-                    offsets[event.choice] += len(text)
-                    yield chunk(TextChoice(event.choice, text, logprobs))
-            elif isinstance(event, TextDelta):
-                top = request.logprobs
-                new = None if top is None else _text_logprobs(event.logprobs, top, offsets[event.choice])
-                offsets[event.choice] += len(event.text)
-                yield chunk(TextChoice(event.choice, event.text, new))
-            elif isinstance(event, Finish):
-                yield chunk(TextChoice(event.choice, "", None, FINISH[event.reason]))  # type: ignore[arg-type]
-            elif isinstance(event, Done):
-                note_counts(call, event.counts)
-                yield TextResult(
-                    id_,
-                    created,
-                    model,
-                    [],
-                    usage=usage_of(event.counts),
-                    kamado=account_of(started, event.counts),
-                )
-
-
-async def _echoed(call: Call[Any], model: str, request: CompletionRequest) -> list[str]:
-    """The prompts as text, one a choice."""
-    texts: list[str] = []
-    async with call.server.service.using(model, request.owner) as served:
-        for prompt in request.prompts:
-            texts += [prompt if isinstance(prompt, str) else await served.detokenize(prompt)] * request.n
-    return texts
-
-
-def _text_logprobs(tokens: tuple[TokenLogprob, ...], num_top: int, offset: int) -> TextLogprobs:
-    texts, offsets = [], []
-    for token in tokens:
-        texts.append(token_text(token.text))
-        offsets.append(offset)
-        offset += len(token.text.decode("utf-8", "replace"))
-    top: list[dict[str, float] | None] | None = None
-    if num_top:
-        top = [None if math.isnan(t.logprob) else {token_text(data): value for _, data, value in t.top} for t in tokens]
-    return TextLogprobs(texts, [None if math.isnan(t.logprob) else t.logprob for t in tokens], top, offsets)
-
-
-def prompts_of(value: Any, param: str, limit: int) -> tuple[str | tuple[int, ...], ...]:
-    """One text, texts, token ids, or lists of them. Raises RequestError for anything else."""
-    if isinstance(value, str):
-        return (value,)
-    RequestError.when(
-        not isinstance(value, list) or not value,
-        f"{param} must be text, token ids, or a list of either, and not empty",
-        param=param,
-    )
-    if _is_ids(value):
-        return (tuple(value),)
-    RequestError.when(len(value) > limit, f"{param} has {len(value)} items, more than {limit}", param=param)
-    items: list[str | tuple[int, ...]] = []
-    for i, item in enumerate(value):
-        if isinstance(item, str):
-            items.append(item)
-        elif isinstance(item, list) and item and _is_ids(item):
-            items.append(tuple(item))
-        else:
-            raise RequestError(f"{param}[{i}] must be text or token ids, and not empty", param=f"{param}[{i}]")
-    return tuple(items)
-
-
-def _is_ids(items: list[Any]) -> bool:
-    # The types first, all at once: a list may have a million.
-    return set(map(type, items)) == {int} and min(items) >= 0 and max(items) < 1 << 31
-
-
 # --- embeddings and models --------------------------------------------------------------------------------------------
 
 
@@ -497,26 +235,8 @@ async def embeddings(call: Call[EmbeddingBody]) -> Response:
     return json_response(EmbeddingsResult(data, body.model, EmbeddingUsage(num_tokens, num_tokens)))
 
 
-def model_result(info: ModelInfo, is_loaded: bool) -> ModelResult:
-    """A model as OpenAI lists it, with what one wants to know of it."""
-    return ModelResult(
-        id=info.name,
-        created=info.created,
-        context_length=info.context or info.max_context or None,
-        max_context_length=info.max_context or None,
-        capabilities=sorted(info.capabilities),
-        size_bytes=info.nbytes,
-        quantization=info.quantization,
-        is_loaded=is_loaded,
-    )
-
-
 async def list_models(call: Call[None]) -> Response:
-    """GET /v1/models; Anthropic's clients use the same path and get their own shape."""
-    from ..anthropic import models as anthropic_models  # above this module
-
-    if anthropic_models.is_asked(call.headers):
-        return await anthropic_models.list_models(call)
+    """GET /v1/models in OpenAI's shape."""
     for name in call.query:
         RequestError.when(name != "beta", "for clients with an anthropic-version header only", param=name)
     service = call.server.service
@@ -524,11 +244,7 @@ async def list_models(call: Call[None]) -> Response:
 
 
 async def get_model(call: Call[None]) -> Response:
-    """GET /v1/models/{model}; see list_models."""
-    from ..anthropic import models as anthropic_models
-
-    if anthropic_models.is_asked(call.headers):
-        return await anthropic_models.get_model(call)
+    """GET /v1/models/{model} in OpenAI's shape."""
     service = call.server.service
     info = await service.model(call.path["model"])
     return json_response(model_result(info, service.is_loaded(info.name)))
@@ -542,9 +258,6 @@ async def delete_model(call: Call[None]) -> Response:
     await service.library.delete(info.name)
     return json_response(DeletedResult(info.name))
 
-
-_INTEGER, _STRING = {"type": "integer", "minimum": 1, "maximum": 1000}, {"type": "string"}
-_BETA = {"type": "string", "enum": ["true", "false"]}  # Anthropic's clients add it; it changes nothing
 
 ROUTES = [
     Route(
@@ -560,17 +273,7 @@ ROUTES = [
         statuses=WORK_STATUSES, needs_model=True,
     ),
     Route(
-        "GET", "/v1/models", list_models, "read", FAMILY, "List the models.", result=ModelsResult,
-        query={"limit": _INTEGER, "after_id": _STRING, "before_id": _STRING, "beta": _BETA},  # of models.py
-    ),
-    Route(
-        "GET", "/v1/models/{model:path}", get_model, "read", FAMILY, "Describe a model.", result=ModelResult,
-        statuses=(404,), query={"beta": _BETA},
-    ),
-    Route(
         "DELETE", "/v1/models/{model:path}", delete_model, "delete", FAMILY, "Remove a model and its file.",
         result=DeletedResult, statuses=(404,),
     ),
 ]  # fmt: skip
-
-__all__ = ["FAMILY", "MAX_CHOICES", "ROUTES", "Answer", "ChatRequest", "collect", "new_id", "owner_of"]

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...http.faults import RequestError
+from ...faults import RequestError
+from ...http.parameters import without_nulls
 from ...models.contract import Message, Part, Role, TextPart, ToolCall
 from ..images import image_from_url
-from ..parameters import without_nulls
 
 # How chat pages begin what they ask of themselves: titles, tags, follow-up questions (Open WebUI's task prompts).
 _TASK_BEGINNINGS = ("### Task:\n", "Create a concise, 3-5 word", "Generate a concise, 3-5 word")

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...http.faults import RequestError, fault_of
+from ...faults import RequestError, fault_of
 from ...http.replies import json_response, sse, stream_response, to_json, until_started
 from ...http.routes import WORK_STATUSES, Call, Response, Route
 from ...models.contract import (
@@ -30,7 +30,7 @@ from ...models.contract import (
 )
 from ..schemas import noted
 from ..thinking import say_if_it_cannot_think
-from .handlers import FAMILY, keep_alive_of, new_id, note_counts, owner_of
+from .family import FAMILY, keep_alive_of, new_id, note_counts, owner_of
 from .responses_bodies import ENCRYPTED, INCLUDABLE, ResponsesBody, input_items, named_parts, responses_request
 from .responses_replay import replay
 from .results import ChatLogprob, account_of, chat_logprob

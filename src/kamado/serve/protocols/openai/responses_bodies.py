@@ -9,25 +9,22 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from ...http.faults import RequestError
+from ...faults import RequestError
+from ...http.parameters import converted, without_nulls
 from ...models.contract import ChatRequest, Message, OutputFormat, Part, Role, TextPart, Tool, ToolCall
-from ..parameters import converted, without_nulls
-from ..sampling import sampling_of
+from ...models.sampling import sampling_of
 from ..schemas import check_schema
+from ..tools import MAX_TOOLS, FunctionSpec, checked, tool_of
 from .bodies import (
-    MAX_TOOLS,
     Common,
     Effort,
-    FunctionSpec,
     JsonObject,
     Label,
     MaxTokens,
     ResponsesStreamOptions,
-    check_names,
     limit_of,
     think_of,
     tool_choice_of,
-    tool_of,
 )
 from .messages import content_parts, text_of
 from .rows import OTHERS_INCLUDABLE
@@ -122,7 +119,7 @@ def responses_request(
         output=_output(text.format, max_schema_bytes),
         think=think_of(reasoning.effort, reasoning.max_tokens),
         sampling=sampling_of(body),
-        max_tokens=_max_tokens(body),
+        max_tokens=limit_of(body.max_output_tokens, param="max_output_tokens"),
         logprobs=(body.top_logprobs or 0) if has_logprobs else None,
         truncation="drop_oldest" if body.truncation == "auto" else "refuse",
         is_background=is_flex,
@@ -258,8 +255,7 @@ def _tools(raw: Sequence[Mapping[str, Any]] | None, max_schema_bytes: int) -> tu
     RequestError.when(
         len(tools) > MAX_TOOLS, f"tools: {len(tools)} functions are more than the {MAX_TOOLS} allowed", param="tools"
     )
-    check_names([tool.name for tool in tools])
-    return tuple(tools)
+    return checked(tools)
 
 
 def _function(item: Mapping[str, Any], where: str, max_schema_bytes: int) -> Tool:
@@ -281,15 +277,6 @@ def _flat_choice(choice: Any) -> Any:
     if isinstance(space, str) and isinstance(name, str):
         return {**choice, "name": joined(space, name)}
     return choice
-
-
-def _max_tokens(body: ResponsesBody) -> int | None:
-    RequestError.when(
-        body.max_output_tokens == 0,
-        "max_output_tokens must be 1 or more, or -1 for as many as fit",
-        param="max_output_tokens",
-    )
-    return limit_of(body.max_output_tokens, param="max_output_tokens")
 
 
 def _output(form: TextFormat | None, max_schema_bytes: int) -> OutputFormat:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType, field
 
-from ...models.contract import Started, TokenCounts, TokenLogprob
+from ...models.contract import ModelInfo, Started, TokenCounts, TokenLogprob
 
 Finish = Literal["stop", "length", "tool_calls"]
 
@@ -323,3 +323,17 @@ def chat_logprob(token: TokenLogprob) -> ChatLogprob:
 def chat_logprobs(tokens: tuple[TokenLogprob, ...]) -> ChatLogprobs | None:
     """Of a delta or a message; None when there are none."""
     return ChatLogprobs([chat_logprob(token) for token in tokens]) if tokens else None
+
+
+def model_result(info: ModelInfo, is_loaded: bool) -> ModelResult:
+    """A model as OpenAI lists it, with what one wants to know of it."""
+    return ModelResult(
+        id=info.name,
+        created=info.created,
+        context_length=info.context or info.max_context or None,
+        max_context_length=info.max_context or None,
+        capabilities=sorted(info.capabilities),
+        size_bytes=info.nbytes,
+        quantization=info.quantization,
+        is_loaded=is_loaded,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..parameters import Row, one_of
+from ...http.parameters import Row, one_of
 from ..row_words import happens, honoured, idle, left_out, part, refused, typed
 
 CHAT, COMPLETIONS = ("POST /v1/chat/completions",), ("POST /v1/completions",)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...options import MAX_SEED, RANGES
-from ..http.faults import RequestError
-from ..models.contract import SamplingOptions
+from ..faults import RequestError
+from .contract import SamplingOptions
 
 # Other names: of llama.cpp's and vLLM's extensions of OpenAI's bodies, and of Ollama's options and recipes.
 _OF_BODIES = {"penalty_window": "repeat_last_n"}

@@ -23,14 +23,19 @@ Sample = tuple[Labels, float]
 class _Metric:
     kind = ""
 
-    def __init__(self, name: str, help_text: str, labels: Sequence[str]) -> None:
+    def __init__(self, name: str, help_text: str, labels: Sequence[str] = ()) -> None:
         self.name = name
         self.help_text = help_text
         self.labels = tuple(labels)
 
-    def lines(self) -> Iterable[str]:
-        """Its samples, without the head."""
+    def samples(self) -> Iterable[Sample]:
+        """Label values and number of each of its series."""
         raise NotImplementedError
+
+    def lines(self) -> Iterable[str]:
+        """Its samples as text, without the head."""
+        for key, value in self.samples():
+            yield self._line("", zip(self.labels, self._key(key), strict=True), value)
 
     def _key(self, values: Labels) -> Labels:
         assert len(values) == len(self.labels), f"{self.name} has labels {self.labels}"
@@ -38,9 +43,7 @@ class _Metric:
 
     def _line(self, suffix: str, labels: Iterable[tuple[str, str]], value: float) -> str:
         inside = ",".join(f'{name}="{_escaped(text)}"' for name, text in labels)
-        return (
-            f"{self.name}{suffix}{{{inside}}} {_number(value)}" if inside else f"{self.name}{suffix} {_number(value)}"
-        )
+        return f"{self.name}{suffix}{f'{{{inside}}}' if inside else ''} {_number(value)}"
 
 
 M = TypeVar("M", bound=_Metric)
@@ -65,33 +68,20 @@ class Counter(_Metric):
         """The sum so far."""
         return self._values.get(labels, 0.0)
 
-    def lines(self) -> Iterable[str]:
-        """Its samples."""
-        for key, value in self._values.items():
-            yield self._line("", zip(self.labels, key, strict=True), value)
+    def samples(self) -> Iterable[Sample]:
+        """See _Metric."""
+        return self._values.items()
 
 
 class Gauge(_Metric):
     """A number that is asked for when it is shown: `read` gives (label values, number) pairs."""
 
-    kind = "gauge"
-
     def __init__(
-        self, name: str, help_text: str, read: Callable[[], Iterable[Sample]], labels: Sequence[str] = ()
+        self, name: str, help_text: str, read: Callable[[], Iterable[Sample]], labels: Sequence[str], kind: str
     ) -> None:
+        """`kind`: "gauge", or "counter" for one that is kept elsewhere, in the engine for one."""
         super().__init__(name, help_text, labels)
-        self._read = read
-
-    def lines(self) -> Iterable[str]:
-        """Its samples."""
-        for key, value in self._read():
-            yield self._line("", zip(self.labels, self._key(key), strict=True), value)
-
-
-class ReadCounter(Gauge):
-    """A counter kept elsewhere, in the engine for one."""
-
-    kind = "counter"
+        self.samples, self.kind = read, kind  # type: ignore[method-assign]
 
 
 class Histogram(_Metric):
@@ -148,13 +138,13 @@ class Registry:
         self, name: str, help_text: str, read: Callable[[], Iterable[Sample]], labels: Sequence[str] = ()
     ) -> None:
         """A gauge that is read when the metrics are."""
-        self._add(Gauge(name, help_text, read, labels))
+        self._add(Gauge(name, help_text, read, labels, "gauge"))
 
     def read_counter(
         self, name: str, help_text: str, read: Callable[[], Iterable[Sample]], labels: Sequence[str] = ()
     ) -> None:
         """A counter that is kept elsewhere and read when the metrics are."""
-        self._add(ReadCounter(name, help_text, read, labels))
+        self._add(Gauge(name, help_text, read, labels, "counter"))
 
     def histogram(
         self, name: str, help_text: str, buckets: Sequence[float] = LATENCY_BUCKETS, labels: Sequence[str] = ()

@@ -1,4 +1,5 @@
-"""Ollama's `options` and PARAMETERs that are honoured: what each means here. The others are rows of rows_others.py."""
+"""Ollama's `options` and PARAMETERs that are honoured: what each means here. The others are rows of
+protocols/ollama/rows.py."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...config import parse_duration
-from ...http.faults import RequestError
-from ...models.contract import SamplingOptions
-from ..sampling import OF_OLLAMA, ollama_sampling
+from ..config import parse_duration
+from ..faults import RequestError
+from .contract import SamplingOptions
+from .sampling import OF_OLLAMA, ollama_sampling
 
 MAX_STOPS = 64
 

@@ -1,4 +1,4 @@
-"""What becomes of a parameter: honoured, left out and said, or refused. The machinery; the rows are in rows_*.py.
+"""What becomes of a parameter: honoured, left out and said, or refused. The machinery; the rows are each protocol's.
 
     body ─▶ tidy(): null, Ollama's zeroes, 2.0 for 2 ─▶ admit(): each given parameter's row ─▶ its Struct
                                                         honoured │ left out: header and log │ refused: 400, named
@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 from msgspec import inspect
 
-from ..http.faults import RequestError
+from ..faults import RequestError
 
 S = TypeVar("S", bound=msgspec.Struct)
 

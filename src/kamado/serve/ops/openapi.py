@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
+from ..http.route_table import PARAMETER
+from ..http.routes import Route
 from ..protocols.openai.results import ErrorResult
-from .routes import Route
 
-_PARAMETER = re.compile(r"\{([a-z_]+)(:path)?\}")
 _EVERY = (400, 401, 403, 404, 405)  # what the gate itself may answer
 _BODY = (408, 413, 415, 429, 500, 503, 504)
 _REASONS = {
@@ -41,7 +41,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     of_type = {_key(kind): schema for kind, schema in zip(types, schemas, strict=True)}
     paths: dict[str, dict[str, Any]] = {}
     for route in shown:
-        path = _PARAMETER.sub(r"{\1}", route.path)
+        path = PARAMETER.sub(r"{\1}", route.path)
         paths.setdefault(path, {})[route.method.lower()] = _operation(route, of_type)
     return {
         "openapi": "3.1.0",
@@ -87,7 +87,7 @@ def _operation(route: Route, of_type: Mapping[str, Any]) -> dict[str, Any]:
         operation["x-scope"] = route.scope
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        for name, _ in _PARAMETER.findall(route.path)
+        for name, _ in PARAMETER.findall(route.path)
     ]
     parameters += [
         {"name": name, "in": "query", "required": False, "schema": schema} for name, schema in route.query.items()

@@ -9,7 +9,6 @@ leaves, which frees the executor within a step.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import secrets
@@ -22,25 +21,26 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ...engine.forms.json_schema import kept_bytes
-from ...errors import ClosedError
-from ..config import ServeConfig
-from ..models.model_stats import register_model_stats
-from ..models.service import Limits, Service
-from ..ops.metrics import Registry
-from ..ops.share import CONNECTION_BYTES, server_share, worker_bytes
-from ..protocols.parameters import HEADER, LeftOut
-from ..protocols.table import admit
-from .access import Access
-from .bodies import MEMORY_FACTOR, SMALL_SHARE, BodyBudget, BodyCharge, BodyDecoder, BodyLimits, take_body
-from .connections import ConnectionBounds, Connections
+from ..engine.forms.json_schema import kept_bytes
+from ..errors import ClosedError
+from .config import ServeConfig
 from .faults import Fault, FaultError, RequestError, fault_of, shown
-from .keys import NOBODY, Key, KeyRing
-from .paths import canonical, instead_of
-from .replies import to_json
-from .routes import Call, Family, Response, Route
-from .wire import find_wire
-from .writer import Writer
+from .http.access import Access
+from .http.bodies import MEMORY_FACTOR, SMALL_SHARE, BodyBudget, BodyCharge, BodyDecoder, BodyLimits, take_body
+from .http.connections import ConnectionBounds, Connections
+from .http.keys import NOBODY, Key, KeyRing
+from .http.parameters import HEADER, LeftOut
+from .http.paths import canonical, instead_of
+from .http.replies import to_json
+from .http.route_table import RouteTable
+from .http.routes import Call, Family, Response, Route
+from .http.wire import find_wire
+from .http.writer import Writer
+from .metrics import Registry
+from .models.model_stats import register_model_stats
+from .models.service import Limits, Service
+from .protocols.table import admit
+from .share import CONNECTION_BYTES, server_share, worker_bytes
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -49,11 +49,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _log = logging.getLogger("kamado.serve")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,80}")
-_PARAMETER = re.compile(r"\{([a-z_]+)(:path)?\}")
 _MAX_QUERY_BYTES = 8192
 _STATS_SECONDS = 1.0
 _MAX_PATH_CHARACTERS = 2048
-_MAX_LOGGED_CHARACTERS = 1000  # of one value of a log line
 _MAX_LEFT_OUT = 50  # names in one answer's header
 _MAX_LOGGED = 1000
 
@@ -90,21 +88,21 @@ class Server:
         *,
         metrics: Registry,
         keys: KeyRing | None = None,
-        routes: Sequence[Route] | None = None,
+        routes: Sequence[Route],
+        family_of: Callable[[str], Family],
     ) -> None:
-        """`routes` None: all families'. `metrics` is the registry that `service` was made with."""
-        from ..protocols.families import all_routes, family_of
-
+        """`metrics` is the registry that `service` was made with; `family_of` says in whose shape a fault on a path is
+        written when no route says so."""
         self.config = config
         self.service = service
         self.metrics = metrics
         self.keys = keys if keys is not None else KeyRing()
-        self.routes = tuple(all_routes() if routes is None else routes)
+        self.routes = tuple(routes)
         self.is_draining = False
         self.started_at = time.time()
         self.state: dict[str, Any] = {}  # families' own: stored responses, …
         self._family_of = family_of
-        self._table = _Table(self.routes)
+        self._table = RouteTable(self.routes)
         self._access = Access(config)
         self._limits = _body_limits(config)
         self._bodies = BodyBudget(config.bodies_bytes)
@@ -451,86 +449,3 @@ async def _cancel_on_disconnect(
             notes["outcome"] = "client left"
             work.cancel()
             return
-
-
-class _Table:
-    """Finds routes: by a dict when the path has no parameter, else by expressions, longest fixed part first."""
-
-    def __init__(self, routes: Sequence[Route]) -> None:
-        self._exact: dict[str, dict[str, Route]] = {}
-        patterns: dict[str, dict[str, Route]] = {}
-        for route in routes:
-            group = patterns if "{" in route.path else self._exact
-            methods = group.setdefault(route.path, {})
-            assert route.method not in methods, f"two routes for {route.method} {route.path}"
-            methods[route.method] = route
-        self._patterns = sorted(
-            ((_pattern(path), methods) for path, methods in patterns.items()), key=lambda p: -len(p[0].pattern)
-        )
-
-    def find(self, method: str, path: str) -> tuple[list[str], Route | None, dict[str, str]]:
-        """The methods that the path has, the route of `method` (GET serves HEAD), and the path's parameters."""
-        methods, parameters = self._exact.get(path), {}
-        if methods is None:
-            for pattern, candidates in self._patterns:
-                match = pattern.fullmatch(path)
-                if match is not None:
-                    methods, parameters = candidates, match.groupdict()
-                    break
-        if methods is None:
-            return [], None, {}
-        route = methods.get(method) or (methods.get("GET") if method == "HEAD" else None)
-        names = sorted({*methods, *({"HEAD"} if "GET" in methods else ())})
-        return names, route, parameters
-
-
-def _pattern(path: str) -> re.Pattern[str]:
-    parts, end = [], 0
-    for match in _PARAMETER.finditer(path):
-        parts.append(re.escape(path[end : match.start()]))
-        parts.append(f"(?P<{match[1]}>{'.+' if match[2] else '[^/]+'})")
-        end = match.end()
-    parts.append(re.escape(path[end:]))
-    return re.compile("".join(parts), re.DOTALL)
-
-
-class JsonFormatter(logging.Formatter):
-    """One line of JSON a record: time, level, event, and whatever `extra` had."""
-
-    _OWN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-        }
-        for name, value in record.__dict__.items():
-            if name not in self._OWN and value is not None:
-                line[name] = value[:_MAX_LOGGED_CHARACTERS] if isinstance(value, str) else value
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=True)
-
-
-class TextFormatter(logging.Formatter):
-    """The same for people."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        extra = " ".join(
-            f"{name}={value[:_MAX_LOGGED_CHARACTERS]!r}"
-            if isinstance(value, str) and (" " in value or len(value) > _MAX_LOGGED_CHARACTERS)
-            else f"{name}={value}"
-            for name, value in record.__dict__.items()
-            if name not in JsonFormatter._OWN and value is not None
-        )
-        text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.getMessage()} {extra}".rstrip()
-        trace = "\n" + self.formatException(record.exc_info) if record.exc_info else ""  # it has what clients wrote
-        return _printable(text).replace("\n", "\\n") + _printable(trace)
-
-
-def _printable(text: str) -> str:
-    """What no terminal takes for an order; line ends stay."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

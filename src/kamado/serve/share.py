@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ...engine.forms.json_schema import KEPT_BYTES
-from ...errors import UsageError
-from ...isolated import WORK_BYTES, WORKER, WORKER_BASE_BYTES
-from ...plan.budget import format_size, format_size_up
-from ...plan.overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES
-from ..config import ServeConfig
+from ..engine.forms.json_schema import KEPT_BYTES
+from ..errors import UsageError
+from ..isolated import WORK_BYTES, WORKER, WORKER_BASE_BYTES
+from ..plan.budget import format_size, format_size_up
+from ..plan.overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES
+from .config import ServeConfig
 
 # A connection without its header: objects, the buffer it reads into, an answer on its way out. Each of 490 idle ones
 # took 24 KiB of resident memory. Buffers of the kernel are not in it.

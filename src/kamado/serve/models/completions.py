@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ...engine.piece import Piece, whole_text
 from ...engine.turns.answer import AnswerEvents
-from ..models.contract import Finish, TextDelta
+from .contract import Finish, TextDelta
 
 if TYPE_CHECKING:
     from ...engine.model import Model

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ...errors import (
+from ..errors import (
     BusyError,
     CheckpointError,
     ClosedError,
@@ -21,7 +21,6 @@ from ...errors import (
     TokenizerError,
     UsageError,
 )
-from ..models.contract import DeadlineError, OverloadedError
 
 FaultKind = Literal[
     "invalid_request",  # the request contradicts itself, or asks for what cannot be had
@@ -75,6 +74,19 @@ _QUOTED = re.compile(
 )
 # Directories of this machine, in errors of files: clients have no use for them.
 _DIRECTORIES = re.compile(r"(?<![\w:/.~-])~?/(?:[^/\s:'\"]+/)+")
+
+
+class OverloadedError(KamadoError):
+    """The queue is full, or there is no memory for the model now. Try again after `retry_after` seconds."""
+
+    def __init__(self, message: str, *, retry_after: float, is_queue: bool = True) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.is_queue = is_queue  # True: 429, too many requests; False: 503, the model cannot be had now
+
+
+class DeadlineError(KamadoError):
+    """The request's time was over before its answer was complete."""
 
 
 @dataclass(frozen=True, slots=True)
