@@ -36,20 +36,29 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .engine.forms.constraint import Form
+    from .engine.forms.json_schema import CompiledSchema
     from .engine.generation import Generation
     from .engine.load import load
     from .engine.measure.ledger import Ledger, LedgerRow
+    from .engine.measure.prompt_scores import PromptLogprobs
     from .engine.measure.scoring import Perplexity
     from .engine.model import Model
     from .engine.piece import Piece, Usage
     from .engine.schedule.stats import Stats
+    from .engine.turns.answer import AnswerEvents, TextEvents
     from .engine.turns.chat_types import (
+        ContentEvent,
+        Effort,
         Event,
         Finish,
+        FinishReason,
         ImagePart,
         Message,
         OutputFormat,
+        Part,
         ReasoningDelta,
+        Role,
         TextDelta,
         TextPart,
         Think,
@@ -61,6 +70,8 @@ if TYPE_CHECKING:
         ToolCallStart,
         ToolChoice,
     )
+    from .engine.turns.conversations import Conversation, ConversationStore
+    from .engine.turns.cut_json import whole_members
     from .engine.turns.turn import Turn, TurnStream
     from .options import AnswerOptions, SamplingOptions
     from .plan.forecast import Plan
@@ -68,16 +79,24 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AnswerEvents",
     "AnswerOptions",
     "CheckpointError",
     "ClosedError",
+    "CompiledSchema",
     "ConstraintError",
+    "ContentEvent",
     "ContextOverflowError",
+    "Conversation",
+    "ConversationStore",
     "CorruptFileError",
     "DownloadError",
+    "Effort",
     "Event",
     "ExpertReadError",
     "Finish",
+    "FinishReason",
+    "Form",
     "Generation",
     "ImagePart",
     "KamadoError",
@@ -93,14 +112,18 @@ __all__ = [
     "ModelNotFoundError",
     "NativeError",
     "OutputFormat",
+    "Part",
     "Perplexity",
     "Piece",
     "Plan",
+    "PromptLogprobs",
     "ReasoningDelta",
+    "Role",
     "SamplingOptions",
     "Stats",
     "TemplateError",
     "TextDelta",
+    "TextEvents",
     "TextPart",
     "Think",
     "TokenLogprob",
@@ -118,12 +141,21 @@ __all__ = [
     "UsageError",
     "__version__",
     "load",
+    "whole_members",
 ]
 
 _LAZY = {
+    "AnswerEvents": "engine.turns.answer",
     "AnswerOptions": "options",
+    "CompiledSchema": "engine.forms.json_schema",
+    "ContentEvent": "engine.turns.chat_types",
+    "Conversation": "engine.turns.conversations",
+    "ConversationStore": "engine.turns.conversations",
+    "Effort": "engine.turns.chat_types",
     "Event": "engine.turns.chat_types",
     "Finish": "engine.turns.chat_types",
+    "FinishReason": "engine.turns.chat_types",
+    "Form": "engine.forms.constraint",
     "Generation": "engine.generation",
     "ImagePart": "engine.turns.chat_types",
     "Ledger": "engine.measure.ledger",
@@ -131,13 +163,17 @@ _LAZY = {
     "Message": "engine.turns.chat_types",
     "Model": "engine.model",
     "OutputFormat": "engine.turns.chat_types",
+    "Part": "engine.turns.chat_types",
     "Perplexity": "engine.measure.scoring",
     "Piece": "engine.piece",
     "Plan": "plan.forecast",
+    "PromptLogprobs": "engine.measure.prompt_scores",
     "ReasoningDelta": "engine.turns.chat_types",
+    "Role": "engine.turns.chat_types",
     "SamplingOptions": "options",
     "Stats": "engine.schedule.stats",
     "TextDelta": "engine.turns.chat_types",
+    "TextEvents": "engine.turns.answer",
     "TextPart": "engine.turns.chat_types",
     "Think": "engine.turns.chat_types",
     "TokenLogprob": "engine.turns.chat_types",
@@ -151,6 +187,7 @@ _LAZY = {
     "TurnStream": "engine.turns.turn",
     "Usage": "engine.piece",
     "load": "engine.load",
+    "whole_members": "engine.turns.cut_json",
 }
 
 

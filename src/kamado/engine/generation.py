@@ -5,12 +5,21 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from ..errors import ClosedError, ExpertReadError, KamadoError, ModelChangedError, NativeError
 from .forms.json_schema import CompiledSchema
 from .piece import Piece, Usage
 from .schedule.request import Request
 from .schedule.scheduler import Scheduler
+
+
+class Owner(Protocol):
+    """A model, as its answers see it."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token."""
+        ...
 
 
 class Generation(Iterator[Piece]):
@@ -20,7 +29,7 @@ class Generation(Iterator[Piece]):
         self,
         request: Request,
         scheduler: Scheduler,
-        owner: object,
+        owner: Owner,
         *,
         on_end: Callable[[str], None] | None = None,
         on_tokens: Callable[[Sequence[int]], None] | None = None,
@@ -76,6 +85,15 @@ class Generation(Iterator[Piece]):
     def num_computed_tokens(self) -> int:
         """Tokens of the prompt and the answer that the executor has computed so far."""
         return self._request.num_cached
+
+    def token_bytes(self, token: int) -> bytes:
+        """See Model.token_bytes."""
+        return self._owner.token_bytes(token)
+
+    @property
+    def has_logprobs(self) -> bool:
+        """Whether log-probabilities were asked for."""
+        return self._request.has_logprobs
 
     def close(self) -> None:
         """Stops the answer. Its executor is free within 250 ms; may be called again, and from another thread."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -77,7 +77,7 @@ class Forms:
         try:
             return self.compiled(schema_grammar(schema, lenient=True))
         except ConstraintError as error:
-            if not isinstance(schema, dict):
+            if not isinstance(schema, Mapping):
                 raise
             loose = open_schema(schema, str(error))
             return self.compiled(Grammar("json_schema", loose.lark, loose, True))

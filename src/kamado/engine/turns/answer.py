@@ -135,7 +135,14 @@ class AnswerEvents(Iterator[ContentEvent | Finish]):
 
 
 class TextEvents(AnswerEvents):
-    """The events of an answer that is text alone; `Generation.events` makes them."""
+    """The pieces of an answer that `Model.generate` began, as events: TextDelta, and Finish as the last."""
+
+    def __init__(self, generation: Generation, choice: int = 0) -> None:
+        """`choice` marks the events. The pieces are taken here, and nowhere else."""
+        schemas = {} if generation.schema is None else {"": generation.schema}
+        super().__init__(
+            generation, generation.token_bytes, choice=choice, has_logprobs=generation.has_logprobs, schemas=schemas
+        )
 
     def _take(self, piece: Piece) -> None:
         logprobs = (self._logprob(piece),) if self._has_logprobs else ()

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from ...errors import CorruptFileError, ModelNotFoundError, UsageError
 from ...files.atomic import PRIVATE, user_folder, write_atomically
 from ..cache import prefix_file
+from ..cache.prefix_store import PrefixStore
 
 _log = logging.getLogger("kamado.sessions")
 
@@ -126,12 +127,17 @@ class ConversationStore:
         return sorted(found, key=lambda c: c.updated, reverse=True)
 
     def remove(self, name: str, owner: str = "") -> None:
-        """Forgets the conversation. Raises ModelNotFoundError when there is none of this name."""
+        """Forgets the conversation, and what was computed for it. Raises ModelNotFoundError when there is none."""
         try:
             self._path(name, owner).unlink()
         except FileNotFoundError:
             known = ", ".join(c.name for c in self.list(owner)) or "there is none"
             raise ModelNotFoundError(f"no session {name!r}; known sessions: {known}") from None
+        PrefixStore().remove_label(conversation_label(name, owner))
+
+    def computed_bytes(self) -> dict[str, int]:
+        """What the prefix store holds of conversations, by `Conversation.label`."""
+        return PrefixStore().labels()
 
     def _directory(self, owner: str) -> Path:
         return self.root / (prefix_file.digest(b"owner", owner.encode()).hex() if owner else "local")
