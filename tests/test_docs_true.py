@@ -1,15 +1,15 @@
 """What a page names must exist: files, commands and their options, modules and what is in them, links.
 
 Looked at are README, CONTRIBUTING, SECURITY and the pages of docs/, except those that tell of the past (lab notes, the
-changelog, decisions). What counts as a name: text between backticks, and lines of fenced blocks that begin with a
-command. Of such a text these are looked up:
+changelog, decisions). What counts as a name: text between backticks, file names in drawings, and lines of fenced blocks
+that begin with a command. Of such a text these are looked up:
 
     a/path.py, file.cpp, src/kamado/engine/   below the root or a room of it
     kamado.load, kamado.engine.model          imported, attribute by attribute
     kamado run --seed 1, tools/dev.py lint    the command or step, and its options
     --seed                                    an option of any command, tool or benchmark
-    TensorRef, kv_presets, reserve(), A.b     as whole words in the sources or tests: only texts with a capital inside, an
-                                              underscore or brackets are taken for names of code
+    TensorRef, kv_presets, reserve(), A.b     words of the sources or tests; a text is taken for a name of code when it
+                                              has a capital inside, an underscore or brackets
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ FIELDS = {"kamado.truncated", "kamado.schema_violations"}  # of answers, not of 
 GENERATED = {"kamado/ops.h"}  # in the build folder
 SOURCES = {".py", ".pyi", ".h", ".cpp", ".js", ".css", ".html", ".toml", ".txt"}
 SUFFIXES = (".py", ".pyi", ".h", ".cpp", ".md", ".js", ".css", ".html", ".cmake", ".yml")
-ROOMS = [ROOT, ROOT / "src" / "kamado", ROOT / "src" / "kamado" / "serve", ROOT / "src" / "kamado" / "engine",
+ROOMS = [ROOT, ROOT / "src" / "kamado", ROOT / "src" / "kamado" / "serve",
+         ROOT / "src" / "kamado" / "serve" / "protocols", ROOT / "src" / "kamado" / "engine",
          ROOT / "native", ROOT / "native" / "include", ROOT / "docs", ROOT / "tests"]  # fmt: skip
 
 Problem = tuple[str, int, str]
@@ -68,6 +69,17 @@ def quoted(text: str) -> Iterator[tuple[int, str]]:
         elif not is_fenced:
             for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", line):
                 yield number, span
+
+
+def drawn(text: str) -> Iterator[tuple[int, str]]:
+    """(line, name) of files that are named in drawings: fenced blocks that are no code."""
+    language: str | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if fence := re.match(r"\s*```(\w*)", line):
+            language = None if language is not None else fence[1]
+        elif language in ("", "text", "mermaid"):
+            for name in re.findall(r"(?<![\w./-])[\w/-]+\.(?:py|h|cpp|js)\b", line):
+                yield number, name
 
 
 def commands(text: str) -> Iterator[tuple[int, str]]:
@@ -221,6 +233,7 @@ def problems(page: Path) -> list[str]:
     text = page.read_text()
     checks: list[tuple[Iterator[tuple[int, str]], Callable[[str], str | None]]] = [
         (quoted(text), missing_path),
+        (drawn(text), missing_path),
         (quoted(text), missing_module),
         (quoted(text), missing_code),
         (quoted(text), missing_option),
