@@ -38,10 +38,10 @@ from .errors import (
 if TYPE_CHECKING:
     from .engine.generation import Generation
     from .engine.load import load
-    from .engine.measure.ledger import Ledger, LedgerRow
     from .engine.measure.scoring import Perplexity
     from .engine.model import Model
     from .engine.piece import Piece, Usage
+    from .engine.schedule.ledger import Ledger, LedgerRow
     from .engine.schedule.stats import Stats
     from .plan.forecast import Plan
 
@@ -82,8 +82,8 @@ __all__ = [
 
 _LAZY = {
     "Generation": "engine.generation",
-    "Ledger": "engine.measure.ledger",
-    "LedgerRow": "engine.measure.ledger",
+    "Ledger": "engine.schedule.ledger",
+    "LedgerRow": "engine.schedule.ledger",
     "Model": "engine.model",
     "Perplexity": "engine.measure.scoring",
     "Piece": "engine.piece",

@@ -147,8 +147,8 @@ def _measure_model(
     document: dict[str, Any], here: Machine, model: str, wanted: Wanted, profile: DeviceProfile | None
 ) -> list[Measurement]:
     from ..engine.measure.kv_results import recommended_for
-    from ..engine.measure.ledger import read_ledger
     from ..engine.measure.trace import Tracer
+    from ..engine.schedule.ledger import read_ledger
     from ..models import build_program
     from ..plan.forecast import plan
     from ..plan.usage import BudgetWatch

@@ -21,26 +21,27 @@ from ..plan.overhead import CONSTRAINT_LIBRARY_BYTES
 from ..plan.sizes import constraint_bytes, transcript_bytes
 from ..plan.usage import BudgetWatch
 from ..program import Pooling
-from .cache.prefix_saver import Keeper
-from .cache.same_text import SameText
-from .cache.transcripts import Transcripts
+from .cache.prefix_saver import PrefixSaver
 from .cache.turn_starts import moved, wanted_marks
 from .embed import Embedded, Embedder, shortened
+from .executor_protocol import ExecutorProtocol
 from .forms.constraint import ConstraintCompiler, Form
 from .forms.grammar import Grammar, Schema, make_grammar
 from .forms.stops import check_stops
-from .forms.think_budget import ThinkBudget
+from .forms.token_rule import TokenRule
 from .generation import Generation
 from .measure.prompt_scores import PromptLogprobs, PromptScores
 from .measure.scoring import Look, Perplexity, Scoring, Visit
-from .schedule.executor_protocol import ExecutorProtocol
-from .schedule.request import Request, TokenRule
+from .schedule.request import Request
 from .schedule.scheduler import Scheduler
 from .schedule.stats import Stats, make_stats
 from .turns.chat import ChatEncoder, check_messages
 from .turns.chat_types import Message, OutputFormat, Think, TokenLogprob, Tool, ToolChoice
 from .turns.conversations import ConversationStore, check_name, conversation_label
+from .turns.same_text import SameText
+from .turns.think_budget import ThinkBudget
 from .turns.tool_format import ChatFormat, choose_format
+from .turns.transcripts import Transcripts
 from .turns.turn import Turn, TurnMaker, TurnStream
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Model:
         cancelled_error: type[BaseException],
         max_sequences: int = MAX_SEQUENCES,
         watch: BudgetWatch | None = None,
-        keeper: Keeper | None = None,
+        saver: PrefixSaver | None = None,
         conversations: ConversationStore | None = None,
         pooling: Pooling | None = None,
         is_encoder: bool = False,
@@ -75,13 +76,13 @@ class Model:
         before_step: Callable[[], None] | None = None,
         reserve: Callable[[int, str, str], int] | None = None,
     ) -> None:
-        """`keeper`: the prefix store's, if prefixes outlive the process. `conversations`: where sessions are kept.
+        """`saver`: the prefix store's, if prefixes outlive the process. `conversations`: where sessions are kept.
         `before_step` is called before each step; `reserve(num_bytes, what, advice)` makes room for what was not planned
         for, between steps, and returns what experts lost for it: see guard.py."""
         self._reserve = reserve
         self._original: Model | None = None  # of whom this is another name
         self._unplanned: dict[str, int] = {}  # by owner: reserved since, and what experts lost for it
-        self._keeper = keeper
+        self._saver = saver
         self._conversations = conversations or ConversationStore()
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
@@ -100,13 +101,13 @@ class Model:
             max_live=MAX_LIVE,
             cancelled_error=cancelled_error,
             after_rows=(plan.context, self._watch.forget_files) if self._watch.files else None,
-            keeper=keeper,
+            saver=saver,
             before_step=before_step,
         )
         self._transcripts = Transcripts(
             self.vocab_size,
             max_bytes=transcript_bytes(plan.kv_tokens),
-            stored=keeper.stored_tokens if keeper else None,
+            stored=saver.stored_tokens if saver else None,
         )
         self._scoring = Scoring(self._scheduler, vocab_size=self.vocab_size, max_rows=plan.max_rows,
                                 max_logit_rows=plan.max_logit_rows)  # fmt: skip
@@ -146,7 +147,7 @@ class Model:
         constraints = self.__dict__.get("_constraints")  # none before the first answer that has a form
         nbytes = 0 if constraints is None else constraints.nbytes
         return make_stats(
-            self._scheduler.snapshot(), self.plan, self._watch, self._keeper, constraint_bytes=nbytes,
+            self._scheduler.snapshot(), self.plan, self._watch, self._saver, constraint_bytes=nbytes,
             unplanned=self._unplanned,
         )  # fmt: skip
 
