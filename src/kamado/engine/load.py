@@ -22,9 +22,10 @@ from .cache.identity import build_identity, changed_at, model_identity
 from .cache.prefix_saver import PrefixSaver
 from .cache.prefix_store import PrefixStore
 from .executor_protocol import ExecutorProtocol
+from .loaded import is_whole
 from .measure.kv_results import recommended_for
 from .measure.trace import Tracer
-from .model import Model, is_whole
+from .model import Model
 from .schedule.guard import MemoryGuard
 
 if TYPE_CHECKING:
