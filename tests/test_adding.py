@@ -44,5 +44,5 @@ def test_an_operation_is_at_most_six_files(walked: Walked) -> None:
 def test_a_layout_is_at_most_seven_files(walked: Walked) -> None:
     assert 4 <= len(walked.layout) <= 7
     walked.tree.run(walked.tree.folder / "build" / "test_linear")
-    tests = ("test_native_layouts.py", "checkpoint/test_layouts.py", "checkpoint/test_t3_0.py")
-    assert "passed" in walked.tree.pytest(*(f"tests/{name}" for name in tests), "tests/memory/test_forecast.py")
+    tests = ("test_native_layouts.py", "files/test_layouts.py", "files/test_t3_0.py")
+    assert "passed" in walked.tree.pytest(*(f"tests/{name}" for name in tests), "tests/plan/test_forecast.py")

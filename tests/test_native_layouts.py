@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoint.builders import tokenizer_metadata, write_gguf
 from click.testing import CliRunner
+from files.builders import tokenizer_metadata, write_gguf
 
 from kamado.cli.main import cli
 from kamado.files import open_checkpoint

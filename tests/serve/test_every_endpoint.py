@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import httpx2
 import pytest
-from checkpoint.servers import Hub, serve  # tests/checkpoint
+from library.servers import Hub, serve  # tests/library
 
 from kamado.library.store import Store
 from kamado.serve.config import ServeConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint.servers import COMMITS, Hub, serve  # tests/checkpoint
+from library.servers import COMMITS, Hub, serve  # tests/library
 
 from .processes import GREEDY, Process, started
 

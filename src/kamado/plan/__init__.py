@@ -1,1 +1,5 @@
-"""Bytes: what this machine has, what a model will take, and what the caller promised it."""
+"""Who gets how many bytes: the machine, the budget, the forecast of a model, and what was really used.
+
+Here: arithmetic before a load, and looking at the system. Not here: taking the memory (native), nor acting when it gets
+short (engine/schedule).
+"""

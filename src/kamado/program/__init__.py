@@ -2,6 +2,7 @@
 
 A *buffer* is float32[rows, width], one row a token of the step. An operation reads and writes whole buffers; the
 executor decides how rows and columns are shared out, and what is fused. A program knows nothing of the processor.
+Not here: how families write programs (models), nor how they are handed to the executor (lower).
 """
 
 from .check import validate as validate

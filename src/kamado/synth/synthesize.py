@@ -69,9 +69,9 @@ def synthesize(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> SynthReport:
-    """Write a model of `family` (a key of synth_shapes.SHAPES) to `out`; what is None is the family's own.
+    """Write a model of `family` (a key of shapes.SHAPES) to `out`; what is None is the family's own.
 
-    `layout`: a key of synth_shapes.LAYOUTS; q4_k_m mixes layouts as real files do. `skew`: the share of picks that the
+    `layout`: a key of shapes.LAYOUTS; q4_k_m mixes layouts as real files do. `skew`: the share of picks that the
     hottest half of each layer's experts shall take, 0.5 (the default) is flat. The same arguments give the same bytes.
     `progress(done, total)` counts bytes. The file appears when it is whole. Raises UsageError for settings that do not
     fit, UnsupportedError when the tokenizer does not come from a GGUF file.

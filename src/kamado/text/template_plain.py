@@ -1,6 +1,6 @@
 """Which templates may run in this process: those of which no single step can take long, whatever it is given.
 
-The guards of template_limits.py count steps and sizes. Between two steps Python works alone, and some of its operations
+The guards of template_guards.py count steps and sizes. Between two steps Python works alone, and some of its operations
 take the square of their input: a set or dict of numbers whose hashes collide, a search from the right, stripping many
 characters. A plain template has none of these: it has only the operations that are listed here, each of which takes at
 most milliseconds for values of a million characters. Published chat templates are plain.

@@ -1,7 +1,7 @@
 """The guarded Jinja environment of `template.ChatTemplate`; imported when a template is first used.
 
 Jinja's immutable sandbox keeps a template away from Python's internals. It does not bound time or memory: this module
-and `template_limits` do, and where they cannot, the worker process in which templates run that are not plain.
+and `template_guards` do, and where they cannot, the worker process in which templates run that are not plain.
 Everything that can build a value (operators, literals, slices, concatenation, calls, filters, blocks) goes through a
 guard that knows the size of the result, and every loop body counts.
 """
@@ -23,7 +23,7 @@ from jinja2.visitor import NodeTransformer
 
 from ..errors import TemplateError
 from .template_bounds import PassedLimitError, TemplateLimits
-from .template_limits import (
+from .template_guards import (
     MAX_INT_BITS,
     BoundedFormat,
     Budget,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from files.builders import f32_entry, safetensors_bytes, write_gguf
 
 from kamado.errors import DownloadError, KamadoError, ModelNotFoundError, UnsupportedError, UsageError
 from kamado.files import open_checkpoint
@@ -13,7 +14,6 @@ from kamado.library.hub import HubName, RemoteFile, choose, parse_name
 from kamado.library.pull import pull
 from kamado.library.store import Store
 
-from .builders import f32_entry, safetensors_bytes, write_gguf
 from .servers import COMMITS, Hub, Reply, Server
 
 

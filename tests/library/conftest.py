@@ -1,4 +1,4 @@
-"""Fixtures of the checkpoint tests."""
+"""Fixtures of the tests that fetch and keep models."""
 
 from __future__ import annotations
 

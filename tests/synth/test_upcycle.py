@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from files.builders import tokenizer_metadata, write_gguf
 
 import kamado
 from kamado.errors import UnsupportedError, UsageError
@@ -17,8 +18,6 @@ from kamado.files.types import Checkpoint, Layout, TensorRef
 from kamado.models import build_program
 from kamado.synth.synthesize import synthesize
 from kamado.synth.upcycle import UpcycleReport, jittered, upcycle
-
-from .builders import tokenizer_metadata, write_gguf
 
 LAYERS, HIDDEN, FFN = 2, 64, 96
 

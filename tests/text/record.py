@@ -1,8 +1,8 @@
 """Record reference ids into golden/. Run by hand when the corpus changes; tests only read what it wrote.
 
-    python -m tests.tokenizer.record sentencepiece
-    python -m tests.tokenizer.record unigram
-    python -m tests.tokenizer.record llama.cpp REFERENCE_IDS_PROGRAM VERSION MODELS_FOLDER
+    python -m tests.text.record sentencepiece
+    python -m tests.text.record unigram
+    python -m tests.text.record llama.cpp REFERENCE_IDS_PROGRAM VERSION MODELS_FOLDER
 
 REFERENCE_IDS_PROGRAM is reference_ids.cpp, compiled against llama.cpp.
 """

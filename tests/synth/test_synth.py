@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from files.builders import tokenizer_metadata, write_gguf
 
 from kamado.errors import UnsupportedError, UsageError
 from kamado.files import open_checkpoint
 from kamado.files.types import Checkpoint, Layout
 from kamado.synth.shapes import LAYOUTS, SHAPES, shape_of, tensors_of
 from kamado.synth.synthesize import SynthReport, synthesize
-
-from .builders import tokenizer_metadata, write_gguf
 
 SMALL: dict[str, Any] = {"layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64}
 MOE: dict[str, Any] = SMALL | {"experts": 32, "top_k": 4, "expert_width": 64}

@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from files.builders import write_gguf
 
 from kamado.errors import DownloadError, ModelNotFoundError, UsageError
 from kamado.files import open_checkpoint
 from kamado.library.store import Store, StoredFile, safe_path
-
-from .builders import write_gguf
 
 
 def adopt(store: Store, content: bytes, path: str) -> StoredFile:

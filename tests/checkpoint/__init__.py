@@ -1,1 +1,0 @@
-"""Tests of model files: reading, writing, fetching, keeping, making."""

@@ -1,0 +1,1 @@
+"""Tests of models made from other models or from nothing."""
