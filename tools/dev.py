@@ -172,6 +172,13 @@ def install_for_tests() -> None:
     install_lock("test")
 
 
+def install_for_reading() -> None:
+    """What checks of the sources need: locked tools, and no build."""
+    create_venv(VENV)
+    install_lock("serve")
+    install_lock("test")
+
+
 # --- the checks -------------------------------------------------------------------------------------------------------
 
 
@@ -493,6 +500,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "fuzz": step_fuzz,
 }
 OTHERS: dict[str, Callable[[Sequence[str]], None]] = {"reformat": step_reformat, "lock": step_lock}
+READING = {"format", "lint", "types", "imports", "reformat", "lock"}  # they read sources and need no native module
 
 
 def checked(name: str, check: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> str:
@@ -568,7 +576,7 @@ def main() -> int:
             return 0
         if options.step in ("test", "all"):
             return test(CHECKS)
-        install_for_tests()
+        install_for_reading() if options.step in READING else install_for_tests()
         return 1 if checked(options.step, steps[options.step], options.arguments) == "failed" else 0
     except (StepError, SkipStep) as error:
         print(f"[dev] {error}", file=sys.stderr)
