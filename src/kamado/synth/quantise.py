@@ -120,10 +120,9 @@ def _from_least(x: Floats, *, bits: int) -> Bytes:
 
 def _planes(q: Bytes, bits: int) -> list[Bytes]:
     """Codes (n, 32) -> their fifth bits, if they have any, and their nibbles, the second half above the first."""
-    nibbles: Bytes = q & 15
+    nibbles = q & np.uint8(15)
     fifth = [np.packbits(q >> 4, axis=1, bitorder="little")] if bits == 5 else []
-    packed: Bytes = nibbles[:, :16] | nibbles[:, 16:] << 4
-    return [*fifth, packed]
+    return [*fifth, nibbles[:, :16] | nibbles[:, 16:] << np.uint8(4)]
 
 
 def _pack_k_scales(scales: Bytes, mins: Bytes) -> Bytes:
