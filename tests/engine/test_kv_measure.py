@@ -25,6 +25,14 @@ def row(kv: str, size: float, rise: float = 0.1, error: float = 0.1, divergence:
     return KvRow(kv, size, 10.0, rise, error, divergence, 0.1, 98.0, 5000)
 
 
+def test_built_in_texts_have_their_source_beside_them_and_are_long_enough() -> None:
+    folder = Path(kv_measure.__file__).with_name("texts")
+    said = (folder / "README.md").read_text("utf-8")
+    assert [name for name in kv_measure.TEXTS if f"| `{name}.txt` |" not in said] == []
+    assert {path.stem for path in folder.glob("*.txt")} == set(kv_measure.TEXTS)
+    assert min(map(len, builtin_texts())) > 5 * kv_measure.DEFAULT_TOKENS  # characters: 4 to 5 a token
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
