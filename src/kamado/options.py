@@ -1,6 +1,6 @@
 """What may be said about an answer, in one place: the parameters' names, types, defaults and ranges.
 
-`Model.generate`, `chat` and `answer_turn` take `AnswerOptions` by name; requests of the server carry `SamplingOptions`.
+`Model.generate` and `chat` take `AnswerOptions` by name; requests of the server carry `SamplingOptions`.
 `Sampling` is all of the latter, checked. The command line's options and recipes are made of `RANGES`. What each
 parameter does is said in engine/schedule/sampler.py.
 """
@@ -35,7 +35,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class AnswerOptions(SamplingOptions, total=False):
-    """What `generate`, `chat` and `answer_turn` take by name. Left out: as None, False and "" here."""
+    """What `generate` and `chat` take by name. Left out: as None, False and "" here."""
 
     max_tokens: int | None  # None: until the model ends its turn or the context is full
     stop: str | Sequence[str] | None  # strings that end the answer and are not part of it

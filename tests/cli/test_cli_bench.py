@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kamado.cli.measure import Bench, Cost, cost_of
 from kamado.engine.measure.ledger import read_ledger
 from kamado.engine.schedule.executor_protocol import Ids
+from kamado.measure.speed import Bench, Cost, cost_of
 from kamado.plan.kv_presets import KvLayer
 from kamado.plan.machine import DeviceProfile
 

@@ -24,14 +24,14 @@ else:
 list(model.generate("Q", max_tokens=2))
 running = model.generate("Q", max_tokens=100, seed=1)  # another seed may draw the end early
 next(running)
-turn = model.prepare_turn([Message("user", (TextPart("Q"),))])
+turn = model.prepare_chat([Message("user", (TextPart("Q"),))])
 entries = {
     "generate": lambda: list(model.generate("Q", max_tokens=2)),
     "generate tokens": lambda: list(model.generate([1, 2], max_tokens=2, schema=True)),
     "chat": lambda: list(model.chat([{"role": "user", "content": "Q"}], max_tokens=2)),
     "prepare_form": lambda: model.prepare_form(regex="a"),
-    "prepare_turn": lambda: model.prepare_turn([Message("user", (TextPart("Q"),))]),
-    "answer_turn": lambda: model.answer_turn(turn, max_tokens=2),
+    "prepare_chat": lambda: model.prepare_chat([Message("user", (TextPart("Q"),))]),
+    "chat_of_turn": lambda: model.chat(turn, max_tokens=2),
     "logits": lambda: model.logits([1, 2]),
     "visit_logits": lambda: model.visit_logits([1, 2], print),
     "embed": lambda: model.embed(["Q"]),

@@ -51,12 +51,12 @@ def test_every_vocabulary_keeps_a_schema(real_model: RealModel, name: str) -> No
 def test_a_tool_is_called_in_the_models_own_form(real_model: RealModel, name: str, wanted: str) -> None:
     with kamado.load(real_model(name), context=1024) as model:
         assert (model.chat_format.name, model.chat_format.refusal) == (wanted, "")
-        turn = model.prepare_turn(
+        turn = model.prepare_chat(
             (Message("user", (TextPart("How warm is it in Paris, in Celsius?"),)),),
             tools=(WEATHER,),
             tool_choice=ToolChoice("required", parallel=False),
         )
-        events = list(model.answer_turn(turn, temperature=0, max_tokens=100))
+        events = list(model.chat(turn, temperature=0, max_tokens=100))
         assert [e.name for e in events if isinstance(e, ToolCallStart)] == ["get_weather"]
         arguments = json.loads("".join(e.arguments for e in events if isinstance(e, ToolCallDelta)))
         assert set(arguments) == {"city", "unit"}

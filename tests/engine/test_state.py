@@ -216,7 +216,7 @@ def test_a_chat_is_marked_where_its_turns_begin(tmp_path: Path) -> None:
     with state_model(program) as model:
         first, _ = ask(model, "Who?")
         second, reused = ask(model, "What do you think of all this, and of everything else? " * 4)
-        assert reused == model._chat_encoder.encode_turns([system, {"role": "user", "content": "a"}]).starts[0]
+        assert reused == model._prompts.encoder.encode_turns([system, {"role": "user", "content": "a"}]).starts[0]
         assert not model.can_cut_anywhere
         wait_for(lambda: model.stats.requests["live"] == 0)
         assert model.stats.bytes_by_owner["records"] > 0

@@ -143,7 +143,7 @@ def test_what_a_user_wrote_keeps_its_usual_ids() -> None:
         # Ids that a client made up itself, as another of its kind may have stored them.
         kept.remember("", [IM_START, *b"user\naabb", IM_END, 10, *prompt[-11:]])
         usual = speller.model.encode_chat(user)
-        assert kept.match("", usual, lambda: speller.model._same_text) == usual == canonical(speller, user)
+        assert kept.match("", usual, lambda: speller.model._prompts.same_text) == usual == canonical(speller, user)
         messages = answered(text, user[0])
         ids = speller.model.encode_chat(messages)
         assert ids[len(prompt) : len(prompt) + 4] == [*b"aabb"]
@@ -244,10 +244,10 @@ TOOL_RESULT = "sunny and warm"
 
 def turn(speller: Speller, messages: list[Message], answer: str):
     """(the assistant's message as a client would send it, the prompt, usage)"""
-    prepared = speller.model.prepare_turn(messages, tools=(WEATHER,))
+    prepared = speller.model.prepare_chat(messages, tools=(WEATHER,))
     marked = speller.model.chat_format.marks
     speller.say(marked.decode(answer), len(prepared.tokens), EOS)
-    stream = speller.model.answer_turn(prepared, temperature=0, max_tokens=200)
+    stream = speller.model.chat(prepared, temperature=0, max_tokens=200)
     text = reasoning = ""
     calls: list[list[str]] = []
     for event in stream:

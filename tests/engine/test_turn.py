@@ -69,7 +69,7 @@ def family_model(family: Family, answer: list[int] | None = None, **kwargs):
 def run(model, turn, **kwargs):
     """All events of an answer, neighbours joined."""
     model.begin = turn.num_prompt_tokens
-    return joined(model.answer_turn(turn, **kwargs))
+    return joined(model.chat(turn, **kwargs))
 
 
 def joined(events):
@@ -130,7 +130,7 @@ def test_a_call_goes_round_through_prompt_answer_and_next_prompt(key) -> None:
     prefix = "Because.</think>\n\n" if key == "r1" else ""
     tokenizer = FamilyTokenizer(family.specials)
     with family_model(family, tokenizer.encode(prefix + text, special=True)) as model:
-        turn = model.prepare_turn(ASK, tools=TOOLS)
+        turn = model.prepare_chat(ASK, tools=TOOLS)
         assert "Weather of a city" in shown(model, turn)
         found = run(model, turn, **NO_SAMPLING)
         assert calls_of(found) == [(call.name, call.arguments) for call in wanted]
@@ -145,7 +145,7 @@ def test_a_call_goes_round_through_prompt_answer_and_next_prompt(key) -> None:
         results = [
             ct.Message("tool", (ct.TextPart(f"result {c.index}"),), tool_call_id=c.id, name=c.name) for c in calls
         ]
-        after = model.prepare_turn((*ASK, answer, *results), tools=TOOLS)
+        after = model.prepare_chat((*ASK, answer, *results), tools=TOOLS)
         told = shown(model, after)
         assert all(f"result {c.index}" in told for c in calls)
         if family.name != "mistral" and not prefix:  # Mistral's template adds ids; R1's reasoning is not kept
@@ -156,7 +156,7 @@ def test_a_call_goes_round_through_prompt_answer_and_next_prompt(key) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_whatever_the_logits_a_required_call_is_whole_and_fits_its_schema(key, seed) -> None:
     with family_model(FAMILIES[key]) as model:
-        turn = model.prepare_turn(ASK, tools=TOOLS, tool_choice=REQUIRED, think=ct.Think(enabled=False))
+        turn = model.prepare_chat(ASK, tools=TOOLS, tool_choice=REQUIRED, think=ct.Think(enabled=False))
         found = run(model, turn, seed=seed, temperature=2.0, top_k=0, top_p=1.0, max_tokens=3000)
         assert found[-1].reason == "tool_calls"
         calls = calls_of(found)
@@ -175,7 +175,7 @@ def test_random_text_never_holds_half_a_call(key, seed) -> None:
         loved = "".join(syntax.texts()) + "<think></think>"
         favourites = FamilyTokenizer(family.specials).encode(loved, special=True)
         model._executor.logits_of = lambda tokens: _random_row(rng, model.vocab_size, favourites)
-        turn = model.prepare_turn(ASK, tools=TOOLS)
+        turn = model.prepare_chat(ASK, tools=TOOLS)
         for i in range(4):
             found = run(model, turn, seed=i, temperature=1.0, top_k=0, top_p=1.0, max_tokens=200)
             if found[-1].reason != "length":
@@ -194,7 +194,7 @@ def test_text_is_left_as_it_is_when_no_tool_is_called(key) -> None:
     family = FAMILIES[key]
     text = ("No.</think>" if key == "r1" else "") + 'It is {"name": 3} <tool> fine.'
     with family_model(family, list(text.encode())) as model:
-        found = run(model, model.prepare_turn(ASK, tools=TOOLS), **NO_SAMPLING)
+        found = run(model, model.prepare_chat(ASK, tools=TOOLS), **NO_SAMPLING)
         assert [e.text for e in found if isinstance(e, ct.TextDelta)] == ['It is {"name": 3} <tool> fine.']
         assert found[-1] == ct.Finish("stop")
 
@@ -203,14 +203,14 @@ def test_a_named_tool_is_the_only_one_that_comes() -> None:
     with family_model(FAMILIES["qwen"]) as model:
         choice = ct.ToolChoice("required", frozenset({"add"}), parallel=False)
         for seed in range(3):
-            turn = model.prepare_turn(ASK, tools=TOOLS, tool_choice=choice)
+            turn = model.prepare_chat(ASK, tools=TOOLS, tool_choice=choice)
             found = run(model, turn, seed=seed, temperature=2.0, top_k=0)
             assert [name for name, _ in calls_of(found)] == ["add"]
 
 
 def test_without_a_choice_of_tools_none_are_shown() -> None:
     with family_model(FAMILIES["qwen"]) as model:
-        turn = model.prepare_turn(ASK, tools=TOOLS, tool_choice=ct.ToolChoice("none"))
+        turn = model.prepare_chat(ASK, tools=TOOLS, tool_choice=ct.ToolChoice("none"))
         assert "Weather" not in shown(model, turn)
         assert turn.form is None
 
@@ -218,9 +218,9 @@ def test_without_a_choice_of_tools_none_are_shown() -> None:
 def test_reasoning_comes_before_a_call_and_is_counted() -> None:
     answer = "<think>Which city?</think>\n\n" + '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
     with family_model(FAMILIES["qwen3"], list(answer.encode())) as model:
-        turn = model.prepare_turn(ASK, tools=TOOLS)
+        turn = model.prepare_chat(ASK, tools=TOOLS)
         model.begin = turn.num_prompt_tokens
-        stream = model.answer_turn(turn, **NO_SAMPLING)
+        stream = model.chat(turn, **NO_SAMPLING)
         found = joined(stream)
         assert found[0] == ct.ReasoningDelta("Which city?")
         assert calls_of(found) == [("add", {"a": 1})]
@@ -235,7 +235,7 @@ def test_reasoning_ends_at_its_budget_and_the_answer_follows(key) -> None:
     thought = [*tokenizer.encode(opening, special=True), *b"I wonder and wonder and wonder"]
     for output in (ct.OutputFormat(), ct.OutputFormat("json")):
         with family_model(family, thought) as model:
-            turn = model.prepare_turn(ASK, think=ct.Think(max_tokens=12), output=output)
+            turn = model.prepare_chat(ASK, think=ct.Think(max_tokens=12), output=output)
             found = run(model, turn, max_tokens=60, temperature=0)
             assert isinstance(found[0], ct.ReasoningDelta)
             assert 8 <= len(found[0].text) <= 12
@@ -247,12 +247,12 @@ def test_reasoning_ends_at_its_budget_and_the_answer_follows(key) -> None:
 
 def test_reasoning_can_be_switched_off_where_the_template_can() -> None:
     with family_model(FAMILIES["qwen3"]) as model:
-        turn = model.prepare_turn(ASK, think=ct.Think(enabled=False))
+        turn = model.prepare_chat(ASK, think=ct.Think(enabled=False))
         assert shown(model, turn).endswith("<think>\n\n</think>\n\n")
         assert not turn.is_reasoning
     with family_model(FAMILIES["r1"]) as model:
-        assert model.prepare_turn(ASK).is_reasoning
-        turn = model.prepare_turn(ASK, think=ct.Think(enabled=False))
+        assert model.prepare_chat(ASK).is_reasoning
+        turn = model.prepare_chat(ASK, think=ct.Think(enabled=False))
         assert shown(model, turn).endswith("<think>\n\n</think>\n\n")
         assert not turn.is_reasoning
 
@@ -260,7 +260,7 @@ def test_reasoning_can_be_switched_off_where_the_template_can() -> None:
 def test_a_form_binds_the_answer_and_not_the_reasoning() -> None:
     schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
     with family_model(FAMILIES["qwen3"], list(b'<think>free, {"x": </think>\n\n{"x":1}')) as model:
-        turn = model.prepare_turn(ASK, output=ct.OutputFormat("json_schema", schema=schema))
+        turn = model.prepare_chat(ASK, output=ct.OutputFormat("json_schema", schema=schema))
         found = run(model, turn, **NO_SAMPLING)
         assert found == [ct.ReasoningDelta('free, {"x":'), ct.TextDelta('{"x":1}'), ct.Finish("stop")]
 
@@ -274,27 +274,27 @@ def test_a_form_binds_the_answer_and_not_the_reasoning() -> None:
 )
 def test_a_form_or_calls(output, wanted) -> None:
     with family_model(FAMILIES["qwen"], list(wanted.encode())) as model:
-        assert run(model, model.prepare_turn(ASK, tools=TOOLS, output=output), **NO_SAMPLING) == [
+        assert run(model, model.prepare_chat(ASK, tools=TOOLS, output=output), **NO_SAMPLING) == [
             ct.TextDelta(wanted),
             ct.Finish("stop"),
         ]
     call = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
     with family_model(FAMILIES["qwen"], list(call.encode())) as model:
-        found = run(model, model.prepare_turn(ASK, tools=TOOLS, output=output), **NO_SAMPLING)
+        found = run(model, model.prepare_chat(ASK, tools=TOOLS, output=output), **NO_SAMPLING)
         assert calls_of(found) == [("add", {"a": 1})]
 
 
 def test_a_form_and_bare_calls_cannot_be_told_apart() -> None:
     with family_model(FAMILIES["llama3"]) as model:
         with pytest.raises(UsageError, match="tool_choice"):
-            model.prepare_turn(ASK, tools=TOOLS, output=ct.OutputFormat("json"))
-        model.prepare_turn(ASK, tools=TOOLS, output=ct.OutputFormat("json"), tool_choice=REQUIRED)
+            model.prepare_chat(ASK, tools=TOOLS, output=ct.OutputFormat("json"))
+        model.prepare_chat(ASK, tools=TOOLS, output=ct.OutputFormat("json"), tool_choice=REQUIRED)
 
 
 def test_stop_strings_end_text_and_leave_calls_alone() -> None:
     answer = '<think>stop!</think>a stop b<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
     with family_model(FAMILIES["qwen3"], list(answer.encode())) as model:
-        turn = model.prepare_turn(ASK, tools=TOOLS)
+        turn = model.prepare_chat(ASK, tools=TOOLS)
         assert run(model, turn, stop=["stop"], **NO_SAMPLING) == [
             ct.ReasoningDelta("stop!"),
             ct.TextDelta("a "),
@@ -307,7 +307,7 @@ def test_stop_strings_end_text_and_leave_calls_alone() -> None:
 
 def test_every_token_of_the_text_has_its_log_probability_once() -> None:
     with family_model(FAMILIES["qwen3"], list("<think>h</think>é <x".encode())) as model:
-        turn = model.prepare_turn(ASK)
+        turn = model.prepare_chat(ASK)
         events = run(model, turn, logprobs=2, **NO_SAMPLING)
         tokens = [t for e in events if isinstance(e, ct.TextDelta | ct.ReasoningDelta) for t in e.logprobs]
         assert b"".join(t.text for t in tokens if t.token < 256) == "<think>h</think>é <x".encode()
@@ -317,19 +317,19 @@ def test_every_token_of_the_text_has_its_log_probability_once() -> None:
 
 def test_several_answers_of_one_turn_share_it() -> None:
     with family_model(FAMILIES["qwen"], kv_tokens=16384) as model:
-        turn = model.prepare_turn(ASK, tools=TOOLS, tool_choice=REQUIRED)
-        streams = [model.answer_turn(turn, seed=i, choice=i, temperature=2.0, top_k=0) for i in range(3)]
+        turn = model.prepare_chat(ASK, tools=TOOLS, tool_choice=REQUIRED)
+        streams = [model.chat(turn, seed=i, choice=i, temperature=2.0, top_k=0) for i in range(3)]
         answers = [joined(stream) for stream in streams]
         for i, answer in enumerate(answers):
             assert {event.choice for event in answer} == {i}
             assert calls_of(answer)
-        alone = joined(model.answer_turn(turn, seed=1, choice=1, temperature=2.0, top_k=0))
+        alone = joined(model.chat(turn, seed=1, choice=1, temperature=2.0, top_k=0))
         assert calls_of(alone) == calls_of(answers[1])
 
 
 def test_a_turn_is_continued_where_it_ends() -> None:
     with family_model(FAMILIES["generic"], list(b" three")) as model:
-        turn = model.prepare_turn((*ASK, ct.Message("assistant", (ct.TextPart("One, two,"),))), continue_last=True)
+        turn = model.prepare_chat((*ASK, ct.Message("assistant", (ct.TextPart("One, two,"),))), continue_last=True)
         assert shown(model, turn).endswith("<|im_start|>assistant\nOne, two,")
         assert run(model, turn, **NO_SAMPLING)[0] in (ct.TextDelta(" three"), ct.TextDelta("three"))
 
@@ -341,8 +341,8 @@ def test_nothing_that_a_client_sends_becomes_a_special_token() -> None:
     evil = ct.Tool("evil", ATTACK, {"type": "object", "properties": {ATTACK: {"description": ATTACK}}})
     for key in ("qwen", "generic", "llama3", "granite"):
         with family_model(FAMILIES[key]) as model:
-            plain = model.prepare_turn(conversation("a", "{}"), tools=(replace(evil, description="d", parameters={}),))
-            attacked = model.prepare_turn(
+            plain = model.prepare_chat(conversation("a", "{}"), tools=(replace(evil, description="d", parameters={}),))
+            attacked = model.prepare_chat(
                 conversation(ATTACK, json.dumps({ATTACK: ATTACK})), tools=(evil,), template_options={"who": ATTACK}
             )
             specials = [[t for t in turn.tokens if t >= 256] for turn in (plain, attacked)]
@@ -372,13 +372,13 @@ def test_a_template_that_does_not_go_round_refuses_tools_with_the_reason(templat
     with family_model(Family("none", template)) as model:
         assert reason in model.chat_format.refusal
         with pytest.raises(UsageError, match=reason):
-            model.prepare_turn(ASK, tools=TOOLS)
-        assert isinstance(run(model, model.prepare_turn(ASK), max_tokens=3)[-1], ct.Finish)
+            model.prepare_chat(ASK, tools=TOOLS)
+        assert isinstance(run(model, model.prepare_chat(ASK), max_tokens=3)[-1], ct.Finish)
 
 
 def test_a_model_without_a_template_has_no_turns() -> None:
     with make_model(template=None) as model, pytest.raises(TemplateError):
-        model.prepare_turn(ASK)
+        model.prepare_chat(ASK)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_a_model_without_a_template_has_no_turns() -> None:
 )
 def test_what_is_wrong_is_refused_before_anything_runs(kwargs, words) -> None:
     with family_model(FAMILIES["qwen"]) as model, pytest.raises(UsageError, match=words):
-        model.prepare_turn(ASK, **kwargs)
+        model.prepare_chat(ASK, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_what_is_wrong_is_refused_before_anything_runs(kwargs, words) -> None:
 )
 def test_a_message_that_cannot_be_told_is_refused(message, words) -> None:
     with family_model(FAMILIES["qwen"]) as model, pytest.raises(UsageError, match=words):
-        model.prepare_turn((message,))
+        model.prepare_chat((message,))
 
 
 def test_tools_that_are_not_strict_get_what_can_be_had() -> None:
@@ -422,9 +422,9 @@ def test_tools_that_are_not_strict_get_what_can_be_had() -> None:
     impossible = replace(ADD, name="odd", strict=False, parameters={"type": "object", "properties": {"a": {"type": 7}}})
     with family_model(FAMILIES["qwen"]) as model:
         with pytest.raises(ConstraintError):
-            model.prepare_turn(ASK, tools=(replace(odd, strict=True),))
+            model.prepare_chat(ASK, tools=(replace(odd, strict=True),))
         for tool in (odd, impossible):
-            turn = model.prepare_turn(ASK, tools=(tool,), tool_choice=replace(REQUIRED, parallel=False))
+            turn = model.prepare_chat(ASK, tools=(tool,), tool_choice=replace(REQUIRED, parallel=False))
             found = run(model, turn, seed=1, temperature=1.0, top_k=0, max_tokens=3000)
             if found[-1].reason != "length":
                 assert isinstance(calls_of(found)[0][1], dict)
@@ -438,7 +438,7 @@ def test_log_probabilities_of_a_cut_call_are_nobodys() -> None:
     for text in (CALL, f"Hm\n{CALL}\n{CALL}"):
         with family_model(FAMILIES["qwen"], list(text.encode())) as model:
             for choice in (ct.ToolChoice(), REQUIRED) if text == CALL else (ct.ToolChoice(),):
-                turn = model.prepare_turn(ASK, tools=TOOLS, tool_choice=choice)
+                turn = model.prepare_chat(ASK, tools=TOOLS, tool_choice=choice)
                 for limit in range(1, len(text)):
                     events = run(model, turn, logprobs=1, max_tokens=limit, **NO_SAMPLING)
                     begun = [i for i, e in enumerate(events) if isinstance(e, ct.ToolCallStart)]
@@ -451,7 +451,7 @@ def test_log_probabilities_of_a_cut_call_are_nobodys() -> None:
 
 def test_a_stop_string_inside_a_call_cuts_nothing() -> None:
     with family_model(FAMILIES["qwen"], list(CALL.encode())) as model:
-        turn = model.prepare_turn(ASK, tools=TOOLS)
+        turn = model.prepare_chat(ASK, tools=TOOLS)
         for limit in range(1, len(CALL)):
             plain = run(model, turn, max_tokens=limit, **NO_SAMPLING)
             stopped = run(model, turn, max_tokens=limit, stop=["12", "tool", "\n"], **NO_SAMPLING)
@@ -464,7 +464,7 @@ def test_a_stop_string_inside_a_call_cuts_nothing() -> None:
 
 def test_half_a_character_is_not_shown_where_an_answer_is_cut() -> None:
     with family_model(FAMILIES["qwen"], list("né".encode())) as model:
-        turn = model.prepare_turn(ASK)
+        turn = model.prepare_chat(ASK)
         assert run(model, turn, max_tokens=2, **NO_SAMPLING) == [ct.TextDelta("n"), ct.Finish("length")]
         assert run(model, turn, max_tokens=3, **NO_SAMPLING)[0] == ct.TextDelta("né")
 
@@ -474,11 +474,11 @@ def test_a_call_that_was_cut_is_told_as_far_as_it_came(key) -> None:
     family = FAMILIES[key]
     whole = json.dumps({"city": 'Zü"r', "unit": "C"}, ensure_ascii=False)
     with family_model(family) as model:
-        before = model.prepare_turn(ASK, tools=TOOLS).num_prompt_tokens
+        before = model.prepare_chat(ASK, tools=TOOLS).num_prompt_tokens
         for size in range(len(whole) + 1):
             answer = ct.Message("assistant", tool_calls=(ct.ToolCall("1", "get_weather", whole[:size]),))
             result = ct.Message("tool", (ct.TextPart("not run"),), tool_call_id="1", name="get_weather")
-            turn = model.prepare_turn((*ASK, answer, result), tools=TOOLS)
+            turn = model.prepare_chat((*ASK, answer, result), tools=TOOLS)
             assert turn.num_prompt_tokens > before
         said = shown(model, turn)
         assert 'Zü\\"r' in said
@@ -488,14 +488,14 @@ def test_a_special_token_in_the_middle_of_text_is_no_text() -> None:
     family = FAMILIES["qwen3_tokens"]
     answer = FamilyTokenizer(family.specials).encode("Yes <think> no </think> so", special=True)
     with family_model(family, answer) as model:
-        found = run(model, model.prepare_turn(ASK), **NO_SAMPLING)
+        found = run(model, model.prepare_chat(ASK), **NO_SAMPLING)
         assert found == [ct.TextDelta("Yes  no  so"), ct.Finish("stop")]
 
 
 def test_what_goes_on_can_call_and_cannot_have_to() -> None:
     begun = (*ASK, ct.Message("assistant", (ct.TextPart("Let me see."),)))
     with family_model(FAMILIES["qwen3"], list(f" So: <think>\n{CALL}".encode())) as model:
-        turn = model.prepare_turn(begun, tools=TOOLS, continue_last=True)
+        turn = model.prepare_chat(begun, tools=TOOLS, continue_last=True)
         found = run(model, turn, **NO_SAMPLING)
         assert found[0] in (
             ct.TextDelta(" So: <think>"),
@@ -503,11 +503,11 @@ def test_what_goes_on_can_call_and_cannot_have_to() -> None:
         )  # no reasoning where text has begun
         assert calls_of(found) == [("add", {"a": 12})]
         with pytest.raises(UsageError, match="required"):
-            model.prepare_turn(begun, tools=TOOLS, tool_choice=REQUIRED, continue_last=True)
+            model.prepare_chat(begun, tools=TOOLS, tool_choice=REQUIRED, continue_last=True)
         with pytest.raises(UsageError, match="form"):
-            model.prepare_turn(begun, output=ct.OutputFormat("json"), continue_last=True)
+            model.prepare_chat(begun, output=ct.OutputFormat("json"), continue_last=True)
         empty = (*ASK, ct.Message("assistant"))  # nothing has begun: anything may come
-        turn = model.prepare_turn(empty, tools=TOOLS, tool_choice=REQUIRED, continue_last=True)
+        turn = model.prepare_chat(empty, tools=TOOLS, tool_choice=REQUIRED, continue_last=True)
         assert turn.is_required
         assert not turn.is_continued
 
@@ -539,8 +539,8 @@ def test_a_template_that_passes_a_limit_is_probed_once() -> None:
 def test_a_prompt_that_is_far_too_long_is_told_by_its_beginning() -> None:
     model = family_model(next(iter(FAMILIES.values())))
     long = (user("word " * 2000),)
-    whole = model.prepare_turn(long).num_prompt_tokens
+    whole = model.prepare_chat(long).num_prompt_tokens
     with pytest.raises(ContextOverflowError, match="at least") as caught:
-        model.prepare_turn(long, most_tokens=100)
+        model.prepare_chat(long, most_tokens=100)
     assert 200 < caught.value.num_prompt_tokens < whole
-    assert model.prepare_turn(long, most_tokens=9000).num_prompt_tokens == whole  # whoever asks counts exactly
+    assert model.prepare_chat(long, most_tokens=9000).num_prompt_tokens == whole  # whoever asks counts exactly

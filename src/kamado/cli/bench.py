@@ -17,9 +17,8 @@ from .options import complete_model, load_options
 from .terminal import Progress, echo, echo_json, echo_table, note, styled
 
 if TYPE_CHECKING:
-    from .._native import Executor
+    from ..measure import Executor, Measurement
     from ..plan.machine import DeviceProfile, Machine
-    from .measure import Measurement
 
 MAX_DEPTH = 1 << 24  # tokens; only stops a slip of the finger from asking for terabytes
 
@@ -146,16 +145,21 @@ def _measure_limits(here: Machine, num_threads: int, model: str | None) -> list[
 def _measure_model(
     document: dict[str, Any], here: Machine, model: str, wanted: Wanted, profile: DeviceProfile | None
 ) -> list[Measurement]:
-    from ..engine.measure.kv_results import recommended_for
-    from ..engine.measure.ledger import read_ledger
-    from ..engine.measure.trace import Tracer
-    from ..models import build_program
+    from ..measure import (
+        WARM_UP_STEPS,
+        Bench,
+        Tracer,
+        cost_of,
+        program_of,
+        read_ledger,
+        recommended_for,
+        reset_peak_rss,
+    )
     from ..plan.forecast import plan
     from ..plan.usage import BudgetWatch
-    from .measure import WARM_UP_STEPS, Bench, cost_of, reset_peak_rss
 
     checkpoint = loading.open_named(model)
-    program = build_program(checkpoint, wanted.allow_unknown)
+    program = program_of(checkpoint, wanted.allow_unknown)
     loading.tell_unknown(wanted.allow_unknown, program.overridden)
     prefill, decode, kv = wanted.prefill, wanted.decode, wanted.kv or "auto"
     steps = decode + WARM_UP_STEPS

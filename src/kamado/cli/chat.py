@@ -70,9 +70,9 @@ class Kept:
     """A session on disk, read before the model is loaded so that a wrong name costs no time."""
 
     def __init__(self, name: str) -> None:
-        from ..engine.turns.conversations import ConversationStore, check_name
+        from .. import ConversationStore
 
-        self.name = check_name(name)
+        self.name = name
         self._store = ConversationStore()
         found = self._store.load(name)
         self.messages: list[Message] = [] if found is None else found.messages

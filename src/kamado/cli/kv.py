@@ -14,7 +14,7 @@ from .options import given, model_argument, unknown_option
 from .terminal import Progress, echo, echo_json, echo_table, note, styled
 
 if TYPE_CHECKING:
-    from ..engine.measure.kv_results import KvLayerRow
+    from ..measure import KvLayerRow
 
 
 @click.command("kv")
@@ -42,8 +42,7 @@ def command(model: str, presets: str, tokens: int, fresh: bool, as_json: bool, *
     """
     # Before numpy is there: its products are small, and on a busy machine a second thread of its own costs a minute.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from ..engine.measure.kv_attention import delicate_layers
-    from ..engine.measure.kv_measure import MAX_DIVERGENCE, MAX_RISE_PERCENT, is_safe, measure_kv
+    from ..measure import MAX_DIVERGENCE, MAX_RISE_PERCENT, delicate_layers, is_safe, measure_kv
     from ..plan.kv_presets import AUTO, check_kv
 
     names = [name.strip() for name in presets.split(";" if ";" in presets else ",") if name.strip()]

@@ -12,9 +12,9 @@ from .terminal import Progress, note
 
 if TYPE_CHECKING:
     from .. import Model
-    from .._native import Executor
     from ..files import Checkpoint
     from ..library.store import Store
+    from ..measure import Executor
     from ..program import Program
 
 
@@ -70,10 +70,10 @@ def called(path: Path) -> str:
 def require_chat(path: Path, name: str, allow_unknown: Collection[str] = ()) -> None:
     """Raises UsageError unless the header says that the model can chat. No weight is loaded for that."""
     from ..files import open_checkpoint
-    from ..models import build_program
+    from ..measure import program_of
 
     checkpoint = open_checkpoint(path)
-    if build_program(checkpoint, allow_unknown).is_encoder:
+    if program_of(checkpoint, allow_unknown).is_encoder:
         raise UsageError(f"{name} is an encoder: it makes vectors of texts and does not answer: use kamado embed")
     if checkpoint.chat_template is None:
         raise UsageError(
@@ -103,6 +103,6 @@ def tell_unknown(allowed: Collection[str], overridden: Collection[str]) -> None:
 
 def build_executor(program: Program, **settings: Any) -> Executor:
     """The native executor for measurements that must not pay for sampling and text."""
-    from ..lower import build_executor
+    from ..measure import executor_of
 
-    return build_executor(program, **settings)
+    return executor_of(program, **settings)

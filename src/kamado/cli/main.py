@@ -161,12 +161,9 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         version = metadata.version("kamado")
     except metadata.PackageNotFoundError:
         version = "not installed"
-    try:
-        from .. import _native
+    from ..plan.machine import machine
 
-        tier = _native.active_tier()
-    except ImportError:
-        tier = "none: the native module is not built"
+    tier = machine().tier or "none: the native module is not built"
     click.echo(f"kamado {version} (tier {tier}; Python {platform.python_version()})")
     ctx.exit()
 

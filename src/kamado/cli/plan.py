@@ -28,8 +28,7 @@ def command(
     Shows who gets how many bytes of --memory. Speeds are upper bounds from the limits that `kamado bench --limits`
     measured. The exit code is 0 also when it does not fit.
     """
-    from ..engine.measure.kv_results import recommended_for
-    from ..models import build_program
+    from ..measure import program_of, recommended_for
     from ..plan.forecast import plan
     from ..plan.machine import load_device_profile, machine, why_no_profile
 
@@ -37,7 +36,7 @@ def command(
     here = machine()
     forecast = plan(
         checkpoint,
-        build_program(checkpoint, allow_unknown),
+        program_of(checkpoint, allow_unknown),
         context=context,
         kv=kv or "auto",
         threads=threads,

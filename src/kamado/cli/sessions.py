@@ -11,7 +11,7 @@ from .terminal import echo, echo_json, echo_table, note
 def complete_session(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of sessions; never an error while a line is being typed."""
     try:
-        from ..engine.turns.conversations import ConversationStore
+        from .. import ConversationStore
 
         names = [conversation.name for conversation in ConversationStore().list()]
     except Exception:
@@ -34,12 +34,12 @@ def list_command(as_json: bool) -> None:
 
     The size is what the model computed for a session and the prefix store still holds.
     """
-    from ..engine.cache.prefix_store import PrefixStore
-    from ..engine.turns.conversations import ConversationStore
+    from .. import ConversationStore
     from ..plan.budget import format_size
 
-    conversations = ConversationStore().list()
-    sizes = PrefixStore().labels() if conversations else {}
+    store = ConversationStore()
+    conversations = store.list()
+    sizes = store.computed_bytes() if conversations else {}
     if as_json:
         echo_json(
             [
@@ -72,8 +72,7 @@ def rm_command(names: tuple[str, ...]) -> None:
 
     Every name is looked up before the first is removed.
     """
-    from ..engine.cache.prefix_store import PrefixStore
-    from ..engine.turns.conversations import ConversationStore, conversation_label
+    from .. import ConversationStore
     from ..errors import ModelNotFoundError
 
     conversations = ConversationStore()
@@ -81,8 +80,6 @@ def rm_command(names: tuple[str, ...]) -> None:
     for name in names:
         if name not in known:
             raise ModelNotFoundError(f"no session {name!r}; known sessions: {', '.join(known) or 'there is none'}")
-    store = PrefixStore()
     for name in dict.fromkeys(names):
         conversations.remove(name)
-        store.remove_label(conversation_label(name))
         echo(f"removed {name}")

@@ -47,10 +47,10 @@ def command(model: str, what: str | None, show_all: bool, allow_unknown: tuple[s
 
 
 def _show_program(checkpoint: Checkpoint, show_all: bool, allow_unknown: Collection[str], as_json: bool) -> None:
-    from ..models import build_program
+    from ..measure import program_of
     from ..program import format_program
 
-    program = build_program(checkpoint, allow_unknown)
+    program = program_of(checkpoint, allow_unknown)
     loading.tell_unknown(allow_unknown, program.overridden)
     text = format_program(program, fold=not show_all)
     if as_json:
@@ -151,10 +151,10 @@ def _show_summary(checkpoint: Checkpoint, allow_unknown: Collection[str], as_jso
 
 def _program_of(checkpoint: Checkpoint, allow_unknown: Collection[str]) -> tuple[Program | None, str | None]:
     """The forward pass, or None and the reason why this version cannot run the file."""
-    from ..models import build_program
+    from ..measure import program_of
 
     try:
-        return build_program(checkpoint, allow_unknown), None
+        return program_of(checkpoint, allow_unknown), None
     except KamadoError as error:
         return None, str(error)
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from ..errors import ClosedError, ExpertReadError, KamadoError, ModelChangedError, NativeError
+from .forms.json_schema import CompiledSchema
 from .piece import Piece, Usage
 from .schedule.request import Request
 from .schedule.scheduler import Scheduler
+
+
+class Owner(Protocol):
+    """A model, as its answers see it."""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token."""
+        ...
 
 
 class Generation(Iterator[Piece]):
@@ -19,13 +29,14 @@ class Generation(Iterator[Piece]):
         self,
         request: Request,
         scheduler: Scheduler,
-        owner: object,
+        owner: Owner,
         *,
         on_end: Callable[[str], None] | None = None,
         on_tokens: Callable[[Sequence[int]], None] | None = None,
+        schema: CompiledSchema | None = None,
     ) -> None:
         """When the answer has ended or was stopped, `on_end` is called once with the text that was taken, `on_tokens`
-        with the prompt's ids and those that were generated, if any were."""
+        with the prompt's ids and those that were generated, if any were. `schema`: what the answer is held to."""
         self._request = request
         self._scheduler = scheduler
         self._owner = owner  # the model must not be closed by garbage collection while an answer runs
@@ -33,6 +44,7 @@ class Generation(Iterator[Piece]):
         self._on_end = on_end
         self._on_tokens = on_tokens
         self._texts: list[str] = []
+        self.schema = schema
         scheduler.submit(request)
 
     def __next__(self) -> Piece:
@@ -73,6 +85,15 @@ class Generation(Iterator[Piece]):
     def num_computed_tokens(self) -> int:
         """Tokens of the prompt and the answer that the executor has computed so far."""
         return self._request.num_cached
+
+    def token_bytes(self, token: int) -> bytes:
+        """See Model.token_bytes."""
+        return self._owner.token_bytes(token)
+
+    @property
+    def has_logprobs(self) -> bool:
+        """Whether log-probabilities were asked for."""
+        return self._request.has_logprobs
 
     def close(self) -> None:
         """Stops the answer. Its executor is free within 250 ms; may be called again, and from another thread."""

@@ -21,9 +21,10 @@ from ..program import Program
 from .cache.identity import build_identity, changed_at, model_identity
 from .cache.prefix_saver import Keeper
 from .cache.prefix_store import PrefixStore
+from .loaded import is_whole
 from .measure.kv_results import recommended_for
 from .measure.trace import Tracer
-from .model import Model, is_whole
+from .model import Model
 from .schedule.executor_protocol import ExecutorProtocol
 from .schedule.guard import MemoryGuard
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ..engine.forms.json_schema import kept_bytes
 from ..errors import ClosedError
+from ..measure import kept_schema_bytes
 from .config import ServeConfig
 from .faults import Fault, FaultError, RequestError, fault_of, shown
 from .http.access import Access
@@ -163,7 +163,7 @@ class Server:
     @property
     def own_bytes(self) -> int:
         """Memory that bodies, connections, schemas and the worker process take now."""
-        return self._bodies.used_bytes + len(self.connections) * CONNECTION_BYTES + kept_bytes() + worker_bytes()
+        return self._bodies.used_bytes + len(self.connections) * CONNECTION_BYTES + kept_schema_bytes() + worker_bytes()
 
     def drain(self) -> None:
         """Takes no more requests; those that run may end. `Service.close` cuts them."""

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..engine.forms.json_schema import KEPT_BYTES
 from ..errors import UsageError
 from ..isolated import WORK_BYTES, WORKER, WORKER_BASE_BYTES
+from ..measure import KEPT_SCHEMA_BYTES
 from ..plan.budget import format_size, format_size_up
 from ..plan.overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES
 from .config import ServeConfig
@@ -47,7 +47,7 @@ def server_share(config: ServeConfig) -> ServerShare:
         bodies=config.bodies_bytes,
         connections=config.max_connections * (CONNECTION_BYTES + config.max_header_bytes),
         worker=WORKER_BASE_BYTES + WORK_BYTES,
-        schemas=KEPT_BYTES,
+        schemas=KEPT_SCHEMA_BYTES,
         libraries=LIBRARY_BYTES + CONSTRAINT_LIBRARY_BYTES,
     )
 

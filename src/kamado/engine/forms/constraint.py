@@ -32,6 +32,7 @@ from ...plan.sizes import constraint_bytes
 from .grammar import Grammar
 from .grammar_bounds import check_bounds
 from .grammar_compile import KINDS, make_matcher, reason, require_llguidance
+from .json_schema import CompiledSchema
 
 if TYPE_CHECKING:
     from ...text.tokenizer import Tokenizer
@@ -103,6 +104,11 @@ class Form:
         self._matcher = matcher
         self._vocab_size = vocab_size
         self.grammar = grammar  # what it was made of
+
+    @property
+    def schema(self) -> CompiledSchema | None:
+        """The schema that it was made of, with what it leaves open."""
+        return self.grammar.schema
 
     def begin(self) -> Constraint:
         """A constraint for one answer; microseconds."""

@@ -130,6 +130,7 @@ class Request:
         self._stops = StopMatcher(stops)
         self._stop_ids = stop_ids
         self._logprobs = logprobs
+        self.has_logprobs = logprobs is not None
         self._constraint = constraint
         self.submitted_at = time.perf_counter()
         self.started_at = self.first_at = self.last_at = 0.0

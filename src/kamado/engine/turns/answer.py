@@ -7,11 +7,22 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from ..forms.answer_check import AnswerCheck
 from ..forms.json_schema import CompiledSchema
 from ..generation import Generation
-from ..piece import Piece, Usage
-from .chat_types import ContentEvent, Finish, TokenLogprob
+from ..piece import Piece, Usage, whole_text
+from .chat_types import (
+    ContentEvent,
+    Finish,
+    Message,
+    ReasoningDelta,
+    TextDelta,
+    TextPart,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
+)
 
 
 class AnswerEvents(Iterator[ContentEvent | Finish]):
@@ -31,7 +42,11 @@ class AnswerEvents(Iterator[ContentEvent | Finish]):
         self._token_bytes = token_bytes
         self._choice = choice
         self._has_logprobs = has_logprobs
-        self._check = AnswerCheck(schemas)
+        self._schemas = schemas
+        self._texts: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, tuple[ToolCallStart, list[str]]] = {}
+        self._ended: set[int] = set()  # calls that are whole
         self._ready: deque[ContentEvent | Finish] = deque()
         self._is_done = False
 
@@ -56,11 +71,43 @@ class AnswerEvents(Iterator[ContentEvent | Finish]):
                 raise StopIteration
             return None
         event = self._ready.popleft()
-        if not isinstance(event, Finish):
-            self._check.take(event)
+        if isinstance(event, TextDelta):
+            self._texts.append(event.text)
+        elif isinstance(event, ReasoningDelta):
+            self._reasoning.append(event.text)
+        elif isinstance(event, ToolCallStart):
+            self._calls[event.index] = (event, [])
+        elif isinstance(event, ToolCallDelta):
+            self._calls[event.index][1].append(event.arguments)
+        elif isinstance(event, ToolCallEnd):
+            if not event.is_cut:
+                self._ended.add(event.index)
         elif event.reason in ("stop", "tool_calls"):
-            event = replace(event, violations=self._check.violations())
+            event = replace(event, violations=self._violations())
         return event
+
+    @property
+    def message(self) -> Message:
+        """The assistant's message, of the events that were taken so far; calls that are not whole are left out."""
+        text = "".join(self._texts)
+        calls = tuple(
+            ToolCall(start.id, start.name, "".join(arguments))
+            for index, (start, arguments) in self._calls.items()
+            if index in self._ended
+        )
+        return Message("assistant", (TextPart(text),) if text else (), "".join(self._reasoning), calls)
+
+    def _violations(self) -> tuple[str, ...]:
+        """What the whole answer violates of what its schemas left open, each with the call and the place."""
+        out: list[str] = []
+        for index, (start, arguments) in self._calls.items():
+            schema = self._schemas.get(start.name)
+            if schema is not None and schema.open:
+                out += [f"call {index} of {start.name}: {one}" for one in schema.violations("".join(arguments))]
+        form = self._schemas.get("")
+        if form is not None and form.open and (text := "".join(self._texts).strip()):
+            out += form.violations(text)
+        return tuple(out)
 
     def _logprob(self, piece: Piece) -> TokenLogprob:
         bytes_of = self._token_bytes
@@ -85,3 +132,23 @@ class AnswerEvents(Iterator[ContentEvent | Finish]):
     def usage(self) -> Usage:
         """Tokens and seconds so far."""
         return self._generation.usage
+
+
+class TextEvents(AnswerEvents):
+    """The pieces of an answer that `Model.generate` began, as events: TextDelta, and Finish as the last."""
+
+    def __init__(self, generation: Generation, choice: int = 0) -> None:
+        """`choice` marks the events. The pieces are taken here, and nowhere else."""
+        schemas = {} if generation.schema is None else {"": generation.schema}
+        super().__init__(
+            generation, generation.token_bytes, choice=choice, has_logprobs=generation.has_logprobs, schemas=schemas
+        )
+
+    def _take(self, piece: Piece) -> None:
+        logprobs = (self._logprob(piece),) if self._has_logprobs else ()
+        text = whole_text(piece, self._token_bytes)
+        if text or logprobs:
+            self._ready.append(TextDelta(text, logprobs, self._choice))
+        if piece.finish_reason is not None:
+            self._ready.append(Finish(piece.finish_reason, None, self._choice))
+            self._is_done = True

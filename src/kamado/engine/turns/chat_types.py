@@ -1,8 +1,8 @@
 """The words in which a conversation and its answer are put, whatever the protocol that carried them.
 
-Messages, tools and output formats go in; events come out. The server's three protocol families translate to and from
-these, the engine's chat formats produce them, and nobody else has a form of his own. Plain immutable data, no
-behaviour; whoever takes it from outside has checked sizes and types before it is made.
+Messages, tools and output formats go in; events come out. They are public: `kamado.Message`, `kamado.Tool`, ….
+`Model.chat` takes and yields them, and the server's three protocol families translate to and from them. Plain immutable
+data; whoever takes it from outside has checked sizes and types before it is made.
 """
 
 from __future__ import annotations
@@ -170,3 +170,4 @@ class Finish:
 
 
 ContentEvent: TypeAlias = TextDelta | ReasoningDelta | ToolCallStart | ToolCallDelta | ToolCallEnd
+Event: TypeAlias = ContentEvent | Finish  # what `Model.chat` yields when tools or thinking are asked for

@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from ...errors import CorruptFileError, ModelNotFoundError, UsageError
 from ...files.atomic import PRIVATE, user_folder, write_atomically
 from ..cache import prefix_file
+from ..cache.prefix_store import PrefixStore
 
 _log = logging.getLogger("kamado.sessions")
 
@@ -27,7 +29,8 @@ _NAME = re.compile(r"\w[\w .@+-]{0,63}")
 _VERSION = 2
 _MAX_BYTES = 64 << 20
 
-Message = dict[str, str]
+_TEXTS = ("reasoning", "tool_call_id", "name")  # of a message, beside its role and content
+_OF_CALLS = ("id", "name", "arguments")
 
 
 @dataclass(slots=True)
@@ -36,7 +39,7 @@ class Conversation:
 
     name: str
     model: str  # the model's name, for people
-    messages: list[Message] = field(default_factory=list)  # role and content; a system message is the first
+    messages: list[dict[str, Any]] = field(default_factory=list)  # as `Model.chat` takes them; a system message first
     owner: str = ""  # an API key's name; "" is the local user
     created: str = ""  # ISO 8601, UTC
     updated: str = ""
@@ -91,25 +94,25 @@ class ConversationStore:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(path, data, mode=PRIVATE)
 
-    def record(self, name: str, model: str, messages: Sequence[Mapping[str, str]], owner: str = "") -> None:
+    def record(self, name: str, model: str, messages: Sequence[Mapping[str, Any]], owner: str = "") -> None:
         """Makes `messages` the conversation's content, its date of birth kept. Raises as `load` and `save`."""
         found = self.load(name, owner) or Conversation(name, model, owner=owner)
         found.model = model
-        found.messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
+        found.messages = [_message(m) for m in messages]
         self.save(found)
 
     def recorder(
-        self, name: str, model: str, messages: Sequence[Mapping[str, str]], owner: str
-    ) -> Callable[[str], None]:
+        self, name: str, model: str, messages: Sequence[Mapping[str, Any]], owner: str
+    ) -> Callable[[Mapping[str, Any]], None]:
         """What is to be called with the answer to `messages`, as far as it came: it records both. A disk that cannot be
         written costs one warning; a question without an answer is none of the conversation's."""
         history = [dict(message) for message in messages]
 
-        def record_answer(text: str) -> None:
-            if not text:
+        def record_answer(answer: Mapping[str, Any]) -> None:
+            if not answer["content"] and not answer.get("tool_calls"):
                 return
             try:
-                self.record(name, model, [*history, {"role": "assistant", "content": text}], owner)
+                self.record(name, model, [*history, answer], owner)
             except OSError as error:
                 _log.warning("the session %s could not be kept: %s", name, error)
 
@@ -124,18 +127,32 @@ class ConversationStore:
         return sorted(found, key=lambda c: c.updated, reverse=True)
 
     def remove(self, name: str, owner: str = "") -> None:
-        """Forgets the conversation. Raises ModelNotFoundError when there is none of this name."""
+        """Forgets the conversation, and what was computed for it. Raises ModelNotFoundError when there is none."""
         try:
             self._path(name, owner).unlink()
         except FileNotFoundError:
             known = ", ".join(c.name for c in self.list(owner)) or "there is none"
             raise ModelNotFoundError(f"no session {name!r}; known sessions: {known}") from None
+        PrefixStore().remove_label(conversation_label(name, owner))
+
+    def computed_bytes(self) -> dict[str, int]:
+        """What the prefix store holds of conversations, by `Conversation.label`."""
+        return PrefixStore().labels()
 
     def _directory(self, owner: str) -> Path:
         return self.root / (prefix_file.digest(b"owner", owner.encode()).hex() if owner else "local")
 
     def _path(self, name: str, owner: str) -> Path:
         return self._directory(owner) / f"{quote(check_name(name), safe='')}.json"
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as it is kept: role and content, and what else it has. Raises KeyError, TypeError, AttributeError."""
+    kept: dict[str, Any] = {"role": str(message["role"]), "content": str(message.get("content") or "")}
+    kept |= {name: str(text) for name in _TEXTS if (text := message.get(name))}
+    if calls := message.get("tool_calls"):
+        kept["tool_calls"] = [{key: str(call[key]) for key in _OF_CALLS} for call in calls]
+    return kept
 
 
 def _checksum(document: Mapping[str, object]) -> str:
@@ -154,10 +171,10 @@ def _read(path: Path) -> Conversation:
             raise ValueError(f"version {document['version']!r}, not {_VERSION}")
         if document.pop("checksum") != _checksum(document):
             raise ValueError("the checksum is wrong")
-        messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in document["messages"]]
+        messages = [_message(m) for m in document["messages"]]
         texts = (str(document[key]) for key in ("owner", "created", "updated"))
         return Conversation(str(document["name"]), str(document["model"]), messages, *texts)
     except FileNotFoundError:
         raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"{path}: no session that this version wrote: {error}; remove the file") from None

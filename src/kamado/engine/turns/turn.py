@@ -1,10 +1,11 @@
 """One turn of a conversation: messages and tools to a prompt and a form, the model's output to events.
 
-    turn = model.prepare_turn(messages, tools=tools)           # tokens, grammar; everything that can be refused
-    for event in model.answer_turn(turn, max_tokens=500):      # ReasoningDelta, TextDelta, ToolCall…, last Finish
+    turn = model.prepare_chat(messages, tools=tools)           # tokens, grammar; everything that can be refused
+    for event in model.chat(turn, max_tokens=500):             # ReasoningDelta, TextDelta, ToolCall…, last Finish
         ...
 
-A turn is immutable and may be answered several times, also at once (n > 1): the answers share the prompt's cache.
+`model.chat(messages, tools=tools)` is both in one. A turn is immutable and may be answered several times, also at once
+(n > 1): the answers share the prompt's cache.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ _ROLES = frozenset(("system", "user", "assistant", "tool"))
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A prompt and what its answer must be. Made by `Model.prepare_turn`."""
+    """A prompt and what its answer must be. Made by `Model.prepare_chat`."""
 
     tokens: tuple[int, ...]
     form: Grammar | None
@@ -100,7 +101,7 @@ class TurnMaker:
         compile_form: Callable[[Grammar], Form],
         respell: Callable[[list[int], frozenset[str]], list[int]],
     ) -> Turn:
-        """See `Model.prepare_turn`. `respell(tokens, names of tools)`: the same text with the ids that are cached."""
+        """See `Model.prepare_chat`. `respell(tokens, names of tools)`: the same text with the ids that are cached."""
         chat = self.format
         _check_messages(messages, continue_last)
         offered = self._offered(tools, tool_choice)
@@ -250,7 +251,10 @@ class TurnStream(AnswerEvents):
         stops: Sequence[str] = (),
         choice: int = 0,
         has_logprobs: bool = False,
+        on_end: Callable[[Message], None] | None = None,
     ) -> None:
+        """When the answer has ended or was stopped, `on_end` is called once with the message as far as it was taken."""
+        self._on_end = on_end
         super().__init__(
             generation, tokenizer.token_bytes, choice=choice, has_logprobs=has_logprobs, schemas=turn.schemas
         )
@@ -260,6 +264,30 @@ class TurnStream(AnswerEvents):
         self._stops = StopMatcher(stops)
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text has not come out yet
         self.num_reasoning_tokens = 0
+
+    def __next__(self) -> ContentEvent | Finish:
+        try:
+            event = super().__next__()
+        except BaseException:
+            self._end()
+            raise
+        if isinstance(event, Finish):
+            self._end()
+        return event
+
+    def close(self) -> None:
+        """Stops the answer. May be called again, and from another thread."""
+        super().close()
+        self._end()
+
+    def __del__(self) -> None:
+        if getattr(self, "_on_end", None) is not None:
+            self.close()
+
+    def _end(self) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end(self.message)
 
     def _take(self, piece: Piece) -> None:
         if self._has_logprobs:

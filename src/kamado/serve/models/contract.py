@@ -29,7 +29,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...engine.turns.chat_types import (
+from ... import (
     ContentEvent,
     Effort,
     Finish,

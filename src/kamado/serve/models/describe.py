@@ -12,7 +12,7 @@ from ...errors import CheckpointError
 from ...files import open_checkpoint
 from ...files.layouts import FILE_TYPES
 from ...files.types import Checkpoint
-from ...models import build_program
+from ...measure import program_of
 from ...program import Program
 from .contract import Capability, ModelInfo
 
@@ -55,7 +55,7 @@ def describe(
 def _program(checkpoint: Checkpoint, allow_unknown: Collection[str]) -> Program | None:
     """The forward pass, None for a file that cannot be run."""
     try:
-        return build_program(checkpoint, allow_unknown)
+        return program_of(checkpoint, allow_unknown)
     except CheckpointError:
         return None
 

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ...engine.forms.grammar import Grammar, schema_grammar
-from ...engine.forms.json_schema import open_schema
-from ...errors import BusyError, ClosedError, ConstraintError, ContextOverflowError, KamadoError, UsageError
+from ... import TextEvents
+from ...errors import BusyError, ClosedError, ContextOverflowError, KamadoError, UsageError
 from ...isolated import WorkerNeededError, without_worker
 from ...options import MAX_SEED
 from .bridge import merge
-from .completions import CompletionSource, insert_marks
+from .completions import insert_marks
 from .contract import (
     Capability,
     ChatRequest,
@@ -48,13 +47,8 @@ from .slow_work import SlowWork
 from .weights import Weights
 
 if TYPE_CHECKING:
-    from ...engine.forms.constraint import Form
-    from ...engine.measure.prompt_scores import PromptLogprobs as ScoredPrompt
-    from ...engine.model import Model
-    from ...engine.piece import Usage
-    from ...engine.turns.answer import AnswerEvents
-    from ...engine.turns.turn import Turn
-    from ...options import AnswerOptions
+    from ... import AnswerEvents, AnswerOptions, Form, Model, Turn, Usage
+    from ... import PromptLogprobs as ScoredPrompt
 
 T = TypeVar("T")
 Begun = TypeVar("Begun", bound="AnswerEvents")
@@ -138,7 +132,7 @@ class EngineModel:
         seed = _first_seed(request.sampling)
         num_prompt = len(turn.tokens)
         sources = _begun(
-            self._model.answer_turn(turn, choice=i, **_options(request, num_prompt, context, seed + i))
+            self._model.chat(turn, choice=i, **_options(request, num_prompt, context, seed + i))
             for i in range(request.n)
         )
         yield Started(len(turn.tokens), context, truncated, seed, schema_header(turn.schemas))
@@ -203,7 +197,7 @@ class EngineModel:
 
     def _turn(self, request: ChatRequest, messages: tuple[Message, ...], most_tokens: int | None = None) -> Turn:
         given = {name: getattr(request, name) for name in _OF_TURNS}
-        return self._model.prepare_turn(messages, **given, most_tokens=most_tokens)
+        return self._model.prepare_chat(messages, **given, most_tokens=most_tokens)
 
     async def count_chat_tokens(self, request: ChatRequest) -> int:
         """See contract.py."""
@@ -236,11 +230,11 @@ class EngineModel:
         truncated = Truncated(0, cut, "keep_end") if cut else None
         # First, so that what it computes is not computed again for the answers.
         scored = await self._score(prompts, request)
-        sources: list[CompletionSource] = []
+        sources: list[AnswerEvents] = []
         try:
             if request.max_tokens != 0:
                 sources = self._start(request, prompts, context, seed, form)
-            schema = form.grammar.schema if form is not None and request.output.kind == "json_schema" else None
+            schema = form.schema if form is not None and request.output.kind == "json_schema" else None
             schemas = {} if schema is None else {"": schema}
             yield Started(num_prompt, context, truncated, seed, schema_header(schemas))
             for p, found in enumerate(scored):
@@ -278,17 +272,10 @@ class EngineModel:
 
     def _start(
         self, request: CompletionRequest, prompts: Sequence[list[int]], context: int, seed: int, form: Form | None
-    ) -> list[CompletionSource]:
-        schema = None if form is None else form.grammar.schema
-
-        def source(choice: int, tokens: list[int]) -> CompletionSource:
-            return CompletionSource(
-                self._model.generate(tokens, form=form, **_options(request, len(tokens), context, seed + choice)),
-                self._model.token_bytes,
-                choice=choice,
-                has_logprobs=request.logprobs is not None,
-                schemas={} if schema is None else {"": schema},
-            )
+    ) -> list[AnswerEvents]:
+        def source(choice: int, tokens: list[int]) -> AnswerEvents:
+            options = _options(request, len(tokens), context, seed + choice)
+            return TextEvents(self._model.generate(tokens, form=form, **options), choice)
 
         return _begun(source(p * request.n + i, tokens) for p, tokens in enumerate(prompts) for i in range(request.n))
 
@@ -316,20 +303,7 @@ class EngineModel:
                 num_cut += len(tokens) - keep
                 tokens = tokens[-keep:]
             prompts.append(tokens)
-        return prompts, num_cut, self._form(request.output)
-
-    def _form(self, output: OutputFormat) -> Form | None:
-        """The compiled form. A schema that is not strict and that the compiler refuses is left open as a whole."""
-        if output.kind != "json_schema":
-            return self._model.prepare_form(**_form(output))
-        schema = output.schema or {}
-        try:
-            return self._model.prepare_form(schema=schema_grammar(schema, lenient=not output.is_strict))
-        except ConstraintError as error:
-            if output.is_strict:
-                raise
-            loose = open_schema(schema, str(error))
-            return self._model.prepare_form(schema=Grammar("json_schema", loose.lark, loose, True))
+        return prompts, num_cut, self._model.prepare_form(strict=request.output.is_strict, **_form(request.output))
 
     def _around_gap(self, prompt: str | tuple[int, ...], suffix: str) -> list[int]:
         if self._marks is None:
@@ -501,6 +475,7 @@ def _options(request: ChatRequest | CompletionRequest, num_prompt: int, context:
 def _form(output: OutputFormat) -> dict[str, Any]:
     forms: dict[str, dict[str, Any]] = {
         "json": {"schema": True},
+        "json_schema": {"schema": output.schema or {}},
         "regex": {"regex": output.grammar},
         "lark": {"grammar": output.grammar},
     }

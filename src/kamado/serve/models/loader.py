@@ -152,14 +152,13 @@ class EngineLoader:
     def _planner(self, located: Located, options: LoadOptions, memory_bytes: int | None) -> Callable[[int, int], Plan]:
         """Plans by (context, tokens of the cache); the header is read once. `memory_bytes`: without what all models of
         the server share, which a plan counts."""
-        from ...engine.load import PREFIX_STORE_BYTES
         from ...files import open_checkpoint
-        from ...models import build_program
+        from ...measure import PREFIX_STORE_BYTES, program_of
         from ...plan import forecast
         from ...plan.machine import machine
 
         checkpoint = replace(open_checkpoint(located.path), name=located.info.name)
-        program = build_program(checkpoint, self._settings.allow_unknown)
+        program = program_of(checkpoint, self._settings.allow_unknown)
         here = machine()
         budget = memory_bytes
         if budget is not None:

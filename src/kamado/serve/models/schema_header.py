@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import quote
 
-from ...engine.forms.json_schema import CompiledSchema
+from ... import CompiledSchema
 
 _MAX_NAMED = 20
 _SAFE = "/~!$&'()*+:@-._"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...engine.model import Model
+    from ... import Model
 
 
 class Weights:

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
 
-from ....engine.turns.cut_json import whole_members
+from .... import whole_members
 from ...faults import Fault, FaultKind
 from ...http.replies import json_response, sse, stream_response, written
 from ...http.routes import Call, Family, Response, Route
