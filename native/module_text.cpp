@@ -39,7 +39,7 @@ nb::list to_list(const StringTable& table) {
   nb::object list = nb::steal(PyList_New(static_cast<Py_ssize_t>(table.size())));
   if (!list.is_valid()) throw nb::python_error();
   for (size_t i = 0; i < table.size(); ++i) {
-    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), to_str(table[i]).release().ptr());
+    PyList_SetItem(list.ptr(), static_cast<Py_ssize_t>(i), to_str(table[i]).release().ptr());
   }
   return nb::borrow<nb::list>(list);
 }
@@ -73,8 +73,8 @@ void make_byte_pairs(BytePairs* self, const StringTable& tokens, const nb::bytes
 nb::list encode_words(const BytePairs& self, const nb::list& words) {
   std::vector<int32_t> ids;
   for (const nb::handle word : words) {
-    if (!PyTuple_Check(word.ptr()) || PyTuple_GET_SIZE(word.ptr()) == 0) throw nb::type_error("a word is a tuple");
-    const nb::handle text = PyTuple_GET_ITEM(word.ptr(), 0);
+    if (!PyTuple_Check(word.ptr()) || PyTuple_Size(word.ptr()) == 0) throw nb::type_error("a word is a tuple");
+    const nb::handle text = PyTuple_GetItem(word.ptr(), 0);
     if (!PyUnicode_Check(text.ptr())) throw nb::type_error("a word begins with its text");
     self.encode(utf8(text), ids);
   }

@@ -22,3 +22,14 @@ def test_the_seam_has_a_linux_source_for_each_header() -> None:
     headers = {p.stem for p in (NATIVE / "os").glob("*.h")}
     assert headers == {"os_memory", "os_file"}
     assert {p.stem for p in (NATIVE / "os").glob("*.cpp")} == {f"{name}_linux" for name in headers}
+
+
+def test_the_module_uses_the_stable_abi_only() -> None:
+    # From 3.12 on one wheel serves all Pythons. These macros look into CPython's own structures, so that it would not compile.
+    sources = [p for p in NATIVE.rglob("*.cpp") if "tests" not in p.parts]
+    found = [
+        f"{p.name}: {m[0]}"
+        for p in sources
+        for m in re.finditer(r"Py[A-Z]\w+_(?:[GS]ET_[A-Z]+|AS_\w+)\b", p.read_text())
+    ]
+    assert found == []
