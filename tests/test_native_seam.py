@@ -25,7 +25,7 @@ def test_the_seam_has_a_linux_source_for_each_header() -> None:
 
 
 def test_the_module_uses_the_stable_abi_only() -> None:
-    # From 3.12 on one wheel serves all Pythons. These macros look into CPython's own structures, so that it would not compile.
+    # From 3.12 on one wheel serves all Pythons, and these macros of CPython's own structures do not compile there.
     sources = [p for p in NATIVE.rglob("*.cpp") if "tests" not in p.parts]
     found = [
         f"{p.name}: {m[0]}"
