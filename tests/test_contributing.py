@@ -15,11 +15,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 NO_INDEX = ("No matching distribution", "Could not find a version", "Connection", "name resolution")
-    "No matching distribution",
-    "Could not find a version",
-    "Connection",
-    "Temporary failure in name resolution",
-)
 KEPT = ("PATH", "LANG", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTPS_PROXY", "NO_PROXY")
 
 

@@ -1,7 +1,7 @@
 """Model files: opened in place, checked, described. `open_checkpoint` is the way in.
 
-Here: bytes on disk that nobody vouches for, layouts of numbers, and files of ours written whole or not at all. Not here:
-what the numbers mean to a model (models), nor where models come from (library).
+Here: bytes on disk that nobody vouches for, layouts of numbers, and files of ours written whole or not at all. Not
+here: what the numbers mean to a model (models), nor where models come from (library).
 """
 
 from __future__ import annotations
