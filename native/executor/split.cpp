@@ -1,6 +1,7 @@
-// A row whose pages are shared out over threads. Partials must be merged in ascending page order, whoever made them.
-// The thread that adopts a head takes its items from the front and merges page by page as it goes, without storing
-// partials; others help from the back and leave theirs in slots, for whoever gets there first in order.
+// A row whose pages are shared out over threads. Partials must be merged in ascending page order, whichever thread made
+// them. The thread that adopts a head takes its items from the front and merges page by page as it goes, without
+// storing partials; others help from the back and leave theirs in slots, which are merged when their turn in the order
+// comes.
 //
 // Nothing is stored and read back but what helpers leave: at 32k tokens all partials are 1.6 MB a layer in the 1.5B.
 #include <algorithm>

@@ -133,7 +133,7 @@ class Worker:
 
     def __init__(self, modules: Sequence[str] = (), *, nice: int = 19, idle_seconds: float = _IDLE_SECONDS) -> None:
         """`modules` are imported and warmed up at its start, at our own priority: else, on a busy machine, the first
-        work would wait for seconds. Not soon after another start: whoever kills workers could take a core so."""
+        work would wait for seconds. Not soon after another start: else who makes workers die could take a core."""
         self._modules = tuple(modules)
         self._nice = nice
         self._idle_seconds = idle_seconds
@@ -195,7 +195,7 @@ class Worker:
             self._drop()
 
     def forget(self) -> None:
-        """In a forked child: the process and whoever held the lock are the parent's."""
+        """In a forked child: the process and the thread that held the lock are the parent's."""
         self._lock, self._process = threading.Lock(), None
         self._places = threading.BoundedSemaphore(1 + _MAX_WAITING)
 

@@ -77,7 +77,7 @@ def prefix_option(function: Function) -> Function:
         metavar="SIZE|off",
         default=DEFAULT_PREFIX_CACHE,
         show_default=True,
-        help="Disk for prompts and conversations, so that none is computed twice.",
+        help="Disk space for computed prompts and conversations, to go on from them later.",
     )(function)
 
 

@@ -1,1 +1,1 @@
-"""Sessions, scheduling, sampling and text: between a model that was loaded and whoever talks with it."""
+"""Sessions, scheduling, sampling and text: between a loaded model and its callers."""

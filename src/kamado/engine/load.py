@@ -71,8 +71,8 @@ def load(
               or less, up to 2048 when experts are streamed
     max_logit_rows  rows that `logits` may return; None: 32 MiB of them, 16 at the least
     tier      lowers the kernels' instruction set, e.g. "avx2"; None: the best that this processor has
-    prefix_cache  a cap such as "2GiB" for prompts and conversations that are kept on disk, so that none is computed
-              twice, not even after a restart; None or "off": nothing is kept
+    prefix_cache  a cap such as "2GiB" for prompts and conversations that are kept on disk and not computed again,
+              not even after a restart; None or "off": nothing is kept
     trace     a file to write the steps to, for Perfetto (ui.perfetto.dev)
     chat_template  Jinja source in place of the file's own
     constraints  whether the budget has room for answers of a given form and tool calls: a trie of the vocabulary, which

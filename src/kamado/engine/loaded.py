@@ -61,7 +61,7 @@ class Loaded:
         self._conversations = conversations or ConversationStore()
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
-        # No method: whoever keeps it must not keep the model.
+        # No method, which would keep the model alive as long as the function is kept.
         self._require_tokenizer = partial(_required, tokenizer, checkpoint.path)
         self._executor = executor
         self.vocab_size = executor.vocab_size  # number of token ids, the width of a row of logits

@@ -53,7 +53,7 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """UTF-8 text without its byte order mark. Raises CorruptFileError as `read_limited` does, and when it is none."""
+    """UTF-8 text without its byte order mark. Raises CorruptFileError as `read_limited` does, or for other bytes."""
     try:
         return read_limited(path, max_bytes).removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError:

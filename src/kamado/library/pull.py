@@ -38,7 +38,7 @@ def pull(
         return pull_from_hub(parse_name(name, revision=revision, quant=quant), store, progress)
     entry = CATALOG.get(name)
     if entry is None:
-        if store.get(name) is None:  # names only: whoever asks may not be the one whose files these are
+        if store.get(name) is None:  # names only: who asks may not be the owner of these files
             raise ModelNotFoundError(store.not_found(name))
         raise ModelNotFoundError(f"{name} is here already, and is no catalog name that could be fetched again")
     if revision or quant:

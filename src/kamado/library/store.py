@@ -6,8 +6,8 @@
     downloads/                     what is on its way
 
 A directory is put together beside the others and appears by one rename, so a crash leaves either all of a model or
-none of it. Where one takes another's place there are two renames; whoever looks next finishes what a crash left between
-them. Names are escaped so that none can leave the store. Models elsewhere are used where they lie.
+none of it. Where one takes another's place there are two renames; the next look finishes what a crash left
+between them. Names are escaped so that none can leave the store. Models elsewhere are used where they lie.
 """
 
 from __future__ import annotations

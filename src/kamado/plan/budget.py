@@ -14,7 +14,7 @@ _FACTORS = {
     **{f"{letter}b": 1000**i for i, letter in enumerate("kmgt", 1)},
 }
 _BARE = re.compile(r"\s*[0-9]{1,18}(?:\.[0-9]{1,9})?\s*")
-_LEAST_BARE_BYTES = 1 << 20  # whoever does mean bytes writes more digits
+_LEAST_BARE_BYTES = 1 << 20  # sizes that are meant in bytes have more digits
 _SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*")
 
 

@@ -77,7 +77,7 @@ def available_cpus(root: Path = Path("/")) -> int:
 
 
 def _quota(directory: Path) -> tuple[int, int]:
-    """(quota, period) in microseconds of one cgroup; a quota of 0 is none."""
+    """(quota, period) in microseconds of one cgroup; a quota of 0 means no limit."""
     v2 = _read(directory / "cpu.max").split()
     if len(v2) == 2:
         return _as_int(v2[0], 0), _as_int(v2[1], 0)

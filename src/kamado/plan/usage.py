@@ -20,7 +20,7 @@ class MemoryUse:
     anonymous_bytes: int
     mapped_file_bytes: int  # of libraries, mostly
     peak_resident_bytes: int  # since the process began
-    file_cache_bytes: int | None = None  # cached pages of the model's files, whoever read them
+    file_cache_bytes: int | None = None  # cached pages of the model's files, whichever process read them
     library_bytes: int | None = None  # cached pages of Python, libraries and modules, those that are mapped included
     kernel_bytes: int = 0  # page tables and more that the kernel keeps for this process; 0: it does not tell
     worker_bytes: int = 0  # of the processes that try templates and grammars

@@ -294,5 +294,5 @@ _NAMES: dict[str, Any] = {"__builtins__": {"len": len}}
 
 
 def _value(expression: str, values: dict[str, Any]) -> Any:
-    """A rule's expression over an operation's fields. Rules are constants of `ops`, nobody's input."""
+    """A rule's expression over an operation's fields. Rules are constants of `ops` and never input."""
     return eval(_compiled(expression), _NAMES, values)

@@ -119,7 +119,7 @@ def bind(config: ServeConfig) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
-        listener.listen(_BACKLOG)  # whoever reads the address that is announced may connect at once
+        listener.listen(_BACKLOG)  # once the address is announced a client may connect at once
     except OSError as error:
         listener.close()
         raise UsageError(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}") from None

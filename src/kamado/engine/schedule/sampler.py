@@ -13,7 +13,7 @@ Temperature 0 takes the largest logit after bias and penalties; equal logits go 
   min-p        keeps tokens at least min_p times as likely as the most likely one
 
 The draw is a function of (seed, position in the sequence) and the logits alone, so the same seed gives the same text on
-any number of threads and in any company.
+any number of threads and in any batch.
 """
 
 from __future__ import annotations

@@ -392,7 +392,7 @@ class Scheduler:
             elif self._is_ready(request):
                 decoding.append(request)
         limit = self._max_logit_rows - bool(prefilling)  # a prompt's end wants a row of logits too
-        if len(decoding) > limit:  # who has waited longest
+        if len(decoding) > limit:  # those that have waited longest come first
             decoding.sort(key=lambda r: (r.is_background, r.last_served))
             del decoding[limit:]
         chunks = [_Chunk(request, 1) for request in decoding]
@@ -461,7 +461,7 @@ class Scheduler:
             np.array(tokens, np.int32),
             np.array(logit_rows, np.int32),
         )
-        # Not before: the step lets go of the GIL, which whoever is woken here needs to pass the piece on.
+        # Not before: the step lets go of the GIL, which the threads woken here need to pass pieces on.
         self._announce()
         with self._lock:
             self._running = [chunk.request for chunk in chunks]

@@ -2,7 +2,7 @@
 
 Messages, tools and output formats go in; events come out. They are public: `kamado.Message`, `kamado.Tool`, ….
 `Model.chat` takes and yields them, and the server's three protocol families translate to and from them. Plain immutable
-data; whoever takes it from outside has checked sizes and types before it is made.
+data; sizes and types of what comes from outside are checked before these are made.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class ConversationStore:
         self, name: str, model: str, messages: Sequence[Mapping[str, Any]], owner: str
     ) -> Callable[[Mapping[str, Any]], None]:
         """What is to be called with the answer to `messages`, as far as it came: it records both. A disk that cannot be
-        written costs one warning; a question without an answer is none of the conversation's."""
+        written costs one warning; a question without an answer is not recorded."""
         history = [dict(message) for message in messages]
 
         def record_answer(answer: Mapping[str, Any]) -> None:

@@ -143,7 +143,7 @@ def _scalar(text: str, at: int) -> tuple[int, str, bool] | None:
 
 
 def _string(text: str, at: int) -> tuple[int, bool]:
-    """Where the string at `at` ends, and True; where its last whole character ends, and False; -1 when it is none."""
+    """Where the string at `at` ends, and True; where its last whole character ends, and False; -1 for none."""
     i = at + 1
     half = -1  # where an escape ends that is the first half of a character
     while i < len(text):

@@ -20,7 +20,7 @@ from .same_text import SameText
 
 # One more costs each prompt and each answer a comparison: 31 µs on a busy machine, where 35 ids are shared.
 _MAX_TRANSCRIPTS = 512
-# Answers that wait to be taken in by the next prompt: whoever collects an answer has pieces to pass on.
+# Answers that wait to be taken in by the next prompt: the thread that collects an answer has pieces to pass on.
 _MAX_WAITING = 8
 # Transcripts that begin most like the prompt and are compared in full: several answers to one question are alike.
 _MAX_COMPARED = 8

@@ -1,8 +1,8 @@
 """Who may reach the server at all: Host headers are checked against rebinding, Origin headers against foreign pages.
 
-A page of another site can make its visitor's browser send requests to a server on his machine. Two headers that a
-browser sets and a page cannot forge stop it: Host has the name that the page was told (a rebound name is not on the
-list), Origin has the page's own. Neither list is ever made from DNS.
+A page of another site can make its visitor's browser send requests to a server on the visitor's machine. Two headers
+that a browser sets and a page cannot forge stop it: Host has the name that the page was told (a rebound name is not on
+the list), Origin has the page's own. Neither list is ever made from DNS.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Who stands on the line: bounds of connections before there is a request that the gate could judge.
+"""Which connections may stay: bounds of connections before there is a request that the gate could judge.
 
 A connection is silent (no whole request header yet), busy (its request is being answered), or idle (it waits for the
 next one). Silent ones have `header_seconds`, idle ones `idle_seconds`. There are at most `max_connections`, of which
-`max_silent` may be silent: a new one closes the oldest of them, so whoever says nothing never locks others out. When
+`max_silent` may be silent: a new one closes the oldest of them, so silent clients never lock others out. When
 all places are taken, the silent or idle one that has been so for longest goes; when all are busy, the new one is told
 to come back.
 
@@ -56,7 +56,7 @@ class Connections:
 
     def __init__(self, bounds: ConnectionBounds, metrics: Registry) -> None:
         self.bounds = bounds
-        self.read_buffer = memoryview(bytearray(BODY_READ_BYTES))  # of whoever is reading at this moment
+        self.read_buffer = memoryview(bytearray(BODY_READ_BYTES))  # of the connection that is reading at this moment
         self._states: dict[Member, State] = {}
         self._since: dict[State, dict[Member, float]] = {"silent": {}, "busy": {}, "idle": {}}  # oldest first
         self._by_address: CountOf[str] = CountOf()

@@ -6,7 +6,7 @@ line feeds, no folded lines, no two lengths of one body. What h11 refuses is ref
 request is answered as if it had not asked. A client that closes its sending half is gone.
 
 Read and not yet parsed is at most a header and one read; read and not yet taken by the application at most 64 KiB and
-one read; a client that reads slowly holds back whoever sends to it. See connections.py for what a connection may be
+one read; an answer waits while its client reads slowly. See connections.py for what a connection may be
 doing, and how many of them may.
 """
 

@@ -25,7 +25,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 Kind = Literal["honoured", "left out", "refused"]
 HEADER = "x-kamado-left-out"
 
-# Of optional parameters: as good as not given, in every protocol.
+# Of optional parameters: these count as not given, in every protocol.
 _EMPTY: tuple[Any, ...] = ("", [], {})
 # Of Ollama's: where false or 0 says something that is not the same as saying nothing.
 _ZERO_MEANS = frozenset({"stream", "think", "truncate", "shift", "keep_alive", "parse_special"})
@@ -171,7 +171,7 @@ _Plan = tuple[str, Any]
 def tidy(body: dict[str, Any], kind: type, *, is_ollama: bool = False) -> dict[str, Any]:
     """The body with what stands for nothing taken out, as far as its Struct `kind` and the Structs in it know names.
 
-    null of an optional field is as good as not given, and so is empty text, an empty list or object of a body's own
+    null of an optional field counts as not given, and so does empty text, an empty list or object of a body's own
     optional fields; in Ollama's API every zero value is, in nested objects too. A whole number may be written 2.0.
     """
     found: dict[str, Any] = _tidied(body, _plan_of(kind), is_ollama, is_top=True)

@@ -34,7 +34,7 @@ WORK_STATUSES = (404, 413, 415, 429, 500, 502, 503, 504)
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How one protocol writes faults and keeps a waiting client company."""
+    """How one protocol writes faults and keeps a waiting client's connection alive."""
 
     name: str
     fault_body: Callable[[Fault], Mapping[str, Any]]  # the JSON of an error answer

@@ -1,7 +1,7 @@
 """From the engine's threads to the event loop: answers that are read without waiting in a thread for each.
 
 The engine puts pieces into a queue and calls a listener; the listener wakes the loop, once for any number of pieces.
-Whoever reads slowly fills his queue, and the engine passes him over until he has read: nothing piles up.
+When a client reads slowly its queue fills, and its answer pauses until some of it was read: nothing piles up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary, finalize
 
 T = TypeVar("T", covariant=True)
 
-# Without news for so long, whoever waits is told how far the prompt has come.
+# After so long without news the waiting client is told how far the prompt has come.
 _PATIENCE_SECONDS = 1.0
 
 
@@ -65,7 +65,7 @@ class _Bell:
     def ring(self, waker: Waker) -> None:
         """From any thread."""
         self._rung.append(waker)
-        if self._is_ringing:  # whoever rings has not been heard yet: all that are in the row by then are woken
+        if self._is_ringing:  # the last ring was not heard yet: when it is, all that are in the row are woken
             return
         self._is_ringing = True
         if self._file is not None:

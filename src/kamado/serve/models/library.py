@@ -1,6 +1,6 @@
 """The model store as the server sees it: names only, never paths, and recipes beside the files.
 
-A path reaches a model only when whoever started the server gave it. A recipe (a Modelfile's content) is a small JSON
+A path reaches a model only when it was given at the server's start. A recipe (a Modelfile's content) is a small JSON
 file; its model's weights are its base's.
 """
 

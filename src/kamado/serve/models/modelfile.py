@@ -1,6 +1,6 @@
 """Ollama's Modelfiles: FROM, SYSTEM, TEMPLATE, PARAMETER, MESSAGE, LICENSE. Read into a Recipe, written for `show`.
 
-FROM takes a name of the library, never a path: whoever may reach the server over HTTP may not make it open files. What
+FROM takes a name of the library, never a path: a client of the server may not make it open files. What
 a Modelfile could say besides (ADAPTER, REQUIRES) is refused by name.
 """
 

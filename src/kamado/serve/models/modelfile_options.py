@@ -62,7 +62,7 @@ def read_options(raw: Mapping[str, Any] | None, *, where: str = "options") -> Op
         elif name != "stop":
             raise RequestError(f"{where}.{name[:60]}: there is no such option", param=f"{where}.{name[:60]}")
     limit = given.get("num_predict", -1)
-    for name, open_value in (("seed", -1), ("repeat_penalty", 0)):  # as good as not given
+    for name, open_value in (("seed", -1), ("repeat_penalty", 0)):  # these count as not given
         if given.get(name) == open_value:
             del given[name]
     return Options(

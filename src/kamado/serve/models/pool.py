@@ -278,7 +278,7 @@ class ModelPool:
                 "context": model.info.context,
             },
         )
-        if slot.num_active == 0:  # whoever asked has left meanwhile
+        if slot.num_active == 0:  # the client that asked has left meanwhile
             slot.idle_since = self._clock()
             self._reap_now.set()
         return model

@@ -1,4 +1,4 @@
-"""Unit files that start the server with the user's session, as the user: a system service could not see his models."""
+"""Unit files that start the server with the user's session, as the user: a system service would not see the models."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def kept_bytes() -> int:
 
 
 def _text(schema: object) -> str | None:
-    """JSON of the schema; None when it is none."""
+    """JSON of the schema; None when it is no JSON value."""
     try:
         return json.dumps(schema, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError):

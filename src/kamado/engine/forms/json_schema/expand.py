@@ -45,7 +45,7 @@ class Expansion:
     def __init__(self, normaliser: Normaliser, node: Mapping[str, Any]) -> None:
         self._all = normaliser
         self._node = node
-        # null is as good as not given, except where it is data
+        # null counts as not given, except where it is data
         self._words = {key: value for key, value in node.items() if value is not None or key == "const"}
         self._is_exact = True
 

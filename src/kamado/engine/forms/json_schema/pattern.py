@@ -24,7 +24,7 @@ _MAX_NODES = 20_000
 
 
 class PatternError(ValueError):
-    """The pattern is none, or cannot be a language."""
+    """The text is no pattern, or its pattern is no regular language."""
 
 
 @dataclass(frozen=True, slots=True)

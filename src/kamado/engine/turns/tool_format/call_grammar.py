@@ -169,7 +169,7 @@ class AnswerGrammar:
             compiled = self._form(schema, output.is_strict)
             self._add_schema("form", "", compiled)
             if not has_schema:
-                del self.schemas[""]  # nobody's: there is nothing to say of it
+                del self.schemas[""]  # no schema was given: there is nothing to say of it
 
     def _form(self, schema: Mapping[str, Any], is_strict: bool) -> CompiledSchema:
         if "" in self._loosened:

@@ -1,4 +1,4 @@
-"""For models whose template has no tools and whose family has no form of its own (SmolLM2): the form that most
+"""For models whose template has no tools and whose family has no known format (SmolLM2): the form that most
 fine-tunes have seen, explained in the system message."""
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ _MAX_NAME = 64
 
 
 def to_messages(raw: Sequence[Mapping[str, Any]], *, max_image_bytes: int) -> tuple[tuple[Message, ...], bool]:
-    """The messages, and whether the last is a chat page's own errand. Raises RequestError naming the message."""
+    """The messages, and whether the last is a page's own task (a title). Raises RequestError naming the message."""
     messages = tuple(_message(item, f"messages[{i}]", max_image_bytes) for i, item in enumerate(raw))
     known: set[str] = set()
     for i, message in enumerate(messages):
