@@ -192,6 +192,6 @@ def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str
 
         names = [*(model.name for model in Store().list()), *CATALOG]
     except Exception:
-        pass  # a damaged store is told by the command itself
+        pass  # the command itself reports a damaged store
     found = [CompletionItem(name) for name in dict.fromkeys(names) if name.startswith(incomplete)]
     return found or [CompletionItem(incomplete, type="file")]

@@ -28,7 +28,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def is_there(path: Path) -> bool:
-    """Whether something has this name, a dangling link too: what cannot be read is told, not passed over."""
+    """Whether something has this name, a dangling link too: what cannot be read is reported, not passed over."""
     return path.exists() or path.is_symlink()
 
 

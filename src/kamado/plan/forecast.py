@@ -491,7 +491,7 @@ def _tokenizer_bytes(checkpoint: Checkpoint, vocab_size: int) -> int:
         return 0
     # tokenizer.json is not read for a forecast: byte-pair vocabularies have about as many merges as entries.
     merges = source.data.get("tokenizer.ggml.merges", ()) if source.kind == "gguf" else range(vocab_size)
-    # What is no array is told when the tokenizer is loaded.
+    # What is no array is reported when the tokenizer is loaded.
     num_merges = len(merges) if isinstance(merges, Sequence) else 0
     has_scores = not num_merges and "tokenizer.ggml.scores" in source.data
     return vocab_size * (_SCORED_TOKEN_BYTES if has_scores else _TOKEN_BYTES) + num_merges * _MERGE_BYTES

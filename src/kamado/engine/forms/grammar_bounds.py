@@ -39,7 +39,7 @@ def check_bounds(grammar: Grammar) -> bool:
         _check_lark(grammar.text, MAX_RULES)
         return False
     if grammar.kind == "regex":
-        return False  # the compiler stops at 250 levels; what it costs is told by trying
+        return False  # the compiler stops at 250 levels; what it costs is found by trying
     is_plain = len(grammar.text) <= _PLAIN_CHARACTERS
     for part in json.loads(grammar.text)["grammars"]:
         if part["name"] in grammar.own_parts:

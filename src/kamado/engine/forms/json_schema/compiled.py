@@ -71,7 +71,7 @@ class CompiledSchema:
     def violations(self, text: str) -> tuple[str, ...]:
         """What a finished answer violates of what was left open; empty when it matches.
 
-        A check that cannot be made is told as such.
+        A check that cannot be made is reported as such.
         """
         if not self.open:
             return ()
