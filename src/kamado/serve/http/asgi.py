@@ -194,7 +194,8 @@ class AsgiRequest:
             if self._num_to_come < 0 or (self._num_to_come and not more):
                 raise RuntimeError("the body has not the length that its header says")
         if head or body:
-            self._line.transport.writelines((head, body))
+            # Not writelines: from Python 3.12 on it raises TypeError when the client has just gone.
+            self._line.transport.write(head + body)
         self._head, self.is_begun = b"", True
         self._can_write_now = more and self._is_chunked and self._has_body
         if not more:
