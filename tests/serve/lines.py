@@ -134,26 +134,34 @@ async def answer(send: Send, content: bytes, status: int = 200, *headers: tuple[
     await send({"type": "http.response.body", "body": content})
 
 
-def answers(heard: bytes, methods: Sequence[str]) -> list[tuple[int, bytes]]:
-    """Status and body of each answer as h11's client reads them, informational ones too. `methods` are the requests'.
+def answers(heard: bytes, methods: Sequence[str], *, has_ended: bool = False) -> list[tuple[int, bytes]]:
+    """Status and body of each answer as h11's client reads them, informational ones too. `methods` are the requests';
+    `has_ended`: the connection did.
 
     Raises h11.RemoteProtocolError for what is no answer, AssertionError for one that is incomplete.
     """
     found: list[tuple[int, bytes]] = []
-    methods = list(methods)
+    left = list(methods)
     while heard:
         client = h11.Connection(h11.CLIENT)
-        client.send(h11.Request(method=methods.pop(0) if methods else "GET", target="/", headers=[("host", "x")]))
+        method = left.pop(0) if left else "GET"
+        if method == "CONNECT":  # what follows its answer would be no HTTP to h11
+            method = "GET"
+        client.send(h11.Request(method=method, target="/", headers=[("host", "x")]))
         client.send(h11.EndOfMessage())
         client.receive_data(heard)
-        body = b""
+        if has_ended:
+            client.receive_data(b"")
+        status, body = 0, b""
         while not isinstance(event := client.next_event(), h11.EndOfMessage):
-            assert event is not h11.NEED_DATA, "an answer is incomplete"
             if isinstance(event, h11.InformationalResponse):
                 found.append((event.status_code, b""))
             elif isinstance(event, h11.Response):
                 status = event.status_code
-            elif isinstance(event, h11.Data):
+            elif event is h11.NEED_DATA and not status and not client.trailing_data[0]:
+                return found  # a body was asked for and has not come
+            else:
+                assert isinstance(event, h11.Data), "an answer is incomplete"
                 body += event.data
         found.append((status, body))
         heard = client.trailing_data[0]
