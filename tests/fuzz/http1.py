@@ -19,7 +19,7 @@ _MAX_READ = 16 << 10
 _MAX_BODY = 64 << 10
 _MAX_BODY_READ = 256 << 10
 _MAX_SECONDS = 10.0  # of this process's processor for one input; some milliseconds are usual
-_REPEATS = (1, 1, 1, 1, 2, 3, 10, 40)
+_REPEATS = (1, 1, 1, 1, 1, 2, 3, 20)
 
 
 class _Listener(Talk):

@@ -85,8 +85,7 @@ class Talk:
 
     def turn(self) -> None:
         """Lets everything run that can."""
-        for _ in range(8):
-            self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.run_until_complete(_turns())
 
     def say(self, data: bytes, piece: int = 1 << 20) -> None:
         """Sends `data`, at most `piece` bytes a read, as far as it is read."""
@@ -125,6 +124,11 @@ class Talk:
         for line in lines:
             await send({"type": "http.response.body", "body": line, "more_body": True})
         await send({"type": "http.response.body"})
+
+
+async def _turns() -> None:
+    for _ in range(8):
+        await asyncio.sleep(0)
 
 
 async def answer(send: Send, content: bytes, status: int = 200, *headers: tuple[bytes, bytes]) -> None:
