@@ -23,7 +23,7 @@ from kamado.serve.models.contract import Recipe, TextDelta
 from kamado.serve.models.library import StoreLibrary
 
 from .fake import FakeWorld, Wait, text
-from .running import Running, running
+from .running import Running, running, wait_until
 
 NUM_SOURCES, NUM_EVENTS = 8, 300
 
@@ -204,6 +204,16 @@ def test_a_slow_reader_holds_back_his_own_answer_only(server: Running) -> None:
                 assert said(unchunked(rest(line)[1])).endswith("end")
         assert server.server.service.num_active == 1, "it was to wait for its reader"
         assert said(unchunked(rest(slow)[1])) == LARGE * NUM_LARGE + "end"
+
+
+def test_a_client_that_leaves_or_closes_its_half_frees_what_answers_him(server: Running) -> None:
+    for leave in (lambda line: line.shutdown(socket.SHUT_WR), lambda line: line.close()):
+        line = ask(server, "large")
+        assert line.recv(1000)
+        assert server.server.service.num_active == 1
+        leave(line)
+        wait_until(lambda: server.server.service.num_active == 0)
+        line.close()
 
 
 # --- which model it is ------------------------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ class AsgiRequest:
         except Exception:
             _log.exception("the application failed", extra={"path": self._scope["path"][:200]})
         finally:
+            del self._scope["extensions"]  # which points back here
             if not (self.is_complete or self._is_gone):
                 self._on_end()
 
@@ -147,7 +148,8 @@ class AsgiRequest:
         if self._is_gone:
             return
         if message["type"] == "http.response.start" and self._head is None:
-            self._head = self._frame_head(message["status"], list(message.get("headers", ())))
+            headers = [(name.lower(), value) for name, value in message.get("headers", ())]
+            self._head = self._frame_head(message["status"], headers)
         elif message["type"] == "http.response.body" and self._head is not None and not self.is_complete:
             self._write(self._head, message.get("body", b""), more=message.get("more_body", False))
         else:

@@ -327,6 +327,8 @@ def _check_header(event: h11.Request, header: bytes, bounds: ConnectionBounds) -
     """Raises RemoteProtocolError for a header that is too large, or that another reader may take for another one."""
     if len(header) > bounds.max_header_bytes or len(event.headers) > _MAX_HEADERS:
         raise h11.RemoteProtocolError("the header is too large", error_status_hint=431)
+    if not event.http_version.startswith(b"1."):
+        raise h11.RemoteProtocolError("another version of HTTP")
     if _UNLIKE_LINES.search(header):
         raise h11.RemoteProtocolError("a line of the header is folded or does not end as it must")
     if len({name for name, _ in event.headers} & {b"content-length", b"transfer-encoding"}) > 1:
