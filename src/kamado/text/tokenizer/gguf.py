@@ -149,7 +149,9 @@ def _scored(
         normalize=_normalizer(meta),
         unknown_id=meta.token_id("tokenizer.ggml.unknown_token_id", size, unknown_id),
     )
-    pieces = Pieces(size, partial(_space_mark_bytes, vocabulary), specials.special_ids, strip_first_space=add_space_prefix)
+    pieces = Pieces(
+        size, partial(_space_mark_bytes, vocabulary), specials.special_ids, strip_first_space=add_space_prefix
+    )
     return Tokenizer(GgufEncoder(vocabulary, encoder, finds_own=finds_own), pieces, specials, vocabulary.ids.get)
 
 
