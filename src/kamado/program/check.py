@@ -7,6 +7,7 @@ import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from types import CodeType
 from typing import Any, TypeAlias
 
@@ -42,12 +43,13 @@ def validate(program: Program) -> None:
     if not program.ops or not isinstance(program.ops[0], Embed):
         raise ValueError("a program begins with Embed")
     for i, op in enumerate(program.ops):
-        problem = next(_problems(op, program, known), None)
+        written = writes(op)
+        problem = next(_problems(op, written, program, known), None)
         if problem is None and op.IS_LAST and i != len(program.ops) - 1:
             problem = "is not the last operation"
         if problem is not None:
             raise ValueError(f"operation {i} ({op.label()}): {problem}")
-        known.add(op)
+        known.add(op, written)
     if not program.ops[-1].IS_LAST:
         raise ValueError("a program ends with Head or Pool")
     for number, state in enumerate(program.states):
@@ -68,8 +70,8 @@ class _Known:
     kept: set[int]  # states that were written
     fitting: set[tuple[Any, ...]]  # operations whose operands fit each other, by `_likeness`
 
-    def add(self, op: Operation) -> None:
-        for buffer in writes(op):
+    def add(self, op: Operation, written: tuple[Buffer, ...]) -> None:
+        for buffer in written:
             self.written.add(buffer.name)
             self.choices.pop(buffer.name, None)
         if isinstance(op, Route):
@@ -86,13 +88,14 @@ class _Routed:
     choices: int
 
 
-def _problems(op: Operation, program: Program, known: _Known) -> Iterator[str]:
+def _problems(op: Operation, written: tuple[Buffer, ...], program: Program, known: _Known) -> Iterator[str]:
     """What does not fit, the first thing first; what comes after it may be nonsense."""
-    read, written = reads(op), writes(op)
+    read = reads(op)
     for buffer in (*read, *written):
-        width = known.widths.setdefault(buffer.name, buffer.width)
-        if buffer.width < 1 or buffer.width != width:
-            yield f"buffer {buffer.name!r} has width {buffer.width}, before {width}"
+        width = buffer.width
+        before = known.widths.setdefault(buffer.name, width)
+        if width < 1 or width != before:
+            yield f"buffer {buffer.name!r} has width {width}, before {before}"
     for buffer in read:
         if buffer.name not in known.written:
             yield f"buffer {buffer.name!r} is read before it is written"
@@ -103,23 +106,35 @@ def _problems(op: Operation, program: Program, known: _Known) -> Iterator[str]:
         yield from _misfits(op, known)
         known.fitting.add(likeness)
     yield from _misstated(op, program, known)
-    yield from _unlike(op, program)
+    if isinstance(op, Embed | Head):
+        yield from _unlike(op, program)
 
 
 _Look: TypeAlias = Callable[[Any, dict[str, int]], object]
 
 
-_LOOKS: dict[type[Operation], tuple[tuple[str, _Look], ...]] = {}
+@dataclass(frozen=True, slots=True)
+class _Looks:
+    """How `_likeness` reads one type of operation."""
+
+    plain: Callable[[Any], object]  # the fields that count as they are, in one go
+    others: tuple[tuple[str, _Look], ...]  # name, and what counts of the value
 
 
-def _looks(operation: type[Operation]) -> tuple[tuple[str, _Look], ...]:
-    """Of each field its name, and what `_misfits` looks at of its value."""
+_LOOKS: dict[type[Operation], _Looks] = {}
+
+
+def _looks(operation: type[Operation]) -> _Looks:
     if operation not in _LOOKS:
-        _LOOKS[operation] = tuple((field.name, _look(field)) for field in fields_of(operation))
+        looks = [(field.name, _look(field)) for field in fields_of(operation)]
+        plain = [name for name, look in looks if look is None]
+        others = tuple((name, look) for name, look in looks if look is not None)
+        _LOOKS[operation] = _Looks(attrgetter(*plain) if plain else lambda _: None, others)
     return _LOOKS[operation]
 
 
-def _look(field: Field) -> _Look:
+def _look(field: Field) -> _Look | None:
+    """What `_misfits` looks at of a field's value; None: all of it."""
     if field.kind in TENSORS:
         if field.is_list:
             return lambda value, _: tuple(item and item.shape for item in value)
@@ -132,13 +147,14 @@ def _look(field: Field) -> _Look:
         return lambda value, _: value and value.width
     if field.kind is Kind.KEEPS:  # no rule looks at its number
         return lambda value, _: value < 0
-    return lambda value, _: id(value) if field.kind is Kind.CONSTANTS else value
+    return (lambda value, _: id(value)) if field.kind is Kind.CONSTANTS else None
 
 
 def _likeness(op: Operation, known: _Known) -> tuple[object, ...]:
     """Equal for operations of which `_misfits` says the same. Layers repeat each other, so most are like one before."""
-    kind = type(op)
-    return kind, *[look(getattr(op, name), known.choices) for name, look in _looks(kind)]
+    kind, choices = type(op), known.choices
+    looks = _looks(kind)
+    return kind, looks.plain(op), *[look(getattr(op, name), choices) for name, look in looks.others]
 
 
 def _misfits(op: Operation, known: _Known) -> Iterator[str]:
@@ -238,11 +254,11 @@ def _misshapen(op: Operation, values: dict[str, Any]) -> Iterator[str]:
                 yield f"tensor {item.name!r} has shape {got}, expected {wanted}"
 
 
-def _unlike(op: Operation, program: Program) -> Iterator[str]:
+def _unlike(op: Embed | Head, program: Program) -> Iterator[str]:
     """Tables that do not fit the model: the executor knows no vocabulary but theirs."""
     if isinstance(op, Embed) and op.index == "position" and op.table.rows < program.context_length:
         yield f"table {op.table.name!r} has {op.table.rows} positions, the model {program.context_length}"
-    ref = op.weight if isinstance(op, Head) else op.table if isinstance(op, Embed) and op.index == "token" else None
+    ref = op.weight if isinstance(op, Head) else op.table if op.index == "token" else None
     if ref is not None and ref.rows != program.vocab_size:
         yield f"tensor {ref.name!r} has shape {ref.shape}, expected {program.vocab_size} rows"
 

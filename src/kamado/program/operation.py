@@ -76,6 +76,7 @@ BUFFERS = frozenset({Kind.READS, Kind.WRITES, Kind.UPDATES, Kind.ROUTES, Kind.RO
 READ = frozenset({Kind.READS, Kind.UPDATES, Kind.ROUTES, Kind.ROUTED})
 WRITTEN = frozenset({Kind.WRITES, Kind.UPDATES})
 _FILLED = frozenset({Kind.WRITES})
+_KEPT = frozenset({Kind.KEEPS})
 TENSORS = frozenset({Kind.TABLE, Kind.MATRIX, Kind.VECTOR})
 NUMBERS = frozenset({Kind.INT, Kind.FLOAT, Kind.FLOAT64, Kind.ADDED, Kind.KEEPS})
 
@@ -157,7 +158,7 @@ class RowWise(Operation):
 
 def states_of(op: Operation) -> Iterator[int]:
     """Numbers of the states that `op` names."""
-    return (getattr(op, field.name) for field in fields_of(type(op)) if field.kind is Kind.KEEPS)
+    return (getattr(op, name) for name, _ in _fields_of_kinds(type(op), _KEPT))
 
 
 _FIELDS: dict[type[Operation], tuple[Field, ...]] = {}
