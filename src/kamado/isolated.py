@@ -276,15 +276,17 @@ def _why(code: int | None) -> tuple[Why, str]:
     """What a worker's end says of the work."""
     if code is None:
         return "broken", "the worker was lost"
-    if code in (-signal.SIGPROF, -signal.SIGXCPU):
-        return "time", "it took too long"
-    if code == -signal.SIGALRM:
-        return "busy", _BUSY
-    if code in (-signal.SIGSEGV, -signal.SIGBUS):
-        return "stack", "it is nested too deeply"
-    if code in (-signal.SIGABRT, -signal.SIGKILL):  # native allocations that fail abort; the system kills for memory
-        return "memory", "it needs too much memory"
-    return "broken", f"the worker ended with code {code}"
+    slow, deep, large = "it took too long", "it is nested too deeply", "it needs too much memory"
+    said: dict[int, tuple[Why, str]] = {
+        signal.SIGPROF: ("time", slow),
+        signal.SIGXCPU: ("time", slow),
+        signal.SIGALRM: ("busy", _BUSY),
+        signal.SIGSEGV: ("stack", deep),
+        signal.SIGBUS: ("stack", deep),
+        signal.SIGABRT: ("memory", large),  # native allocations that fail abort
+        signal.SIGKILL: ("memory", large),  # so the system ends who takes too much
+    }
+    return said.get(-code, ("broken", f"the worker ended with code {code}"))
 
 
 def _start(modules: Sequence[str], nice: int, idle_seconds: float) -> subprocess.Popen[bytes]:

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from kamado.files import open_checkpoint
+from kamado.files.page_cache import forget_cached
 from kamado.models import build_program
 from kamado.plan.budget import parse_size
 from kamado.plan.forecast import plan
-from kamado.plan.page_cache import forget_cached
 
 from .cold import ColdPython, copy_python
 from .moe_file import write_dense, write_moe

@@ -19,7 +19,7 @@ from kamado.engine.cache import prefix_store as store_module
 from kamado.engine.cache.prefix_file import DamagedPrefixError, token_bytes
 from kamado.engine.cache.prefix_store import PrefixFolder, PrefixStore
 from kamado.engine.turns.conversations import ConversationStore
-from kamado.plan.page_cache import cached_bytes, forget_cached
+from kamado.files.page_cache import cached_bytes, forget_cached
 
 BINDING = {"model": "m", "preset": "balanced", "owner": ""}
 TOKENS = token_bytes([i % 1000 for i in range(700)])  # five full pages and 60 tokens: four settled pages

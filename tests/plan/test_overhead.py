@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kamado.files.page_cache import cached_bytes
 from kamado.plan.machine import kib_fields
 from kamado.plan.overhead import kernel_bytes, library_bytes, mapped_files, planned_kernel_bytes
-from kamado.plan.page_cache import cached_bytes
 from kamado.plan.usage import memory_use
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kamado.plan import page_cache
+from kamado.files import page_cache
+from kamado.files.page_cache import cached_bytes, forget_cached
 from kamado.plan.disk import measure_disk
 from kamado.plan.machine import machine
-from kamado.plan.page_cache import cached_bytes, forget_cached
 from kamado.plan.usage import BudgetWatch, memory_use
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

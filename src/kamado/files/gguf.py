@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import CorruptFileError, MetadataError
 from .gguf_header import GGML_TYPES, Header, read_header
-from .hf_settings import is_finite_number
+from .hf_settings import is_finite_number, shown
 from .tensor_map import TensorMap
 from .types import Checkpoint, Layout, TensorRef, TokenizerSource
 
@@ -115,25 +115,20 @@ def _read_shards(path: Path) -> list[Header]:
 
 def _string(header: Header, key: str, *, required: bool = False) -> str | None:
     value = header.metadata.get(key)
-    if value is None and not required:
-        return None
     if value is None:
-        raise MetadataError(f"{header.path}: metadata key {key!r} is missing")
+        if required:
+            raise MetadataError(f"{header.path}: metadata key {key!r} is missing")
+        return None
     if not isinstance(value, str) or (required and not value):
-        raise MetadataError(f"{header.path}: metadata key {key!r} must be text, it is {_brief(value)}")
+        raise MetadataError(f"{header.path}: metadata key {key!r} must be text, it is {shown(value)}")
     return value
 
 
 def _integer(header: Header, key: str, *, default: int) -> int:
     value = header.metadata.get(key, default)
     if type(value) is not int:
-        raise MetadataError(f"{header.path}: metadata key {key!r} must be an integer, it is {_brief(value)}")
+        raise MetadataError(f"{header.path}: metadata key {key!r} must be an integer, it is {shown(value)}")
     return value
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _named_templates(header: Header) -> Mapping[str, str]:
@@ -153,7 +148,7 @@ def _sampling(header: Header) -> Mapping[str, float]:
             continue
         if not is_finite_number(value):
             raise MetadataError(
-                f"{header.path}: metadata key 'general.sampling.{theirs}' must be a number, it is {_brief(value)}"
+                f"{header.path}: metadata key 'general.sampling.{theirs}' must be a number, it is {shown(value)}"
             )
         out[ours] = value
     return out

@@ -245,22 +245,20 @@ class _Cursor:
         if item_type is ValueType.STRING:
             self.need(self.pos + 8 * count, what)
             return self.strings(count, what), item_type
-        code = SCALAR_CODES[item_type]
-        size = struct.calcsize(code) * count
-        self.need(self.pos + size, what)
-        begin = self.pos
-        self.pos += size
-        if item_type is ValueType.BOOL:
-            raw = self.data[begin : self.pos]
-            if wrong := raw.translate(None, b"\0\1"):  # a loop over the items took 100 ns each
-                raise CorruptFileError(f"{self.path}: {what} is a bool of value {wrong[0]}, not 0 or 1")
-            return list(map(bool, raw)), item_type
-        return list(struct.unpack_from(f"<{count}{code}", self.data, begin)), item_type
+        return self.scalars(item_type, count, what), item_type
 
-    def boolean(self, byte: int, what: str) -> bool:
-        if byte > 1:
-            raise CorruptFileError(f"{self.path}: {what} is a bool of value {byte}, not 0 or 1")
-        return bool(byte)
+    def scalars(self, kind: ValueType, count: int, what: str) -> list[Any]:
+        """`count` values of fixed size."""
+        code = f"<{count}{SCALAR_CODES[kind]}"
+        begin, end = self.pos, self.pos + struct.calcsize(code)
+        self.need(end, what)
+        self.pos = end
+        if kind is not ValueType.BOOL:
+            return list(struct.unpack_from(code, self.data, begin))
+        raw = self.data[begin:end]
+        if wrong := raw.translate(None, b"\0\1"):  # a loop over the items took 100 ns each
+            raise CorruptFileError(f"{self.path}: {what} is a bool of value {wrong[0]}, not 0 or 1")
+        return list(map(bool, raw))
 
     def value(self, what: str) -> tuple[Any, tuple[ValueType, ValueType | None]]:
         kind = self.value_type(what)
@@ -269,8 +267,7 @@ class _Cursor:
             return items, (kind, item_type)
         if kind is ValueType.STRING:
             return self.raw_string(MAX_STRING_BYTES, what).decode("utf-8", "replace"), (kind, None)
-        value = self.scalar(SCALAR_CODES[kind], what)
-        return (self.boolean(value, what) if kind is ValueType.BOOL else value), (kind, None)
+        return self.scalars(kind, 1, what)[0], (kind, None)
 
 
 def read_header(path: Path) -> Header:

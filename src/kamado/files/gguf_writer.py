@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import struct
 from collections.abc import Iterator, Sequence
@@ -119,10 +120,7 @@ class TensorSink:
 
 
 def _nbytes(shape: tuple[int, ...], layout: Layout) -> int:
-    num_values = 1
-    for dim in shape:
-        num_values *= dim
-    return layout.nbytes(num_values)
+    return layout.nbytes(math.prod(shape))
 
 
 def _kind_of(key: str, value: Any) -> ValueType:

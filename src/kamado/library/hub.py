@@ -187,11 +187,9 @@ def _directory_files(wanted: HubName, files: list[RemoteFile]) -> list[RemoteFil
     weights = [f for f in files if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", f.path)]
     if not weights or not any(f.path == "config.json" for f in files):
         raise UnsupportedError(f"{wanted.repo}: neither GGUF files nor config.json with model.safetensors are there")
-    if any(f.path == "model.safetensors" for f in weights):
-        weights = [f for f in weights if f.path == "model.safetensors"]
     extra = [f for f in files if f.path in _DIRECTORY_FILES or f.path.startswith("additional_chat_templates/")]
-    if len(weights) == 1 and weights[0].path == "model.safetensors":
-        extra = [f for f in extra if f.path != "model.safetensors.index.json"]
+    if whole := [f for f in weights if f.path == "model.safetensors"]:
+        weights, extra = whole, [f for f in extra if f.path != "model.safetensors.index.json"]
     return weights + extra
 
 

@@ -15,6 +15,7 @@ import re
 import ssl
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -124,17 +125,19 @@ def find_file(config: IndexConfig, client: httpx2.Client, project: str, filename
     """
     faults: list[str] = []
     has_any = False
-    for source in config.find_links:
-        for link in _links(client, source, faults, is_index=False):
-            if _basename(link) == filename:
-                has_any = True
-                yield link
-    for root in config.indexes:
-        page = root.rstrip("/") + "/" + re.sub(r"[-_.]+", "-", project).lower() + "/"
-        for link in _links(client, page, faults, is_index=True):
-            if _basename(link) == filename:
-                has_any = True
-                yield link
+    name = re.sub(r"[-_.]+", "-", project).lower()
+    for source in (*config.find_links, *(f"{root.rstrip('/')}/{name}/" for root in config.indexes)):
+        try:
+            found = [link for link in _links(client, source) if _basename(link) == filename]
+            faults.append(f"{shown(source)} does not list it")
+        except DownloadError as error:
+            faults.append(str(error))
+            continue
+        except OSError as error:
+            faults.append(f"{shown(source)}: {error.strerror or error}")
+            continue
+        has_any = has_any or bool(found)
+        yield from found
     if not has_any:
         asked = "; ".join(faults) or "no package index is configured for pip"
         raise DownloadError(f"{filename} is not offered by any package index that pip is configured for: {asked}")
@@ -144,31 +147,22 @@ def _basename(link: Path | str) -> str:
     return link.name if isinstance(link, Path) else unquote(urlsplit(link).path).rpartition("/")[2]
 
 
-def _links(client: httpx2.Client, source: str, faults: list[str], *, is_index: bool) -> Iterator[Path | str]:
-    """Files that `source` (a page of an index, a directory, an HTML file) links to; what is wrong goes to `faults`."""
+def _links(client: httpx2.Client, source: str) -> list[Path | str]:
+    """Files that `source` (a page of an index, a directory, an HTML file) links to. Raises DownloadError, OSError."""
     local = _local(source)
-    try:
-        if local is not None:
-            page = local / "index.html" if local.is_dir() else local
-            if local.suffix == ".whl" and local.is_file():
-                yield local
-            elif page.is_file():
-                yield from _html_links(page.read_text("utf-8", "replace"), page.absolute().as_uri())
-            elif local.is_dir():
-                yield from sorted(entry for entry in local.iterdir() if entry.is_file())
-            else:
-                faults.append(f"{local} does not exist")
-                return
-        else:
-            yield from _remote_links(client, source, is_index)
-        faults.append(f"{shown(source)} does not list it")
-    except DownloadError as error:
-        faults.append(str(error))
-    except OSError as error:
-        faults.append(f"{shown(source)}: {error.strerror or error}")
+    if local is None:
+        return _remote_links(client, source)
+    page = local / "index.html" if local.is_dir() else local
+    if local.suffix == ".whl" and local.is_file():
+        return [local]
+    if page.is_file():
+        return _html_links(page.read_text("utf-8", "replace"), page.absolute().as_uri())
+    if local.is_dir():
+        return sorted(entry for entry in local.iterdir() if entry.is_file())
+    raise DownloadError(f"{local} does not exist")
 
 
-def _remote_links(client: httpx2.Client, page: str, is_index: bool) -> Iterator[str]:
+def _remote_links(client: httpx2.Client, page: str) -> list[Path | str]:
     import httpx2
 
     try:
@@ -184,16 +178,14 @@ def _remote_links(client: httpx2.Client, page: str, is_index: bool) -> Iterator[
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise DownloadError(f"{shown(page)}: {type(error).__name__}: {error}".rstrip(": ")) from None
     if not is_json:
-        for link in _html_links(body.decode("utf-8", "replace"), base):
-            if isinstance(link, str):  # a page from the network names no files of this machine
-                yield link
-        return
+        # A page from the network names no files of this machine.
+        return [link for link in _html_links(body.decode("utf-8", "replace"), base) if isinstance(link, str)]
     try:
         files = json.loads(body)["files"]
         urls = [urljoin(base, entry["url"]) for entry in files]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DownloadError(f"{shown(page)} answered with JSON that is no simple index") from None
-    yield from (url for url in urls if urlsplit(url).scheme in ("http", "https"))
+    return [url for url in urls if urlsplit(url).scheme in ("http", "https")]
 
 
 class _Anchors(HTMLParser):
@@ -210,16 +202,15 @@ class _Anchors(HTMLParser):
             self.links.append(href)
 
 
-def _html_links(text: str, base: str) -> Iterator[Path | str]:
+def _html_links(text: str, base: str) -> list[Path | str]:
     parser = _Anchors(base)
     parser.feed(text)
+    found: list[Path | str] = []
     for href in parser.links:
-        try:
+        with suppress(ValueError):
             url = urljoin(parser.base, href)
-            local = _local(url)
-        except ValueError:
-            continue
-        yield local if local is not None else url
+            found.append(_local(url) or url)
+    return found
 
 
 def _local(source: str) -> Path | None:

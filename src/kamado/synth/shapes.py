@@ -141,14 +141,16 @@ def shape_of(family: str, changes: Mapping[str, int | None]) -> Shape:
 def metadata_of(shape: Shape, vocab_size: int) -> Iterator[tuple[str, Any]]:
     """The architecture's own keys as the converter writes them (`general.*` and the tokenizer's are not among them)."""
     a = shape.architecture
-    yield f"{a}.block_count", shape.layers
-    yield f"{a}.context_length", shape.context
-    yield f"{a}.embedding_length", shape.hidden
-    yield f"{a}.feed_forward_length", shape.ffn or shape.expert_width
-    yield f"{a}.attention.head_count", shape.heads
-    yield f"{a}.attention.head_count_kv", shape.kv_heads
-    yield f"{a}.rope.freq_base", shape.rope_base
-    yield f"{a}.attention.layer_norm_rms_epsilon", shape.eps
+    yield from {
+        f"{a}.block_count": shape.layers,
+        f"{a}.context_length": shape.context,
+        f"{a}.embedding_length": shape.hidden,
+        f"{a}.feed_forward_length": shape.ffn or shape.expert_width,
+        f"{a}.attention.head_count": shape.heads,
+        f"{a}.attention.head_count_kv": shape.kv_heads,
+        f"{a}.rope.freq_base": shape.rope_base,
+        f"{a}.attention.layer_norm_rms_epsilon": shape.eps,
+    }.items()
     if shape.states_head_dim or shape.head_dim * shape.heads != shape.hidden:
         yield f"{a}.attention.key_length", shape.head_dim
         yield f"{a}.attention.value_length", shape.head_dim
@@ -172,6 +174,8 @@ def metadata_of(shape: Shape, vocab_size: int) -> Iterator[tuple[str, Any]]:
 def tensors_of(shape: Shape, vocab_size: int, layout: str) -> Iterator[TensorPlan]:
     """All tensors in the file's order."""
     h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    projections = {"q": q, "k": kv, "v": kv}
+    experts, suffix, f = ((shape.experts,), "_exps", shape.expert_width) if shape.experts else ((), "", shape.ffn)
 
     def plan(role: str, dims: tuple[int, ...], kind: Kind, i: int = -1) -> TensorPlan:
         name = f"blk.{i}.{role}" if i >= 0 else role
@@ -182,29 +186,24 @@ def tensors_of(shape: Shape, vocab_size: int, layout: str) -> Iterator[TensorPla
     yield plan("token_embd.weight", (vocab_size, h), "embedding")
     for i in range(shape.layers):
         yield plan("attn_norm.weight", (h,), "ones", i)
-        yield plan("attn_q.weight", (q, h), "inward", i)
-        yield plan("attn_k.weight", (kv, h), "inward", i)
-        yield plan("attn_v.weight", (kv, h), "inward", i)
+        for name, width in projections.items():
+            yield plan(f"attn_{name}.weight", (width, h), "inward", i)
         if shape.has_bias:
-            for name, width in (("q", q), ("k", kv), ("v", kv)):
+            for name, width in projections.items():
                 yield plan(f"attn_{name}.bias", (width,), "bias", i)
         if shape.qk_norm:
-            yield plan("attn_q_norm.weight", (q if shape.qk_norm == "full" else shape.head_dim,), "ones", i)
-            yield plan("attn_k_norm.weight", (kv if shape.qk_norm == "full" else shape.head_dim,), "ones", i)
+            for name in "qk":
+                width = projections[name] if shape.qk_norm == "full" else shape.head_dim
+                yield plan(f"attn_{name}_norm.weight", (width,), "ones", i)
         yield plan("attn_output.weight", (h, q), "outward", i)
         if shape.has_post_norms:
             yield plan("post_attention_norm.weight", (h,), "out_norm", i)
         yield plan("ffn_norm.weight", (h,), "ones", i)
         if shape.experts:
-            e, f = shape.experts, shape.expert_width
-            yield plan("ffn_gate_inp.weight", (e, h), "router", i)
-            yield plan("ffn_gate_exps.weight", (e, f, h), "inward", i)
-            yield plan("ffn_up_exps.weight", (e, f, h), "inward", i)
-            yield plan("ffn_down_exps.weight", (e, h, f), "outward", i)
-        else:
-            yield plan("ffn_gate.weight", (shape.ffn, h), "inward", i)
-            yield plan("ffn_up.weight", (shape.ffn, h), "inward", i)
-            yield plan("ffn_down.weight", (h, shape.ffn), "outward", i)
+            yield plan("ffn_gate_inp.weight", (shape.experts, h), "router", i)
+        yield plan(f"ffn_gate{suffix}.weight", (*experts, f, h), "inward", i)
+        yield plan(f"ffn_up{suffix}.weight", (*experts, f, h), "inward", i)
+        yield plan(f"ffn_down{suffix}.weight", (*experts, h, f), "outward", i)
         if shape.has_post_norms:
             yield plan("post_ffw_norm.weight", (h,), "out_norm", i)
     yield plan("output_norm.weight", (h,), "ones")

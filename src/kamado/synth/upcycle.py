@@ -17,7 +17,6 @@ by one random factor near 1, so that a wrong expert in a slot shows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ import numpy.typing as npt
 from ..errors import CorruptFileError, UnsupportedError, UsageError
 from ..files.gguf_header import Header, read_header
 from ..files.gguf_writer import GgufWriter
+from ..files.page_cache import forget_cached
 from ..files.types import Checkpoint, Layout, TensorRef
 
 MAX_EXPERTS = 1024
@@ -123,8 +123,7 @@ def upcycle(
                 sink.forget_written()
                 forgotten = done
         sink.forget_written()
-    for path in parent.files:
-        _forget(path)
+    forget_cached(parent.files)
     records = [0] * (1 + max(layer for _, layer in blocks.values()))
     for name, (_, layer) in blocks.items():
         records[layer] += parent.tensors[name].nbytes
@@ -257,12 +256,3 @@ def _read(ref: TensorRef, begin: int, count: int) -> npt.NDArray[np.uint8]:
     if len(data) != count:
         raise CorruptFileError(f"{ref.file}: {ref.name} ends after {begin + len(data)} of {ref.nbytes} bytes")
     return np.frombuffer(data, np.uint8)
-
-
-def _forget(path: Path) -> None:
-    if hasattr(os, "posix_fadvise"):
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(fd)

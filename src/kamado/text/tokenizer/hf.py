@@ -43,16 +43,11 @@ class HfEncoder:
         schemes = [step.get("prepend_scheme") for step in _metaspaces(rust)]
         self.begins_after_special = "first" not in schemes
         self._middle = _without_prefix(rust) if schemes else None
-        self._byte_ids = [self._byte_id(byte, char) for byte, char in sorted(byte_alphabet().items())]
-
-    def _byte_id(self, byte: int, char: str) -> int | None:
-        fallback = self._rust.token_to_id(f"<0x{byte:02X}>")
-        if fallback is not None:
-            return fallback
-        return self._rust.token_to_id(char) if self._is_byte_level() else None
-
-    def _is_byte_level(self) -> bool:
-        return "ByteLevel" in type(self._rust.decoder).__name__ if self._rust.decoder is not None else False
+        self._byte_ids: list[int | None] = [rust.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+        if "ByteLevel" in type(rust.decoder).__name__:
+            alphabet = byte_alphabet()
+            known = enumerate(self._byte_ids)
+            self._byte_ids = [rust.token_to_id(alphabet[i]) if byte_id is None else byte_id for i, byte_id in known]
 
     def encode(self, text: str, *, special: bool, start: bool) -> list[int]:
         """See `base.Encoder`."""
@@ -126,11 +121,12 @@ def load_hf(source: TokenizerSource) -> Tokenizer:
 
     raw = _read(source.path)
     growth = check_in_worker(source.path, raw)
+    names = HfNames(source)
     with rust_errors(f"{source.path}: no valid tokenizer"):
         rust: RustTokenizer = RustTokenizer.from_buffer(raw.removeprefix(BOM))
         rust.no_truncation()
         rust.no_padding()
-        add_named_tokens(rust, source)
+        add_named_tokens(rust, names)
         added = rust.get_added_tokens_decoder()
         del raw
         size = max(rust.get_vocab_size(True), max(added, default=-1) + 1)
@@ -139,38 +135,30 @@ def load_hf(source: TokenizerSource) -> Tokenizer:
         unknown_id = rust.token_to_id(unknown) if isinstance(unknown, str) else getattr(rust.model, "unk_id", None)
         prefix, suffix = _affixes(rust)
     special = {i: token.content for i, token in added.items() if token.special}
-    names = HfNames(source, rust, size)
-    bos_id = names.token("bos_token")
-    eos_id = names.token("eos_token")
-    if unknown_id is not None and unknown_id in special:
-        # The unknown token is what unknown text becomes, not something parsed from text.
-        special_in_text = {i: text for i, text in special.items() if i != unknown_id}
-    else:
-        special_in_text = special
+    bos_id = names.token("bos_token", rust)
+    eos_id = names.token("eos_token", rust)
+    # The unknown token is what unknown text becomes, not something parsed from text.
+    special_in_text = {i: text for i, text in special.items() if i != unknown_id}
     add_bos, add_eos = names.flag("add_bos_token", bool(prefix)), names.flag("add_eos_token", bool(suffix))
     prefix = prefix or (() if bos_id is None else (bos_id,))
     suffix = suffix or (() if eos_id is None else (eos_id,))
     specials = Specials(
-        bos_id=bos_id if bos_id is not None else names.token("cls_token"),
-        eos_id=eos_id if eos_id is not None else names.token("sep_token"),
+        bos_id=bos_id if bos_id is not None else names.token("cls_token", rust),
+        eos_id=eos_id if eos_id is not None else names.token("sep_token", rust),
         prefix_ids=prefix,
         suffix_ids=suffix,
         add_bos=add_bos and bool(prefix),
         add_eos=add_eos and bool(suffix),
         stop_ids=stop_token_ids(
-            {text: i for text in _texts(added) if (i := rust.token_to_id(text)) is not None},
+            {token.content: i for token in added.values() if (i := rust.token_to_id(token.content)) is not None},
             special,
-            [eos_id, *names.generation_ends()],
+            [eos_id, *names.generation_ends(size)],
         ),
         special_ids=frozenset(special),
         strips={i: (token.lstrip, token.rstrip) for i, token in added.items() if token.lstrip or token.rstrip},
     )
     pieces = _pieces(rust, size, {i: token.content for i, token in added.items()}, specials, decoder, source.path)
     return Tokenizer(HfEncoder(rust, special_in_text, unknown_id, growth), pieces, specials, rust.token_to_id)
-
-
-def _texts(added: Mapping[int, Any]) -> list[str]:
-    return [token.content for token in added.values()]
 
 
 def _read(path: Path) -> bytes:

@@ -25,7 +25,7 @@ _DECODER_KEY = "added_tokens_decoder"
 _FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
 
 
-class _Files:
+class HfNames:
     """The parsed files. Every getter raises TokenizerError naming the file."""
 
     def __init__(self, source: TokenizerSource) -> None:
@@ -56,22 +56,13 @@ class _Files:
             raise self.fail(name, key, "is no token")
         return value
 
-
-class HfNames(_Files):
-    """Special tokens and ends of a loaded `tokenizer.json` of `size` ids."""
-
-    def __init__(self, source: TokenizerSource, rust: RustTokenizer, size: int) -> None:
-        super().__init__(source)
-        self._rust = rust
-        self._size = size
-
-    def token(self, key: str) -> int | None:
-        """Id of a token named in one of the files, e.g. "eos_token"."""
+    def token(self, key: str, rust: RustTokenizer) -> int | None:
+        """Id in `rust` of a token named in one of the files, e.g. "eos_token"."""
         for name in self.token_files():
             text = self.text(name, key)
             if text is None:
                 continue
-            token_id: int | None = self._rust.token_to_id(text)
+            token_id: int | None = rust.token_to_id(text)
             if token_id is None:
                 raise self.fail(name, key, f"names {text!r}, which tokenizer.json lacks")
             return token_id
@@ -86,8 +77,8 @@ class HfNames(_Files):
             raise self.fail(_CONFIG, key, "is not a boolean")
         return value
 
-    def generation_ends(self) -> list[int]:
-        """`eos_token_id`, one id or several, of generation_config.json or else config.json; -1 stands for none."""
+    def generation_ends(self, size: int) -> list[int]:
+        """`eos_token_id`, one id or several below `size`, of generation_config.json, else config.json; -1 is none."""
         for name in ("generation_config.json", "config.json"):
             value = self.file(name).get("eos_token_id")
             if value is None:
@@ -96,22 +87,21 @@ class HfNames(_Files):
             for token_id in value if isinstance(value, list) else [value]:
                 if isinstance(token_id, bool) or not isinstance(token_id, int):
                     raise self.fail(name, "eos_token_id", f"has {token_id!r:.60}, no token id")
-                if 0 <= token_id < self._size:
+                if 0 <= token_id < size:
                     ends.append(token_id)
                 elif token_id != -1 and name != "config.json":  # there it may be a default that nobody looked at
-                    raise self.fail(name, "eos_token_id", f"has {token_id!r:.60}, no id of the {self._size} tokens")
+                    raise self.fail(name, "eos_token_id", f"has {token_id!r:.60}, no id of the {size} tokens")
             return ends
         return []
 
 
-def add_named_tokens(rust: RustTokenizer, source: TokenizerSource) -> None:
+def add_named_tokens(rust: RustTokenizer, files: HfNames) -> None:
     """Add the tokens that only tokenizer_config.json or added_tokens.json have, and set what they say of others.
 
     Raises TokenizerError when one is no token, or would get another id than it is said to have.
     """
     from tokenizers import AddedToken
 
-    files = _Files(source)
     for name, key, token_id, token in _named_tokens(files):
         known = rust.token_to_id(token["content"])
         flags = {flag: token[flag] for flag in _FLAGS if isinstance(token.get(flag), bool)}
@@ -126,7 +116,7 @@ def add_named_tokens(rust: RustTokenizer, source: TokenizerSource) -> None:
             )
 
 
-def _named_tokens(files: _Files) -> list[tuple[str, str, int, Mapping[str, Any]]]:
+def _named_tokens(files: HfNames) -> list[tuple[str, str, int, Mapping[str, Any]]]:
     """(file, key, id, token) by ascending id."""
     listed = files.file(_CONFIG).get(_DECODER_KEY)
     found: list[tuple[str, str, int, Mapping[str, Any]]] = []
@@ -158,7 +148,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
-def _special_texts(files: _Files) -> frozenset[str]:
+def _special_texts(files: HfNames) -> frozenset[str]:
     """Every text that the files name as a special token."""
     texts: set[str] = set()
     for name in files.token_files():

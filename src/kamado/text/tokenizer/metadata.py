@@ -181,27 +181,30 @@ class Metadata:
             self.fail(TOKENS_KEY, f"has {tokens[twice]!r} twice, as token {twice} and {ids[tokens[twice]]}")
         return Vocabulary(tokens, self._kinds(len(tokens)), self._scores(len(tokens)), ids)
 
+    def _beside(self, key: str, num_tokens: int, types: set[type], what: str) -> list[Any] | None:
+        """An array with an entry of these types for each token; None: the file has none."""
+        values = self.array(key, MAX_TOKENS)
+        if not values and not self.has(key):
+            return None
+        if len(values) != num_tokens:
+            self.fail(key, f"has {len(values)} entries for {num_tokens} tokens")
+        if not set(map(type, values)) <= types:
+            self.fail(key, f"holds something other than {what}")
+        return values
+
     def _kinds(self, num_tokens: int) -> list[int]:
-        kinds = self.array(TYPES_KEY, MAX_TOKENS)
-        if not kinds and not self.has(TYPES_KEY):
+        kinds = self._beside(TYPES_KEY, num_tokens, {int}, "whole numbers")
+        if kinds is None:
             return [int(TokenKind.NORMAL)] * num_tokens
-        if len(kinds) != num_tokens:
-            self.fail(TYPES_KEY, f"has {len(kinds)} entries for {num_tokens} tokens")
-        if not set(map(type, kinds)) <= {int}:
-            self.fail(TYPES_KEY, "holds something other than whole numbers")
         unknown = set(kinds) - {int(kind) for kind in TokenKind}
         if unknown:
             self.fail(TYPES_KEY, f"has the unknown token type {min(unknown)}")
         return list(kinds)  # ours to change: see special.mark_end_tokens
 
     def _scores(self, num_tokens: int) -> list[float]:
-        scores = self.array(SCORES_KEY, MAX_TOKENS)
-        if not scores and not self.has(SCORES_KEY):
+        scores = self._beside(SCORES_KEY, num_tokens, {int, float}, "numbers")
+        if scores is None:
             return []
-        if len(scores) != num_tokens:
-            self.fail(SCORES_KEY, f"has {len(scores)} entries for {num_tokens} tokens")
-        if not set(map(type, scores)) <= {int, float}:
-            self.fail(SCORES_KEY, "holds something other than numbers")
         try:
             # NaN has no order, and a heap needs one.
             finite = math.isfinite(math.fsum(map(abs, scores)))
