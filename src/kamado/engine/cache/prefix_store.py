@@ -107,9 +107,8 @@ class PrefixStore:
                 needed_before = {files.binding: _needed(files) for files in self._scan()}
                 for files in self._scan():
                     for point in files.points:
-                        with contextlib.suppress(OSError, DamagedPrefixError):
-                            if prefix_file.read_head(point.path, POINT, files.binding)[2] == label:
-                                point.path.unlink(missing_ok=True)
+                        if _label(point.path, files.binding) == label:
+                            _remove(point.path)
                 for files in self._scan():
                     for name in needed_before.get(files.binding, Counter()) - _needed(files):
                         if name not in _needed(files):
@@ -121,11 +120,9 @@ class PrefixStore:
         found: dict[str, int] = {}
         for files in self._scan():
             for point in files.points:
-                with contextlib.suppress(OSError, DamagedPrefixError):
-                    label = prefix_file.read_head(point.path, POINT, files.binding)[2]
+                if label := _label(point.path, files.binding):
                     pages = sum(files.pages[name][0] for name in point.pages if name in files.pages)
-                    if label:
-                        found[label] = max(found.get(label, 0), pages + point.nbytes)
+                    found[label] = max(found.get(label, 0), pages + point.nbytes)
         return found
 
     def make_room(self, num_bytes: int) -> bool:
@@ -316,10 +313,7 @@ class PrefixFolder:
 
     def point_label(self, path: Path) -> str:
         """The named session that a point belongs to; "" when none or when it cannot be read."""
-        try:
-            return prefix_file.read_head(path, POINT, self.binding)[2]
-        except (OSError, DamagedPrefixError):
-            return ""
+        return _label(path, self.binding) or ""
 
     def num_pages(self, tokens: bytes) -> int:
         """Leading full pages of `tokens` that are on disk, by digests only."""
@@ -332,9 +326,12 @@ class PrefixFolder:
             count += 1
         return count
 
+    def _page(self, key: bytes) -> Path:
+        return self._pages / (key.hex() + _SUFFIX)
+
     def has_page(self, key: bytes) -> bool:
         """Whether a page of this key is there (not whether it is whole)."""
-        return (self._pages / (key.hex() + _SUFFIX)).is_file()
+        return self._page(key).is_file()
 
     def read_point(
         self, point: StoredPoint, tokens: bytes, *, max_payload: int, buffer: bytearray | None = None
@@ -346,7 +343,7 @@ class PrefixFolder:
     def read_page(self, key: bytes, tokens: bytes, *, max_payload: int, buffer: bytearray | None = None) -> memoryview:
         """The payload of the page that holds `tokens`, as read_point. Raises DamagedPrefixError, the file removed;
         OSError."""
-        return self._read(self._pages / (key.hex() + _SUFFIX), PAGE, tokens, max_payload, buffer)
+        return self._read(self._page(key), PAGE, tokens, max_payload, buffer)
 
     def touch(self, point: StoredPoint) -> None:
         """The point was used: it goes later."""
@@ -355,8 +352,7 @@ class PrefixFolder:
 
     def remove(self, point: StoredPoint) -> None:
         """Forgets a point that turned out to be unusable; its pages stay for others."""
-        with contextlib.suppress(OSError):
-            point.path.unlink(missing_ok=True)
+        _remove(point.path)
         self._index_stamp = None
 
     def write_page(self, key: bytes, tokens: bytes, payload: Buffer) -> bool:
@@ -364,7 +360,7 @@ class PrefixFolder:
         if self.has_page(key):
             return True
         self._describe()
-        path = self._pages / (key.hex() + _SUFFIX)
+        path = self._page(key)
         return self.store.write(path, prefix_file.pack(PAGE, self.binding, key, tokens, payload))
 
     def write_point(self, tokens: bytes, payload: Buffer, label: str = "") -> bool:
@@ -388,8 +384,7 @@ class PrefixFolder:
     def remove_pages(self, keys: Iterable[bytes]) -> None:
         """Removes pages of an entry that was given up, which no point needs yet."""
         for key in keys:
-            with contextlib.suppress(OSError):
-                (self._pages / (key.hex() + _SUFFIX)).unlink(missing_ok=True)
+            _remove(self._page(key))
 
     def _read(self, path: Path, kind: int, tokens: bytes, max_payload: int, buffer: bytearray | None) -> memoryview:
         limit = prefix_file.file_bytes(len(tokens) // 4, max_payload) + prefix_file.MAX_LABEL_BYTES
@@ -401,8 +396,7 @@ class PrefixFolder:
                 raise DamagedPrefixError(f"{path}: it holds other tokens than its name says")
             return found.payload
         except (DamagedPrefixError, FileNotFoundError):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            _remove(path)
             self._index_stamp = None
             raise
 
@@ -430,6 +424,20 @@ class PrefixFolder:
         path = self.directory / "about.json"
         if self._about and not path.is_file():
             self.store.write(path, [json.dumps(self._about, indent=1).encode()])
+
+
+def _label(path: Path, binding: bytes) -> str | None:
+    """The named session that a point belongs to, "" when none; None when it cannot be read."""
+    try:
+        return prefix_file.read_head(path, POINT, binding)[2]
+    except (OSError, DamagedPrefixError):
+        return None
+
+
+def _remove(path: Path) -> None:
+    """Removes a file that may be gone, or in use where that forbids it."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _needed(files: _Files) -> Counter[str]:

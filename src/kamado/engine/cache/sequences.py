@@ -84,7 +84,7 @@ class SequenceCache:
         save what comes after."""
         self.executor = executor
         self._max_sequences = max_sequences
-        self._before_cut = before_cut
+        self._before_cut = before_cut or (lambda sequence, length: None)
         self._sequences: list[CachedSequence] = []
         self._tree = PrefixTree()
         self._clock = count(1)
@@ -220,8 +220,7 @@ class SequenceCache:
         """Forgets what comes after the first `length` tokens."""
         if length == sequence.length:
             return
-        if self._before_cut is not None:
-            self._before_cut(sequence, length)
+        self._before_cut(sequence, length)
         self.executor.truncate(sequence.id, length)
         del sequence.tokens[length:]
         self._tree.update(sequence)
@@ -330,8 +329,7 @@ class SequenceCache:
             self._drop_saved(sequence)
 
     def _drop_saved(self, sequence: CachedSequence) -> None:
-        if self._before_cut is not None:
-            self._before_cut(sequence, 0)
+        self._before_cut(sequence, 0)
         self.drop(sequence)
 
     def _oldest_idle(self, keep: CachedSequence | None) -> CachedSequence | None:

@@ -13,13 +13,10 @@ class TokenRule(Protocol):
 
     def allowed(self) -> NDArray[np.int64] | None:
         """Ids, ascending, at least one; None: all."""
-        ...
 
     def accept(self, token: int, /) -> None:
         """The token that was picked."""
-        ...
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing but an end may follow."""
-        ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -42,15 +42,11 @@ class Scoring:
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
         """float32[len(tokens), vocab_size]; no more tokens than rows of logits were planned for."""
         out = np.empty((len(tokens), self._vocab_size), np.float32)
-        ids = np.array(tokens, np.int32)
 
-        def run(executor: ExecutorProtocol, sequence: int) -> None:
-            for begin, end in self._chunks(len(ids)):
-                rows = np.arange(end - begin, dtype=np.int32)
-                counts = np.array([end - begin], np.int32)
-                out[begin:end] = executor.step(np.array([sequence], np.int32), counts, ids[begin:end], rows)
+        def take(begin: int, rows: NDArray[np.float32]) -> None:
+            out[begin : begin + len(rows)] = rows
 
-        self._with_sequence(len(ids), run)
+        self.visit(tokens, take, before=None, after=None)
         return out
 
     def visit(self, tokens: list[int], visit: Visit, *, before: Look | None, after: Look | None) -> None:
@@ -79,7 +75,8 @@ class Scoring:
         out = np.zeros(len(ids))
 
         def run(executor: ExecutorProtocol, sequence: int) -> None:
-            for begin, end in self._chunks(len(ids)):
+            for begin in range(0, len(ids), self._max_rows):
+                end = begin + self._max_rows
                 out[begin:end] = executor.score(sequence, ids[begin:end], targets[begin:end])
 
         self._with_sequence(len(ids), run)
@@ -102,10 +99,6 @@ class Scoring:
         value = math.exp(min(float(losses.mean()), 700.0))
         spread = float(losses.std()) / math.sqrt(max(1, losses.size - 1))
         return Perplexity(value, value * spread, losses.size)
-
-    def _chunks(self, length: int) -> Iterator[tuple[int, int]]:
-        size = self._max_rows
-        return ((begin, min(begin + size, length)) for begin in range(0, length, size))
 
     def _with_sequence(self, num_tokens: int, run: Callable[[ExecutorProtocol, int], None]) -> None:
         """Calls `run(executor, empty sequence)` between steps; it may be called again when it was aborted."""

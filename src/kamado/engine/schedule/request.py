@@ -48,11 +48,9 @@ class TextStream(Protocol):
 
     def push(self, token: int, /) -> str:
         """The text that became certain with `token`."""
-        ...
 
     def flush(self) -> str:
         """What is left at the end."""
-        ...
 
 
 class NoText:

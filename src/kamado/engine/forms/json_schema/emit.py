@@ -19,6 +19,7 @@ from .numbers import Range
 from .rules import Literal, Name, Row, Rules, Symbol, Times
 from .shapes import ANYTHING, EVERY, IMPOSSIBLE, Array, Atom, Conjunction, Const, Number, Object, Text, together
 from .trees import ANY, Tree, alt, both, inverse, is_nothing, literal
+from .values import number_of
 
 _MAX_LISTED = 300  # multiples that are listed one by one
 _MAX_STEP = 20_000  # of multipleOf: the automaton has so many states
@@ -189,9 +190,9 @@ class Emitter:
         schema: dict[str, Any] = {"type": kind, "multipleOf": divisor, "minimum": -most, "maximum": most}
         bounds = atom.bounds
         if bounds.low is not None and bounds.low > -most:
-            schema["exclusiveMinimum" if bounds.is_low_open else "minimum"] = _plain_number(bounds.low)
+            schema["exclusiveMinimum" if bounds.is_low_open else "minimum"] = number_of(bounds.low)
         if bounds.high is not None and bounds.high < most:
-            schema["exclusiveMaximum" if bounds.is_high_open else "maximum"] = _plain_number(bounds.high)
+            schema["exclusiveMaximum" if bounds.is_high_open else "maximum"] = number_of(bounds.high)
         return self._rules.nested(json.dumps(schema))
 
     # --- arrays -------------------------------------------------------------------------------------------------------
@@ -439,7 +440,3 @@ def _decimal_places(steps: Sequence[Decimal]) -> int | None:
     step = _common_step(steps)
     places = -int(step.normalize().as_tuple().exponent)
     return places if step == Decimal(1).scaleb(-places) and places > 0 else None
-
-
-def _plain_number(value: Decimal) -> int | float:
-    return int(value) if value == value.to_integral_value() else float(value)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from decimal import Decimal
 from typing import Any
 
 from ....errors import ConstraintError
@@ -32,7 +31,7 @@ from .shapes import (
     without_const,
 )
 from .trees import inverse, is_nothing, matches
-from .values import Checker, CheckError, key_of
+from .values import Checker, CheckError, key_of, number_of
 
 _MAX_ATOMS = 256  # alternatives of one shape
 _MAX_WORK = 20_000  # meetings of alternatives, of a whole schema
@@ -244,7 +243,7 @@ class Normaliser:
                 out.append(Number(bounds=Range(high=bounds.low, is_high_open=not bounds.is_low_open)))
             if bounds.high is not None:
                 out.append(Number(bounds=Range(low=bounds.high, is_low_open=not bounds.is_high_open)))
-            out += [Const(key_of(_number(value)), _number(value)) for value in atom.excluded]
+            out += [Const(key_of(number_of(value)), number_of(value)) for value in atom.excluded]
             is_exact = not atom.multiples
         elif isinstance(atom, Text):
             rest = inverse(atom.language())
@@ -294,7 +293,3 @@ class Normaliser:
         if not isinstance(node, Mapping):
             return Shape(EVERY if node else ())
         return Expansion(self, node).shape()
-
-
-def _number(value: Decimal) -> int | float:
-    return int(value) if value == value.to_integral_value() else float(value)

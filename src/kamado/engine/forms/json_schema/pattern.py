@@ -211,6 +211,12 @@ class _Parser:
     def _peek(self, text: str) -> bool:
         return self._text.startswith(text, self._at)
 
+    def _skip(self, text: str) -> bool:
+        """Whether `text` came, which is passed over."""
+        found = self._peek(text)
+        self._at += len(text) * found
+        return found
+
     def _next(self) -> str:
         if self._at >= len(self._text):
             raise PatternError("the pattern breaks off")
@@ -222,8 +228,7 @@ class _Parser:
         if self._depth > _MAX_DEPTH:
             raise PatternError(f"the pattern is nested deeper than {_MAX_DEPTH} groups")
         parts = [self._cat()]
-        while self._peek("|"):
-            self._at += 1
+        while self._skip("|"):
             parts.append(self._cat())
         self._depth -= 1
         return parts[0] if len(parts) == 1 else _Or(tuple(parts))
@@ -247,9 +252,7 @@ class _Parser:
                 low, high = found
             else:
                 return node
-            if self._peek("?"):
-                self._at += 1  # as few as possible: of the same texts
-            elif self._peek("+"):
+            if not self._skip("?") and self._peek("+"):  # as few as possible: of the same texts
                 raise PatternError("loops that give nothing back cannot be enforced")
             node = _Loop(node, low, high)
         return node
@@ -288,13 +291,11 @@ class _Parser:
 
     def _group(self) -> _Node:
         node: _Node
-        if self._peek("?"):
-            self._at += 1
+        if self._skip("?"):
             if self._peek("=") or self._peek("!"):
                 is_negative = self._next() == "!"
                 node = _Look(self._either(), is_negative)
-            elif self._peek(":"):
-                self._at += 1
+            elif self._skip(":"):
                 node = self._either()
             elif self._peek("<=") or self._peek("<!"):
                 raise PatternError("look-behind cannot be enforced")
@@ -308,9 +309,8 @@ class _Parser:
                 raise PatternError(f"(?{self._text[self._at : self._at + 1]} cannot be enforced")
         else:
             node = self._either()
-        if not self._peek(")"):
+        if not self._skip(")"):
             raise PatternError("a group has no end")
-        self._at += 1
         return node
 
     def _escape(self) -> _Node:
@@ -358,8 +358,7 @@ class _Parser:
                 self._at = end + 1
                 return self._checked(digits if end > 0 else "")
             code = self._hex(4)
-            if 0xD800 <= code < 0xDC00 and self._peek("\\u"):
-                self._at += 2
+            if 0xD800 <= code < 0xDC00 and self._skip("\\u"):
                 return 0x10000 + ((code - 0xD800) << 10) + (self._hex(4) - 0xDC00 & 0x3FF)
             return code
         if c == "c":
@@ -385,8 +384,7 @@ class _Parser:
         return code
 
     def _set(self) -> Ranges:
-        is_negative = self._peek("^")
-        self._at += is_negative
+        is_negative = self._skip("^")
         members: list[Ranges] = []
         while True:
             c = self._next()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from typing import Literal, TypeAlias
 
 from . import charset
@@ -309,15 +310,11 @@ def _write(tree: Tree, form: _Form) -> str:
     match tree:
         case Seq(parts):
             out: list[str] = []
-            plain: list[Tree] = []
-            for part in parts:
-                if has_operators(part):
-                    out += [f"/{_regex(seq(*plain), form)}/"] if plain else []
-                    out.append(f"({_write(part, form)})")
-                    plain = []
+            for has_any, run in groupby(parts, key=has_operators):
+                if has_any:
+                    out += (f"({_write(part, form)})" for part in run)
                 else:
-                    plain.append(part)
-            out += [f"/{_regex(seq(*plain), form)}/"] if plain else []
+                    out.append(f"/{_regex(seq(*run), form)}/")
             return " ".join(out)
         case Alt(parts):
             return " | ".join(f"({_write(part, form)})" for part in parts)

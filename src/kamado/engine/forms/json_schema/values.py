@@ -7,9 +7,10 @@ remarks here, as in JSON Schema. Time is bounded: a check that takes too many st
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeAlias
 
 from ....errors import KamadoError
 from . import trees
@@ -40,6 +41,11 @@ def decimal_of(value: float) -> Decimal:
     return Decimal(repr(value))
 
 
+def number_of(value: Decimal) -> int | float:
+    """A number as JSON has it: whole ones without a fraction."""
+    return int(value) if value == value.to_integral_value() else float(value)
+
+
 def type_of(value: Any) -> str:
     """JSON's name of a value's type."""
     for name, kind in (("null", type(None)), ("boolean", bool), ("string", str), ("array", list), ("object", Mapping)):
@@ -52,6 +58,28 @@ def is_of_type(value: Any, name: object) -> bool:
     """Whether a value is of a type; "integer" is whole numbers, 1.0 too."""
     own = type_of(value)
     return own == name or (name == "integer" and own == "number" and float(value).is_integer())
+
+
+# Parts of a value: JSON pointer, the schema that the part must match (None: it is wrong whatever that is), the part.
+_Parts: TypeAlias = Iterator[tuple[str, Node | None, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """A keyword that holds or not: (checker, node, argument, value). It says nothing of other types than these."""
+
+    holds: Callable[[Checker, Any, Any, Any], bool]
+    asks: Any = object  # type of the argument
+    of: Any = object  # type of the value
+
+
+@dataclass(frozen=True, slots=True)
+class _Sub:
+    """A keyword that has schemas for the value or its parts, likewise."""
+
+    parts: Callable[[Checker, Any, Any, Any], _Parts]
+    asks: Any = object
+    of: Any = object
 
 
 class Checker:
@@ -98,102 +126,54 @@ class Checker:
             else:
                 names = node
             for name in names:
-                if node[name] is None and name != "const":
+                argument = node[name]
+                if argument is None and name != "const":
                     continue
-                check = _IN_PLACE.get(name) if not shallow else None
-                check = check or _OWN.get(name)
-                if check is None:
+                keyword = (_COMBINED.get(name) if not shallow else None) or _OWN.get(name)
+                if keyword is None or not (isinstance(argument, keyword.asks) and isinstance(value, keyword.of)):
                     continue
-                for more, where in check(self, node, node[name], value):
-                    yield (f"{at}{more}", where or f"{place}/{escape(name)}")
+                if isinstance(keyword, _Test):
+                    if not keyword.holds(self, node, argument, value):
+                        yield at, f"{place}/{escape(name)}"
+                    continue
+                for more, schema, part in keyword.parts(self, node, argument, value):
+                    if schema is None:
+                        yield f"{at}{more}", f"{place}/{escape(name)}"
+                    else:
+                        yield from self._check(schema, part, f"{at}{more}")
         finally:
             self._depth -= 1
 
-    # --- in place -----------------------------------------------------------------------------------------------------
+    # --- what each keyword asks: of the value itself, or of its parts -------------------------------------------------
 
-    def _ref(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        target = self._document.resolve(node, argument) if isinstance(argument, str) else None
+    def _referred(self, node: Any, reference: Any, value: Any) -> _Parts:
+        target = self._document.resolve(node, reference) if isinstance(reference, str) else None
         if target is None:
-            raise CheckError(f"the schema refers to {str(argument)[:80]!r}, which is not in it")
-        yield from self._check(target, value, "")
+            raise CheckError(f"the schema refers to {str(reference)[:80]!r}, which is not in it")
+        yield "", target, value
 
-    def _all_of(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        for item in argument if isinstance(argument, list) else ():
-            yield from self._check(item, value, "")
-
-    def _any_of(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(argument, list) and not any(self._ok(item, value) for item in argument):
-            yield "", ""
-
-    def _one_of(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(argument, list) and sum(self._ok(item, value) for item in argument) != 1:
-            yield "", ""
-
-    def _not(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if self._ok(argument, value):
-            yield "", ""
-
-    def _if_then(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        branch = node.get("then" if self._ok(argument, value) else "else")
+    def _branch(self, node: Any, condition: Any, value: Any) -> _Parts:
+        branch = node.get("then" if self._ok(condition, value) else "else")
         if branch is not None:
-            yield from self._check(branch, value, "")
+            yield "", branch, value
 
-    def _dependent_schemas(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping) and isinstance(argument, Mapping):
-            for name, item in argument.items():
-                if name not in value:
-                    continue
-                if isinstance(item, list):
-                    if any(other not in value for other in item):
-                        yield "", ""
-                else:
-                    yield from self._check(item, value, "")
+    def _dependent(self, node: Any, rules: Any, value: Any) -> _Parts:
+        for name, rule in rules.items():
+            if name in value and not isinstance(rule, list):
+                yield "", rule, value
+            elif name in value and any(other not in value for other in rule):
+                yield "", None, value
 
-    # --- of every type ------------------------------------------------------------------------------------------------
+    def _is_listed(self, node: Any, values: Any, value: Any) -> bool:
+        if id(values) not in self._enums:
+            self._enums[id(values)] = (values, frozenset(map(key_of, values)))
+        return key_of(value) in self._enums[id(values)][1]
 
-    def _type(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if not any(is_of_type(value, name) for name in (argument if isinstance(argument, list) else [argument])):
-            yield "", ""
-
-    def _enum(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if not isinstance(argument, list):
-            return
-        if id(argument) not in self._enums:
-            self._enums[id(argument)] = (argument, frozenset(map(key_of, argument)))
-        if key_of(value) not in self._enums[id(argument)][1]:
-            yield "", ""
-
-    def _const(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if key_of(value) != key_of(argument):
-            yield "", ""
-
-    # --- numbers and texts --------------------------------------------------------------------------------------------
-
-    def _bound(self, node: Any, argument: Any, value: Any, name: str) -> Iterator[tuple[str, str]]:
-        if type_of(value) != "number" or type_of(argument) != "number":
-            return
-        limit, number = decimal_of(argument), decimal_of(value)
-        is_open = name.startswith("exclusive") or node.get("exclusive" + name.capitalize()) is True
-        below = number < limit or (is_open and number == limit)
-        above = number > limit or (is_open and number == limit)
-        if below if name.lower().endswith("minimum") else above:
-            yield "", ""
-
-    def _multiple(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if type_of(value) == type_of(argument) == "number" and argument > 0:
-            quotient = decimal_of(value) / decimal_of(argument)
-            if quotient != quotient.to_integral_value():
-                yield "", ""
-
-    def _length(self, node: Any, argument: Any, value: Any, kind: type, is_most: bool) -> Iterator[tuple[str, str]]:
-        if not isinstance(value, kind) or type_of(argument) != "number":
-            return
-        if len(value) > argument if is_most else len(value) < argument:  # type: ignore[arg-type]
-            yield "", ""
-
-    def _pattern(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, str) and isinstance(argument, str) and not self.is_found(argument, value):
-            yield "", ""
+    def _is_multiple(self, node: Any, step: Any, value: Any) -> bool:
+        if not (type_of(value) == type_of(step) == "number" and step > 0):
+            return True
+        quotient = decimal_of(value) / decimal_of(step)
+        return quotient == quotient.to_integral_value()
 
     def is_found(self, pattern: str, text: str) -> bool:
         """Whether a pattern is found in a text. Raises CheckError."""
@@ -203,55 +183,33 @@ class Checker:
         except PatternError as error:
             raise CheckError(f"the pattern {pattern[:60]!r} cannot be checked: {error}") from None
 
-    # --- arrays and objects -------------------------------------------------------------------------------------------
-
-    def _prefix(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, list) and isinstance(argument, list):
-            for i, (item, own) in enumerate(zip(value, argument, strict=False)):
-                yield from self._check(own, item, f"/{i}")
-
-    def _items(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(argument, list):
-            yield from self._prefix(node, argument, value)
-        elif isinstance(value, list):
+    def _items(self, node: Any, schema: Any, value: Any) -> _Parts:
+        if isinstance(schema, list):
+            yield from _each(schema, value)
+        else:
             start = len(node["prefixItems"]) if isinstance(node.get("prefixItems"), list) else 0
-            for i, item in enumerate(value[start:], start):
-                yield from self._check(argument, item, f"/{i}")
+            yield from ((f"/{i}", schema, item) for i, item in enumerate(value[start:], start))
 
-    def _more_items(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, list) and isinstance(node.get("items"), list):
-            for i, item in enumerate(value[len(node["items"]) :], len(node["items"])):
-                yield from self._check(argument, item, f"/{i}")
+    def _more_items(self, node: Any, schema: Any, value: Any) -> _Parts:
+        if isinstance(node.get("items"), list):
+            start = len(node["items"])
+            yield from ((f"/{i}", schema, item) for i, item in enumerate(value[start:], start))
 
-    def _unique(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if argument is True and isinstance(value, list) and len(set(map(key_of, value))) < len(value):
-            yield "", ""
+    def _contains(self, node: Any, schema: Any, value: Any) -> bool:
+        count = sum(self._ok(schema, item) for item in value)
+        least, most = node.get("minContains"), node.get("maxContains")
+        return count >= (1 if least is None else least) and (most is None or count <= most)
 
-    def _contains(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, list):
-            count = sum(self._ok(argument, item) for item in value)
-            least, most = node.get("minContains"), node.get("maxContains")
-            if count < (1 if least is None else least) or (most is not None and count > most):
-                yield "", ""
-
-    def _properties(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping) and isinstance(argument, Mapping):
-            for name, item in argument.items():
-                if name in value:
-                    yield from self._check(item, value[name], f"/{escape(name)}")
-
-    def _pattern_properties(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping) and isinstance(argument, Mapping):
-            for pattern, item in argument.items():
-                for name in value:
-                    if self.is_found(pattern, name):
-                        yield from self._check(item, value[name], f"/{escape(name)}")
-
-    def _more_properties(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping):
+    def _pattern_properties(self, node: Any, patterns: Any, value: Any) -> _Parts:
+        for pattern, schema in patterns.items():
             for name in value:
-                if not self._is_declared(node, name):
-                    yield from self._check(argument, value[name], f"/{escape(name)}")
+                if self.is_found(pattern, name):
+                    yield f"/{escape(name)}", schema, value[name]
+
+    def _more_properties(self, node: Any, schema: Any, value: Any) -> _Parts:
+        for name in value:
+            if not self._is_declared(node, name):
+                yield f"/{escape(name)}", schema, value[name]
 
     def _is_declared(self, node: Any, name: str) -> bool:
         patterns = node.get("patternProperties")
@@ -259,21 +217,18 @@ class Checker:
             isinstance(patterns, Mapping) and any(self.is_found(pattern, name) for pattern in patterns)
         )
 
-    def _names(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        for name in value if isinstance(value, Mapping) else ():
-            if not self._ok(argument, name):
-                yield f"/{escape(name)}", ""
+    def _names(self, node: Any, schema: Any, value: Any) -> _Parts:
+        for name in value:
+            if not self._ok(schema, name):
+                yield f"/{escape(name)}", None, name
 
-    def _required(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping) and isinstance(argument, list) and any(name not in value for name in argument):
-            yield "", ""
+    def _unevaluated_properties(self, node: Any, schema: Any, value: Any) -> _Parts:
+        seen = self._seen_names(node, value)
+        yield from ((f"/{escape(name)}", schema, value[name]) for name in value if name not in seen)
 
-    def _unevaluated_properties(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping):
-            seen = self._seen_names(node, value)
-            for name in value:
-                if name not in seen:
-                    yield from self._check(argument, value[name], f"/{escape(name)}")
+    def _unevaluated_items(self, node: Any, schema: Any, value: Any) -> _Parts:
+        seen = self._seen_items(node, value)
+        yield from ((f"/{i}", schema, item) for i, item in enumerate(value) if i not in seen)
 
     def _applied(self, node: Any, value: Any) -> Iterator[Any]:
         """Schemas that hold in the same place and were found to match."""
@@ -305,13 +260,6 @@ class Checker:
                 own |= set(value)
         return own
 
-    def _unevaluated_items(self, node: Any, argument: Any, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, list):
-            seen = self._seen_items(node, value)
-            for i, item in enumerate(value):
-                if i not in seen:
-                    yield from self._check(argument, item, f"/{i}")
-
     def _seen_items(self, node: Any, value: list[Any]) -> set[int]:
         if isinstance(node, bool):
             return set()
@@ -330,31 +278,73 @@ class Checker:
         return own
 
 
-def _bound(name: str) -> Any:
-    return lambda self, node, argument, value: self._bound(node, argument, value, name)
+def _each(schemas: Sequence[Node], value: Sequence[Any]) -> _Parts:
+    """Items with the schemas in their places."""
+    return ((f"/{i}", schema, item) for i, (item, schema) in enumerate(zip(value, schemas, strict=False)))
 
 
-def _length(kind: Any, is_most: bool) -> Any:
-    return lambda self, node, argument, value: self._length(node, argument, value, kind, is_most)
+def _bound(name: str) -> _Test:
+    """A limit of numbers; in old drafts `exclusive…` is a flag beside it."""
+    is_low = name.lower().endswith("minimum")
+
+    def holds(checker: Checker, node: Any, argument: Any, value: Any) -> bool:
+        if type_of(value) != "number" or type_of(argument) != "number":
+            return True
+        limit, number = decimal_of(argument), decimal_of(value)
+        if number == limit:
+            return not (name.startswith("exclusive") or node.get("exclusive" + name.capitalize()) is True)
+        return number > limit if is_low else number < limit
+
+    return _Test(holds)
 
 
-_IN_PLACE: dict[str, Any] = {
-    "$ref": Checker._ref, "$dynamicRef": Checker._ref, "allOf": Checker._all_of, "anyOf": Checker._any_of,
-    "oneOf": Checker._one_of, "not": Checker._not, "if": Checker._if_then,
-    "dependentSchemas": Checker._dependent_schemas,
-    "unevaluatedProperties": Checker._unevaluated_properties, "unevaluatedItems": Checker._unevaluated_items,
+def _length(kind: Any, is_most: bool) -> _Test:
+    """A limit of characters, items or properties."""
+
+    def holds(checker: Checker, node: Any, argument: Any, value: Any) -> bool:
+        if type_of(argument) != "number":
+            return True
+        return bool(len(value) <= argument if is_most else len(value) >= argument)
+
+    return _Test(holds, of=kind)
+
+
+# Keywords that combine schemas in one place, and those that speak of the value by themselves.
+_COMBINED: dict[str, _Test | _Sub] = {
+    "$ref": _Sub(Checker._referred), "$dynamicRef": _Sub(Checker._referred),
+    "allOf": _Sub(lambda checker, node, ways, value: (("", way, value) for way in ways), list),
+    "anyOf": _Test(lambda checker, node, ways, value: any(checker._ok(way, value) for way in ways), list),
+    "oneOf": _Test(lambda checker, node, ways, value: sum(checker._ok(way, value) for way in ways) == 1, list),
+    "not": _Test(lambda checker, node, schema, value: not checker._ok(schema, value)),
+    "if": _Sub(Checker._branch), "dependentSchemas": _Sub(Checker._dependent, Mapping, Mapping),
+    "unevaluatedProperties": _Sub(Checker._unevaluated_properties, of=Mapping),
+    "unevaluatedItems": _Sub(Checker._unevaluated_items, of=list),
 }  # fmt: skip
-_OWN: dict[str, Any] = {
-    "dependentRequired": Checker._dependent_schemas, "dependencies": Checker._dependent_schemas,
-    "type": Checker._type, "enum": Checker._enum, "const": Checker._const,
+_OWN: dict[str, _Test | _Sub] = {
+    "dependentRequired": _Sub(Checker._dependent, Mapping, Mapping),
+    "dependencies": _Sub(Checker._dependent, Mapping, Mapping),
+    "type": _Test(lambda checker, node, names, value: any(
+        is_of_type(value, name) for name in (names if isinstance(names, list) else [names]))),
+    "enum": _Test(Checker._is_listed, list),
+    "const": _Test(lambda checker, node, constant, value: key_of(value) == key_of(constant)),
     "minimum": _bound("minimum"), "maximum": _bound("maximum"),
     "exclusiveMinimum": _bound("exclusiveMinimum"), "exclusiveMaximum": _bound("exclusiveMaximum"),
-    "multipleOf": Checker._multiple, "pattern": Checker._pattern,
+    "multipleOf": _Test(Checker._is_multiple),
+    "pattern": _Test(lambda checker, node, pattern, value: checker.is_found(pattern, value), str, str),
     "minLength": _length(str, False), "maxLength": _length(str, True),
     "minItems": _length(list, False), "maxItems": _length(list, True),
     "minProperties": _length(Mapping, False), "maxProperties": _length(Mapping, True),
-    "prefixItems": Checker._prefix, "items": Checker._items, "additionalItems": Checker._more_items,
-    "uniqueItems": Checker._unique, "contains": Checker._contains, "properties": Checker._properties,
-    "patternProperties": Checker._pattern_properties, "additionalProperties": Checker._more_properties,
-    "propertyNames": Checker._names, "required": Checker._required,
+    "prefixItems": _Sub(lambda checker, node, schemas, value: _each(schemas, value), list, list),
+    "items": _Sub(Checker._items, of=list), "additionalItems": _Sub(Checker._more_items, of=list),
+    "uniqueItems": _Test(
+        lambda checker, node, is_unique, value: not is_unique or len(set(map(key_of, value))) == len(value),
+        bool, list),
+    "contains": _Test(Checker._contains, of=list),
+    "properties": _Sub(lambda checker, node, named, value: (
+        (f"/{escape(name)}", schema, value[name]) for name, schema in named.items() if name in value),
+        Mapping, Mapping),
+    "patternProperties": _Sub(Checker._pattern_properties, Mapping, Mapping),
+    "additionalProperties": _Sub(Checker._more_properties, of=Mapping),
+    "propertyNames": _Sub(Checker._names, of=Mapping),
+    "required": _Test(lambda checker, node, names, value: all(name in value for name in names), list, Mapping),
 }  # fmt: skip

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from ....errors import ConstraintError, UsageError
@@ -131,7 +132,9 @@ class AnswerGrammar:
         for i, tool in enumerate(self._tools):
             head = syntax.head + tool.name + syntax.middle
             self._rules.append(f"call_{i}: {self._head(head, syntax, i)} @arguments_{i} {self._literal(syntax.tail)}")
-            self._add_schema(f"arguments_{i}", tool.name, self._arguments(tool, syntax))
+            separators = (syntax.item_separator, syntax.key_separator)
+            compiled = self._compiled(tool.parameters or _EMPTY, tool.name, tool.strict, *separators, is_object=True)
+            self._add_schema(f"arguments_{i}", tool.name, compiled)
 
     def _head(self, head: str, syntax: CallSyntax, i: int) -> str:
         """A call that is a whole message needs its beginning in one piece, for text is ruled out by that piece."""
@@ -140,20 +143,28 @@ class AnswerGrammar:
         self._rules.append(f"head_{i}[lazy]: {self._literal(head)}")
         return f"head_{i}"
 
-    def _arguments(self, tool: Tool, syntax: CallSyntax) -> CompiledSchema:
-        schema: Mapping[str, Any] = tool.parameters or _EMPTY
-        separators = (syntax.item_separator, syntax.key_separator)
-        if tool.name in self._loosened:
-            return open_schema(schema, self._loosened[tool.name], *separators, is_object=True)
+    def _compiled(
+        self,
+        schema: Mapping[str, Any],
+        owner: str,
+        is_strict: bool,
+        item_separator: str = ",",
+        key_separator: str = ":",
+        *,
+        is_object: bool = False,
+    ) -> CompiledSchema:
+        """The schema of tool `owner`, or of the form (""), left open as a whole where it cannot be used."""
+        if owner in self._loosened:
+            return open_schema(schema, self._loosened[owner], item_separator, key_separator, is_object=is_object)
         try:
-            compiled = compile_schema(schema, *separators, is_object=True)
-            if tool.strict:
-                compiled.refuse_open("it")
+            compiled = compile_schema(schema, item_separator, key_separator, is_object=is_object)
+            if is_strict:
+                compiled.refuse_open("it" if owner else "the schema")
             return compiled
         except ConstraintError as error:
-            if tool.strict:
-                raise ConstraintError(f"tool {tool.name!r}: {error}") from None
-            return open_schema(schema, str(error), *separators, is_object=True)
+            if is_strict:
+                raise ConstraintError(f"tool {owner!r}: {error}" if owner else str(error)) from None
+            return open_schema(schema, str(error), item_separator, key_separator, is_object=is_object)
 
     def _add_form(self) -> None:
         output = self._output
@@ -166,23 +177,10 @@ class AnswerGrammar:
         else:
             has_schema = output.kind == "json_schema" and output.schema is not None
             schema: Mapping[str, Any] = output.schema if has_schema and output.schema else _OBJECT
-            compiled = self._form(schema, output.is_strict)
+            compiled = self._compiled(schema, "", output.is_strict)
             self._add_schema("form", "", compiled)
             if not has_schema:
                 del self.schemas[""]  # no schema was given: there is nothing to say of it
-
-    def _form(self, schema: Mapping[str, Any], is_strict: bool) -> CompiledSchema:
-        if "" in self._loosened:
-            return open_schema(schema, self._loosened[""])
-        try:
-            compiled = compile_schema(schema)
-            if is_strict:
-                compiled.refuse_open("the schema")
-            return compiled
-        except ConstraintError as error:
-            if is_strict:
-                raise
-            return open_schema(schema, str(error))
 
     def _add_schema(self, name: str, owner: str, compiled: CompiledSchema) -> None:
         self._parts.append({"name": name, "lark_grammar": compiled.lark})
@@ -192,15 +190,11 @@ class AnswerGrammar:
     def _literal(self, text: str) -> str:
         """Plain text as a string, marks as their tokens."""
         out: list[str] = []
-        plain = ""
-        for c in text:
-            if is_mark(c):
-                out += [json.dumps(plain, ensure_ascii=False)] if plain else []
-                out.append(f"<[{self._marks.token(c)}]>")
-                plain = ""
+        for are_marks, run in groupby(text, key=is_mark):
+            if are_marks:
+                out += (f"<[{self._marks.token(mark)}]>" for mark in run)
             else:
-                plain += c
-        out += [json.dumps(plain, ensure_ascii=False)] if plain else []
+                out.append(json.dumps("".join(run), ensure_ascii=False))
         return " ".join(out)
 
 

@@ -99,17 +99,21 @@ class AnswerParser:
 
     # Each step takes from `_held` what is certain and returns whether the next step may find more.
 
+    def _go(self, state: _State, num_taken: int = 0) -> bool:
+        """What comes next, after so many characters were taken."""
+        self._held = self._held[num_taken:]
+        self._state = state
+        return True
+
     def _start(self, is_end: bool) -> bool:
         text = self._held.lstrip(_SPACE)
         if self._tags is not None:
             if text.startswith(self._tags.open):
                 self._held = text[len(self._tags.open) :]
-                self._state = "reason"
-                return True
+                return self._go("reason")
             if self._tags.open.startswith(text) and self._waits(is_end):
                 return False
-        self._state = "answer"
-        return True
+        return self._go("answer")
 
     def _waits(self, is_end: bool) -> bool:
         """Whether a mark that has begun may still end. In an answer that was cut, its beginning is dropped."""
@@ -122,9 +126,7 @@ class AnswerParser:
         end = self._held.find(self._tags.close)
         if end >= 0:
             self._show_reasoning(self._held[:end], is_end=True)
-            self._held = self._held[end + len(self._tags.close) :]
-            self._state = "answer"
-            return True
+            return self._go("answer", end + len(self._tags.close))
         size = 0 if is_end and not self._is_cut else _overlap(self._held, self._tags.close)
         cut = len(self._held) - size
         rest = self._show_reasoning(self._held[:cut], is_end)
@@ -152,13 +154,11 @@ class AnswerParser:
         for start in self._starts:
             if text.startswith(start):
                 self._held = text
-                self._state = "open"
-                return True
+                return self._go("open")
         if any(start.startswith(text) for start in self._starts) and (self._waits(is_end) or self._is_cut):
             return False
         self._held = text
-        self._state = "text"
-        return True
+        return self._go("text")
 
     def _text(self, is_end: bool) -> bool:
         syntax = self._syntax
@@ -170,10 +170,8 @@ class AnswerParser:
             return False
         if begin >= 0:
             self._show_text(_without_space(self._held[:begin]))
-            self._held = self._held[begin + len(syntax.begin) :]
             self._taken = syntax.begin
-            self._state = "open"
-            return True
+            return self._go("open", begin + len(syntax.begin))
         size = _overlap(self._held, syntax.begin)
         shown = _without_space(self._held[: len(self._held) - size])
         self._show_text(shown)
@@ -195,10 +193,8 @@ class AnswerParser:
 
     def _literal(self, literal: str, then: _State, is_end: bool) -> bool:
         if self._held.startswith(literal):
-            self._held = self._held[len(literal) :]
             self._taken += literal
-            self._state = then
-            return True
+            return self._go(then, len(literal))
         if literal.startswith(self._held):
             if is_end:
                 self._held = ""
@@ -208,8 +204,7 @@ class AnswerParser:
     def _no_call(self) -> bool:
         self._held = self._taken + self._held
         self._taken = ""
-        self._state = "rest"
-        return True
+        return self._go("rest")
 
     def _name(self, is_end: bool) -> bool:
         assert self._syntax is not None
@@ -225,8 +220,7 @@ class AnswerParser:
         self._taken = ""
         self._out.append(ToolCallStart(self.num_calls, self._new_id(), name, self._choice))
         self._scan = _ObjectScanner()
-        self._state = "arguments"
-        return True
+        return self._go("arguments")
 
     def _arguments(self, is_end: bool) -> bool:
         if not self._held:
@@ -238,8 +232,7 @@ class AnswerParser:
         if self._scan.is_done:
             self._out.append(ToolCallEnd(self.num_calls, self._choice))
             self.num_calls += 1
-            self._state = "tail"
-            return True
+            return self._go("tail")
         if self._held:  # the first character begins no object
             return self._no_call()
         return False
@@ -250,16 +243,13 @@ class AnswerParser:
         if id_key and self._held.startswith(id_key):
             end = self._held.find('"', len(id_key) + 1)
             if end >= 0:
-                self._held = self._held[end + 1 :]
                 self._taken = ""
-                self._state = "end"
-                return True
+                return self._go("end", end + 1)
             return False
         if id_key and id_key.startswith(self._held) and not is_end:
             return False
         self._taken = ""
-        self._state = "end"
-        return True
+        return self._go("end")
 
     def _end(self, is_end: bool) -> bool:
         assert self._syntax is not None
@@ -269,19 +259,14 @@ class AnswerParser:
         assert self._syntax is not None
         between, close = self._syntax.between, self._syntax.close
         if between is not None and self._held.startswith(between):
-            self._held = self._held[len(between) :]
             self._taken = between
-            self._state = "head"
-            return True
+            return self._go("head", len(between))
         if close and self._held.startswith(close):
-            self._held = self._held[len(close) :]
-            self._state = "after"
-            return True
+            return self._go("after", len(close))
         may_go_on = (between or "").startswith(self._held) or (close and close.startswith(self._held))
         if may_go_on and self._waits(is_end):
             return False
-        self._state = "after"
-        return True
+        return self._go("after")
 
     def _after(self, is_end: bool) -> bool:
         """After the calls: white space is nothing, anything else is text."""
