@@ -34,6 +34,7 @@ import transformers
 from numpy.typing import NDArray
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from kamado.engine.measure.kv_measure import TEXTS, builtin_texts
 from kamado.files import open_checkpoint
 from kamado.text.tokenizer import load_tokenizer
 
@@ -267,8 +268,7 @@ class PagedAttention:
 
 def default_texts() -> dict[str, str]:
     """The package's own texts: those that `kamado kv` and `kv_quality` measure on."""
-    folder = Path(__file__).resolve().parent.parent / "src" / "kamado" / "engine" / "texts"
-    return {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.txt"))}
+    return dict(sorted(zip(TEXTS, builtin_texts(), strict=True)))
 
 
 class Subject:

@@ -15,6 +15,7 @@ import math
 import re
 import statistics
 import sys
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,11 @@ def table(document: dict[str, Any]) -> str:
     measured = f"Limits measured in the same run: {limits}. " if limits else ""
     peers = ", ".join(f"{name} {digest[:12]}" for name, digest in document["peers"].items())
     lines = [
-        (
+        *textwrap.wrap(
             f"{document['date']}, commit {document['commit']}, {machine.get('cpu_model')} ({machine.get('tier')} "
             f"tier), medians of {document['runs']} alternating runs, tokens/s. "
-            f"{measured}Peer files (sha256): {peers}."
+            f"{measured}Peer files (sha256): {peers}.",
+            120,
         ),
         "",
         "| Model | Work | Threads | Kamado | llama.cpp, its best setting | Ratio | Of bandwidth | Of int8 peak |",

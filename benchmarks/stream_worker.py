@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import kamado
-from kamado.engine.measure.ledger import Ledger, LedgerRow, read_ledger
+from kamado.engine.schedule.ledger import Ledger, LedgerRow, read_ledger
 from kamado.files import open_checkpoint
 from kamado.lower import build_executor
 from kamado.models import build_program

@@ -1,12 +1,20 @@
 """What a page names must exist: files, commands and their options, modules and what is in them, links.
 
 Looked at are README, CONTRIBUTING, SECURITY and the pages of docs/, except those that tell of the past (lab notes, the
-changelog, decisions). What counts as a name: text between backticks, and lines of fenced blocks that begin with a
-command.
+changelog, decisions). What counts as a name: text between backticks, file names in drawings, and lines of fenced blocks
+that begin with a command. Of such a text these are looked up:
+
+    a/path.py, file.cpp, src/kamado/engine/   below the root or a room of it
+    kamado.load, kamado.engine.model          imported, attribute by attribute
+    kamado run --seed 1, tools/dev.py lint    the command or step, and its options
+    --seed                                    an option of any command, tool or benchmark
+    TensorRef, kv_presets, reserve(), A.b     words of the sources or tests; a text is taken for a name of code when it
+                                              has a capital inside, an underscore or brackets
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import shlex
@@ -32,8 +40,10 @@ PAGES = [
 MADE = re.compile(r"toy|test_first|test_blend|test_t3_0|NAME|\.(gguf|safetensors|toml|json|jsonl|log|svg|csv)$")
 FIELDS = {"kamado.truncated", "kamado.schema_violations"}  # of answers, not of the package
 GENERATED = {"kamado/ops.h"}  # in the build folder
+SOURCES = {".py", ".pyi", ".h", ".cpp", ".js", ".css", ".html", ".toml", ".txt"}
 SUFFIXES = (".py", ".pyi", ".h", ".cpp", ".md", ".js", ".css", ".html", ".cmake", ".yml")
-ROOMS = [ROOT, ROOT / "src" / "kamado", ROOT / "src" / "kamado" / "serve", ROOT / "src" / "kamado" / "engine",
+ROOMS = [ROOT, ROOT / "src" / "kamado", ROOT / "src" / "kamado" / "serve",
+         ROOT / "src" / "kamado" / "serve" / "protocols", ROOT / "src" / "kamado" / "engine",
          ROOT / "native", ROOT / "native" / "include", ROOT / "docs", ROOT / "tests"]  # fmt: skip
 
 Problem = tuple[str, int, str]
@@ -59,6 +69,17 @@ def quoted(text: str) -> Iterator[tuple[int, str]]:
         elif not is_fenced:
             for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", line):
                 yield number, span
+
+
+def drawn(text: str) -> Iterator[tuple[int, str]]:
+    """(line, name) of files that are named in drawings: fenced blocks that are no code."""
+    language: str | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if fence := re.match(r"\s*```(\w*)", line):
+            language = None if language is not None else fence[1]
+        elif language in ("", "text", "mermaid"):
+            for name in re.findall(r"(?<![\w./-])[\w/-]+\.(?:py|h|cpp|js)\b", line):
+                yield number, name
 
 
 def commands(text: str) -> Iterator[tuple[int, str]]:
@@ -114,6 +135,59 @@ def missing_module(span: str) -> str | None:
     return f"there is no {span}"
 
 
+@functools.cache
+def words_of_sources() -> frozenset[str]:
+    """All words of the code, in any language, tests included; not of the pages."""
+    found: set[str] = set()
+    for folder in ("src", "native", "tests", "benchmarks", "tools"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in SOURCES and path.name != Path(__file__).name:
+                found.update(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    for name in ("pyproject.toml", "CMakeLists.txt"):
+        found.update(re.findall(r"\w+", (ROOT / name).read_text(encoding="utf-8")))
+    return frozenset(found)
+
+
+def missing_code(span: str) -> str | None:
+    """The same for a name of code: a class, function, field or setting."""
+    match = re.fullmatch(r"([A-Za-z_]\w*(?:(?:\.|::)\w+)*)(\(.*\))?", span)
+    if match is None or span.endswith(SUFFIXES) or MADE.search(span):
+        return None
+    words = re.split(r"\.|::", match[1])
+    is_code = [bool(re.search(r"\w_\w|[a-z][A-Z]|[A-Z][a-z]+[A-Z]", word)) for word in words]
+    is_code[-1] |= match[2] is not None
+    missing = [word for word, is_name in zip(words, is_code, strict=True) if is_name and word not in words_of_sources()]
+    return f"nothing is called {missing[0]}" if missing else None
+
+
+@functools.cache
+def all_options() -> frozenset[str]:
+    """Options of every command, and of what stands in tools/ and benchmarks/."""
+    found = {"--help", "--version"}
+
+    def collect(command: click.Command) -> None:
+        found.update(name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts))
+        if isinstance(command, click.Group):
+            for name in command.list_commands(click.Context(command)):
+                sub = command.get_command(click.Context(command), name)
+                assert sub is not None
+                collect(sub)
+
+    collect(cli)
+    for folder in ("tools", "benchmarks", "native"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".cpp"):
+                found.update(re.findall(r'"(--[a-z][a-z-]*)"', path.read_text(encoding="utf-8")))
+    return frozenset(found)
+
+
+def missing_option(span: str) -> str | None:
+    """The same for options that stand alone (`--seed N`)."""
+    options = re.findall(r"(?<![\w-])--[a-z][a-z-]*", span) if span.startswith("--") else []
+    missing = [option for option in options if option not in all_options()]
+    return f"no command has {missing[0]}" if missing else None
+
+
 def wrong_command(line: str) -> str | None:
     """What is wrong with a command line of ours: a command, step, program or option that is not there."""
     line = line.split(" #")[0].split("|")[0].split("…")[0].strip()
@@ -159,7 +233,10 @@ def problems(page: Path) -> list[str]:
     text = page.read_text()
     checks: list[tuple[Iterator[tuple[int, str]], Callable[[str], str | None]]] = [
         (quoted(text), missing_path),
+        (drawn(text), missing_path),
         (quoted(text), missing_module),
+        (quoted(text), missing_code),
+        (quoted(text), missing_option),
         (commands(text), wrong_command),
     ]
     found = [(line, problem) for spans, check in checks for line, span in spans if (problem := check(span))]
@@ -181,6 +258,13 @@ def test_what_is_not_there_is_found() -> None:
     assert missing_path("src/kamado/engine/model.py") is None
     assert missing_module("kamado.engine.nothing")
     assert missing_module("kamado.load") is None
+    assert missing_code("NothingLikeThis.at_all")
+    assert missing_code("nothing_like_this()")
+    assert missing_code("kamado.Model.chat") is None
+    assert missing_code("TensorRef(file, offset, nbytes, shape, layout)") is None
+    assert missing_code("false") is None
+    assert missing_option("--nothing-like-this N")
+    assert missing_option("--seed N") is None
     assert wrong_command("kamado dance")
     assert wrong_command("kamado run smollm2:135m --nothing")
     assert wrong_command("python3 tools/dev.py dance")

@@ -18,8 +18,8 @@ INTRODUCTION = """\
 ```mermaid
 flowchart LR
   main["main.py: group, errors, exit codes"] --> command["one file a command"]
-  command --> backend["backend.py: find, fetch, load"]
-  backend --> api["kamado.load(), Model"]
+  command --> loading["loading.py: find, fetch, load"]
+  loading --> api["kamado.load(), Model"]
   command --> terminal["terminal.py: tables, JSON, progress"]
 ```
 

@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from .engine.forms.json_schema import CompiledSchema
     from .engine.generation import Generation
     from .engine.load import load
-    from .engine.measure.ledger import Ledger, LedgerRow
     from .engine.measure.prompt_scores import PromptLogprobs
     from .engine.measure.scoring import Perplexity
     from .engine.model import Model
     from .engine.piece import Piece, Usage
+    from .engine.schedule.ledger import Ledger, LedgerRow
     from .engine.schedule.stats import Stats
     from .engine.turns.answer import AnswerEvents, TextEvents
     from .engine.turns.chat_types import (
@@ -158,8 +158,8 @@ _LAZY = {
     "Form": "engine.forms.constraint",
     "Generation": "engine.generation",
     "ImagePart": "engine.turns.chat_types",
-    "Ledger": "engine.measure.ledger",
-    "LedgerRow": "engine.measure.ledger",
+    "Ledger": "engine.schedule.ledger",
+    "LedgerRow": "engine.schedule.ledger",
     "Message": "engine.turns.chat_types",
     "Model": "engine.model",
     "OutputFormat": "engine.turns.chat_types",

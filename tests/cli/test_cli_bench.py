@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kamado.engine.measure.ledger import read_ledger
-from kamado.engine.schedule.executor_protocol import Ids
+from kamado.engine.executor_protocol import Ids
+from kamado.engine.schedule.ledger import read_ledger
 from kamado.measure.speed import Bench, Cost, cost_of
 from kamado.plan.kv_presets import KvLayer
 from kamado.plan.machine import DeviceProfile

@@ -13,7 +13,7 @@ from test_cli_commands import kamado
 from kamado.engine.cache import prefix_file
 from kamado.engine.cache.prefix_store import PrefixStore
 from kamado.engine.measure import kv_measure
-from kamado.engine.measure.kv_results import KvLayerRow, KvRecord, KvRow
+from kamado.engine.measure.kv_results import KvLayerRow, KvResults, KvRow
 from kamado.engine.turns.conversations import ConversationStore, conversation_label
 
 
@@ -98,9 +98,9 @@ LAYERS = [
 def test_kv_prints_a_table_and_a_recommendation(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
 
-    def measure(path: Path, **options: Any) -> KvRecord:
+    def measure(path: Path, **options: Any) -> KvResults:
         calls.append(options)
-        return KvRecord("1", "fake", "balanced", "now", "", ROWS, LAYERS)
+        return KvResults("1", "fake", "balanced", "now", "", ROWS, LAYERS)
 
     monkeypatch.setattr(kv_measure, "measure_kv", measure)
     result = kamado("kv", "m", "--presets", "balanced,small", "--threads", "1")

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from kamado.engine.cache.prefix_saver import Keeper
+from kamado.engine.cache.prefix_saver import PrefixSaver
 from kamado.engine.cache.prefix_store import PrefixStore
 from kamado.engine.model import Model
 from kamado.files.types import Checkpoint, TokenizerSource
@@ -483,9 +483,9 @@ def make_model(
         tokenizer=ByteTokenizer() if tokenizer == "bytes" else tokenizer,
         cancelled_error=FakeCancelled,
         max_sequences=max_sequences,
-        keeper=None
+        saver=None
         if store is None
-        else Keeper(
+        else PrefixSaver(
             store,
             executor,
             binding={"model": binding},

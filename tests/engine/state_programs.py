@@ -16,7 +16,7 @@ from native_programs import TensorFile, inv_freq
 
 from kamado import _native
 from kamado import program as p
-from kamado.engine.cache.prefix_saver import Keeper
+from kamado.engine.cache.prefix_saver import PrefixSaver
 from kamado.engine.cache.prefix_store import PrefixStore
 from kamado.engine.cache.sequences import Sources
 from kamado.engine.cache.turn_starts import wanted_marks
@@ -180,7 +180,7 @@ def state_model(
         tokenizer=ByteTokenizer(),
         cancelled_error=_native.Cancelled,
         max_sequences=max_sequences,
-        keeper=None if store is None else Keeper(store, executor, binding=binding, has_record=program.has_record),
+        saver=None if store is None else PrefixSaver(store, executor, binding=binding, has_record=program.has_record),
         has_record=program.has_record,
     )  # fmt: skip
 

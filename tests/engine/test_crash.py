@@ -18,7 +18,7 @@ from kamado.engine.cache import prefix_file
 from kamado.engine.cache.prefix_store import PrefixStore
 from kamado.engine.turns.conversations import ConversationStore
 
-from .test_store import BINDING, EXPECTED, get, other_tokens, put
+from .test_prefix_store import BINDING, EXPECTED, get, other_tokens, put
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -16,7 +16,7 @@ from kamado.engine.measure.kv_attention import (
     spoiling_layers,
 )
 from kamado.engine.measure.kv_measure import measure_kv
-from kamado.engine.measure.kv_results import KvLayerRow, load_record
+from kamado.engine.measure.kv_results import KvLayerRow, load_results
 from kamado.errors import NativeError
 from kamado.files import open_checkpoint
 from kamado.models import build_program
@@ -200,6 +200,6 @@ def test_one_spoiled_layer_is_left_exact(delicate_checkpoint: Path) -> None:
     assert [row.layer for row in found.layers_of("balanced")] == list(range(8))
     assert delicate_layers(found.layers_of("balanced")) == [3]
     assert progress[-1][0] == progress[-1][1]
-    assert load_record(found.identity) == found
+    assert load_results(found.identity) == found
     assert measure_kv(delicate_checkpoint, presets=["balanced"], num_tokens=512, load=load).rows == found.rows
     assert len(loaded) == 3, "nothing was measured again"

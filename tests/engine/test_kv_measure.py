@@ -14,7 +14,7 @@ from kamado.engine.cache.identity import model_identity
 from kamado.engine.load import load
 from kamado.engine.measure import kv_measure
 from kamado.engine.measure.kv_measure import builtin_texts, measure_kv, recommend
-from kamado.engine.measure.kv_results import KvRecord, KvRow, load_record, records_root, save_record
+from kamado.engine.measure.kv_results import KvResults, KvRow, load_results, results_root, save_results
 
 from .fakes import FakeExecutor, make_model
 
@@ -23,6 +23,14 @@ EXACT = KvRow("exact", 1000.0, 10.0, 0.0, 0.0, 0.0, 0.0, 100.0, 5000)
 
 def row(kv: str, size: float, rise: float = 0.1, error: float = 0.1, divergence: float = 0.003) -> KvRow:
     return KvRow(kv, size, 10.0, rise, error, divergence, 0.1, 98.0, 5000)
+
+
+def test_built_in_texts_have_their_source_beside_them_and_are_long_enough() -> None:
+    folder = Path(kv_measure.__file__).with_name("texts")
+    said = (folder / "README.md").read_text("utf-8")
+    assert [name for name in kv_measure.TEXTS if f"| `{name}.txt` |" not in said] == []
+    assert {path.stem for path in folder.glob("*.txt")} == set(kv_measure.TEXTS)
+    assert min(map(len, builtin_texts())) > 5 * kv_measure.DEFAULT_TOKENS  # characters: 4 to 5 a token
 
 
 @pytest.mark.parametrize(
@@ -123,7 +131,7 @@ def test_auto_takes_what_was_recorded(tiny_checkpoint: Path) -> None:
     identity = model_identity(kamado_checkpoint(tiny_checkpoint))
     with kamado.load(tiny_checkpoint) as model:
         assert model.plan.kv == "exact"
-    save_record(KvRecord(identity, "tiny", "balanced", rows=[EXACT]))
+    save_results(KvResults(identity, "tiny", "balanced", rows=[EXACT]))
     with kamado.load(tiny_checkpoint) as model:
         assert model.plan.kv == "balanced"
     with kamado.load(tiny_checkpoint, kv="exact") as model:
@@ -149,12 +157,12 @@ def kamado_checkpoint(path: Path):
     ],
 )
 def test_a_record_that_cannot_be_believed_is_none(change: dict) -> None:
-    path = save_record(KvRecord("1" * 32, "m", "small", rows=[EXACT]))
-    assert load_record("1" * 32).rows == [EXACT]
+    path = save_results(KvResults("1" * 32, "m", "small", rows=[EXACT]))
+    assert load_results("1" * 32).rows == [EXACT]
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    assert load_record("1" * 32) is None
+    assert load_results("1" * 32) is None
     path.write_bytes(b"\x00" * 10)
-    assert load_record("1" * 32) is None
+    assert load_results("1" * 32) is None
 
 
 def test_another_file_has_another_identity(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -172,7 +180,7 @@ def test_another_file_has_another_identity(tiny_checkpoint: Path, tmp_path: Path
 
 def test_the_measurement_leaves_no_file_but_the_record(tiny_checkpoint: Path) -> None:
     measure_kv(tiny_checkpoint, presets=["small"], num_tokens=400, load=FakeLoader())
-    assert len(list(records_root().iterdir())) == 1
+    assert len(list(results_root().iterdir())) == 1
 
 
 def test_on_the_native_executor(tiny_checkpoint: Path) -> None:

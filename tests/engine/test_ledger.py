@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kamado.engine.measure.ledger import LedgerRow, read_ledger
 from kamado.engine.measure.trace import Tracer
+from kamado.engine.schedule.ledger import LedgerRow, read_ledger
 from kamado.errors import ExpertReadError, ModelChangedError, UsageError
 
 from .fakes import FakeExecutor, make_model

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kamado.engine.cache.prefix_store import PrefixStore
-from kamado.engine.cache.transcripts import Transcripts
 from kamado.engine.turns.chat_types import (
     Finish,
     Message,
@@ -23,6 +22,7 @@ from kamado.engine.turns.chat_types import (
     ToolCallDelta,
     ToolCallStart,
 )
+from kamado.engine.turns.transcripts import Transcripts
 
 from . import chat_families
 from .chat_families import CHATML, FAMILIES

@@ -246,7 +246,7 @@ def test_a_system_that_comes_again_is_stored_as_well(tmp_path: Path) -> None:
             tokens_of(generation)
             reused.append(generation.usage.num_reused_tokens)
             system = model._prompts.encoder.encode_turns([SYSTEM, said("user", "a")]).starts[0]
-            wait_for(lambda model=model: not model._keeper._entries)
+            wait_for(lambda model=model: not model._saver._entries)
     assert reused == [0, 0, system // PAGE_TOKENS * PAGE_TOKENS], "pages alone say on disk how much was shared"
 
 

@@ -142,7 +142,7 @@ def test_an_idle_connection_is_closed_in_its_time(server: Running) -> None:
 
 
 def test_the_rest_of_a_body_that_was_answered_early_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kamado.serve.http.connections._LINGER_SECONDS", 0.3)
+    monkeypatch.setattr("kamado.serve.http.http1._LINGER_SECONDS", 0.3)
     keys = KeyRing()
     keys.add("kmd-0123456789abcdef-all")
     world = FakeWorld({})

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from ..errors import NativeError, UsageError
 from ..plan.kv_presets import PAGE_TOKENS
 from ..program import Pooling
-from .cache.sequences import SessionCache
+from .cache.sequences import SequenceCache
+from .executor_protocol import ExecutorProtocol
 from .generation import public_errors
-from .schedule.executor_protocol import ExecutorProtocol
 from .schedule.scheduler import Scheduler
 
 # Texts of one step: others wait no longer for it than for a step of a prompt.
@@ -61,7 +61,7 @@ class Embedder:
         for begin, end in self._batches(texts):
             batch = texts[begin:end]
             with public_errors():
-                pooled = self._scheduler.call(lambda sessions, batch=batch: self._run(sessions, batch))  # type: ignore[misc]
+                pooled = self._scheduler.call(lambda cache, batch=batch: self._run(cache, batch))  # type: ignore[misc]
             out[begin:end] = normalised(pooled)
         return out
 
@@ -81,12 +81,12 @@ class Embedder:
         if begin < len(texts):
             yield begin, len(texts)
 
-    def _run(self, sessions: SessionCache, texts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    def _run(self, cache: SequenceCache, texts: Sequence[Sequence[int]]) -> NDArray[np.float64]:
         """float64[len(texts), width]: pooled rows. Runs on the scheduler's thread, from the start when aborted."""
-        with sessions.lent([len(tokens) for tokens in texts]) as sequences:
+        with cache.lent([len(tokens) for tokens in texts]) as sequences:
             if len(texts) == 1:
-                return self._pool_one(sessions.executor, sequences[0], np.array(texts[0], np.int32))[None]
-            return self._pool_all(sessions.executor, sequences, texts)
+                return self._pool_one(cache.executor, sequences[0], np.array(texts[0], np.int32))[None]
+            return self._pool_all(cache.executor, sequences, texts)
 
     def _pool_all(
         self, executor: ExecutorProtocol, sequences: list[int], texts: Sequence[Sequence[int]]

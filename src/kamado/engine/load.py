@@ -19,13 +19,13 @@ from ..plan.usage import BudgetWatch
 from ..plan.watch import LimitWatch
 from ..program import Program
 from .cache.identity import build_identity, changed_at, model_identity
-from .cache.prefix_saver import Keeper
+from .cache.prefix_saver import PrefixSaver
 from .cache.prefix_store import PrefixStore
+from .executor_protocol import ExecutorProtocol
 from .loaded import is_whole
 from .measure.kv_results import recommended_for
 from .measure.trace import Tracer
 from .model import Model
-from .schedule.executor_protocol import ExecutorProtocol
 from .schedule.guard import MemoryGuard
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ def load(
     keeps = None
     if cap_bytes:
         prefixes = PrefixStore(cap_bytes=cap_bytes, keeps_cached=not is_strict)
-        keeps = _keeper_maker(prefixes, checkpoint, identity, plan, program.has_record)
-    return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, make_keeper=keeps, progress=progress)
+        keeps = _saver_maker(prefixes, checkpoint, identity, plan, program.has_record)
+    return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, make_saver=keeps, progress=progress)
 
 
 def _prefix_cap(prefix_cache: str | int | None) -> int:
@@ -155,12 +155,12 @@ def _prefix_cap(prefix_cache: str | int | None) -> int:
     return given_size(prefix_cache) if isinstance(prefix_cache, str) else parse_size(prefix_cache)
 
 
-def _keeper_maker(
+def _saver_maker(
     store: PrefixStore, checkpoint: Checkpoint, identity: str, plan: Plan, has_record: bool
-) -> Callable[[ExecutorProtocol, str, MemoryGuard], Keeper]:
-    """What makes the keeper once there is an executor: prefixes are bound to the file, the build and the format."""
+) -> Callable[[ExecutorProtocol, str, MemoryGuard], PrefixSaver]:
+    """What makes the saver once there is an executor: prefixes are bound to the file, the build and the format."""
 
-    def make(executor: ExecutorProtocol, tier: str, guard: MemoryGuard) -> Keeper:
+    def make(executor: ExecutorProtocol, tier: str, guard: MemoryGuard) -> PrefixSaver:
         binding = {
             "model": identity,
             "changed": changed_at(checkpoint),
@@ -169,7 +169,7 @@ def _keeper_maker(
             "kv": plan.kv,
         }
         about = {"model": plan.model, "kv": plan.kv}
-        return Keeper(
+        return PrefixSaver(
             store, executor, binding=binding, about=about,
             spare_bytes=lambda: guard.spare_bytes + PREFIX_STORE_BYTES // 2, has_record=has_record,
         )  # fmt: skip
@@ -185,7 +185,7 @@ def _build(
     *,
     tier: str | None,
     trace: str | Path | None,
-    make_keeper: Callable[[ExecutorProtocol, str, MemoryGuard], Keeper] | None,
+    make_saver: Callable[[ExecutorProtocol, str, MemoryGuard], PrefixSaver] | None,
     progress: Callable[[int, int], None] | None,
 ) -> Model:
     """Packs the weights while a second thread reads the tokenizer, which takes as long for a large vocabulary."""
@@ -213,7 +213,7 @@ def _build(
     executor: ExecutorProtocol = native
     try:
         guard = MemoryGuard(plan, native, limits)
-        keeper = None if make_keeper is None else make_keeper(native, native.tier, guard)
+        saver = None if make_saver is None else make_saver(native, native.tier, guard)
         if trace is not None:
             executor = Tracer(native, Path(trace))
         watch.forget_files()
@@ -225,7 +225,7 @@ def _build(
             cancelled_error=_native.Cancelled,
             watch=watch,
             max_sequences=plan.max_sequences,
-            keeper=keeper,
+            saver=saver,
             pooling=program.pooling,
             is_encoder=program.is_encoder,
             has_record=program.has_record,

@@ -16,14 +16,14 @@ from ..plan.forecast import Plan
 from ..plan.sizes import transcript_bytes
 from ..plan.usage import BudgetWatch
 from ..program import Pooling
-from .cache.prefix_saver import Keeper
-from .cache.transcripts import Transcripts
-from .forms.of_model import Forms
-from .schedule.executor_protocol import ExecutorProtocol
+from .cache.prefix_saver import PrefixSaver
+from .executor_protocol import ExecutorProtocol
 from .schedule.scheduler import Scheduler
 from .schedule.stats import Stats, make_stats
+from .turns.answer_forms import Forms
 from .turns.conversations import ConversationStore
 from .turns.prompts import Prompts
+from .turns.transcripts import Transcripts
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ class Loaded:
         cancelled_error: type[BaseException],
         max_sequences: int = MAX_SEQUENCES,
         watch: BudgetWatch | None = None,
-        keeper: Keeper | None = None,
+        saver: PrefixSaver | None = None,
         conversations: ConversationStore | None = None,
         pooling: Pooling | None = None,
         is_encoder: bool = False,
@@ -54,10 +54,10 @@ class Loaded:
         before_step: Callable[[], None] | None = None,
         reserve: Callable[[int, str, str], int] | None = None,
     ) -> None:
-        """`keeper`: the prefix store's, if prefixes outlive the process. `conversations`: where sessions are kept.
+        """`saver`: the prefix store's, if prefixes outlive the process. `conversations`: where sessions are kept.
         `before_step` is called before each step; `reserve(num_bytes, what, advice)` makes room for what was not planned
         for, between steps, and returns what experts lost for it: see guard.py."""
-        self._keeper = keeper
+        self._saver = saver
         self._conversations = conversations or ConversationStore()
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
@@ -78,13 +78,13 @@ class Loaded:
             max_live=MAX_LIVE,
             cancelled_error=cancelled_error,
             after_rows=(plan.context, self._watch.forget_files) if self._watch.files else None,
-            keeper=keeper,
+            saver=saver,
             before_step=before_step,
         )
         self._transcripts = Transcripts(
             self.vocab_size,
             max_bytes=transcript_bytes(plan.kv_tokens),
-            stored=keeper.stored_tokens if keeper else None,
+            stored=saver.stored_tokens if saver else None,
         )
         self._forms = Forms(self._require_tokenizer, self._scheduler, plan, self.vocab_size, reserve)
         self._prompts = self._prompts_of(checkpoint)
@@ -133,7 +133,7 @@ class Loaded:
         the ledger of streamed experts. Waits for the running step."""
         self._scheduler.check_process()
         return make_stats(
-            self._scheduler.snapshot(), self.plan, self._watch, self._keeper,
+            self._scheduler.snapshot(), self.plan, self._watch, self._saver,
             constraint_bytes=self._forms.nbytes, unplanned=self._forms.unplanned,
         )  # fmt: skip
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from ..engine.measure.kv_attention import delicate_layers
     from ..engine.measure.kv_measure import MAX_DIVERGENCE, MAX_RISE_PERCENT, is_safe, measure_kv
     from ..engine.measure.kv_results import KvLayerRow, recommended_for
-    from ..engine.measure.ledger import Ledger, LedgerRow, read_ledger
     from ..engine.measure.trace import Tracer
+    from ..engine.schedule.ledger import Ledger, LedgerRow, read_ledger
     from ..lower import build_executor as executor_of
     from ..models import build_program as program_of
     from .speed import WARM_UP_STEPS, Bench, Cost, Measurement, cost_of, reset_peak_rss
@@ -69,8 +69,8 @@ _LAZY = {
     "Cost": (".speed", "Cost"),
     "KEPT_SCHEMA_BYTES": ("..engine.forms.json_schema", "KEPT_BYTES"),
     "KvLayerRow": ("..engine.measure.kv_results", "KvLayerRow"),
-    "Ledger": ("..engine.measure.ledger", "Ledger"),
-    "LedgerRow": ("..engine.measure.ledger", "LedgerRow"),
+    "Ledger": ("..engine.schedule.ledger", "Ledger"),
+    "LedgerRow": ("..engine.schedule.ledger", "LedgerRow"),
     "MAX_DIVERGENCE": ("..engine.measure.kv_measure", "MAX_DIVERGENCE"),
     "MAX_RISE_PERCENT": ("..engine.measure.kv_measure", "MAX_RISE_PERCENT"),
     "Measurement": (".speed", "Measurement"),
@@ -84,7 +84,7 @@ _LAZY = {
     "kept_schema_bytes": ("..engine.forms.json_schema", "kept_bytes"),
     "measure_kv": ("..engine.measure.kv_measure", "measure_kv"),
     "program_of": ("..models", "build_program"),
-    "read_ledger": ("..engine.measure.ledger", "read_ledger"),
+    "read_ledger": ("..engine.schedule.ledger", "read_ledger"),
     "recommended_for": ("..engine.measure.kv_results", "recommended_for"),
     "reset_peak_rss": (".speed", "reset_peak_rss"),
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engine.measure.ledger import Ledger, LedgerRow
+from ..engine.schedule.ledger import Ledger, LedgerRow
 from ..plan.forecast import kv_read_bytes
 from ..plan.kv_presets import KvLayer, kv_layers, num_kv_layers, parse_kv
 from ..plan.machine import DeviceProfile

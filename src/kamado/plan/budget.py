@@ -18,6 +18,11 @@ _LEAST_BARE_BYTES = 1 << 20  # whoever does mean bytes writes more digits
 _SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*")
 
 
+def round_up(value: int, to: int) -> int:
+    """The least multiple of `to` that is no less than `value`."""
+    return -(-value // to) * to
+
+
 def parse_size(text: str | int) -> int:
     """Bytes of a size such as "6GiB", "512 MiB", "1.5G" (binary) or "6GB" (decimal); an int is bytes already.
 

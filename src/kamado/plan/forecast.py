@@ -205,14 +205,13 @@ def plan(
     if context is not None:
         check_context(program, context)
     kv_plan = parse_kv(kv, num_kv_layers(program), kv_recommended).for_program(program)
+    beside = {
+        "interpreter": _INTERPRETER_BYTES + _tokenizer_bytes(checkpoint, program.vocab_size) + reserved_bytes,
+        "constraints": sizes.constraint_bytes(program.vocab_size) if constraints else 0,
+        "worker": WORKER_BYTES if worker and not program.is_encoder else 0,
+    }
     planner = _Planner(
-        checkpoint, program, kv_plan, threads or on.cpus, on.cpus_online, kv_tokens, max_rows, max_logit_rows,
-        max_sequences,
-    )  # fmt: skip
-    planner.reserve(
-        reserved_bytes,
-        sizes.constraint_bytes(program.vocab_size) if constraints else 0,
-        WORKER_BYTES if worker and not program.is_encoder else 0,
+        program, kv_plan, beside, threads or on.cpus, on.cpus_online, kv_tokens, max_rows, max_logit_rows, max_sequences
     )
     memory_bytes, limited_by = (on.usable_bytes or on.memory_bytes), on.memory_limited_by
     if memory is not None:
@@ -288,39 +287,21 @@ class _Split:
     kv_tokens: int
     max_rows: int
     max_logit_rows: int
-    weights: int
-    kv: int
-    scratch: int
-    interpreter: int
-    file_cache: int
+    max_sequences: int
+    max_records: int
     num_threads: int
     cpus: int  # of the machine
-    max_sequences: int = MAX_SEQUENCES
+    owners: Mapping[str, int]  # as they are told; of the experts and the kernel, which depend on the rest, 0
     expert_bytes: int | None = None  # None: resident
-    constraints: int = 0
-    worker: int = 0
-    max_records: int = 0
-    records: int = 0  # with sources
 
     @property
     def fixed(self) -> int:
         """All but the experts, and the kernel's share, which grows with them."""
-        return (
-            self.weights
-            + self.kv
-            + self.records
-            + self.scratch
-            + self.interpreter
-            + self.constraints
-            + self.file_cache
-            + self.libraries
-            + self.worker
-        )
+        return sum(self.owners.values())
 
-    @property
-    def libraries(self) -> int:
-        """Cached pages of what runs the model."""
-        return LIBRARY_BYTES + (CONSTRAINT_LIBRARY_BYTES if self.constraints else 0)
+    def with_more(self, owner: str, num_bytes: int) -> _Split:
+        """The same, but that an owner takes so much more."""
+        return dataclasses.replace(self, owners={**self.owners, owner: self.owners[owner] + num_bytes})
 
     def kernel(self, resident_bytes: int) -> int:
         """The kernel's share beside `resident_bytes` of everything else."""
@@ -344,19 +325,8 @@ class _Split:
         return resident + self.kernel(resident)
 
     def bytes_by_owner(self, needs: ExpertNeeds) -> dict[str, int]:
-        return {
-            "weights": self.weights,
-            "experts": needs.packed_bytes if self.expert_bytes is None else self.expert_bytes,
-            "kv": self.kv,
-            **({"records": self.records} if self.records else {}),
-            "scratch": self.scratch,
-            "interpreter": self.interpreter,
-            **({"constraints": self.constraints} if self.constraints else {}),
-            "file_cache": self.file_cache,
-            "libraries": self.libraries,
-            "kernel": self.kernel(self.resident_bytes(needs)),
-            **({"worker": self.worker} if self.worker else {}),
-        }
+        resident = self.resident_bytes(needs)
+        return {**self.owners, "experts": resident - self.fixed, "kernel": self.kernel(resident)}
 
 
 class _Planner:
@@ -364,9 +334,9 @@ class _Planner:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
         program: Program,
         kv: KvPlan,
+        beside: Mapping[str, int],
         num_threads: int,
         cpus: int,
         kv_tokens: int | None,
@@ -374,6 +344,7 @@ class _Planner:
         max_logit_rows: int | None,
         max_sequences: int | None,
     ) -> None:
+        """`beside`: what the interpreter, constraints and the worker take."""
         self.needs = sizes.expert_needs(program)
         self.num_threads = num_threads
         self._cpus = cpus
@@ -387,15 +358,7 @@ class _Planner:
         self.kv: KvNeeds = kv_needs(program, kv)
         self.reuse_points = 0 if self.kv.can_reuse_anywhere else _REUSE_POINTS
         self._weights = sizes.dense_weight_bytes(program)
-        self._interpreter = _INTERPRETER_BYTES + _tokenizer_bytes(checkpoint, program.vocab_size)
-
-        self._constraints = self._worker = 0
-
-    def reserve(self, num_bytes: int, constraint_bytes: int, worker_bytes: int) -> None:
-        """Counts what the engine takes beside the model."""
-        self._interpreter += num_bytes
-        self._constraints = constraint_bytes
-        self._worker = worker_bytes
+        self._beside = beside
 
     def best(self, memory_bytes: int, context: int | None) -> _Split:
         """The split to load with; the first one tried when none fits."""
@@ -407,9 +370,8 @@ class _Planner:
         if not split.max_records or free_bytes <= 0:
             return split
         more = min(_MARKS_A_SEQUENCE * split.max_sequences, free_bytes // self.kv.record_bytes)
-        return dataclasses.replace(
-            split, max_records=split.max_records + more, records=split.records + more * self.kv.record_bytes
-        )
+        split = split.with_more("records", more * self.kv.record_bytes)
+        return dataclasses.replace(split, max_records=split.max_records + more)
 
     def _best(self, memory_bytes: int, context: int | None) -> _Split:
         contexts = [context] if context is not None else self._contexts()
@@ -439,8 +401,7 @@ class _Planner:
         if self.needs.num_experts and self.needs.least_bytes < self.needs.packed_bytes:
             split = dataclasses.replace(split, expert_bytes=self.needs.least_bytes)
         # In whole pages, since a cgroup rounds its limit down to them.
-        rest = -split.resident_bytes(self.needs) % sizes.FILE_PAGE_BYTES
-        return dataclasses.replace(split, file_cache=split.file_cache + rest)
+        return split.with_more("file_cache", -split.resident_bytes(self.needs) % sizes.FILE_PAGE_BYTES)
 
     def _streamed(self, context: int, memory_bytes: int, least_expert_bytes: int) -> _Split | None:
         """Streamed with what the rest leaves; None when that is less than `least_expert_bytes`, or all would fit."""
@@ -448,10 +409,12 @@ class _Planner:
             return None
         for rows in self._rows(_STEP_ROWS[0], at_most=round_to_pages(context)):
             split = self._split(context, rows, _STREAMED_LOGIT_BYTES)
-            shared = split.most_resident_bytes(memory_bytes) - split.fixed + split.scratch
-            expert_bytes = shared - split.scratch
+            expert_bytes = split.most_resident_bytes(memory_bytes) - split.fixed
+            scratch = split.owners["scratch"]
             is_smallest = rows == _STEP_ROWS[-1] or self._given_rows is not None
-            if expert_bytes >= least_expert_bytes and (split.scratch * _SCRATCH_SHARE <= shared or is_smallest):
+            if expert_bytes >= least_expert_bytes and (
+                scratch * _SCRATCH_SHARE <= expert_bytes + scratch or is_smallest
+            ):
                 # The executor takes whole huge pages.
                 expert_bytes = min(expert_bytes, self.needs.most_useful_bytes)
                 return dataclasses.replace(
@@ -482,25 +445,26 @@ class _Planner:
         max_sequences = self._given_sequences or self._sequences(kv_tokens)
         max_records = self.kv.least_records(max_sequences, self.reuse_points)
         logit_rows = self._given_logit_rows or choose_logit_rows(self._program.output_width, rows, logit_bytes)
+        kv_bytes = self.kv.bytes_of(
+            kv_tokens=kv_tokens, max_sequences=max_sequences, max_rows=rows, reuse_points=self.reuse_points
+        )
+        constraints, worker = self._beside["constraints"], self._beside["worker"]
+        records = self.kv.records_bytes(max_sequences, max_records)
+        owners = {
+            "weights": self._weights,
+            "experts": 0,
+            "kv": kv_bytes,
+            **({"records": records} if records else {}),
+            "scratch": self._scratch.bytes_of(rows, logit_rows, self.num_threads),
+            "interpreter": self._beside["interpreter"] + sizes.transcript_bytes(kv_tokens),
+            **({"constraints": constraints} if constraints else {}),
+            "file_cache": sizes.table_page_bytes(self._program, context) + _FILE_CACHE_BYTES,
+            "libraries": LIBRARY_BYTES + (CONSTRAINT_LIBRARY_BYTES if constraints else 0),
+            "kernel": 0,
+            **({"worker": worker} if worker else {}),
+        }
         return _Split(
-            context=context,
-            kv_tokens=kv_tokens,
-            max_rows=rows,
-            max_logit_rows=logit_rows,
-            weights=self._weights,
-            kv=self.kv.bytes_of(
-                kv_tokens=kv_tokens, max_sequences=max_sequences, max_rows=rows, reuse_points=self.reuse_points
-            ),
-            max_sequences=max_sequences,
-            max_records=max_records,
-            records=self.kv.records_bytes(max_sequences, max_records),
-            scratch=self._scratch.bytes_of(rows, logit_rows, self.num_threads),
-            interpreter=self._interpreter + sizes.transcript_bytes(kv_tokens),
-            constraints=self._constraints,
-            worker=self._worker,
-            num_threads=self.num_threads,
-            cpus=self._cpus,
-            file_cache=sizes.table_page_bytes(self._program, context) + _FILE_CACHE_BYTES,
+            context, kv_tokens, rows, logit_rows, max_sequences, max_records, self.num_threads, self._cpus, owners
         )
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from ..errors import UsageError
 from ..program import Attend, Pages, Program, Record, Source, Window
 from ..program.state import is_by_position
+from .budget import round_up
 
 PAGE_TOKENS = 128  # tokens of one KV page
 SINK_TOKENS = 4  # of page 0, kept exactly beside its codes
@@ -188,9 +189,9 @@ def kv_layers(program: Program, plan: KvPlan) -> list[KvLayer]:
         codes = sinks = 0
         if k_bits:
             codes = op.num_kv_heads * (
-                _round_up(2 * op.head_dim, _LINE_BYTES) + _codes(op.head_dim, k_bits) + _codes(op.v_dim, v_bits)
+                round_up(2 * op.head_dim, _LINE_BYTES) + _codes(op.head_dim, k_bits) + _codes(op.v_dim, v_bits)
             )
-            sinks = op.num_kv_heads * _round_up((op.head_dim + op.v_dim) * SINK_TOKENS * 2, _LINE_BYTES)
+            sinks = op.num_kv_heads * round_up((op.head_dim + op.v_dim) * SINK_TOKENS * 2, _LINE_BYTES)
         result.append(KvLayer(op.tokens if isinstance(op, Window) else None, exact, codes, sinks))
     return result
 
@@ -206,7 +207,7 @@ def kv_needs(program: Program, plan: KvPlan) -> KvNeeds:
     sources = [state for state in program.states if isinstance(state, Source)]
     records = [state for state in program.states if isinstance(state, Record)]
     return KvNeeds(
-        record_bytes=_pages(sum(_round_up(record.num_bytes, _LINE_BYTES) for record in records)),
+        record_bytes=_pages(sum(round_up(record.num_bytes, _LINE_BYTES) for record in records)),
         source_bytes=sum(_pages(_page_bytes(source, element) * pages_for(source.tokens)) for source in sources),
         kept_page_bytes=_pages(sum(la.exact_bytes for la in layers if la.window is None and not la.code_bytes)),
         code_page_bytes=_pages(sum(layer.code_bytes for layer in layers)),
@@ -219,9 +220,7 @@ def kv_needs(program: Program, plan: KvPlan) -> KvNeeds:
 def _page_bytes(state: Pages, element: int) -> int:
     """128 tokens of one layer, kept exactly."""
     row = PAGE_TOKENS * element
-    return state.num_kv_heads * (
-        _round_up(row * state.head_dim, _LINE_BYTES) + _round_up(row * state.v_dim, _LINE_BYTES)
-    )
+    return state.num_kv_heads * (round_up(row * state.head_dim, _LINE_BYTES) + round_up(row * state.v_dim, _LINE_BYTES))
 
 
 def num_kv_layers(program: Program) -> int:
@@ -248,8 +247,4 @@ def _codes(dim: int, bits: int) -> int:
 
 
 def _pages(num_bytes: int) -> int:
-    return _round_up(num_bytes, _SYSTEM_PAGE_BYTES)
-
-
-def _round_up(value: int, to: int) -> int:
-    return -(-value // to) * to
+    return round_up(num_bytes, _SYSTEM_PAGE_BYTES)

@@ -116,12 +116,27 @@ def usable_bytes(root: Path = Path("/")) -> int:
         limit = min((n for n in limits if n > 0), default=_NO_LIMIT)
         if limit >= total_bytes:
             continue
-        used = _as_int(_read(directory / "memory.current") or _read(directory / "memory.usage_in_bytes"), 0)
-        stat = dict(line.split(None, 1) for line in _read(directory / "memory.stat").splitlines() if " " in line)
+        used = cgroup_number(directory, "memory.current", "memory.usage_in_bytes") or 0
+        stat = cgroup_stat(directory)
         prefix = "total_" if "total_inactive_file" in stat else ""  # v1, children included
-        cached = sum(_as_int(stat.get(f"{prefix}{name}_file", ""), 0) for name in ("active", "inactive"))
+        cached = sum(stat.get(f"{prefix}{name}_file", 0) for name in ("active", "inactive"))
         least = min(least, limit - max(0, used - cached - own) - _margin(limit))
     return max(1, least)
+
+
+def cgroup_number(directory: Path, *names: str) -> int | None:
+    """What the first of these files holds that can be read (v2's name, v1's)."""
+    for name in names:
+        number = _as_int(_read(directory / name), -1)
+        if number >= 0:
+            return number
+    return None
+
+
+def cgroup_stat(directory: Path) -> dict[str, int]:
+    """The fields of memory.stat; empty where it cannot be read."""
+    pairs = (line.split(None, 1) for line in _read(directory / "memory.stat").splitlines() if " " in line)
+    return {name: _as_int(value, 0) for name, value in pairs}
 
 
 def _margin(limit_bytes: int) -> int:

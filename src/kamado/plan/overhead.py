@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ..isolated import WORKER_BASE_BYTES, worker_pids
+from .budget import round_up
 from .machine import kib_fields
 from .page_cache import cached_bytes
 
@@ -41,7 +42,7 @@ def planned_kernel_bytes(resident_bytes: int, num_threads: int, cpus: int) -> in
     threads = num_threads + _OUR_THREADS
     stocks = min(threads, cpus) * _CHARGE_STOCK_BYTES
     total = _KERNEL_BYTES + threads * _KERNEL_THREAD_BYTES + stocks + resident_bytes // _TABLE_SHARE
-    return -(-total // _PAGE_BYTES) * _PAGE_BYTES
+    return round_up(total, _PAGE_BYTES)
 
 
 def kernel_bytes(root: Path = Path("/")) -> int:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from ..files.layouts import TILE_ROWS
 from ..files.types import TensorRef
 from ..isolated import WORK_BYTES, WORKER_BASE_BYTES
-from ..program import Buffer, Embed, Experts, Head, Linear, Norm, Program, Route
+from ..program import Embed, Experts, Program, reads, writes
+from ..program.operation import Kind, each, fields_of
+from .budget import round_up
 
 FILE_PAGE_BYTES = 4096
 # Slots are whole pages. Pieces of experts on their way from the disk to a slot are paid for by expert_bytes too:
@@ -89,7 +91,7 @@ def packed_bytes(ref: TensorRef) -> int:
 
 def slot_bytes(gate: TensorRef, up: TensorRef, down: TensorRef) -> int:
     """Bytes of the slot of one expert: its three matrices, packed as when resident, in whole pages."""
-    return _round_up(sum(map(packed_bytes, (gate, up, down))), _SLOT_ALIGN_BYTES)
+    return round_up(sum(map(packed_bytes, (gate, up, down))), _SLOT_ALIGN_BYTES)
 
 
 def expert_needs(program: Program) -> ExpertNeeds:
@@ -118,10 +120,10 @@ def expert_needs(program: Program) -> ExpertNeeds:
             request = max(request, *(largest for _, largest in pieces))
         classes[max(sizes)] = max(classes.get(max(sizes), 0), picks)
     # Layers of mixed layouts have slots of several sizes, and each size must hold one layer's picks.
-    buffer = _round_up(request, FILE_PAGE_BYTES) + FILE_PAGE_BYTES
+    buffer = round_up(request, FILE_PAGE_BYTES) + FILE_PAGE_BYTES
     least_slots = sum(size * picks for size, picks in classes.items())
     least = least_slots + _LEAST_BUFFERS * buffer
-    least = _round_up(least, HUGE_PAGE_BYTES if least >= HUGE_PAGE_BYTES else FILE_PAGE_BYTES)
+    least = round_up(least, HUGE_PAGE_BYTES if least >= HUGE_PAGE_BYTES else FILE_PAGE_BYTES)
     most_buffers = min(top_k * requests, _MOST_BUFFERS) + _NUM_READERS
     return ExpertNeeds(
         len(layers), num, top_k, stored, packed, slots, cycle, cycle_file, least, largest, buffer, least_slots,
@@ -142,21 +144,13 @@ def dense_weight_bytes(program: Program) -> int:
     """Bytes of all weights but the experts', packed, and of vectors as floats."""
     packed: dict[tuple[str, int], int] = {}
     vectors: dict[str, int] = {}
-    refs: list[TensorRef | None]
     for op in program.ops:
-        if isinstance(op, Norm):
-            refs = [op.weight, op.bias]
-        elif isinstance(op, Linear):
-            packed.update(((ref.name, ref.offset), packed_bytes(ref)) for ref in op.weights)
-            refs = list(op.biases)
-        elif isinstance(op, Head):
-            packed[op.weight.name, op.weight.offset] = packed_bytes(op.weight)
-            refs = [op.bias]
-        elif isinstance(op, Route):
-            refs = [op.bias]
-        else:
-            refs = []
-        vectors.update((ref.name, 4 * _round_up(ref.num_values, 16)) for ref in refs if ref is not None)
+        for field in fields_of(type(op)) if not isinstance(op, Experts) else ():
+            for ref in each(op, field) if field.kind in (Kind.MATRIX, Kind.VECTOR) else ():
+                if field.kind is Kind.MATRIX:
+                    packed[ref.name, ref.offset] = packed_bytes(ref)
+                else:
+                    vectors[ref.name] = 4 * round_up(ref.num_values, 16)
     return sum(packed.values()) + sum(vectors.values())
 
 
@@ -205,15 +199,10 @@ def scratch_needs(program: Program) -> ScratchNeeds:
     widths: dict[str, int] = {}
     inner = 0
     for op in program.ops:
-        if isinstance(op, Experts):
-            inner = max(inner, 6 * op.gate[0].rows + 4 * op.out.width if op.gate else 0)
-            values: tuple[object, ...] = (op.out, op.x, op.logits)  # its other fields are thousands of tensors
-        else:
-            values = tuple(getattr(op, name) for name in op.__dataclass_fields__)
-        for value in values:
-            for buffer in value if isinstance(value, tuple) else (value,):
-                if isinstance(buffer, Buffer):
-                    widths[buffer.name] = max(widths.get(buffer.name, 0), buffer.width)
+        if isinstance(op, Experts) and op.gate:
+            inner = max(inner, 6 * op.gate[0].rows + 4 * op.out.width)
+        for buffer in (*reads(op), *writes(op)):
+            widths[buffer.name] = max(widths.get(buffer.name, 0), buffer.width)
     row_bytes = 4 * sum(widths.values())
     row_bytes += 2 * max(widths.values(), default=0)  # int8 codes, scales and sums of the widest input
     return ScratchNeeds(row_bytes, inner, program.top_k, program.output_width)
@@ -222,14 +211,7 @@ def scratch_needs(program: Program) -> ScratchNeeds:
 def _matrices(program: Program) -> Iterator[tuple[TensorRef, float]]:
     """Every matrix that is multiplied with, and the share of it that one token uses."""
     for op in program.ops:
-        if isinstance(op, Linear):
-            yield from ((weight, 1.0) for weight in op.weights)
-        elif isinstance(op, Head):
-            yield op.weight, 1.0
-        elif isinstance(op, Experts):
-            share = program.top_k / max(1, len(op.gate))
-            yield from ((weight, share) for weight in (*op.gate, *op.up, *op.down))
-
-
-def _round_up(value: int, to: int) -> int:
-    return -(-value // to) * to
+        share = program.top_k / max(1, len(op.gate)) if isinstance(op, Experts) else 1.0
+        for field in fields_of(type(op)):
+            if field.kind is Kind.MATRIX:
+                yield from ((ref, share) for ref in each(op, field))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .machine import innermost_memory_cgroup, kib_fields
+from .machine import cgroup_number, cgroup_stat, innermost_memory_cgroup, kib_fields
 from .overhead import kernel_bytes, library_bytes, workers_bytes
 from .page_cache import cached_bytes, forget_cached
 
@@ -68,24 +68,11 @@ def _cgroup_use(root: Path) -> tuple[int | None, int | None, int | None]:
     if directory is None:
         return None, None, None
 
-    def number(*names: str) -> int | None:
-        for name in names:
-            try:
-                return int((directory / name).read_text())
-            except (OSError, ValueError):
-                continue
-        return None
-
-    cache = None
-    try:
-        stat = dict(line.split(None, 1) for line in (directory / "memory.stat").read_text().splitlines())
-        cache = int(stat.get("total_cache") or stat.get("file") or stat["cache"])
-    except (OSError, ValueError, KeyError):
-        pass
+    stat = cgroup_stat(directory)
     return (
-        number("memory.current", "memory.usage_in_bytes"),
-        cache,
-        number("memory.peak", "memory.max_usage_in_bytes"),
+        cgroup_number(directory, "memory.current", "memory.usage_in_bytes"),
+        next((stat[name] for name in ("total_cache", "file", "cache") if name in stat), None),
+        cgroup_number(directory, "memory.peak", "memory.max_usage_in_bytes"),
     )
 
 

@@ -26,6 +26,7 @@ from ..measure import kept_schema_bytes
 from .config import ServeConfig
 from .faults import Fault, FaultError, RequestError, fault_of, shown
 from .http.access import Access
+from .http.asgi import WRITE_NOW
 from .http.bodies import MEMORY_FACTOR, SMALL_SHARE, BodyBudget, BodyCharge, BodyDecoder, BodyLimits, take_body
 from .http.connections import ConnectionBounds, Connections
 from .http.keys import NOBODY, Key, KeyRing
@@ -34,7 +35,6 @@ from .http.paths import canonical, instead_of
 from .http.replies import to_json
 from .http.route_table import RouteTable
 from .http.routes import Call, Family, Response, Route
-from .http.wire import find_wire
 from .http.writer import Writer
 from .metrics import Registry
 from .models.model_stats import register_model_stats
@@ -195,7 +195,7 @@ class Server:
             send,
             is_head=exchange.method == "HEAD",
             write_timeout=self.config.write_timeout,
-            wire=find_wire(scope, send),
+            write_now=scope.get("extensions", {}).get(WRITE_NOW),
         )
         try:
             await self._answer(exchange, scope, receive, writer)
@@ -433,6 +433,7 @@ def _bounds(config: ServeConfig) -> ConnectionBounds:
         max_connections=config.max_connections,
         max_silent=config.max_silent_connections,
         max_per_address=config.max_connections_per_address,
+        max_header_bytes=config.max_header_bytes,
         header_seconds=config.header_timeout,
         idle_seconds=config.idle_timeout,
     )

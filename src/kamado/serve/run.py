@@ -24,9 +24,9 @@ from .http.connections import (
     ACCEPT_BATCH,
     affordable_connections,
     loop_exception_handler,
-    protocol_class,
     raise_file_limit,
 )
+from .http.http1 import protocol_class
 from .http.keys import KeyRing, new_key
 from .metrics import Registry
 from .models.contract import Library, Loader
@@ -128,8 +128,8 @@ def bind(config: ServeConfig) -> socket.socket:
 
 
 class Web(uvicorn.Server):
-    """uvicorn's server, within the bounds of connections.py; at the first signal the application says farewell to its
-    streams."""
+    """uvicorn's server with our protocol class, within the bounds of connections.py; at the first signal the
+    application says farewell to its streams."""
 
     def __init__(self, server: Server) -> None:
         config = server.config
@@ -151,8 +151,6 @@ class Web(uvicorn.Server):
                 server_header=False,
                 date_header=True,
                 proxy_headers=False,
-                h11_max_incomplete_event_size=config.max_header_bytes,
-                timeout_keep_alive=int(config.idle_timeout),
                 timeout_graceful_shutdown=int(config.drain + _LAST_WORDS_SECONDS + 1),
                 backlog=ACCEPT_BATCH,
             )

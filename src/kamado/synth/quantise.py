@@ -10,6 +10,7 @@ Bytes are always uint8 arrays whose last axis is one row (quantize) or one block
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,36 +101,28 @@ def _signed_extreme(x: Floats) -> Floats:
     return np.take_along_axis(x, np.abs(x).argmax(axis=1, keepdims=True), axis=1)
 
 
-def _q4_0(x: Floats) -> Bytes:
-    d = _signed_extreme(x) / np.float32(-8)
-    q = np.clip(np.trunc(x * _inverse(d) + np.float32(8.5)), 0, 15).astype(np.uint8)
-    return np.concatenate([_f16(d), q[:, :16] | q[:, 16:] << 4], axis=1)
+def _centred(x: Floats, *, bits: int) -> Bytes:
+    """Q4_0, Q5_0: the value of largest magnitude becomes code 0, zero the middle one."""
+    middle = 1 << (bits - 1)
+    d = _signed_extreme(x) / np.float32(-middle)
+    q = np.clip(np.trunc(x * _inverse(d) + np.float32(middle + 0.5)), 0, 2 * middle - 1).astype(np.uint8)
+    return np.concatenate([_f16(d), *_planes(q, bits)], axis=1)
 
 
-def _q4_1(x: Floats) -> Bytes:
+def _from_least(x: Floats, *, bits: int) -> Bytes:
+    """Q4_1, Q5_1: the least value becomes code 0, the largest the last one."""
+    last = (1 << bits) - 1
     low = x.min(axis=1, keepdims=True)
-    d = (x.max(axis=1, keepdims=True) - low) / np.float32(15)
-    q = np.clip(np.trunc((x - low) * _inverse(d) + np.float32(0.5)), 0, 15).astype(np.uint8)
-    return np.concatenate([_f16(d), _f16(low), q[:, :16] | q[:, 16:] << 4], axis=1)
+    d = (x.max(axis=1, keepdims=True) - low) / np.float32(last)
+    q = np.clip(np.trunc((x - low) * _inverse(d) + np.float32(0.5)), 0, last).astype(np.uint8)
+    return np.concatenate([_f16(d), _f16(low), *_planes(q, bits)], axis=1)
 
 
-def _fifth_bits(q: Bytes) -> Bytes:
-    return np.packbits(q >> 4, axis=1, bitorder="little")
-
-
-def _q5_0(x: Floats) -> Bytes:
-    d = _signed_extreme(x) / np.float32(-16)
-    q = np.clip(np.trunc(x * _inverse(d) + np.float32(16.5)), 0, 31).astype(np.uint8)
-    low = q & 15
-    return np.concatenate([_f16(d), _fifth_bits(q), low[:, :16] | low[:, 16:] << 4], axis=1)
-
-
-def _q5_1(x: Floats) -> Bytes:
-    low = x.min(axis=1, keepdims=True)
-    d = (x.max(axis=1, keepdims=True) - low) / np.float32(31)
-    q = np.clip(np.trunc((x - low) * _inverse(d) + np.float32(0.5)), 0, 31).astype(np.uint8)
-    nibbles = q & 15
-    return np.concatenate([_f16(d), _f16(low), _fifth_bits(q), nibbles[:, :16] | nibbles[:, 16:] << 4], axis=1)
+def _planes(q: Bytes, bits: int) -> list[Bytes]:
+    """Codes (n, 32) -> their fifth bits, if they have any, and their nibbles, the second half above the first."""
+    nibbles = q & np.uint8(15)
+    fifth = [np.packbits(q >> 4, axis=1, bitorder="little")] if bits == 5 else []
+    return [*fifth, nibbles[:, :16] | nibbles[:, 16:] << np.uint8(4)]
 
 
 def _pack_k_scales(scales: Bytes, mins: Bytes) -> Bytes:
@@ -177,10 +170,10 @@ def _q6_k(x: Floats) -> Bytes:
 
 _ENCODERS: dict[Layout, Callable[[Floats], Bytes]] = {
     Layout.Q8_0: _q8_0,
-    Layout.Q4_0: _q4_0,
-    Layout.Q4_1: _q4_1,
-    Layout.Q5_0: _q5_0,
-    Layout.Q5_1: _q5_1,
+    Layout.Q4_0: partial(_centred, bits=4),
+    Layout.Q4_1: partial(_from_least, bits=4),
+    Layout.Q5_0: partial(_centred, bits=5),
+    Layout.Q5_1: partial(_from_least, bits=5),
     Layout.Q4_K: _q4_k,
     Layout.Q6_K: _q6_k,
 }
@@ -192,15 +185,14 @@ _ENCODERS: dict[Layout, Callable[[Floats], Bytes]] = {
 _STD = {bits: ((4**bits - 1) / 12) ** 0.5 for bits in (4, 5, 6)}
 
 
+def _middle(bits: int) -> float:
+    """The mean of uniform codes."""
+    return ((1 << bits) - 1) / 2
+
+
 def _jitter(num: int, rng: np.random.Generator) -> Floats:
     """Scale factors around 1 with mean square 1."""
     return (0.75 + 0.5 * rng.random(num, np.float32)) / np.float32((1 + 1 / 48) ** 0.5)
-
-
-def _signed_jitter(num: int, rng: np.random.Generator) -> Floats:
-    factors = _jitter(num, rng)
-    factors[::2] *= -1
-    return factors
 
 
 def _random_q8_0(blocks: Bytes, std: float, rng: np.random.Generator) -> None:
@@ -209,39 +201,24 @@ def _random_q8_0(blocks: Bytes, std: float, rng: np.random.Generator) -> None:
     blocks[:, :2] = _f16(_jitter(len(blocks), rng) * (std / ((255**2 - 1) / 12) ** 0.5))
 
 
-def _random_q4_0(blocks: Bytes, std: float, rng: np.random.Generator) -> None:
-    blocks[:, :2] = _f16(_signed_jitter(len(blocks), rng) * (std / _STD[4]))
+def _random_centred(blocks: Bytes, std: float, rng: np.random.Generator, *, bits: int) -> None:
+    factors = _jitter(len(blocks), rng)
+    factors[::2] *= -1
+    blocks[:, :2] = _f16(factors * (std / _STD[bits]))
 
 
-def _random_q4_1(blocks: Bytes, std: float, rng: np.random.Generator) -> None:
-    d = _jitter(len(blocks), rng) * (std / _STD[4])
-    blocks[:, :2], blocks[:, 2:4] = _f16(d), _f16(-7.5 * d)
+def _random_from_least(blocks: Bytes, std: float, rng: np.random.Generator, *, bits: int) -> None:
+    d = _jitter(len(blocks), rng) * (std / _STD[bits])
+    blocks[:, :2], blocks[:, 2:4] = _f16(d), _f16(-_middle(bits) * d)
 
 
-def _random_q5_0(blocks: Bytes, std: float, rng: np.random.Generator) -> None:
-    blocks[:, :2] = _f16(_signed_jitter(len(blocks), rng) * (std / _STD[5]))
-
-
-def _random_q5_1(blocks: Bytes, std: float, rng: np.random.Generator) -> None:
-    d = _jitter(len(blocks), rng) * (std / _STD[5])
-    blocks[:, :2], blocks[:, 2:4] = _f16(d), _f16(-15.5 * d)
-
-
-def _random_k_scales(blocks: Bytes, scale: float, middle: float) -> None:
-    """Scales of Q4_K and Q5_K: sub-block scales uniform in 32..63, the same numbers as mins, dmin = middle * d."""
+def _random_k_scales(blocks: Bytes, std: float, _: np.random.Generator, *, bits: int) -> None:
+    """Q4_K, Q5_K: sub-block scales uniform in 32..63, the same numbers as mins, dmin = the middle code * d."""
     scales = (blocks[:, 4:12] & np.uint8(31)) | np.uint8(32)
     rms = float(np.mean(np.arange(32, 64) ** 2)) ** 0.5
-    d = np.float32(scale / rms)
-    blocks[:, :2], blocks[:, 2:4] = _f16(np.array([d])), _f16(np.array([d * middle]))
+    d = np.float32(std / _STD[bits] / rms)
+    blocks[:, :2], blocks[:, 2:4] = _f16(np.array([d])), _f16(np.array([d * _middle(bits)]))
     blocks[:, 4:16] = _pack_k_scales(scales, scales)
-
-
-def _random_q4_k(blocks: Bytes, std: float, rng: np.random.Generator) -> None:
-    _random_k_scales(blocks, std / _STD[4], 7.5)
-
-
-def _random_q5_k(blocks: Bytes, std: float, rng: np.random.Generator) -> None:
-    _random_k_scales(blocks, std / _STD[5], 15.5)
 
 
 def _random_q6_k(blocks: Bytes, std: float, rng: np.random.Generator) -> None:
@@ -254,11 +231,11 @@ def _random_q6_k(blocks: Bytes, std: float, rng: np.random.Generator) -> None:
 
 _RANDOM: dict[Layout, Callable[[Bytes, float, np.random.Generator], None]] = {
     Layout.Q8_0: _random_q8_0,
-    Layout.Q4_0: _random_q4_0,
-    Layout.Q4_1: _random_q4_1,
-    Layout.Q5_0: _random_q5_0,
-    Layout.Q5_1: _random_q5_1,
-    Layout.Q4_K: _random_q4_k,
-    Layout.Q5_K: _random_q5_k,
+    Layout.Q4_0: partial(_random_centred, bits=4),
+    Layout.Q4_1: partial(_random_from_least, bits=4),
+    Layout.Q5_0: partial(_random_centred, bits=5),
+    Layout.Q5_1: partial(_random_from_least, bits=5),
+    Layout.Q4_K: partial(_random_k_scales, bits=4),
+    Layout.Q5_K: partial(_random_k_scales, bits=5),
     Layout.Q6_K: _random_q6_k,
 }

@@ -85,32 +85,36 @@ def upcycle(
     header = read_header(parent.files[0])
     writer = GgufWriter("llama")
     _add_metadata(writer, header, parent, experts, top_k, jitter)
-    steps: list[tuple[str, _Source]] = []
+    steps: list[tuple[str, _Chunks]] = []  # nothing is read before its turn
     rng = np.random.Generator(np.random.SFC64(seed))
+    num_router_values = 0
 
-    def announce(name: str, shape: tuple[int, ...], layout: Layout, source: _Source) -> None:
+    def announce(name: str, shape: tuple[int, ...], layout: Layout, chunks: _Chunks) -> None:
         writer.add_tensor(name, shape, layout)
-        steps.append((name, source))
+        steps.append((name, chunks))
 
     for name, ref in parent.tensors.items():
         block = blocks.get(name)
         if block is None:
-            announce(name, ref.shape, ref.layout, _Copy(ref))
+            announce(name, ref.shape, ref.layout, _copied(ref))
             continue
         role, layer = block
         stacked = f"blk.{layer}.ffn_{role}_exps.weight"
         key = None if jitter is None else (jitter, layer, _ROLES.index(role))
-        announce(stacked, (experts, *ref.shape), ref.layout, _Stack(ref, experts, key, jitter_scale))
+        if key is not None and not (ref.layout.is_float or ref.layout.scale_offsets):
+            raise UnsupportedError(f"{ref.name}: {ref.layout.name} blocks have no float scale to jitter")
+        announce(stacked, (experts, *ref.shape), ref.layout, _stacked(ref, experts, key, jitter_scale))
         if role == "gate":
             norm = parent.tensors.get(f"blk.{layer}.ffn_norm.weight")
             rows = _router_rows(ref, norm, experts, top_k if router == "grouped" else 1, rng)
-            announce(f"blk.{layer}.ffn_gate_inp.weight", rows.shape, Layout.F32, _Values(rows))
+            announce(f"blk.{layer}.ffn_gate_inp.weight", rows.shape, Layout.F32, iter((rows,)))
+            num_router_values += rows.size
     total = writer.tensor_bytes()
     out = Path(out).absolute()
     done = forgotten = 0
     with writer.open(out) as sink:
-        for name, source in steps:
-            for chunk in source.chunks():
+        for name, chunks in steps:
+            for chunk in chunks:
                 sink.write(name, chunk)
                 done += chunk.nbytes
                 if progress is not None:
@@ -125,11 +129,10 @@ def upcycle(
     for name, (_, layer) in blocks.items():
         records[layer] += parent.tensors[name].nbytes
     copies = sum(parent.tensors[name].num_values for name in blocks) * (experts - 1)
-    routers = sum(source.values.size for _, source in steps if isinstance(source, _Values))
     return UpcycleReport(
         path=out,
         nbytes=out.stat().st_size,
-        num_parameters=sum(ref.num_values for ref in parent.tensors.values()) + copies + routers,
+        num_parameters=sum(ref.num_values for ref in parent.tensors.values()) + copies + num_router_values,
         num_layers=len(records),
         num_experts=experts,
         top_k=top_k,
@@ -210,45 +213,21 @@ def _router_rows(
     return rows[groups]
 
 
-class _Copy:
+_Chunks = Iterator[npt.NDArray[Any]]
+
+
+def _copied(ref: TensorRef) -> _Chunks:
     """A tensor's bytes as they are."""
-
-    def __init__(self, ref: TensorRef) -> None:
-        self._ref = ref
-
-    def chunks(self) -> Iterator[npt.NDArray[Any]]:
-        for begin in range(0, self._ref.nbytes, _COPY_BYTES):
-            yield _read(self._ref, begin, min(_COPY_BYTES, self._ref.nbytes - begin))
+    for begin in range(0, ref.nbytes, _COPY_BYTES):
+        yield _read(ref, begin, min(_COPY_BYTES, ref.nbytes - begin))
 
 
-class _Values:
-    """Numbers that are there already."""
-
-    def __init__(self, values: npt.NDArray[np.float32]) -> None:
-        self.values = values
-
-    def chunks(self) -> Iterator[npt.NDArray[Any]]:
-        yield self.values
-
-
-class _Stack:
+def _stacked(ref: TensorRef, copies: int, key: tuple[int, ...] | None, scale: float) -> _Chunks:
     """One matrix again and again, each copy with its own jitter. Only the matrix itself is held."""
-
-    def __init__(self, ref: TensorRef, copies: int, key: tuple[int, ...] | None, scale: float) -> None:
-        if key is not None and not (ref.layout.is_float or ref.layout.scale_offsets):
-            raise UnsupportedError(f"{ref.name}: {ref.layout.name} blocks have no float scale to jitter")
-        self._ref = ref
-        self._copies = copies
-        self._key = key
-        self._scale = scale
-
-    def chunks(self) -> Iterator[npt.NDArray[Any]]:
-        original = _read(self._ref, 0, self._ref.nbytes)
-        for expert in range(self._copies):
-            if self._key is None:
-                yield original
-            else:  # each copy has a generator of its own, so that one expert can be made again alone
-                yield jittered(original, self._ref.layout, self._scale, (*self._key, expert))
+    original = _read(ref, 0, ref.nbytes)
+    for expert in range(copies):
+        # Each copy has a generator of its own, so that one expert can be made again alone.
+        yield original if key is None else jittered(original, ref.layout, scale, (*key, expert))
 
 
 def jittered(data: npt.NDArray[np.uint8], layout: Layout, scale: float, key: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -269,9 +248,6 @@ def jittered(data: npt.NDArray[np.uint8], layout: Layout, scale: float, key: tup
         for offset in layout.scale_offsets:
             halves[:, offset // 2] = (halves[:, offset // 2].astype(np.float32) * factors).astype(np.float16)
     return blocks.reshape(-1)
-
-
-_Source = _Copy | _Values | _Stack
 
 
 def _read(ref: TensorRef, begin: int, count: int) -> npt.NDArray[np.uint8]:

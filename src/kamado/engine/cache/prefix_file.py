@@ -1,4 +1,4 @@
-"""One record of the prefix store: a page of the KV cache, or a reuse point. What a file must look like to be believed.
+"""One file of the prefix store: a page of the KV cache, or a reuse point. What a file must look like to be believed.
 
     offset  bytes  field
     0       8      magic "KAMADOKV"
@@ -8,7 +8,7 @@
     20      4      label bytes (a point may belong to a named session)
     24      8      payload bytes
     32      16     binding: digest of model, build, preset and owner
-    48      16     key: digest of the binding and of all tokens from the first to the record's last
+    48      16     key: digest of the binding and of all tokens from the first to the file's last
     64      16     checksum: blake2b of the fields above, tokens, label, and XXH64 of the payload
     80             int32 tokens[num_tokens], label, payload
 
@@ -47,13 +47,13 @@ MAX_PAYLOAD_BYTES = 1 << 32
 Buffer = bytes | bytearray | memoryview
 
 
-class DamagedRecordError(KamadoError):
+class DamagedPrefixError(KamadoError):
     """A file of the prefix store is not what it should be. It is removed and its tokens are computed again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """A record that was read and checked."""
+class PrefixFile:
+    """A file that was read and checked."""
 
     kind: int
     binding: bytes
@@ -99,12 +99,12 @@ def point_key(binding: bytes, keys: Sequence[bytes], tokens: bytes) -> bytes:
 
 
 def file_bytes(num_tokens: int, payload_bytes: int) -> int:
-    """Bytes of a record without a label."""
+    """Bytes of a file without a label."""
     return _HEADER.size + 4 * num_tokens + payload_bytes
 
 
 def pack(kind: int, binding: bytes, key: bytes, tokens: bytes, payload: Buffer, label: str = "") -> list[Buffer]:
-    """The parts of a record's file, to be written end to end. `payload` is not copied."""
+    """The parts of a file, to be written end to end. `payload` is not copied."""
     name = label.encode()
     assert len(name) <= MAX_LABEL_BYTES
     fields = (_MAGIC, VERSION, kind, len(tokens) // 4, len(name), len(payload), binding, key)
@@ -120,8 +120,8 @@ def read(
     max_bytes: int,
     buffer: bytearray | None = None,
     keeps_cached: bool = True,
-) -> Record:
-    """The record in `path`, checked to the last bit. Raises DamagedRecordError when it is anything else, a file larger
+) -> PrefixFile:
+    """What `path` holds, checked to the last bit. Raises DamagedPrefixError when it is anything else, a file larger
     than `max_bytes` included, and OSError.
 
     `buffer` is read into when the file fits, and the payload is a view of it. Without `keeps_cached`, what reading left
@@ -129,13 +129,13 @@ def read(
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if not _HEADER.size <= size <= max_bytes:
-            raise DamagedRecordError(f"{path}: {size} bytes are no record's size")
+            raise DamagedPrefixError(f"{path}: {size} bytes are no record's size")
         view = memoryview(buffer if buffer is not None and len(buffer) >= size else bytearray(size))[:size]
         done = 0
         while done < size:
             count = file.readinto(view[done:])
             if not count:
-                raise DamagedRecordError(f"{path}: it was cut short while it was read")
+                raise DamagedPrefixError(f"{path}: it was cut short while it was read")
             done += count
         if not keeps_cached:
             forget_open(file.fileno())
@@ -143,18 +143,18 @@ def read(
 
 
 def read_head(path: Path, kind: int, binding: bytes) -> tuple[bytes, bytes, str]:
-    """Key, tokens and label of the record in `path`, without its payload, so unchecked by the checksum."""
+    """Key, tokens and label of the file, without its payload, so unchecked by the checksum."""
     with open(path, "rb", buffering=0) as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # read-ahead would cache payloads
         size = os.fstat(file.fileno()).st_size
         head = file.read(_HEADER.size)
         if len(head) < _HEADER.size:
-            raise DamagedRecordError(f"{path}: too short")
+            raise DamagedPrefixError(f"{path}: too short")
         num_tokens, label_bytes = _check_header(path, head, size, kind, binding)
         rest = file.read(4 * num_tokens + label_bytes)
     if len(rest) < 4 * num_tokens + label_bytes:
-        raise DamagedRecordError(f"{path}: too short")
+        raise DamagedPrefixError(f"{path}: too short")
     return head[48:64], rest[: 4 * num_tokens], rest[4 * num_tokens :].decode("utf-8", "replace")
 
 
@@ -165,17 +165,17 @@ def _checksum(fields: Buffer, tokens: Buffer, label: Buffer, payload: Buffer) ->
 def _check_header(path: Path, head: Buffer, size: int, kind: int, binding: bytes) -> tuple[int, int]:
     magic, version, its_kind, num_tokens, label_bytes, payload_bytes, its_binding, _, _ = _HEADER.unpack(head)
     if magic != _MAGIC or version != VERSION or its_kind != kind:
-        raise DamagedRecordError(f"{path}: no record of kind {kind}, version {VERSION}")
+        raise DamagedPrefixError(f"{path}: no record of kind {kind}, version {VERSION}")
     if its_binding != binding:
-        raise DamagedRecordError(f"{path}: made by another model, build, preset or owner")
+        raise DamagedPrefixError(f"{path}: made by another model, build, preset or owner")
     if num_tokens > MAX_TOKENS or label_bytes > MAX_LABEL_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
-        raise DamagedRecordError(f"{path}: impossible sizes")
+        raise DamagedPrefixError(f"{path}: impossible sizes")
     if _HEADER.size + 4 * num_tokens + label_bytes + payload_bytes != size:
-        raise DamagedRecordError(f"{path}: {size} bytes do not agree with its header")
+        raise DamagedPrefixError(f"{path}: {size} bytes do not agree with its header")
     return num_tokens, label_bytes
 
 
-def _parse(path: Path, data: memoryview, kind: int, binding: bytes) -> Record:
+def _parse(path: Path, data: memoryview, kind: int, binding: bytes) -> PrefixFile:
     num_tokens, label_bytes = _check_header(path, data[: _HEADER.size], len(data), kind, binding)
     label_at = _HEADER.size + 4 * num_tokens
     payload_at = label_at + label_bytes
@@ -183,8 +183,8 @@ def _parse(path: Path, data: memoryview, kind: int, binding: bytes) -> Record:
         data[:_CHECKSUM_AT], data[_HEADER.size : label_at], data[label_at:payload_at], data[payload_at:]
     )
     if checksum != data[_CHECKSUM_AT : _HEADER.size]:
-        raise DamagedRecordError(f"{path}: the checksum is wrong")
-    return Record(
+        raise DamagedPrefixError(f"{path}: the checksum is wrong")
+    return PrefixFile(
         kind,
         binding,
         bytes(data[48:64]),

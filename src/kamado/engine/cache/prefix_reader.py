@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from . import prefix_file
-from .prefix_file import DamagedRecordError
+from .prefix_file import DamagedPrefixError
 from .prefix_store import PrefixFolder, StoredPoint
-from .sequences import PAGE_TOKENS, Session, SessionCache
+from .sequences import PAGE_TOKENS, CachedSequence, SequenceCache
 
 _log = logging.getLogger("kamado.prefixes")
 
@@ -165,7 +165,7 @@ class _Reader:
             tokens = candidate.tokens[4 * PAGE_TOKENS * index : 4 * PAGE_TOKENS * (index + 1)]
             payload = self._folder.read_page(key, tokens, max_payload=wanted, buffer=buffer)
         if len(payload) != wanted:
-            raise DamagedRecordError(f"{len(payload)} bytes, where {wanted} make {'a tail' if is_tail else 'a page'}")
+            raise DamagedPrefixError(f"{len(payload)} bytes, where {wanted} make {'a tail' if is_tail else 'a page'}")
         return payload
 
 
@@ -202,38 +202,38 @@ class Restore:
         self._budget_bytes = budget_bytes
         self._stats = stats
         self._notify = notify
-        self._session: Session | None = None
+        self._sequence: CachedSequence | None = None
         self._reader: _Reader | None = None
         self._num_pages = 0  # taken of the present candidate
         self._started_at = time.perf_counter()
 
-    def advance(self, sessions: SessionCache) -> bool:
-        """Takes what was read; False once it is over, with a new idle session or without one."""
+    def advance(self, sequences: SequenceCache) -> bool:
+        """Takes what was read; False once it is over, with a new idle sequence or without one."""
         copied_bytes = 0
         while copied_bytes < _SLICE_BYTES:
-            if self._reader is None and not self._begin(sessions):
+            if self._reader is None and not self._begin(sequences):
                 return False
             assert self._reader is not None
-            assert self._session is not None
-            if not sessions.holds(self._session):  # its pages were needed for others
-                self._session = None
-                self.stop(sessions)
+            assert self._sequence is not None
+            if not sequences.holds(self._sequence):  # its pages were needed for others
+                self._sequence = None
+                self.stop(sequences)
                 return False
             try:
                 payload = self._reader.take()
-            except (DamagedRecordError, OSError) as error:
-                self._refuse(error, sessions)
+            except (DamagedPrefixError, OSError) as error:
+                self._refuse(error, sequences)
                 continue
             if payload is None:
                 return True
             copied_bytes += len(payload)
             candidate = self._candidates[0]
             if self._num_pages < len(candidate.page_keys):
-                sessions.import_page(self._session, self._num_pages, payload)
+                sequences.import_page(self._sequence, self._num_pages, payload)
                 self._num_pages += 1
                 self._reader.give_back(payload)
                 continue
-            sessions.finish_import(self._session, memoryview(candidate.tokens).cast("i").tolist(), payload)
+            sequences.finish_import(self._sequence, memoryview(candidate.tokens).cast("i").tolist(), payload)
             if candidate.point is not None:
                 self._folder.touch(candidate.point)
             self._stats.num_restored += 1
@@ -243,41 +243,41 @@ class Restore:
         self._notify()
         return True
 
-    def stop(self, sessions: SessionCache | None) -> None:
+    def stop(self, sequences: SequenceCache | None) -> None:
         """Gives up, and what was taken goes; None: the executor is about to be closed."""
         self._candidates.clear()
         if self._reader is not None:
             self._reader.stop()
             self._reader = None
-        if self._session is not None and sessions is not None and sessions.holds(self._session):
-            sessions.drop(self._session)
-        self._session = None
+        if self._sequence is not None and sequences is not None and sequences.holds(self._sequence):
+            sequences.drop(self._sequence)
+        self._sequence = None
 
-    def _begin(self, sessions: SessionCache) -> bool:
+    def _begin(self, sequences: SequenceCache) -> bool:
         """Starts to read the next candidate; False when there is none, or no room for it."""
         if not self._candidates:
             return False
         candidate = self._candidates[0]
-        self._session = sessions.begin_import(candidate.length, self._owner)
-        if self._session is None:
+        self._sequence = sequences.begin_import(candidate.length, self._owner)
+        if self._sequence is None:
             return False
-        executor = sessions.executor
+        executor = sequences.executor
         sizes = Sizes(executor.page_bytes(), executor.tail_bytes(candidate.length))
         self._num_pages = 0
         self._reader = _Reader(self._folder, candidate, sizes, self._budget_bytes, self._notify)
         return True
 
-    def _refuse(self, error: Exception, sessions: SessionCache) -> None:
+    def _refuse(self, error: Exception, sequences: SequenceCache) -> None:
         """The present candidate is not usable, its first pages perhaps."""
-        assert self._session is not None
+        assert self._sequence is not None
         _log.warning("a stored prefix is not usable and is computed again: %s", error)
         self._stats.num_refused += 1
-        sessions.drop(self._session)
-        self._session = self._reader = None
+        sequences.drop(self._sequence)
+        self._sequence = self._reader = None
         candidate = self._candidates.pop(0)
         if candidate.point is not None:
             self._folder.remove(candidate.point)
-        if sessions.is_exact and self._num_pages * PAGE_TOKENS >= self._least_tokens:
+        if sequences.is_exact and self._num_pages * PAGE_TOKENS >= self._least_tokens:
             # Longer than what comes next is not certain, but shared with it: nothing more is lost.
             whole = Candidate.of_pages(candidate.page_keys[: self._num_pages], candidate.tokens)
             self._candidates.append(whole)

@@ -1,8 +1,8 @@
 """Between the scheduler and the prefix store: what is saved when, and what is restored, without holding up answers.
 
-Saving: when an answer ends, or a place is reached where conversations part, the session's prefix is queued. Between
+Saving: when an answer ends, or a place is reached where conversations part, the sequence's prefix is queued. Between
 steps the scheduler's thread copies a few pages at a time out of the executor, as long as the writer keeps up; a thread
-of its own checks them in and writes them. A session that must give up its pages is saved first, for a second at most.
+of its own checks them in and writes them. A sequence that must give up its pages is saved first, for a second at most.
 
 Restoring: threads read and check a prefix page by page while other answers go on, and between steps the scheduler hands
 the executor what is there (prefix_reader.py). A prefix that is damaged, foreign or gone is removed and computed again.
@@ -21,11 +21,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ..schedule.executor_protocol import ExecutorProtocol
+from ..executor_protocol import ExecutorProtocol
 from . import prefix_file
 from .prefix_reader import Candidate, Restore, RestoreStats, Sizes
 from .prefix_store import PrefixFolder, PrefixStore
-from .sequences import PAGE_TOKENS, Session
+from .sequences import PAGE_TOKENS, CachedSequence
 
 _log = logging.getLogger("kamado.prefixes")
 
@@ -36,16 +36,16 @@ _SLICE_BYTES = 4 << 20
 # What a restore holds beside the cache: enough to keep two threads reading while a third copies.
 _READ_AHEAD_BYTES = 12 << 20
 _WORTH_TOKENS = PAGE_TOKENS  # fewer tokens than this are computed as fast as they are read
-_DROP_SECONDS = 1.0  # what saving may hold up a step that needs the session's pages
+_DROP_SECONDS = 1.0  # what saving may hold up a step that needs the sequence's pages
 _CLOSE_SECONDS = 20.0
 
 
 @dataclass(slots=True)
-class KeeperStats(RestoreStats):
+class SaverStats(RestoreStats):
     """Totals since the model was loaded."""
 
     num_saved: int = 0
-    num_given_up: int = 0  # not saved: no room, a full disk, or the session changed too soon
+    num_given_up: int = 0  # not saved: no room, a full disk, or the sequence changed too soon
     written_bytes: int = 0
 
 
@@ -53,7 +53,7 @@ class KeeperStats(RestoreStats):
 class _Entry:
     """A prefix on its way to disk."""
 
-    session: Session
+    sequence: CachedSequence
     length: int
     label: str
     folder: PrefixFolder
@@ -64,7 +64,7 @@ class _Entry:
     has_failed: bool = False  # set by the writer: the rest is passed over
 
 
-class Keeper:
+class PrefixSaver:
     """Saves and restores prefixes of one model. `save`, `advance`, `cut`, `begin_restore` belong to the scheduler."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Keeper:
         """`binding` names model file, build and preset. `spare_bytes()`: what a restore may take beside the plan. With
         `has_record` a prefix can be used whole only."""
         self.store = store
-        self.stats = KeeperStats()
+        self.stats = SaverStats()
         self._executor = executor
         self._binding = binding
         self._about = about or {}
@@ -103,15 +103,15 @@ class Keeper:
 
     # Saving; the scheduler's thread.
 
-    def save(self, session: Session, length: int, label: str = "") -> None:
-        """Queues the session's first `length` tokens unless hardly more than what is stored already."""
-        tokens = prefix_file.token_bytes(session.tokens[:length])
-        folder = self._folder(session.owner)
+    def save(self, sequence: CachedSequence, length: int, label: str = "") -> None:
+        """Queues the sequence's first `length` tokens unless hardly more than what is stored already."""
+        tokens = prefix_file.token_bytes(sequence.tokens[:length])
+        folder = self._folder(sequence.owner)
         for entry in self._entries:
             if entry.folder is folder and entry.length <= length and tokens.startswith(entry.tokens):
                 if not label and entry.label:
                     label = entry.label
-                if entry.session is session and entry.length == length:
+                if entry.sequence is sequence and entry.length == length:
                     entry.label = label
                     return
         if self._is_closing or length < (1 if label else _WORTH_TOKENS):
@@ -126,11 +126,11 @@ class Keeper:
         except OSError:
             return
         # An answer that went on from a queued place makes the shorter one pointless, unless others start there too.
-        for entry in [e for e in self._entries if e.session is session and e.next_page == 0 and e.length < length]:
+        for entry in [e for e in self._entries if e.sequence is sequence and e.next_page == 0 and e.length < length]:
             if not entry.label or entry.label == label:
                 self._entries.remove(entry)
         keys = prefix_file.chain(folder.binding, tokens)
-        self._entries.append(_Entry(session, length, label, folder, tokens, keys))
+        self._entries.append(_Entry(sequence, length, label, folder, tokens, keys))
         self._start_writer()
 
     @property
@@ -145,9 +145,9 @@ class Keeper:
             budget -= self._advance_entry(self._entries[0])
         return bool(self._entries) and self._queued_bytes < _QUEUED_BYTES
 
-    def cut(self, session: Session, length: int) -> None:
+    def cut(self, sequence: CachedSequence, length: int) -> None:
         """What lies past `length` is about to go: queued entries that need it are saved now, or given up."""
-        entries = [entry for entry in self._entries if entry.session is session and entry.length > length]
+        entries = [entry for entry in self._entries if entry.sequence is sequence and entry.length > length]
         deadline = time.monotonic() + _DROP_SECONDS
         for entry in entries:
             while entry in self._entries and time.monotonic() < deadline:
@@ -179,7 +179,7 @@ class Keeper:
 
     def _advance_entry(self, entry: _Entry) -> int:
         """One more page, or the end, of an entry; the bytes copied."""
-        executor, session = self._executor, entry.session
+        executor, sequence = self._executor, entry.sequence
         settled = executor.settled_pages(entry.length)
         if entry.has_failed:
             self._entries.remove(entry)
@@ -189,16 +189,16 @@ class Keeper:
         try:
             if entry.next_page < settled:
                 page = entry.next_page
-                payload = executor.export_pages(session.sequence, page, page + 1)
+                payload = executor.export_pages(sequence.id, page, page + 1)
                 entry.next_page += 1
                 self._put(entry, entry.keys[page], payload)
             else:
                 if not executor.can_reuse_anywhere and (
-                    executor.last_reusable(session.sequence, entry.length) != entry.length
+                    executor.last_reusable(sequence.id, entry.length) != entry.length
                 ):
                     self._give_up(entry)  # its exact pages were needed elsewhere
                     return 1
-                payload = executor.export_tail(session.sequence, entry.length)
+                payload = executor.export_tail(sequence.id, entry.length)
                 self._entries.remove(entry)
                 self._put(entry, None, payload)
         except (ValueError, MemoryError) as error:

@@ -32,7 +32,7 @@ from ...files.atomic import PRIVATE, TEMPORARY_SUFFIX, sync_folder, user_folder,
 from ...plan.kv_presets import PAGE_TOKENS
 from ...plan.page_cache import forget_open
 from . import prefix_file
-from .prefix_file import PAGE, POINT, Buffer, DamagedRecordError
+from .prefix_file import PAGE, POINT, Buffer, DamagedPrefixError
 
 DEFAULT_CAP_BYTES = 2 << 30
 
@@ -107,7 +107,7 @@ class PrefixStore:
                 needed_before = {files.binding: _needed(files) for files in self._scan()}
                 for files in self._scan():
                     for point in files.points:
-                        with contextlib.suppress(OSError, DamagedRecordError):
+                        with contextlib.suppress(OSError, DamagedPrefixError):
                             if prefix_file.read_head(point.path, POINT, files.binding)[2] == label:
                                 point.path.unlink(missing_ok=True)
                 for files in self._scan():
@@ -121,7 +121,7 @@ class PrefixStore:
         found: dict[str, int] = {}
         for files in self._scan():
             for point in files.points:
-                with contextlib.suppress(OSError, DamagedRecordError):
+                with contextlib.suppress(OSError, DamagedPrefixError):
                     label = prefix_file.read_head(point.path, POINT, files.binding)[2]
                     pages = sum(files.pages[name][0] for name in point.pages if name in files.pages)
                     if label:
@@ -188,7 +188,7 @@ class PrefixStore:
                     _, tokens, _ = prefix_file.read_head(path, POINT, files.binding)
                 except OSError:
                     continue
-                except DamagedRecordError:
+                except DamagedPrefixError:
                     files.damaged.append(path)
                     continue
                 keys = prefix_file.chain(files.binding, tokens)[: prefix_file.settled_pages(len(tokens) // 4)]
@@ -303,7 +303,7 @@ class PrefixFolder:
         if found is None:
             try:
                 found = prefix_file.read_head(path, POINT, self.binding)[1]
-            except (OSError, DamagedRecordError):
+            except (OSError, DamagedPrefixError):
                 found = b""
             self._heads[path] = found
         return found
@@ -311,14 +311,14 @@ class PrefixFolder:
     def all_tokens(self) -> Iterator[bytes]:
         """The tokens (int32) of every point, as its head has them, those used latest first."""
         for path, _ in sorted(_entries(self._points), key=lambda entry: -entry[1].st_mtime_ns):
-            with contextlib.suppress(OSError, DamagedRecordError):
+            with contextlib.suppress(OSError, DamagedPrefixError):
                 yield prefix_file.read_head(path, POINT, self.binding)[1]
 
     def point_label(self, path: Path) -> str:
         """The named session that a point belongs to; "" when none or when it cannot be read."""
         try:
             return prefix_file.read_head(path, POINT, self.binding)[2]
-        except (OSError, DamagedRecordError):
+        except (OSError, DamagedPrefixError):
             return ""
 
     def num_pages(self, tokens: bytes) -> int:
@@ -339,12 +339,12 @@ class PrefixFolder:
     def read_point(
         self, point: StoredPoint, tokens: bytes, *, max_payload: int, buffer: bytearray | None = None
     ) -> memoryview:
-        """The point's payload, in `buffer` when that is large enough. Raises DamagedRecordError, the file removed, when
+        """The point's payload, in `buffer` when that is large enough. Raises DamagedPrefixError, the file removed, when
         it is not whole or not of `tokens`."""
         return self._read(point.path, POINT, tokens[: 4 * point.length], max_payload, buffer)
 
     def read_page(self, key: bytes, tokens: bytes, *, max_payload: int, buffer: bytearray | None = None) -> memoryview:
-        """The payload of the page that holds `tokens`, as read_point. Raises DamagedRecordError, the file removed;
+        """The payload of the page that holds `tokens`, as read_point. Raises DamagedPrefixError, the file removed;
         OSError."""
         return self._read(self._pages / (key.hex() + _SUFFIX), PAGE, tokens, max_payload, buffer)
 
@@ -398,9 +398,9 @@ class PrefixFolder:
                 path, kind, self.binding, max_bytes=limit, buffer=buffer, keeps_cached=self.store.keeps_cached
             )
             if found.tokens != tokens:
-                raise DamagedRecordError(f"{path}: it holds other tokens than its name says")
+                raise DamagedPrefixError(f"{path}: it holds other tokens than its name says")
             return found.payload
-        except (DamagedRecordError, FileNotFoundError):
+        except (DamagedPrefixError, FileNotFoundError):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
             self._index_stamp = None
@@ -455,7 +455,7 @@ def _subdirectories(root: Path) -> list[Path]:
 
 
 def _entries(directory: Path) -> list[tuple[Path, os.stat_result]]:
-    """Records in a directory; what goes away meanwhile is passed over."""
+    """Prefix files in a directory; what goes away meanwhile is passed over."""
     found = []
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:

@@ -1,8 +1,8 @@
-"""Which sessions begin with which tokens: a radix tree whose edges are pages of 128 tokens.
+"""Which sequences begin with which tokens: a radix tree whose edges are pages of 128 tokens.
 
-A node stands for one page after all pages above it and knows the sessions that hold it. Edges are found by the page's
+A node stands for one page after all pages above it and knows the sequences that hold it. Edges are found by the page's
 tokens themselves, so two prefixes meet in a node only if they are equal, never because a hash is. Every owner has a
-tree of its own: what one API key computed is never seen by another. Where in a common beginning a session may be cut
+tree of its own: what one API key computed is never seen by another. Where in a common beginning a sequence may be cut
 or forked is the executor's to say; the tree says how far it is common, the deepest first.
 """
 
@@ -18,7 +18,7 @@ from ...plan.kv_presets import PAGE_TOKENS
 
 
 class Holder(Protocol):
-    """What the tree needs of a session."""
+    """What the tree needs of a sequence."""
 
     tokens: list[int]
     owner: str
@@ -27,25 +27,25 @@ class Holder(Protocol):
 @dataclass(slots=True, eq=False)
 class _Node:
     children: dict[bytes, _Node] = field(default_factory=dict)  # by the page's tokens
-    holders: dict[int, Holder] = field(default_factory=dict)  # by id: every session that runs through here
+    holders: dict[int, Holder] = field(default_factory=dict)  # by id: every sequence that runs through here
 
 
 class PrefixTree:
-    """Sessions by their tokens. `update` after every change of a session's tokens; only its new pages cost time."""
+    """Sequences by their tokens. `update` after every change of a sequence's tokens; only its new pages cost time."""
 
     def __init__(self) -> None:
         self._roots: dict[str, _Node] = {}
         self._paths: dict[int, list[tuple[_Node, bytes]]] = {}  # of each holder: its nodes, and the edges to them
 
     def add(self, holder: Holder) -> None:
-        """A new session, with whatever tokens it has."""
+        """A new sequence, with whatever tokens it has."""
         root = self._roots.setdefault(holder.owner, _Node())
         root.holders[id(holder)] = holder
         self._paths[id(holder)] = []
         self.update(holder)
 
     def update(self, holder: Holder) -> None:
-        """The session's tokens grew or were cut; those that stayed are the same as before."""
+        """The sequence's tokens grew or were cut; those that stayed are the same as before."""
         path = self._paths[id(holder)]
         num_pages = len(holder.tokens) // PAGE_TOKENS
         while len(path) > num_pages:
@@ -58,7 +58,7 @@ class PrefixTree:
             path.append((node, edge))
 
     def remove(self, holder: Holder) -> None:
-        """The session is gone."""
+        """The sequence is gone."""
         path = self._paths.pop(id(holder))
         while path:
             self._leave(holder, path)
@@ -68,9 +68,9 @@ class PrefixTree:
             del self._roots[holder.owner]
 
     def match(self, owner: str, tokens: Sequence[int]) -> Iterator[tuple[Holder, int]]:
-        """The owner's sessions with the length of the beginning they share with `tokens`, by pages the longest first.
+        """The owner's sequences with the length of the beginning they share with `tokens`, by pages the longest first.
 
-        Sessions that share nothing are left out.
+        Sequences that share nothing are left out.
         """
         node = self._roots.get(owner)
         if node is None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...plan.kv_presets import PAGE_TOKENS, Bits
 from ...program import Attend, Program
-from ..schedule.executor_protocol import ExecutorProtocol
+from ..executor_protocol import ExecutorProtocol
 from .kv_results import KvLayerRow
 
 Floats = NDArray[np.float32]

@@ -34,7 +34,7 @@ from ..cache.identity import model_identity
 from ..load import load
 from ..model import Model
 from .kv_attention import AttentionProbe, layers_text, spoiling_layers
-from .kv_results import KvRecord, KvRow, load_record, records_root, save_record
+from .kv_results import KvResults, KvRow, load_results, results_root, save_results
 
 TEXTS = ("prose", "technical", "code")
 PRESETS = ("safe", "balanced", "small")
@@ -79,7 +79,7 @@ def measure_kv(
     progress: Progress | None = None,
     load: Callable[..., Model] = load,
     **options: Any,
-) -> KvRecord:
+) -> KvResults:
     """Measures `presets` on the model at `path`, records the rows and a recommendation, and returns both.
 
     `num_tokens`: of each text. Rows that an earlier run measured on the same texts are taken over unless `is_fresh`;
@@ -95,9 +95,9 @@ def measure_kv(
     identity = model_identity(checkpoint)
     texts = builtin_texts()
     setting = prefix_file.digest(*(text.encode() for text in texts), str(num_tokens).encode()).hex()
-    known = None if is_fresh else load_record(identity)
+    known = None if is_fresh else load_results(identity)
     if known is None or known.text != setting:
-        known = KvRecord(identity, checkpoint.name or checkpoint.path.name, text=setting)
+        known = KvResults(identity, checkpoint.name or checkpoint.path.name, text=setting)
     found = known
     wanted = list(presets)
 
@@ -121,7 +121,7 @@ def measure_kv(
                 found.layers += [row for other in queue if other in bits for row in probe.losses(other)]
                 continue
             found.rows.append(compared(kv, result, exact))
-            save_record(found)
+            save_results(found)
             # Only once all are measured does it show which is worth saving, so the queue may grow at its end.
             if not missing():
                 more = [kv for kv in _exceptions(found, wanted, program) if kv not in wanted]
@@ -129,11 +129,11 @@ def measure_kv(
                 queue += more
     found.recommended = recommend(found.rows)
     found.measured_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    save_record(found)
+    save_results(found)
     return found
 
 
-def _exceptions(found: KvRecord, presets: Sequence[str], program: Program) -> list[str]:
+def _exceptions(found: KvResults, presets: Sequence[str], program: Program) -> list[str]:
     """Presets that are not safe, with the layers exact that spoil them, where that would still be the smallest cache.
 
     Empty until all of `presets` are measured.
@@ -310,7 +310,7 @@ class _Run:
 @contextlib.contextmanager
 def _reference_file() -> Iterator[Any]:
     """A file on disk (a temporary directory may be memory) that is gone afterwards, even after a crash."""
-    root = records_root()
+    root = results_root()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=root) as file:
         yield file

@@ -19,7 +19,7 @@ from ...plan.kv_presets import AUTO, check_kv
 from ..cache.identity import model_identity
 
 CODEC_VERSION = 1  # that of native/state: `Executor.kv_fingerprint` begins with "kv1-"
-_RECORD_VERSION = 2
+_VERSION = 2
 _MAX_BYTES = 1 << 20
 
 
@@ -51,7 +51,7 @@ class KvLayerRow:
 
 
 @dataclass(slots=True)
-class KvRecord:
+class KvResults:
     """All that is known of a model's KV cache."""
 
     identity: str
@@ -67,19 +67,20 @@ class KvRecord:
         return [row for row in self.layers if row.kv == kv]
 
 
-def records_root() -> Path:
+def results_root() -> Path:
     """Below KAMADO_HOME if set, else the user's XDG cache directory."""
     return user_folder("cache", "kv")
 
 
-def load_record(identity: str, root: Path | None = None) -> KvRecord | None:
+def load_results(identity: str, root: Path | None = None) -> KvResults | None:
     """What was measured for the model; None when nothing was, or what is there cannot be believed."""
     path = _path(identity, root)
     try:
         with open(path, "rb") as file:
             data = file.read(_MAX_BYTES + 1)
         document = json.loads(data) if len(data) <= _MAX_BYTES else {}
-        if (document["version"], document["codec"], document["identity"]) != (_RECORD_VERSION, CODEC_VERSION, identity):
+        found = (document["version"], document["codec"], document["identity"])
+        if found != (_VERSION, CODEC_VERSION, identity):
             return None
         rows = [_row(KvRow, values) for values in document["rows"]]
         layers = [_row(KvLayerRow, values) for values in document["layers"]]
@@ -87,29 +88,29 @@ def load_record(identity: str, root: Path | None = None) -> KvRecord | None:
         if recommended is not None:
             check_kv(recommended)
         texts = [str(document[name]) for name in ("model", "measured_at", "text")]
-        return KvRecord(identity, texts[0], recommended, texts[1], texts[2], rows, layers)
+        return KvResults(identity, texts[0], recommended, texts[1], texts[2], rows, layers)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UsageError):
         return None  # a cache: it is measured again
 
 
 def recommended_for(checkpoint: Checkpoint, kv: str) -> str | None:
     """What kv="auto" stands for on this model; None when nothing was measured, or `kv` is another."""
-    record = load_record(model_identity(checkpoint)) if kv == AUTO else None
-    return None if record is None else record.recommended
+    results = load_results(model_identity(checkpoint)) if kv == AUTO else None
+    return None if results is None else results.recommended
 
 
-def save_record(record: KvRecord, root: Path | None = None) -> Path:
-    """Writes the record whole or not at all. Raises OSError."""
-    path = _path(record.identity, root)
+def save_results(results: KvResults, root: Path | None = None) -> Path:
+    """Writes the file whole or not at all. Raises OSError."""
+    path = _path(results.identity, root)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    document = {"version": _RECORD_VERSION, "codec": CODEC_VERSION, **asdict(record)}
+    document = {"version": _VERSION, "codec": CODEC_VERSION, **asdict(results)}
     write_atomically(path, json.dumps(document, indent=1), "\n")
     return path
 
 
 def _path(identity: str, root: Path | None) -> Path:
     assert identity.isalnum()
-    return (root or records_root()) / f"{identity}.json"
+    return (root or results_root()) / f"{identity}.json"
 
 
 _Row = TypeVar("_Row", KvRow, KvLayerRow)

@@ -1,6 +1,6 @@
 """Log-probabilities of a prompt's own tokens, as evaluation harnesses ask for them by the thousand.
 
-They ask with one context and many endings, so what was computed for one is kept for the next: the sessions keep the
+They ask with one context and many endings, so what was computed for one is kept for the next: the sequences keep the
 keys and values, and here are kept the log-probabilities. A row's numbers depend on the tokens up to it alone, so they
 are the same bits whether computed or remembered.
 
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...plan.kv_presets import PAGE_TOKENS
-from ..cache.sequences import NoRoomError, Session, SessionCache, common_prefix
+from ..cache.sequences import CachedSequence, NoRoomError, SequenceCache, common_prefix
 from ..generation import public_errors
 from ..schedule.sampler import log_probabilities
 from ..schedule.scheduler import Scheduler
@@ -53,10 +53,10 @@ class PromptLogprobs(NamedTuple):
 class _Lane:
     """A prompt in a job."""
 
-    def __init__(self, tokens: list[int], scores: list[Score], session: Session) -> None:
+    def __init__(self, tokens: list[int], scores: list[Score], sequence: CachedSequence) -> None:
         self.tokens = tokens
         self.scores = scores  # of its first tokens; row i says token i + 1
-        self.session = session
+        self.sequence = sequence
         self.num_computed = 0
         self.mark_at: int | None = None
 
@@ -97,8 +97,8 @@ class PromptScores:
                 continue
             tokens = [list(prompts[i]) for i in group]
             found = self._scheduler.call(
-                lambda sessions, tokens=tokens, known=known: self._compute(  # type: ignore[misc]
-                    sessions, tokens, known, num_top, owner
+                lambda sequences, tokens=tokens, known=known: self._compute(  # type: ignore[misc]
+                    sequences, tokens, known, num_top, owner
                 )
             )
             left: list[int] = []
@@ -149,7 +149,7 @@ class PromptScores:
 
     def _compute(
         self,
-        sessions: SessionCache,
+        sequences: SequenceCache,
         prompts: Sequence[list[int]],
         known: Sequence[list[Score]],
         num_top: int,
@@ -160,49 +160,49 @@ class PromptScores:
         rows_left = max(_JOB_ROWS, self._max_rows)
         lanes: list[_Lane] = []
         try:
-            first = self._open(sessions, prompts[0], known[0], owner)
+            first = self._open(sequences, prompts[0], known[0], owner)
             if first is None:
                 raise NoRoomError("too few sequences or pages are free")
             lanes.append(first)
             if len(prompts) > 1:
                 shared = min(common_prefix(prompts[0], tokens) for tokens in prompts[1:])
-                rows_left = self._advance(sessions, lanes, num_top, rows_left, until=shared - 1)
-                if first.session.length == shared - 1:
-                    sessions.mark(first.session)  # the others start here
+                rows_left = self._advance(sequences, lanes, num_top, rows_left, until=shared - 1)
+                if first.sequence.length == shared - 1:
+                    sequences.mark(first.sequence)  # the others start here
                 for tokens, scores in zip(prompts[1:], known[1:], strict=True):
                     borrowed = first.scores[: common_prefix(prompts[0], tokens) - 1]
-                    lane = self._open(sessions, tokens, max(borrowed, scores, key=len), owner) if rows_left else None
+                    lane = self._open(sequences, tokens, max(borrowed, scores, key=len), owner) if rows_left else None
                     if lane is None:
                         break
                     lanes.append(lane)
-            self._advance(sessions, lanes, num_top, rows_left)
+            self._advance(sequences, lanes, num_top, rows_left)
         except BaseException:
             for lane in lanes:
-                sessions.drop(lane.session)
+                sequences.drop(lane.sequence)
             raise
         for lane in lanes:
-            sessions.mark(lane.session)
-            sessions.release(lane.session)
+            sequences.mark(lane.sequence)
+            sequences.release(lane.sequence)
         done = [(lane.scores, lane.num_computed) for lane in lanes]
         return done + [(scores, 0) for scores in known[len(lanes) :]]
 
-    def _open(self, sessions: SessionCache, tokens: list[int], known: list[Score], owner: str) -> _Lane | None:
+    def _open(self, sequences: SequenceCache, tokens: list[int], known: list[Score], owner: str) -> _Lane | None:
         """A prompt with what is cached of it, as far as its scores are known; None when there is no room."""
-        if not sessions.can_admit():
+        if not sequences.can_admit():
             return None
-        shared = min(sessions.num_shared(tokens, owner), len(known))
-        session = sessions.acquire(tokens[: len(known) + 1], owner)
-        if not sessions.reserve(session, len(tokens)):
-            sessions.release(session)
+        shared = min(sequences.num_shared(tokens, owner), len(known))
+        sequence = sequences.acquire(tokens[: len(known) + 1], owner)
+        if not sequences.reserve(sequence, len(tokens)):
+            sequences.release(sequence)
             return None
-        lane = _Lane(tokens, list(known), session)
+        lane = _Lane(tokens, list(known), sequence)
         place = shared // PAGE_TOKENS * PAGE_TOKENS
-        if not sessions.is_exact and place - session.length >= PAGE_TOKENS:
+        if not sequences.is_exact and place - sequence.length >= PAGE_TOKENS:
             lane.mark_at = place  # others part here too: the next may start from it
         return lane
 
     def _advance(
-        self, sessions: SessionCache, lanes: list[_Lane], num_top: int, rows_left: int, until: int | None = None
+        self, sequences: SequenceCache, lanes: list[_Lane], num_top: int, rows_left: int, until: int | None = None
     ) -> int:
         """Steps until every lane has its scores (those of the first `until` rows), or `rows_left` are used up.
 
@@ -212,7 +212,7 @@ class PromptScores:
             step: list[tuple[_Lane, int, int]] = []  # with its first row and the number of its rows
             rows, logits = min(self._max_rows, rows_left), self._max_logit_rows
             for lane in lanes:
-                begin = lane.session.length
+                begin = lane.sequence.length
                 end = len(lane.tokens) - 1 if until is None else min(until, len(lane.tokens) - 1)
                 if lane.mark_at is not None and begin < lane.mark_at:
                     end = min(end, lane.mark_at)
@@ -225,29 +225,29 @@ class PromptScores:
                     logits -= max(0, size - num_unneeded)
             if not step:
                 break
-            self._step(sessions, step, num_top)
+            self._step(sequences, step, num_top)
             rows_left -= sum(size for _, _, size in step)
         return rows_left
 
-    def _step(self, sessions: SessionCache, step: Sequence[tuple[_Lane, int, int]], num_top: int) -> None:
+    def _step(self, sequences: SequenceCache, step: Sequence[tuple[_Lane, int, int]], num_top: int) -> None:
         tokens: list[int] = []
         wanted: list[int] = []
         for lane, begin, size in step:
             skipped = min(size, max(0, len(lane.scores) - begin))
             wanted += range(len(tokens) + skipped, len(tokens) + size)
             tokens += lane.tokens[begin : begin + size]
-        logits = sessions.executor.step(
-            np.array([lane.session.sequence for lane, _, _ in step], np.int32),
+        logits = sequences.executor.step(
+            np.array([lane.sequence.id for lane, _, _ in step], np.int32),
             np.array([size for _, _, size in step], np.int32),
             np.array(tokens, np.int32),
             np.array(wanted, np.int32),
         )
         row = 0
         for lane, begin, size in step:
-            sessions.extend(lane.session, lane.tokens[begin : begin + size])
+            sequences.extend(lane.sequence, lane.tokens[begin : begin + size])
             lane.num_computed += size
-            if lane.session.length == lane.mark_at:
-                sessions.mark(lane.session)
+            if lane.sequence.length == lane.mark_at:
+                sequences.mark(lane.sequence)
             for position in range(max(begin, len(lane.scores)), begin + size):
                 lane.scores.append(log_probabilities(logits[row], lane.tokens[position + 1], num_top))
                 row += 1

@@ -9,9 +9,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cache.sequences import SessionCache
+from ..cache.sequences import SequenceCache
+from ..executor_protocol import ExecutorProtocol
 from ..generation import public_errors
-from ..schedule.executor_protocol import ExecutorProtocol
 from ..schedule.scheduler import Scheduler
 
 Visit: TypeAlias = Callable[[int, NDArray[np.float32]], None]  # the first position, its rows and those after it
@@ -110,9 +110,9 @@ class Scoring:
     def _with_sequence(self, num_tokens: int, run: Callable[[ExecutorProtocol, int], None]) -> None:
         """Calls `run(executor, empty sequence)` between steps; it may be called again when it was aborted."""
 
-        def job(sessions: SessionCache) -> None:
-            with sessions.lent([num_tokens]) as (sequence,):
-                run(sessions.executor, sequence)
+        def job(sequences: SequenceCache) -> None:
+            with sequences.lent([num_tokens]) as (sequence,):
+                run(sequences.executor, sequence)
 
         with public_errors():
             self._scheduler.call(job)

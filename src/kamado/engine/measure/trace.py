@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UsageError
-from ..schedule.executor_protocol import ExecutorProtocol, Ids, Rows
-from .ledger import Ledger, read_ledger
+from ..executor_protocol import ExecutorProtocol, Ids, Rows
+from ..schedule.ledger import Ledger, read_ledger
 
 _STEPS, _EXPERTS = 1, 2  # rows of the picture
 _MICROSECONDS = 1e6

@@ -10,14 +10,14 @@ import logging
 import time
 
 from ...plan.kv_presets import PAGE_TOKENS, pages_for
-from ..cache.prefix_saver import Keeper
-from ..cache.sequences import Session, SessionCache, common_prefix
+from ..cache.prefix_saver import PrefixSaver
+from ..cache.sequences import CachedSequence, SequenceCache, common_prefix
 from .request import Request
 from .stats import Counters
 
 _log = logging.getLogger("kamado.scheduler")
 
-# A request waits for another's prompt to be computed when it gives this many tokens more than other sessions have.
+# A request waits for another's prompt to be computed when it gives this many tokens more than other sequences have.
 _WORTH_WAITING_TOKENS = PAGE_TOKENS
 
 
@@ -26,17 +26,17 @@ class Admission:
 
     def __init__(
         self,
-        sessions: SessionCache,
-        keeper: Keeper | None,
+        sequences: SequenceCache,
+        saver: PrefixSaver | None,
         *,
         waiting: list[Request],
         live: list[Request],
         max_live: int,
         counters: Counters,
     ) -> None:
-        self._sessions = sessions
-        self._num_pages = sessions.executor.num_pages
-        self._keeper = keeper
+        self._sequences = sequences
+        self._num_pages = sequences.executor.num_pages
+        self._saver = saver
         self._waiting = waiting
         self._live = live
         self._max_live = max_live
@@ -46,16 +46,16 @@ class Admission:
         """Makes waiting requests live while there is room."""
         room = self._num_pages - self._num_pages_promised()
         for request in sorted(self._waiting, key=lambda r: r.is_background):
-            if len(self._live) >= self._max_live or not self._sessions.can_admit():
+            if len(self._live) >= self._max_live or not self._sequences.can_admit():
                 return
             num_pages = pages_for(len(request.tokens) + 1)
             if self._live and num_pages > room:
                 return  # in order: a large one is not starved by small ones behind it
             if self._is_worth_waiting(request) or self._is_restoring(request):
                 continue
-            shared = 0 if self._sessions.is_exact else self._sessions.num_shared(request.tokens, request.owner)
+            shared = 0 if self._sequences.is_exact else self._sequences.num_shared(request.tokens, request.owner)
             try:
-                request.session = self._sessions.acquire(request.tokens, request.owner, request.sources)
+                request.sequence = self._sequences.acquire(request.tokens, request.owner, request.sources)
             except Exception as error:
                 self._waiting.remove(request)
                 request.output.end(error)
@@ -73,11 +73,11 @@ class Admission:
     def _num_pages_promised(self) -> int:
         """Pages that live requests hold, and will for the rest of their prompts."""
         missing = sum(
-            max(0, pages_for(len(r.tokens) + 1) - self._sessions.num_pages_of(r.session))
+            max(0, pages_for(len(r.tokens) + 1) - self._sequences.num_pages_of(r.sequence))
             for r in self._live
-            if r.session is not None
+            if r.sequence is not None
         )
-        return self._sessions.num_pages_of_live + missing
+        return self._sequences.num_pages_of_live + missing
 
     def _is_worth_waiting(self, request: Request) -> bool:
         """Whether a live request is about to compute a long beginning that this one shares, as n answers do."""
@@ -87,29 +87,29 @@ class Admission:
             if other.is_background and not request.is_background:
                 continue
             num_shared = min(common_prefix(request.tokens, other.tokens), len(request.tokens) - 1)
-            if not self._sessions.is_exact and num_shared < other.num_prompt - 1:
+            if not self._sequences.is_exact and num_shared < other.num_prompt - 1:
                 num_shared = other.place_before(num_shared)  # the other one stops there, if it has no stop yet
                 stop = other.mark_at
                 if num_shared not in other.marks and stop not in (None, num_shared) and other.num_cached < stop:
                     continue
-            gained = num_shared - self._num_reusable(request, but=other.session)
+            gained = num_shared - self._num_reusable(request, but=other.sequence)
             if num_shared > other.num_cached and gained >= _WORTH_WAITING_TOKENS:
                 if num_shared < other.num_prompt - 1 and num_shared not in other.marks:
                     other.mark_at = num_shared
                 return True
         return False
 
-    def _num_reusable(self, request: Request, but: Session | None = None) -> int:
-        return self._sessions.num_reusable(request.tokens, but=but, owner=request.owner)
+    def _num_reusable(self, request: Request, but: CachedSequence | None = None) -> int:
+        return self._sequences.num_reusable(request.tokens, but=but, owner=request.owner)
 
     def _is_restoring(self, request: Request) -> bool:
         """Whether a beginning of the request is being read from disk. What was read goes to the executor."""
-        if self._keeper is None:
+        if self._saver is None:
             return False
         if not request.has_looked:
             request.has_looked = True
-            if self._sessions.num_pages_of_live < self._num_pages:
-                request.restore = self._keeper.begin_restore(
+            if self._sequences.num_pages_of_live < self._num_pages:
+                request.restore = self._saver.begin_restore(
                     request.tokens[:-1],
                     request.owner,
                     above=self._num_reusable(request),
@@ -118,20 +118,20 @@ class Admission:
         if request.restore is None:
             return False
         try:
-            if request.restore.advance(self._sessions):
+            if request.restore.advance(self._sequences):
                 return True
         except Exception as error:
             _log.warning("a stored prefix could not be used: %s", error)
-            request.restore.stop(self._sessions)
+            request.restore.stop(self._sequences)
         request.restore = None
         return False
 
     def _plan_mark(self, request: Request, num_shared: int) -> None:
         """Where other conversations part from this prompt, and nothing could be reused, the next ones may start."""
-        if self._sessions.is_exact:
+        if self._sequences.is_exact:
             return
-        if self._keeper is not None:
-            num_shared = max(num_shared, self._keeper.num_shared(request.tokens, request.owner))
+        if self._saver is not None:
+            num_shared = max(num_shared, self._saver.num_shared(request.tokens, request.owner))
         # A prompt that comes again needs one token less, which may need exact pages that its end does not.
         if request.num_prompt % PAGE_TOKENS <= 1:
             request.end_mark_at = request.num_prompt - 1

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from ...options import Sampling
 from ...plan.kv_presets import PAGE_TOKENS
-from ..cache.sequences import Session, Sources
+from ..cache.sequences import CachedSequence, Sources
 from ..forms.stops import StopMatcher
+from ..forms.token_rule import TokenRule
 from ..piece import FinishReason, Piece, Usage
 from .sampler import Sampler, log_probabilities
 
@@ -23,23 +24,6 @@ if TYPE_CHECKING:
 
 # Pieces that wait for a slow consumer before its request pauses: a second or two of reading.
 MAX_QUEUED_PIECES = 64
-
-
-class TokenRule(Protocol):
-    """Says which tokens may come next; engine/forms/constraint.py and engine/forms/think_budget.py have one each."""
-
-    def allowed(self) -> NDArray[np.int64] | None:
-        """Ids, ascending, at least one; None: all."""
-        ...
-
-    def accept(self, token: int, /) -> None:
-        """The token that was picked."""
-        ...
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing but an end may follow."""
-        ...
 
 
 class Outbox(SimpleQueue["Piece | BaseException | None"]):
@@ -118,7 +102,7 @@ class Request:
         self.owner = owner if sources is None else sources.owner(owner)
         self.sources = sources
         self.label = label
-        self.session: Session | None = None
+        self.sequence: CachedSequence | None = None
         self.restore: Restore | None = None  # what is read from the prefix store for it
         self.has_looked = False  # in the prefix store
         self.mark_at: int | None = None  # a length at which other conversations part from this one
@@ -138,7 +122,7 @@ class Request:
     @property
     def num_cached(self) -> int:
         """Tokens in the executor's cache."""
-        return len(self.session.tokens) if self.session is not None else 0
+        return len(self.sequence.tokens) if self.sequence is not None else 0
 
     @property
     def num_generated(self) -> int:

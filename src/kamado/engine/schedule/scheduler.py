@@ -21,11 +21,11 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ...errors import ClosedError, UsageError
-from ..cache.prefix_saver import Keeper
-from ..cache.sequences import NoRoomError, SessionCache
-from ..measure.ledger import read_ledger
+from ..cache.prefix_saver import PrefixSaver
+from ..cache.sequences import NoRoomError, SequenceCache
+from ..executor_protocol import ExecutorProtocol
 from .admission import Admission
-from .executor_protocol import ExecutorProtocol
+from .ledger import read_ledger
 from .request import Outbox, Request
 from .stats import Counters, Snapshot
 
@@ -48,13 +48,13 @@ _FIRST_PIECE_SECONDS = 0.0005
 class _Job(Generic[T]):
     """A function to run on the scheduler's thread between steps, and where its result goes."""
 
-    def __init__(self, function: Callable[[SessionCache], T]) -> None:
+    def __init__(self, function: Callable[[SequenceCache], T]) -> None:
         self.function = function
         self.result: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
         self.is_cancelled = False
 
-    def run(self, sessions: SessionCache) -> None:
-        self.result.put((self.function(sessions), None))
+    def run(self, sequences: SequenceCache) -> None:
+        self.result.put((self.function(sequences), None))
 
     def fail(self, error: BaseException) -> None:
         self.result.put((None, error))
@@ -86,11 +86,11 @@ class Scheduler:
         cancelled_error: type[BaseException],
         max_live: int | None = None,
         after_rows: tuple[int, Callable[[], None]] | None = None,
-        keeper: Keeper | None = None,
+        saver: PrefixSaver | None = None,
         before_step: Callable[[], None] | None = None,
     ) -> None:
         """`after_rows`: a number of rows, and what to call between steps whenever that many more were computed.
-        `keeper`: saves prefixes to disk and restores them. `before_step` is called before each step, and now and then
+        `saver`: saves prefixes to disk and restores them. `before_step` is called before each step, and now and then
         while there is none to do; what it raises ends everything, and every request gets it."""
         assert min(max_rows, max_logit_rows) >= 2, "a decode row and a prompt's end must fit in one step"
         self._process_id = os.getpid()
@@ -98,8 +98,10 @@ class Scheduler:
         self._max_rows = max_rows
         self._max_logit_rows = min(max_logit_rows, max_rows)
         self._cancelled_error = cancelled_error
-        self._keeper = keeper
-        self._sessions = SessionCache(executor, max_sequences=max_sequences, keeper=keeper)
+        self._saver = saver
+        self._sequences = SequenceCache(
+            executor, max_sequences=max_sequences, before_cut=None if saver is None else saver.cut
+        )
         self._before_step = before_step
         self._counters = Counters()
 
@@ -115,7 +117,7 @@ class Scheduler:
         self._live: list[Request] = []  # in order of arrival
         self._alone: deque[Request] = deque()  # to be run one by one, since a step of several failed
         self._admission = Admission(
-            self._sessions, keeper, waiting=self._waiting, live=self._live, counters=self._counters,
+            self._sequences, saver, waiting=self._waiting, live=self._live, counters=self._counters,
             max_live=min(max_live or max_sequences, max_sequences),
         )  # fmt: skip
         self._num_served = 0
@@ -123,8 +125,8 @@ class Scheduler:
         self._after_rows = after_rows
         self._num_rows_since = 0
         self._unannounced: list[Outbox] = []  # pieces that are there and whose listeners do not know it yet
-        if keeper is not None:
-            keeper.attach(self._news.set)
+        if saver is not None:
+            saver.attach(self._news.set)
         self._thread = threading.Thread(target=self._main, name="kamado-scheduler", daemon=True)
         self._thread.start()
 
@@ -159,7 +161,7 @@ class Scheduler:
         """A consumer has read: requests that were paused may go on."""
         self._news.set()
 
-    def call(self, function: Callable[[SessionCache], T]) -> T:
+    def call(self, function: Callable[[SequenceCache], T]) -> T:
         """Runs `function` on the scheduler's thread between steps and returns its result or raises its error.
 
         When a step inside it was aborted for another's sake, or it raised NoRoomError, it is run again from the
@@ -180,18 +182,18 @@ class Scheduler:
     def snapshot(self) -> Snapshot:
         """Totals at the end of the running step."""
 
-        def take(sessions: SessionCache) -> Snapshot:
+        def take(sequences: SequenceCache) -> Snapshot:
             requests = {
                 "total": self._counters.num_requests,
                 "waiting": len(self._waiting),
                 "live": len(self._live),
-                "sessions": sessions.num_sessions,
+                "sessions": sequences.num_sequences,
             }
             return Snapshot(
                 replace(self._counters),
                 self._executor.stats(),
                 requests,
-                sessions.count_pages(),
+                sequences.count_pages(),
                 read_ledger(self._executor),
             )
 
@@ -246,12 +248,12 @@ class Scheduler:
                 chunks = self._plan_step()
                 if chunks:
                     self._run_step(chunks)
-                    if self._keeper is not None and self._keeper.is_saving:
+                    if self._saver is not None and self._saver.is_saving:
                         self._announce()
-                        self._keeper.advance()
+                        self._saver.advance()
                     continue
                 self._announce()
-                if self._keeper is None or not self._keeper.advance():
+                if self._saver is None or not self._saver.advance():
                     self._news.wait(None if self._before_step is None else _IDLE_SECONDS)
         except BaseException as error:
             self._close(error)
@@ -262,15 +264,15 @@ class Scheduler:
 
     def _keep_the_rest(self) -> None:
         """Saves what is worth it before the executor goes."""
-        if self._keeper is None:
+        if self._saver is None:
             return
         try:
             for request in self._live:
                 self._save(request)
-            self._keeper.flush()
+            self._saver.flush()
         except Exception as error:  # the executor may be what failed
             _log.warning("prefixes could not be saved: %s", error)
-        self._keeper.close()
+        self._saver.close()
 
     def _announce(self) -> None:
         """Tells consumers of the pieces that were put out since the last time."""
@@ -303,7 +305,7 @@ class Scheduler:
         for request in [r for r in self._waiting if r.is_cancelled]:
             self._waiting.remove(request)
             if request.restore is not None:
-                request.restore.stop(self._sessions)
+                request.restore.stop(self._sequences)
             request.output.end(None)
         for request in [r for r in self._live if r.is_cancelled]:
             self._leave(request)
@@ -326,7 +328,7 @@ class Scheduler:
                     return
                 self._running = (job,)
             try:
-                job.run(self._sessions)
+                job.run(self._sequences)
                 return
             except self._cancelled_error:
                 continue  # for this job, or for a step that had just ended
@@ -346,23 +348,23 @@ class Scheduler:
     def _leave(self, request: Request) -> None:
         """A live request is done: what it has cached is kept for the next that begins so."""
         self._live.remove(request)
-        if request.session is not None:
-            self._sessions.mark(request.session)
+        if request.sequence is not None:
+            self._sequences.mark(request.sequence)
             self._save(request)
-            self._sessions.release(request.session)
-            request.session = None
+            self._sequences.release(request.sequence)
+            request.sequence = None
         self._retry_delayed()
 
     def _save(self, request: Request) -> None:
-        """Hands the request's session to the prefix store as far as it is."""
-        if self._keeper is not None and request.session is not None and request.session.tokens:
-            self._keeper.save(request.session, request.session.length, request.label)
+        """Hands the request's sequence to the prefix store as far as it is."""
+        if self._saver is not None and request.sequence is not None and request.sequence.tokens:
+            self._saver.save(request.sequence, request.sequence.length, request.label)
 
     def _fail(self, request: Request, error: Exception) -> None:
         self._live.remove(request)
-        if request.session is not None:
-            session, request.session = request.session, None
-            self._sessions.drop(session)  # what a failed step left behind is not to be trusted
+        if request.sequence is not None:
+            sequence, request.sequence = request.sequence, None
+            self._sequences.drop(sequence)  # what a failed step left behind is not to be trusted
         request.output.end(error)
         self._retry_delayed()
 
@@ -433,8 +435,8 @@ class Scheduler:
         for chunk in chunks:
             request = chunk.request
             while request not in preempted:
-                assert request.session is not None
-                if self._sessions.reserve(request.session, request.session.length + len(chunk.tokens)):
+                assert request.sequence is not None
+                if self._sequences.reserve(request.sequence, request.sequence.length + len(chunk.tokens)):
                     break
                 assert len(self._live) > 1, "one request alone always has the pages of a whole context"
                 victim = max(self._live, key=lambda r: (r.is_background, r.submitted_at))
@@ -447,8 +449,8 @@ class Scheduler:
     def _run_step(self, chunks: list[_Chunk]) -> None:
         sequences, counts, tokens, logit_rows = [], [], [], []
         for chunk in chunks:
-            assert chunk.request.session is not None
-            sequences.append(chunk.request.session.sequence)
+            assert chunk.request.sequence is not None
+            sequences.append(chunk.request.sequence.id)
             counts.append(len(chunk.tokens))
             tokens += chunk.tokens
             if chunk.is_last:
@@ -487,13 +489,13 @@ class Scheduler:
         is_first = False
         for chunk in chunks:
             request = chunk.request
-            assert request.session is not None
-            self._sessions.extend(request.session, chunk.tokens)
+            assert request.sequence is not None
+            self._sequences.extend(request.sequence, chunk.tokens)
             self._num_served += 1
             request.last_served = self._num_served
-            if request.is_marked(request.session.length):
-                self._sessions.mark(request.session)
-                if request.session.length == request.mark_at:
+            if request.is_marked(request.sequence.length):
+                self._sequences.mark(request.sequence)
+                if request.sequence.length == request.mark_at:
                     self._save(request)
             if not chunk.is_last:
                 continue

@@ -9,8 +9,8 @@ from typing import Any
 
 from ...plan.forecast import Plan
 from ...plan.usage import BudgetWatch
-from ..cache.prefix_saver import Keeper
-from ..measure.ledger import Ledger
+from ..cache.prefix_saver import PrefixSaver
+from .ledger import Ledger
 
 # The executor's names of owners and ours.
 _OWNERS = {"weight_bytes": "weights", "expert_bytes": "experts"}
@@ -44,7 +44,7 @@ class Stats:
     decode_tokens_per_second: float  # all conversations together
     bytes_by_owner: dict[str, int]  # weights, experts, kv, scratch as the executor counts them; interpreter, …
     peak_bytes: int  # the most so far of all that a container counts: see `kamado.plan.usage.BudgetWatch`
-    requests: dict[str, int]  # finished and running together; waiting, live, sessions kept
+    requests: dict[str, int]  # finished and running together; waiting, live, sequences ("sessions")
     kv_pages: dict[str, int]  # of PAGE_TOKENS tokens: live, kept for reuse, free; lost is 0, or pages leak
     num_steps: int
     num_aborted_steps: int
@@ -76,7 +76,7 @@ class Snapshot:
 
 
 def make_stats(
-    snapshot: Snapshot, plan: Plan, watch: BudgetWatch, keeper: Keeper | None = None, *, constraint_bytes: int = 0,
+    snapshot: Snapshot, plan: Plan, watch: BudgetWatch, saver: PrefixSaver | None = None, *, constraint_bytes: int = 0,
     unplanned: Mapping[str, int] | None = None,
 ) -> Stats:  # fmt: skip
     """Turns a snapshot into what callers see, and looks at the memory in use. `unplanned`: bytes that owners got, or
@@ -132,5 +132,5 @@ def make_stats(
         cgroup_cache_bytes=use.cgroup_cache_bytes,
         cgroup_peak_bytes=use.cgroup_peak_bytes,
         ledger=snapshot.ledger,
-        prefix_store=None if keeper is None else dataclasses.asdict(keeper.stats),
+        prefix_store=None if saver is None else dataclasses.asdict(saver.stats),
     )

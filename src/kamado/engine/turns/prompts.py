@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import TemplateError
 from ...files.types import Checkpoint
-from ..cache.same_text import SameText
-from ..cache.transcripts import Transcripts
 from ..cache.turn_starts import moved
+from ..turns.same_text import SameText
+from ..turns.transcripts import Transcripts
 from .chat import ChatEncoder
 from .tool_format import choose_format
 from .turn import TurnMaker

@@ -6,8 +6,9 @@ next one). Silent ones have `header_seconds`, idle ones `idle_seconds`. There ar
 all places are taken, the silent or idle one that has been so for longest goes; when all are busy, the new one is told
 to come back.
 
-Covered: silence, dripped headers, floods of connections, oversized headers, bodies in tiny chunks, bodies that nobody
-reads. Not covered: an attacker with so many addresses and requests that all places are busy.
+Covered, with http1.py: silence, dripped headers, floods of connections, oversized headers, bodies in tiny chunks, and
+bodies or answers that nobody reads. Not covered: an attacker with so many addresses and requests that all places are
+busy.
 """
 
 from __future__ import annotations
@@ -19,28 +20,15 @@ from collections import Counter as CountOf
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Any, ClassVar, Literal
-
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle, h11  # type: ignore[attr-defined]
+from typing import Any, Literal, Protocol
 
 from ..metrics import Registry
-from .replies import to_json
 
 _log = logging.getLogger("kamado.serve")
 
 State = Literal["silent", "busy", "idle"]
 
-# One read. Small, since all of it is parsed in one go: 16 KiB of chunks of one byte take 40 ms, of headers 10 ms. Of a
-# body whose length is known nothing is parsed: there 16 KiB would only be more turns, some 60 µs each.
-_READ_BYTES = 16 << 10
-_BODY_READ_BYTES = 256 << 10
-_MAX_HEADERS = 128  # fields of a request: each takes far more memory than its bytes on the line
-# A body in chunks of few bytes costs some 15 µs each, so 32 MiB of them would be minutes of work.
-_FREE_CHUNKS = 4096
-_MIN_MEAN_CHUNK_BYTES = 64
-_LINGER_SECONDS = 10.0  # for the rest of a body that was answered before it was read
-_RETRY_AFTER_SECONDS = 5
+BODY_READ_BYTES = 256 << 10  # one read of a body whose length is known; others are smaller
 ACCEPT_BATCH = 16  # taken in one turn of the loop: fewer than silent ones may stand, so that none goes before it spoke
 
 
@@ -51,8 +39,16 @@ class ConnectionBounds:
     max_connections: int = 512
     max_silent: int = 128
     max_per_address: int | None = None
+    max_header_bytes: int = 32 << 10
     header_seconds: float = 10.0
     idle_seconds: float = 60.0
+
+
+class Member(Protocol):
+    """A connection, as far as it is known here."""
+
+    address: str
+    transport: asyncio.Transport
 
 
 class Connections:
@@ -60,21 +56,21 @@ class Connections:
 
     def __init__(self, bounds: ConnectionBounds, metrics: Registry) -> None:
         self.bounds = bounds
-        self.body_buffer = memoryview(bytearray(_BODY_READ_BYTES))  # of whoever is reading at this moment
-        self._states: dict[GuardedProtocol, State] = {}
-        self._silent: dict[GuardedProtocol, float] = {}  # since when, oldest first
-        self._idle: dict[GuardedProtocol, float] = {}
+        self.read_buffer = memoryview(bytearray(BODY_READ_BYTES))  # of whoever is reading at this moment
+        self._states: dict[Member, State] = {}
+        self._since: dict[State, dict[Member, float]] = {"silent": {}, "busy": {}, "idle": {}}  # oldest first
         self._by_address: CountOf[str] = CountOf()
         self._closed = metrics.counter(
             "kamado_connections_closed_total",
-            "Connections that the server closed: header_time, header_size, idle, silent_limit, limit, address, chunks.",
+            "Connections that the server closed: header_time, header_size, malformed, idle, silent_limit, limit, "
+            "address, chunks.",
             ("reason",),
         )
         self._tell = Damped(_log)
         metrics.gauge(
             "kamado_connections",
             "Connections by state: silent (no whole request header yet), busy, idle.",
-            lambda: [((state,), float(self.count(state))) for state in ("silent", "busy", "idle")],
+            lambda: [((state,), float(self.count(state))) for state in self._since],
             ("state",),
         )
 
@@ -83,45 +79,46 @@ class Connections:
 
     def count(self, state: State) -> int:
         """How many there are of a state."""
-        if state == "busy":
-            return len(self._states) - len(self._silent) - len(self._idle)
-        return len(self._silent if state == "silent" else self._idle)
+        return len(self._since[state])
 
-    def enter(self, protocol: GuardedProtocol) -> str:
+    def enter(self, member: Member) -> str:
         """A new connection, silent at first; "" or why it cannot stay."""
         bounds = self.bounds
-        if bounds.max_per_address and self._by_address[protocol.address] >= bounds.max_per_address:
+        if bounds.max_per_address and self._by_address[member.address] >= bounds.max_per_address:
             return self._refuse("address", "this address has as many connections as one may have")
+        silent, idle = self._since["silent"], self._since["idle"]
         while len(self._states) >= bounds.max_connections:
-            oldest = [next(iter(group.items())) for group in (self._silent, self._idle) if group]
+            oldest = [next(iter(group.items())) for group in (silent, idle) if group]
             if not oldest:
                 return self._refuse("limit", "all connections of this server are at work")
             self._evict(min(oldest, key=lambda entry: entry[1])[0], "limit")
-        self._by_address[protocol.address] += 1
-        self.move(protocol, "silent")
-        while len(self._silent) > bounds.max_silent:
-            self._evict(next(iter(self._silent)), "silent_limit")
+        self._by_address[member.address] += 1
+        self._states[member] = "silent"
+        silent[member] = time.monotonic()
+        while len(silent) > bounds.max_silent:
+            self._evict(next(iter(silent)), "silent_limit")
         return ""
 
-    def move(self, protocol: GuardedProtocol, state: State) -> None:
-        """Its state from now on; the youngest there when it is another than before."""
-        if self._states.get(protocol) == state:
-            return
-        self._silent.pop(protocol, None)
-        self._idle.pop(protocol, None)
-        self._states[protocol] = state
-        if state != "busy":
-            (self._silent if state == "silent" else self._idle)[protocol] = time.monotonic()
+    def move(self, member: Member, state: State) -> bool:
+        """Its state from now on, unless it has left; the youngest there when it is another than before, which is
+        returned."""
+        before = self._states.get(member, state)
+        if before == state:
+            return False
+        del self._since[before][member]
+        self._states[member] = state
+        self._since[state][member] = time.monotonic()
+        return True
 
-    def leave(self, protocol: GuardedProtocol) -> None:
+    def leave(self, member: Member) -> None:
         """It is gone. May be called again."""
-        if self._states.pop(protocol, None) is None:
+        state = self._states.pop(member, None)
+        if state is None:
             return
-        self._silent.pop(protocol, None)
-        self._idle.pop(protocol, None)
-        self._by_address[protocol.address] -= 1
-        if not self._by_address[protocol.address]:
-            del self._by_address[protocol.address]
+        del self._since[state][member]
+        self._by_address[member.address] -= 1
+        if not self._by_address[member.address]:
+            del self._by_address[member.address]
 
     def note_closed(self, reason: str) -> None:
         """Counts one that was closed for `reason`, and says so in the log, at most every few seconds."""
@@ -133,10 +130,10 @@ class Connections:
         self.note_closed(reason)
         return text
 
-    def _evict(self, protocol: GuardedProtocol, reason: str) -> None:
+    def _evict(self, member: Member, reason: str) -> None:
         self.note_closed(reason)
-        self.leave(protocol)
-        protocol.transport.abort()
+        self.leave(member)
+        member.transport.abort()
 
 
 class Damped:
@@ -159,212 +156,6 @@ class Damped:
 
 
 DAMP_SECONDS = 5.0
-
-
-class _Connection(h11.Connection):
-    """h11's connection with bounds that hold exactly: of the header when it is whole, and of chunks."""
-
-    def __init__(self, max_header_bytes: int, on_request: Callable[[], None]) -> None:
-        super().__init__(h11.SERVER, max_header_bytes)
-        self._max_header_bytes = max_header_bytes
-        self._on_request = on_request
-        self._num_chunks = 0
-        self._num_body_bytes = 0
-        self.refusal = 400  # the status that a RemoteProtocolError is answered with
-        self.reason = ""  # of note_closed, when it is a bound
-
-    @property
-    def num_waiting_bytes(self) -> int:
-        """Received and not yet part of an event."""
-        return len(self._receive_buffer)
-
-    @property
-    def num_body_bytes_to_come(self) -> int:
-        """Of a body whose length is known, 0 otherwise."""
-        return getattr(self._reader, "_remaining", 0)
-
-    def next_event(self) -> Any:
-        """See h11."""
-        before = len(self._receive_buffer)
-        try:
-            event = super().next_event()
-        except h11.RemoteProtocolError as error:
-            if error.error_status_hint == 431:
-                self.refusal, self.reason = 431, "header_size"
-            raise
-        if type(event) is h11.Request:
-            num_bytes = before - len(self._receive_buffer)
-            if num_bytes > self._max_header_bytes or len(event.headers) > _MAX_HEADERS:
-                self.refusal, self.reason = 431, "header_size"
-                self._process_error(self.their_role)
-                raise h11.RemoteProtocolError("the header is too large", error_status_hint=431)
-            names = [name for name, _ in event.headers if name in (b"content-length", b"transfer-encoding")]
-            if len(set(names)) > 1:  # two lengths of one body: a proxy may believe the other one
-                self._process_error(self.their_role)
-                raise h11.RemoteProtocolError("content-length beside transfer-encoding")
-            self._num_chunks = self._num_body_bytes = 0
-            self._on_request()
-        elif type(event) is h11.Data:
-            self._num_chunks += 1
-            self._num_body_bytes += len(event.data)
-            if self._num_chunks > _FREE_CHUNKS and self._num_body_bytes < self._num_chunks * _MIN_MEAN_CHUNK_BYTES:
-                self.reason = "chunks"
-                self._process_error(self.their_role)
-                raise h11.RemoteProtocolError("the body comes in too small chunks")
-        return event
-
-
-class GuardedProtocol(H11Protocol, asyncio.BufferedProtocol):
-    """uvicorn's protocol over h11, within bounds. Subclasses are made by `protocol_class`."""
-
-    book: ClassVar[Connections]
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        max_header_bytes = self.config.h11_max_incomplete_event_size or _READ_BYTES
-        self.conn: _Connection = _Connection(max_header_bytes, self._header_is_whole)
-        self.address = ""
-        self._buffer = self._reads_into = memoryview(bytearray(_READ_BYTES))
-        self._timer: asyncio.TimerHandle | None = None  # of a header, or of the rest of a body that nobody reads
-        self._is_lingering = False
-
-    # --- asyncio's side -----------------------------------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """See asyncio."""
-        super().connection_made(transport)
-        self.address = self.client[0] if self.client else ""
-        problem = self.book.enter(self)
-        if problem:
-            self._refuse(503, problem, retry_after=True)
-        else:
-            self._await_header()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio."""
-        self.book.leave(self)
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """See asyncio.BufferedProtocol."""
-        is_large = self.conn.num_body_bytes_to_come > _READ_BYTES
-        self._reads_into = self.book.body_buffer if is_large else self._buffer
-        return self._reads_into
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """See asyncio.BufferedProtocol."""
-        self.data_received(bytes(self._reads_into[:nbytes]))
-
-    def data_received(self, data: bytes) -> None:
-        """See asyncio."""
-        if self.transport.is_closing():
-            return
-        if not self._is_lingering and self.conn.their_state is h11.IDLE:
-            self.book.move(self, "silent")
-            if self._timer is None:
-                self._await_header()
-        super().data_received(data)
-        if self._is_lingering and self.conn.their_state is h11.IDLE:  # the rest has come: the next request may
-            self._rest()
-
-    # --- uvicorn's side -----------------------------------------------------------------------------------------------
-
-    def send_400_response(self, msg: str) -> None:
-        """What cannot be read is answered if it still can be, and the connection ends."""
-        if self.conn.reason:
-            self.book.note_closed(self.conn.reason)
-        if self._is_answering:
-            self.transport.abort()  # half an answer is on the line
-        elif self.conn.refusal == 431:
-            self._refuse(431, "the request's header is larger than this server takes")
-        else:
-            self._refuse(400, "this is no HTTP request that can be read")
-
-    def on_response_complete(self) -> None:
-        """Called by the cycle."""
-        super().on_response_complete()  # may begin the next request, if it came already
-        if self.transport.is_closing() or not self.cycle.response_complete:
-            return
-        if self.conn.their_state is h11.IDLE:
-            self._rest()
-        elif self.conn.their_state is h11.SEND_BODY:
-            self._is_lingering = True
-            self.book.move(self, "idle")
-            self._start_timer(_LINGER_SECONDS, "idle")
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Called by uvicorn when an idle connection's time is over."""
-        self.book.note_closed("idle")
-        super().timeout_keep_alive_handler()
-
-    @property
-    def _is_answering(self) -> bool:
-        cycle: RequestResponseCycle | None = self.cycle
-        return cycle is not None and cycle.response_started and not cycle.response_complete
-
-    # --- states -------------------------------------------------------------------------------------------------------
-
-    def _header_is_whole(self) -> None:
-        self._is_lingering = False
-        self._stop_timer()
-        self.book.move(self, "busy")
-
-    def _rest(self) -> None:
-        """Between requests: idle, or silent when a part of the next header is here."""
-        self._is_lingering = False
-        self._stop_timer()
-        self._unset_keepalive_if_required()
-        if self.conn.num_waiting_bytes:
-            self.book.move(self, "silent")
-            self._await_header()
-            return
-        self.book.move(self, "idle")
-        seconds = self.book.bounds.idle_seconds
-        if seconds:
-            self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
-
-    def _await_header(self) -> None:
-        self._start_timer(self.book.bounds.header_seconds, "header_time")
-
-    def _start_timer(self, seconds: float, reason: str) -> None:
-        self._stop_timer()
-        if seconds:
-            self._timer = self.loop.call_later(seconds, self._time_is_over, reason)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _time_is_over(self, reason: str) -> None:
-        self._timer = None
-        if self.transport.is_closing():
-            return
-        self.book.note_closed(reason)
-        if reason == "header_time" and self.conn.num_waiting_bytes:
-            self._refuse(408, "the request's header was not complete in time")
-        else:
-            self.transport.abort()
-
-    def _refuse(self, status: int, message: str, *, retry_after: bool = False) -> None:
-        """An answer without a request; no protocol family is known yet, so it has OpenAI's shape."""
-        kind = "server_error" if status >= 500 else "invalid_request_error"
-        content = to_json({"error": {"message": message, "type": kind, "param": None, "code": None}})
-        lines = [
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-            "connection: close",
-            "content-type: application/json",
-            f"content-length: {len(content)}",
-            *([f"retry-after: {_RETRY_AFTER_SECONDS}"] if retry_after else []),
-        ]
-        self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
-        self.transport.close()
-
-
-def protocol_class(book: Connections) -> type[GuardedProtocol]:
-    """The protocol of a server whose connections are in `book`, for uvicorn's `http`."""
-    return type("BoundGuardedProtocol", (GuardedProtocol,), {"book": book})
 
 
 # Descriptors beside connections: model files with their shards, downloads, workers' pipes, logs.

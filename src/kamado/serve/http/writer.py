@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from .wire import Wire
+from .asgi import WriteNow
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -17,11 +17,11 @@ class Writer:
     """Writes one answer."""
 
     def __init__(
-        self, send: Send, *, is_head: bool = False, write_timeout: float = 60.0, wire: Wire | None = None
+        self, send: Send, *, is_head: bool = False, write_timeout: float = 60.0, write_now: WriteNow | None = None
     ) -> None:
-        """`wire`: a shorter way for the parts of a streamed body."""
+        """`write_now`: a shorter way for the parts of a streamed body."""
         self._send = send
-        self._wire = wire
+        self._write_now = write_now
         self._is_head = is_head
         self._write_timeout = write_timeout or None
         self._lock = asyncio.Lock()  # a sign of life must not come between the parts of a chunk
@@ -71,9 +71,7 @@ class Writer:
 
     def _write_at_once(self, chunk: bytes) -> bool:
         """Hands a chunk to the socket without waiting; False when that cannot be done, now or at all."""
-        if self._wire is None or self._is_head or not self.is_started or self._lock.locked():
-            return False
-        if not self._wire.write(chunk):
+        if self._write_now is None or self._lock.locked() or not self._write_now(chunk):
             return False
         self.num_bytes += len(chunk)
         return True

@@ -73,7 +73,7 @@ def check_charsmap(table: bytes) -> str:
     """What is wrong with a precompiled table: a length, that many bytes of double array, then texts that end in zeros.
     "" when it can be used."""
     array_bytes = int.from_bytes(table[:4], "little")
-    if len(table) < 4 or array_bytes % 4 or 4 + array_bytes >= len(table):
+    if array_bytes < 4 or array_bytes % 4 or 4 + array_bytes >= len(table):
         return f"of {len(table)} bytes does not hold the {array_bytes} bytes that it claims"
     longest = max(map(len, table[4 + array_bytes :].split(b"\0")))
     if longest > MAX_REPLACEMENT_BYTES:

@@ -104,7 +104,7 @@ def _byte_level(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
         kind = kinds[token_id]
         if kind == unused:
             return b""
-        return byte_level_bytes(tokens[token_id]) if kind in plain else _text_bytes(tokens[token_id])
+        return byte_level_bytes(tokens[token_id]) if kind in plain else tokens[token_id].encode()
 
     specials = _specials(meta, vocabulary, add_bos=pre.add_bos, add_eos=False)
     pieces = Pieces(len(tokens), bytes_of, specials.special_ids, strip_first_space=False)
@@ -149,7 +149,9 @@ def _scored(
         normalize=_normalizer(meta),
         unknown_id=meta.token_id("tokenizer.ggml.unknown_token_id", size, unknown_id),
     )
-    pieces = Pieces(size, _space_mark_bytes(vocabulary), specials.special_ids, strip_first_space=add_space_prefix)
+    pieces = Pieces(
+        size, partial(_space_mark_bytes, vocabulary), specials.special_ids, strip_first_space=add_space_prefix
+    )
     return Tokenizer(GgufEncoder(vocabulary, encoder, finds_own=finds_own), pieces, specials, vocabulary.ids.get)
 
 
@@ -172,10 +174,7 @@ def _normalizer(meta: Metadata) -> Callable[[str], str] | None:
         return None  # the identity
     if problem := check_charsmap(table):
         meta.fail(_CHARSMAP_KEY, problem)
-    try:
-        return CharsMap(table).normalize
-    except ValueError as error:
-        meta.fail(_CHARSMAP_KEY, str(error))
+    return CharsMap(table).normalize
 
 
 def _word_piece(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
@@ -209,9 +208,9 @@ def _word_piece(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
     def bytes_of(token_id: int) -> bytes:
         token = tokens[token_id]
         if vocabulary.kinds[token_id] in special:
-            return _text_bytes(" " + token)
+            return (" " + token).encode()
         begins = token.startswith(SPACE_MARK) and token != SPACE_MARK
-        return _text_bytes(clean_wordpiece(" " + token[1:]) if begins else token)
+        return (clean_wordpiece(" " + token[1:]) if begins else token).encode()
 
     specials = _specials(
         meta,
@@ -228,28 +227,13 @@ def _word_piece(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
     return Tokenizer(GgufEncoder(vocabulary, RustEncoder(rust, unknown_id)), pieces, specials, vocabulary.ids.get)
 
 
-class _SpaceMarkBytes:
-    """Bytes of SentencePiece tokens: the space mark is a space, byte tokens are bytes."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._tokens, self._kinds = vocabulary.tokens, vocabulary.kinds
-
-    def __call__(self, token_id: int) -> bytes:
-        text, kind = self._tokens[token_id], self._kinds[token_id]
-        if kind == TokenKind.BYTE:
-            value = byte_fallback_value(text)
-            return bytes((value,)) if value is not None else b""
-        if kind in (TokenKind.CONTROL, TokenKind.UNKNOWN):
-            return _text_bytes(text)
-        return _text_bytes(text.replace(SPACE_MARK, " "))
-
-
-def _space_mark_bytes(vocabulary: Vocabulary) -> _SpaceMarkBytes:
-    return _SpaceMarkBytes(vocabulary)
-
-
-def _text_bytes(text: str) -> bytes:
-    return text.encode("utf-8")
+def _space_mark_bytes(vocabulary: Vocabulary, token_id: int) -> bytes:
+    """Bytes of a SentencePiece token: the space mark is a space, byte tokens are bytes."""
+    text, kind = vocabulary.tokens[token_id], vocabulary.kinds[token_id]
+    if kind == TokenKind.BYTE:
+        value = byte_fallback_value(text)
+        return bytes((value,)) if value is not None else b""
+    return (text if kind in (TokenKind.CONTROL, TokenKind.UNKNOWN) else text.replace(SPACE_MARK, " ")).encode()
 
 
 def _specials(

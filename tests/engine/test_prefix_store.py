@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kamado.engine.cache import prefix_file
 from kamado.engine.cache import prefix_store as store_module
-from kamado.engine.cache.prefix_file import DamagedRecordError, token_bytes
+from kamado.engine.cache.prefix_file import DamagedPrefixError, token_bytes
 from kamado.engine.cache.prefix_store import PrefixFolder, PrefixStore
 from kamado.engine.turns.conversations import ConversationStore
 from kamado.plan.page_cache import cached_bytes, forget_cached
@@ -128,7 +128,7 @@ def test_a_foreign_file_under_the_right_name_is_refused_and_removed() -> None:
     [point] = (theirs.directory / "points").iterdir()
     [target] = (ours.directory / "points").iterdir()
     target.write_bytes(point.read_bytes())
-    with pytest.raises(DamagedRecordError, match="another model"):
+    with pytest.raises(DamagedPrefixError, match="another model"):
         get(ours)
     assert not target.exists()
     assert list(ours.find(TOKENS)) == []
@@ -141,7 +141,7 @@ def test_another_version_is_refused_and_removed() -> None:
     data = bytearray(point.read_bytes())
     data[8] += 1
     point.write_bytes(data)
-    with pytest.raises(DamagedRecordError, match="version"):
+    with pytest.raises(DamagedPrefixError, match="version"):
         get(folder)
     assert not point.exists()
 
@@ -149,7 +149,7 @@ def test_another_version_is_refused_and_removed() -> None:
 def check_refused(folder: PrefixFolder, path: Path, content: bytes) -> None:
     """A file of the folder with this content is no prefix, and is removed."""
     path.write_bytes(content)
-    with pytest.raises(DamagedRecordError):
+    with pytest.raises(DamagedPrefixError):
         get(folder)
     assert not path.exists()
 
@@ -187,7 +187,7 @@ def test_equal_digests_are_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     put(folder)
     point = next(folder.find(TOKENS))
     other = TOKENS[:-4] + token_bytes([999])
-    with pytest.raises(DamagedRecordError, match="other tokens"):
+    with pytest.raises(DamagedPrefixError, match="other tokens"):
         folder.read_point(point, other, max_payload=1 << 20)
 
 

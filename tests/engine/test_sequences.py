@@ -9,27 +9,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.engine.cache.sequences import PAGE_TOKENS, SessionCache, Sources, common_prefix
+from kamado.engine.cache.sequences import PAGE_TOKENS, SequenceCache, Sources, common_prefix
 
 from .fakes import FakeExecutor
 
 
-def append(cache: SessionCache, session, tokens: list[int]) -> bool:
-    if not cache.reserve(session, session.length + len(tokens)):
+def append(cache: SequenceCache, sequence, tokens: list[int]) -> bool:
+    if not cache.reserve(sequence, sequence.length + len(tokens)):
         return False
     cache.executor.step(
-        np.array([session.sequence], np.int32),
+        np.array([sequence.id], np.int32),
         np.array([len(tokens)], np.int32),
         np.array(tokens, np.int32),
         np.array([], np.int32),
     )
-    cache.extend(session, tokens)
+    cache.extend(sequence, tokens)
     return True
 
 
-def make(pages: int = 8, sequences: int = 4) -> SessionCache:
+def make(pages: int = 8, sequences: int = 4) -> SequenceCache:
     executor = FakeExecutor(kv_tokens=pages * PAGE_TOKENS, max_sequences=sequences)
-    return SessionCache(executor, max_sequences=sequences)
+    return SequenceCache(executor, max_sequences=sequences)
 
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.lists(st.integers(0, 2), max_size=40), st.integers(0, 40))
@@ -39,7 +39,7 @@ def test_common_prefix(a: list[int], b: list[int], shared: int) -> None:
     assert common_prefix(a, b) == expected
 
 
-def test_the_next_turn_takes_the_session_over() -> None:
+def test_the_next_turn_takes_the_sequence_over() -> None:
     cache = make()
     first = cache.acquire([1, 2, 3])
     append(cache, first, [1, 2, 3, 4, 5])
@@ -47,7 +47,7 @@ def test_the_next_turn_takes_the_session_over() -> None:
     second = cache.acquire([1, 2, 3, 4, 9])
     assert second is first
     assert second.tokens == [1, 2, 3, 4]
-    assert cache.executor.length(second.sequence) == 4
+    assert cache.executor.length(second.id) == 4
 
 
 def test_one_token_is_always_left_to_compute() -> None:
@@ -71,23 +71,23 @@ def test_another_conversation_is_forked_and_shares_pages() -> None:
     assert cache.executor.num_used_pages == 4  # 3 + a copy of the partial one
 
 
-def test_a_live_session_is_never_taken() -> None:
+def test_a_live_sequence_is_never_taken() -> None:
     cache = make()
     first = cache.acquire([1, 2, 3])
     append(cache, first, [1, 2, 3])
     second = cache.acquire([1, 2, 3])
-    assert second.sequence != first.sequence
+    assert second.id != first.id
     assert second.tokens == [1, 2]
 
 
-def test_the_oldest_idle_session_makes_room() -> None:
+def test_the_oldest_idle_sequence_makes_room() -> None:
     cache = make(pages=3)
     for token in (1, 2, 3):
-        session = cache.acquire([token, 0])
-        assert append(cache, session, [token] * PAGE_TOKENS)
-        cache.release(session)
-    session = cache.acquire([2] * 50 + [9])  # 78 of its tokens are lost: less than a page
-    assert session.length == 50
+        sequence = cache.acquire([token, 0])
+        assert append(cache, sequence, [token] * PAGE_TOKENS)
+        cache.release(sequence)
+    sequence = cache.acquire([2] * 50 + [9])  # 78 of its tokens are lost: less than a page
+    assert sequence.length == 50
     other = cache.acquire([4, 4])
     assert append(cache, other, [4])
     assert cache.num_reusable([1, 1, 1]) == 0, "the oldest was dropped"
@@ -114,7 +114,7 @@ def test_pages_of_a_step_that_did_not_run_make_room() -> None:
     assert cache.executor.num_free_pages == 5
     other = cache.acquire([2, 0])
     assert append(cache, other, [2] * 6 * PAGE_TOKENS)
-    assert cache.num_sessions == 1
+    assert cache.num_sequences == 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,25 +126,25 @@ def test_no_step_of_a_random_life_finds_the_cache_full(seed: int) -> None:
     for _ in range(60):
         if rng.random() < 0.4 and cache.can_admit():
             tokens = [rng.randrange(2)] * rng.randrange(1, 400) + [rng.randrange(9)]
-            session = cache.acquire(tokens)
-            assert session.tokens == tokens[: session.length]
-            live.append(session)
+            sequence = cache.acquire(tokens)
+            assert sequence.tokens == tokens[: sequence.length]
+            live.append(sequence)
         elif live:
-            session = rng.choice(live)
+            sequence = rng.choice(live)
             if rng.random() < 0.3:
-                live.remove(session)
-                cache.release(session)
+                live.remove(sequence)
+                cache.release(sequence)
             elif rng.random() < 0.2:
-                cache.reserve(session, session.length + rng.randrange(1, 500))  # its step is aborted
+                cache.reserve(sequence, sequence.length + rng.randrange(1, 500))  # its step is aborted
             else:
-                append(cache, session, [rng.randrange(2)] * rng.randrange(1, 200))
+                append(cache, sequence, [rng.randrange(2)] * rng.randrange(1, 200))
         held = cache.executor.sequences
-        assert all(held[s.sequence][0] == s.tokens for s in live)
+        assert all(held[s.id][0] == s.tokens for s in live)
         pages = cache.count_pages()
         assert pages["lost"] == 0
         assert pages["live"] + pages["kept"] == cache.executor.num_used_pages
-    for session in live:
-        cache.release(session)
+    for sequence in live:
+        cache.release(sequence)
     last = cache.acquire([77, 77])
     num_pages = cache.executor.num_pages
     assert cache.reserve(last, num_pages * PAGE_TOKENS), "all idle ones give way"
@@ -164,7 +164,7 @@ def test_forks_write_to_their_own_pages(length: int, num_used: int) -> None:
     assert cache.executor.num_used_pages == num_used
 
 
-def test_sessions_are_shared_by_those_who_read_the_same_source() -> None:
+def test_sequences_are_shared_by_those_who_read_the_same_source() -> None:
     cache = make()
     spoken = [Sources(((0, np.full((3, 4), i, np.float32), np.zeros((3, 2), np.float32)),)) for i in (1, 1, 2)]
     owners = [sources.owner("alice") for sources in spoken]
@@ -175,12 +175,12 @@ def test_sessions_are_shared_by_those_who_read_the_same_source() -> None:
     assert cache.acquire([1, 2, 9], owners[1], spoken[1]) is first, "its source was filled once and stays"
     other = cache.acquire([1, 2, 9], owners[2], spoken[2])
     assert other.tokens == []
-    assert cache.executor.sources[other.sequence] != cache.executor.sources[first.sequence]
+    assert cache.executor.sources[other.id] != cache.executor.sources[first.id]
 
 
-def test_a_source_that_is_refused_leaves_no_session() -> None:
+def test_a_source_that_is_refused_leaves_no_sequence() -> None:
     cache = make()
     wrong = Sources(((0, np.zeros((1, 1)), np.zeros((1, 1))),))  # double precision
     with pytest.raises(AssertionError):
         cache.acquire([1, 2], "", wrong)
-    assert cache.num_sessions == 0
+    assert cache.num_sequences == 0

@@ -12,13 +12,13 @@ import pytest
 
 from kamado.engine.cache import prefix_reader as restore_module
 from kamado.engine.cache.prefix_reader import Sizes, _Reader
-from kamado.engine.cache.prefix_saver import Keeper
+from kamado.engine.cache.prefix_saver import PrefixSaver
 from kamado.engine.cache.prefix_store import PrefixFolder, PrefixStore
 from kamado.engine.model import Model
 
 from . import fakes
 from .fakes import FOREVER, FakeExecutor, make_model
-from .test_keeper import OPTIONS, PROMPT, model_on
+from .test_prefix_saver import OPTIONS, PROMPT, model_on
 from .test_scheduler import executor_of, tokens_of, wait_for
 
 
@@ -63,9 +63,9 @@ def test_16k_tokens_are_restored_in_the_memory_of_two_pages(
     long = random.Random(9).choices(range(250), k=16_300)
     settings = {"context": 17_000, "max_rows": 4096}
 
-    def model(keeper: Callable[..., Keeper] = Keeper) -> Model:
+    def model(saver: Callable[..., PrefixSaver] = PrefixSaver) -> Model:
         executor = FakeExecutor(encodes=encodes)
-        monkeypatch.setattr(fakes, "Keeper", keeper)
+        monkeypatch.setattr(fakes, "PrefixSaver", saver)
         return make_model(executor, store=PrefixStore(tmp_path), **settings)
 
     with model() as loaded:
@@ -82,7 +82,7 @@ def test_16k_tokens_are_restored_in_the_memory_of_two_pages(
         return must_wait(self)
 
     monkeypatch.setattr(_Reader, "_must_wait", watch)
-    with model(lambda *args, **more: Keeper(*args, **more, spare_bytes=lambda: spare)) as loaded:
+    with model(lambda *args, **more: PrefixSaver(*args, **more, spare_bytes=lambda: spare)) as loaded:
         generation = loaded.generate([*long, 1], max_tokens=1)
         tokens_of(generation)
         assert generation.usage.num_reused_tokens == 16_300
@@ -95,7 +95,7 @@ def test_an_exact_cache_keeps_the_pages_before_the_damaged_one(tmp_path: Path, e
     damage(page_of(tmp_path, index))
     with model_on(tmp_path, encodes=False) as model:
         assert answer(model, [*PROMPT, 1, 2]) == (expected, 128 * index)
-        assert model._keeper.stats.num_refused == 1
+        assert model._saver.stats.num_refused == 1
         assert executor_of(model).imports == {}
 
 
@@ -252,6 +252,6 @@ def test_a_flipped_bit_in_any_file_changes_no_answer(tmp_path: Path, expected: l
             seen.add(num_reused)
         with model_on(root, encodes=encodes) as model:
             assert answer(model, [*PROMPT, 1, 2])[0] == expected, name
-            assert model._keeper.stats.num_refused == 0, "it was removed"
+            assert model._saver.stats.num_refused == 0, "it was removed"
     assert 700 in seen, "a bit of what people read, or of an entry that was not needed"
     assert len(seen) > 1

@@ -1,9 +1,9 @@
 """What was said lately, as token ids: a conversation that comes back goes on from the very ids that were generated.
 
 A prompt is compared with the transcripts of its owner (same_text.py), and takes the ids of the one that says most of
-it; only the rest keeps the ids that the tokenizer gave. So the prefix that sessions hold is found, and nothing that was
-computed is computed again because a template or a tokenizer writes it otherwise. What an answer is given is the same
-text either way, and one owner's transcripts are never compared with another's prompts.
+it; only the rest keeps the ids that the tokenizer gave. So the prefix in the cache is found, and what was computed is
+not computed again because a template or a tokenizer writes it otherwise. What an answer is given is the same text
+either way, and one owner's transcripts are never compared with another's prompts.
 
 A transcript is 4 bytes a token. After a restart they are taken from the prefix store, when an owner asks first.
 """
@@ -15,8 +15,8 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 
+from ..cache.sequences import common_prefix
 from .same_text import SameText
-from .sequences import common_prefix
 
 # One more costs each prompt and each answer a comparison: 31 µs on a busy machine, where 35 ids are shared.
 _MAX_TRANSCRIPTS = 512

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..schedule.request import TokenRule
-from ..turns.tool_format.reasoning import ReasoningTags
+from ..forms.token_rule import TokenRule
+from .tool_format.reasoning import ReasoningTags
 
 if TYPE_CHECKING:
     from ...text.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ import pytest
 
 from kamado.engine.cache import prefix_file
 from kamado.engine.cache import prefix_store as store_module
-from kamado.engine.cache.prefix_saver import Keeper
+from kamado.engine.cache.prefix_saver import PrefixSaver
 from kamado.engine.cache.prefix_store import PrefixStore
 from kamado.engine.model import Model
 from kamado.engine.turns.conversations import ConversationStore
@@ -85,7 +85,7 @@ def test_a_turn_adds_only_its_own_pages(tmp_path: Path) -> None:
         for _ in range(3):
             tokens += tokens_of(model.generate(tokens, max_tokens=200, **FOREVER))
             tokens += [1] * 50
-            wait_for(lambda: not model._keeper._entries and not model._keeper._queued_bytes)
+            wait_for(lambda: not model._saver._entries and not model._saver._queued_bytes)
     pages = list(tmp_path.glob("*/pages/*.kv"))
     assert len(pages) == (700 + 3 * 200 + 2 * 50 - 1) // 128 - 1
     assert len(list(tmp_path.glob("*/points/*.kv"))) == 3
@@ -105,7 +105,7 @@ def test_a_damaged_entry_is_refused_removed_and_recomputed(
         generation = model.generate([*PROMPT, 1, 2], **OPTIONS)
         assert tokens_of(generation) == expected
         assert generation.usage.num_reused_tokens == 0
-        assert model._keeper.stats.num_refused == 1
+        assert model._saver.stats.num_refused == 1
     assert "computed again" in caplog.text
     with model_on(tmp_path) as model:  # and is whole again
         generation = model.generate([*PROMPT, 1, 2, *expected, 3], max_tokens=1)
@@ -143,7 +143,7 @@ def test_a_disk_that_cannot_be_written_costs_one_warning(
     with caplog.at_level(logging.WARNING), model_on(tmp_path) as model:
         tokens_of(model.generate(PROMPT, max_tokens=1))
         assert tokens_of(model.generate([*PROMPT, 1, 2], **OPTIONS)) == expected
-        wait_for(lambda: model._keeper.stats.num_given_up > 0)
+        wait_for(lambda: model._saver.stats.num_given_up > 0)
         tokens_of(model.generate([9] * 400, max_tokens=1))
     assert len([r for r in caplog.records if "cannot be stored" in r.message]) == 1
     assert os.strerror(code) in caplog.text
@@ -174,7 +174,7 @@ def test_a_session_that_must_go_is_saved_first(tmp_path: Path) -> None:
     with model() as loaded:
         tokens_of(loaded.generate(PROMPT, max_tokens=1))
         tokens_of(loaded.generate([9] * 1000, max_tokens=1))  # needs all pages
-        wait_for(lambda: loaded._keeper.stats.num_saved == 1)
+        wait_for(lambda: loaded._saver.stats.num_saved == 1)
         again = loaded.generate([*PROMPT, 1], max_tokens=1)
         tokens_of(again)
         assert again.usage.num_reused_tokens == 700
@@ -198,8 +198,8 @@ def test_a_restore_that_does_not_fit_beside_the_plan_is_left(tmp_path: Path) -> 
     executor = FakeExecutor(encodes=True)
     size = prefix_file.file_bytes(700, executor.tail_bytes(700))  # of the largest file
     for spare, is_restored in ((size, True), (size - 1, False)):
-        keeper = Keeper(PrefixStore(tmp_path), executor, binding={"model": "fake"}, spare_bytes=lambda n=spare: n)
-        found = keeper.begin_restore([*PROMPT, 1], "", above=0, max_tokens=4096)
+        saver = PrefixSaver(PrefixStore(tmp_path), executor, binding={"model": "fake"}, spare_bytes=lambda n=spare: n)
+        found = saver.begin_restore([*PROMPT, 1], "", above=0, max_tokens=4096)
         assert (found is not None) == is_restored
 
 

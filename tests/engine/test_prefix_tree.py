@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kamado.engine.cache.prefix_tree import PrefixTree, common_prefix
-from kamado.engine.cache.sequences import PAGE_TOKENS, SessionCache
+from kamado.engine.cache.sequences import PAGE_TOKENS, SequenceCache
 from kamado.engine.model import Model
 
 from .fakes import FOREVER, FakeExecutor, make_model
 from .test_scheduler import hold, tokens_of, wait_for
-from .test_session import append
+from .test_sequences import append
 
 
 @settings(max_examples=40, deadline=None)
@@ -52,12 +52,12 @@ def test_the_tree_finds_what_a_naive_search_finds(seed: int) -> None:
     assert tree.num_nodes() == 0
 
 
-def encoded(pages: int = 16, sequences: int = 4, num_points: int = 8) -> SessionCache:
+def encoded(pages: int = 16, sequences: int = 4, num_points: int = 8) -> SequenceCache:
     executor = FakeExecutor(kv_tokens=pages * PAGE_TOKENS, max_sequences=sequences, encodes=True, num_points=num_points)
-    return SessionCache(executor, max_sequences=sequences)
+    return SequenceCache(executor, max_sequences=sequences)
 
 
-def test_an_encoded_session_is_reused_from_its_deepest_mark() -> None:
+def test_an_encoded_sequence_is_reused_from_its_deepest_mark() -> None:
     cache = encoded()
     text = list(range(700))
     first = cache.acquire(text)
@@ -98,12 +98,12 @@ def test_pages_run_out_from_the_end_of_what_was_used_longest_ago() -> None:
     cache.release(new)
     third = cache.acquire([3, 3])
     assert append(cache, third, [3] * 1000)
-    assert cache.num_sessions == 1
+    assert cache.num_sequences == 1
 
 
-def test_an_exact_session_gives_back_single_pages() -> None:
+def test_an_exact_sequence_gives_back_single_pages() -> None:
     executor = FakeExecutor(kv_tokens=8 * PAGE_TOKENS)
-    cache = SessionCache(executor, max_sequences=4)
+    cache = SequenceCache(executor, max_sequences=4)
     old = cache.acquire([1, 1])
     append(cache, old, [1] * 7 * PAGE_TOKENS)
     cache.release(old)

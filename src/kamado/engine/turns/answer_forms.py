@@ -10,16 +10,16 @@ from ...errors import ConstraintError
 from ...plan.forecast import Plan
 from ...plan.overhead import CONSTRAINT_LIBRARY_BYTES
 from ...plan.sizes import constraint_bytes
-from ..schedule.request import TokenRule
+from ..forms.constraint import ConstraintCompiler, Form
+from ..forms.grammar import Grammar, Schema, make_grammar, schema_grammar
+from ..forms.json_schema import open_schema
+from ..forms.token_rule import TokenRule
 from ..schedule.scheduler import Scheduler
-from .constraint import ConstraintCompiler, Form
-from .grammar import Grammar, Schema, make_grammar, schema_grammar
-from .json_schema import open_schema
 from .think_budget import ThinkBudget
 
 if TYPE_CHECKING:
     from ...text.tokenizer import Tokenizer
-    from ..turns.turn import Turn
+    from .turn import Turn
 
 
 class Forms:

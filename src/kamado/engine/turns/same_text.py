@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..turns.chat_types import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
-from ..turns.tool_format import AnswerParser, ChatFormat
-from ..turns.tool_format.reasoning import ReasoningTags
-from ..turns.tool_format.syntax import without_marks
+from .chat_types import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
+from .tool_format import AnswerParser, ChatFormat
+from .tool_format.reasoning import ReasoningTags
+from .tool_format.syntax import without_marks
 
 if TYPE_CHECKING:
     from ...text.tokenizer import Tokenizer
