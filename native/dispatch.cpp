@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kamado/refuse.h"
 #include "kamado/row_cases.h"
 #include "kamado/tables.h"
 
@@ -233,7 +234,7 @@ int cap_from_environment() {
   for (int tier = 0; tier < kNumTiers; ++tier) {
     if (std::strcmp(name, kTierNames[tier]) == 0) return tier;
   }
-  throw std::invalid_argument(std::string("KAMADO_TIER is \"") + name + "\": it must be scalar, avx2 or avx512");
+  refuse("KAMADO_TIER is \"", name, "\": it must be scalar, avx2 or avx512");
 }
 
 const KernelTable& choose() {

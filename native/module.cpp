@@ -19,6 +19,7 @@
 #include "kamado/executor.h"
 #include "kamado/experts.h"
 #include "kamado/limits.h"
+#include "kamado/refuse.h"
 #include "kamado/state.h"
 #include "kamado/tables.h"
 #include "module_text.h"
@@ -30,6 +31,7 @@ namespace {
 
 using kamado::Executor;
 using kamado::ProgramBuilder;
+using kamado::refuse;
 using kamado::StateCache;
 
 template <class T>
@@ -47,7 +49,7 @@ Enum choice_of(const char* what, const std::string& name, std::initializer_list<
     if (name == *each) return static_cast<Enum>(each - names.begin());
     known += std::string(known.empty() ? "" : ", ") + "\"" + *each + "\"";
   }
-  throw std::invalid_argument(std::string(what) + " must be one of " + known + ", got \"" + name + "\"");
+  refuse(what, " must be one of ", known, ", got \"", name, "\"");
 }
 
 // True when a Python signal handler raised; the error stays pending in this thread.
@@ -80,7 +82,7 @@ class PyExecutor {
   explicit PyExecutor(std::shared_ptr<Executor> executor) : executor_(std::move(executor)) {}
 
   Executor& get() const {
-    if (executor_ == nullptr) throw std::runtime_error("the executor is closed");
+    if (executor_ == nullptr) refuse<std::runtime_error>("the executor is closed");
     return *executor_;
   }
   const std::shared_ptr<Executor>& shared() const { return executor_; }
@@ -124,7 +126,7 @@ PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows,
                  const std::string& direct_io, bool verify_slots, const std::string& look_ahead,
                  std::optional<std::vector<std::pair<int32_t, int32_t>>> kv_bits, int32_t kv_reuse_points,
                  bool drop_file_cache, int64_t max_records, int32_t record_rows) {
-  if (kv != "f32" && kv != "f16") throw std::invalid_argument("kv must be \"f32\" or \"f16\", got \"" + kv + "\"");
+  if (kv != "f32" && kv != "f16") refuse("kv must be \"f32\" or \"f16\", got \"", kv, "\"");
   kamado::ExecutorOptions options{
       num_threads,        max_rows,
       max_logit_rows,     max_kv_tokens,
@@ -170,8 +172,7 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> step(const PyExecutor& self, const Ar
                                                 const Array<int32_t>& logit_rows, bool hidden) {
   Executor& executor = self.get();
   if (sequences.size() != counts.size()) {
-    throw std::invalid_argument(std::to_string(sequences.size()) + " sequences and " + std::to_string(counts.size()) +
-                                " counts");
+    refuse(sequences.size(), " sequences and ", counts.size(), " counts");
   }
   const Executor::Batch batch{sequences.data(), counts.data(),     sequences.size(),  tokens.data(),
                               tokens.size(),    logit_rows.data(), logit_rows.size(), hidden};
@@ -186,8 +187,7 @@ nb::ndarray<nb::numpy, double, nb::ndim<1>> score(const PyExecutor& self, int32_
                                                   const Array<int32_t>& tokens, const Array<int32_t>& targets) {
   Executor& executor = self.get();
   if (tokens.size() != targets.size()) {
-    throw std::invalid_argument(std::to_string(tokens.size()) + " tokens and " + std::to_string(targets.size()) +
-                                " targets");
+    refuse(tokens.size(), " tokens and ", targets.size(), " targets");
   }
   std::vector<double> values(tokens.size());
   const Executor::Poll poll = poll_for_this_thread();
@@ -250,9 +250,8 @@ void set_source(const PyExecutor& self, int32_t sequence, int32_t state, const R
            rows.shape(1) == static_cast<size_t>(width);
   };
   if (!is_fit(k, shape.k_width) || !is_fit(v, shape.v_width)) {
-    throw std::invalid_argument("a source of state " + std::to_string(state) + " has at most " +
-                                std::to_string(shape.max_tokens) + " rows of " + std::to_string(shape.k_width) +
-                                " and " + std::to_string(shape.v_width) + " values");
+    refuse("a source of state ", state, " has at most ", shape.max_tokens, " rows of ", shape.k_width, " and ",
+           shape.v_width, " values");
   }
   without_gil([&] { executor.set_source(sequence, state, k.data(), v.data(), static_cast<int64_t>(k.shape(0))); });
 }
@@ -272,11 +271,10 @@ uint64_t xxh64(nb::handle data, uint64_t seed) {
 nb::ndarray<nb::numpy, float, nb::ndim<1>> dequantize(int32_t layout, const Array<uint8_t>& data, int64_t num_values) {
   const auto kind = static_cast<kamado::Layout>(layout);
   const kamado::LayoutInfo* info = kamado::layout_info(kind);
-  if (info == nullptr) throw std::invalid_argument("unknown layout " + std::to_string(layout));
+  if (info == nullptr) refuse("unknown layout ", layout);
   if (num_values < 0 || num_values % info->block_values != 0 ||
       data.size() != static_cast<size_t>(num_values / info->block_values) * static_cast<size_t>(info->block_bytes)) {
-    throw std::invalid_argument(std::to_string(num_values) + " " + info->name + " values in " +
-                                std::to_string(data.size()) + " bytes");
+    refuse(num_values, " ", info->name, " values in ", data.size(), " bytes");
   }
   std::vector<float> values(static_cast<size_t>(num_values));
   kamado::dequantize_row(kind, data.data(), values.data(), num_values);
@@ -338,9 +336,9 @@ nb::tuple read_kv(const PyExecutor& self, int32_t sequence, int32_t layer, int32
 int64_t packed_bytes(int32_t layout, int64_t rows, int64_t cols) {
   const auto kind = static_cast<kamado::Layout>(layout);
   const kamado::LayoutInfo* info = kamado::layout_info(kind);
-  if (info == nullptr) throw std::invalid_argument("unknown layout " + std::to_string(layout));
+  if (info == nullptr) refuse("unknown layout ", layout);
   if (rows < 1 || cols < 1 || cols % info->block_values != 0) {
-    throw std::invalid_argument(std::to_string(rows) + " x " + std::to_string(cols) + " values of " + info->name);
+    refuse(rows, " x ", cols, " values of ", info->name);
   }
   const int64_t tiles = (rows + kamado::kTileRows - 1) / kamado::kTileRows;
   return tiles * static_cast<int64_t>(kamado::packed_tile_bytes(kind, cols));
@@ -365,15 +363,15 @@ void read_value(kamado::Field<kRole> field, nb::handle given, Value& value) {
     for (int32_t i = 0; i < field.num_choices; ++i) {
       if (name == field.choices[i]) return void(value = static_cast<Value>(i));
     }
-    throw std::invalid_argument(std::string(field.name) + ": " + (is_text ? name : "no text") + " is no choice");
+    refuse(field.name, ": ", (is_text ? name : "no text"), " is no choice");
   } else if (!nb::try_cast(given, value)) {
-    throw std::invalid_argument(std::string(field.name) + ": the value has the wrong type or is out of range");
+    refuse(field.name, ": the value has the wrong type or is out of range");
   }
 }
 
 template <kamado::Role kRole>
 void read_value(kamado::Field<kRole> field, nb::handle given, Ids& ids) {
-  if (!nb::isinstance<nb::sequence>(given)) throw std::invalid_argument(std::string(field.name) + ": no list");
+  if (!nb::isinstance<nb::sequence>(given)) refuse(field.name, ": no list");
   for (const nb::handle entry : given) read_value(field, entry, ids.emplace_back(-1));
 }
 
@@ -384,14 +382,14 @@ void append(ProgramBuilder& self, const std::string& name, const nb::dict& field
     is_known = true;
     size_t num_fields = 0;
     op.fields(op, [&](auto field, const auto&) {
-      if (!fields.contains(field.name)) throw std::invalid_argument(name + ": field " + field.name + " is missing");
+      if (!fields.contains(field.name)) refuse(name, ": field ", field.name, " is missing");
       ++num_fields;
     });
-    if (num_fields != fields.size()) throw std::invalid_argument(name + ": there are fields that it does not have");
+    if (num_fields != fields.size()) refuse(name, ": there are fields that it does not have");
     op.fields(op, [&](auto field, auto& value) { read_value(field, fields[field.name], value); });
     self.append(op);
   });
-  if (!is_known) throw std::invalid_argument("no operation is called " + name);
+  if (!is_known) refuse("no operation is called ", name);
 }
 
 void bind_builder(nb::module_& m) {

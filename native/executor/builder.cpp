@@ -8,13 +8,10 @@
 #include "kamado/bits.h"
 #include "kamado/executor.h"
 #include "kamado/op_rules.h"
+#include "kamado/refuse.h"
 
 namespace kamado {
 namespace {
-
-[[noreturn]] void refuse(const std::string& message) {
-  throw std::invalid_argument(message);
-}
 
 std::string text(int64_t value) {
   return std::to_string(value);
@@ -30,22 +27,20 @@ constexpr int64_t kMaxWidth = std::numeric_limits<int32_t>::max() / 4;  // row o
 void check_range(const std::string& name, const File& file, uint64_t offset, int32_t layout, int64_t rows,
                  int64_t cols) {
   const LayoutInfo* info = layout_info(static_cast<Layout>(layout));
-  if (info == nullptr) refuse(name + ": unknown layout " + text(layout));
+  if (info == nullptr) refuse(name, ": unknown layout ", layout);
   if (rows < 1 || cols < 1 || rows > kMaxWidth || cols > kMaxWidth) {
-    refuse(name + ": shape " + text(rows) + " x " + text(cols) + " is out of range");
+    refuse(name, ": shape ", rows, " x ", cols, " is out of range");
   }
   if (cols % info->block_values != 0) {
-    refuse(name + ": " + text(cols) + " columns are no whole number of " + info->name + " blocks of " +
-           text(info->block_values));
+    refuse(name, ": ", cols, " columns are no whole number of ", info->name, " blocks of ", info->block_values);
   }
   uint64_t row = 0, bytes = 0, end = 0;
   if (__builtin_mul_overflow(static_cast<uint64_t>(cols / info->block_values), static_cast<uint64_t>(info->block_bytes),
                              &row) ||
       __builtin_mul_overflow(row, static_cast<uint64_t>(rows), &bytes) || __builtin_add_overflow(offset, bytes, &end) ||
       end > file.size()) {
-    refuse(name + ": " + text(rows) + " x " + text(cols) + " " + info->name + " values at byte " +
-           std::to_string(offset) + " reach past the end of " + file.path() + " (" + std::to_string(file.size()) +
-           " bytes)");
+    refuse(name, ": ", rows, " x ", cols, " ", info->name, " values at byte ", offset, " reach past the end of ",
+           file.path(), " (", file.size(), " bytes)");
   }
 }
 
@@ -104,7 +99,7 @@ int32_t ProgramBuilder::vector(const std::string& name, const std::string& path,
 }
 
 int32_t ProgramBuilder::constant(const double* values, size_t count) {
-  if (count == 0 || count > static_cast<size_t>(kMaxWidth)) refuse("constant: " + std::to_string(count) + " values");
+  if (count == 0 || count > static_cast<size_t>(kMaxWidth)) refuse("constant: ", count, " values");
   if (!std::all_of(values, values + count, [](double value) { return std::isfinite(value); })) {
     refuse("constant: not all values are finite");
   }
@@ -113,7 +108,7 @@ int32_t ProgramBuilder::constant(const double* values, size_t count) {
 }
 
 int32_t ProgramBuilder::buffer(const std::string& name, int64_t width) {
-  if (width < 1 || width > kMaxWidth) refuse("buffer " + name + ": width " + text(width) + " is out of range");
+  if (width < 1 || width > kMaxWidth) refuse("buffer ", name, ": width ", width, " is out of range");
   program_.buffers.push_back({name, static_cast<int32_t>(width)});
   is_written_.push_back(false);
   return static_cast<int32_t>(program_.buffers.size() - 1);
@@ -124,7 +119,10 @@ class OpRules {
  public:
   OpRules(const ProgramBuilder& builder, const char* op) : builder_(builder), op_(op) {}
 
-  [[noreturn]] void refuse(const std::string& problem) const { kamado::refuse(op_ + (": " + problem)); }
+  template <class... Parts>
+  [[noreturn]] void refuse(const Parts&... problem) const {
+    kamado::refuse(op_, ": ", problem...);
+  }
 
   std::string text(int64_t value) const { return std::to_string(value); }
   std::string text(float value) const {
@@ -143,26 +141,26 @@ class OpRules {
     return routed == builder_.routed_.end() ? 0 : routed->second;
   }
   int32_t at(const std::vector<int32_t>& list, size_t index) const {
-    if (index >= list.size()) refuse("a list has only " + std::to_string(list.size()) + " entries");
+    if (index >= list.size()) refuse("a list has only ", list.size(), " entries");
     return list[index];
   }
 
   void expect_buffer(int32_t buffer, int64_t wanted) const {
     if (buffer == -1 || width(buffer) == wanted) return;
-    refuse("buffer " + name(buffer) + " has width " + text(width(buffer)) + ", expected " + text(wanted));
+    refuse("buffer ", name(buffer), " has width ", width(buffer), ", expected ", wanted);
   }
   void expect_vector(int32_t vector, int64_t wanted) const {
     if (vector == -1) return;
     const VectorSpec& spec = entry(builder_.program_.vectors, vector);
     if (spec.length == wanted) return;
-    refuse("vector " + spec.name + " has " + text(int64_t{spec.length}) + " values, expected " + text(wanted));
+    refuse("vector ", spec.name, " has ", spec.length, " values, expected ", wanted);
   }
   // Rows of -1: any number.
   void expect_matrix(int32_t matrix, int64_t wanted_rows, int64_t wanted_cols) const {
     const MatrixSpec& spec = entry(builder_.program_.matrices, matrix);
     if ((wanted_rows == -1 || spec.rows == wanted_rows) && spec.cols == wanted_cols) return;
-    refuse("matrix " + spec.name + " has shape " + text(int64_t{spec.rows}) + " x " + text(int64_t{spec.cols}) +
-           ", expected " + (wanted_rows == -1 ? "any" : text(wanted_rows)) + " x " + text(wanted_cols));
+    refuse("matrix ", spec.name, " has shape ", spec.rows, " x ", spec.cols, ", expected ",
+           (wanted_rows == -1 ? "any" : text(wanted_rows)), " x ", wanted_cols);
   }
 
   // What the kind of a field asks of its value, or of one entry of it, whatever the others are.
@@ -172,7 +170,7 @@ class OpRules {
     if constexpr (is_buffer(role)) {
       check_id(field, value, builder_.program_.buffers.size(), "buffer");
       if (value == -1 || !is_read(role) || builder_.is_written_[static_cast<size_t>(value)]) return;
-      refuse("buffer " + name(value) + " is read before it is written");
+      refuse("buffer ", name(value), " is read before it is written");
     } else if constexpr (role == Role::kMatrix || role == Role::kTable) {
       check_id(field, value, builder_.program_.matrices.size(), "matrix");
     } else if constexpr (role == Role::kVector) {
@@ -181,11 +179,11 @@ class OpRules {
       check_id(field, value, builder_.program_.constants.size(), "constant");
     } else if constexpr (role == Role::kChoice) {
       const auto index = static_cast<int32_t>(value);
-      if (index < 0 || index >= field.num_choices) refuse(std::string(field.name) + " is no choice");
+      if (index < 0 || index >= field.num_choices) refuse(field.name, " is no choice");
     } else if constexpr (role != Role::kBool) {
       const bool is_in_range = std::isfinite(static_cast<double>(value)) && (!field.is_optional || value >= 0) &&
                                (role != Role::kKeeps || value >= 0);
-      if (!is_in_range) refuse(std::string(field.name) + " is not a number that it can be");
+      if (!is_in_range) refuse(field.name, " is not a number that it can be");
     }
   }
 
@@ -195,7 +193,7 @@ class OpRules {
     std::vector<int32_t> read, written;
     for_each_operand(op, [&](auto field, int32_t id) {
       if constexpr (decltype(field)::role == Role::kWrites) {
-        if (contains(written, id)) refuse("buffer " + name(id) + " is written twice");
+        if (contains(written, id)) refuse("buffer ", name(id), " is written twice");
         written.push_back(id);
       } else if constexpr (is_buffer(decltype(field)::role)) {
         read.push_back(id);
@@ -203,7 +201,7 @@ class OpRules {
     });
     if (T::kIsInPlace) return;
     for (const int32_t id : written) {
-      if (contains(read, id)) refuse("buffer " + name(id) + " is both input and output");
+      if (contains(read, id)) refuse("buffer ", name(id), " is both input and output");
     }
   }
 
@@ -212,11 +210,11 @@ class OpRules {
   void check_state(const T& op, int32_t number) const {
     const StateSpec& state = entry(builder_.program_.states, number);
     const bool is_written = builder_.is_state_written_[static_cast<size_t>(number)];
-    if (is_written && writes_state(op)) refuse("state " + text(int64_t{number}) + " is written twice");
+    if (is_written && writes_state(op)) refuse("state ", number, " is written twice");
     if (!is_written && !writes_state(op) && state.kind != StateKind::kSource) {
-      refuse("state " + text(int64_t{number}) + " is read before it is written");
+      refuse("state ", number, " is read before it is written");
     }
-    if (!fits(op, state)) refuse("state " + text(int64_t{number}) + " is of another kind or shape");
+    if (!fits(op, state)) refuse("state ", number, " is of another kind or shape");
   }
 
  private:
@@ -234,7 +232,7 @@ class OpRules {
 
   template <class T>
   const T& entry(const std::vector<T>& list, int32_t id) const {
-    if (id < 0 || static_cast<size_t>(id) >= list.size()) refuse("nothing has the id " + std::to_string(id));
+    if (id < 0 || static_cast<size_t>(id) >= list.size()) refuse("nothing has the id ", id);
     return list[static_cast<size_t>(id)];
   }
 
@@ -242,7 +240,7 @@ class OpRules {
   void check_id(FieldOf field, int32_t id, size_t count, const char* what) const {
     if (id == -1 && field.is_optional) return;
     if (id >= 0 && static_cast<size_t>(id) < count) return;
-    refuse(std::string(field.name) + ": no " + what + " has the id " + std::to_string(id));
+    refuse(field.name, ": no ", what, " has the id ", id);
   }
 
   const ProgramBuilder& builder_;
@@ -324,12 +322,12 @@ int32_t ProgramBuilder::state(const StateSpec& spec) {
   const std::string which = "state " + text(static_cast<int64_t>(program_.states.size())) + ": ";
   if (spec.kind == StateKind::kRecord) {
     if (spec.num_bytes < 1 || spec.num_bytes % int64_t{sizeof(float)} != 0 || spec.num_bytes > int64_t{1} << 40) {
-      refuse(which + text(spec.num_bytes) + " bytes are no record of float32");
+      refuse(which, spec.num_bytes, " bytes are no record of float32");
     }
   } else {
     for (const int32_t size :
          {spec.num_kv_heads, spec.head_dim, spec.v_dim, spec.kind == StateKind::kPages ? 1 : spec.tokens})
-      if (size < 1 || size > kMaxWidth) refuse(which + text(int64_t{size}) + " is out of range");
+      if (size < 1 || size > kMaxWidth) refuse(which, size, " is out of range");
   }
   program_.states.push_back(spec);
   is_state_written_.push_back(false);
@@ -349,7 +347,7 @@ Program ProgramBuilder::finish() {
   for (size_t i = 0; i < program_.states.size(); ++i) {
     StateSpec& spec = program_.states[i];
     const bool is_source = spec.kind == StateKind::kSource;
-    if (!is_source && !is_state_written_[i]) refuse("no operation writes state " + text(static_cast<int64_t>(i)));
+    if (!is_source && !is_state_written_[i]) refuse("no operation writes state ", i);
     spec.index = spec.kind == StateKind::kRecord ? num_records++ : is_source ? num_sources++ : num_by_position++;
   }
   for (StateSpec& spec : program_.states) spec.index += spec.kind == StateKind::kSource ? num_by_position : 0;

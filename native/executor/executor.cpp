@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "executor/impl.h"
+#include "kamado/refuse.h"
 
 namespace kamado {
 namespace {
@@ -12,14 +13,10 @@ using Clock = std::chrono::steady_clock;
 
 constexpr auto kPollEvery = std::chrono::milliseconds(50);
 
-[[noreturn]] void refuse(const std::string& message) {
-  throw std::invalid_argument(message);
-}
-
 ExecutorOptions checked(const ExecutorOptions& options) {
   const auto check = [](const char* name, int64_t value, int64_t most) {
     if (value < 1 || value > most) {
-      refuse(std::string(name) + " must be from 1 to " + std::to_string(most) + ", got " + std::to_string(value));
+      refuse(name, " must be from 1 to ", most, ", got ", value);
     }
   };
   check("num_threads", options.num_threads, 1024);
@@ -30,11 +27,10 @@ ExecutorOptions checked(const ExecutorOptions& options) {
   check("num_readers", options.num_readers, 256);
   check("record_rows", options.record_rows, 1 << 10);
   if (options.kv_reuse_points < 0 || options.kv_reuse_points > 1 << 16) {
-    refuse("kv_reuse_points must be from 0 to " + std::to_string(1 << 16) + ", got " +
-           std::to_string(options.kv_reuse_points));
+    refuse("kv_reuse_points must be from 0 to ", 1 << 16, ", got ", options.kv_reuse_points);
   }
   if (options.max_records < 0 || options.max_records > 1 << 24) {
-    refuse("max_records must be from 0 to " + std::to_string(1 << 24) + ", got " + std::to_string(options.max_records));
+    refuse("max_records must be from 0 to ", 1 << 24, ", got ", options.max_records);
   }
   return options;
 }
@@ -47,7 +43,7 @@ Program prepared(Program program, const ExecutorOptions& options) {
 const KernelTable& table_for(const std::optional<std::string>& tier) {
   if (!tier) return best_table();
   const KernelTable* table = table_by_name(tier->c_str());
-  if (table == nullptr) refuse("tier " + *tier + " is not one that this build and this CPU have");
+  if (table == nullptr) refuse("tier ", *tier, " is not one that this build and this CPU have");
   return *table;
 }
 
@@ -111,8 +107,7 @@ void Executor::Impl::add_states() {
   records.max_records = options.max_records > 0 ? options.max_records : least + options.kv_reuse_points;
   if (!options.kv_bits) return;
   if (options.kv_bits->size() != static_cast<size_t>(num_kv_layers)) {
-    refuse("kv_bits has " + std::to_string(options.kv_bits->size()) + " layers, the program has " +
-           std::to_string(num_kv_layers));
+    refuse("kv_bits has ", options.kv_bits->size(), " layers, the program has ", num_kv_layers);
   }
   for (const Op& op : program.ops) {
     if (const auto* attend = std::get_if<AttendOp>(&op)) encode_layer(*attend);
@@ -125,17 +120,14 @@ void Executor::Impl::encode_layer(const AttendOp& attend) {
   if (layer >= options.kv_bits->size()) return;  // a source
   const auto [k_bits, v_bits] = (*options.kv_bits)[layer];
   if (k_bits == 0 && v_bits == 0) return;
-  const std::string which = "kv_bits of layer " + std::to_string(layer) + ": ";
-  if (!attend.causal) refuse(which + "a layer that is not causal is not encoded");
-  if (attend.window > 0) refuse(which + "a layer with a window is not encoded");
-  if (!options.kv_f16) refuse(which + "only an f16 cache is encoded");
+  const std::string which = joined("kv_bits of layer ", layer, ": ");
+  if (!attend.causal) refuse(which, "a layer that is not causal is not encoded");
+  if (attend.window > 0) refuse(which, "a layer with a window is not encoded");
+  if (!options.kv_f16) refuse(which, "only an f16 cache is encoded");
   kv_shapes[layer].k_bits = k_bits;
   kv_shapes[layer].v_bits = v_bits;
   codecs[layer] = {attend.head_dim, attend.v_dim, k_bits, v_bits};
-  if (!is_valid_codec(codecs[layer])) {
-    refuse(which + "heads of " + std::to_string(attend.head_dim) + " and " + std::to_string(attend.v_dim) +
-           " values cannot be encoded with " + std::to_string(k_bits) + " and " + std::to_string(v_bits) + " bits");
-  }
+  require_valid_codec(codecs[layer], which);
   has_codes = true;
 }
 
@@ -145,52 +137,48 @@ void Executor::Impl::check_batch(const Batch& given, bool is_scoring) const {
     const int32_t sequence = given.sequences[i];
     const int64_t cached = kv->length(sequence);
     if (given.counts[i] < 1) {
-      refuse("sequence " + std::to_string(sequence) + " has a count of " + std::to_string(given.counts[i]));
+      refuse("sequence ", sequence, " has a count of ", given.counts[i]);
     }
     total += given.counts[i];
     if (cached + given.counts[i] > plan.num_positions) {
-      refuse("sequence " + std::to_string(sequence) + " would have " + std::to_string(cached + given.counts[i]) +
-             " tokens, the model has " + std::to_string(plan.num_positions) + " positions");
+      refuse("sequence ", sequence, " would have ", cached + given.counts[i], " tokens, the model has ",
+             plan.num_positions, " positions");
     }
     if (!plan.is_causal && cached > 0) {
-      refuse("sequence " + std::to_string(sequence) + " has tokens already, and this model reads a text in one step");
+      refuse("sequence ", sequence, " has tokens already, and this model reads a text in one step");
     }
     if (cached + given.counts[i] > options.max_kv_tokens) {
-      refuse("sequence " + std::to_string(sequence) + " would have " + std::to_string(cached + given.counts[i]) +
-             " tokens, the cache holds " + std::to_string(options.max_kv_tokens));
+      refuse("sequence ", sequence, " would have ", cached + given.counts[i], " tokens, the cache holds ",
+             options.max_kv_tokens);
     }
     for (size_t layer = static_cast<size_t>(num_kv_layers); layer < kv_shapes.size(); ++layer) {
       if (kv->source_tokens(sequence, static_cast<int32_t>(layer)) > 0) continue;
-      refuse("a source of sequence " + std::to_string(sequence) + " is not set");
+      refuse("a source of sequence ", sequence, " is not set");
     }
     for (size_t j = 0; j < i; ++j) {
-      if (given.sequences[j] == sequence) refuse("sequence " + std::to_string(sequence) + " is listed twice");
+      if (given.sequences[j] == sequence) refuse("sequence ", sequence, " is listed twice");
     }
   }
   if (static_cast<uint64_t>(total) != given.num_tokens) {
-    refuse("the counts sum to " + std::to_string(total) + " and there are " + std::to_string(given.num_tokens) +
-           " tokens");
+    refuse("the counts sum to ", total, " and there are ", given.num_tokens, " tokens");
   }
   if (total < 1 || total > options.max_rows) {
-    refuse("a step takes 1 to " + std::to_string(options.max_rows) + " rows, got " + std::to_string(total));
+    refuse("a step takes 1 to ", options.max_rows, " rows, got ", total);
   }
   for (size_t i = 0; i < given.num_tokens; ++i) {
     if (given.tokens[i] < 0 || given.tokens[i] >= plan.num_tokens) {
-      refuse("token " + std::to_string(given.tokens[i]) + " is outside the vocabulary of " +
-             std::to_string(plan.num_tokens));
+      refuse("token ", given.tokens[i], " is outside the vocabulary of ", plan.num_tokens);
     }
   }
   if (plan.vocab_size == 0 && given.num_logit_rows > 0 && !given.wants_hidden) {
     refuse("logits are wanted and the model has no head");
   }
   if (!is_scoring && given.num_logit_rows > static_cast<size_t>(options.max_logit_rows)) {
-    refuse("logits of " + std::to_string(given.num_logit_rows) + " rows are wanted, at most " +
-           std::to_string(options.max_logit_rows) + " fit");
+    refuse("logits of ", given.num_logit_rows, " rows are wanted, at most ", options.max_logit_rows, " fit");
   }
   for (size_t i = 0; i < given.num_logit_rows; ++i) {
     if (given.logit_rows[i] < 0 || given.logit_rows[i] >= total) {
-      refuse("logits of row " + std::to_string(given.logit_rows[i]) + " are wanted, the step has " +
-             std::to_string(total));
+      refuse("logits of row ", given.logit_rows[i], " are wanted, the step has ", total);
     }
   }
 }
@@ -401,8 +389,7 @@ void Executor::set_source(int32_t sequence, int32_t state, const float* k, const
 
 size_t Executor::tail_bytes(int64_t num_tokens) const {
   if (num_tokens < 0 || num_tokens > impl_->options.max_kv_tokens) {
-    refuse("the cache holds " + std::to_string(impl_->options.max_kv_tokens) + " tokens, got " +
-           std::to_string(num_tokens));
+    refuse("the cache holds ", impl_->options.max_kv_tokens, " tokens, got ", num_tokens);
   }
   return impl_->kv->stored_tail_bytes(num_tokens);
 }
@@ -410,8 +397,7 @@ size_t Executor::tail_bytes(int64_t num_tokens) const {
 size_t Executor::export_pages_bytes(int32_t sequence, int64_t first_page, int64_t last_page) const {
   const int64_t settled = settled_pages(impl_->kv->length(sequence));
   if (first_page < 0 || first_page > last_page || last_page > settled) {
-    refuse("cannot export pages " + std::to_string(first_page) + " to " + std::to_string(last_page) +
-           " of a sequence with " + std::to_string(settled) + " settled pages");
+    refuse("cannot export pages ", first_page, " to ", last_page, " of a sequence with ", settled, " settled pages");
   }
   return static_cast<size_t>(last_page - first_page) * impl_->kv->stored_page_bytes();
 }
@@ -423,7 +409,7 @@ void Executor::export_pages(int32_t sequence, int64_t first_page, int64_t last_p
 size_t Executor::export_tail_bytes(int32_t sequence, int64_t num_tokens) const {
   const int64_t length = impl_->kv->length(sequence);
   if (num_tokens < 0 || num_tokens > length) {
-    refuse("cannot export at " + std::to_string(num_tokens) + " tokens of a sequence of " + std::to_string(length));
+    refuse("cannot export at ", num_tokens, " tokens of a sequence of ", length);
   }
   return impl_->kv->stored_tail_bytes(num_tokens);
 }
@@ -442,13 +428,11 @@ void Executor::import_pages(int32_t sequence, int64_t first_page, int64_t last_p
   const KvImport now = impl_->kv->importing(sequence);
   const int64_t settled = settled_pages(now.num_tokens);
   if (first_page != now.next_page || last_page < first_page || last_page > settled) {
-    refuse("cannot import pages " + std::to_string(first_page) + " to " + std::to_string(last_page) + ": " +
-           std::to_string(now.next_page) + " of " + std::to_string(settled) + " are there");
+    refuse("cannot import pages ", first_page, " to ", last_page, ": ", now.next_page, " of ", settled, " are there");
   }
   const size_t wanted = static_cast<size_t>(last_page - first_page) * impl_->kv->stored_page_bytes();
   if (num_bytes != wanted) {
-    refuse(std::to_string(num_bytes) + " bytes for " + std::to_string(last_page - first_page) + " pages, which take " +
-           std::to_string(wanted));
+    refuse(num_bytes, " bytes for ", last_page - first_page, " pages, which take ", wanted);
   }
   impl_->kv->import_pages(sequence, pages, last_page - first_page);
 }
@@ -456,7 +440,7 @@ void Executor::import_pages(int32_t sequence, int64_t first_page, int64_t last_p
 void Executor::import_tail(int32_t sequence, const uint8_t* tail, size_t num_bytes) {
   const size_t wanted = tail_bytes(impl_->kv->importing(sequence).num_tokens);
   if (num_bytes != wanted) {
-    refuse("a tail of " + std::to_string(num_bytes) + " bytes, which takes " + std::to_string(wanted));
+    refuse("a tail of ", num_bytes, " bytes, which takes ", wanted);
   }
   impl_->kv->import_tail(sequence, tail);
 }
@@ -470,8 +454,7 @@ void Executor::score(int32_t sequence, const int32_t* tokens, const int32_t* tar
   Impl& impl = *impl_;
   for (size_t i = 0; i < count; ++i) {
     if (targets[i] < -1 || targets[i] >= impl.plan.vocab_size) {
-      refuse("target " + std::to_string(targets[i]) + " is outside the vocabulary of " +
-             std::to_string(impl.plan.vocab_size));
+      refuse("target ", targets[i], " is outside the vocabulary of ", impl.plan.vocab_size);
     }
   }
   const int64_t start = impl.kv->length(sequence);
@@ -547,13 +530,13 @@ int32_t Executor::routing_columns() const {
 }
 
 void Executor::record_queries(int32_t stride) {
-  if (stride < 0) refuse("the stride of recorded queries must be at least 0, got " + std::to_string(stride));
+  if (stride < 0) refuse("the stride of recorded queries must be at least 0, got ", stride);
   impl_->record_queries(stride);
 }
 
 const RecordedQueries& Executor::recorded_queries(int32_t layer) const {
   if (layer < 0 || static_cast<size_t>(layer) >= impl_->recorded.size())
-    refuse("no queries of layer " + std::to_string(layer) + " are recorded");
+    refuse("no queries of layer ", layer, " are recorded");
   return impl_->recorded[static_cast<size_t>(layer)];
 }
 

@@ -6,15 +6,16 @@
 #include <stdexcept>
 #include <utility>
 
+#include "kamado/refuse.h"
 #include "os/os_memory.h"
 
 namespace kamado {
 
 File::File(const std::string& path) : path_(path), fd_(os::open_file(path)) {
-  if (fd_ == os::kNoFile) throw std::invalid_argument(path + ": cannot open: " + std::strerror(errno));
+  if (fd_ == os::kNoFile) refuse(path, ": cannot open: ", std::strerror(errno));
   if (!os::state_of_file(fd_, &opened_) || !opened_.is_regular) {
     os::close_file(fd_);
-    throw std::invalid_argument(path + ": not a regular file");
+    refuse(path, ": not a regular file");
   }
 }
 
@@ -27,10 +28,10 @@ void File::read(uint64_t offset, void* out, size_t count) const {
   while (count > 0) {
     const int64_t got = os::read_file(fd_, target, count, offset);
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) throw std::runtime_error(path_ + ": read failed: " + std::strerror(errno));
+    if (got < 0) refuse<std::runtime_error>(path_, ": read failed: ", std::strerror(errno));
     if (got == 0) {
-      throw std::runtime_error(path_ + ": ends at byte " + std::to_string(offset) + ", it had " +
-                               std::to_string(size()) + " when it was opened: it was changed while in use");
+      refuse<std::runtime_error>(path_, ": ends at byte ", offset, ", it had ", size(),
+                                 " when it was opened: it was changed while in use");
     }
     target += got;
     offset += static_cast<uint64_t>(got);

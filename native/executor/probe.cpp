@@ -5,13 +5,10 @@
 #include <string>
 
 #include "executor/impl.h"
+#include "kamado/refuse.h"
 
 namespace kamado {
 namespace {
-
-[[noreturn]] void refuse_layer(int32_t layer, const std::string& why) {
-  throw std::invalid_argument("KV layer " + std::to_string(layer) + ": " + why);
-}
 
 // One head's page of a cache that keeps it exactly, as floats: k [128][k_dim], v [128][v_dim].
 void read_page(const VectorKernels& halves, const uint16_t* k_block, const uint16_t* v_block, int32_t k_dim,
@@ -61,16 +58,13 @@ void Executor::Impl::keep_queries(const AttendNode& node, int32_t thread) {
 }
 
 void Executor::Impl::check_readable(int32_t layer, int32_t k_bits, int32_t v_bits) const {
-  if (layer < 0 || layer >= num_kv_layers) refuse_layer(layer, "the program has no such layer");
+  const std::string which = joined("KV layer ", layer, ": ");
+  if (layer < 0 || layer >= num_kv_layers) refuse(which, "the program has no such layer");
   const KvLayerShape& shape = kv_shapes[static_cast<size_t>(layer)];
   if (shape.k_bits > 0 || shape.window > 0 || kv->type() != KvType::kF16)
-    refuse_layer(layer, "only a cache that keeps all of it as f16 can be read");
+    refuse(which, "only a cache that keeps all of it as f16 can be read");
   if (k_bits == 0 && v_bits == 0) return;
-  if (!is_valid_codec({shape.k_dim, shape.v_dim, k_bits, v_bits})) {
-    refuse_layer(layer, "heads of " + std::to_string(shape.k_dim) + " and " + std::to_string(shape.v_dim) +
-                            " values cannot be encoded with " + std::to_string(k_bits) + " and " +
-                            std::to_string(v_bits) + " bits");
-  }
+  require_valid_codec({shape.k_dim, shape.v_dim, k_bits, v_bits}, which);
 }
 
 void Executor::Impl::read_kv(int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits, float* k, float* v) {

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "executor/impl.h"
+#include "kamado/refuse.h"
 
 namespace kamado {
 namespace {
@@ -48,7 +49,7 @@ void Executor::Impl::run_record(const RecordNode& node, int32_t thread) {
 int32_t Executor::Impl::source_layer(int32_t state) const {
   const bool is_there = state >= 0 && static_cast<size_t>(state) < program.states.size();
   if (!is_there || program.states[static_cast<size_t>(state)].kind != StateKind::kSource) {
-    throw std::invalid_argument("state " + std::to_string(state) + " is no source");
+    refuse("state ", state, " is no source");
   }
   return program.states[static_cast<size_t>(state)].index;
 }
@@ -61,7 +62,7 @@ void Executor::Impl::set_source(int32_t sequence, int32_t state, const float* k,
     if (kernels.vector->is_finite(k + token * k_width, k_width) &&
         kernels.vector->is_finite(v + token * v_width, v_width))
       continue;
-    throw std::invalid_argument("the source's keys and values are not all finite");
+    refuse("the source's keys and values are not all finite");
   }
   kv->set_source(sequence, layer, num_tokens);
   for (int64_t token = 0; token < num_tokens; ++token) {

@@ -4,12 +4,13 @@
 #include <cstring>
 
 #include "executor/impl.h"
+#include "kamado/refuse.h"
 
 namespace kamado {
 
 void Executor::Impl::tile_kv(int32_t sequence, int64_t num_tokens) {
   const int64_t start = kv->length(sequence);
-  if (start == 0) throw std::invalid_argument("sequence " + std::to_string(sequence) + " is empty: nothing to repeat");
+  if (start == 0) refuse("sequence ", sequence, " is empty: nothing to repeat");
   if (num_tokens <= start) return;
   // What is repeated must stay, in every layer, while pages come after it: the tokens that a reuse point keeps.
   const ReuseHere here(*kv, sequence);

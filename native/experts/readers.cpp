@@ -11,6 +11,7 @@
 
 #include "executor/file.h"
 #include "kamado/experts.h"
+#include "kamado/refuse.h"
 #include "os/os_memory.h"
 
 namespace kamado {
@@ -59,19 +60,19 @@ Readers::Readers(std::vector<std::shared_ptr<const File>> files, int32_t num_thr
       num_buffers_(buffers.count),
       pid_(::getpid()) {
   if (num_threads < 1 || num_threads > 256) {
-    throw std::invalid_argument("num_readers must be from 1 to 256, got " + std::to_string(num_threads));
+    refuse("num_readers must be from 1 to 256, got ", num_threads);
   }
   for (auto& file : files) {
     auto source = std::make_unique<Source>();
     source->file = std::move(file);
     source->buffered = os::reopen_file(source->file->handle(), false);
     if (source->buffered == os::kNoFile) {
-      throw std::invalid_argument(source->file->path() + ": cannot be opened again: " + std::strerror(errno));
+      refuse(source->file->path(), ": cannot be opened again: ", std::strerror(errno));
     }
     os::advise_file(source->buffered, os::Access::kRandom);  // read-ahead would stay in the page cache
     if (direct_io != DirectIo::kOff) source->direct = open_direct(*source->file);
     if (direct_io == DirectIo::kOn && source->direct == os::kNoFile) {
-      throw std::invalid_argument(source->file->path() + ": its file system takes no direct reads");
+      refuse(source->file->path(), ": its file system takes no direct reads");
     }
     source->is_direct = source->direct != os::kNoFile;
     sources_.push_back(std::move(source));
@@ -113,7 +114,7 @@ void Readers::submit(const ReadRequest& request, bool is_urgent) {
     const std::lock_guard lock(mutex_);
     auto& queue = is_urgent ? urgent_ : idle_;
     size_t& head = is_urgent ? urgent_head_ : idle_head_;
-    if (queue.size() - head >= max_requests_) throw std::length_error("too many requests");
+    if (queue.size() - head >= max_requests_) refuse<std::length_error>("too many requests");
     if (queue.size() == queue.capacity()) {
       queue.erase(queue.begin(), queue.begin() + static_cast<std::ptrdiff_t>(head));
       head = 0;

@@ -7,6 +7,7 @@
 
 #include "executor/file.h"
 #include "kamado/experts.h"
+#include "kamado/refuse.h"
 #include "os/os_memory.h"
 
 namespace kamado {
@@ -110,7 +111,7 @@ ExpertStream::ExpertStream(const Program& program, const LinearKernels& kernels,
     }
     layers_.push_back(layer);
   }
-  if (layers_.empty()) throw std::invalid_argument("expert_bytes is given, but the program has no experts");
+  if (layers_.empty()) refuse("expert_bytes is given, but the program has no experts");
   for (SlotClass& size : classes) size.least = std::min(size.least, size.num_records);
 
   int32_t most_picks = 0;
@@ -122,10 +123,7 @@ ExpertStream::ExpertStream(const Program& program, const LinearKernels& kernels,
   least_slot_bytes_ = least_slot_bytes(classes);
   least_bytes_ = whole_pages(2 * buffer_bytes_ + least_slot_bytes_, true);
   const size_t bytes = whole_pages(options.bytes, false);
-  if (bytes < least_bytes_) {
-    throw std::invalid_argument("expert_bytes = " + std::to_string(options.bytes) + " is too little: the experts of " +
-                                "one operation and their read buffers take " + std::to_string(least_bytes_));
-  }
+  if (bytes < least_bytes_) refuse_budget(options.bytes);
   const size_t num_buffers = choose_buffers(bytes), for_buffers = num_buffers * buffer_bytes_;
   share_slots(classes, bytes - for_buffers);
   for (const SlotClass& size : classes) slot_bytes_ += size.slot_bytes * static_cast<size_t>(size.num_slots);
@@ -148,6 +146,11 @@ ExpertStream::ExpertStream(const Program& program, const LinearKernels& kernels,
   items_left_ = std::make_unique<std::atomic<int32_t>[]>(num_buffers);
   ahead_.reserve(static_cast<size_t>(std::max(max_look_ahead_, 1)));
   kept_.reserve(static_cast<size_t>(most_picks));
+}
+
+void ExpertStream::refuse_budget(size_t bytes) const {
+  refuse("expert_bytes = ", bytes, " is too little: the experts of one operation and their read buffers take ",
+         least_bytes_);
 }
 
 // A sixteenth of the budget, as long as more help.
@@ -433,10 +436,7 @@ void ExpertStream::abandon() {
 void ExpertStream::shrink(size_t bytes) {
   bytes = whole_pages(bytes, false);
   if (bytes >= total_bytes_) return;
-  if (bytes < least_bytes_) {
-    throw std::invalid_argument("expert_bytes = " + std::to_string(bytes) + " is too little: the experts of one " +
-                                "operation and their read buffers take " + std::to_string(least_bytes_));
-  }
+  if (bytes < least_bytes_) refuse_budget(bytes);
   ReadArrival arrival;  // what an abandoned step left
   while (readers_->take(&arrival, 1) == 1) readers_->release(arrival.buffer);
   const size_t num_buffers = choose_buffers(bytes);
@@ -471,33 +471,29 @@ void ExpertStream::verify(const Record& record) {
     }
     const size_t bytes = matrix.tile_bytes * static_cast<size_t>(num_tiles(spec));
     if (hash_bytes(matrix.data, bytes, kHashSeed) != wanted) {
-      throw ReadError(EBADMSG, spec.file->path(),
-                      spec.file->path() + ": the slot of " + name_of(record) +
-                          " does not hold what the file has at byte " + std::to_string(spec.offset));
+      const std::string& path = spec.file->path();
+      throw ReadError(
+          EBADMSG, path,
+          joined(path, ": the slot of ", name_of(record), " does not hold what the file has at byte ", spec.offset));
     }
   }
 }
 
 std::string ExpertStream::name_of(const Record& record) const {
-  return "expert " + std::to_string(record.expert) + " of MoE layer " + std::to_string(record.layer) + " (" +
-         program_.matrices[static_cast<size_t>(record.parts[0].matrix)].name + ")";
+  return joined("expert ", record.expert, " of MoE layer ", record.layer, " (",
+                program_.matrices[static_cast<size_t>(record.parts[0].matrix)].name, ")");
 }
 
 void ExpertStream::fail(const ReadArrival& arrival) const {
   const ReadRequest& request = arrival.request;
   const Record& record = records_[static_cast<size_t>(request.record)];
   const std::string& path = files_[static_cast<size_t>(request.file)]->path();
-  std::string what = path + ": ";
-  if (arrival.error == ESTALE) {
-    what += "was changed while it is in use; it must be loaded again (at ";
-  } else if (arrival.error == EIO) {
-    what += "cannot be read, or ends too early (at ";
-  } else {
-    what += std::string(std::strerror(arrival.error)) + " (at ";
-  }
-  what += "byte " + std::to_string(request.offset) + ", " + std::to_string(request.bytes) + " bytes of " +
-          name_of(record) + ")";
-  throw ReadError(arrival.error, path, what);
+  const std::string why = arrival.error == ESTALE ? "was changed while it is in use; it must be loaded again"
+                          : arrival.error == EIO  ? "cannot be read, or ends too early"
+                                                  : std::strerror(arrival.error);
+  throw ReadError(
+      arrival.error, path,
+      joined(path, ": ", why, " (at byte ", request.offset, ", ", request.bytes, " bytes of ", name_of(record), ")"));
 }
 
 void ExpertStream::swap_slots_for_test(int32_t layer, int32_t a, int32_t b) {
@@ -505,8 +501,7 @@ void ExpertStream::swap_slots_for_test(int32_t layer, int32_t a, int32_t b) {
   const Record& x = records_.at(static_cast<size_t>(first + a));
   const Record& y = records_.at(static_cast<size_t>(first + b));
   if (x.slot == -1 || y.slot == -1 || x.size_class != y.size_class) {
-    throw std::invalid_argument("experts " + std::to_string(a) + " and " + std::to_string(b) +
-                                " are not both in slots");
+    refuse("experts ", a, " and ", b, " are not both in slots");
   }
   size_t bytes = 0;
   for (int p = 0; p < 3; ++p) {

@@ -11,7 +11,9 @@
 namespace kamado {
 namespace {
 
-// Each needs what stands before it.
+// The only place that includes these files, in an order that they depend on: the layouts and products are written over
+// one tier's primitives, which have the same names in both tiers, and those over what linear_common says. As each tier
+// is compiled in a file of its own, they are the text of this anonymous namespace and no headers of their own.
 // clang-format off
 #include "linear_common.inc.h"
 #include KAMADO_LINEAR_PRIMS

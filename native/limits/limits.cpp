@@ -10,6 +10,7 @@
 
 #include "kamado/align.h"
 #include "kamado/pool.h"
+#include "kamado/refuse.h"
 #include "kamado/tables.h"
 #include "os/os_memory.h"
 
@@ -102,10 +103,9 @@ class Buffer {
 };
 
 void check(int32_t num_threads, double seconds) {
-  if (num_threads < 1)
-    throw std::invalid_argument("num_threads must be at least 1, got " + std::to_string(num_threads));
+  if (num_threads < 1) refuse("num_threads must be at least 1, got ", num_threads);
   if (!(seconds > 0 && seconds <= 3600)) {
-    throw std::invalid_argument("seconds must be in (0, 3600], got " + std::to_string(seconds));
+    refuse("seconds must be in (0, 3600], got ", seconds);
   }
 }
 
@@ -147,12 +147,12 @@ const LimitKernels* limit_kernels_ref() {
 double measure_bandwidth(int32_t num_threads, int64_t megabytes, double seconds) {
   check(num_threads, seconds);
   if (megabytes < 1 || megabytes > int64_t{1} << 30) {
-    throw std::invalid_argument("megabytes must be in [1, 2^30], got " + std::to_string(megabytes));
+    refuse("megabytes must be in [1, 2^30], got ", megabytes);
   }
   const LimitKernels& kernels = active_kernels();
   const size_t share = (static_cast<size_t>(megabytes) << 20) / static_cast<size_t>(num_threads) / os::kHugePageBytes *
                        os::kHugePageBytes;
-  if (share == 0) throw std::invalid_argument("the buffer needs at least 2 MiB a thread");
+  if (share == 0) refuse("the buffer needs at least 2 MiB a thread");
   const Buffer buffer(share * static_cast<size_t>(num_threads));
   const auto own = [&](int32_t id) { return buffer.data() + share * static_cast<size_t>(id); };
   std::vector<size_t> at(static_cast<size_t>(num_threads) * 8, 0);  // one a cache line

@@ -20,6 +20,8 @@
 #include <immintrin.h>
 #endif
 
+#include "kamado/refuse.h"
+
 namespace kamado {
 namespace {
 
@@ -133,9 +135,8 @@ struct Pool::Impl {
 };
 
 Pool::Pool(int32_t num_threads, int64_t spin_us) {
-  if (num_threads < 1)
-    throw std::invalid_argument("a pool needs at least one thread, got " + std::to_string(num_threads));
-  if (spin_us < 0) throw std::invalid_argument("spin_us must not be negative, got " + std::to_string(spin_us));
+  if (num_threads < 1) refuse("a pool needs at least one thread, got ", num_threads);
+  if (spin_us < 0) refuse("spin_us must not be negative, got ", spin_us);
   impl_ = std::make_unique<Impl>(num_threads, spin_us);
   impl_->workers.reserve(static_cast<size_t>(num_threads - 1));
   try {
@@ -166,7 +167,7 @@ int32_t Pool::size() const {
 void Pool::run(void (*fn)(void* context, int32_t thread_id), void* context) {
   Impl& p = *impl_;
   if (p.pid != process_id()) {
-    throw std::runtime_error("this thread pool belongs to the parent process; load the model again after fork()");
+    refuse<std::runtime_error>("this thread pool belongs to the parent process; load the model again after fork()");
   }
   if (p.busy.exchange(true, std::memory_order_acquire)) throw std::logic_error("the thread pool is already running");
   p.fn = fn;

@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "kamado/refuse.h"
 #include "state/impl.h"
 
 namespace kamado {
@@ -22,19 +23,15 @@ int64_t transient_pages(int32_t reach, int64_t max_pages, int32_t max_sequences,
 
 void check_shape(const KvLayerShape& shape, KvType type) {
   if (shape.num_kv_heads < 0 || shape.k_dim < 1 || shape.v_dim < 1 || shape.window < 0) {
-    throw std::invalid_argument("a key-value layer needs positive dimensions");
+    refuse("a key-value layer needs positive dimensions");
   }
   if (shape.source_tokens < 0 ||
       (shape.source_tokens > 0 && (shape.window > 0 || shape.k_bits > 0 || shape.v_bits > 0)))
-    throw std::invalid_argument("a source is kept exactly and whole");
+    refuse("a source is kept exactly and whole");
   if (shape.k_bits == 0 && shape.v_bits == 0) return;
-  if (shape.window > 0) throw std::invalid_argument("a layer with a window is not encoded");
-  if (type != KvType::kF16) throw std::invalid_argument("only an f16 key-value cache is encoded");
-  if (!is_valid_codec({shape.k_dim, shape.v_dim, shape.k_bits, shape.v_bits})) {
-    throw std::invalid_argument("heads of " + std::to_string(shape.k_dim) + " and " + std::to_string(shape.v_dim) +
-                                " values cannot be encoded with " + std::to_string(shape.k_bits) + " and " +
-                                std::to_string(shape.v_bits) + " bits");
-  }
+  if (shape.window > 0) refuse("a layer with a window is not encoded");
+  if (type != KvType::kF16) refuse("only an f16 key-value cache is encoded");
+  require_valid_codec({shape.k_dim, shape.v_dim, shape.k_bits, shape.v_bits});
 }
 
 int32_t reach_of(const KvLayerShape& shape) {
@@ -44,6 +41,12 @@ int32_t reach_of(const KvLayerShape& shape) {
 
 }  // namespace
 
+void require_valid_codec(const KvCodec& codec, const std::string& which) {
+  if (is_valid_codec(codec)) return;
+  refuse(which, "heads of ", codec.head_dim, " and ", codec.v_dim, " values cannot be encoded with ", codec.k_bits,
+         " and ", codec.v_bits, " bits");
+}
+
 StateCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t max_pages, int32_t max_sequences,
                        int32_t max_step_rows, int32_t num_reuse_points, const RecordShape& record_shape)
     : shapes(std::move(layers)),
@@ -52,13 +55,12 @@ StateCache::Impl::Impl(std::vector<KvLayerShape> layers, KvType kv_type, int64_t
       codes(0, 0),
       sinks(0, 0),
       records(0, 0) {
-  if (type != KvType::kF16 && type != KvType::kF32) throw std::invalid_argument("unknown key-value type");
+  if (type != KvType::kF16 && type != KvType::kF32) refuse("unknown key-value type");
   if (max_pages < 1 || max_pages > std::numeric_limits<int32_t>::max()) {
-    throw std::invalid_argument("max_pages must be in [1, 2^31), got " + std::to_string(max_pages));
+    refuse("max_pages must be in [1, 2^31), got ", max_pages);
   }
-  if (max_sequences < 1)
-    throw std::invalid_argument("max_sequences must be at least 1, got " + std::to_string(max_sequences));
-  if (max_step_rows < 1 || num_reuse_points < 0) throw std::invalid_argument("a negative number of rows or points");
+  if (max_sequences < 1) refuse("max_sequences must be at least 1, got ", max_sequences);
+  if (max_step_rows < 1 || num_reuse_points < 0) refuse("a negative number of rows or points");
   sequences.resize(static_cast<size_t>(max_sequences));
   lay_out_pages(max_pages, max_step_rows, num_reuse_points);
   lay_out_records(record_shape);
@@ -139,13 +141,13 @@ bool StateCache::Impl::is_there(int32_t seq) const {
 }
 
 Sequence& StateCache::Impl::held(int32_t seq) {
-  if (!is_there(seq)) throw std::invalid_argument("sequence " + std::to_string(seq) + " does not exist");
+  if (!is_there(seq)) refuse("sequence ", seq, " does not exist");
   return sequences[static_cast<size_t>(seq)];
 }
 
 Sequence& StateCache::Impl::live(int32_t seq) {
   Sequence& s = held(seq);
-  if (s.is_importing) throw std::invalid_argument("sequence " + std::to_string(seq) + " is still being imported");
+  if (s.is_importing) refuse("sequence ", seq, " is still being imported");
   return s;
 }
 
@@ -160,13 +162,12 @@ int32_t StateCache::Impl::create() {
     s.sources.assign(sources.size(), kNoPage);
     return static_cast<int32_t>(id);
   }
-  throw std::length_error("all " + std::to_string(sequences.size()) + " sequences are in use");
+  refuse<std::length_error>("all ", sequences.size(), " sequences are in use");
 }
 
 void StateCache::Impl::refuse_full(const PageArena& arena, int64_t num_pages) {
-  throw std::length_error("the key-value cache is full: " + std::to_string(num_pages) + " pages of " +
-                          std::to_string(kPageTokens) + " tokens needed, " + std::to_string(arena.num_free()) + " of " +
-                          std::to_string(arena.max_pages()) + " free");
+  refuse<std::length_error>("the key-value cache is full: ", num_pages, " pages of ", kPageTokens, " tokens needed, ",
+                            arena.num_free(), " of ", arena.max_pages(), " free");
 }
 
 void StateCache::Impl::make_room(size_t kind, int64_t num_pages) {
@@ -279,8 +280,7 @@ uint8_t* StateCache::Impl::exact_block(int32_t seq, int64_t page, int32_t layer,
     if (entry != kNoPage)
       return kinds[place.kind].arena.at(entry) + place.offset + static_cast<size_t>(head) * place.head_bytes;
   }
-  throw std::out_of_range("no key-value block for page " + std::to_string(page) + ", layer " + std::to_string(layer) +
-                          ", head " + std::to_string(head));
+  refuse<std::out_of_range>("no key-value block for page ", page, ", layer ", layer, ", head ", head);
 }
 
 StateCache::StateCache(std::vector<KvLayerShape> layers, KvType type, int64_t max_pages, int32_t max_sequences,
@@ -387,8 +387,7 @@ KvCodeBlock StateCache::codes(int32_t seq, int64_t page, int32_t layer, int32_t 
   if (layer < 0 || static_cast<size_t>(layer) >= impl.places.size() ||
       !impl.places[static_cast<size_t>(layer)].is_coded || page < 0 || page >= static_cast<int64_t>(s.codes.size()) ||
       head < 0 || head >= impl.shapes[static_cast<size_t>(layer)].num_kv_heads) {
-    throw std::out_of_range("no codes for page " + std::to_string(page) + ", layer " + std::to_string(layer) +
-                            ", head " + std::to_string(head));
+    refuse<std::out_of_range>("no codes for page ", page, ", layer ", layer, ", head ", head);
   }
   const LayerPlace& place = impl.places[static_cast<size_t>(layer)];
   const int32_t code = s.codes[static_cast<size_t>(page)], sink = impl.sinks_of[static_cast<size_t>(code)];

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "kamado/align.h"
+#include "kamado/refuse.h"
 #include "os/os_memory.h"
 
 namespace kamado {
@@ -21,7 +22,7 @@ constexpr size_t kKeepBytes = size_t{64} << 20;
 constexpr size_t kKeepPages = 2;
 
 [[noreturn]] void too_large() {
-  throw std::length_error("the key-value cache is larger than the address space");
+  refuse<std::length_error>("the key-value cache is larger than the address space");
 }
 
 }  // namespace
@@ -40,7 +41,7 @@ size_t checked_add(size_t a, size_t b) {
 
 PageArena::PageArena(size_t payload_bytes, int64_t max_pages) : payload_bytes_(payload_bytes) {
   if (max_pages < 0 || max_pages > std::numeric_limits<int32_t>::max()) {
-    throw std::invalid_argument("max_pages must be in [1, 2^31), got " + std::to_string(max_pages));
+    refuse("max_pages must be in [1, 2^31), got ", max_pages);
   }
   const size_t system_page = os::page_bytes();
   if (payload_bytes > std::numeric_limits<size_t>::max() - system_page) too_large();
@@ -80,8 +81,8 @@ void PageArena::map() {
   mapping_bytes_ = usable + os::kHugePageBytes;
   mapping_ = os::reserve(mapping_bytes_);
   if (mapping_ == nullptr) {
-    throw std::runtime_error("cannot reserve " + std::to_string(mapping_bytes_) +
-                             " bytes of address space for the key-value cache: " + std::strerror(errno));
+    refuse<std::runtime_error>("cannot reserve ", mapping_bytes_,
+                               " bytes of address space for the key-value cache: ", std::strerror(errno));
   }
   base_ = reinterpret_cast<uint8_t*>(align_up(reinterpret_cast<size_t>(mapping_), os::kHugePageBytes));
   os::advise_huge_pages(base_, usable, page_bytes_ >= os::kHugePageBytes / 4);

@@ -6,6 +6,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "kamado/refuse.h"
 #include "state/impl.h"
 
 namespace kamado {
@@ -16,17 +17,16 @@ void StateCache::Impl::lay_out_records(const RecordShape& shape) {
   record_rows = shape.num_rows;
   size_t bytes = 0;
   for (const size_t one : shape.bytes) {
-    if (one == 0 || one % sizeof(float) != 0) throw std::invalid_argument("a record is a number of float32");
+    if (one == 0 || one % sizeof(float) != 0) refuse("a record is a number of float32");
     record_offsets.push_back(bytes);
     bytes = checked_add(bytes, align_up(one));
   }
   if (shape.bytes.empty()) return;
   const int64_t least = 2 * int64_t{record_rows} * static_cast<int64_t>(sequences.size());
   if (record_rows < 1 || shape.max_records < least) {
-    throw std::invalid_argument("max_records must be at least " + std::to_string(least) + ", got " +
-                                std::to_string(shape.max_records));
+    refuse("max_records must be at least ", least, ", got ", shape.max_records);
   }
-  if (shape.max_records > std::numeric_limits<int32_t>::max() - 2) throw std::invalid_argument("too many records");
+  if (shape.max_records > std::numeric_limits<int32_t>::max() - 2) refuse("too many records");
   records = PageArena(bytes, shape.max_records + 2);
   zero_record = records.take();
   holders.resize(static_cast<size_t>(records.max_pages()));
@@ -147,14 +147,14 @@ bool StateCache::Impl::give_up_record() {
 void StateCache::Impl::make_record_room(int64_t num_records) {
   while (has_records() && records.num_free() < num_records) {
     if (give_up_record()) continue;
-    throw std::length_error("all " + std::to_string(records.max_pages() - 2) + " records are in use");
+    refuse<std::length_error>("all ", records.max_pages() - 2, " records are in use");
   }
 }
 
 int32_t StateCache::Impl::source_slot(const Sequence& s, int32_t layer) const {
   const bool is_source =
       layer >= 0 && static_cast<size_t>(layer) < places.size() && places[static_cast<size_t>(layer)].source != kNoPage;
-  if (!is_source) throw std::out_of_range("layer " + std::to_string(layer) + " is no source");
+  if (!is_source) refuse<std::out_of_range>("layer ", layer, " is no source");
   return s.sources[static_cast<size_t>(places[static_cast<size_t>(layer)].source)];
 }
 
@@ -163,7 +163,7 @@ uint8_t* StateCache::Impl::source_block(const Sequence& s, int64_t page, int32_t
   const SourceKind& kind = sources[static_cast<size_t>(place.source)];
   const int32_t slot = source_slot(s, layer);
   if (slot == kNoPage || page >= pages_for(kind.num_tokens[static_cast<size_t>(slot)])) {
-    throw std::out_of_range("no page " + std::to_string(page) + " of a source in layer " + std::to_string(layer));
+    refuse<std::out_of_range>("no page ", page, " of a source in layer ", layer);
   }
   const auto heads = static_cast<int64_t>(shapes[static_cast<size_t>(layer)].num_kv_heads);
   return kind.arena.at(slot) + static_cast<size_t>(page * heads + head) * place.head_bytes;
@@ -189,12 +189,11 @@ void StateCache::set_source(int32_t seq, int32_t layer, int64_t num_tokens) {
   Sequence& s = impl.live(seq);
   const int32_t slot = impl.source_slot(s, layer);
   const std::string which = "the source of sequence " + std::to_string(seq) + ' ';
-  if (slot != kNoPage) throw std::invalid_argument(which + "is set already");
-  if (s.length > 0) throw std::invalid_argument(which + "must be set before its first step");
+  if (slot != kNoPage) refuse(which, "is set already");
+  if (s.length > 0) refuse(which, "must be set before its first step");
   const auto most = int64_t{impl.shapes[static_cast<size_t>(layer)].source_tokens};
   if (num_tokens < 1 || num_tokens > most) {
-    throw std::invalid_argument(which + "has 1 to " + std::to_string(most) + " tokens, got " +
-                                std::to_string(num_tokens));
+    refuse(which, "has 1 to ", most, " tokens, got ", num_tokens);
   }
   const auto source = static_cast<size_t>(impl.places[static_cast<size_t>(layer)].source);
   s.sources[source] = impl.take_source(source, num_tokens);
@@ -219,7 +218,7 @@ int32_t StateCache::num_next_records(int32_t seq) const {
 uint8_t* StateCache::next_record(int32_t seq, int32_t record, int32_t rows_before_last) const {
   const auto& next = impl_->live(seq).next_records;
   const size_t from_back = static_cast<size_t>(rows_before_last) + 1;
-  if (rows_before_last < 0 || from_back > next.size()) throw std::out_of_range("no such record is handed back");
+  if (rows_before_last < 0 || from_back > next.size()) refuse<std::out_of_range>("no such record is handed back");
   return impl_->records.at(next[next.size() - from_back]) + impl_->record_offsets.at(static_cast<size_t>(record));
 }
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "kamado/refuse.h"
 #include "state/impl.h"
 
 namespace kamado {
@@ -54,14 +55,12 @@ int64_t StateCache::Impl::last_reusable(const Sequence& s, int64_t num_tokens) c
 void StateCache::Impl::require_reusable(const Sequence& s, int64_t num_tokens, const char* verb) const {
   const std::string what = std::string("cannot ") + verb;
   if (num_tokens < 0 || num_tokens > s.length) {
-    throw std::invalid_argument(what + " at " + std::to_string(num_tokens) + " tokens of a sequence of " +
-                                std::to_string(s.length));
+    refuse(what, " at ", num_tokens, " tokens of a sequence of ", s.length);
   }
   const bool has_record = !has_records() || record_at(s, num_tokens) != kNoPage;
   if (has_record && missing_page(s, num_tokens) == -1) return;
-  throw std::invalid_argument(what + " at " + std::to_string(num_tokens) + " tokens, where " +
-                              (has_record ? "the exact pages are gone" : "no record was kept") +
-                              ": the last reusable length before is " + std::to_string(last_reusable(s, num_tokens)));
+  refuse(what, " at ", num_tokens, " tokens, where ", (has_record ? "the exact pages are gone" : "no record was kept"),
+         ": the last reusable length before is ", last_reusable(s, num_tokens));
 }
 
 void StateCache::Impl::mark(Sequence& s, int64_t num_tokens) {
@@ -123,7 +122,7 @@ void StateCache::mark_reuse(int32_t seq) {
 void StateCache::unmark_reuse(int32_t seq, int64_t num_tokens) {
   Sequence& s = impl_->live(seq);
   if (!impl_->is_point(s, num_tokens)) {
-    throw std::invalid_argument(std::to_string(num_tokens) + " tokens are no reuse point");
+    refuse(num_tokens, " tokens are no reuse point");
   }
   impl_->drop_point(s, static_cast<size_t>(first_after(s.points, num_tokens) - s.points.begin() - 1));
 }

@@ -3,6 +3,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "kamado/refuse.h"
 #include "state/impl.h"
 
 namespace kamado {
@@ -32,7 +33,7 @@ void StateCache::reserve_pages(int32_t seq, int64_t num_tokens) {
 }
 
 void StateCache::Impl::reserve(Sequence& s, int64_t num_tokens, bool with_records) {
-  if (num_tokens < 0) throw std::invalid_argument("cannot reserve " + std::to_string(num_tokens) + " tokens");
+  if (num_tokens < 0) refuse("cannot reserve ", num_tokens, " tokens");
   if (num_tokens <= s.length) return;
   if (num_tokens > int64_t{std::numeric_limits<int32_t>::max()}) {
     Impl::refuse_full(book(), std::numeric_limits<int64_t>::max());
@@ -88,14 +89,12 @@ void StateCache::commit(int32_t seq, int64_t num_tokens) {
   int64_t num_reserved = std::numeric_limits<int64_t>::max();
   for (const auto& table : s.exact) num_reserved = std::min(num_reserved, static_cast<int64_t>(table.size()));
   if (num_tokens < s.length || pages_for(num_tokens) > num_reserved) {
-    throw std::invalid_argument("cannot commit " + std::to_string(num_tokens) + " tokens: " + std::to_string(s.length) +
-                                " are cached, " + std::to_string(num_reserved) + " pages reserved");
+    refuse("cannot commit ", num_tokens, " tokens: ", s.length, " are cached, ", num_reserved, " pages reserved");
   }
   if (impl.has_records() && num_tokens > s.length) {
     const auto num_next = static_cast<int64_t>(s.next_records.size());
     if (num_next > 0 && (num_tokens > s.next_end || num_tokens <= s.next_end - num_next)) {
-      throw std::invalid_argument("cannot commit " + std::to_string(num_tokens) +
-                                  " tokens: no record after them was handed back");
+      refuse("cannot commit ", num_tokens, " tokens: no record after them was handed back");
     }
     impl.exchange_records(s, num_tokens);
   }
@@ -111,7 +110,7 @@ void StateCache::undo(int32_t seq) {
 bool StateCache::hold(int32_t seq, int64_t num_tokens, int64_t num_spared) {
   Impl& impl = *impl_;
   Sequence& s = impl.live(seq);
-  if (num_tokens < 0) throw std::invalid_argument("cannot hold pages for " + std::to_string(num_tokens) + " tokens");
+  if (num_tokens < 0) refuse("cannot hold pages for ", num_tokens, " tokens");
   if (num_tokens <= s.length) return true;
   const auto num_held = static_cast<int64_t>(s.exact[impl.stay_kind].size());
   const int64_t wanted = std::max<int64_t>(0, num_tokens / kPageTokens + (num_tokens % kPageTokens > 0) - num_held) +

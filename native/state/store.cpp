@@ -4,6 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "kamado/refuse.h"
 #include "state/impl.h"
 
 namespace kamado {
@@ -175,7 +176,7 @@ int32_t StateCache::begin_import(int64_t num_tokens) {
 
 Sequence& StateCache::Impl::importing(int32_t seq) {
   if (is_there(seq) && held(seq).is_importing) return held(seq);
-  throw std::invalid_argument("sequence " + std::to_string(seq) + " is not being imported");
+  refuse("sequence ", seq, " is not being imported");
 }
 
 KvImport StateCache::importing(int32_t seq) const {
@@ -199,8 +200,7 @@ void StateCache::import_tail(int32_t seq, const uint8_t* tail) {
   Impl& impl = *impl_;
   Sequence& s = impl.importing(seq);
   if (s.next_import < settled_pages(s.length)) {
-    throw std::invalid_argument("page " + std::to_string(s.next_import) + " of " +
-                                std::to_string(settled_pages(s.length)) + " was not imported");
+    refuse("page ", s.next_import, " of ", settled_pages(s.length), " was not imported");
   }
   if (!s.codes.empty()) take_bytes(impl.sinks, impl.sinks_of[static_cast<size_t>(s.codes.front())], tail);
   impl.for_each_tail_page(s.length, [&](size_t kind, int64_t page) {

@@ -9,6 +9,8 @@
 #include <tuple>
 #include <utility>
 
+#include "kamado/refuse.h"
+
 namespace kamado {
 namespace {
 
@@ -50,7 +52,7 @@ struct Candidate {
   for (char& c : shown) {
     if (c < 0x20 || c > 0x7E) c = '?';  // the bytes may be no UTF-8, and an error is one line
   }
-  throw std::invalid_argument("has entry " + std::to_string(entry) + ", '" + shown + "', " + what);
+  refuse("has entry ", entry, ", '", shown, "', ", what);
 }
 
 }  // namespace
@@ -59,7 +61,7 @@ BytePairs::BytePairs(const StringTable& tokens, const std::vector<uint8_t>& is_h
                      bool whole_words)
     : tokens_(tokens), whole_words_(whole_words) {
   if (is_hidden.size() != tokens.size() || tokens.size() > INT32_MAX || merges.size() > INT32_MAX) {
-    throw std::invalid_argument("sizes of the vocabulary do not match");
+    refuse("sizes of the vocabulary do not match");
   }
   // A seed that a file's author cannot know: no file can be made whose tokens all fall into one slot.
   std::random_device random;

@@ -264,7 +264,6 @@ class ExpertStream {
   // Between operations, by one thread: reads experts that are likely to be needed next, while the disk has nothing
   // else.
   void look_ahead(int32_t layer, const int32_t* experts, int32_t count);
-  int32_t max_look_ahead() const { return max_look_ahead_; }
 
   // After an error: nothing is in use or expected any more. Does not wait for reads under way.
   void abandon();
@@ -305,6 +304,7 @@ class ExpertStream {
   Record& record_of(int32_t expert) { return records_[static_cast<size_t>(layers_[layer_].first + expert)]; }
   bool start(Record& record, bool is_urgent);
   void drop(Record& record);
+  [[noreturn]] void refuse_budget(size_t bytes) const;
   size_t choose_buffers(size_t bytes) const;
   void pump();
   bool give_up_later_hit(int32_t expert);

@@ -62,6 +62,9 @@ constexpr int64_t settled_pages(int64_t num_tokens) {
   return num_tokens < 2 * kPageTokens ? 0 : num_tokens / kPageTokens - 1;
 }
 
+// Throws std::invalid_argument, `which` and then what is wrong, for a codec that is not valid.
+void require_valid_codec(const KvCodec& codec, const std::string& which = {});
+
 class StateCache {
  public:
   // Reserves address space for max_pages pages of tokens; no memory is used until tokens are written. Of exact pages
