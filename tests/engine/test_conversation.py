@@ -91,3 +91,16 @@ def test_two_forms_and_pictures_are_refused_in_both_kinds() -> None:
                 model.chat([picture], **more)
             with pytest.raises(UsageError, match="message 0"):
                 model.chat([{"role": "user"}], **more)
+
+
+@pytest.mark.parametrize("more", [{"tools": []}, {"think": False}, {"session": "trip"}])
+def test_what_a_prepared_prompt_cannot_take_is_refused(more: dict[str, object]) -> None:
+    with hermes("Rain.") as model:
+        turn = model.prepare_chat(ASK)
+        with pytest.raises(UsageError, match=next(iter(more))):
+            model.chat(turn, **more)
+
+
+def test_a_choice_without_a_prepared_prompt_is_refused() -> None:
+    with hermes("Rain.") as model, pytest.raises(UsageError, match="choice"):
+        model.chat(ASK, choice=1)

@@ -73,8 +73,8 @@ class Model(Measured):
                 print(piece.text, end="", flush=True)
         """
         self._scheduler.check_process()
-        asked = self._taken_form(options)
-        return self._answer(self._prompt_tokens(prompt, special), options, continues=True, form=form or asked)
+        given = self._taken_form(options)
+        return self._answer(self._prompt_tokens(prompt, special), options, continues=True, form=form or given)
 
     def prepare_form(
         self, *, strict: bool = True, schema: Schema | None = None, regex: str | None = None, grammar: str | None = None
@@ -156,7 +156,10 @@ class Model(Measured):
         """
         self._scheduler.check_process()
         if isinstance(messages, Turn):
+            for what, value in {"tools": tools, "think": think, "session": session}.items():
+                UsageError.when(value is not None, f"{what} goes with messages; this prompt is made already")
             return self._events(messages, options, choice=choice)
+        UsageError.when(choice != 0, "choice marks the events of what prepare_chat made")
         owner = options.get("owner", "")
         name = None if session is None else check_name(session)
         if tools is None and think is None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from ...errors import TemplateError
 from ...files.types import Checkpoint
 from ..cache.turn_starts import moved
-from ..turns.same_text import SameText
-from ..turns.transcripts import Transcripts
 from .chat import ChatEncoder
+from .same_text import SameText
 from .tool_format import choose_format
+from .transcripts import Transcripts
 from .turn import TurnMaker
 
 if TYPE_CHECKING:
