@@ -30,6 +30,8 @@ def export(directory: Path, path: Path) -> Path:
         if name == "rope_freqs.weight":
             mapped: str | None = name
         else:
+            for end, other in family.gguf_names.items():
+                name = name.removesuffix(end) + other if name.endswith(end) else name
             mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert mapped is not None, name
         writer.add_tensor(mapped, np.ascontiguousarray(values, dtype=np.float32))
@@ -43,6 +45,7 @@ def export(directory: Path, path: Path) -> Path:
 def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
     heads = c["num_attention_heads"]
     head_dim = c.get("head_dim")
+    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
     w.add_block_count(c["num_hidden_layers"])
     w.add_context_length(c["max_position_embeddings"])
     w.add_embedding_length(c["hidden_size"])
@@ -53,10 +56,11 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
     if head_dim:
         w.add_key_length(head_dim)
         w.add_value_length(head_dim)
+    if "partial_rotary_factor" in rope:
+        w.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
     if family.permuted:
         w.add_vocab_size(c["vocab_size"])
         w.add_rope_dimension_count(head_dim or c["hidden_size"] // heads)
-    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
     full = rope.get("full_attention", rope)
     if full.get("rope_type") in ("linear", "yarn"):
         w.add_rope_scaling_type(gguf.RopeScalingType(full["rope_type"]))
@@ -70,7 +74,7 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
         family.gguf_settings(w, c)
     elif c.get("sliding_window") and c.get("use_sliding_window", True):
         w.add_sliding_window(c["sliding_window"])  # the converter leaves it out; older files have it
-    experts = c.get("num_local_experts", c.get("num_experts"))
+    experts = c.get("num_local_experts", c.get("num_experts", c.get("n_routed_experts")))
     if experts:
         w.add_expert_count(experts)
         w.add_expert_used_count(c["num_experts_per_tok"])
@@ -81,6 +85,8 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
 def _tensors(state: dict[str, np.ndarray], c: dict[str, Any], family: Family) -> dict[str, np.ndarray]:
     result: dict[str, np.ndarray] = {}
     experts: dict[str, dict[int, np.ndarray]] = {}
+    if family.converted is not None:
+        state = {n: v for name, values in state.items() for n, v in family.converted(name, values, c).items()}
     for name, values in sorted(state.items()):
         if family.permuted and re.search(r"\.[qk]_proj\.", name):
             values = _permute(values, c["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])

@@ -43,7 +43,8 @@ def build_model(case: Case, seed: int = 0) -> Any:
             model = transformers.AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, value in sorted(model.named_parameters()):
+        buffers = [(name, value) for name, value in model.named_buffers() if name.endswith("_bias")]
+        for name, value in sorted([*model.named_parameters(), *buffers]):
             noise = torch.randn(value.shape, generator=generator)
             if "norm" in name and name.endswith("weight"):
                 value.copy_((0.0 if case.family.startswith("gemma") else 1.0) + 0.2 * noise)

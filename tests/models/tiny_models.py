@@ -38,7 +38,7 @@ def shapes(family: str) -> Shapes:
             **case.attention,
             **case.ffn(hidden, i),
         }
-        result |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+        result |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items() if name not in case.without}
     return result
 
 
@@ -50,7 +50,7 @@ def random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator, *
         return (np.sign(values) * (1.0 + 0.2 * rng.standard_normal(shape)) - (1.0 - norm_base)).astype(np.float32)
     if name.endswith("norm.weight"):
         return (norm_base + 0.2 * values).astype(np.float32)
-    if name.endswith(".bias"):
+    if name.endswith((".bias", "_bias")):
         return (0.2 * values).astype(np.float32)
     if "embed_tokens" in name:
         return (0.2 * values).astype(np.float32)

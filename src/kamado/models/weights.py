@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -64,7 +65,8 @@ class Weights:
     def name(self, role: str, layer: int | None = None, expert: int | None = None, end: str = "weight") -> str:
         """The file's name for `role`."""
         stem = (role if layer is None else f"blk.{{i}}.{role}") if self._hf is None else self._hf[role]
-        return f"{stem.format(i=layer, e=expert)}.{end}"
+        stem = stem.format(i=layer, e=expert)
+        return stem.removesuffix("$") if stem.endswith("$") else f"{stem}.{end}"
 
     def has(self, role: str, layer: int | None = None, expert: int | None = None, end: str = "weight") -> bool:
         """Whether the format has a name for `role` and the file has the tensor."""
@@ -89,6 +91,12 @@ class Weights:
     def matrix(self, role: str, rows: int | None, cols: int, layer: int | None = None) -> TensorRef:
         """A (rows, cols) matrix; rows None takes what the file has."""
         return self._tensor(self.name(role, layer), (rows, cols))
+
+    def parts(self, role: str, rows: Sequence[int], cols: int, layer: int | None = None) -> tuple[TensorRef, ...]:
+        """The matrices that lie one below the other in one of sum(rows) rows."""
+        whole = self.matrix(role, sum(rows), cols, layer)
+        ends = list(itertools.accumulate(rows))
+        return tuple(whole.row_range(end - count, end) for count, end in zip(rows, ends, strict=True))
 
     def vector(self, role: str, length: int, layer: int | None = None, end: str = "weight") -> TensorRef:
         """A vector of unquantised values."""
