@@ -116,6 +116,8 @@ class Family:
     # (name, values, config.json) -> what the converter writes in its place, before it looks the names up
     converted: Callable[[str, Any, dict[str, Any]], Mapping[str, Any]] | None = None
     cases: tuple[Case, ...] = ()
+    published: Mapping[str, Any] = field(default_factory=dict)  # what config.json in the wild has beyond `tiny`
+    converted_keys: Mapping[str, Any] = field(default_factory=dict)  # what converters write beyond gguf_export.py
 
 
 def _found() -> dict[str, Family]:

@@ -192,7 +192,7 @@ def test_load_takes_keys_to_leave_out(write_tiny: Callable[..., Path]) -> None:
 
 # --- what files in the wild have --------------------------------------------------------------------------------------
 
-_CONVERTED = {  # beside what tests/models/gguf_export.py writes
+_CONVERTED = {  # beside what tests/models/gguf_export.py writes, and `converted_keys` in families/
     "llama": {
         "vocab_size": 97,
         "rope.dimension_count": 16,
@@ -219,7 +219,9 @@ _CONVERTED = {  # beside what tests/models/gguf_export.py writes
 
 @pytest.mark.parametrize("family", GGUF_SOURCES)
 def test_what_converters_write_is_taken(family: str, checkpoints: Any) -> None:
-    assert build_program(with_keys(checkpoints("gguf", family), _CONVERTED.get(family, {}))).overridden == ()
+    case = tiny_models.FAMILIES.get(GGUF_SOURCES[family])
+    written = {**_CONVERTED.get(family, {}), **(case.converted_keys if case else {})}
+    assert build_program(with_keys(checkpoints("gguf", family), written)).overridden == ()
 
 
 _ALL = {
@@ -274,8 +276,9 @@ _PUBLISHED = {
 
 @pytest.mark.parametrize("family", HF_FAMILIES)
 def test_what_published_config_json_have_is_taken(family: str, checkpoints: Any) -> None:
-    checkpoint = checkpoints("safetensors", family)
-    assert build_program(with_keys(checkpoint, {**_ALL, **_PUBLISHED.get(family, {})})).overridden == ()
+    checkpoint, case = checkpoints("safetensors", family), tiny_models.FAMILIES.get(family)
+    published = {**_ALL, **_PUBLISHED.get(family, {}), **(case.published if case else {})}
+    assert build_program(with_keys(checkpoint, published)).overridden == ()
 
 
 @pytest.mark.parametrize(

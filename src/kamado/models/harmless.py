@@ -50,7 +50,7 @@ def _families(names: str) -> frozenset[str]:
 
 
 _ENCODERS: Final = _families("bert")
-_NORMING_Q: Final = _families("qwen3 qwen3_moe gemma3 gemma3_text olmoe")
+_NORMING_Q: Final = _families("qwen3 qwen3_moe gemma3 gemma3_text olmoe minimax_m2")
 _OFF: Final = (False, 0, 1)  # of a scale 0 stands for "none" and 1 for itself; of a count of passes 1 is the plain one
 
 GGUF: Final = (
@@ -145,6 +145,23 @@ CONFIG_JSON: Final = (
     Row("tie_word_embeddings", "an encoder has no output matrix", None, _ENCODERS),
     Row("tie_word_embeddings", "true: what this family does", (True,), _families("gemma3")),
     Row("use_qk_norm", "true: what this family does", (True,), _NORMING_Q),
+    Row("scoring_func", "sigmoid: what this family does", ("sigmoid",), _families("minimax_m2")),
+    Row("qk_norm_type", "per_layer: over the whole row, as is done", ("per_layer",), _families("minimax_m2")),
+    Row("use_routing_bias", "true: what this family does", (True,), _families("minimax_m2")),
+    Row("attn_type_list", "1: full attention in every layer", (1,), _families("minimax_m2")),
+    Row(
+        "layernorm_full_attention_alpha layernorm_full_attention_beta layernorm_linear_attention_alpha "
+        "layernorm_linear_attention_beta layernorm_mlp_alpha layernorm_mlp_beta",
+        "1: no factor on what is added",
+        (1,),
+        _families("minimax_m2"),
+    ),
+    Row(
+        "shared_moe_mode mlp_intermediate_size use_mtp num_mtp_modules mtp_transformer_layers",
+        "of a shared expert, an MLP and drafting layers, whose tensors would be refused",
+        None,
+        _families("minimax_m2"),
+    ),
     Row("use_qk_norm qk_layernorm", "false: this family norms neither q nor k", (False,), but=_NORMING_Q),
     Row("qkv_bias", "true: what this family does", (True,), _families("qwen2")),
     Row(

@@ -141,12 +141,18 @@ def hf_rope(config: Config, head_dim: int, *, partial: bool = False, interleaved
 
 
 def rotary_dim(config: Config, rope: Config | None, head_dim: int) -> int:
-    """Values of each head that turn, from `partial_rotary_factor` in the rope dictionary, or else beside it."""
+    """Values of each head that turn, from `partial_rotary_factor` in the rope dictionary, or else beside it.
+
+    A family that names a key of config.json for `rope.dimension_count` has their number there.
+    """
     key = "partial_rotary_factor"
-    share = config.number(key, default=1.0, high=1.0)
+    stated = config.optional_integer("rope.dimension_count", low=2, high=head_dim)
+    share = config.number(key, default=1.0 if stated is None else stated / head_dim, high=1.0)
     if rope is not None:
         share = rope.number(key, default=share, high=1.0)
     width = int(head_dim * share)  # cut off, as transformers does
+    if stated is not None and stated != width:
+        raise config.invalid("rope.dimension_count", f"is {stated} while {key} turns {width} of {head_dim} values")
     if width < 2 or width % 2:
         raise config.invalid(key, f"of {share:g} turns {width} of the {head_dim} values of a head")
     return width
