@@ -83,12 +83,30 @@ def broken(program: p.Program) -> Iterator[tuple[str, p.Program]]:
         ops = [op for op in program.ops if not is_left_out(op)]
         if len(ops) < len(program.ops):
             yield name, replace(program, ops=ops)
+    if turned := list(_turned_everywhere(program)):
+        yield "positions where there are none", replace(program, ops=turned)
     ops = list(program.ops)
     for i, (one, other) in enumerate(itertools.pairwise(program.ops)):
         if {type(one), type(other)} == {p.Norm, p.Rope} and _target(one) == _target(other):
             ops[i], ops[i + 1] = other, one
     if ops != list(program.ops):
         yield "norm on the other side of the rotation", replace(program, ops=ops)
+
+
+def _turned_everywhere(program: p.Program) -> Iterator[Any]:
+    """The operations with a rotation in layers that have none; nothing when all layers have one, or none has."""
+    rope = next((op for op in program.ops if isinstance(op, p.Rope)), None)
+    turned = [op.x.name for op in program.ops if isinstance(op, p.Rope)]
+    if rope is None or len(turned) == 2 * sum(isinstance(op, p.Attend) for op in program.ops):
+        return
+    is_turned = False
+    for op in program.ops:
+        if isinstance(op, p.Attend):
+            if not is_turned:
+                yield from (replace(rope, x=rows) for rows in (op.q, op.k))
+            is_turned = False
+        is_turned = is_turned or isinstance(op, p.Rope)
+        yield op
 
 
 def _target(op: Any) -> str:

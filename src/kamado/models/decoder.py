@@ -61,6 +61,7 @@ class Moe:
     num_groups: int = 1
     top_groups: int = 1
     shared: int = 0  # width of the shared expert, 0 when there is none
+    shared_fused: bool = False  # its gate and up are one matrix, called `ffn_up_shexp`
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ def moe(s: Stream, m: Moe, x: Buffer, i: int) -> Iterator[Op]:
     yield op.Experts(out, x, router, *s.w.experts(i, m.num_experts, m.width, s.hidden), m.activation)
     if m.shared:
         shared = s.buffer("shared")
-        yield from mlp(s, Mlp(m.shared, m.activation), x, shared, i, "_shexp")
+        yield from mlp(s, Mlp(m.shared, m.activation, fused=m.shared_fused), x, shared, i, "_shexp")
         yield op.Add(out, out, shared)
 
 

@@ -50,12 +50,17 @@ def _families(names: str) -> frozenset[str]:
 
 
 _ENCODERS: Final = _families("bert")
-_NORMING_Q: Final = _families("qwen3 qwen3_moe gemma3 gemma3_text olmoe minimax_m2")
+_NORMING_Q: Final = _families("qwen3 qwen3_moe gemma3 gemma3_text olmoe minimax_m2 exaone4")
 _OFF: Final = (False, 0, 1)  # of a scale 0 stands for "none" and 1 for itself; of a count of passes 1 is the plain one
 
 GGUF: Final = (
     Row("vocab_size", "the rows of the token table are the vocabulary"),
-    Row("rope.scaling.finetuned", "tells how the model was trained; kept by llama.cpp for saving only"),
+    Row(
+        "rope.scaling.finetuned",
+        "tells how the model was trained; kept by llama.cpp for saving only",
+        but=_families("granite"),
+    ),
+    Row("ssm.*", "of Mamba layers, whose tensors would be refused", None, _families("granite granitemoe")),
     Row(
         "rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_beta_fast "
         "rope.scaling.yarn_beta_slow",
@@ -114,8 +119,8 @@ CONFIG_JSON: Final = (
     ),
     Row(
         "initializer_range attention_dropout hidden_dropout hidden_dropout_prob attention_probs_dropout_prob "
-        "classifier_dropout router_aux_loss_coef router_jitter_noise gradient_checkpointing pretraining_tp "
-        "tf_legacy_loss",
+        "classifier_dropout residual_dropout resid_pdrop embd_pdrop router_aux_loss_coef router_jitter_noise "
+        "gradient_checkpointing pretraining_tp tf_legacy_loss init_method",
         "of training alone",
     ),
     Row(
@@ -126,7 +131,12 @@ CONFIG_JSON: Final = (
     ),
     Row("max_sequence_length model_max_length", "the tokenizer's; positions are max_position_embeddings"),
     Row("id2label label2id num_labels problem_type sentence_transformers", "of a classifier's head"),
-    Row("max_window_layers", "read with a window by layers, which this family has not", None, _families("qwen3_moe")),
+    Row(
+        "max_window_layers",
+        "read with a window by layers, which this family has not",
+        None,
+        _families("qwen3_moe smollm3"),
+    ),
     Row("hidden_act", "its activation is hidden_activation", None, _families("gemma3 gemma3_text")),
     Row(
         "vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id eoi_token_id "
@@ -164,6 +174,10 @@ CONFIG_JSON: Final = (
     ),
     Row("use_qk_norm qk_layernorm", "false: this family norms neither q nor k", (False,), but=_NORMING_Q),
     Row("qkv_bias", "true: what this family does", (True,), _families("qwen2")),
+    Row("full_attn_mod interpolate_factor", "1: every layer, no factor", (1,), _families("phi3")),
+    Row("normalization_function", "rmsnorm: what this family does", ("rmsnorm",), _families("granitemoehybrid")),
+    Row("mamba_* time_step_limit", "of Mamba layers, of which the file has none", None, _families("granitemoehybrid")),
+    Row("intermediate_size", "of layers without experts, of which there are none", None, _families("solar_open")),
     Row(
         "use_mrope rope_interleaved use_sliding_window use_bidirectional_attention "
         "is_encoder_decoder is_decoder add_cross_attention tie_encoder_decoder",
@@ -171,7 +185,7 @@ CONFIG_JSON: Final = (
         (False,),
     ),
     Row(
-        "attention_bias mlp_bias use_bias bias qkv_bias",
+        "attention_bias mlp_bias use_bias bias qkv_bias lm_head_bias",
         "false: no bias, and one in the file that has no place would be refused",
         (False,),
     ),

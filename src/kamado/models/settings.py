@@ -59,7 +59,7 @@ def head_counts(c: Config) -> tuple[int, int]:
 def head_dim(c: Config) -> int:
     """Width of one head. Keys and values of different width belong to no family here."""
     key = "attention.key_length"
-    width = c.optional_integer(key, high=MAX_HEAD_DIM) or c.default(key)
+    width = c.optional_integer(key, high=MAX_HEAD_DIM) or (None if c.has(key) else c.default(key))
     if width is None:
         hidden, num_heads = c.integer("embedding_length"), head_counts(c)[0]
         if hidden % num_heads or hidden // num_heads > MAX_HEAD_DIM:
@@ -153,6 +153,7 @@ def moe(
     grouped: bool = False,
     choice_bias: bool | None = False,
     shared: int = 0,
+    shared_fused: bool = False,
 ) -> Moe:
     """The experts of every layer; `width`: keys of an expert's width, in order of preference.
 
@@ -191,6 +192,7 @@ def moe(
         groups,
         top_groups,
         shared,
+        shared_fused,
     )
 
 
