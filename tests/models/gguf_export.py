@@ -27,7 +27,7 @@ def export(directory: Path, path: Path) -> Path:
     _settings(writer, config, family)
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     for name, values in _tensors(load_file(directory / "model.safetensors"), config, family).items():
-        if name == "rope_freqs.weight":
+        if name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
             mapped: str | None = name
         else:
             for end, other in family.gguf_names.items():
@@ -57,7 +57,7 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
         w.add_key_length(head_dim)
         w.add_value_length(head_dim)
     if "partial_rotary_factor" in rope:
-        w.add_rope_dimension_count(int(head_dim * rope["partial_rotary_factor"]))
+        w.add_rope_dimension_count(int((head_dim or c["hidden_size"] // heads) * rope["partial_rotary_factor"]))
     if family.permuted:
         w.add_vocab_size(c["vocab_size"])
         w.add_rope_dimension_count(head_dim or c["hidden_size"] // heads)
@@ -112,6 +112,9 @@ def _tensors(state: dict[str, np.ndarray], c: dict[str, Any], family: Family) ->
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
     if rope.get("rope_type") == "llama3":
         result["rope_freqs.weight"] = _llama3_factors(c, rope)
+    if rope.get("rope_type") == "longrope":
+        for name in ("long", "short"):
+            result[f"rope_factors_{name}.weight"] = np.array(rope[f"{name}_factor"], np.float32)
     return result
 
 

@@ -137,6 +137,8 @@ def load(
         on=here,
     )
     plan.require_fit()
+    positions = "" if program.longer is None else "long" if plan.context > program.longer[0] else "short"
+    program = program.for_context(plan.context)
     # A budget that was asked for covers cached pages of the model's files; without one they may stay, since the system
     # takes them back when it needs them, and the next load is faster.
     is_strict = memory is not None or plan.is_streamed
@@ -144,7 +146,7 @@ def load(
     keeps = None
     if cap_bytes:
         prefixes = PrefixStore(cap_bytes=cap_bytes, keeps_cached=not is_strict)
-        keeps = _saver_maker(prefixes, checkpoint, identity, plan, program.has_record)
+        keeps = _saver_maker(prefixes, checkpoint, identity, plan, positions, program.has_record)
     return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, make_saver=keeps, progress=progress)
 
 
@@ -156,9 +158,12 @@ def _prefix_cap(prefix_cache: str | int | None) -> int:
 
 
 def _saver_maker(
-    store: PrefixStore, checkpoint: Checkpoint, identity: str, plan: Plan, has_record: bool
+    store: PrefixStore, checkpoint: Checkpoint, identity: str, plan: Plan, positions: str, has_record: bool
 ) -> Callable[[ExecutorProtocol, str, MemoryGuard], PrefixSaver]:
-    """What makes the saver once there is an executor: prefixes are bound to the file, the build and the format."""
+    """What makes the saver once there is an executor: prefixes are bound to the file, the build and the format.
+
+    `positions`: which of two rotations keys were made with, where the model has two.
+    """
 
     def make(executor: ExecutorProtocol, tier: str, guard: MemoryGuard) -> PrefixSaver:
         binding = {
@@ -167,6 +172,7 @@ def _saver_maker(
             "build": build_identity(tier),
             "format": executor.kv_fingerprint,
             "kv": plan.kv,
+            **({"positions": positions} if positions else {}),
         }
         about = {"model": plan.model, "kv": plan.kv}
         return PrefixSaver(
