@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from . import settings as read
-from .decoder import Block, model
+from .decoder import Block, Moe, model
 from .registry import Config, Family, Program, Weights
+
+
+def glm_moe(c: Config) -> Moe:
+    """The experts of GLM-4.5 to 4.7 and of Solar Open."""
+    return read.moe(
+        c,
+        "expert_feed_forward_length",
+        score="sigmoid",
+        normalize=c.flag("expert_weights_norm", default=True),
+        scaled=True,
+        grouped=True,
+        choice_bias=True,
+        shared=read.shared_width(c, c.integer("expert_feed_forward_length")),
+    )
 
 
 @Family(
@@ -30,17 +44,7 @@ def build(c: Config, w: Weights) -> Program:
         qk_norm="head" if norms_q else None,
         bias=read.stated_bias(c, "attention_bias"),
     )
-    experts = read.moe(
-        c,
-        "expert_feed_forward_length",
-        score="sigmoid",
-        normalize=c.flag("expert_weights_norm", default=True),
-        scaled=True,
-        grouped=True,
-        choice_bias=True,
-        shared=read.shared_width(c, c.integer("expert_feed_forward_length")),
-    )
-    mlp, dense = read.mlp(c), read.leading_dense(c)
+    mlp, experts, dense = read.mlp(c), glm_moe(c), read.leading_dense(c)
     blocks = [
         Block(attention, mlp if i < dense else experts, ffn_norm="post_attention_norm")
         for i in range(read.num_layers(c))
