@@ -93,6 +93,7 @@ class Case:
     gguf: bool = True  # whether GGUF can express it
     exact: bool = False  # whether the GGUF route has the very same sums: no permuted heads, no rounded rope factors
     family: str = ""  # model_type; that of the file when empty
+    continues: bool = True  # False: transformers' forward would go on from a cache that is not valid any more
 
 
 @dataclass(frozen=True)

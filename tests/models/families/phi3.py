@@ -54,7 +54,11 @@ FAMILY = Family(
             heads(6, 2, hidden_size=96, rope_parameters=_longrope(6, 0.75), original_max_position_embeddings=1024)
             | {"tie_word_embeddings": True},
         ),
-        Case("phi3-long-gqa8", heads(8, 1, rope_parameters=_longrope(4), original_max_position_embeddings=64)),
+        Case(
+            "phi3-long-gqa8",
+            heads(8, 1, rope_parameters=_longrope(4), original_max_position_embeddings=64),
+            continues=False,  # its keys are turned anew at the original length, which `generate` alone does
+        ),
         Case("phi3-plain-window", {"sliding_window": 33, "original_max_position_embeddings": 4096}, exact=True),
     ),
     published={
