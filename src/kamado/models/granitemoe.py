@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from . import settings as read
 from .decoder import Moe
 from .granite import GRANITE_DEFAULTS, gguf_ffn, granite_attention, granite_model
@@ -27,7 +29,8 @@ GRANITE_MOE_DEFAULTS = {**GRANITE_DEFAULTS, "num_local_experts": 8, "num_experts
 
 def hf_moe(c: Config, shared: int) -> Moe:
     """The experts of a safetensors file, and a shared one `shared` wide whose gate and up are one matrix."""
-    return read.moe(c, "expert_feed_forward_length", score="topk_softmax", shared=shared, shared_fused=True)
+    experts = read.moe(c, "expert_feed_forward_length", score="topk_softmax", shared=shared)
+    return replace(experts, shared_fused=True)
 
 
 @Family(

@@ -153,7 +153,6 @@ def moe(
     grouped: bool = False,
     choice_bias: bool | None = False,
     shared: int = 0,
-    shared_fused: bool = False,
 ) -> Moe:
     """The experts of every layer; `width`: keys of an expert's width, in order of preference.
 
@@ -192,7 +191,6 @@ def moe(
         groups,
         top_groups,
         shared,
-        shared_fused,
     )
 
 
