@@ -83,6 +83,10 @@ def broken(program: p.Program) -> Iterator[tuple[str, p.Program]]:
         ops = [op for op in program.ops if not is_left_out(op)]
         if len(ops) < len(program.ops):
             yield name, replace(program, ops=ops)
+    head_dim = next(op.head_dim for op in program.ops if isinstance(op, p.Attend))
+    ops = [_normed_by_heads(op, head_dim) if _norms_a_row(op) else op for op in program.ops]
+    if any(_norms_a_row(op) for op in program.ops):
+        yield "q and k normed head by head", replace(program, ops=ops)
     if turned := list(_turned_everywhere(program)):
         yield "positions where there are none", replace(program, ops=turned)
     ops = list(program.ops)
@@ -91,6 +95,16 @@ def broken(program: p.Program) -> Iterator[tuple[str, p.Program]]:
             ops[i], ops[i + 1] = other, one
     if ops != list(program.ops):
         yield "norm on the other side of the rotation", replace(program, ops=ops)
+
+
+def _norms_a_row(op: Any) -> bool:
+    return isinstance(op, p.Norm) and op.out.name in ("q", "k") and op.group is None
+
+
+def _normed_by_heads(op: p.Norm, head_dim: int) -> p.Norm:
+    """With the weights of the first head for all."""
+    weight, size = op.weight, op.weight.nbytes // op.weight.num_values
+    return replace(op, group=head_dim, weight=replace(weight, shape=(head_dim,), nbytes=head_dim * size))
 
 
 def _turned_everywhere(program: p.Program) -> Iterator[Any]:
