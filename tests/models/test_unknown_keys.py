@@ -347,7 +347,7 @@ def test_no_key_of_llama_cpp_is_unseen(
     found = {(key, outcome(checkpoint, key, value, read)) for key in keys.values() for value in ODD}
     assert {kind for _, kind in found} == {"read", "harmless", "refused"}
     assert ("block_count", "read") in found
-    assert ("ssm.conv_kernel", "refused") in found
+    assert ("wkv.head_size", "refused") in found
 
 
 @pytest.mark.parity
@@ -434,6 +434,7 @@ _TWO: dict[str, tuple[Any, Any]] = {
     "suppress_tokens": ([], [1]),
     "begin_suppress_tokens": ([], [1]),
     "bad_words_ids": ([[1]], [[2]]),
+    "time_step_limit": ([0.0, 1.0], [0.001, 2.0]),
 }
 _FLAGS = (  # noqa: SIM905
     "tie_word_embeddings use_cache output_attentions output_hidden_states output_router_logits gradient_checkpointing "
@@ -506,6 +507,8 @@ def test_what_is_harmless_gives_transformers_equal_logits(family: str, checkpoin
         for key in row.keys.split():
             if key in (*read, *_NOT_GIVEN) or "*" in key or "." in key:
                 continue
+            if (key, family) == ("output_router_logits", "granitemoehybrid"):
+                continue  # transformers looks for the routers of a model that has none
             for value in _two_values(key) if row.values is None else row.values:
                 given = [value] * 2 if key == "layer_types" else value
                 answer = reference.answer({key: given})
