@@ -209,6 +209,16 @@ def test_gguf_files_without_factors_have_one_rotation(gguf_file: Callable[[dict[
     assert rotation(program).attention_factor == 1.0
 
 
+def test_gguf_files_may_have_a_plain_factor_too(gguf_file: Callable[[dict[str, Any]], Checkpoint]) -> None:
+    """As llama.cpp has it, which divides by both."""
+    one = rotation(build_program(gguf_file({})))
+    for kind in ("longrope", "linear"):
+        other = rotation(build_program(gguf_file({"phi3.rope.scaling.type": kind, "phi3.rope.scaling.factor": 2.0})))
+        assert np.array_equal(one.inv_freq / 2, other.inv_freq)
+    with pytest.raises(CheckpointError, match="'phi3.rope.scaling.type' is 'longer'"):
+        build_program(gguf_file({"phi3.rope.scaling.type": "longer"}))
+
+
 def test_gguf_factors_that_are_no_divisors(tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="gguf is not installed")
     from gguf_export import export

@@ -82,15 +82,20 @@ def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def gguf_rope(config: Config, head_dim: int, weights: Weights | None = None, *, interleaved: bool = False) -> RopeTable:
-    """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied."""
+def gguf_rope(
+    config: Config, head_dim: int, weights: Weights | None = None, *, interleaved: bool = False, long: bool = False
+) -> RopeTable:
+    """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied.
+
+    `long`: the type may be longrope, of whose divisors longrope.py takes care.
+    """
     theta = config.number("rope.freq_base", default=10000.0, low=1.0)
     kind = config.text("rope.scaling.type", default="linear")
     old_factor = config.number("rope.scale_linear", default=1.0)
     factor = config.number("rope.scaling.factor", default=old_factor) or 1.0
     attention_factor = config.number("rope.scaling.attn_factor", default=1.0) or 1.0
     freqs = base_frequencies(theta, head_dim)
-    if kind == "linear":
+    if kind == "linear" or (long and kind == "longrope"):
         freqs /= factor
     elif kind == "yarn":
         freqs, growth = _gguf_yarn(config, theta, head_dim, factor)
