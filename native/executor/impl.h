@@ -200,7 +200,7 @@ struct Executor::Impl {
   void tile_page(int32_t sequence, int64_t page, int64_t begin, int64_t end, int64_t source, int64_t period) const;
   void tile_codes(int32_t sequence, int64_t page, int64_t same_page);
 
-  // --- probe.cpp ---
+  // --- measure.cpp ---
   void record_queries(int32_t stride);
   void reserve_queries(int32_t num_step_rows);
   bool is_recorded(int32_t row) const {

@@ -1,4 +1,4 @@
-// The Python module: with module_text.cpp the only file that knows nanobind. Signatures are those of
+// The Python module: the files beside it are the only ones that know nanobind. Signatures are those of
 // src/kamado/_native.pyi.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -22,7 +22,7 @@
 #include "kamado/refuse.h"
 #include "kamado/state.h"
 #include "kamado/tables.h"
-#include "module_text.h"
+#include "bind/text.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
