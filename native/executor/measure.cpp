@@ -1,10 +1,10 @@
-// For measurements: the queries of attention as a step computes them, and what a query reads of the cache, exactly or
-// by way of codes. Nothing here changes what a step computes.
+#include "executor/measure.h"
+
 #include <algorithm>
 #include <cstring>
 #include <string>
 
-#include "executor/impl.h"
+#include "kamado/align.h"
 #include "kamado/refuse.h"
 
 namespace kamado {
@@ -21,22 +21,39 @@ void read_page(const VectorKernels& halves, const uint16_t* k_block, const uint1
   halves.from_f16(v_block, kPageTokens * v_dim, v);
 }
 
-}  // namespace
-
-void Executor::Impl::record_queries(int32_t stride) {
-  recorded.clear();
-  query_stride = stride;
-  if (stride > 0) recorded.resize(static_cast<size_t>(num_kv_layers));
+// Throws std::invalid_argument when the layer cannot be read so.
+void check_readable(const Sequences& sequences, int32_t layer, int32_t k_bits, int32_t v_bits) {
+  const std::string which = joined("KV layer ", layer, ": ");
+  if (layer < 0 || layer >= sequences.num_layers()) refuse(which, "the program has no such layer");
+  const KvLayerShape& shape = sequences.shapes()[static_cast<size_t>(layer)];
+  if (shape.k_bits > 0 || shape.window > 0 || sequences.cache().type() != KvType::kF16)
+    refuse(which, "only a cache that keeps all of it as f16 can be read");
+  if (k_bits == 0 && v_bits == 0) return;
+  require_valid_codec({shape.k_dim, shape.v_dim, k_bits, v_bits}, which);
 }
 
-// Makes room for what the step will record, so that its threads allocate nothing.
-void Executor::Impl::reserve_queries(int32_t num_step_rows) {
+}  // namespace
+
+Measures::Measures(const Program& program, const Sequences& sequences, const Step& step)
+    : queries(program, sequences, step), routing(program) {
+  const auto is_experts = [](const Op& op) { return std::holds_alternative<ExpertsOp>(op); };
+  resident_experts.resize(static_cast<size_t>(std::count_if(program.ops.begin(), program.ops.end(), is_experts)));
+}
+
+void QueryLog::start(int32_t stride) {
+  if (stride < 0) refuse("the stride of recorded queries must be at least 0, got ", stride);
+  layers_.clear();
+  stride_ = stride;
+  if (stride > 0) layers_.resize(num_layers_);
+}
+
+void QueryLog::begin_step() {
   size_t rows = 0;
-  for (int32_t row = 0; row < num_step_rows; ++row) rows += is_recorded(row);
-  for (const Op& op : program.ops) {
+  for (int32_t row = 0; row < static_cast<int32_t>(step_.batch->num_tokens); ++row) rows += is_recorded(row);
+  for (const Op& op : program_.ops) {
     const auto* attend = std::get_if<AttendOp>(&op);
     if (attend == nullptr || !attend->stores) continue;
-    RecordedQueries& queries = recorded[static_cast<size_t>(program.states[static_cast<size_t>(attend->state)].index)];
+    RecordedQueries& queries = layers_[static_cast<size_t>(program_.states[static_cast<size_t>(attend->state)].index)];
     queries.num_heads = attend->num_heads;
     queries.head_dim = attend->head_dim;
     const auto width = static_cast<size_t>(attend->num_heads) * static_cast<size_t>(attend->head_dim);
@@ -45,33 +62,49 @@ void Executor::Impl::reserve_queries(int32_t num_step_rows) {
   }
 }
 
-// One thread's work: a copy of few rows.
-void Executor::Impl::keep_queries(const AttendNode& node, int32_t thread) {
-  RecordedQueries& queries = recorded[static_cast<size_t>(node.layer)];
+void QueryLog::keep(const AttendNode& node, const StepMemory& memory, const Worker& worker) {
+  RecordedQueries& queries = layers_[static_cast<size_t>(node.layer)];
   const auto width = static_cast<size_t>(queries.num_heads) * static_cast<size_t>(queries.head_dim);
-  for (int32_t row = 0; row < static_cast<int32_t>(batch->num_tokens); ++row) {
+  for (int32_t row = 0; row < static_cast<int32_t>(step_.batch->num_tokens); ++row) {
     if (!is_recorded(row)) continue;
-    const float* q = floats_at(node.q_at, row, workers[static_cast<size_t>(thread)]);
-    queries.positions.push_back(positions[static_cast<size_t>(row)]);
+    const float* q = memory.floats_at(node.q_at, row, worker);
+    queries.positions.push_back(step_.positions[static_cast<size_t>(row)]);
     queries.values.insert(queries.values.end(), q, q + width);
   }
 }
 
-void Executor::Impl::check_readable(int32_t layer, int32_t k_bits, int32_t v_bits) const {
-  const std::string which = joined("KV layer ", layer, ": ");
-  if (layer < 0 || layer >= num_kv_layers) refuse(which, "the program has no such layer");
-  const KvLayerShape& shape = kv_shapes[static_cast<size_t>(layer)];
-  if (shape.k_bits > 0 || shape.window > 0 || kv->type() != KvType::kF16)
-    refuse(which, "only a cache that keeps all of it as f16 can be read");
-  if (k_bits == 0 && v_bits == 0) return;
-  require_valid_codec({shape.k_dim, shape.v_dim, k_bits, v_bits}, which);
+const RecordedQueries& QueryLog::of_layer(int32_t layer) const {
+  if (layer < 0 || static_cast<size_t>(layer) >= layers_.size()) refuse("no queries of layer ", layer, " are recorded");
+  return layers_[static_cast<size_t>(layer)];
 }
 
-void Executor::Impl::read_kv(int32_t sequence, int32_t layer, int32_t k_bits, int32_t v_bits, float* k, float* v) {
-  check_readable(layer, k_bits, v_bits);
-  const KvLayerShape& shape = kv_shapes[static_cast<size_t>(layer)];
+RoutingLog::RoutingLog(const Program& program) {
+  for (const Op& op : program.ops) {
+    if (const auto* route = std::get_if<RouteOp>(&op)) max_top_k_ = std::max(max_top_k_, route->top_k);
+  }
+}
+
+void RoutingLog::add(int64_t step, int32_t layer, int32_t row, const int32_t* ids, int32_t top_k) {
+  rows_.insert(rows_.end(), {static_cast<int32_t>(step), layer, row});
+  rows_.insert(rows_.end(), ids, ids + top_k);
+  rows_.insert(rows_.end(), static_cast<size_t>(max_top_k_ - top_k), -1);
+}
+
+Executor::KvShape kv_shape(const Sequences& sequences, int32_t sequence, int32_t layer, int32_t k_bits,
+                           int32_t v_bits) {
+  const int64_t length = sequences.cache().length(sequence);
+  check_readable(sequences, layer, k_bits, v_bits);
+  const KvLayerShape& shape = sequences.shapes()[static_cast<size_t>(layer)];
+  return {shape.num_kv_heads, shape.k_dim, shape.v_dim, length};
+}
+
+void read_kv(const Sequences& sequences, const KernelTable& kernels, Pool& pool, int32_t sequence, int32_t layer,
+             int32_t k_bits, int32_t v_bits, float* k, float* v) {
+  check_readable(sequences, layer, k_bits, v_bits);
+  const KvLayerShape& shape = sequences.shapes()[static_cast<size_t>(layer)];
+  const StateCache& kv = sequences.cache();
   const KvCodec codec{shape.k_dim, shape.v_dim, k_bits, v_bits};
-  const int64_t total = kv->length(sequence), pages = (total + kPageTokens - 1) / kPageTokens;
+  const int64_t total = kv.length(sequence), pages = (total + kPageTokens - 1) / kPageTokens;
   const int64_t num_coded = k_bits > 0 ? settled_pages(total) : 0;
   const auto work = [&](int32_t thread) {
     const size_t k_page = static_cast<size_t>(shape.k_dim) * kPageTokens;
@@ -88,8 +121,8 @@ void Executor::Impl::read_kv(int32_t sequence, int32_t layer, int32_t k_bits, in
     for (int64_t item = thread; item < pages * shape.num_kv_heads; item += pool.size()) {
       const int64_t page = item / shape.num_kv_heads;
       const auto head = static_cast<int32_t>(item % shape.num_kv_heads);
-      const auto* k_block = static_cast<const uint16_t*>(kv->k_block(sequence, page, layer, head));
-      const auto* v_block = static_cast<const uint16_t*>(kv->v_block(sequence, page, layer, head));
+      const auto* k_block = static_cast<const uint16_t*>(kv.k_block(sequence, page, layer, head));
+      const auto* v_block = static_cast<const uint16_t*>(kv.v_block(sequence, page, layer, head));
       if (page < num_coded) {
         uint8_t* k_codes = codes.data();
         uint8_t* v_codes = k_codes + k_bytes;
