@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../kernels/linear_tile.h"
+#include "kernels/linear_tile.h"
 #include "kamado/bits.h"
 #include "kamado/layout.h"
 
