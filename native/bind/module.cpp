@@ -12,6 +12,7 @@
 #include "bind/common.h"
 #include "bind/text.h"
 #include "kamado/checksum.h"
+#include "kamado/cpus.h"
 #include "kamado/executor.h"
 #include "kamado/experts.h"
 #include "kamado/limits.h"
