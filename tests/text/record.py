@@ -84,11 +84,13 @@ def record_ways() -> None:
     """Of the small vocabularies: each way of cutting words, PLaMo's tokenizer, and what ends a turn."""
     from . import vocabularies as small
 
-    merges, pieces = small.train_merges(), small.train_pieces()
-    recorded: dict[str, Any] = {"llama.cpp": peer.FILE, "sha256": peer.SHA256, "merges": merges, "pieces": pieces}
+    merges, pieces, marked = small.train_merges(), small.train_pieces(), small.train_marked()
+    recorded: dict[str, Any] = {"llama.cpp": peer.FILE, "sha256": peer.SHA256}
+    recorded |= {"merges": merges, "pieces": pieces, "marked": marked}
     recorded["ids"] = {way: small.peer_ids(small.byte_level(merges, way)) for way in small.ways()}
     recorded["ids"]["llama"] = small.peer_ids(small.sentence_piece())
     recorded["ids"]["plamo2"] = small.peer_ids(small.plamo(pieces))
+    recorded["ids"]["gemma4"] = small.peer_ids(small.marked_pairs(marked))
     recorded["ends"] = {name: small.peer_ends(keys) for name, keys in small.END_CASES.items()}
     _write("ways.json", recorded)
 

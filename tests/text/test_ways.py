@@ -51,12 +51,14 @@ def _golden() -> dict[str, Any]:
 def _tokenizer(way: str) -> Tokenizer:
     if way == "plamo2":
         return gguf(**small.plamo(_golden()["pieces"]))
+    if way == "gemma4":
+        return gguf(**small.marked_pairs(_golden()["marked"]))
     if way == "llama":
         return gguf(**small.sentence_piece())
     return gguf(**small.byte_level(_golden()["merges"], way))
 
 
-_WAYS = [*small.ways(), "llama", "plamo2"]
+_WAYS = [*small.ways(), "llama", "plamo2", "gemma4"]
 
 
 @pytest.mark.parametrize("way", _WAYS)
@@ -83,12 +85,14 @@ def test_every_way_is_told_from_every_other() -> None:
 
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("a1 \n'/中ก\u0301"), max_size=60),
-    way=st.sampled_from(["seed-coder", "gpt-4o", "kimi-k2", "afmoe", "plamo2", "deepseek-v3", "tekken"]),
+    way=st.sampled_from(["seed-coder", "gpt-4o", "kimi-k2", "afmoe", "plamo2", "gemma4", "tekken"]),
 )
 @settings(deadline=None, max_examples=300)
 def test_any_text_survives(text: str, way: str) -> None:
     tokenizer = _tokenizer(way)
     ids = tokenizer.encode(text, add_bos=False)
+    if way == "gemma4":
+        text = text.replace("\u2581", " ")  # it cannot tell them apart
     assert tokenizer.decode(ids, skip_special=False) == text
     assert not tokenizer.special_ids & set(ids)
 
@@ -107,6 +111,14 @@ def test_glm_ends_where_it_names_the_next_turn_even_if_the_file_does_not_say_so(
     assert phi.token_to_id("<|user|>") not in phi.stop_ids
 
 
+def test_gemma_4_begins_with_bos_whatever_the_file_says() -> None:
+    keys = small.marked_pairs(_golden()["marked"]) | {"add_bos_token": False}
+    tokenizer = gguf(**keys)
+    assert tokenizer.add_bos
+    assert tokenizer.encode("a")[0] == tokenizer.bos_id == keys["bos_token_id"]
+    assert not {keys["bos_token_id"], keys["eos_token_id"]} & set(tokenizer.encode("<bos><eos>", add_bos=False))
+
+
 def test_minimax_ends_where_it_says_so_even_if_the_file_does_not() -> None:
     keys = {key: value for key, value in small.END_CASES["minimax"].items() if not key.endswith("_id")}
     tokenizer = gguf(**keys | {"token_type": [1] * len(keys["tokens"])})
@@ -118,7 +130,7 @@ _RUNS = ("1", "1a", " ", "\n", " \n", "x", "Aa", "中", "A中", "\u0301", "!", "
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["seed-coder", "gpt-4o", "kimi-k2", "afmoe", "plamo2"])
+@pytest.mark.parametrize("way", ["seed-coder", "gpt-4o", "kimi-k2", "afmoe", "plamo2", "gemma4"])
 def test_long_runs_do_not_reach_the_limit_of_the_search(way: str) -> None:
     """Longer than what is cut at once: the package gives up after ten million steps back, and a search that takes the
     square of this length would end by the suite's limit of time."""
@@ -139,8 +151,8 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-_REAL = ["bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm", "mpt"]
-_REAL += ["phi-3", "qwen2", "qwen35", "refact", "starcoder"]
+_REAL = ["bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-bpe"]
+_REAL += ["llama-spm", "mpt", "phi-3", "qwen2", "qwen35", "refact", "starcoder"]
 
 
 @pytest.mark.parity
@@ -153,9 +165,10 @@ def test_real_vocabularies_give_llama_cpp_s_own_ids(name: str, vocabularies: Pat
     texts = Path(f"{path}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
     wanted = [[int(i) for i in line.split()] for line in Path(f"{path}.out").read_text().split("\n")]
     assert len(texts) > 40
+    assert wanted[len(texts) :] in ([], [[]])
     differs = [
         text
-        for text, ids in zip(texts, wanted, strict=True)
+        for text, ids in zip(texts, wanted, strict=False)
         if tokenizer.encode(text, add_bos=False, add_eos=False) != ids
     ]
     # Qwen's tokenizer composes characters first; llama.cpp does not. Three texts of this file are about that.

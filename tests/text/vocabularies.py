@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import models, pre_tokenizers, trainers
 
 from kamado.text.tokenizer.pieces import byte_alphabet
 from kamado.text.tokenizer.pretokenizers import PRE_TOKENIZERS
 
 from .corpus import DECOMPOSED, TEXTS
-from .models import BYTE, CONTROL, NORMAL, UNKNOWN
+from .models import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED
 
 # Beside the corpus: what the ways of cutting words differ in.
 PROBES: dict[str, str] = {
@@ -129,6 +129,28 @@ def byte_level(merges: Sequence[str], pre: str) -> dict[str, Any]:
     }
 
 
+def marked_pairs(trained: Mapping[str, list[str]]) -> dict[str, Any]:
+    """A GGUF vocabulary of Gemma 4's kind."""
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<turn|>"]
+    tokens = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *trained["tokens"], "</s>", "<|tool_call>"]
+    return {
+        "model": "gemma4",
+        "pre": "default",
+        "tokens": tokens,
+        "scores": [0.0] * len(tokens),
+        "token_type": [CONTROL] * len(specials)
+        + [BYTE] * 256
+        + [NORMAL] * (len(trained["tokens"]) + 1)
+        + [USER_DEFINED],
+        "merges": trained["merges"],
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "unknown_token_id": 3,
+        "add_bos_token": True,
+        "add_space_prefix": False,
+    }
+
+
 def plamo(pieces: Mapping[str, float]) -> dict[str, Any]:
     """A GGUF vocabulary of PLaMo's kind with these pieces and their scores."""
     specials = ["<|plamo:unk|>", "<|plamo:bos|>", "<|plamo:eos|>", "<|plamo:pad|>", "<|plamo:op|>"]
@@ -145,6 +167,17 @@ def plamo(pieces: Mapping[str, float]) -> dict[str, Any]:
         "eot_token_id": 4,
         "add_space_prefix": False,
     }
+
+
+def train_marked(num_tokens: int = 900) -> dict[str, list[str]]:
+    """Tokens and merges of characters, spaces as marks; some characters stay without a token."""
+    rust = RustTokenizer(models.BPE())
+    rust.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n+"), "isolated")
+    trainer = trainers.BpeTrainer(vocab_size=num_tokens, limit_alphabet=300, max_token_length=8, show_progress=False)
+    rust.train_from_iterator([text.replace(" ", SPACE) for text in _pieces(texts().values(), 48)], trainer)
+    vocab = rust.get_vocab()
+    merges = json.loads(rust.to_str())["model"]["merges"]
+    return {"tokens": sorted(vocab, key=vocab.__getitem__), "merges": [" ".join(merge) for merge in merges]}
 
 
 def sentence_piece() -> dict[str, Any]:

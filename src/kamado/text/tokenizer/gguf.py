@@ -71,7 +71,14 @@ def load_gguf(source: TokenizerSource) -> Tokenizer:
     if not meta.has(_MODEL_KEY):
         meta.fail(_MODEL_KEY, "is missing")
     model = meta.text(_MODEL_KEY, "")
-    builders = {"gpt2": _byte_level, "llama": _sentence_piece, "bert": _word_piece, "t5": _unigram, "plamo2": _plamo}
+    builders = {
+        "gpt2": _byte_level,
+        "llama": _sentence_piece,
+        "bert": _word_piece,
+        "t5": _unigram,
+        "gemma4": _marked_pairs,
+        "plamo2": _plamo,
+    }
     build = builders.get(model)
     if build is None:
         raise UnsupportedError(
@@ -154,6 +161,18 @@ def _scored(
         size, partial(_space_mark_bytes, vocabulary), specials.special_ids, strip_first_space=add_space_prefix
     )
     return Tokenizer(GgufEncoder(vocabulary, encoder, finds_own=finds_own), pieces, specials, vocabulary.ids.get)
+
+
+def _marked_pairs(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
+    from .marked_pairs import MarkedPairsEncoder
+
+    # Gemma 4 always begins with BOS; files have said otherwise, and llama.cpp does not believe them.
+    specials = _specials(meta, vocabulary, add_bos=True, add_eos=False, obey_flags=False)
+    pieces = Pieces(
+        len(vocabulary.tokens), partial(_space_mark_bytes, vocabulary), specials.special_ids, strip_first_space=False
+    )
+    encoder = GgufEncoder(vocabulary, MarkedPairsEncoder(meta, vocabulary))
+    return Tokenizer(encoder, pieces, specials, vocabulary.ids.get)
 
 
 def _plamo(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:

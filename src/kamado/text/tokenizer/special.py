@@ -33,6 +33,7 @@ _END_TEXTS = frozenset(
         "<|plamo:eos|>",
         "[|endofturn|]",
         "<turn|>",
+        "<|tool_response>",
         "<|endofassistant|>",
     }
 )
