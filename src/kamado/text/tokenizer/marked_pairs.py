@@ -50,7 +50,7 @@ class MarkedPairsEncoder:
                 ids += self._merge(self._words.findall(piece))
             elif piece in self._runs:
                 ids.append(self._runs[piece])
-            elif piece in unknown:
+            elif piece[0] in unknown:
                 ids += self.encode_bytes(piece.encode())
             else:
                 ids += self._merge([piece])
