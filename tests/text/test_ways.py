@@ -28,7 +28,7 @@ from .models import gguf
 _CASES = {"cases", "byte_alphabet", "dotted_case"}
 _MARKS = {"marks", "scripts_touching", "thai", "hindi", "decomposed", "stacked_marks"}
 # Where llama.cpp differs from the family's own tokenizer.json, whose patterns are ours. It knows no case beyond ASCII
-# (issue 21675 there), nor any case in Kimi's words, and takes marks for no letters; U+0085 is no blank to its regex;
+# (issue 21675 there), nor any case in Kimi's words, and takes marks for no letters; blanks beyond ASCII are one;
 # Trinity's digits are not cut off from the blanks before them, a half is a digit of them, and scripts that touch are
 # one word.
 _DIFFERS = {
