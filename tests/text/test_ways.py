@@ -29,8 +29,8 @@ _CASES = {"cases", "byte_alphabet", "dotted_case"}
 _MARKS = {"marks", "scripts_touching", "thai", "hindi", "decomposed", "stacked_marks"}
 # Where llama.cpp differs from the family's own tokenizer.json, whose patterns are ours. It knows no case beyond ASCII
 # (issue 21675 there), nor any case in Kimi's words, and takes marks for no letters; blanks beyond ASCII are one;
-# Trinity's digits are not cut off from the blanks before them, a half is a digit of them, and scripts that touch are
-# one word.
+# Trinity's digits are not cut off from the blanks before them, a half is a digit of them, scripts that touch are one
+# word, and Thai begins in its middle.
 _DIFFERS = {
     "tekken": _CASES | _MARKS,
     "gpt-4o": _CASES | _MARKS,
