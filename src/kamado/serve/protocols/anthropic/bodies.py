@@ -17,7 +17,9 @@ from msgspec import Meta, Struct
 from ...faults import RequestError
 from ...http.parameters import converted
 from ...http.routes import Call
+from ...models.answer_options import body_options
 from ...models.contract import (
+    AnswerOptions,
     ChatRequest,
     ImagePart,
     Message,
@@ -30,7 +32,6 @@ from ...models.contract import (
     ToolCall,
     ToolChoice,
 )
-from ...models.sampling import sampling_of
 from ..images import image_from_base64
 from ..schemas import check_schema
 from ..thinking import EFFORTS
@@ -206,7 +207,7 @@ def chat_request(call: Call[Any]) -> ChatRequest:
         (edit,) = body.context_management["edits"]
         messages = _without_thinking(messages, keep=(edit.get("keep") or {"value": 1})["value"])
     config = _config(body)
-    own: dict[str, Any] = {}
+    options: AnswerOptions = {"owner": call.key.id}
     if isinstance(body, MessagesBody):
         budget = body.thinking.budget_tokens if body.thinking is not None else None
         RequestError.when(
@@ -215,12 +216,13 @@ def chat_request(call: Call[Any]) -> ChatRequest:
             "max_tokens, so its budget must be smaller",
             param="thinking.budget_tokens",
         )
-        own = {
+        options = body_options(
+            body,
             # 0 asks for the prompt to be computed and kept, nothing more: one token is computed and not sent.
-            "max_tokens": max(1, body.max_tokens),
-            "stop": tuple(text for text in body.stop_sequences or () if text),
-            "sampling": sampling_of(body),
-        }
+            max_tokens=max(1, body.max_tokens),
+            stop=tuple(text for text in body.stop_sequences or () if text) or None,
+            owner=call.key.id,
+        )
     return ChatRequest(
         messages=tuple(messages),
         tools=tools,
@@ -228,9 +230,8 @@ def chat_request(call: Call[Any]) -> ChatRequest:
         output=_output(config),
         think=_think(body.thinking, config),
         continue_last=messages[-1].role == "assistant" and not messages[-1].tool_calls,
-        owner=call.key.id,
+        options=options,
         request_id=call.id,
-        **own,
     )
 
 

@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ...faults import RequestError
+from ...models.answer_options import body_options
 from ...models.contract import ChatRequest, OutputFormat, Think, ToolChoice, Truncation
-from ...models.sampling import sampling_of
 from ..schemas import MAX_SCHEMA_BYTES, check_schema
 from ..thinking import EFFORTS
 from ..tools import MAX_TOOLS, FunctionSpec, choose, tools_of
@@ -231,9 +231,9 @@ class EmbeddingBody(Struct, kw_only=True, forbid_unknown_fields=True):
     keep_alive: float | str | None = None
 
 
-def stops_of(stop: str | list[str] | None) -> tuple[str, ...]:
+def stops_of(stop: str | list[str] | None) -> tuple[str, ...] | None:
     """Stop sequences as a tuple; empty ones end nothing."""
-    return tuple(text for text in ([stop] if isinstance(stop, str) else stop or ()) if text)
+    return tuple(text for text in ([stop] if isinstance(stop, str) else stop or ()) if text) or None
 
 
 def output_of(form: ResponseFormat | None, max_schema_bytes: int) -> OutputFormat:
@@ -374,7 +374,9 @@ def check_stream_options(body: Shared) -> None:
     )
 
 
-def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int) -> ChatRequest:
+def chat_request(
+    body: ChatBody, *, owner: str, request_id: str, max_schema_bytes: int, max_image_bytes: int
+) -> ChatRequest:
     """What the chat endpoint's body asks for. Raises RequestError naming the parameter."""
     from .answer_forms import form_of  # above this module
 
@@ -398,14 +400,18 @@ def chat_request(body: ChatBody, *, max_schema_bytes: int, max_image_bytes: int)
         tool_choice=tool_choice_of(body.tool_choice, [tool.name for tool in tools], body.parallel_tool_calls),
         output=form_of(body, max_schema_bytes),
         think=think_of_chat(body),
-        sampling=sampling_of(body),
-        max_tokens=limit_of(body.max_completion_tokens, body.max_tokens, body.n_predict),
-        stop=stops_of(body.stop),
+        options=body_options(
+            body,
+            max_tokens=limit_of(body.max_completion_tokens, body.max_tokens, body.n_predict),
+            stop=stops_of(body.stop),
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            background=is_flex or (is_task if body.background is None else body.background),
+            owner=owner,
+        ),
         n=body.n or 1,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         continue_last=bool(body.continue_final_message),
         template_options=body.chat_template_kwargs or {},
         truncation="drop_middle" if body.transforms else truncation,
-        is_background=is_flex or (is_task if body.background is None else body.background),
         deadline_seconds=body.deadline_seconds,
+        request_id=request_id,
     )

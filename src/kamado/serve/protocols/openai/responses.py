@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ...faults import RequestError, fault_of
@@ -98,14 +98,19 @@ def _store(call: Call[Any]) -> ResponseStore:
     return store
 
 
-def _request(call: Call[ResponsesBody]) -> tuple[ChatRequest, Sequence[Mapping[str, Any]]]:
+def _request(call: Call[ResponsesBody], owner: str) -> tuple[ChatRequest, Sequence[Mapping[str, Any]]]:
     """What a body asks for, and the items of the conversation that it goes on from. Raises RequestError."""
     body, config = call.body, call.server.config
     earlier: Sequence[Mapping[str, Any]] = ()
     if body.previous_response_id is not None:
         earlier = _store(call).get(body.previous_response_id, call.key.id, "previous_response_id").items
     request = responses_request(
-        body, earlier, max_schema_bytes=config.max_schema_bytes, max_image_bytes=config.max_image_bytes
+        body,
+        earlier,
+        owner=owner,
+        request_id=call.id,
+        max_schema_bytes=config.max_schema_bytes,
+        max_image_bytes=config.max_image_bytes,
     )
     return request, earlier
 
@@ -113,8 +118,7 @@ def _request(call: Call[ResponsesBody]) -> tuple[ChatRequest, Sequence[Mapping[s
 async def create(call: Call[ResponsesBody]) -> Response:
     """POST /v1/responses."""
     body = call.body
-    request, earlier = _request(call)
-    request = replace(request, owner=owner_of(call, body.prompt_cache_key), request_id=call.id)
+    request, earlier = _request(call, owner_of(call, body.prompt_cache_key))
     call.notes |= {"model": body.model, "user": body.user}
     await say_if_it_cannot_think(call, body.model, request.think, "reasoning")
     maker = ResponseMaker(body)
@@ -468,8 +472,8 @@ def _page(items: list[dict[str, Any]], call: Call[Any]) -> dict[str, Any]:
 
 async def count_input(call: Call[ResponsesBody]) -> Response:
     """POST /v1/responses/input_tokens."""
-    request, _ = _request(call)
-    num_tokens = await call.server.service.count_chat_tokens(call.body.model, replace(request, owner=call.key.id))
+    request, _ = _request(call, call.key.id)
+    num_tokens = await call.server.service.count_chat_tokens(call.body.model, request)
     return json_response({"object": "response.input_tokens", "input_tokens": num_tokens})
 
 
