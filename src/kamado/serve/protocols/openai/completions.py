@@ -17,8 +17,9 @@ from ...models.answer_options import body_options
 from ...models.contract import CompletionRequest, Done, Event, Finish, PromptLogprobs, TextDelta, TokenLogprob
 from ..schemas import noted
 from .answer_forms import form_of
-from .bodies import MAX_PROMPTS, CompletionBody, check_stream_options, limit_of, stops_of
+from .bodies import MAX_PROMPTS, CompletionBody
 from .family import FINISH, SSE_DONE, keep_alive_of, new_id, note_counts, owner_of
+from .requests import check_stream_options, limit_of, stops_of
 from .results import ContextResult, TextChoice, TextLogprobs, TextResult, account_of, token_text, usage_of
 
 _DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI says

@@ -31,17 +31,10 @@ from ...models.contract import (
 )
 from ..schemas import noted
 from ..thinking import say_if_it_cannot_think
-from .bodies import (
-    MAX_INPUTS,
-    ChatBody,
-    CompletionBody,
-    EmbeddingBody,
-    chat_request,
-    hides_reasoning,
-    thinking_parameters,
-)
+from .bodies import MAX_INPUTS, ChatBody, CompletionBody, EmbeddingBody
 from .completions import completions, prompts_of
 from .family import FAMILY, FINISH, SSE_DONE, keep_alive_of, new_id, note_counts, owner_of
+from .requests import chat_request, hides_reasoning, thinking_parameters
 from .results import (
     ChatChoice,
     ChatLogprobs,

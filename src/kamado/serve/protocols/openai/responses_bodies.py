@@ -15,19 +15,10 @@ from ...models.answer_options import body_options
 from ...models.contract import ChatRequest, Message, OutputFormat, Part, Role, TextPart, Tool, ToolCall
 from ..schemas import check_schema
 from ..tools import MAX_TOOLS, FunctionSpec, checked, tool_of
-from .bodies import (
-    Common,
-    Effort,
-    JsonObject,
-    Label,
-    MaxTokens,
-    ResponsesStreamOptions,
-    limit_of,
-    think_of,
-    tool_choice_of,
-)
+from .bodies import Common, Effort, JsonObject, Label, MaxTokens, ResponsesStreamOptions
 from .messages import content_parts, text_of
-from .rows import OTHERS_INCLUDABLE
+from .requests import limit_of, think_of, tool_choice_of
+from .responses_rows import OTHERS_INCLUDABLE
 
 _MAX_ITEMS = 10_000
 _LOGPROBS = "message.output_text.logprobs"
