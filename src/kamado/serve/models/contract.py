@@ -163,9 +163,9 @@ class EmbedRequest(Asked):
     """Texts to embed, each a text or token ids."""
 
     inputs: tuple[str | tuple[int, ...], ...]
-    owner: str = ""
     dimensions: int | None = None  # the first so many, normalised again; UsageError when the model has fewer
     truncate: bool = False  # False: an input that does not fit raises ContextOverflowError
+    owner: str = ""
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
