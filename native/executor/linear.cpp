@@ -47,6 +47,7 @@ void LinearWork::run(const Node& node, const Segment& segment, int32_t thread) {
           memory_.note_damage(out, count, "a gate", worker);  // activations take -infinity to 0
           float* other = linear.has_gate_b ? worker.gate_outs[i] + begin : nullptr;
           if (gate_bias != nullptr) math.add(other, gate_bias + begin, count, other);
+          // Without a limit the product of both would show it.
           if (other != nullptr && linear.limit > 0) memory_.note_damage(other, count, "a gate", worker);
           math.gate(out, other, linear.activation, linear.limit, 0, count, out);
         }
