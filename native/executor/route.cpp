@@ -71,8 +71,9 @@ void Router::pick(const RouteOp& op, const float* logits, uint8_t* out, Worker& 
   if (op.score == RouteScore::kTopkSoftmax) math.softmax(picked, op.top_k, picked);
   float sum = 0;
   for (int32_t i = 0; i < op.top_k; ++i) sum += picked[i];
-  const bool divides = op.normalize && op.score != RouteScore::kTopkSoftmax && sum > 0;
-  for (int32_t i = 0; i < op.top_k; ++i) shares[i] = (divides ? picked[i] / sum : picked[i]) * op.scale;
+  const float divisor = std::max(sum + op.norm_eps, op.norm_min);
+  const bool divides = op.normalize && op.score != RouteScore::kTopkSoftmax && divisor > 0;
+  for (int32_t i = 0; i < op.top_k; ++i) shares[i] = (divides ? picked[i] / divisor : picked[i]) * op.scale;
 }
 
 void Router::predict(const PredictOp& op, const float* logits, uint8_t* out, Worker& worker) const {

@@ -57,11 +57,19 @@ void RowWork::run(const RowOp& op, int32_t row, const Segment& segment, Worker& 
       math.rope(out, op.width / rope.head_dim, rope.head_dim, 2 * half, table, table + half, rope.interleaved);
       break;
     }
+    case RowKind::kTemper: {
+      const auto& temper = std::get<TemperOp>(*op.op);
+      const int64_t position = step_.positions[static_cast<size_t>(segment.source[row])];
+      const auto begun = static_cast<double>((position + temper.offset) / temper.length);
+      math.scale(a, static_cast<float>(1 + temper.beta * std::log(1 + begun)), op.width, out);
+      break;
+    }
     case RowKind::kKernel: {
-      if (op.guards != nullptr) memory_.note_damage(a, op.width, op.guards, worker);
-      const float* in[kMaxRowInputs] = {a};
-      for (int32_t i = 1; i < kMaxRowInputs; ++i) {
-        if (op.in[i] != -1) in[i] = memory_.floats_at(op.in_at[i], row, worker);
+      const float* in[kMaxRowInputs] = {};
+      for (int32_t i = 0; i < kMaxRowInputs; ++i) {
+        if (op.in[i] == -1) continue;
+        in[i] = memory_.floats_at(op.in_at[i], row, worker);
+        if (op.guards != nullptr) memory_.note_damage(in[i], op.in_width[i], op.guards, worker);
       }
       op.kernel(math, *op.op, in, op.width, out);
       break;
