@@ -38,7 +38,7 @@ FAMILY = Family(
     tiny={
         **NO_HEAD_DIM,
         "original_max_position_embeddings": 256,
-        "rope_parameters": _longrope(6, 0.75),
+        "rope_parameters": _longrope(3 * HEAD_DIM // 8, 0.75),
         "tie_word_embeddings": True,
         "pad_token_id": 0,
     },
