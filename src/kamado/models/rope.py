@@ -140,6 +140,25 @@ def hf_rope(config: Config, head_dim: int, *, partial: bool = False, interleaved
     return replace(hf_rope_section(config, rope, width, theta, partial=partial), interleaved=interleaved)
 
 
+def hf_ropes(config: Config, head_dim: int, local_theta: float, theta: float) -> tuple[RopeTable, RopeTable]:
+    """The tables of local and of global layers of a config.json: `rope_scaling`, which is of the global ones alone, or
+    transformers 5's dictionary by layer type. The bases are those of a file that names them outside."""
+    new, old = config.section("rope_parameters"), config.section("rope_scaling")
+    if new is not None and old is not None:
+        raise old.unsupported("rope_type", f"comes with {config.name('rope_parameters')}: the two may contradict")
+    for key in new.present() if new else ():
+        if key not in ("sliding_attention", "full_attention"):
+            raise config.unsupported(f"rope_parameters.{key}", "is set for all layers, not by layer type")
+
+    def table(section: Config | None, base: float) -> RopeTable:
+        if section is None:
+            return RopeTable(base_frequencies(base, head_dim))
+        return hf_rope_section(config, section, head_dim, base)
+
+    local = new.section("sliding_attention") if new else None
+    return table(local, local_theta), table(new.section("full_attention") if new else old, theta)
+
+
 def rotary_dim(config: Config, rope: Config | None, head_dim: int) -> int:
     """Values of each head that turn, from `partial_rotary_factor` in the rope dictionary, or else beside it."""
     key = "partial_rotary_factor"

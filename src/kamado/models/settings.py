@@ -10,7 +10,7 @@ import numpy as np
 
 from .config import MAX_CONTEXT, MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Config, shown
 from .decoder import Attention, Mlp, Moe
-from .rope import RopeTable, gguf_rope, hf_rope
+from .rope import RopeTable, base_frequencies, gguf_rope, hf_rope, hf_ropes
 from .weights import Weights
 
 
@@ -108,6 +108,23 @@ def rope(
     if turned > width or turned % 2:
         raise c.invalid("rope.dimension_count", f"is {turned}, which is odd or more than the {width} values of a head")
     return gguf_rope(c, turned, factors, interleaved=permuted or interleaved)
+
+
+def ropes(c: Config, *, theta: float = 10000.0, local_theta: float | None = None) -> tuple[RopeTable, RopeTable]:
+    """Of local and of global layers: only the global ones are scaled for long contexts.
+
+    `theta`: the base of a config.json without one; `local_theta`: that of local layers, which then have a key of their
+    own for it; None: theirs is the global one. config.json has `rope_theta` and `rope_scaling`, or transformers 5's
+    dictionary by layer type.
+    """
+    width = head_dim(c)
+    theta = c.number("rope.freq_base", default=10000.0 if c.is_gguf else theta, low=1.0)
+    if local_theta is not None or c.is_gguf:
+        local_theta = c.number("rope.freq_base_swa", default=local_theta or theta, low=1.0)
+    local_theta = local_theta or theta
+    if c.is_gguf:
+        return RopeTable(base_frequencies(local_theta, width)), rope(c)
+    return hf_ropes(c, width, local_theta, theta)
 
 
 def attention(
