@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from family_cases import Case, cases
+from family_cases import WRAPPERS, Case, cases
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 211,
@@ -31,13 +31,10 @@ def build_model(case: Case, seed: int = 0) -> Any:
     import transformers
 
     with quiet():
-        if case.family == "gemma3":
-            vision = transformers.SiglipVisionConfig(
-                hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28
-            )
-            text = {**_SMALL, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 9, "pad_token_id": 0}
-            config = transformers.Gemma3Config(text_config=text, vision_config=vision, image_token_index=210)
-            model = transformers.Gemma3ForConditionalGeneration(config)
+        if case.family in WRAPPERS:
+            text = {**_SMALL, "model_type": WRAPPERS[case.family].text, **case.config}
+            config = transformers.AutoConfig.for_model(case.family, text_config=text, **WRAPPERS[case.family].beside)
+            model = transformers.AutoModelForImageTextToText.from_config(config)
         else:
             config = transformers.AutoConfig.for_model(case.family, **{**_SMALL, **case.config})
             model = transformers.AutoModelForCausalLM.from_config(config)
@@ -64,7 +61,7 @@ def reference_logits(directory: Path, tokens: list[int]) -> Any:
 
     with quiet():
         kind = transformers.AutoConfig.from_pretrained(directory).model_type
-        auto = transformers.AutoModelForImageTextToText if kind == "gemma3" else transformers.AutoModelForCausalLM
+        auto = transformers.AutoModelForImageTextToText if kind in WRAPPERS else transformers.AutoModelForCausalLM
         model = auto.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         return model(input_ids=torch.tensor([tokens])).logits[0].numpy()

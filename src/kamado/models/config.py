@@ -104,6 +104,10 @@ class Config:
         part.whole, part._keys, part._defaults = self, self._keys, self._defaults
         return part
 
+    def assume(self, defaults: Mapping[str, Any]) -> None:
+        """Takes `defaults` for the family's: those of the text model's class, in wrappers that have several."""
+        self._defaults = defaults
+
     @property
     def is_gguf(self) -> bool:
         """Whether keys are GGUF's; else they are config.json's."""

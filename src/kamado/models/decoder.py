@@ -221,7 +221,9 @@ def model(
     s = Stream(w, c.integer("embedding_length"), eps, norm_offset=norm_offset, residual_scale=residual_scale)
     context = context_length(c)
     vocab_size = None if c.is_gguf else c.integer("vocab_size", high=MAX_VOCAB)
-    tied = None if c.is_gguf else c.flag("tie_word_embeddings", default=False)
+    # What a wrapper of several senses says of its text model, or is by default, is what transformers goes by.
+    own = None if c.is_gguf else c.flag("tie_word_embeddings", default=False)
+    tied = own if own is None else c.whole.flag("tie_word_embeddings", default=own)
     pooling = read_pooling(c.whole)
     c.whole.refuse_unread()
     table = w.embedding(s.hidden, vocab_size)

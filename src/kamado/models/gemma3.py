@@ -11,7 +11,6 @@ from . import settings as read
 from .decoder import Block, model
 from .registry import Config, Family, Program, Weights
 
-_VISION_TENSORS = r"^(model\.)?(vision_tower|multi_modal_projector)\."
 _LAYERS_OF_27B = 62
 
 
@@ -46,7 +45,6 @@ def build(c: Config, w: Weights) -> Program:
     attention = read.attention(c, full, scale=_scale(c), qk_norm="head")
     windowed = replace(attention, rope=local)
     mlp = read.mlp(c, activation="gelu_pytorch_tanh")
-    vision = any(name.startswith(("vision_tower.", "model.vision_tower.")) for name in w.checkpoint.tensors)
     return model(
         c,
         w,
@@ -58,8 +56,8 @@ def build(c: Config, w: Weights) -> Program:
         embedding_scale=float(np.float32(math.sqrt(c.integer("embedding_length")))),
         softcap=c.optional_number("final_logit_softcapping", low=0.0 if c.is_gguf else 1e-6) or None,
         norm_offset=0.0 if c.is_gguf else 1.0,  # safetensors store the norms' weights less 1
-        ignored=_VISION_TENSORS,
-        notes=("text only: the file's vision tower is not used",) if vision else (),
+        ignored=read.VISION_TENSORS,
+        notes=read.vision_notes(w),
     )
 
 

@@ -136,6 +136,13 @@ CONFIG_JSON: Final = (
         _families("gemma3"),
     ),
     Row(
+        "vision_config image_token_index image_token_id projector_hidden_act vision_feature_layer "
+        "multimodal_projector_bias spatial_merge_size",
+        "of pictures, which are not taken",
+        None,
+        _families("mistral3"),
+    ),
+    Row(
         "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
         "pooler_type output_past",
         "of the pooler in front of a classifier",
@@ -143,7 +150,6 @@ CONFIG_JSON: Final = (
         _ENCODERS,
     ),
     Row("tie_word_embeddings", "an encoder has no output matrix", None, _ENCODERS),
-    Row("tie_word_embeddings", "true: what this family does", (True,), _families("gemma3")),
     Row("use_qk_norm", "true: what this family does", (True,), _NORMING_Q),
     Row("use_qk_norm qk_layernorm", "false: this family norms neither q nor k", (False,), but=_NORMING_Q),
     Row("qkv_bias", "true: what this family does", (True,), _families("qwen2")),

@@ -35,6 +35,15 @@ def draft_tensors(c: Config) -> str | None:
     return rf"^(blk|(model\.)?(language_model\.)?layers)\.({names})\." if drafts else None
 
 
+VISION_TENSORS: Final = r"^(model\.)?(vision_tower|multi_modal_projector)\."  # for `model(ignored=…)`
+
+
+def vision_notes(w: Weights) -> tuple[str, ...]:
+    """What `model(notes=…)` says of a file with pictures."""
+    vision = any(name.startswith(("vision_tower.", "model.vision_tower.")) for name in w.checkpoint.tensors)
+    return ("text only: the file's vision tower is not used",) if vision else ()
+
+
 def leading_dense(c: Config) -> int:
     """Layers at the beginning that have an MLP where the others have experts."""
     return c.integer("leading_dense_block_count", default=0, low=0, high=MAX_LAYERS)
