@@ -243,6 +243,11 @@ _ALL = {
     "temperature": 1.0,
 }
 _PUBLISHED = {
+    "afmoe": {
+        "route_norm": True, "score_func": "sigmoid", "n_group": 1, "topk_group": 1, "num_expert_groups": 1,
+        "num_limited_groups": 1, "load_balance_coeff": 0.001, "use_grouped_mm": True, "rope_scaling": None,
+        "global_attn_every_n_layers": 4,
+    },
     "llama": {
         "pretraining_tp": 1, "is_llama_config": True, "rope_interleaved": False, "mlp_bias": False,
         "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}, "max_sequence_length": 2048,

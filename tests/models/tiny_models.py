@@ -27,7 +27,7 @@ def shapes(family: str) -> Shapes:
     result: Shapes = {"model.embed_tokens.weight": (VOCAB, hidden), "model.norm.weight": (hidden,)}
     if not config.get("tie_word_embeddings", family == "gemma3_text"):
         result["lm_head.weight"] = (VOCAB, hidden)
-    for i in range(LAYERS):
+    for i in range(config["num_hidden_layers"]):
         layer = {
             "input_layernorm.weight": (hidden,),
             "post_attention_layernorm.weight": (hidden,),

@@ -153,6 +153,10 @@ CONFIG_JSON: Final = (
     Row("use_qk_norm", "true: what this family does", (True,), _NORMING_Q),
     Row("use_qk_norm qk_layernorm", "false: this family norms neither q nor k", (False,), but=_NORMING_Q),
     Row("qkv_bias", "true: what this family does", (True,), _families("qwen2")),
+    Row("route_norm", "true: what this family does", (True,), _families("afmoe")),
+    Row("score_func", "sigmoid: what this family does", ("sigmoid",), _families("afmoe")),
+    Row("n_group topk_group num_expert_groups num_limited_groups", "1: no groups", (1,), _families("afmoe")),
+    Row("load_balance_coeff use_grouped_mm", "of training, and of the code that runs it", None, _families("afmoe")),
     Row(
         "use_mrope rope_interleaved use_sliding_window use_bidirectional_attention "
         "is_encoder_decoder is_decoder add_cross_attention tie_encoder_decoder",

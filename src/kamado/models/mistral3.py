@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from . import settings as read
+from .ministral3 import MINISTRAL3_DEFAULTS, ministral3
 from .mistral import MISTRAL_DEFAULTS, mistral
 from .registry import Config, Family, Program, Weights
 
-_TEXT_MODELS = {"mistral": (mistral, MISTRAL_DEFAULTS)}
+_TEXT_MODELS = {"mistral": (mistral, MISTRAL_DEFAULTS), "ministral3": (ministral3, MINISTRAL3_DEFAULTS)}
 
 
 @Family(hf=("mistral3",), defaults={"tie_word_embeddings": True}, has_text_config=True)

@@ -82,8 +82,19 @@ def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def gguf_rope(config: Config, head_dim: int, weights: Weights | None = None, *, interleaved: bool = False) -> RopeTable:
-    """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied."""
+def gguf_rope(
+    config: Config,
+    head_dim: int,
+    weights: Weights | None = None,
+    *,
+    interleaved: bool = False,
+    log_multiplier: bool = False,
+) -> RopeTable:
+    """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied.
+
+    `log_multiplier`: the family's files say in `rope.scaling.yarn_log_multiplier` what config.json calls
+    mscale_all_dim, of which mscale is 1.
+    """
     theta = config.number("rope.freq_base", default=10000.0, low=1.0)
     kind = config.text("rope.scaling.type", default="linear")
     old_factor = config.number("rope.scale_linear", default=1.0)
@@ -93,7 +104,8 @@ def gguf_rope(config: Config, head_dim: int, weights: Weights | None = None, *, 
     if kind == "linear":
         freqs /= factor
     elif kind == "yarn":
-        freqs, growth = _gguf_yarn(config, theta, head_dim, factor)
+        multiplier = config.number("rope.scaling.yarn_log_multiplier", default=0.0) if log_multiplier else 0.0
+        freqs, growth = _gguf_yarn(config, theta, head_dim, factor, multiplier)
         attention_factor *= growth
     elif kind != "none":
         raise config.unsupported("rope.scaling.type", f"is {kind!r}; supported are none, linear and yarn")
@@ -105,12 +117,16 @@ def gguf_rope(config: Config, head_dim: int, weights: Weights | None = None, *, 
     return RopeTable(freqs, attention_factor, interleaved)
 
 
-def _gguf_yarn(config: Config, theta: float, head_dim: int, factor: float) -> tuple[NDArray[np.float64], float]:
+def _gguf_yarn(
+    config: Config, theta: float, head_dim: int, factor: float, log_multiplier: float
+) -> tuple[NDArray[np.float64], float]:
     context = config.integer("context_length", high=MAX_CONTEXT)
     original = config.integer("rope.scaling.original_context_length", default=context, high=MAX_CONTEXT)
     if config.number("rope.scaling.yarn_ext_factor", default=1.0, low=-1.0) not in (1.0, -1.0):
         raise config.unsupported("rope.scaling.yarn_ext_factor", "is not 1")
     growth = yarn_attention_factor(factor)
+    if log_multiplier:
+        growth /= yarn_attention_factor(factor, log_multiplier)
     written = config.number("rope.scaling.yarn_attn_factor", default=1.0)
     if abs(written - 1.0) > 1e-6 and abs(written - growth) > 1e-4:
         raise config.unsupported(

@@ -102,11 +102,12 @@ def rope(
     permuted: bool = False,
     interleaved: bool = False,
     partial: bool = False,
+    log_multiplier: bool = False,
 ) -> RopeTable:
     """The rotary table of all layers. `factors` given, a GGUF file may have a tensor of divisors.
 
     `permuted`: GGUF files alone have the rows of q and k in the order of interleaved pairs; `interleaved`: both formats
-    have. `partial`: a file may turn only the first values of each head.
+    have. `partial`: a file may turn only the first values of each head. `log_multiplier`: see gguf_rope.
     """
     width = head_dim(c)
     if not c.is_gguf:
@@ -116,7 +117,7 @@ def rope(
         raise c.unsupported("rope.dimension_count", f"is {turned} while a head is {width} wide")
     if turned > width or turned % 2:
         raise c.invalid("rope.dimension_count", f"is {turned}, which is odd or more than the {width} values of a head")
-    return gguf_rope(c, turned, factors, interleaved=permuted or interleaved)
+    return gguf_rope(c, turned, factors, interleaved=permuted or interleaved, log_multiplier=log_multiplier)
 
 
 def ropes(c: Config, *, theta: float = 10000.0, local_theta: float | None = None) -> tuple[RopeTable, RopeTable]:
@@ -179,6 +180,7 @@ def moe(
     grouped: bool = False,
     choice_bias: bool | None = False,
     shared: int = 0,
+    norm_eps: float = 0.0,
 ) -> Moe:
     """The experts of every layer; `width`: keys of an expert's width, in order of preference.
 
@@ -217,6 +219,7 @@ def moe(
         groups,
         top_groups,
         shared,
+        norm_eps,
     )
 
 
