@@ -118,6 +118,7 @@ class Family:
     name: str  # model_type
     tiny: dict[str, Any]  # config.json
     attention: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of a layer beyond Llama's
+    layers: str = "layers"  # what stands before the number of a layer
     without: tuple[str, ...] = ()  # tensors of a layer that Llama has and this has not
     ffn: Callable[[int, int], Shapes] = mlp  # (hidden, layer) -> tensors
     number: int | None = None  # of the random numbers; None makes one from the name

@@ -67,7 +67,11 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
         w.add_rope_scaling_factor(full["factor"])
         if full["rope_type"] == "yarn":
             w.add_rope_scaling_orig_ctx_len(full["original_max_position_embeddings"])
-    w.add_rope_freq_base(full.get("rope_theta", c.get("rope_theta", 10000.0)))
+    theta = full.get("rope_theta", c.get("rope_theta", 10000.0))
+    if "alpha" in full:
+        width = head_dim or c["hidden_size"] // heads
+        theta *= full["alpha"] ** (width / (width - 2))
+    w.add_rope_freq_base(theta)
     if "sliding_attention" in rope:
         w.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
     if family.gguf_settings is not None:
@@ -77,7 +81,7 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
     experts = c.get("num_local_experts", c.get("num_experts", c.get("n_routed_experts")))
     if experts:
         w.add_expert_count(experts)
-        w.add_expert_used_count(c["num_experts_per_tok"])
+        w.add_expert_used_count(c.get("num_experts_per_tok") or c["moe_topk"])
     if "moe_intermediate_size" in c:
         w.add_expert_feed_forward_length(c["moe_intermediate_size"])
 

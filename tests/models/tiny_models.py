@@ -38,7 +38,9 @@ def shapes(family: str) -> Shapes:
             **case.attention,
             **case.ffn(hidden, i),
         }
-        result |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items() if name not in case.without}
+        result |= {
+            f"model.{case.layers}.{i}.{name}": shape for name, shape in layer.items() if name not in case.without
+        }
     return result
 
 

@@ -6,7 +6,7 @@ defaults here. What it needs beyond them becomes a field here, if other families
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -64,6 +64,7 @@ class Moe:
     num_groups: int = 1
     top_groups: int = 1
     shared: int = 0  # width of the shared expert, 0 when there is none
+    shared_bias: bool = False
     norm_eps: float = 0.0
     limit: float | None = None  # of program.Experts
     shared_limit: float | None = None
@@ -89,6 +90,7 @@ class Stream:
     eps: float
     norm: Literal["rms", "layer"] = "rms"
     norm_offset: float = 0.0  # added to the norms' weights
+    norm_offsets: Mapping[str, float] = field(default_factory=dict)  # by role, where they differ
     residual_scale: float = 1.0
     _widths: dict[str, int] = field(default_factory=dict)
 
@@ -113,7 +115,8 @@ class Stream:
         width = group or x.width
         bias = self.w.vector(role, width, i, end="bias") if self.norm == "layer" else None
         weight = self.w.vector(role, width, i)
-        return op.Norm(out, x, weight, bias, self.eps, self.norm, group, self.norm_offset)
+        offset = self.norm_offsets.get(role, self.norm_offset)
+        return op.Norm(out, x, weight, bias, self.eps, self.norm, group, offset)
 
     def linear(
         self,
@@ -142,7 +145,7 @@ def attention(s: Stream, a: Attention, x: Buffer, i: int, state: int) -> Iterato
     """h = attention(x) · output, by the weights of layer i on the keys and values of `state`"""
     wide, narrow = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     q, k, v, out = s.buffer("q", wide), s.buffer("k", narrow), s.buffer("v", narrow), s.buffer("attn", wide)
-    fused = "attn_qkv" if s.w.has("attn_qkv", i) else None
+    fused = "attn_qkv" if s.w.is_fused("attn_qkv", i) else None
     yield s.linear((("attn_q", q), ("attn_k", k), ("attn_v", v)), x, a.bias, i, fused)
     gate = s.buffer("attn_gate", wide if a.gate == "value" else a.num_heads)
     if a.gate:
@@ -187,7 +190,8 @@ def moe(s: Stream, m: Moe, x: Buffer, i: int) -> Iterator[Op]:
     yield op.Experts(out, x, router, *s.w.experts(i, m.num_experts, m.width, s.hidden), m.activation, m.limit)
     if m.shared:
         shared = s.buffer("shared")
-        yield from mlp(s, Mlp(m.shared, m.activation, limit=m.shared_limit), x, shared, i, "_shexp")
+        every = Mlp(m.shared, m.activation, m.shared_bias, limit=m.shared_limit)
+        yield from mlp(s, every, x, shared, i, "_shexp")
         yield op.Add(out, out, shared)
 
 
@@ -219,6 +223,7 @@ def model(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     norm_offset: float = 0.0,
+    norm_offsets: Mapping[str, float] | None = None,
     num_loops: int = 1,
     norm_between_loops: bool = False,
     ignored: str | None = None,
@@ -226,12 +231,13 @@ def model(
 ) -> Program:
     """The whole pass from token to logits, or to a vector in a base model without an output matrix.
 
-    `norm_offset` is added to the norms' weights, `ignored` matches tensors that the pass has no use for. With
-    `num_loops` the layers run so often, on the same weights but keys and values of their own, and with
-    `norm_between_loops` the last norm stands between them too.
+    `norm_offset` is added to the norms' weights (`norm_offsets`: by role, where they differ), `ignored` matches tensors
+    that the pass has no use for. With `num_loops` the layers run so often, on the same weights but keys and values of
+    their own, and with `norm_between_loops` the last norm stands between them too.
     """
     eps = c.number("attention.layer_norm_rms_epsilon")
-    s = Stream(w, c.integer("embedding_length"), eps, norm_offset=norm_offset, residual_scale=residual_scale)
+    hidden = c.integer("embedding_length")
+    s = Stream(w, hidden, eps, "rms", norm_offset, norm_offsets or {}, residual_scale)
     context = context_length(c)
     vocab_size = None if c.is_gguf else c.integer("vocab_size", high=MAX_VOCAB)
     # What a wrapper of several senses says of its text model, or is by default, is what transformers goes by.

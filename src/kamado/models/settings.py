@@ -219,7 +219,7 @@ def moe(
         groups,
         top_groups,
         shared,
-        norm_eps,
+        norm_eps=norm_eps,
     )
 
 
