@@ -97,6 +97,9 @@ _EYE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num
 WRAPPERS = {
     "gemma3": Wrapper("gemma3_text", {"vision_config": _EYE, "image_token_index": 90}),
     "mistral3": Wrapper("mistral", {"vision_config": {**_EYE, "head_dim": 8}, "image_token_index": 90}),
+    "step3p7": Wrapper(
+        "step3p5", {"vision_config": {**_EYE, "patch_size": 14, "mlp_ratio": 1.0}, "image_token_id": 90}
+    ),
 }
 
 
@@ -133,6 +136,11 @@ class Family:
     # (name, values, config.json) -> what the converter writes in its place, before it looks the names up
     converted: Callable[[str, Any, dict[str, Any]], Mapping[str, Any]] | None = None
     cases: tuple[Case, ...] = ()
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether transformers runs the family by itself, and not as a part of another."""
+        return any(not case.family for case in self.cases)
 
 
 def _found() -> dict[str, Family]:

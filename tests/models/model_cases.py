@@ -45,7 +45,7 @@ def build_model(case: Case, seed: int = 0) -> Any:
         for name, value in sorted([*model.named_parameters(), *buffers]):
             noise = torch.randn(value.shape, generator=generator)
             if "norm" in name and name.endswith("weight"):
-                value.copy_((0.0 if case.family.startswith("gemma") else 1.0) + 0.2 * noise)
+                value.copy_((0.0 if case.family.startswith(("gemma", "step3p")) else 1.0) + 0.2 * noise)
             elif name.endswith("bias"):
                 value.copy_(0.5 * noise)
             elif "embed_tokens" in name:

@@ -35,7 +35,7 @@ GGUF_SOURCES = {
     if case.gguf is not None
 } | {"llama": "mixtral", "bert": "bert"}
 # Families that transformers has.
-REFERENCES = [name for name in HF_FAMILIES if name in ("bert", *WRAPPERS) or tiny_models.FAMILIES[name].cases]
+REFERENCES = [name for name in HF_FAMILIES if name in ("bert", *WRAPPERS) or tiny_models.FAMILIES[name].has_reference]
 ODD = (3, "odd", True)  # values that are neither off nor what a family does anyway
 
 
@@ -272,6 +272,18 @@ _PUBLISHED = {
         "vision_config": {"hidden_size": 16}, "image_token_index": 10, "multimodal_projector_bias": False,
         "projector_hidden_act": "gelu", "spatial_merge_size": 2, "vision_feature_layer": -1,
     },
+    "step3p5": {
+        "num_attention_groups": 2, "moe_num_experts": 5, "moe_top_k": 2, "norm_expert_weight": True, "use_moe": True,
+        "moe_router_activation": "sigmoid", "use_head_wise_attn_gate": True, "use_moe_router_bias": True, "sink": False,
+        "need_fp32_gate": True, "zero_centered": True, "yarn_only_types": ["full_attention"], "use_mfa": False,
+        "moe_every_n_layer": 1, "moe_layer_offset": 0, "att_impl_type": "GQA", "use_rope_layers": [],
+        "max_seq_len": 512,
+        "attention_other_setting": {
+            "attention_type": "sliding_attention", "num_attention_heads": 8, "num_attention_groups": 2, "head_dim": 16,
+            "true_head_dim": 16,
+        },
+    },
+    "step3p7": {"vision_config": {"hidden_size": 16}, "projector_bias": False, "image_token_id": 90},
     "olmoe": {"clip_qkv": None, "output_router_logits": False, "layer_types": None},
     "granitemoe": {"output_router_logits": True, "attention_bias": False},
     "bert": {

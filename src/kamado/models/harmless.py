@@ -50,6 +50,7 @@ def _families(names: str) -> frozenset[str]:
 
 
 _ENCODERS: Final = _families("bert")
+_STEP: Final = _families("step3p5 step3p7")
 _NORMING_Q: Final = _families("qwen3 qwen3_moe gemma3 gemma3_text olmoe")
 _OFF: Final = (False, 0, 1)  # of a scale 0 stands for "none" and 1 for itself; of a count of passes 1 is the plain one
 
@@ -156,6 +157,24 @@ CONFIG_JSON: Final = (
     Row("route_norm", "true: what this family does", (True,), _families("afmoe")),
     Row("score_func", "sigmoid: what this family does", ("sigmoid",), _families("afmoe")),
     Row("n_group topk_group num_expert_groups num_limited_groups", "1: no groups", (1,), _families("afmoe")),
+    Row(
+        "use_moe use_head_wise_attn_gate use_moe_router_bias norm_expert_weight zero_centered",
+        "true: what this family does",
+        (True,),
+        _STEP,
+    ),
+    Row("gating", "a gate a head: what this family does", (True, "per-head"), _STEP),
+    Row("moe_router_activation", "sigmoid: what this family does", ("sigmoid",), _STEP),
+    Row("att_impl_type", "what this family does", ("GQA",), _STEP),
+    Row("yarn_only_types", "a scaling is that of the global layers", ("full_attention",), _STEP),
+    Row("sink use_mfa", "false: off", (False,), _STEP),
+    Row("moe_every_n_layer", "1: every one of them", (1,), _STEP),
+    Row("moe_layer_offset", "0: none", (0,), _STEP),
+    Row("use_rope_layers", "empty: all layers turn", (), _STEP),
+    Row("need_fp32_gate", "activations are float32 here", None, _STEP),
+    Row("max_seq_len", "positions are max_position_embeddings", None, _STEP),
+    Row("mtp_layer_types mtp_mlp_layer_types", "of layers that draft, which are not run", None, _STEP),
+    Row("vision_config image_token_id projector_bias", "of pictures, which are not taken", None, _families("step3p7")),
     Row("load_balance_coeff use_grouped_mm", "of training, and of the code that runs it", None, _families("afmoe")),
     Row(
         "use_mrope rope_interleaved use_sliding_window use_bidirectional_attention "

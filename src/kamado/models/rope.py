@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ _KEYS: dict[str, frozenset[str]] = {
         }
     ),
 }  # fmt: skip
+
+_SHARE: Final = "partial_rotary_factor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +92,12 @@ def gguf_rope(
     *,
     interleaved: bool = False,
     log_multiplier: bool = False,
+    num_factors: int | None = None,
 ) -> RopeTable:
     """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied.
 
     `log_multiplier`: the family's files say in `rope.scaling.yarn_log_multiplier` what config.json calls
-    mscale_all_dim, of which mscale is 1.
+    mscale_all_dim, of which mscale is 1. `num_factors`: values of the tensor, where it has more than pairs are turned.
     """
     theta = config.number("rope.freq_base", default=10000.0, low=1.0)
     kind = config.text("rope.scaling.type", default="linear")
@@ -110,7 +114,7 @@ def gguf_rope(
     elif kind != "none":
         raise config.unsupported("rope.scaling.type", f"is {kind!r}; supported are none, linear and yarn")
     if weights is not None and weights.has("rope_freqs"):
-        divisors = weights.values("rope_freqs", head_dim // 2)
+        divisors = weights.values("rope_freqs", num_factors or head_dim // 2)[: head_dim // 2]
         if not (np.isfinite(divisors).all() and (divisors > 0).all()):
             raise config.invalid("rope_freqs.weight", "has values that are not positive numbers")
         freqs /= divisors
@@ -156,9 +160,14 @@ def hf_rope(config: Config, head_dim: int, *, partial: bool = False, interleaved
     return replace(hf_rope_section(config, rope, width, theta, partial=partial), interleaved=interleaved)
 
 
-def hf_ropes(config: Config, head_dim: int, local_theta: float, theta: float) -> tuple[RopeTable, RopeTable]:
+def hf_ropes(
+    config: Config, head_dim: int, thetas: tuple[float, float], shares: tuple[float, float] | None = None
+) -> tuple[RopeTable, RopeTable]:
     """The tables of local and of global layers of a config.json: `rope_scaling`, which is of the global ones alone, or
-    transformers 5's dictionary by layer type. The bases are those of a file that names them outside."""
+    transformers 5's dictionary by layer type.
+
+    The bases, and with `shares` the shares of a head that turn, are those of a file that names them outside.
+    """
     new, old = config.section("rope_parameters"), config.section("rope_scaling")
     if new is not None and old is not None:
         raise old.unsupported("rope_type", f"comes with {config.name('rope_parameters')}: the two may contradict")
@@ -166,24 +175,29 @@ def hf_ropes(config: Config, head_dim: int, local_theta: float, theta: float) ->
         if key not in ("sliding_attention", "full_attention"):
             raise config.unsupported(f"rope_parameters.{key}", "is set for all layers, not by layer type")
 
-    def table(section: Config | None, base: float) -> RopeTable:
+    def table(section: Config | None, base: float, share: float) -> RopeTable:
+        if shares is not None and section is not None:
+            share = section.number(_SHARE, default=share, high=1.0)
+        width = _turned(config, head_dim, share)
         if section is None:
-            return RopeTable(base_frequencies(base, head_dim))
-        return hf_rope_section(config, section, head_dim, base)
+            return RopeTable(base_frequencies(base, width))
+        return hf_rope_section(config, section, width, base, partial=shares is not None)
 
-    local = new.section("sliding_attention") if new else None
-    return table(local, local_theta), table(new.section("full_attention") if new else old, theta)
+    local, full = (new.section("sliding_attention"), new.section("full_attention")) if new else (None, old)
+    (local_theta, theta), (local_share, share) = thetas, shares or (1.0, 1.0)
+    return table(local, local_theta, local_share), table(full, theta, share)
 
 
 def rotary_dim(config: Config, rope: Config | None, head_dim: int) -> int:
     """Values of each head that turn, from `partial_rotary_factor` in the rope dictionary, or else beside it."""
-    key = "partial_rotary_factor"
-    share = config.number(key, default=1.0, high=1.0)
-    if rope is not None:
-        share = rope.number(key, default=share, high=1.0)
+    share = config.number(_SHARE, default=1.0, high=1.0)
+    return _turned(config, head_dim, share if rope is None else rope.number(_SHARE, default=share, high=1.0))
+
+
+def _turned(config: Config, head_dim: int, share: float) -> int:
     width = int(head_dim * share)  # cut off, as transformers does
     if width < 2 or width % 2:
-        raise config.invalid(key, f"of {share:g} turns {width} of the {head_dim} values of a head")
+        raise config.invalid(_SHARE, f"of {share:g} turns {width} of the {head_dim} values of a head")
     return width
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -35,12 +36,13 @@ def draft_tensors(c: Config) -> str | None:
     return rf"^(blk|(model\.)?(language_model\.)?layers)\.({names})\." if drafts else None
 
 
-VISION_TENSORS: Final = r"^(model\.)?(vision_tower|multi_modal_projector)\."  # for `model(ignored=…)`
+# For `model(ignored=…)`.
+VISION_TENSORS: Final = r"^(model\.)?(vision_tower|vision_model|multi_modal_projector|vit_large_projector)\."
 
 
 def vision_notes(w: Weights) -> tuple[str, ...]:
     """What `model(notes=…)` says of a file with pictures."""
-    vision = any(name.startswith(("vision_tower.", "model.vision_tower.")) for name in w.checkpoint.tensors)
+    vision = any(re.search(VISION_TENSORS, name) for name in w.checkpoint.tensors)
     return ("text only: the file's vision tower is not used",) if vision else ()
 
 
@@ -134,7 +136,7 @@ def ropes(c: Config, *, theta: float = 10000.0, local_theta: float | None = None
     local_theta = local_theta or theta
     if c.is_gguf:
         return RopeTable(base_frequencies(local_theta, width)), rope(c)
-    return hf_ropes(c, width, local_theta, theta)
+    return hf_ropes(c, width, (local_theta, theta))
 
 
 def attention(
@@ -255,9 +257,11 @@ def gguf_window(c: Config) -> int | None:
     return c.optional_integer("attention.sliding_window", low=0, high=MAX_CONTEXT) or None
 
 
-def sliding_windows(c: Config, window: int | None, is_sliding: Sequence[bool]) -> tuple[int | None, ...]:
+def sliding_windows(
+    c: Config, window: int | None, is_sliding: Sequence[bool], spare: int = 0
+) -> tuple[int | None, ...]:
     """The window of every layer. `layer_types`, when the file has it, wins over the family's own pattern."""
-    types = c.sequence("layer_types", len(is_sliding))
+    types = c.sequence("layer_types", len(is_sliding), spare)
     if types is not None:
         for kind in types:
             if kind not in ("full_attention", "sliding_attention"):
@@ -268,24 +272,25 @@ def sliding_windows(c: Config, window: int | None, is_sliding: Sequence[bool]) -
     return tuple(window if sliding else None for sliding in is_sliding)
 
 
-def windows(c: Config, every: int, *pattern: str) -> tuple[int | None, ...]:
+def windows(c: Config, every: int, *pattern: str, spare: int = 0) -> tuple[int | None, ...]:
     """The window of every layer: all but each `every`-th have the file's, unless it says which; None is a global layer.
 
-    `pattern`: keys of config.json that say another `every`. A file without a window has none anywhere.
+    `pattern`: keys of config.json that say another `every`. A file without a window has none anywhere. `spare`: see
+    Config.sequence.
     """
     layers, key = range(num_layers(c)), "attention.sliding_window_pattern"
     if not c.is_gguf:
         every = c.integer(*pattern, default=every) if pattern else every
         width = c.optional_integer("attention.sliding_window", high=MAX_CONTEXT)
         width = width if c.has("attention.sliding_window") else c.default("attention.sliding_window")
-        return sliding_windows(c, width, [width is not None and (i + 1) % every != 0 for i in layers])
+        return sliding_windows(c, width, [width is not None and (i + 1) % every != 0 for i in layers], spare)
     window, kinds = gguf_window(c), c.get(key)
     if window is None:
         return (None,) * len(layers)
     if isinstance(kinds, int | np.integer) or kinds is None:
         every = c.integer(key, default=every, low=0)
         return tuple(window if every == 0 or (i + 1) % every else None for i in layers)
-    return tuple(window if is_local else None for is_local in c.sequence(key, len(layers)) or [])
+    return tuple(window if is_local else None for is_local in c.sequence(key, len(layers), spare) or [])
 
 
 def qwen_windows(c: Config) -> tuple[int | None, ...]:
