@@ -124,8 +124,8 @@ def test_a_gguf_file_gives_the_same_logits(case: Case, saved: Any, tmp_path: Pat
     if case.exact:
         assert np.array_equal(one, other)
     else:
-        # Permuted heads add up in another order; rope_freqs factors are float32.
-        limit = 1e-5 if "llama3" in case.name else 1e-10
+        # Permuted heads add up in another order; factors and bases of the rotation are float32.
+        limit = 1e-5 if "llama3" in case.name or "alpha" in case.name else 1e-10
         assert np.abs(one - other).max() <= limit * reference.std()
 
 

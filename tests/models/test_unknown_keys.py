@@ -465,7 +465,7 @@ _COUNTS = (  # noqa: SIM905
     "bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id "
     "pretraining_tp max_window_layers chunk_size_feed_forward top_k num_beams num_beam_groups num_return_sequences "
     "max_length min_length no_repeat_ngram_size encoder_no_repeat_ngram_size boi_token_index eoi_token_index "
-    "boi_token_id eoi_token_id forced_bos_token_id forced_eos_token_id"
+    "boi_token_id eoi_token_id forced_bos_token_id forced_eos_token_id eod_token_id"
 ).split()
 
 

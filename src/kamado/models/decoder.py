@@ -224,6 +224,7 @@ def model(
     softcap: float | None = None,
     norm_offset: float = 0.0,
     norm_offsets: Mapping[str, float] | None = None,
+    head_bias: bool = False,
     num_loops: int = 1,
     norm_between_loops: bool = False,
     ignored: str | None = None,
@@ -260,7 +261,8 @@ def model(
     else:
         # A tensor in the file wins over a tie, as in transformers 5. GGUF says nothing: no output tensor means tied.
         head = w.matrix("output", table.rows, table.cols) if tied is False or w.has("output") else table
-        ops.append(op.Head(s.h, head, scale=logit_scale, softcap=softcap))
+        bias = w.bias("output", table.rows, None, head_bias)
+        ops.append(op.Head(s.h, head, bias, logit_scale, softcap))
     return assemble(s, ops, blocks, table.rows, context, pooling=pooling, ignored=ignored, notes=notes)
 
 

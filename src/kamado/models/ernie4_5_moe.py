@@ -36,12 +36,12 @@ from .registry import Config, Family, Program, Weights
 def build(c: Config, w: Weights) -> Program:
     """The program of an `ernie4_5-moe` checkpoint. config.json may also say which layer with experts is the last."""
     layers = range(read.num_layers(c))
-    bias = None if c.is_gguf else True
     shared = read.shared_width(c, c.integer("expert_feed_forward_length"))
-    experts = read.moe(c, "expert_feed_forward_length", choice_bias=bias, shared=shared)
+    experts = read.moe(c, "expert_feed_forward_length", choice_bias=None if c.is_gguf else True, shared=shared)
+    has_biases = bool(read.stated_bias(c, "use_bias")) and not c.is_gguf
+    experts = replace(experts, shared_bias=has_biases)
     if not c.is_gguf:  # no divisor is smaller; sums of chosen softmax weights come nowhere near
         c.number("moe_norm_min", default=1e-12, high=1e-6)
-        experts = replace(experts, shared_bias=bool(read.stated_bias(c, "use_bias")))
     first = read.leading_dense(c)
     step = c.integer("interleave_moe_layer_step", default=1, high=MAX_LAYERS)
     last = -1 if c.is_gguf else c.integer("moe_layer_end_index", default=-1, low=-1, high=MAX_LAYERS)
@@ -49,4 +49,4 @@ def build(c: Config, w: Weights) -> Program:
     attention, mlp = ernie_attention(c), ernie_mlp(c)
     blocks = [Block(attention, experts if is_sparse else mlp) for is_sparse in has_experts]
     read.num_drafts(c)  # left out of published files
-    return model(c, w, blocks, ignored=r"^model\.mtp_")
+    return model(c, w, blocks, head_bias=has_biases, ignored=r"^model\.mtp_")

@@ -51,7 +51,9 @@ def _families(names: str) -> frozenset[str]:
 
 _ENCODERS: Final = _families("bert")
 _STEP: Final = _families("step3p5 step3p7")
-_NORMING_Q: Final = _families("qwen3 qwen3_moe gemma3 gemma3_text olmoe")
+_NORMING_Q: Final = _families(
+    "qwen3 qwen3_moe gemma3 gemma3_text olmoe hunyuan_v1_dense hunyuan_v1_moe olmo2 olmo3 afmoe step3p5 step3p7"
+)
 _OFF: Final = (False, 0, 1)  # of a scale 0 stands for "none" and 1 for itself; of a count of passes 1 is the plain one
 
 GGUF: Final = (
@@ -127,6 +129,22 @@ CONFIG_JSON: Final = (
     ),
     Row("max_sequence_length model_max_length", "the tokenizer's; positions are max_position_embeddings"),
     Row("id2label label2id num_labels problem_type sentence_transformers", "of a classifier's head"),
+    Row(
+        "eod_token_id im_start_id im_end_id im_newline_id image_token_id text_start_id text_end_id mask_init_id "
+        "num_media_embeds org_vocab_size pool_type class_num add_classification_head use_rotary_pos_emb norm_type "
+        "attention_head_dim cla_share_factor use_mixed_mlp_moe moe_drop_tokens moe_random_routing_dropped_token "
+        "moe_layer_num_skipped moe_intermediate_size num_shared_expert",
+        "of Tencent's training code; the classes of transformers read none of it",
+        None,
+        _families("hunyuan_v1_dense hunyuan_v1_moe"),
+    ),
+    Row("use_cla", "false: no keys of other layers", (False,), _families("hunyuan_v1_dense hunyuan_v1_moe")),
+    Row(
+        "moe_capacity moe_gate moe_use_aux_free use_rmsnorm compression_ratio",
+        "of Baidu's training code; the class of transformers reads none of it",
+        None,
+        _families("ernie4_5 ernie4_5_moe"),
+    ),
     Row("max_window_layers", "read with a window by layers, which this family has not", None, _families("qwen3_moe")),
     Row("hidden_act", "its activation is hidden_activation", None, _families("gemma3 gemma3_text")),
     Row(

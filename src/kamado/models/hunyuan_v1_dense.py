@@ -26,6 +26,8 @@ def _rope(c: Config) -> RopeTable:
         return hf_rope(c, read.head_dim(c))
     width = read.head_dim(c)
     alpha = section.number("alpha", low=1e-6, high=1e6)
+    if section.number("partial_rotary_factor", default=1.0) != 1.0:
+        raise section.unsupported("partial_rotary_factor", "is not 1")
     if width <= 2:
         raise section.invalid("alpha", f"stretches heads of {width} values without end")
     theta = section.number("rope_theta", default=c.number("rope_theta", default=10000.0, low=1.0), low=1.0)

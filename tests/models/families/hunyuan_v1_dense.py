@@ -17,7 +17,7 @@ FAMILY = Family(
     golden=(2, [38, 83, 85, 82, 69, 12, 45, 12, 8, 82, 81, 29, 36, 39, 6, 8, 12, 28, 23, 8, 21, 58, 51, 28]),
     gguf="HUNYUAN_DENSE",
     cases=(
-        Case("hunyuan-alpha", heads(6, 2, head_dim=24, rope_parameters=ALPHA), exact=True),
+        Case("hunyuan-alpha", heads(6, 2, head_dim=24, rope_parameters=ALPHA)),
         Case("hunyuan-plain-gqa8", heads(8, 1, head_dim=16, tie_word_embeddings=True), exact=True),
     ),
 )
