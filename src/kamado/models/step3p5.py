@@ -150,7 +150,7 @@ def _sparse(c: Config, w: Weights, count: int, spare: int) -> list[bool]:
     """Which layers have experts: GGUF says it by its tensors."""
     if c.is_gguf:
         c.known({"leading_dense_block_count"})
-        return [w.has("ffn_gate_inp", i) for i in range(count)]
+        return [not any(w.has(f"ffn_{part}", i) for part in ("gate", "up", "down")) for i in range(count)]
     kinds = c.sequence("mlp_layer_types", count, spare)
     if kinds is not None:
         for kind in kinds:
