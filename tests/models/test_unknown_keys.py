@@ -448,6 +448,11 @@ _TWO: dict[str, tuple[Any, Any]] = {
     "pad_token_id": (0, 5),
     "hidden_act": ("silu", "gelu"),
     "vision_config": ({"layer_norm_eps": 1e-6}, {"layer_norm_eps": 0.5}),
+    "projector_hidden_act": ("gelu", "silu"),
+    "vision_feature_layer": (-1, 0),
+    "spatial_merge_size": (1, 2),
+    "mtp_layer_types": (["full_attention"], ["sliding_attention"]),
+    "mtp_mlp_layer_types": (["dense"], ["sparse"]),
     "mm_tokens_per_image": (1, 4),
     "image_token_index": (91, 92),
     "image_token_id": (93, 94),
@@ -459,7 +464,7 @@ _FLAGS = (  # noqa: SIM905
     "tie_word_embeddings use_cache output_attentions output_hidden_states output_router_logits gradient_checkpointing "
     "torchscript use_bfloat16 do_sample early_stopping output_scores return_dict_in_generate remove_invalid_values "
     "tf_legacy_loss is_llama_config attn_implementation_autoset _attn_implementation_autoset _flash_attn_2_enabled "
-    "output_past"
+    "output_past multimodal_projector_bias projector_bias"
 ).split()
 _COUNTS = (  # noqa: SIM905
     "bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id "
@@ -489,7 +494,9 @@ class _Reference:
 
         wrapper = WRAPPERS.get(self._family)
         family = tiny_models.CONFIGS[wrapper.text if wrapper else self._family] if self._family != "bert" else None
-        small = {**(family or tiny_bert.CONFIG), "num_hidden_layers": 2, "layer_types": None}
+        small = {**(family or tiny_bert.CONFIG), "layer_types": None}
+        if "mlp_layer_types" not in small:  # a list of as many
+            small["num_hidden_layers"] = 2
         small = {key: value for key, value in small.items() if value is not None and key != "model_type"}
         if wrapper:
             small = {"text_config": {"model_type": wrapper.text, **small}, **wrapper.beside}
@@ -508,7 +515,9 @@ class _Reference:
         import torch
 
         model = self._model(changes)
-        model.load_state_dict(self._weights)
+        own = model.state_dict()  # what looks at pictures may have other shapes
+        fitting = {name: v for name, v in self._weights.items() if name in own and own[name].shape == v.shape}
+        model.load_state_dict(fitting, strict=False)
         with torch.no_grad():
             answer = model(input_ids=torch.tensor([[5, 1, 7, 3, 9, 2]]))
         return (answer.last_hidden_state if self._family == "bert" else answer.logits).numpy()

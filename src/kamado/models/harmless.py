@@ -59,10 +59,11 @@ _OFF: Final = (False, 0, 1)  # of a scale 0 stands for "none" and 1 for itself; 
 GGUF: Final = (
     Row("vocab_size", "the rows of the token table are the vocabulary"),
     Row("rope.scaling.finetuned", "tells how the model was trained; kept by llama.cpp for saving only"),
+    Row("rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor", "of a yarn scaling, and read with one"),
     Row(
-        "rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_beta_fast "
-        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow",
         "of a yarn scaling, and read with one",
+        but=_families("mistral3"),
     ),
     Row("use_parallel_residual", "GPT-NeoX's; converters of early 2024 wrote it for every family"),
     Row("classifier.output_labels", "names of a classifier's outputs"),

@@ -38,6 +38,7 @@ def _temper(c: Config) -> tuple[float, int]:
     """How fast queries grow, and after how many positions: config.json says it among the numbers of the rotation."""
     context = c.integer("context_length", high=MAX_CONTEXT)
     if c.is_gguf:
+        c.known({"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"})  # of a yarn scaling, and read with one
         length = c.integer("rope.scaling.original_context_length", default=context, high=MAX_CONTEXT)
         return c.number("attention.temperature_scale", default=0.0), length
     rope = c.joined_section("rope_scaling", "rope_parameters")
