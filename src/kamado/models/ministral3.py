@@ -24,7 +24,6 @@ def ministral3(c: Config, w: Weights, **more: Any) -> Program:
     attention = read.attention(
         c,
         read.rope(c, w, permuted=True, log_multiplier=True),
-        scale=read.gguf_scale(c) if c.is_gguf else None,
         window=None if c.is_gguf else c.optional_integer("attention.sliding_window", high=MAX_CONTEXT),
         bias=None if c.is_gguf else False,
         out_bias=None if c.is_gguf else False,
