@@ -40,6 +40,7 @@ from .chat_types import (
     ToolChoice,
 )
 from .tool_format import AnswerParser, ChatFormat
+from .tool_format.argument_readers import Kinds
 from .tool_format.call_grammar import AnswerGrammar
 from .tool_format.reasoning import ReasoningTags, switch_of
 from .tool_format.syntax import CallSyntax, without_marks
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 _OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TAKEN = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
-_OF_PARSERS = ("tags", "is_reasoning", "syntax", "names", "is_required", "is_continued")  # fields of a Turn
+_OF_PARSERS = ("tags", "is_reasoning", "syntax", "names", "kinds", "is_required", "is_continued")  # fields of a Turn
 _ROLES = frozenset(("system", "user", "assistant", "tool"))
 
 
@@ -72,6 +73,11 @@ class Turn:
     schemas: Mapping[str, CompiledSchema] = field(default_factory=dict)  # of tools by name; "": of the answer's form
     compiled: Form | None = None  # of `form`
     starts: tuple[int, ...] = ()  # where in the prompt a turn begins, if the model keeps a record
+
+    @property
+    def kinds(self) -> Mapping[str, Kinds]:
+        """Of which types each tool's parameters may be, where arguments stand between tags."""
+        return {name: schema.kinds for name, schema in self.schemas.items() if name}
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -24,6 +24,13 @@ class Literal:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """One token of the vocabulary, by its id."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Name:
     """A rule or a terminal, perhaps with a parameter."""
 
@@ -40,7 +47,7 @@ class Times:
     high: int | None
 
 
-Symbol: TypeAlias = Literal | Name | Times
+Symbol: TypeAlias = Literal | Token | Name | Times
 Row: TypeAlias = tuple[Symbol, ...]
 
 
@@ -76,6 +83,16 @@ class Rules:
         """A terminal of this body."""
         self._num_symbols += len(body) // 16 + 1
         return Name(self._terminals.setdefault(body, f"T{len(self._terminals)}"))
+
+    def joined(self, row: Row, after: str) -> Row:
+        """`row` and the text `after` behind it, in one terminal if the row is one."""
+        if not after:
+            return row
+        if len(row) == 1 and isinstance(row[0], Name):
+            body = next((body for body, name in self._terminals.items() if name == row[0].name), None)
+            if body is not None:
+                return (self.terminal(f"({body}) {json.dumps(after, ensure_ascii=False)}"),)
+        return (*row, Literal(after))
 
     def nested(self, schema: str) -> Name:
         """A rule of the compiler's own form of a schema, its JSON text."""
@@ -136,6 +153,8 @@ class Rules:
     def _written(self, symbol: Symbol, alive: set[str], used: list[str]) -> str:
         if isinstance(symbol, Literal):
             return json.dumps(symbol.text, ensure_ascii=False)
+        if isinstance(symbol, Token):
+            return f"<[{symbol.token}]>"
         if isinstance(symbol, Name):
             used.append(symbol.name)
             return symbol.name + (f"::{symbol.parameter}" if symbol.parameter else "")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ....errors import TemplateError, UsageError
 from ....text.template_bounds import PassedLimitError
 from ..chat_types import Message, TextPart, Tool, ToolCall, ToolCallDelta, ToolCallEnd, ToolCallStart
-from . import gemma, generic, granite, hermes, llama3, mistral
+from . import gemma, generic, glm, granite, hermes, llama3, minimax, mistral, qwen_xml
 from .formats import ToolFormat
 from .parser import AnswerParser
 from .reasoning import ReasoningTags, find_tags
@@ -25,12 +25,18 @@ if TYPE_CHECKING:
     from ....text.template import ChatTemplate
     from ....text.tokenizer import Tokenizer
 
-_NATIVE = (hermes.FORMAT, mistral.FORMAT, granite.FORMAT, llama3.FORMAT)
+_NATIVE = (
+    hermes.FORMAT, qwen_xml.FORMAT, glm.FORMAT, minimax.FORMAT, qwen_xml.SEED, mistral.FORMAT, granite.FORMAT,
+    llama3.FORMAT,
+)  # fmt: skip
 
 _NAME = "kamado_probe"
 _WORD = "Kamadoprobe describes itself"
 _RESULT = "kamado result 42"
-_ARGUMENTS = {"text": 'é "q" \\ </x>\n', "list": [1, 2.5, True, None], "object": {"a": {}}}
+_ARGUMENTS = {
+    "text": 'é "q" \\ </x>\n', "list": [1, 2.5, True, None, "a"], "object": {"a": {}}, "whole": 3, "number": 2.5,
+    "yes": True, "none": None,
+}  # fmt: skip
 _PROBE = Tool(_NAME, _WORD, {"type": "object", "properties": {"text": {"type": "string"}}})
 _OTHER = {"text": "second"}
 _IDS = ("a1B2c3D4e", "f5G6h7I8j")
@@ -64,7 +70,7 @@ def choose_format(template: ChatTemplate, tokenizer: Tokenizer) -> ChatFormat:
     if render.shows_tools():
         for tools in _NATIVE:
             for syntax in tools.syntaxes:
-                for one in (syntax, replace(syntax, item_separator=",", key_separator=":")):
+                for one in syntax.variants():
                     marks = Marks(tokenizer, (*tag_texts, *one.texts()))
                     chosen = ChatFormat(tags, tools, one, marks)
                     if render.proves(chosen, tokenizer):
@@ -102,6 +108,7 @@ class _Renderer:
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
         self._is_hopeless = False
+        self._rendered: dict[str, str | None] = {}  # formats share most of their probes
         self.problem = ""
 
     def shows_tools(self) -> bool:
@@ -127,7 +134,7 @@ class _Renderer:
             return False
         if any(f"{_RESULT}{i}" not in told for i in range(len(calls))):
             return False
-        begin = _common(base, full)
+        begin = _common(base, full, chosen.tags)
         expected = chosen.syntax.render(calls)
         at = full.find(expected, max(0, begin - len(expected)))
         if at < 0:
@@ -158,6 +165,14 @@ class _Renderer:
     ) -> str | None:
         if self._is_hopeless:
             return None
+        key = repr((turns, tools, is_open))
+        if key not in self._rendered:
+            self._rendered[key] = self._newly_rendered(turns, tools, is_open)
+        return self._rendered[key]
+
+    def _newly_rendered(
+        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, is_open: bool
+    ) -> str | None:
         try:
             return self._template.render(turns, tools=tools, add_generation_prompt=is_open)
         except TemplateError as error:
@@ -194,6 +209,11 @@ def _json(call: Call) -> str:
     return json.dumps(call.arguments)
 
 
-def _common(a: str, b: str) -> int:
-    """Length of the common beginning of two texts."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def _common(a: str, b: str, tags: ReasoningTags | None) -> int:
+    """Length of the common beginning of two texts, without part of a tag."""
+    size = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    for tag in (tags.open, tags.close) if tags else ():
+        for part in range(1, len(tag)):
+            if b.startswith(tag, max(0, size - part)) and size >= part:
+                return size - part
+    return size

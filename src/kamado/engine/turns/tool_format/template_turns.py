@@ -57,7 +57,7 @@ def make_turns(
     Raises UsageError for a message that cannot be put into this form: a picture, arguments that are no JSON object.
     """
     if tool_format is not None and not tool_format.is_prompted:
-        turns = [_native(i, message, tool_format) for i, message in enumerate(messages)]
+        turns = [_native(i, message, tool_format, syntax) for i, message in enumerate(messages)]
         return turns, tool_objects(tools) if tools else None
     turns = []
     is_result = False  # whether the last turn ends with what a tool returned
@@ -93,7 +93,7 @@ def _put_first(turns: list[dict[str, Any]], text: str, system_in_user: bool) -> 
         user["content"] = f"{text}\n\n{user['content']}"
 
 
-def _native(i: int, message: Message, tool_format: ToolFormat) -> dict[str, Any]:
+def _native(i: int, message: Message, tool_format: ToolFormat, syntax: CallSyntax | None) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": _text(i, message)}
     if message.reasoning:
         turn["reasoning_content"] = message.reasoning
@@ -102,7 +102,7 @@ def _native(i: int, message: Message, tool_format: ToolFormat) -> dict[str, Any]
             {
                 "id": _call_id(call.id, tool_format),
                 "type": "function",
-                "function": {"name": call.name, "arguments": arguments_of(i, call.name, call.arguments)},
+                "function": {"name": call.name, "arguments": _passed(arguments_of(i, call.name, call.arguments), syntax)},
             }
             for call in message.tool_calls
         ]
@@ -110,6 +110,13 @@ def _native(i: int, message: Message, tool_format: ToolFormat) -> dict[str, Any]
         turn["name"] = message.name
         turn["tool_call_id"] = _call_id(message.tool_call_id, tool_format)
     return turn
+
+
+def _passed(arguments: Mapping[str, Any], syntax: CallSyntax | None) -> Mapping[str, Any]:
+    """Arguments as the template gets them."""
+    if syntax is None or syntax.arguments is None:
+        return arguments
+    return syntax.arguments.passed(arguments, syntax.separators)
 
 
 def _written(i: int, message: Message, tool_format: ToolFormat | None, syntax: CallSyntax | None) -> dict[str, Any]:
