@@ -24,6 +24,15 @@ def sources() -> dict[str, str]:
 
     The archive is kept in build/peer, its hash is checked each time, and nothing of it is run.
     """
+    return _texts("src", r"(models/)?[\w-]+\.cpp")
+
+
+def templates() -> dict[str, str]:
+    """Chat templates by file name without `.jinja`; skipped as `sources` is."""
+    return {name.removesuffix(".jinja"): text for name, text in _texts("models/templates", r"[\w.-]+\.jinja").items()}
+
+
+def _texts(folder: str, pattern: str) -> dict[str, str]:
     archive = KEPT_IN / FILE
     if not archive.is_file():
         KEPT_IN.mkdir(parents=True, exist_ok=True)
@@ -32,8 +41,8 @@ def sources() -> dict[str, str]:
     found = {}
     with tarfile.open(archive) as tar:
         for member in tar:
-            _, _, name = member.name.partition("/vendor/llama.cpp/src/")
-            if member.isfile() and re.fullmatch(r"(models/)?[\w-]+\.cpp", name):
+            _, _, name = member.name.partition(f"/vendor/llama.cpp/{folder}/")
+            if member.isfile() and re.fullmatch(pattern, name):
                 found[name] = tar.extractfile(member).read().decode()  # type: ignore[union-attr]
     return found
 
