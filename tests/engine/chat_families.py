@@ -137,7 +137,9 @@ MINIMAX = (
     "{% for m in messages %}{% if m.role == 'tool' %}]~b]tool\n<response>{{ m.content }}</response>[e~[\n"
     "{% elif m.role == 'assistant' %}]~b]ai\n" + _REASONED + "{% if m.tool_calls %}{{ '\n' }}<minimax:tool_call>\n"
     '{% for c in m.tool_calls %}<invoke name="{{ c.function.name }}">\n'
-    '{% for k, v in c.function.arguments.items() %}<parameter name="{{ k }}">' + _GLM_TEXT + "</parameter>\n{% endfor %}"
+    '{% for k, v in c.function.arguments.items() %}<parameter name="{{ k }}">'
+    + _GLM_TEXT
+    + "</parameter>\n{% endfor %}"
     "</invoke>\n{% endfor %}</minimax:tool_call>{% endif %}[e~[\n"
     "{% else %}]~b]{{ m.role }}\n{{ m.content }}[e~[\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}]~b]ai\n<think>\n{% endif %}"
@@ -153,7 +155,7 @@ MINISTRAL = MISTRAL_NAMED.replace(
     "{{ '[THINK]' + part.thinking + '[/THINK]' if part.type == 'thinking' else part.text }}{% endfor %}{% endif %}"
     "{% for c",
 )
-LISTS = GRANITE.replace("<|tool_call|>[", "<tool_calls>[").replace("{% endfor %}]<|im_end|>", "{% endfor %}]</tool_calls><|im_end|>")
+LISTS = GRANITE.replace("<|tool_call|>[", "<tool_calls>[").replace("]<|im_end|>", "]</tool_calls><|im_end|>")
 # Shows tools, and writes calls in a form that nobody knows.
 UNKNOWN = QWEN.replace("<tool_call>\n", "<call>").replace("\n</tool_call>", "</call>")
 # Shows tools, and loses their results.

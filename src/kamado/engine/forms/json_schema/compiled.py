@@ -171,7 +171,12 @@ def _keep(key: str, made: CompiledSchema | str) -> None:
 def _num_bytes(made: CompiledSchema | str) -> int:
     if isinstance(made, str):
         return len(made)
-    return sum(map(len, made.kinds)) + len(made.lark) + len(made.text) + sum(len(one.place) + len(one.reason) for one in made.open)
+    return (
+        sum(map(len, made.kinds))
+        + len(made.lark)
+        + len(made.text)
+        + sum(len(one.place) + len(one.reason) for one in made.open)
+    )
 
 
 @dataclass(frozen=True, slots=True)

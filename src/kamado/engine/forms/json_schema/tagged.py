@@ -101,10 +101,10 @@ class TaggedMembers:
         middle = _runs(self._tagged.middle, self._tokens)
         tree = both(names, repeat(Chars(_NAME_CHARACTERS), 1, _MAX_NAME))
         # One terminal with the text around it, or a declared name that begins alike would hide it.
-        if before and isinstance(before[-1], str):
-            tree = seq(literal(before.pop()), tree)
-        if middle and isinstance(middle[0], str):
-            tree = seq(tree, literal(middle.pop(0)))
+        if before and isinstance(text := before[-1], str):
+            tree, before = seq(literal(text), tree), before[:-1]
+        if middle and isinstance(text := middle[0], str):
+            tree, middle = seq(tree, literal(text)), middle[1:]
         if is_nothing(tree):
             return None
         name = self._rules.terminal(write(tree, False))

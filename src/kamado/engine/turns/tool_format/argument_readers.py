@@ -86,7 +86,8 @@ class TaggedReader:
 
     def push(self, text: str) -> tuple[int, str]:
         """See ArgumentReader."""
-        at, out = 0, []
+        at = 0
+        out: list[str] = []
         while not (self.is_done or self.is_broken):
             taken = self._step(text[at:] if at else text, out)
             if taken is None:

@@ -172,7 +172,9 @@ class _Renderer:
         self, chosen: ChatFormat, messages: Sequence[Message], tools: Sequence[Tool], is_open: bool
     ) -> str | None:
         try:
-            turns, objects = make_turns(messages, tools, chosen.tools, chosen.syntax, chosen.system_in_user, chosen.reasoning)
+            turns, objects = make_turns(
+                messages, tools, chosen.tools, chosen.syntax, chosen.system_in_user, chosen.reasoning
+            )
         except UsageError as error:
             self.problem = str(error)[:200]
             return None

@@ -62,7 +62,9 @@ class ArgumentTags:
         if not self.as_texts:
             return arguments
         return {
-            key: json.dumps(value, ensure_ascii=False, separators=separators) if isinstance(value, list | dict) else value
+            key: json.dumps(value, ensure_ascii=False, separators=separators)
+            if isinstance(value, list | dict)
+            else value
             for key, value in arguments.items()
         }
 
@@ -72,7 +74,7 @@ class CallSyntax:
     """See the module. `begin` "" means that a call is the whole message.
 
     `bare`: a call's beginning where the model leaves out what stands before; it ends with
-    `bare_tail`, and the rest of the tail may follow. `ends_reasoning`: a call ends reasoning that nothing has closed."""
+    `bare_tail`, and the rest of the tail may follow. `ends_reasoning`: a call ends reasoning that is still open."""
 
     head: str
     middle: str

@@ -102,14 +102,11 @@ def _native(
     turn: dict[str, Any] = {"role": message.role, "content": _text(i, message)}
     _put_reasoning(turn, message, reasoning)
     if message.role == "assistant" and message.tool_calls:
-        turn["tool_calls"] = [
-            {
-                "id": _call_id(call.id, tool_format),
-                "type": "function",
-                "function": {"name": call.name, "arguments": _passed(arguments_of(i, call.name, call.arguments), syntax)},
-            }
-            for call in message.tool_calls
-        ]
+        turn["tool_calls"] = calls = []
+        for call in message.tool_calls:
+            arguments = _passed(arguments_of(i, call.name, call.arguments), syntax)
+            function = {"name": call.name, "arguments": arguments}
+            calls.append({"id": _call_id(call.id, tool_format), "type": "function", "function": function})
     if message.role == "tool":
         turn["name"] = message.name
         turn["tool_call_id"] = _call_id(message.tool_call_id, tool_format)
