@@ -40,7 +40,9 @@ class Expected:
 TEMPLATES = {
     "Qwen3-Coder": Expected("qwen_xml"),
     "Qwen3.5-4B": Expected("qwen_xml", THINK, is_open=True, goes_back=True, off="<think>\n\n</think>\n\n"),
-    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": Expected("qwen_xml", THINK, is_open=True, goes_back=True, off="<think></think>"),
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": Expected(
+        "qwen_xml", THINK, is_open=True, goes_back=True, off="<think></think>"
+    ),
     "StepFun3.5-Flash": Expected("qwen_xml", THINK, is_open=True, goes_back=True),
     "ByteDance-Seed-OSS": Expected(
         "seed", ("<seed:think>", "</seed:think>"), ("<seed:eos>",), goes_back=True, off="thinking budget is 0",
@@ -124,8 +126,9 @@ def maker_of(name: str) -> TurnMaker:
 
 
 def prepared(maker: TurnMaker, *messages: ct.Message, tools=(), think=None):
+    think = think or ct.Think()
     turn = maker.prepare(
-        messages, tools=tools, tool_choice=ct.ToolChoice(), output=ct.OutputFormat(), think=think or ct.Think(), continue_last=False,
+        messages, tools=tools, tool_choice=ct.ToolChoice(), output=ct.OutputFormat(), think=think, continue_last=False,
         options={}, most_tokens=None, compile_form=lambda grammar: None, respell=lambda tokens, names: tokens,
     )  # fmt: skip
     return turn, maker._encoder._tokenizer.decode(turn.tokens, skip_special=False)

@@ -177,8 +177,9 @@ def test_python_words_are_words_where_the_template_writes_them() -> None:
 
 SCHEMAS = {
     "texts": {"properties": {"a": {"type": "string"}, "b": {"type": "string", "maxLength": 3},
-                             "c": {"enum": ["x", "5"]},
-                             "d": {"type": "string", "pattern": "^[a-c]+$"}}, "required": ["a", "c"]},
+                             "c": {"enum": ["x", "5", ""]},
+                             "d": {"type": "string", "pattern": "^[a-c]+$"},
+                             "e": {"type": "string", "minLength": 2, "maxLength": 4}}, "required": ["a", "c"]},
     "numbers": {"properties": {"a": {"type": "integer", "minimum": -5, "maximum": 20}, "b": {"type": "number"},
                                "c": {"type": "integer", "multipleOf": 7}}, "required": ["a", "b"]},
     "words": {"properties": {"a": {"type": "boolean"}, "b": {"type": "null"}, "c": {"const": True}}, "required": ["a"]},
@@ -295,7 +296,7 @@ def test_what_the_grammar_lets_through_is_read_back_and_matches(name, syntax, is
 
 
 GOOD = {
-    "texts": [{"a": 'x\n</parameter> "<b>\n', "c": "5"}, {"a": "", "b": "é", "c": "x", "d": "abc"}],
+    "texts": [{"a": 'x\n</parameter> "<b>\n', "c": "5"}, {"a": "", "b": "é", "c": "", "d": "abc"}],
     "numbers": [{"a": -5, "b": 2.5}, {"a": 20, "b": 1, "c": 14}],
     "words": [{"a": True}, {"a": False, "b": None, "c": True}],
     "nested": [{"a": [], "b": {"x": 1}}, {"a": ["q", '"'], "b": {"x": 0}}],
@@ -338,6 +339,8 @@ def test_the_grammar_takes_what_matches_as_the_template_writes_it(name, syntax, 
     ("schema", "arguments"),
     [
         ("texts", {"a": "x", "c": "6"}),
+        ("texts", {"a": "x", "c": "x", "e": "1"}),
+        ("texts", {"a": "x", "c": "x", "e": "12345"}),
         ("texts", {"c": "x"}),
         ("texts", {"a": "x", "b": "four", "c": "x"}),
         ("texts", {"a": "x", "c": "x", "z": "more"}),

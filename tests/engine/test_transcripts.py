@@ -294,7 +294,19 @@ def call_text(speller: Speller, arguments: str) -> str:
     )
 
 
-CALLING = ["qwen", "qwen_tokens", "qwen3", "qwen3_tokens", "llama3", "granite", "granite_text", "gemma", "generic"]
+TAGGED = ["glm", "seed"]  # what follows the prompt is no reasoning yet
+CALLING = [
+    "qwen",
+    "qwen_tokens",
+    "qwen3",
+    "qwen3_tokens",
+    "llama3",
+    "granite",
+    "granite_text",
+    "gemma",
+    "generic",
+    *TAGGED,
+]
 
 
 @pytest.mark.parametrize("name", CALLING)

@@ -21,6 +21,7 @@ from .shapes import Atom, Conjunction, Const, Number, Text, kind_of
 from .trees import (
     ANY,
     ANY_CHARACTER,
+    EMPTY,
     Chars,
     Tree,
     alt,
@@ -100,13 +101,13 @@ class TaggedMembers:
         before = _runs(self._tagged.before, self._tokens)
         middle = _runs(self._tagged.middle, self._tokens)
         tree = both(names, repeat(Chars(_NAME_CHARACTERS), 1, _MAX_NAME))
+        if is_nothing(tree):
+            return None
         # One terminal with the text around it, or a declared name that begins alike would hide it.
         if before and isinstance(text := before[-1], str):
             tree, before = seq(literal(text), tree), before[:-1]
         if middle and isinstance(text := middle[0], str):
             tree, middle = seq(tree, literal(text)), middle[1:]
-        if is_nothing(tree):
-            return None
         name = self._rules.terminal(write(tree, False))
         return (*self._row(before), name, *self._row(middle), self._value(conjunction, is_any=True))
 
@@ -118,7 +119,7 @@ class TaggedMembers:
                 return None
             self.kinds.setdefault(name, sorted(EVERY_KIND))
             text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
-            if isinstance(item, str) and not matches(both(self._texts(EVERY_KIND), inverse(self._ending())), item):
+            if isinstance(item, str) and not self._is_read(item, EVERY_KIND):
                 return None
             whole = self._tagged.before + name + self._tagged.middle + text + self._tagged.after
             out += self._row(_runs(whole, self._tokens))
@@ -133,26 +134,57 @@ class TaggedMembers:
         self._values[conjunction, is_any] = Name(rule)
         atoms = self._all.shape(conjunction).atoms
         kinds = EVERY_KIND if is_any else frozenset(map(kind_of_value, atoms))
-        texts = [one.language() for one in atoms if isinstance(one, Text)]
-        texts += [literal(one.value) for one in atoms if isinstance(one, Const) and isinstance(one.value, str)]
-        if texts:
-            self._text(rule, both(alt(*texts), self._texts(kinds)))
+        texts = [one for one in atoms if isinstance(one, Text)]
+        for text in texts:
+            self._text(rule, text, kinds)
+        given = [one.value for one in atoms if isinstance(one, Const) and isinstance(one.value, str)]
+        given = [json.dumps(one, ensure_ascii=False) for one in given if self._is_read(one, kinds)]
+        if '""' in given and not self._end:  # no terminal is empty
+            given.remove('""')
+            self._rules.add(rule, *self._rest)
+        rows: list[Row] = [(self._rules.terminal(" | ".join(given)),)] if given else []
         for atom in atoms:
             if not isinstance(atom, Text) and not (isinstance(atom, Const) and isinstance(atom.value, str)):
-                for row in self._json(conjunction, atom):
-                    self._rules.add(rule, *self._rules.joined(row, self._end), *self._rest)
+                rows += self._json(conjunction, atom)
+        for row in rows:
+            self._rules.add(rule, *self._rules.joined(row, self._end, is_lazy=bool(texts)), *self._rest)
         return Name(rule)
 
-    def _text(self, rule: str, tree: Tree) -> None:
-        if self._end:
-            end = literal(self._end)
-            # The first end is the value's.
-            tree = both(seq(tree, end), inverse(seq(ANY, end, ANY_CHARACTER, ANY)))
-        elif is_nullable(tree):
+    def _is_read(self, text: str, kinds: frozenset[str]) -> bool:
+        """Whether a text between the tags is read as that text."""
+        after = self._tagged.after
+        return (text + after).find(after) == len(text) and not matches(alt(*self._others(kinds, EMPTY)), text)
+
+    def _text(self, rule: str, text: Text, kinds: frozenset[str]) -> None:
+        """Texts, and their end if it is text too: the first one is theirs. What is left out shows in few characters: a
+        complement that goes on beside a count of thousands is too much for the compiler."""
+        end = literal(self._end)
+        low = text.low
+        if text.tree != ANY:
+            language = both(text.language(), inverse(alt(*self._others(kinds, EMPTY))))
+            if is_nothing(language):
+                return
+            left_out = [seq(ANY, end, ANY_CHARACTER, ANY)] if self._end else []
+            is_empty_text = is_nullable(language)
+            if not self._end:
+                language = both(language, seq(ANY_CHARACTER, ANY))
+        else:
+            is_empty_text = low == 0
+            if not self._end:
+                low = max(low, 1)
+            language = repeat(ANY_CHARACTER, low, text.high)
+            left_out = self._others(kinds, seq(end, ANY) if self._end else EMPTY)
+            if self._end and low:
+                left_out.append(seq(repeat(ANY_CHARACTER, 0, low - 1), end, ANY))
+        if is_empty_text and not self._end:  # no terminal is empty
             self._rules.add(rule, *self._rest)
-            tree = both(tree, seq(ANY_CHARACTER, ANY))
-        if not is_nothing(tree):
-            self._rules.add(rule, self._rules.terminal(write(tree, False)), *self._rest)
+        if not self._end and text.high == 0:
+            return
+        tree = seq(language, end)
+        if left_out:
+            tree = both(tree, inverse(alt(*left_out)))
+        terminal = self._rules.terminal(write(tree, False), is_lazy=bool(self._end))
+        self._rules.add(rule, terminal, *self._rest)
 
     def _json(self, conjunction: Conjunction, atom: Atom) -> list[Row]:
         """The ways to write what is no text."""
@@ -162,22 +194,19 @@ class TaggedMembers:
             return [(self._rules.terminal(" | ".join(f'"{one}"' for one in words)),)]
         return self._emitter.rows(conjunction, atom)
 
-    def _texts(self, kinds: frozenset[str]) -> Tree:
-        """Texts that are not read as anything else."""
+    def _others(self, kinds: frozenset[str], after: Tree) -> list[Tree]:
+        """What is read as something else than a text, `after` behind it where it has an end of its own."""
         out: list[Tree] = []
-        for kind in kinds:
+        for kind in sorted(kinds):
             if kind in ("null", "boolean"):
                 words = [_WORDS["null"]] if kind == "null" else [_WORDS["true"], _WORDS["false"]]
-                out += [literal(one) for pair in words for one in pair[: 1 + self._tagged.has_python_words]]
+                spelled = [literal(one) for pair in words for one in pair[: 1 + self._tagged.has_python_words]]
+                out.append(seq(alt(*spelled), after))
             elif kind in ("integer", "number"):
-                out.append(_WHOLE if kind == "integer" else _NUMBER)
+                out.append(seq(_WHOLE if kind == "integer" else _NUMBER, after))
             elif kind != "string":
                 out.append(seq(literal("[" if kind == "array" else "{"), ANY))
-        return inverse(alt(*out)) if out else ANY
-
-    def _ending(self) -> Tree:
-        """Texts that have the end of a value in them."""
-        return seq(ANY, literal(self._tagged.after), ANY)
+        return out
 
     def _row(self, runs: list[str | Token]) -> Row:
         return tuple(Literal(run) if isinstance(run, str) else run for run in runs)
@@ -195,6 +224,7 @@ def kind_of_value(atom: Atom) -> str:
 def _runs(text: str, tokens: Mapping[str, int]) -> list[str | Token]:
     """Plain text and tokens, in turn."""
     out: list[str | Token] = []
-    for is_token, run in groupby(text, key=tokens.__contains__):
-        out += (Token(tokens[c]) for c in run) if is_token else ["".join(run)]
+    for is_token, characters in groupby(text, key=tokens.__contains__):
+        run = "".join(characters)
+        out += [Token(tokens[c]) for c in run] if is_token else [run]
     return out
