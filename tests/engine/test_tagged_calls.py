@@ -357,6 +357,20 @@ def test_the_grammar_refuses_what_does_not_match(name, syntax, schema, arguments
     assert not made.takes(made.syntax.render([Call("f", arguments)]))
 
 
+@pytest.mark.parametrize(("name", "syntax"), SYNTAXES, ids=IDS)
+@pytest.mark.parametrize("is_null", [False, True])
+@pytest.mark.parametrize(
+    "more", [{}, {"minLength": 3}, {"maxLength": 5000}, {"pattern": "a"}, {"minLength": 2, "maxLength": 90}]
+)
+def test_the_first_end_is_the_values(name, syntax, is_null, more) -> None:
+    """Whatever else a text must be: what is read ends there, so what is let through must."""
+    made = Bound(syntax, {"properties": {"a": {"type": ["string", "null"] if is_null else "string", **more}}})
+    for begin in ("", "1", "null", "xyz"):
+        value = f"{begin}{syntax.arguments.after}{'abc' * 3}"
+        assert not made.takes(made.syntax.render([Call("f", {"a": value})])), value
+    assert made.takes(made.syntax.render([Call("f", {"a": "xayz"})]))
+
+
 def test_a_name_that_no_tag_can_hold_is_left_out_or_leaves_the_schema_open() -> None:
     odd = {"type": "object", "properties": {"a>b": {"type": "string"}, "c": {"type": "string"}}}
     syntax = SYNTAXES[0][1]
