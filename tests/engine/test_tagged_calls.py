@@ -364,7 +364,9 @@ def test_the_grammar_refuses_what_does_not_match(name, syntax, schema, arguments
 )
 def test_the_first_end_is_the_values(name, syntax, is_null, more) -> None:
     """Whatever else a text must be: what is read ends there, so what is let through must."""
-    made = Bound(syntax, {"properties": {"a": {"type": ["string", "null"] if is_null else "string", **more}}})
+    made = Bound(
+        syntax, {"properties": {"a": {"type": ["string", "null"] if is_null else "string", **more}}}, specials=()
+    )
     for begin in ("", "1", "null", "xyz"):
         value = f"{begin}{syntax.arguments.after}{'abc' * 3}"
         assert not made.takes(made.syntax.render([Call("f", {"a": value})])), value

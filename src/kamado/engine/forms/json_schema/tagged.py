@@ -21,7 +21,6 @@ from .shapes import Atom, Conjunction, Const, Number, Text, kind_of
 from .trees import (
     ANY,
     ANY_CHARACTER,
-    EMPTY,
     Chars,
     Tree,
     alt,
@@ -51,6 +50,10 @@ _NUMBER = seq(
     repeat(seq(Chars(charset.of("eE")), repeat(Chars(charset.of("+-")), 0, 1), repeat(_D, 1, None)), 0, 1),
 )
 _WORDS = {"null": ("null", "None"), "true": ("true", "True"), "false": ("false", "False")}  # JSON's, Python's
+
+# Everything, and not all text alone: so the compiler sees at once that nothing is left of a complement, where it would
+# follow a count of thousands to its end.
+_ANY_BYTES = "(~/[a&&b]/)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,38 +156,37 @@ class TaggedMembers:
     def _is_read(self, text: str, kinds: frozenset[str]) -> bool:
         """Whether a text between the tags is read as that text."""
         after = self._tagged.after
-        return (text + after).find(after) == len(text) and not matches(alt(*self._others(kinds, EMPTY)), text)
+        scalars, openers = self._others(kinds)
+        is_other = matches(alt(*scalars, *(seq(one, ANY) for one in openers)), text)
+        return (text + after).find(after) == len(text) and not is_other
 
     def _text(self, rule: str, text: Text, kinds: frozenset[str]) -> None:
-        """Texts, and their end if it is text too: the first one is theirs. What is left out shows in few characters: a
-        complement that goes on beside a count of thousands is too much for the compiler."""
+        """Texts, and their end if it is text too: the first one is theirs."""
         end = literal(self._end)
-        low = text.low
+        scalars, begins = self._others(kinds)  # whatever begins so is left out
+        low, language = text.low, text.language()
         if text.tree != ANY:
-            language = both(text.language(), inverse(alt(*self._others(kinds, EMPTY))))
+            language = both(language, inverse(alt(*scalars, *(seq(one, ANY) for one in begins))))
             if is_nothing(language):
                 return
-            left_out = [seq(ANY, end, ANY_CHARACTER, ANY)] if self._end else []
-            is_empty_text = is_nullable(language)
-            if not self._end:
-                language = both(language, seq(ANY_CHARACTER, ANY))
-        else:
-            is_empty_text = low == 0
-            if not self._end:
-                low = max(low, 1)
-            language = repeat(ANY_CHARACTER, low, text.high)
-            left_out = self._others(kinds, seq(end, ANY) if self._end else EMPTY)
-            if self._end and low:
-                left_out.append(seq(repeat(ANY_CHARACTER, 0, low - 1), end, ANY))
-        if is_empty_text and not self._end:  # no terminal is empty
+            begins = [seq(ANY, end, ANY_CHARACTER)] if self._end else []
+            scalars = []
+        elif self._end:
+            begins += [seq(one, end) for one in scalars]
+            begins += [seq(repeat(ANY_CHARACTER, 0, low - 1), end)] if low else []
+            scalars = []
+        if not self._end and is_nullable(language):  # no terminal is empty
             self._rules.add(rule, *self._rest)
-        if not self._end and text.high == 0:
-            return
-        tree = seq(language, end)
-        if left_out:
-            tree = both(tree, inverse(alt(*left_out)))
-        terminal = self._rules.terminal(write(tree, False), is_lazy=bool(self._end))
-        self._rules.add(rule, terminal, *self._rest)
+            if text.high == 0:
+                return
+            nonempty = repeat(ANY_CHARACTER, 1, text.high)
+            language = nonempty if text.tree == ANY else both(language, seq(ANY_CHARACTER, ANY))
+        body = f"({write(seq(language, end), False)})"
+        if scalars:
+            body += f" & (~({write(alt(*scalars), False)}))"
+        if begins:
+            body += f" & (~(({write(alt(*begins), False)}) {_ANY_BYTES}))"
+        self._rules.add(rule, self._rules.terminal(body, is_lazy=bool(self._end)), *self._rest)
 
     def _json(self, conjunction: Conjunction, atom: Atom) -> list[Row]:
         """The ways to write what is no text."""
@@ -194,19 +196,20 @@ class TaggedMembers:
             return [(self._rules.terminal(" | ".join(f'"{one}"' for one in words)),)]
         return self._emitter.rows(conjunction, atom)
 
-    def _others(self, kinds: frozenset[str], after: Tree) -> list[Tree]:
-        """What is read as something else than a text, `after` behind it where it has an end of its own."""
-        out: list[Tree] = []
+    def _others(self, kinds: frozenset[str]) -> tuple[list[Tree], list[Tree]]:
+        """What is read as something else than a text, and what that begins with which is read so whole."""
+        scalars: list[Tree] = []
+        begins: list[Tree] = []
         for kind in sorted(kinds):
             if kind in ("null", "boolean"):
                 words = [_WORDS["null"]] if kind == "null" else [_WORDS["true"], _WORDS["false"]]
-                spelled = [literal(one) for pair in words for one in pair[: 1 + self._tagged.has_python_words]]
-                out.append(seq(alt(*spelled), after))
+                spelled = [one for pair in words for one in pair[: 1 + self._tagged.has_python_words]]
+                scalars += map(literal, spelled)
             elif kind in ("integer", "number"):
-                out.append(seq(_WHOLE if kind == "integer" else _NUMBER, after))
+                scalars.append(_WHOLE if kind == "integer" else _NUMBER)
             elif kind != "string":
-                out.append(seq(literal("[" if kind == "array" else "{"), ANY))
-        return out
+                begins.append(literal("[" if kind == "array" else "{"))
+        return scalars, begins
 
     def _row(self, runs: list[str | Token]) -> Row:
         return tuple(Literal(run) if isinstance(run, str) else run for run in runs)
