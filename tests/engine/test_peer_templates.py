@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass
 from functools import cache
 
+import peer
 import pytest
-from models import peer
 
 from kamado.engine.turns import chat_types as ct
 from kamado.engine.turns.chat import ChatEncoder
