@@ -80,6 +80,10 @@ TEMPLATES = {
     "NVIDIA-Nemotron-Nano-v2": Expected("lists", THINK, ("<SPECIAL_12>",), is_open=True, result="<TOOL_RESPONSE>"),
     "poolside-Laguna-S-2.1": Expected("glm", THINK, ("</assistant>",), is_open=True, goes_back=True),
     "Spark2.5": Expected("glm", THINK, ("<｜end▁of▁sentence｜>",), is_open=True, goes_back=True),
+    "LFM2.5-8B-A1B": Expected(
+        "pythonic", THINK, goes_back=True, result="<|im_start|>tool",
+        specials=("<|tool_call_start|>", "<|tool_call_end|>"),
+    ),
     "upstage-Solar-Open-100B": Expected("none", is_refused=True),
 }  # fmt: skip
 

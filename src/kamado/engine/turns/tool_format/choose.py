@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ....errors import TemplateError, UsageError
 from ....text.template_bounds import PassedLimitError
 from ..chat_types import Message, TextPart, Tool, ToolCall, ToolCallDelta, ToolCallEnd, ToolCallStart
-from . import gemma, generic, glm, granite, hermes, lists, llama3, minimax, mistral, qwen_xml
+from . import gemma, generic, glm, granite, hermes, lists, llama3, minimax, mistral, pythonic, qwen_xml
 from .formats import ToolFormat
 from .parser import AnswerParser
 from .reasoning import PARTS, WAYS, ReasoningTags, find_tags, tags_around
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _NATIVE = (
     hermes.FORMAT, qwen_xml.FORMAT, glm.FORMAT, minimax.FORMAT, qwen_xml.SEED, mistral.FORMAT, lists.FORMAT,
-    granite.FORMAT, llama3.FORMAT,
+    pythonic.FORMAT, granite.FORMAT, llama3.FORMAT,
 )  # fmt: skip
 
 _NAME = "kamado_probe"
