@@ -175,6 +175,18 @@ LFM = (
     "]<|tool_call_end|>{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Show tools and write no call: the vocabulary has the token, or the template says what a call looks like. The second
+# takes tools under another name.
+LFM_UNWRITTEN = _SHOWN + (
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SMOL = LFM_UNWRITTEN.replace("tools", "xml_tools").replace(
+    "<|im_end|>\n{% endif %}",
+    'Call:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    "<|im_end|>\n{% endif %}",
+    1,
+)
 LISTS = GRANITE.replace("<|tool_call|>[", "<tool_calls>[").replace("]<|im_end|>", "]</tool_calls><|im_end|>")
 # Shows tools, and writes calls in a form that nobody knows.
 UNKNOWN = QWEN.replace("<tool_call>\n", "<call>").replace("\n</tool_call>", "</call>")
@@ -258,6 +270,9 @@ FAMILIES = {
         ("<|tool_call_start|>", "<|tool_call_end|>", "<think>", "</think>"),
         tags=("<think>", "</think>"),
     ),
+    "lfm_unwritten": Family("pythonic", LFM_UNWRITTEN, ("<|tool_call_start|>", "<|tool_call_end|>")),
+    "smol": Family("hermes", SMOL),
+    "smol_tokens": Family("hermes", SMOL, ("<tool_call>", "</tool_call>")),
     "gemma": Family("gemma", GEMMA, ("<start_of_turn>", "<end_of_turn>"), is_parallel=False),
     "generic": Family("generic", CHATML),
 }

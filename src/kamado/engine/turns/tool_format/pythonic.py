@@ -29,4 +29,5 @@ _LFM = CallSyntax(
     ends_reasoning=True,
 )
 
-FORMAT = ToolFormat("pythonic", (_OLMO, replace(_LFM, arguments=KeywordArguments("shown")), _LFM))
+FORMAT = ToolFormat("pythonic", (_OLMO, replace(_LFM, arguments=KeywordArguments("shown")), _LFM),
+    unwritten=_LFM, told=_LFM.begin)  # fmt: skip

@@ -161,17 +161,26 @@ class CallSyntax:
         """The text of `calls`, as a template writes an earlier turn."""
         return self.begin + self.open + (self.between or "").join(map(self._render_one, calls)) + self.close
 
+    def pieces(self, calls: Sequence[Call]) -> list[tuple[str, bool]]:
+        """The same in pieces, each with whether it is fixed: what stands around names and arguments."""
+        out = [(self.begin + self.open, True)]
+        for i, call in enumerate(calls):
+            out += [((self.between or "") * (i > 0) + self.head, True), (call.name, False), (self.middle, True)]
+            out += [(self._arguments(call), False), (self.tail, True)]
+        return [*out, (self.close, True)]
+
     def _render_one(self, call: Call) -> str:
-        if self.arguments is None:
-            text = json.dumps(call.arguments, ensure_ascii=False, separators=self.separators)
-        elif isinstance(self.arguments, KeywordArguments):
-            text = self.arguments.render(call.arguments, self.separators)
-        else:
-            tags = self.arguments
-            text = "".join(tags.render(key, value, self.separators) for key, value in call.arguments.items())
         id_text = f'{self.id_key}"{call.id}"' if self.id_key and call.id else ""
         id_before = f"{self.id_before}{call.id}" if self.id_before and call.id else ""
-        return self.head + call.name + id_before + self.middle + text + id_text + self.tail
+        return self.head + call.name + id_before + self.middle + self._arguments(call) + id_text + self.tail
+
+    def _arguments(self, call: Call) -> str:
+        if self.arguments is None:
+            return json.dumps(call.arguments, ensure_ascii=False, separators=self.separators)
+        if isinstance(self.arguments, KeywordArguments):
+            return self.arguments.render(call.arguments, self.separators)
+        tags = self.arguments
+        return "".join(tags.render(key, value, self.separators) for key, value in call.arguments.items())
 
     def texts(self) -> tuple[str, ...]:
         """Every fixed part."""
