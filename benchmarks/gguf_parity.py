@@ -309,8 +309,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
-    if len(options.families) == 1:
-        only = options.families[0] if len(options.families) == 1 else ""
+    only = options.families[0] if len(options.families) == 1 else ""
     known = wide_families(only)
     if wrong := set(options.families) - set(known):
         sys.exit(f"no family {', '.join(sorted(wrong))}; there are {', '.join(known)}")
