@@ -295,6 +295,21 @@ def in_its_own_process(family: str, options: argparse.Namespace) -> list[dict[st
     return rows
 
 
+def merged(path: Path | None, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, and those of other families that the file at `path` has already, by family."""
+    families = {row["family"] for row in rows}
+    kept = json.loads(path.read_text(encoding="utf-8"))["results"] if path is not None and path.is_file() else []
+    return sorted([*(row for row in kept if row["family"] not in families), *rows], key=lambda row: row["family"])
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replaces what is between the page's marks."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition("<!-- results begin -->\n")
+    _, end, after = rest.partition("<!-- results end -->")
+    assert begin and end, f"{page} has no marks for the results"
+    page.write_text(f"{before}{begin}\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="model_type; all when none is given")
@@ -302,26 +317,30 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1024, help="of a seed, in prompts of --length")
     parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="folder that the files are left in")
     parser.add_argument("--kamado", default=shutil.which("kamado") or "kamado", help="for its version")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="results; rows of other families stay in it")
+    parser.add_argument("--page", type=Path, help="a page to put the table of --json into")
     options = parser.parse_args()
-    if options.keep:
-        options.keep.mkdir(parents=True, exist_ok=True)
     only = options.families[0] if len(options.families) == 1 else ""
     known = wide_families(only)
     if wrong := set(options.families) - set(known):
         sys.exit(f"no family {', '.join(sorted(wrong))}; there are {', '.join(known)}")
-    wanted = options.families or list(known)
-    rows = []
-    for family in wanted:
-        rows += compare(family, options) if only else in_its_own_process(family, options)
-    print(table(rows))
     programs = [tool(options.peer, name) for name in ("peer-logits", "llama-quantize", "llama-perplexity")]
-    write_json({**circumstances(options.kamado, programs, []), "results": rows}, options.json)
-    found = [f"{family} could not be compared" for family in wanted if family not in {row["family"] for row in rows}]
-    found += [fault for row in rows for fault in faults(row)]
+    about = circumstances(options.kamado, programs, [])
+    wanted = options.families or list(known)
+    found = []
+    rows: list[dict[str, Any]] = []
+    for family in wanted:
+        compared = compare(family, options) if only else in_its_own_process(family, options)
+        rows += [{**row, "date": about["date"], "commit": about["commit"]} for row in compared]
+        found += [fault for row in compared for fault in faults(row)] if compared else [f"{family}: not compared"]
+        write_json({**about, "results": merged(options.json, rows)}, options.json)
+    shown = table(merged(options.json, rows))
+    print(shown)
+    if options.page:
+        put_into(options.page, shown)
     print("\n".join(found), file=sys.stderr)
     return 1 if found else 0
 
