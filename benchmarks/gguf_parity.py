@@ -315,7 +315,7 @@ def main() -> int:
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="model_type; all when none is given")
     parser.add_argument("--peer", type=Path, required=True, help="folder with llama.cpp's programs and peer-logits")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=1024, help="of a seed, in prompts of --length")
+    parser.add_argument("--tokens", type=int, default=512, help="of a seed, in prompts of --length")
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="folder that the files are left in")
