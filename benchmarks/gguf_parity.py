@@ -107,7 +107,7 @@ def peer(program: Path, model: Path, tokens: np.ndarray, length: int, threads: i
 
 def check_peer(program: Path, model: Path, text: Path, tokens: np.ndarray, length: int, run: Run, saved: Path) -> None:
     """Exits unless llama-perplexity's own log-probabilities are those of `run`, but for their rounding to 16 bits."""
-    sizes = ["-c", str(length), "-b", str(length), "-ub", str(length)]
+    sizes = ["-c", str(length), "-b", str(length), "-ub", str(length), "-t", "1"]
     call([str(program), "-m", str(model), "-f", str(text), *sizes, "--no-warmup", "--save-all-logits", str(saved)])
     raw = saved.read_bytes()
     vocabulary = run.logits.shape[1]

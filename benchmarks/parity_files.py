@@ -67,8 +67,8 @@ def make_files(family: str, folder: Path, quantize: Path, *, seed: int, num_toke
     _calibrate(family, directory, config, seed)
     whole = gguf_export.export(directory, folder / "f32.gguf", also=lambda w: _add_vocabulary(w, config["vocab_size"]))
     f16, mix = folder / "f16.gguf", folder / f"{MIX.lower()}.gguf"
-    call([str(quantize), str(whole), str(f16), "F16"])
-    call([str(quantize), str(whole), str(mix), MIX])
+    call([str(quantize), str(whole), str(f16), "F16", "1"])
+    call([str(quantize), str(whole), str(mix), MIX, "1"])
     whole.unlink()
     tokens = _tokens(config["vocab_size"], num_tokens, seed)
     text = folder / "text.txt"
