@@ -27,6 +27,7 @@ MIX = "Q4_K_M"
 # What llama.cpp wants otherwise than the tests' configurations have it.
 CHANGES: dict[str, dict[str, Any]] = {
     "ernie4_5": {"use_bias": False},  # its graph has no biases in the MLP
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 3},  # it has a window with 64 layers only
     "mistral": {"sliding_window": None},  # Llama's graph knows no window there, and its converter writes none
 }
 WITHOUT = {"ernie4_5": ".bias"}  # ends of names of tensors that such a change takes away
