@@ -24,10 +24,11 @@ EXPERTS = (16, 4, 256)
 FIRST_TOKEN = 3 + 256  # unknown, begin, end, bytes; then one character each
 LOGITS_STD = 2.5  # perplexity of some 30 to 60 over this vocabulary, as text has
 MIX = "Q4_K_M"
-# What llama.cpp wants otherwise than the tests' configurations have it.
+# What llama.cpp or transformers wants otherwise than the tests' configurations have it.
 CHANGES: dict[str, dict[str, Any]] = {
     "ernie4_5": {"use_bias": False},  # its graph has no biases in the MLP
     "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 3},  # it has a window with 64 layers only
+    "glm4": {"pad_token_id": None},  # for transformers' sake: its own is no token of so small a vocabulary
     "mistral": {"sliding_window": None},  # Llama's graph knows no window there, and its converter writes none
 }
 WITHOUT = {"ernie4_5": ".bias"}  # ends of names of tensors that such a change takes away
