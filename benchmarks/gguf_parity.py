@@ -30,6 +30,7 @@ from parity_files import MIX, Files, make_files, wide_families
 from peers import call, circumstances, sha256, tool, write_json
 
 LIMITS = {"F16": 1.0, MIX: 1.5}
+SAME_MODEL = {"F16": 1e-4, MIX: 0.1}  # nats; llama.cpp computes something else where its divergence is larger
 ORACLE_TOLERANCE = 1e-4  # of the logits' standard deviation: transformers computes in float32
 OTHER_GROUPS = 0.02  # of the rows that llama-perplexity scores
 SEVERAL = 200  # draws for the ratio's interval
@@ -279,6 +280,10 @@ def faults(row: dict[str, Any]) -> list[str]:
     found = []
     if not row["ratio"] <= LIMITS[row["file"]]:
         found.append(f"{row['family']} {row['file']}: {row['ratio']:.3f} times llama.cpp's divergence")
+    if not row["peer_kl_mean"] <= SAME_MODEL[row["file"]]:
+        found.append(
+            f"{row['family']} {row['file']}: llama.cpp reads another model in the file, {row['peer_kl_mean']:.1e}"
+        )
     if (row["oracle_off"] or 0.0) > ORACLE_TOLERANCE:
         found.append(f"{row['family']}: the oracle is {row['oracle_off']:.1e} off transformers")
     return found
