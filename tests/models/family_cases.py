@@ -40,6 +40,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+# Router bias and shared expert of DeepSeek's kin, as the converter calls the bias.
+SCORE_BIAS = {"e_score_correction_bias": "e_score_correction.bias"}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 
 
@@ -71,6 +73,19 @@ def experts(
     return shapes
 
 
+def shared_experts(width: int) -> Any:
+    """Experts of `experts` with a bias for their choice, and one that sees every row."""
+    routed, shared = experts(width), "mlp.shared_experts."
+
+    def shapes(hidden: int, layer: int) -> Shapes:
+        inward, outward = (width, hidden), (hidden, width)
+        result = {**routed(hidden, layer), "mlp.gate.e_score_correction_bias": (EXPERTS,)}
+        result |= {f"{shared}gate_proj.weight": inward, f"{shared}up_proj.weight": inward}
+        return {**result, f"{shared}down_proj.weight": outward}
+
+    return shapes
+
+
 @dataclass(frozen=True)
 class Case:
     """One comparison with transformers; `config` holds arguments of its configuration class."""
@@ -80,6 +95,7 @@ class Case:
     gguf: bool = True  # whether GGUF can express it
     exact: bool = False  # whether the GGUF route has the very same sums: no permuted heads, no rounded rope factors
     family: str = ""  # model_type; that of the file when empty
+    continues: bool = True  # False: transformers' forward would go on from a cache that is not valid any more
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,8 @@ class Family:
     name: str  # model_type
     tiny: dict[str, Any]  # config.json
     attention: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of a layer beyond Llama's
+    layers: str = "layers"  # what stands before the number of a layer
+    without: tuple[str, ...] = ()  # tensors of a layer that Llama has and this has not
     ffn: Callable[[int, int], Shapes] = mlp  # (hidden, layer) -> tensors
     number: int | None = None  # of the random numbers; None makes one from the name
     norm_base: float = 1.0  # 0: files store the norms' weights less 1
@@ -98,7 +116,12 @@ class Family:
     architecture: str | None = None  # in GGUF, where it is not that member's
     permuted: bool = False  # q and k are stored in the order of interleaved pairs
     gguf_settings: Callable[[Any, dict[str, Any]], None] | None = None  # (gguf writer, config.json) beyond the usual
+    gguf_names: Mapping[str, str] = field(default_factory=dict)  # ends of names that the converter changes first
+    # (name, values, config.json) -> what the converter writes in its place, before it looks the names up
+    converted: Callable[[str, Any, dict[str, Any]], Mapping[str, Any]] | None = None
     cases: tuple[Case, ...] = ()
+    published: Mapping[str, Any] = field(default_factory=dict)  # what config.json in the wild has beyond `tiny`
+    converted_keys: Mapping[str, Any] = field(default_factory=dict)  # what converters write beyond gguf_export.py
 
 
 def _found() -> dict[str, Family]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def build_model(case: Case, seed: int = 0) -> Any:
             model = transformers.AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, value in sorted(model.named_parameters()):
+        buffers = [(name, value) for name, value in model.named_buffers() if name.endswith("_bias")]
+        for name, value in sorted([*model.named_parameters(), *buffers]):
             noise = torch.randn(value.shape, generator=generator)
             if "norm" in name and name.endswith("weight"):
                 value.copy_((0.0 if case.family.startswith("gemma") else 1.0) + 0.2 * noise)
@@ -56,17 +58,27 @@ def build_model(case: Case, seed: int = 0) -> Any:
     return model.eval()
 
 
-def reference_logits(directory: Path, tokens: list[int]) -> Any:
-    """transformers' float32 logits [tokens, vocab] of a saved model, its weights widened to float32."""
+def reference_logits(directory: Path, tokens: list[int], dtype: str = "float32", cuts: Sequence[int] = ()) -> Any:
+    """transformers' logits [tokens, vocab] of a saved model, its weights widened to `dtype`.
+
+    `cuts`: where calls end, each going on from the cache that the ones before left.
+    """
     import torch
     import transformers
 
     with quiet():
         kind = transformers.AutoConfig.from_pretrained(directory).model_type
         auto = transformers.AutoModelForImageTextToText if kind == "gemma3" else transformers.AutoModelForCausalLM
-        model = auto.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+        # Grouped products of experts, the other implementation, are not there in float64.
+        plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+        model = auto.from_pretrained(directory, dtype=getattr(torch, dtype), **plain).eval()
+    rows, cache = [], None
     with torch.no_grad():
-        return model(input_ids=torch.tensor([tokens])).logits[0].numpy()
+        for begin, end in itertools.pairwise([0, *cuts, len(tokens)]):
+            part = torch.tensor([tokens[begin:end]])
+            answer = model(input_ids=part, past_key_values=cache, use_cache=bool(cuts))
+            rows, cache = [*rows, answer.logits[0]], answer.past_key_values
+    return torch.cat(rows).numpy()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from . import settings as read
-from .config import MAX_CONTEXT
 from .decoder import Block, model
 from .registry import Config, Family, Program, Weights
 from .rope import RopeTable, base_frequencies, hf_rope_section
@@ -54,7 +53,7 @@ def build(c: Config, w: Weights) -> Program:
         w,
         [
             Block(attention if window is None else replace(windowed, window=window), mlp, post_norms=True)
-            for window in _windows(c)
+            for window in read.windows(c, 6, "sliding_window_pattern", "_sliding_window_pattern")
         ],
         # transformers rounds the factor to the weights' type; activations here are float32, so that is its type.
         embedding_scale=float(np.float32(math.sqrt(c.integer("embedding_length")))),
@@ -72,22 +71,6 @@ def _scale(c: Config) -> float:
     is_27b = read.num_layers(c) == _LAYERS_OF_27B
     width = c.integer("embedding_length") // read.head_counts(c)[0] if is_27b else read.head_dim(c)
     return read.gguf_scale(c) or read.inverse_sqrt(width)
-
-
-def _windows(c: Config) -> tuple[int | None, ...]:
-    """One entry a layer; None is a global layer."""
-    layers, key = range(read.num_layers(c)), "attention.sliding_window_pattern"
-    if not c.is_gguf:
-        every = c.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
-        width = c.integer("sliding_window", high=MAX_CONTEXT)
-        return read.sliding_windows(c, width, [(i + 1) % every != 0 for i in layers])
-    window, pattern = read.gguf_window(c), c.get(key)
-    if window is None:
-        return (None,) * len(layers)
-    if isinstance(pattern, int | np.integer) or pattern is None:
-        every = c.integer(key, default=6, low=0)
-        return tuple(window if every == 0 or (i + 1) % every else None for i in layers)
-    return tuple(window if is_local else None for is_local in c.sequence(key, len(layers)) or [])
 
 
 def _ropes(c: Config) -> tuple[RopeTable, RopeTable]:

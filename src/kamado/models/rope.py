@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,15 +82,20 @@ def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def gguf_rope(config: Config, head_dim: int, weights: Weights | None = None, *, interleaved: bool = False) -> RopeTable:
-    """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied."""
+def gguf_rope(
+    config: Config, head_dim: int, weights: Weights | None = None, *, interleaved: bool = False, long: bool = False
+) -> RopeTable:
+    """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied.
+
+    `long`: the type may be longrope, of whose divisors longrope.py takes care.
+    """
     theta = config.number("rope.freq_base", default=10000.0, low=1.0)
     kind = config.text("rope.scaling.type", default="linear")
     old_factor = config.number("rope.scale_linear", default=1.0)
     factor = config.number("rope.scaling.factor", default=old_factor) or 1.0
     attention_factor = config.number("rope.scaling.attn_factor", default=1.0) or 1.0
     freqs = base_frequencies(theta, head_dim)
-    if kind == "linear":
+    if kind == "linear" or (long and kind == "longrope"):
         freqs /= factor
     elif kind == "yarn":
         freqs, growth = _gguf_yarn(config, theta, head_dim, factor)
@@ -127,13 +132,35 @@ def _check_yarn(config: Config, key: str, theta: float) -> None:
         raise config.invalid(key, f"must be above 1 for yarn, got {theta:g}")
 
 
-def hf_rope(config: Config, head_dim: int) -> RopeTable:
-    """The table of a config.json: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`."""
+def hf_rope(config: Config, head_dim: int, *, partial: bool = False, interleaved: bool = False) -> RopeTable:
+    """The table of a config.json: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`.
+
+    `partial`: the family's classes turn but a share of each head where the file says so.
+    """
     theta = config.number("rope_theta", default=10000.0, low=1.0)
     rope = config.joined_section("rope_scaling", "rope_parameters")  # files of the years between have both
+    width = rotary_dim(config, rope, head_dim) if partial else head_dim
     if rope is None:
-        return RopeTable(base_frequencies(theta, head_dim))
-    return hf_rope_section(config, rope, head_dim, theta)
+        return RopeTable(base_frequencies(theta, width), interleaved=interleaved)
+    return replace(hf_rope_section(config, rope, width, theta, partial=partial), interleaved=interleaved)
+
+
+def rotary_dim(config: Config, rope: Config | None, head_dim: int) -> int:
+    """Values of each head that turn, from `partial_rotary_factor` in the rope dictionary, or else beside it.
+
+    A family that names a key of config.json for `rope.dimension_count` has their number there.
+    """
+    key = "partial_rotary_factor"
+    stated = config.optional_integer("rope.dimension_count", low=2, high=head_dim)
+    share = config.number(key, default=1.0 if stated is None else stated / head_dim, high=1.0)
+    if rope is not None:
+        share = rope.number(key, default=share, high=1.0)
+    width = int(head_dim * share)  # cut off, as transformers does
+    if stated is not None and stated != width:
+        raise config.invalid("rope.dimension_count", f"is {stated} while {key} turns {width} of {head_dim} values")
+    if width < 2 or width % 2:
+        raise config.invalid(key, f"of {share:g} turns {width} of the {head_dim} values of a head")
+    return width
 
 
 def context_length(config: Config) -> int:
@@ -165,13 +192,16 @@ def _stretched(written: int, kind: str, original: int | None, factor: float | No
     return min(max(written, int(original * (factor or 1.0))), MAX_CONTEXT)
 
 
-def hf_rope_section(config: Config, rope: Config, head_dim: int, default_theta: float) -> RopeTable:
-    """The table of one rope dictionary; `config` is the model's, for the context lengths."""
+def hf_rope_section(
+    config: Config, rope: Config, head_dim: int, default_theta: float, *, partial: bool = False
+) -> RopeTable:
+    """The table of one rope dictionary, for the `head_dim` values that turn; `config` is the model's, for the context
+    lengths. `partial`: a share of the head that turns has been read."""
     kind = rope.text("rope_type", default=rope.text("type", default="default"))
     if kind not in _KEYS:
         raise rope.unsupported("rope_type", f"is {kind!r}; supported are {', '.join(_KEYS)}")
     theta = rope.number("rope_theta", default=default_theta, low=1.0)
-    if rope.number("partial_rotary_factor", default=1.0) != 1.0:
+    if not partial and rope.number("partial_rotary_factor", default=1.0) != 1.0:
         raise rope.unsupported("partial_rotary_factor", "is not 1")
     rope.known(_KEYS[kind])
     rope.refuse_unread()
