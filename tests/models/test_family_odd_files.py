@@ -1,4 +1,4 @@
-"""Tensors of another shape and settings of another kind, in every family: one typed error that names them, or a program.
+"""Tensors of another shape and settings of another kind, in every family: one typed error that names them or a program.
 
 What is missing, left over or contradictory is in test_family_files.py.
 """
