@@ -15,6 +15,7 @@ DONORS = Path(__file__).resolve().parents[2] / "benchmarks" / "donors.py"
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_smollm2_says_the_same_as_glm(real_model: Callable[[str], Path], tmp_path: Path) -> None:
     found = tmp_path / "found.json"
     command = [
