@@ -139,9 +139,10 @@ bool vector_agrees(const VectorKernels& ref, const VectorKernels& wide) {
     v.layer_norm(a, weight, b, kWidth, 1e-5f, next());
     v.rope(next(a), 2, 40, 36, b, weight, false);
     v.rope(next(a), 2, 40, 36, b, weight, true);
-    uint32_t numbers = 5;
-    const auto random = [&numbers] { return static_cast<float>(next_random(numbers) % 1000) * 2e-3f; };
-    for_each_row_case(random, [&](const auto& op, const bool* is_there) {
+    const auto randoms = [] {
+      return [numbers = uint32_t{5}]() mutable { return static_cast<float>(next_random(numbers) % 1000) * 2e-3f; };
+    };
+    for_each_row_case(randoms, [&](const auto& op, const bool* is_there) {
       const float* in[kMaxRowInputs];
       for (int32_t i = 0; i < kMaxRowInputs; ++i) in[i] = !is_there[i] ? nullptr : i == 0 ? a : i == 1 ? b : weight;
       run_row_kernel(v, op, in, kWidth, next());

@@ -85,9 +85,6 @@ def _struct(op: Any) -> str:
     ]
     for name, value in (("kIsInPlace", op.IN_PLACE), ("kIsRowWise", op.IS_ROW_WISE), ("kIsLast", op.IS_LAST)):
         lines.append(f"  static constexpr bool {name} = {str(value).lower()};")
-    if op.IS_ROW_WISE:
-        wide = ", ".join(str(op.shape_of(field) == "out.width").lower() for field in _inputs(op))
-        lines.append(f"  static constexpr bool kIsWide[] = {{{wide}}};  // by input: as wide as out")
     lines += ["  template <class Self, class Visit>", "  static void fields(Self& op, Visit&& visit) {"]
     for field in _fields(op):
         about = f'"{field.name}", {str(field.is_optional).lower()}'

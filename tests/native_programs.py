@@ -159,6 +159,28 @@ def moe(
     return p.Program("moe", ops, layers, hidden, VOCAB, 4096, experts, top_k)
 
 
+def routing(path: Path, logits: NDArray[Any], **route: Any) -> p.Program:
+    """Token r's router logits are row r of `logits`; its first results are the experts' weights, 0 where not picked."""
+    num_experts = logits.shape[1]
+    vocab = max(logits.shape)
+    table = np.zeros((vocab, num_experts))
+    table[: len(logits)] = logits
+    file = TensorFile(path)
+    ones, routed, out = p.Buffer("ones", num_experts), p.Buffer("logits", num_experts), p.Buffer("out", num_experts)
+    bias = {name: file.add(name, values) for name, values in route.items() if name == "bias" and values is not None}
+    first = np.eye(num_experts)
+    inward = (file.add("one", first[:1]),) * num_experts  # expert e gives 1 at e
+    downs = tuple(file.add(f"down.{e}", first[:, e : e + 1]) for e in range(num_experts))
+    ops: list[p.Op] = [
+        p.Embed(routed, file.add("table", table)),
+        p.Embed(ones, file.add("ones", np.ones((1, num_experts))), index="first"),
+        p.Route(routed, num_experts, **{**route, **bias}),
+        p.Experts(out, ones, routed, inward, inward, downs, "none"),
+        p.Head(out, file.add("head", np.eye(vocab, num_experts))),
+    ]
+    return p.Program("routing", ops, 0, num_experts, vocab, 64, num_experts, route["top_k"])
+
+
 def random_tokens(count: int, seed: int = 0) -> list[int]:
     return [int(t) for t in np.random.default_rng(seed).integers(0, VOCAB, count)]
 

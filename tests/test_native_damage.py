@@ -28,6 +28,15 @@ TOKENS = random_tokens(9)
 # Where a block has its scale: half a float there makes the whole block not finite.
 SCALE_AT = {Layout.Q4_0: 0, Layout.Q8_0: 0, Layout.Q5_1: 0, Layout.Q4_K: 0, Layout.Q6_K: 208}
 
+
+def limited(program: p.Program) -> p.Program:
+    """Gates with a limit, which takes an infinity to itself."""
+    gates = p.Gate | p.Experts
+    return dataclasses.replace(
+        program, ops=[dataclasses.replace(op, limit=2.0) if isinstance(op, gates) else op for op in program.ops]
+    )
+
+
 PROGRAMS: dict[str, Callable[[Path], p.Program]] = {
     "dense": lambda path: dense(path, layers=2),
     "dense-f16": lambda path: dense(path, layers=2, layout=Layout.F16),
@@ -36,6 +45,8 @@ PROGRAMS: dict[str, Callable[[Path], p.Program]] = {
         path, hidden=256, heads=16, kv_heads=4, ffn=256, layers=2, layout=Layout.Q4_K, v_layout=Layout.Q6_K
     ),
     "moe": moe,
+    "dense-limit": lambda path: limited(dense(path, layers=2)),
+    "moe-limit": lambda path: limited(moe(path)),
     "moe-q4_0": lambda path: moe(path, width=64, layout=Layout.Q4_0, down_layout=Layout.Q5_1),
 }
 

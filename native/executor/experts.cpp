@@ -150,8 +150,11 @@ void Executor::Impl::compute_experts(const Node& node, const Segment& segment, i
                 linear.multiply(up, tile, tile_end, worker.acts, rows, worker.gate_outs, worker.scratch);
                 for (int32_t i = 0; i < rows; ++i) {
                   float* out = worker.outs[i] + begin;
+                  const float* up_values = worker.gate_outs[i] + begin;
+                  const float limit = experts.op->limit;
                   note_damage(out, columns, "a gate of an expert", worker);
-                  math.gate(out, worker.gate_outs[i] + begin, experts.op->activation, columns, out);
+                  if (limit > 0) note_damage(up_values, columns, "a gate of an expert", worker);
+                  math.gate(out, up_values, experts.op->activation, limit, 0, columns, out);
                 }
               }
             });

@@ -157,6 +157,7 @@ class Fuser {
       linear.is_gated = true;
       linear.has_gate_b = gate->b != -1;
       linear.activation = gate->activation;
+      linear.limit = gate->limit;
       // Part 0 is the gate's first input, part 1 its second.
       const auto bring = [&](int32_t buffer, size_t to) {
         const auto from = static_cast<size_t>(std::find(outs.begin(), outs.end(), buffer) - outs.begin());
@@ -182,6 +183,7 @@ class Fuser {
     const auto* gate = std::get_if<GateOp>(&program_.ops[index]);
     if (gate == nullptr || !contains(outs, gate->a) || gate->a == gate->b) return nullptr;
     if (gate->b != -1 && !contains(outs, gate->b)) return nullptr;
+    if (gate->group > 1) return nullptr;  // the tiles of its inputs are not those of the same columns
     if (gate->out != gate->a && gate->out != gate->b && contains(outs, gate->out)) return nullptr;
     for (const int32_t input : {gate->a, gate->b}) {
       if (input != -1 && input != gate->out && is_read_from(index + 1, input)) return nullptr;
@@ -214,10 +216,12 @@ class Fuser {
     RowOp& entry = row(kind, &op, width(out_buffer));
     entry.out = out;
     std::copy_n(values, inputs.size(), entry.in);
+    for (size_t i = 0; i < inputs.size(); ++i) entry.in_width[i] = inputs[i] == -1 ? 0 : width(inputs[i]);
     return entry;
   }
 
   void emit(const Op& op, const NormOp& o) { row_of(RowKind::kNorm, op, o.out, {o.x}); }
+  void emit(const Op& op, const TemperOp& o) { row_of(RowKind::kTemper, op, o.out, {o.x}); }
   void emit(const Op&, const LinearOp&) {}  // linear() does these
 
   void emit(const Op& op, const RopeOp& o) {

@@ -47,7 +47,8 @@ void Executor::Impl::run_linear(const Node& node, const Segment& segment, int32_
           note_damage(out, count, "a gate", worker);  // activations take -infinity to 0
           float* other = linear.has_gate_b ? worker.gate_outs[i] + begin : nullptr;
           if (gate_bias != nullptr) math.add(other, gate_bias + begin, count, other);
-          math.gate(out, other, linear.activation, count, out);
+          if (other != nullptr && linear.limit > 0) note_damage(other, count, "a gate", worker);
+          math.gate(out, other, linear.activation, linear.limit, 0, count, out);
         }
         if (linear.is_head) note_damage(out, count, "a logit", worker);
         if (linear.is_head && linear.softcap > 0) math.softcap(out, linear.softcap, count, out);

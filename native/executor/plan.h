@@ -40,6 +40,7 @@ enum class RowKind {
   kQuantize,
   kGather,
   kPredict,
+  kTemper,
   kOutput
 };
 
@@ -55,9 +56,9 @@ struct RowOp {
   int32_t width = 0;  // floats; of Gather: bytes
   int32_t out = -1;
   int32_t in[kMaxRowInputs];
+  int32_t in_width[kMaxRowInputs] = {};  // floats; of kKernel
   Operand out_at, in_at[kMaxRowInputs];
-  // Of kKernel: calls it with rows of `in` (nullptr: none) and `out`; what its first input is called when it must be
-  // finite.
+  // Of kKernel: calls it with rows of `in` (nullptr: none) and `out`; what an input is called when all must be finite.
   void (*kernel)(const RowKernels& kernels, const Op& op, const float* const* in, int32_t n, float* out) = nullptr;
   const char* guards = nullptr;
 };
@@ -79,6 +80,7 @@ struct LinearNode {
   bool is_gated = false;  // out of part 0 = activation(part 0) [* part 1]
   bool has_gate_b = false;
   Activation activation = Activation::kNone;
+  float limit = 0;  // of a gate
   bool is_head = false;
   bool is_ahead = false;         // look-ahead's
   float scale = 1, softcap = 0;  // of a head

@@ -57,11 +57,19 @@ void Executor::Impl::run_row(const RowOp& op, int32_t row, const Segment& segmen
       math.rope(out, op.width / rope.head_dim, rope.head_dim, 2 * half, table, table + half, rope.interleaved);
       break;
     }
+    case RowKind::kTemper: {
+      const auto& temper = std::get<TemperOp>(*op.op);
+      const int64_t position = positions[static_cast<size_t>(segment.source[row])];
+      const auto begun = static_cast<double>((position + temper.offset) / temper.length);
+      math.scale(a, static_cast<float>(1 + temper.beta * std::log(1 + begun)), op.width, out);
+      break;
+    }
     case RowKind::kKernel: {
-      if (op.guards != nullptr) note_damage(a, op.width, op.guards, worker);
-      const float* in[kMaxRowInputs] = {a};
-      for (int32_t i = 1; i < kMaxRowInputs; ++i) {
-        if (op.in[i] != -1) in[i] = floats_at(op.in_at[i], row, worker);
+      const float* in[kMaxRowInputs] = {};
+      for (int32_t i = 0; i < kMaxRowInputs; ++i) {
+        if (op.in[i] == -1) continue;
+        in[i] = floats_at(op.in_at[i], row, worker);
+        if (op.guards != nullptr) note_damage(in[i], op.in_width[i], op.guards, worker);
       }
       op.kernel(math, *op.op, in, op.width, out);
       break;
@@ -151,8 +159,9 @@ void Executor::Impl::route(const RouteOp& op, const float* logits, uint8_t* out,
   if (op.score == RouteScore::kTopkSoftmax) math.softmax(picked, op.top_k, picked);
   float sum = 0;
   for (int32_t i = 0; i < op.top_k; ++i) sum += picked[i];
-  const bool divides = op.normalize && op.score != RouteScore::kTopkSoftmax && sum > 0;
-  for (int32_t i = 0; i < op.top_k; ++i) shares[i] = (divides ? picked[i] / sum : picked[i]) * op.scale;
+  const float divisor = std::max(sum + op.norm_eps, op.norm_min);
+  const bool divides = op.normalize && op.score != RouteScore::kTopkSoftmax && divisor > 0;
+  for (int32_t i = 0; i < op.top_k; ++i) shares[i] = (divides ? picked[i] / divisor : picked[i]) * op.scale;
 }
 
 // Reads ahead what the router of a later layer picks, by falling weight.

@@ -67,6 +67,12 @@ KAMADO_INLINE V erfc_positive_f32(V a) {
 }
 
 template <class V>
+KAMADO_INLINE V relu2_f32(V x) {
+  const V y = max(V::set1(0.0f), x);  // in this order NaN comes through
+  return y * y;
+}
+
+template <class V>
 KAMADO_INLINE V silu_f32(V x) {
   return x / (V::set1(1.0f) + exp_f32(V::set1(0.0f) - x));
 }

@@ -91,27 +91,52 @@ struct VectorTier {
     }
   }
 
-  template <class Fn>
-  static KAMADO_INLINE void gate_with(const float* a, const float* b, int32_t n, float* out, Fn act) {
-    if (b) {
-      map(a, b, n, out, [act](V x, V y) { return act(x) * y; });
+  // out[i] = act(a[i / group]) * other(b[i]), which is 1 without b
+  template <class Act, class Other>
+  static KAMADO_INLINE void gate_groups(const float* a, const float* b, int32_t group, int32_t n, float* out, Act act,
+                                        Other other) {
+    if (group > 1) {
+      for (int32_t begin = 0; begin < n; begin += group, ++a) {
+        const V y = act(V::set1(*a));
+        const int32_t count = group < n - begin ? group : n - begin;
+        const float* values = b ? b + begin : out + begin;  // without b what is read does not count
+        map(values, count, out + begin, [&](V x) { return b ? y * other(x) : y; });
+      }
+    } else if (b) {
+      map(a, b, n, out, [&](V x, V y) { return act(x) * other(y); });
     } else {
       map(a, n, out, act);
     }
   }
 
-  static void gate(const float* a, const float* b, Activation act, int32_t n, float* out) {
+  template <class Act>
+  static KAMADO_INLINE void gate_with(const float* a, const float* b, float limit, int32_t group, int32_t n, float* out,
+                                      Act act) {
+    if (limit > 0) {
+      const V top = V::set1(limit), bottom = V::set1(-limit);
+      gate_groups(
+          a, b, group, n, out, [&](V x) { return min(top, act(x)); }, [&](V y) { return min(top, max(bottom, y)); });
+    } else {
+      gate_groups(a, b, group, n, out, act, [](V y) { return y; });
+    }
+  }
+
+  static void gate(const float* a, const float* b, Activation act, float limit, int32_t group, int32_t n, float* out) {
     switch (act) {
       case Activation::kNone:
-        return gate_with(a, b, n, out, [](V x) { return x; });
+        return gate_with(a, b, limit, group, n, out, [](V x) { return x; });
       case Activation::kSilu:
-        return gate_with(a, b, n, out, [](V x) { return silu_f32(x); });
+        return gate_with(a, b, limit, group, n, out, [](V x) { return silu_f32(x); });
       case Activation::kGeluTanh:
-        return gate_with(a, b, n, out, [](V x) { return gelu_tanh_f32(x); });
+        return gate_with(a, b, limit, group, n, out, [](V x) { return gelu_tanh_f32(x); });
       case Activation::kGeluErf:
-        return gate_with(a, b, n, out, [](V x) { return gelu_erf_f32(x); });
+        return gate_with(a, b, limit, group, n, out, [](V x) { return gelu_erf_f32(x); });
       case Activation::kRelu:
-        return gate_with(a, b, n, out, [](V x) { return max(V::set1(0.0f), x); });
+        return gate_with(a, b, limit, group, n, out, [](V x) { return max(V::set1(0.0f), x); });
+      case Activation::kRelu2:
+        return gate_with(a, b, limit, group, n, out, [](V x) { return relu2_f32(x); });
+      case Activation::kSigmoid:
+        return gate_with(a, b, limit, group, n, out, [](V x) { return sigmoid_f32(x); });
     }
   }
 

@@ -83,14 +83,24 @@ struct Scalar {
         return gelu_erf_f32(x);
       case Activation::kRelu:
         return max(F1{0.0f}, x);  // in this order NaN comes through
+      case Activation::kRelu2:
+        return relu2_f32(x);
+      case Activation::kSigmoid:
+        return sigmoid_f32(x);
     }
     return x;
   }
 
-  static void gate(const float* a, const float* b, Activation act, int32_t n, float* out) {
+  static void gate(const float* a, const float* b, Activation act, float limit, int32_t group, int32_t n, float* out) {
+    const F1 top{limit}, bottom{-limit};
     for (int32_t i = 0; i < n; ++i) {
-      const F1 y = activate(act, F1{a[i]});
-      out[i] = b ? y.v * b[i] : y.v;
+      F1 y = activate(act, F1{a[group > 1 ? i / group : i]});
+      F1 other{b ? b[i] : 1.0f};
+      if (limit > 0) {  // NaN comes through
+        y = min(top, y);
+        other = min(top, max(bottom, other));
+      }
+      out[i] = b ? y.v * other.v : y.v;
     }
   }
 

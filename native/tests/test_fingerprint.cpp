@@ -158,8 +158,11 @@ void rows(const VectorKernels& v, Fingerprint& out) {
   v.to_f16(x, kWidth, halves);
   add("to_f16", halves, sizeof halves);
   run("from_f16", [&] { v.from_f16(halves, kWidth, row); });
-  const auto parameter = [&random] { return static_cast<float>(random.next() % 1000) * 0x1p-9f; };
-  for_each_row_case(parameter, [&]<class T>(const T& op, const bool* is_there) {
+  // For each operation anew, so that one more changes no other's hash.
+  const auto parameters = [] {
+    return [numbers = Random{5}]() mutable { return static_cast<float>(numbers.next() % 1000) * 0x1p-9f; };
+  };
+  for_each_row_case(parameters, [&]<class T>(const T& op, const bool* is_there) {
     const float* in[kMaxRowInputs];
     for (int32_t i = 0; i < kMaxRowInputs; ++i) in[i] = !is_there[i] ? nullptr : i == 0 ? x : i == 1 ? y : z;
     run(T::kName, [&] { run_row_kernel(v, op, in, kWidth, row); });

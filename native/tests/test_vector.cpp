@@ -3,13 +3,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <iterator>
 #include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "check.h"
+#include "kamado/op_rules.h"
 #include "kamado/row_cases.h"
 #include "tiers.h"
 
@@ -85,6 +85,8 @@ const ActivationCase kActivationCases[] = {
      [](double x) { return 2.0 * kSqrt2OverPi * (x + 0.044715 * x * x * x); }},
     {"gelu_erf", Activation::kGeluErf, [](double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); },
      [](double x) { return x * x / 2.0; }},
+    {"relu2", Activation::kRelu2, [](double x) { return x > 0 ? x * x : 0.0; }, [](double) { return 0.0; }},
+    {"sigmoid", Activation::kSigmoid, [](double x) { return 1.0 / (1.0 + std::exp(-x)); }, [](double x) { return x; }},
 };
 
 void test_activations(const VectorKernels& k) {
@@ -93,7 +95,7 @@ void test_activations(const VectorKernels& k) {
     for (int i = -200000; i <= 200000; ++i) {
       const float x = static_cast<float>(i) * 5e-4f;
       float y;
-      k.gate(&x, nullptr, c.act, 1, &y);
+      k.gate(&x, nullptr, c.act, 0, 0, 1, &y);
       const double exact = c.exact(static_cast<double>(x));
       // About eight roundings, and up to five in the exponent u, which the exponential multiplies by |u|.
       const double bound = (8 + 5 * std::abs(c.exponent(static_cast<double>(x)))) * kEps;
@@ -126,7 +128,7 @@ void test_exp(const VectorKernels& k) {
   CHECK(std::abs(exp_of(-0x1.5d589ep+6f) / 0x1p-126 - 1.0) < 8e-6);
   CHECK(exp_of(-0x1.5d58a0p+6f) == 0.0);
   float silu_of[2] = {-0x1.62e42ep+6f, -0x1.62e430p+6f};  // x / (1 + e^-x)
-  k.gate(silu_of, nullptr, Activation::kSilu, 2, silu_of);
+  k.gate(silu_of, nullptr, Activation::kSilu, 0, 0, 2, silu_of);
   CHECK(std::abs(static_cast<double>(silu_of[0]) / (-88.72283 / static_cast<double>(FLT_MAX)) - 1.0) < 1e-5);
   CHECK(silu_of[1] == 0.0f);
   CHECK(exp_of(0.0f) == 1.0);
@@ -154,6 +156,25 @@ void test_softcap(const VectorKernels& k) {
   float out[2];
   k.softcap(ends, 50.0f, 2, out);
   CHECK(out[0] == 50.0f && out[1] == -50.0f);
+}
+
+// One value of the gate for a group of the other input's, and limits, which come after the activation.
+void test_gate(const VectorKernels& k) {
+  const float a[3] = {-2.0f, 3.0f, 0.5f};
+  float b[40], out[40];
+  for (int i = 0; i < 40; ++i) b[i] = static_cast<float>(i) - 20.0f;
+  bool ok = true;
+  k.gate(a, b, Activation::kRelu2, 0, 17, 40, out);  // groups that end in a vector's middle; the last is short
+  for (int i = 0; i < 40; ++i) ok &= out[i] == (i < 17 ? 0.0f : i < 34 ? 9.0f : 0.25f) * b[i];
+  k.gate(a, nullptr, Activation::kRelu2, 4, 17, 40, out);
+  for (int i = 0; i < 40; ++i) ok &= out[i] == (i < 17 ? 0.0f : i < 34 ? 4.0f : 0.25f);
+  CHECK(ok);
+  // The activation's result is clamped from above only, its input not at all.
+  const float gates[5] = {-2.0f, 3.0f, 100.0f, 7.0f, kNan}, ups[5] = {9.0f, -8.0f, 0.5f, kNan, 1.0f};
+  k.gate(gates, ups, Activation::kNone, 7, 0, 5, out);
+  CHECK(out[0] == -14.0f && out[1] == -21.0f && out[2] == 3.5f && std::isnan(out[3]) && std::isnan(out[4]));
+  k.gate(gates, nullptr, Activation::kSilu, 7, 0, 3, out);
+  CHECK(std::abs(out[0] + 0.238405844f) < 1e-7f && std::abs(out[1] - 2.85772238f) < 1e-6f && out[2] == 7.0f);
 }
 
 void test_norms(const VectorKernels& k) {
@@ -251,19 +272,38 @@ void test_log_sum_exp(const VectorKernels& k) {
   CHECK(k.log_sum_exp(huge, 2) == static_cast<double>(1e30f) + std::log(2.0));
 }
 
+// What an operation's rules say of its inputs' widths when `out` has `n` values. Kernels take any parameters, so what
+// else the rules refuse does not matter here.
+struct Widths {
+  int64_t n;
+  int64_t* of;  // [kMaxRowInputs]
+
+  int64_t width(int32_t) const { return n; }
+  void expect_buffer(int32_t input, int64_t wanted) const {
+    if (input >= 0) of[input] = wanted;
+  }
+  template <class Value>
+  std::string text(Value) const {
+    return "";
+  }
+  void refuse(const std::string&) const {}
+};
+
 // Every row-wise operation that is defined, into a place of its own and over each input as wide as the output.
 void test_row_ops(const VectorKernels& ref, const VectorKernels& k, const std::vector<const float*>& inputs, int32_t n,
                   const std::string& what) {
-  const auto random = [] { return static_cast<float>(rng() % 30000) * 1e-3f; };
-  kamado::for_each_row_case(random, [&]<class T>(const T& op, const bool* is_there) {
+  const auto randoms = [] { return [] { return static_cast<float>(rng() % 30000) * 1e-3f; }; };
+  kamado::for_each_row_case(randoms, [&]<class T>(const T& op, const bool* is_there) {
     const float* in[kamado::kMaxRowInputs];
     for (size_t i = 0; i < kamado::kMaxRowInputs; ++i) in[i] = is_there[i] ? inputs[i % inputs.size()] : nullptr;
     std::vector<float> expect(static_cast<size_t>(n)), got(expect.size());
     run_row_kernel(ref, op, in, n, expect.data());
     run_row_kernel(k, op, in, n, got.data());
     CHECK_MSG(same(expect, got), (T::kName + (" " + what)).c_str());
-    for (size_t i = 0; i < std::size(T::kIsWide); ++i) {
-      if (!T::kIsWide[i] || !is_there[i]) continue;
+    int64_t widths[kamado::kMaxRowInputs] = {};
+    check_rules(op, Widths{n, widths});
+    for (size_t i = 0; i < kamado::kMaxRowInputs; ++i) {
+      if (widths[i] != n || !is_there[i]) continue;
       const float* kept = in[i];
       got.assign(kept, kept + n);
       in[i] = got.data();
@@ -334,9 +374,9 @@ void test_same_bits(const VectorKernels& ref, const VectorKernels& k, const std:
     }
   }
   std::vector<float> expect(awkward.size()), got(awkward.size());
-  for (const auto act : {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf}) {
-    ref.gate(awkward.data(), nullptr, act, static_cast<int32_t>(awkward.size()), expect.data());
-    k.gate(awkward.data(), nullptr, act, static_cast<int32_t>(awkward.size()), got.data());
+  for (const auto act : {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf, Activation::kSigmoid}) {
+    ref.gate(awkward.data(), nullptr, act, 0, 0, static_cast<int32_t>(awkward.size()), expect.data());
+    k.gate(awkward.data(), nullptr, act, 0, 0, static_cast<int32_t>(awkward.size()), got.data());
     CHECK_MSG(same(expect, got), ("all awkward values " + tier).c_str());
   }
 }
@@ -349,6 +389,7 @@ int main() {
   test_activations(*ref->vector);
   test_softcap(*ref->vector);
   kamado::test::for_each_tier([ref](const kamado::KernelTable& table, bool is_reference) {
+    test_gate(*table.vector);
     test_norms(*table.vector);
     test_rope(*table.vector);
     test_half(*table.vector);

@@ -85,11 +85,30 @@ def shared_experts(width: int) -> Any:
 
 
 @dataclass(frozen=True)
+class Wrapper:
+    """A multimodal config.json: the model_type of its `text_config`, and what stands beside that."""
+
+    text: str
+    beside: dict[str, Any]
+
+
+_EYE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+
+WRAPPERS = {
+    "gemma3": Wrapper("gemma3_text", {"vision_config": _EYE, "image_token_index": 90}),
+    "mistral3": Wrapper("mistral", {"vision_config": {**_EYE, "head_dim": 8}, "image_token_index": 90}),
+    "step3p7": Wrapper(
+        "step3p5", {"vision_config": {**_EYE, "patch_size": 14, "mlp_ratio": 1.0}, "image_token_id": 90}
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Case:
     """One comparison with transformers; `config` holds arguments of its configuration class."""
 
     name: str
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)  # of its text part, where it has one
     gguf: bool = True  # whether GGUF can express it
     exact: bool = False  # whether the GGUF route has the very same sums: no permuted heads, no rounded rope factors
     family: str = ""  # model_type; that of the file when empty
@@ -120,6 +139,11 @@ class Family:
     cases: tuple[Case, ...] = ()
     published: Mapping[str, Any] = field(default_factory=dict)  # what config.json in the wild has beyond `tiny`
     converted_keys: Mapping[str, Any] = field(default_factory=dict)  # what converters write beyond gguf_export.py
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether transformers runs the family by itself, and not as a part of another."""
+        return any(not case.family for case in self.cases)
 
 
 def _found() -> dict[str, Family]:

@@ -55,6 +55,8 @@ CHANGES: tuple[tuple[str, type[Any], Callable[[Any], bool], Change], ...] = (
     ("norms' weights less 1", p.Norm, lambda op: op.weight_offset != 0, lambda op: replace(op, weight_offset=0.0)),
     ("norms' weights more 1", p.Norm, lambda op: op.weight_offset == 0, lambda op: replace(op, weight_offset=1.0)),
     ("activation", p.Gate, lambda _: True, lambda op: replace(op, activation=_OTHER_ACTIVATION[op.activation])),
+    ("a gate without its limit", p.Gate, lambda op: op.limit is not None, lambda op: replace(op, limit=None)),
+    ("experts without their limit", p.Experts, lambda op: op.limit is not None, lambda op: replace(op, limit=None)),
     ("embedding's factor", p.Embed, lambda op: op.scale != 1, lambda op: replace(op, scale=1.0)),
     ("factor", p.Scale, lambda _: True, lambda op: replace(op, factor=1.0)),
     ("logits' factor", p.Head, lambda op: op.scale != 1, lambda op: replace(op, scale=1.0)),
@@ -76,6 +78,7 @@ def broken(program: p.Program) -> Iterator[tuple[str, p.Program]]:
     for name, is_left_out in (
         ("an addition left out", _is_branch),
         ("no positions", lambda op: isinstance(op, p.Rope)),
+        ("queries not tempered", lambda op: isinstance(op, p.Temper)),
         ("q and k not normed", lambda op: isinstance(op, p.Norm) and op.out.name in ("q", "k")),
         ("a gate left out", lambda op: isinstance(op, p.Gate) and op.out.name.startswith("attn")),
         ("what is added not normed", lambda op: isinstance(op, p.Norm) and op.x.name == op.out.name == "h"),
@@ -89,6 +92,18 @@ def broken(program: p.Program) -> Iterator[tuple[str, p.Program]]:
         yield "q and k normed head by head", replace(program, ops=ops)
     if turned := list(_turned_everywhere(program)):
         yield "positions where there are none", replace(program, ops=turned)
+    ropes = [op for op in program.ops if isinstance(op, p.Rope)]
+    if any(not np.array_equal(op.inv_freq, ropes[0].inv_freq) for op in ropes):
+        rotations = iter([replace(ropes[0], x=op.x) for op in ropes])
+        yield (
+            "one rotation in all layers",
+            replace(program, ops=[next(rotations) if isinstance(op, p.Rope) else op for op in program.ops]),
+        )
+    if any(op.window for op in program.ops if isinstance(op, p.Attend)):
+        window = max(op.window or 0 for op in program.ops if isinstance(op, p.Attend))
+        ops = [replace(op, window=window) if isinstance(op, p.Attend) else op for op in program.ops]
+        if ops != list(program.ops):
+            yield "a window in all layers", replace(program, ops=ops)
     ops = list(program.ops)
     for i, (one, other) in enumerate(itertools.pairwise(program.ops)):
         if {type(one), type(other)} == {p.Norm, p.Rope} and _target(one) == _target(other):

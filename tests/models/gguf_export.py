@@ -20,6 +20,7 @@ _MERGED = {"w1": "feed_forward.experts.w1", "w2": "feed_forward.experts.w2", "w3
 def export(directory: Path, path: Path) -> Path:
     """Writes `path` from the model in `directory`, all tensors F32."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
     family = families()[config["model_type"]]
     assert family.gguf is not None
     architecture = gguf.MODEL_ARCH[family.gguf]
@@ -91,6 +92,7 @@ def _tensors(state: dict[str, np.ndarray], c: dict[str, Any], family: Family) ->
     experts: dict[str, dict[int, np.ndarray]] = {}
     if family.converted is not None:
         state = {n: v for name, values in state.items() for n, v in family.converted(name, values, c).items()}
+    state = {name: values for name, values in state.items() if not name.startswith(("vision_model.", "vit_large_"))}
     for name, values in sorted(state.items()):
         if family.permuted and re.search(r"\.[qk]_proj\.", name):
             values = _permute(values, c["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])
@@ -114,8 +116,9 @@ def _tensors(state: dict[str, np.ndarray], c: dict[str, Any], family: Family) ->
     for name, parts in experts.items():
         result[name] = np.stack([parts[e] for e in range(len(parts))])
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
-    if rope.get("rope_type") == "llama3":
-        result["rope_freqs.weight"] = _llama3_factors(c, rope)
+    full = rope.get("full_attention", rope)
+    if full.get("rope_type") == "llama3":
+        result["rope_freqs.weight"] = _llama3_factors(c, full)
     if rope.get("rope_type") == "longrope":
         for name in ("long", "short"):
             result[f"rope_factors_{name}.weight"] = np.array(rope[f"{name}_factor"], np.float32)
@@ -129,7 +132,8 @@ def _permute(values: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _llama3_factors(c: dict[str, Any], rope: dict[str, Any]) -> np.ndarray:
-    head_dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
+    width = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
+    head_dim = int(width * rope.get("partial_rotary_factor", 1.0))
     theta = rope.get("rope_theta", c.get("rope_theta"))
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     context = rope["original_max_position_embeddings"]
@@ -143,4 +147,5 @@ def _llama3_factors(c: dict[str, Any], rope: dict[str, Any]) -> np.ndarray:
         else:
             smooth = (context / wavelength - low) / (high - low)
             factors.append(1 / ((1 - smooth) / factor + smooth))
+    factors += [1.0] * (width // 2 - len(factors))  # of pairs that are not turned
     return np.array(factors, dtype=np.float32)

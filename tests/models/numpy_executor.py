@@ -87,8 +87,9 @@ class NumpyExecutor:
                 case p.Accumulate():
                     buffers[op.out.name] = self._accumulate(op, buffers[op.x.name], sequence)
                 case p.Gate():
-                    a = _activate(op.activation, buffers[op.a.name])
-                    buffers[op.out.name] = a if op.b is None else a * buffers[op.b.name]
+                    b = None if op.b is None else buffers[op.b.name]
+                    a = np.repeat(buffers[op.a.name], op.group or 1, axis=-1)
+                    buffers[op.out.name] = _gate(op.activation, a, b, op.limit)
                 case p.Route():
                     routes[op.logits.name] = self._route(op, buffers[op.logits.name])
                 case p.Experts():
@@ -97,6 +98,10 @@ class NumpyExecutor:
                     buffers[op.out.name] = buffers[op.a.name] + buffers[op.b.name]
                 case p.Scale():
                     buffers[op.out.name] = buffers[op.x.name] * self.dtype(op.factor)
+                case p.Temper():
+                    steps = np.floor_divide(positions + op.offset, op.length).astype(np.float64)
+                    factors = (1 + op.beta * np.log(1 + steps)).astype(self.dtype)
+                    buffers[op.out.name] = buffers[op.x.name] * factors[:, None]
                 case p.Softcap():
                     buffers[op.out.name] = op.cap * np.tanh(buffers[op.x.name] / op.cap)
                 case p.Head():
@@ -208,7 +213,8 @@ class NumpyExecutor:
         if op.score == "topk_softmax":
             weights = _softmax(weights)
         elif op.normalize:
-            weights = weights / weights.sum(-1, keepdims=True)
+            sums = np.maximum(weights.sum(-1, keepdims=True) + op.norm_eps, op.norm_min)
+            weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums > 0)
         return picked, weights * self.dtype(op.scale)
 
     def _experts(self, op: p.Experts, x: Array, picked: Array, weights: Array) -> Array:
@@ -216,7 +222,8 @@ class NumpyExecutor:
         for e in range(len(op.gate)):
             rows, slots = np.nonzero(picked == e)
             if rows.size:
-                inner = _activate(op.activation, x[rows] @ self._get(op.gate[e]).T) * (x[rows] @ self._get(op.up[e]).T)
+                gate, up = x[rows] @ self._get(op.gate[e]).T, x[rows] @ self._get(op.up[e]).T
+                inner = _gate(op.activation, gate, up, op.limit)
                 out[rows] += weights[rows, slots, None] * (inner @ self._get(op.down[e]).T)
         return out
 
@@ -224,6 +231,13 @@ class NumpyExecutor:
 def _softmax(x: Array) -> Array:
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
+
+
+def _gate(activation: str, a: Array, b: Array | None, limit: float | None) -> Array:
+    y = _activate(activation, a)
+    if limit is not None:
+        y, b = np.minimum(y, limit), None if b is None else np.clip(b, -limit, limit)
+    return y if b is None else y * b
 
 
 def _activate(kind: str, x: Array) -> Array:
@@ -236,6 +250,10 @@ def _activate(kind: str, x: Array) -> Array:
             return 0.5 * x * (1.0 + np.vectorize(math.erf, otypes=[x.dtype])(x / math.sqrt(2.0)))
         case "relu":
             return np.maximum(x, 0)
+        case "relu2":
+            return np.maximum(x, 0) ** 2
+        case "sigmoid":
+            return 1.0 / (1.0 + np.exp(-x))
         case "none":
             return x
     raise ValueError(kind)

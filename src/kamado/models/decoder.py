@@ -33,6 +33,8 @@ class Attention:
     out_bias: bool | None = False
     causal: bool = True
     norm_after_rope: bool = False  # of q and k, when there is one
+    temper: tuple[float, int, int] | None = None  # beta, length and offset of program.Temper, for q
+    gate: Literal["value", "head"] | None = None  # what each sigmoid of `attn_gate` multiplies in what comes out
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Mlp:
     bias: bool | None = False  # None: if in the file
     gated: bool = True
     fused: bool = False  # gate and up are one matrix, called `ffn_up`, the rows of the gate first
+    limit: float | None = None  # of program.Gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,9 @@ class Moe:
     shared: int = 0  # width of the shared expert, 0 when there is none
     shared_bias: bool = False
     shared_fused: bool = False  # its gate and up are one matrix, called `ffn_up_shexp`
+    norm_eps: float = 0.0
+    limit: float | None = None  # of program.Experts
+    shared_limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +148,9 @@ def attention(s: Stream, a: Attention, x: Buffer, i: int, state: int) -> Iterato
     q, k, v, out = s.buffer("q", wide), s.buffer("k", narrow), s.buffer("v", narrow), s.buffer("attn", wide)
     fused = "attn_qkv" if s.w.is_fused("attn_qkv", i) else None
     yield s.linear((("attn_q", q), ("attn_k", k), ("attn_v", v)), x, a.bias, i, fused)
+    gate = s.buffer("attn_gate", wide if a.gate == "value" else a.num_heads)
+    if a.gate:
+        yield s.linear((("attn_gate", gate),), x, False, i)
     for role, rows in (("attn_q_norm", q), ("attn_k_norm", k)):
         norm = [s.normed(rows, rows, role, i, a.head_dim if a.qk_norm == "head" else None)] if a.qk_norm else []
         if not a.norm_after_rope:
@@ -150,9 +159,13 @@ def attention(s: Stream, a: Attention, x: Buffer, i: int, state: int) -> Iterato
             yield op.Rope(rows, a.head_dim, a.rope.inv_freq, a.rope.interleaved, a.rope.attention_factor)
         if a.norm_after_rope:
             yield from norm
+    if a.temper:
+        yield op.Temper(q, q, *a.temper)
     yield op.Attend(
         out, q, k, v, state, a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim, a.scale, a.window, causal=a.causal
     )
+    if a.gate:
+        yield op.Gate(out, gate, out, "sigmoid", group=a.head_dim if a.gate == "head" else None)
     yield s.linear((("attn_output", s.h),), out, a.out_bias, i)
 
 
@@ -161,7 +174,7 @@ def mlp(s: Stream, m: Mlp, x: Buffer, out: Buffer, i: int, part: str = "") -> It
     gate, up = s.buffer("gate", m.width), s.buffer("up", m.width)
     roles = ((f"ffn_gate{part}", gate), (f"ffn_up{part}", up)) if m.gated else ((f"ffn_up{part}", gate),)
     yield s.linear(roles, x, m.bias, i, f"ffn_up{part}" if m.fused else None)
-    yield op.Gate(gate, gate, up if m.gated else None, m.activation)
+    yield op.Gate(gate, gate, up if m.gated else None, m.activation, m.limit)
     yield s.linear(((f"ffn_down{part}", out),), gate, m.bias, i)
 
 
@@ -171,14 +184,15 @@ def moe(s: Stream, m: Moe, x: Buffer, i: int) -> Iterator[Op]:
     yield s.linear((("ffn_gate_inp", router),), x, False, i)
     bias = s.w.bias("exp_probs_b", m.num_experts, i, m.choice_bias)
     yield op.Route(
-        router, m.num_experts, m.top_k, m.score, m.normalize, bias, m.num_groups, m.top_groups, scale=m.scale
+        router, m.num_experts, m.top_k, m.score, m.normalize, bias, m.num_groups, m.top_groups, m.scale, m.norm_eps
     )
     # The input must survive until the last expert.
     out = s.buffer("moe")
-    yield op.Experts(out, x, router, *s.w.experts(i, m.num_experts, m.width, s.hidden), m.activation)
+    yield op.Experts(out, x, router, *s.w.experts(i, m.num_experts, m.width, s.hidden), m.activation, m.limit)
     if m.shared:
         shared = s.buffer("shared")
-        yield from mlp(s, Mlp(m.shared, m.activation, m.shared_bias, fused=m.shared_fused), x, shared, i, "_shexp")
+        every = Mlp(m.shared, m.activation, m.shared_bias, fused=m.shared_fused, limit=m.shared_limit)
+        yield from mlp(s, every, x, shared, i, "_shexp")
         yield op.Add(out, out, shared)
 
 
@@ -228,7 +242,9 @@ def model(
     s = Stream(w, hidden, eps, "rms", norm_offset, norm_offsets or {}, residual_scale)
     context = context_length(c)
     vocab_size = None if c.is_gguf else c.integer("vocab_size", high=MAX_VOCAB)
-    tied = None if c.is_gguf else c.flag("tie_word_embeddings", default=False)
+    # What a wrapper of several senses says of its text model, or is by default, is what transformers goes by.
+    own = None if c.is_gguf else c.flag("tie_word_embeddings", default=False)
+    tied = own if own is None else c.whole.flag("tie_word_embeddings", default=own)
     pooling = read_pooling(c.whole)
     c.whole.refuse_unread()
     table = w.embedding(s.hidden, vocab_size)

@@ -50,8 +50,10 @@ def _families(names: str) -> frozenset[str]:
 
 
 _ENCODERS: Final = _families("bert")
+_STEP: Final = _families("step3p5 step3p7")
 _NORMING_Q: Final = _families(
-    "qwen3 qwen3_moe gemma3 gemma3_text olmoe hunyuan_v1_dense hunyuan_v1_moe minimax_m2 exaone4"
+    "qwen3 qwen3_moe gemma3 gemma3_text olmoe hunyuan_v1_dense hunyuan_v1_moe minimax_m2 exaone4 olmo2 olmo3 afmoe "
+    "step3p5 step3p7"
 )
 _OFF: Final = (False, 0, 1)  # of a scale 0 stands for "none" and 1 for itself; of a count of passes 1 is the plain one
 
@@ -164,6 +166,13 @@ CONFIG_JSON: Final = (
         _families("gemma3"),
     ),
     Row(
+        "vision_config image_token_index image_token_id projector_hidden_act vision_feature_layer "
+        "multimodal_projector_bias spatial_merge_size",
+        "of pictures, which are not taken",
+        None,
+        _families("mistral3"),
+    ),
+    Row(
         "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
         "pooler_type output_past",
         "of the pooler in front of a classifier",
@@ -171,7 +180,6 @@ CONFIG_JSON: Final = (
         _ENCODERS,
     ),
     Row("tie_word_embeddings", "an encoder has no output matrix", None, _ENCODERS),
-    Row("tie_word_embeddings", "true: what this family does", (True,), _families("gemma3")),
     Row("use_qk_norm", "true: what this family does", (True,), _NORMING_Q),
     Row("scoring_func", "sigmoid: what this family does", ("sigmoid",), _families("minimax_m2")),
     Row("qk_norm_type", "per_layer: over the whole row, as is done", ("per_layer",), _families("minimax_m2")),
@@ -196,6 +204,28 @@ CONFIG_JSON: Final = (
     Row("normalization_function", "rmsnorm: what this family does", ("rmsnorm",), _families("granitemoehybrid")),
     Row("mamba_* time_step_limit", "of Mamba layers, of which the file has none", None, _families("granitemoehybrid")),
     Row("intermediate_size", "of layers without experts, of which there are none", None, _families("solar_open")),
+    Row("route_norm", "true: what this family does", (True,), _families("afmoe")),
+    Row("score_func", "sigmoid: what this family does", ("sigmoid",), _families("afmoe")),
+    Row("n_group topk_group num_expert_groups num_limited_groups", "1: no groups", (1,), _families("afmoe")),
+    Row(
+        "use_moe use_head_wise_attn_gate use_moe_router_bias norm_expert_weight zero_centered",
+        "true: what this family does",
+        (True,),
+        _STEP,
+    ),
+    Row("gating", "a gate a head: what this family does", (True, "per-head"), _STEP),
+    Row("moe_router_activation", "sigmoid: what this family does", ("sigmoid",), _STEP),
+    Row("att_impl_type", "what this family does", ("GQA",), _STEP),
+    Row("yarn_only_types", "a scaling is that of the global layers", ("full_attention",), _STEP),
+    Row("sink use_mfa", "false: off", (False,), _STEP),
+    Row("moe_every_n_layer", "1: every one of them", (1,), _STEP),
+    Row("moe_layer_offset", "0: none", (0,), _STEP),
+    Row("use_rope_layers", "empty: all layers turn", (), _STEP),
+    Row("need_fp32_gate", "activations are float32 here", None, _STEP),
+    Row("max_seq_len", "positions are max_position_embeddings", None, _STEP),
+    Row("mtp_layer_types mtp_mlp_layer_types", "of layers that draft, which are not run", None, _STEP),
+    Row("vision_config image_token_id projector_bias", "of pictures, which are not taken", None, _families("step3p7")),
+    Row("load_balance_coeff use_grouped_mm", "of training, and of the code that runs it", None, _families("afmoe")),
     Row(
         "use_mrope rope_interleaved use_sliding_window use_bidirectional_attention "
         "is_encoder_decoder is_decoder add_cross_attention tie_encoder_decoder",

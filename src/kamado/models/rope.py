@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ _KEYS: dict[str, frozenset[str]] = {
         }
     ),
 }  # fmt: skip
+
+_SHARE: Final = "partial_rotary_factor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +85,20 @@ def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def gguf_rope(config: Config, head_dim: int, weights: Weights | None = None, *, interleaved: bool = False) -> RopeTable:
-    """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied."""
+def gguf_rope(
+    config: Config,
+    head_dim: int,
+    weights: Weights | None = None,
+    *,
+    interleaved: bool = False,
+    log_multiplier: bool = False,
+    num_factors: int | None = None,
+) -> RopeTable:
+    """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied.
+
+    `log_multiplier`: the family's files say in `rope.scaling.yarn_log_multiplier` what config.json calls
+    mscale_all_dim, of which mscale is 1. `num_factors`: values of the tensor, where it has more than pairs are turned.
+    """
     theta = config.number("rope.freq_base", default=10000.0, low=1.0)
     kind = config.text("rope.scaling.type", default="linear")
     old_factor = config.number("rope.scale_linear", default=1.0)
@@ -93,24 +108,29 @@ def gguf_rope(config: Config, head_dim: int, weights: Weights | None = None, *, 
     if kind == "linear":
         freqs /= factor
     elif kind == "yarn":
-        freqs, growth = _gguf_yarn(config, theta, head_dim, factor)
+        multiplier = config.number("rope.scaling.yarn_log_multiplier", default=0.0) if log_multiplier else 0.0
+        freqs, growth = _gguf_yarn(config, theta, head_dim, factor, multiplier)
         attention_factor *= growth
     elif kind != "none":
         raise config.unsupported("rope.scaling.type", f"is {kind!r}; supported are none, linear and yarn")
     if weights is not None and weights.has("rope_freqs"):
-        divisors = weights.values("rope_freqs", head_dim // 2)
+        divisors = weights.values("rope_freqs", num_factors or head_dim // 2)[: head_dim // 2]
         if not (np.isfinite(divisors).all() and (divisors > 0).all()):
             raise config.invalid("rope_freqs.weight", "has values that are not positive numbers")
         freqs /= divisors
     return RopeTable(freqs, attention_factor, interleaved)
 
 
-def _gguf_yarn(config: Config, theta: float, head_dim: int, factor: float) -> tuple[NDArray[np.float64], float]:
+def _gguf_yarn(
+    config: Config, theta: float, head_dim: int, factor: float, log_multiplier: float
+) -> tuple[NDArray[np.float64], float]:
     context = config.integer("context_length", high=MAX_CONTEXT)
     original = config.integer("rope.scaling.original_context_length", default=context, high=MAX_CONTEXT)
     if config.number("rope.scaling.yarn_ext_factor", default=1.0, low=-1.0) not in (1.0, -1.0):
         raise config.unsupported("rope.scaling.yarn_ext_factor", "is not 1")
     growth = yarn_attention_factor(factor)
+    if log_multiplier:
+        growth /= yarn_attention_factor(factor, log_multiplier)
     written = config.number("rope.scaling.yarn_attn_factor", default=1.0)
     if abs(written - 1.0) > 1e-6 and abs(written - growth) > 1e-4:
         raise config.unsupported(
@@ -140,21 +160,51 @@ def hf_rope(config: Config, head_dim: int, *, partial: bool = False, interleaved
     return replace(hf_rope_section(config, rope, width, theta, partial=partial), interleaved=interleaved)
 
 
+def hf_ropes(
+    config: Config, head_dim: int, thetas: tuple[float, float], shares: tuple[float, float] | None = None
+) -> tuple[RopeTable, RopeTable]:
+    """The tables of local and of global layers of a config.json: `rope_scaling`, which is of the global ones alone, or
+    transformers 5's dictionary by layer type.
+
+    The bases, and with `shares` the shares of a head that turn, are those of a file that names them outside.
+    """
+    new, old = config.section("rope_parameters"), config.section("rope_scaling")
+    if new is not None and old is not None:
+        raise old.unsupported("rope_type", f"comes with {config.name('rope_parameters')}: the two may contradict")
+    for key in new.present() if new else ():
+        if key not in ("sliding_attention", "full_attention"):
+            raise config.unsupported(f"rope_parameters.{key}", "is set for all layers, not by layer type")
+
+    def table(section: Config | None, base: float, share: float) -> RopeTable:
+        if shares is not None and section is not None:
+            share = section.number(_SHARE, default=share, high=1.0)
+        width = _turned(config, head_dim, share)
+        if section is None:
+            return RopeTable(base_frequencies(base, width))
+        return hf_rope_section(config, section, width, base, partial=shares is not None)
+
+    local, full = (new.section("sliding_attention"), new.section("full_attention")) if new else (None, old)
+    (local_theta, theta), (local_share, share) = thetas, shares or (1.0, 1.0)
+    return table(local, local_theta, local_share), table(full, theta, share)
+
+
 def rotary_dim(config: Config, rope: Config | None, head_dim: int) -> int:
     """Values of each head that turn, from `partial_rotary_factor` in the rope dictionary, or else beside it.
 
     A family that names a key of config.json for `rope.dimension_count` has their number there.
     """
-    key = "partial_rotary_factor"
     stated = config.optional_integer("rope.dimension_count", low=2, high=head_dim)
-    share = config.number(key, default=1.0 if stated is None else stated / head_dim, high=1.0)
-    if rope is not None:
-        share = rope.number(key, default=share, high=1.0)
-    width = int(head_dim * share)  # cut off, as transformers does
+    share = config.number(_SHARE, default=1.0 if stated is None else stated / head_dim, high=1.0)
+    width = _turned(config, head_dim, share if rope is None else rope.number(_SHARE, default=share, high=1.0))
     if stated is not None and stated != width:
-        raise config.invalid("rope.dimension_count", f"is {stated} while {key} turns {width} of {head_dim} values")
+        raise config.invalid("rope.dimension_count", f"is {stated} while {_SHARE} turns {width} of {head_dim} values")
+    return width
+
+
+def _turned(config: Config, head_dim: int, share: float) -> int:
+    width = int(head_dim * share)  # cut off, as transformers does
     if width < 2 or width % 2:
-        raise config.invalid(key, f"of {share:g} turns {width} of the {head_dim} values of a head")
+        raise config.invalid(_SHARE, f"of {share:g} turns {width} of the {head_dim} values of a head")
     return width
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from .config import MAX_CONTEXT, MAX_EXPERTS, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Config, shown
 from .decoder import Attention, Mlp, Moe
-from .rope import RopeTable, gguf_rope, hf_rope
+from .rope import RopeTable, base_frequencies, gguf_rope, hf_rope, hf_ropes
 from .weights import Weights
 
 
@@ -33,6 +34,16 @@ def draft_tensors(c: Config) -> str | None:
     first, drafts = num_layers(c), num_drafts(c)
     names = "|".join(str(i) for i in range(first, first + drafts))
     return rf"^(blk|(model\.)?(language_model\.)?layers)\.({names})\." if drafts else None
+
+
+# For `model(ignored=…)`.
+VISION_TENSORS: Final = r"^(model\.)?(vision_tower|vision_model|multi_modal_projector|vit_large_projector)\."
+
+
+def vision_notes(w: Weights) -> tuple[str, ...]:
+    """What `model(notes=…)` says of a file with pictures."""
+    vision = any(re.search(VISION_TENSORS, name) for name in w.checkpoint.tensors)
+    return ("text only: the file's vision tower is not used",) if vision else ()
 
 
 def leading_dense(c: Config) -> int:
@@ -93,11 +104,12 @@ def rope(
     permuted: bool = False,
     interleaved: bool = False,
     partial: bool = False,
+    log_multiplier: bool = False,
 ) -> RopeTable:
     """The rotary table of all layers. `factors` given, a GGUF file may have a tensor of divisors.
 
     `permuted`: GGUF files alone have the rows of q and k in the order of interleaved pairs; `interleaved`: both formats
-    have. `partial`: a file may turn only the first values of each head.
+    have. `partial`: a file may turn only the first values of each head. `log_multiplier`: see gguf_rope.
     """
     width = head_dim(c)
     if not c.is_gguf:
@@ -107,7 +119,24 @@ def rope(
         raise c.unsupported("rope.dimension_count", f"is {turned} while a head is {width} wide")
     if turned > width or turned % 2:
         raise c.invalid("rope.dimension_count", f"is {turned}, which is odd or more than the {width} values of a head")
-    return gguf_rope(c, turned, factors, interleaved=permuted or interleaved)
+    return gguf_rope(c, turned, factors, interleaved=permuted or interleaved, log_multiplier=log_multiplier)
+
+
+def ropes(c: Config, *, theta: float = 10000.0, local_theta: float | None = None) -> tuple[RopeTable, RopeTable]:
+    """Of local and of global layers: only the global ones are scaled for long contexts.
+
+    `theta`: the base of a config.json without one; `local_theta`: that of local layers, which then have a key of their
+    own for it; None: theirs is the global one. config.json has `rope_theta` and `rope_scaling`, or transformers 5's
+    dictionary by layer type.
+    """
+    width = head_dim(c)
+    theta = c.number("rope.freq_base", default=10000.0 if c.is_gguf else theta, low=1.0)
+    if local_theta is not None or c.is_gguf:
+        local_theta = c.number("rope.freq_base_swa", default=local_theta or theta, low=1.0)
+    local_theta = local_theta or theta
+    if c.is_gguf:
+        return RopeTable(base_frequencies(local_theta, width)), rope(c)
+    return hf_ropes(c, width, (local_theta, theta))
 
 
 def attention(
@@ -153,6 +182,7 @@ def moe(
     grouped: bool = False,
     choice_bias: bool | None = False,
     shared: int = 0,
+    norm_eps: float = 0.0,
 ) -> Moe:
     """The experts of every layer; `width`: keys of an expert's width, in order of preference.
 
@@ -191,6 +221,7 @@ def moe(
         groups,
         top_groups,
         shared,
+        norm_eps=norm_eps,
     )
 
 
@@ -226,9 +257,11 @@ def gguf_window(c: Config) -> int | None:
     return c.optional_integer("attention.sliding_window", low=0, high=MAX_CONTEXT) or None
 
 
-def sliding_windows(c: Config, window: int | None, is_sliding: Sequence[bool]) -> tuple[int | None, ...]:
+def sliding_windows(
+    c: Config, window: int | None, is_sliding: Sequence[bool], spare: int = 0
+) -> tuple[int | None, ...]:
     """The window of every layer. `layer_types`, when the file has it, wins over the family's own pattern."""
-    types = c.sequence("layer_types", len(is_sliding))
+    types = c.sequence("layer_types", len(is_sliding), spare)
     if types is not None:
         for kind in types:
             if kind not in ("full_attention", "sliding_attention"):
@@ -239,24 +272,25 @@ def sliding_windows(c: Config, window: int | None, is_sliding: Sequence[bool]) -
     return tuple(window if sliding else None for sliding in is_sliding)
 
 
-def windows(c: Config, every: int, *pattern: str) -> tuple[int | None, ...]:
+def windows(c: Config, every: int, *pattern: str, spare: int = 0) -> tuple[int | None, ...]:
     """The window of every layer: all but each `every`-th have the file's, unless it says which; None is a global layer.
 
-    `pattern`: keys of config.json that say another `every`. A file without a window has none anywhere.
+    `pattern`: keys of config.json that say another `every`. A file without a window has none anywhere. `spare`: see
+    Config.sequence.
     """
     layers, key = range(num_layers(c)), "attention.sliding_window_pattern"
     if not c.is_gguf:
         every = c.integer(*pattern, default=every) if pattern else every
         width = c.optional_integer("attention.sliding_window", high=MAX_CONTEXT)
         width = width if c.has("attention.sliding_window") else c.default("attention.sliding_window")
-        return sliding_windows(c, width, [width is not None and (i + 1) % every != 0 for i in layers])
+        return sliding_windows(c, width, [width is not None and (i + 1) % every != 0 for i in layers], spare)
     window, kinds = gguf_window(c), c.get(key)
     if window is None:
         return (None,) * len(layers)
     if isinstance(kinds, int | np.integer) or kinds is None:
         every = c.integer(key, default=every, low=0)
         return tuple(window if every == 0 or (i + 1) % every else None for i in layers)
-    return tuple(window if is_local else None for is_local in c.sequence(key, len(layers)) or [])
+    return tuple(window if is_local else None for is_local in c.sequence(key, len(layers), spare) or [])
 
 
 def qwen_windows(c: Config) -> tuple[int | None, ...]:

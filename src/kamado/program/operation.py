@@ -113,7 +113,7 @@ class Operation:
     IN_PLACE: ClassVar[bool] = False  # whether out may be an input
     IS_ROW_WISE: ClassVar[bool] = False
     IS_LAST: ClassVar[bool] = False  # ends the program
-    # What the first input is called when it is not finite; set where the kernel would make an ordinary number of that.
+    # What an input is called when it is not finite; set where the kernel would make an ordinary number of that.
     GUARDS: ClassVar[str | None] = None
 
     @property

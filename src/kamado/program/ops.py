@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Show = Callable[[TensorRef | None], str]
 
 Pooling = Literal["mean", "first", "last"]
-Activation = Literal["silu", "gelu_tanh", "gelu_erf", "relu", "none"]
+Activation = Literal["silu", "gelu_tanh", "gelu_erf", "relu", "relu2", "sigmoid", "none"]
 EmbedIndex = Literal["token", "position", "first"]
 NormKind = Literal["rms", "layer"]
 RouteScore = Literal["softmax", "sigmoid", "topk_softmax"]
@@ -238,17 +238,27 @@ class Accumulate(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Gate(RowWise):
-    """out = activation(a) · b, or activation(a) when b is None (out may be a)."""
+    """out = activation(a) · b, or activation(a) when b is None (out may be a or b).
+
+    `limit` clamps after the activation (Step 3.5): min(activation(a), limit) · clamp(b, -limit, limit). `group`: a has
+    one value for so many of b, out[j] = activation(a[j // group]) · b[j] (a gate a head, or one for the whole row).
+    relu2 is relu(a)².
+    """
 
     out: Writes
     a: Reads
     b: Reads | None
     activation: Activation
+    limit: float | None = None
+    group: int | None = None
 
-    GUARDS = "a gate"  # activations take -infinity to 0
+    RULES = {"out.width % (group or 1) == 0": "groups of {group} in {out.width} values"}
+    SHAPES = {"a": "out.width // (group or 1)"}
+    GUARDS = "a gate"  # activations take -infinity to 0, a limit any infinity to itself
 
     def text(self, show: Show) -> str:
-        return f"{self.out.sized} = {self.activation}({self.a.name})" + (f" · {self.b.name}" if self.b else "")
+        line = f"{self.out.sized} = {self.activation}({self.a.name})" + (f" · {self.b.name}" if self.b else "")
+        return line + _given(limit=self.limit, groups=None if self.group is None else f"of {self.group}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +268,11 @@ class Route(Operation):
     score = softmax over all, sigmoid, or none (softmax over the picked ones only, `score="topk_softmax"`). `bias` is
     added for the choice only (DeepSeek-style). `num_groups`/`top_groups` restrict the choice to the best groups, a
     group's rank being the sum of its two best (biased) scores. Weights are the unbiased scores of the picked, divided
-    by their sum when `normalize`, times `scale`. The result (ids ascending, weights) lives beside the buffer named
-    `logits`.
+    by max(their sum + norm_eps, norm_min) when `normalize`, times `scale`; where that divisor is 0 the weights are 0
+    too. The result (ids ascending, weights) lives beside the buffer named `logits`.
+
+    The guards decide where all picked scores are tiny: sigmoids of logits below -46 have a sum below 1e-20, and without
+    the `norm_eps` of their family they would get weights of 1 / top_k in the place of almost none.
     """
 
     logits: Routes
@@ -271,6 +284,8 @@ class Route(Operation):
     num_groups: int = 1
     top_groups: int = 1
     scale: float = 1.0
+    norm_eps: float = 0.0
+    norm_min: float = 0.0
 
     RULES = {
         "1 <= top_k <= num_experts == logits.width": "top {top_k} of {num_experts} experts, {logits.width} logits",
@@ -278,6 +293,7 @@ class Route(Operation):
         " and top_groups * (num_experts // num_groups) >= top_k": (
             "{top_groups} of {num_groups} groups for top {top_k} of {num_experts}"
         ),
+        "norm_eps >= 0 and norm_min >= 0": "guards {norm_eps} and {norm_min} of the sum are not both above 0 or 0",
     }
     SHAPES = {"bias": "num_experts"}
 
@@ -286,7 +302,8 @@ class Route(Operation):
         line += ", normalized" if self.normalize and self.score != "topk_softmax" else ""
         line += _plus(show, self.bias)
         line += f", {self.top_groups} of {self.num_groups} groups" if self.num_groups > 1 else ""
-        return line + _given(scale=_unless(1.0, self.scale))
+        guards = _given(norm_eps=_unless(0.0, self.norm_eps), norm_min=_unless(0.0, self.norm_min))
+        return line + guards + _given(scale=_unless(1.0, self.scale))
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +311,7 @@ class Experts(Operation):
     """out = Σ over the row's picked experts, ascending id, of weight · down(activation(gate(x)) · up(x)).
 
     One tuple entry an expert; gate and up are (expert_width, width), down is (width, expert_width). `logits` names
-    the Route whose result is used. out is not x.
+    the Route whose result is used. `limit` clamps as Gate's does. out is not x.
     """
 
     out: Writes
@@ -304,6 +321,7 @@ class Experts(Operation):
     up: tuple[Matrix, ...]
     down: tuple[Matrix, ...]
     activation: Activation = "silu"
+    limit: float | None = None
 
     RULES = {
         "logits.choices == len(gate) > 0": "{len(gate)} experts without a route over as many",
@@ -319,6 +337,7 @@ class Experts(Operation):
     def text(self, show: Show) -> str:
         x, first = self.x.name, [show(self.gate[0]), show(self.up[0]), show(self.down[0])]
         line = f"{self.out.sized} = Σ {self.logits.name} · down({self.activation}(gate({x})) · up({x}))"
+        line += _given(limit=self.limit)
         return f"{line}, {len(self.gate)} × gate {first[0]}, up {first[1]}, down {first[2]}"
 
 
@@ -344,6 +363,29 @@ class Scale(RowWise):
 
     def text(self, show: Show) -> str:
         return f"{self.out.sized} = {self.x.name} · {self.factor:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Temper(Operation):
+    """out = x · (1 + beta · ln(1 + ⌊(position + offset) / length⌋)), position the row's in its sequence.
+
+    The temperature of queries far behind the trained length (Ministral 3; Llama 4 with offset 1). The factor is
+    computed in double and rounded once (out may be x).
+    """
+
+    out: Writes
+    x: Reads
+    beta: Float64
+    length: int
+    offset: int = 0
+
+    IN_PLACE = True
+    RULES = {"length >= 1 and offset >= 0": "a temperature by {length} positions from {offset} on"}
+    SHAPES = {"x": "out.width"}
+
+    def text(self, show: Show) -> str:
+        position = f"(position + {self.offset})" if self.offset else "position"
+        return f"{self.out.sized} = {self.x.name} · (1 + {self.beta:g} · ln(1 + ⌊{position} / {self.length}⌋))"
 
 
 @dataclass(frozen=True, slots=True)
