@@ -46,7 +46,8 @@ def make_models(folder: Path) -> None:
 
 def runs(name: str, program: Any, tiers: list[str]) -> Iterator[tuple[str, dict[str, Any], int]]:
     """(row name, options of the executor, prompt tokens a step) of every way to run a program."""
-    from kamado.plan.kv_presets import num_kv_layers, parse_kv
+    from kamado.plan.kv_pages import num_kv_layers
+    from kamado.plan.kv_presets import parse_kv
 
     is_real = name in REAL
     seen = set()

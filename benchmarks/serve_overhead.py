@@ -1,11 +1,14 @@
 """What HTTP and the server's event loop add to the engine: the same prompts to both, each in a process of its own.
 
+For `serve_speed.py overhead`, which calls it.
+
 The client must cost nothing, since the machine's cores are what the model runs on: it reads whatever the socket has
 into memory and notes the time of each read; what it read is taken apart when the answer is over. The engine's side
 takes the text of each piece, as a program that uses `kamado.load` does.
 
-Processor time is read beside wall time, because it says the same on a busy machine: of the server's event loop (its
-main thread) alone, and of all threads over those of the engine's process.
+Processor time is read beside wall time, because it says the same on a busy machine: of the server's main thread alone,
+which is its event loop and reads and writes all HTTP (serve/http), and of all threads over those of the engine's
+process.
 """
 
 from __future__ import annotations

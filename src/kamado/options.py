@@ -1,8 +1,8 @@
 """What may be said about an answer, in one place: the parameters' names, types, defaults and ranges.
 
-`Model.generate` and `chat` take `AnswerOptions` by name; requests of the server carry `SamplingOptions`.
-`Sampling` is all of the latter, checked. The command line's options and recipes are made of `RANGES`. What each
-parameter does is said in engine/schedule/sampler.py.
+`Model.generate` and `chat` take `AnswerOptions` by name; requests of the server and recipes carry the same.
+`Sampling` is what they say of how tokens are picked (`SamplingOptions`), all of it, checked. The command line's options
+are made of `ANSWER_RANGES`. What each parameter does is said in engine/schedule/sampler.py.
 """
 
 from __future__ import annotations
@@ -117,8 +117,12 @@ class Sampling:
 
 
 RANGES: Mapping[str, Range] = {f.name: f.metadata["range"] for f in fields(Sampling) if f.metadata}
+_LIMITS: Mapping[str, Range] = {
+    "max_tokens": Range(int, 1, help="Length of the answer at most."),
+    "logprobs": Range(int, 0, MAX_LOGPROBS),
+}
+ANSWER_RANGES: Mapping[str, Range] = {**_LIMITS, **RANGES}
 _TOKEN, _BIAS = Range(int, 0), Range(float, -100, 100)
-_MAX_TOKENS, _LOGPROBS = Range(int, 1), Range(int, 0, MAX_LOGPROBS)
 
 
 def sampling_from(recommended: Mapping[str, float], given: SamplingOptions) -> Sampling:
@@ -142,7 +146,7 @@ def check_options(options: AnswerOptions) -> None:
     for name in options:
         if name not in AnswerOptions.__annotations__:
             raise TypeError(f"got an unexpected keyword argument {name!r}")
-    for name, allowed in (("max_tokens", _MAX_TOKENS), ("logprobs", _LOGPROBS)):
+    for name, allowed in _LIMITS.items():
         if options.get(name) is not None:
             allowed.check(name, options.get(name))
     if not isinstance(owner := options.get("owner", ""), str):

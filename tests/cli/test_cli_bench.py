@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kamado.engine.executor_protocol import Ids
 from kamado.engine.schedule.ledger import read_ledger
 from kamado.measure.speed import Bench, Cost, cost_of
-from kamado.plan.kv_presets import KvLayer
+from kamado.plan.kv_pages import KvLayer
 from kamado.plan.machine import DeviceProfile
 
 PROFILE = DeviceProfile("cpu", 2, "avx2", read_bytes_per_second=1000.0, int8_ops_per_second=4000.0)

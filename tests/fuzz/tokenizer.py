@@ -40,7 +40,7 @@ def _metadata(data: bytes) -> None:
         return
     if not isinstance(change, dict):
         return
-    for base in (_bpe_keys(), _spm_keys()):
+    for base in _all_keys():
         keys = {f"tokenizer.ggml.{key}": value for key, value in (base | change).items()}
         try:
             tokenizer = load_tokenizer(TokenizerSource("gguf", keys, _PATH))
@@ -102,9 +102,21 @@ def _spm_keys() -> dict[str, Any]:
     }
 
 
+def _plamo_keys() -> dict[str, Any]:
+    return _spm_keys() | {"model": "plamo2"}
+
+
+def _marked_keys() -> dict[str, Any]:
+    return _spm_keys() | {"model": "gemma4", "merges": ["h e", "l l", "\u2581 he", "ll o"]}
+
+
+def _all_keys() -> tuple[dict[str, Any], ...]:
+    return _bpe_keys(), _spm_keys(), _plamo_keys(), _marked_keys()
+
+
 @functools.cache
 def _tokenizers() -> tuple[Tokenizer, ...]:
-    sources = [{f"tokenizer.ggml.{k}": v for k, v in keys.items()} for keys in (_bpe_keys(), _spm_keys())]
+    sources = [{f"tokenizer.ggml.{k}": v for k, v in keys.items()} for keys in _all_keys()]
     return tuple(load_tokenizer(TokenizerSource("gguf", source, _PATH)) for source in sources)
 
 

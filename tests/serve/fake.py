@@ -143,7 +143,7 @@ class FakeModel:
                 for step in script
                 for i in range(request.n)
             ]
-        seed = request.sampling.get("seed", 7)
+        seed = request.options.get("seed", 7)
         counts = b.TokenCounts(num_prompt, min(self.cached_tokens, num_prompt), 0)
         started = b.Started(num_prompt, context, truncated, seed)
         stream = self._play(script, started, counts)
@@ -155,18 +155,19 @@ class FakeModel:
 
     def _echo(self, asked: str, request: b.ChatRequest | b.CompletionRequest, choice: int | None = None) -> list[Step]:
         words = words_of(asked.upper()) or ["NOTHING"]
-        limit = len(words) if request.max_tokens is None else min(request.max_tokens, len(words))
+        limit = min(request.options.get("max_tokens") or len(words), len(words))
+        stops = request.options.get("stop") or ()
         steps: list[Step] = []
         for i in range(request.n) if choice is None else (choice,):
             said: list[Step] = []
             finish = b.Finish("length" if limit < len(words) else "stop", choice=i)
             for word in words[:limit]:
-                stop = next((stop for stop in request.stop if stop in word), None)
+                stop = next((stop for stop in stops if stop in word), None)
                 if stop is not None:
                     said.append(b.TextDelta(word[: word.index(stop)], choice=i))
                     finish = b.Finish("stop_sequence", stop, choice=i)
                     break
-                said.append(b.TextDelta(word, self._logprobs(word, request.logprobs), choice=i))
+                said.append(b.TextDelta(word, self._logprobs(word, request.options.get("logprobs")), choice=i))
             steps += [*said, finish]
         return steps
 
@@ -199,7 +200,7 @@ class FakeModel:
                 script = self.scripts.get(key)
                 if script is not None:
                     steps += [replace(s, choice=choice) if hasattr(s, "choice") else s for s in script]  # type: ignore[type-var]
-                elif request.max_tokens == 0:
+                elif request.is_scored_only:
                     steps.append(b.Finish("length", choice=choice))
                 else:
                     steps += self._echo(key, request, choice)

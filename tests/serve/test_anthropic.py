@@ -73,7 +73,7 @@ def test_a_whole_answer(ask: Callable[..., Any], world: FakeWorld) -> None:
     assert [block.text for block in message.content] == ["HELLO THERE"]
     assert (message.stop_reason, message.role, message.type) == ("end_turn", "assistant", "message")
     assert (message.usage.input_tokens, message.usage.output_tokens) == (2, 2)
-    assert last(world).max_tokens == 100
+    assert last(world).options["max_tokens"] == 100
     assert message.model == "fake"
 
 
@@ -262,13 +262,15 @@ def test_stop_sequences(ask: Callable[..., Any], world: FakeWorld) -> None:
     message = ask("one two three", stop_sequences=["TWO", "NEVER"])
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "TWO")
     assert message.content[0].text == "ONE "
-    assert last(world).stop == ("TWO", "NEVER")
+    assert last(world).options["stop"] == ("TWO", "NEVER")
 
 
 @compat(MESSAGES, "temperature", "top_k", "top_p")
 def test_sampling(ask: Callable[..., Any], world: FakeWorld) -> None:
     ask(temperature=0.25, top_k=7, top_p=0.5)
-    assert last(world).sampling == {"temperature": 0.25, "top_k": 7, "top_p": 0.5}
+    assert last(world).options == {
+        "temperature": 0.25, "top_k": 7, "top_p": 0.5, "max_tokens": 100, "owner": "local",
+    }  # fmt: skip
 
 
 def test_max_tokens_and_the_context_end_an_answer_for_reasons_of_their_own(
@@ -284,7 +286,7 @@ def test_max_tokens_0_only_fills_the_cache(ask: Callable[..., Any], world: FakeW
     message = ask("one two", max_tokens=0)
     assert message.content == []
     assert (message.stop_reason, message.usage.output_tokens) == ("max_tokens", 0)
-    assert last(world).max_tokens == 1
+    assert last(world).options["max_tokens"] == 1
 
 
 @compat(MESSAGES, "output_config: format")

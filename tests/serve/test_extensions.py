@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from kamado.options import check_options
 from kamado.serve.models.contract import ChatRequest, OutputFormat, Think
 from kamado.serve.protocols.openai.answer_forms import _choice
 
@@ -48,8 +49,8 @@ def post(server: Running, http: httpx2.Client) -> Post:
     return post
 
 
-def sampling(name: str) -> Callable[[Any], Any]:
-    return lambda request: request.sampling.get(name)
+def option(name: str) -> Callable[[Any], Any]:
+    return lambda request: request.options.get(name)
 
 
 def field(name: str) -> Callable[[Any], Any]:
@@ -59,25 +60,25 @@ def field(name: str) -> Callable[[Any], Any]:
 TEXT, ALL = (CHAT, COMPLETIONS), (CHAT, COMPLETIONS, RESPONSES)
 # endpoints, the row's label, what is sent, where it arrives, as what
 EFFECTS: list[tuple[tuple[str, ...], str, dict[str, Any], Callable[[Any], Any], Any]] = [
-    (ALL, "top_k", {"top_k": 7}, sampling("top_k"), 7),
-    (ALL, "top_k: -1", {"top_k": -1}, sampling("top_k"), 0),
-    (ALL, "min_p", {"min_p": 0.1}, sampling("min_p"), 0.1),
-    (ALL, "repetition_penalty", {"repetition_penalty": 1.2}, sampling("repetition_penalty"), 1.2),
-    (ALL, "repeat_penalty", {"repeat_penalty": 1.3}, sampling("repetition_penalty"), 1.3),
-    (ALL, "repeat_last_n", {"repeat_last_n": 64}, sampling("penalty_window"), 64),
+    (ALL, "top_k", {"top_k": 7}, option("top_k"), 7),
+    (ALL, "top_k: -1", {"top_k": -1}, option("top_k"), 0),
+    (ALL, "min_p", {"min_p": 0.1}, option("min_p"), 0.1),
+    (ALL, "repetition_penalty", {"repetition_penalty": 1.2}, option("repetition_penalty"), 1.2),
+    (ALL, "repeat_penalty", {"repeat_penalty": 1.3}, option("repetition_penalty"), 1.3),
+    (ALL, "repeat_last_n", {"repeat_last_n": 64}, option("penalty_window"), 64),
     (ALL, "deadline_seconds", {"deadline_seconds": 99}, field("deadline_seconds"), 99),
-    (TEXT, "background", {"background": True}, field("is_background"), True),
-    ((RESPONSES,), "background", {"background": False}, field("is_background"), False),
+    (TEXT, "background", {"background": True}, option("background"), True),
+    ((RESPONSES,), "background", {"background": False}, option("background"), False),
     (TEXT, "cache_salt", {"cache_salt": "s"}, field("owner"), "local/s"),
-    (TEXT, "n_predict", {"n_predict": 3}, field("max_tokens"), 3),
-    (TEXT, "n_predict", {"n_predict": -1}, field("max_tokens"), None),
-    (TEXT, "max_tokens: -1", {"max_tokens": -1}, field("max_tokens"), None),
-    (TEXT, "max_tokens: 2.0", {"max_tokens": 2.0}, field("max_tokens"), 2),
-    ((CHAT,), "max_completion_tokens: -1", {"max_completion_tokens": -1}, field("max_tokens"), None),
-    ((RESPONSES,), "max_output_tokens: -1", {"max_output_tokens": -1}, field("max_tokens"), None),
-    (TEXT, "stop: empty", {"stop": ""}, field("stop"), ()),
-    (TEXT, "stop: empty", {"stop": []}, field("stop"), ()),
-    (TEXT, "stop: empty", {"stop": ["", "END"]}, field("stop"), ("END",)),
+    (TEXT, "n_predict", {"n_predict": 3}, option("max_tokens"), 3),
+    (TEXT, "n_predict", {"n_predict": -1}, option("max_tokens"), None),
+    (TEXT, "max_tokens: -1", {"max_tokens": -1}, option("max_tokens"), None),
+    (TEXT, "max_tokens: 2.0", {"max_tokens": 2.0}, option("max_tokens"), 2),
+    ((CHAT,), "max_completion_tokens: -1", {"max_completion_tokens": -1}, option("max_tokens"), None),
+    ((RESPONSES,), "max_output_tokens: -1", {"max_output_tokens": -1}, option("max_tokens"), None),
+    (TEXT, "stop: empty", {"stop": ""}, option("stop"), None),
+    (TEXT, "stop: empty", {"stop": []}, option("stop"), None),
+    (TEXT, "stop: empty", {"stop": ["", "END"]}, option("stop"), ("END",)),
     (TEXT, "json_schema", {"json_schema": SCHEMA}, field("output"), AS_JSON),
     (TEXT, "guided_json", {"guided_json": SCHEMA}, field("output"), AS_JSON),
     (TEXT, "guided_json", {"guided_json": json.dumps(SCHEMA)}, field("output"), AS_JSON),
@@ -99,7 +100,7 @@ EFFECTS: list[tuple[tuple[str, ...], str, dict[str, Any], Callable[[Any], Any], 
     (TEXT, "structured_outputs", {"structured_outputs": True}, field("output"), OutputFormat()),
     (TEXT, "response_format", {"response_format": {"type": "json_object", "schema": SCHEMA}}, field("output"), AS_JSON),
     (TEXT, "response_format", {"response_format": {"type": "json_schema", "schema": SCHEMA}}, field("output"), AS_JSON),
-    (TEXT, "top_p", {"top_p": 0}, sampling("top_p"), 5e-324),
+    (TEXT, "top_p", {"top_p": 0}, option("top_p"), 5e-324),
     ((CHAT,), "truncation", {"truncation": "auto"}, field("truncation"), "drop_oldest"),
     ((CHAT,), "transforms", {"transforms": ["middle-out"]}, field("truncation"), "drop_middle"),
     ((CHAT,), "transforms", {"transforms": []}, field("truncation"), "refuse"),
@@ -144,7 +145,7 @@ EFFECTS: list[tuple[tuple[str, ...], str, dict[str, Any], Callable[[Any], Any], 
     ),
     ((RESPONSES,), "text", {"text": {"format": {"type": "text"}}}, field("output"), OutputFormat()),
     (
-        (RESPONSES,), "include", {"include": ["message.output_text.logprobs"]}, field("logprobs"), 0,
+        (RESPONSES,), "include", {"include": ["message.output_text.logprobs"]}, option("logprobs"), 0,
     ),
     ((MESSAGES,), "output_config", {"output_config": {"effort": "low"}}, field("think"), Think(effort="low")),
     ((MESSAGES,), "output_config: effort", {"output_config": {"effort": "max"}}, field("think"), Think(effort="high")),
@@ -152,8 +153,8 @@ EFFECTS: list[tuple[tuple[str, ...], str, dict[str, Any], Callable[[Any], Any], 
         (MESSAGES,), "output_format", {"output_format": {"type": "json_schema", "schema": SCHEMA}}, field("output"),
         AS_JSON,
     ),
-    ((MESSAGES,), "stop_sequences", {"stop_sequences": ["", "X"]}, field("stop"), ("X",)),
-    ((MESSAGES,), "top_k", {"top_k": -1}, sampling("top_k"), 0),
+    ((MESSAGES,), "stop_sequences", {"stop_sequences": ["", "X"]}, option("stop"), ("X",)),
+    ((MESSAGES,), "top_k", {"top_k": -1}, option("top_k"), 0),
     (("POST /v1/embeddings",), "truncate", {"truncate": True}, field("truncate"), True),
 ]  # fmt: skip
 
@@ -172,7 +173,11 @@ def test_it_arrives(
 ) -> None:  # fmt: skip
     response = post(endpoint, **sent)
     assert response.status_code == 200, response.text
-    assert look(world.model.requests[-1]) == meant
+    request = world.model.requests[-1]
+    assert look(request) == meant
+    options = getattr(request, "options", {})  # embeddings have none
+    check_options(options)
+    assert None not in options.values()
     records(endpoint, label)
 
 

@@ -95,8 +95,8 @@ def test_zeroes_that_mean_something_still_do(server: Running, world: FakeWorld) 
     assert asked(server, world, "/api/chat", {"messages": ASK, "stream": False, "think": False}).think.enabled is False
     assert not asked(server, world, "/api/embed", {"input": "a", "truncate": False}).truncate
     options = {"temperature": 0, "seed": 0, "repeat_last_n": 0}
-    sampling = asked(server, world, "/api/chat", {"messages": ASK, "stream": False, "options": options}).sampling
-    assert sampling == {"temperature": 0, "seed": 0, "penalty_window": 0}
+    found = asked(server, world, "/api/chat", {"messages": ASK, "stream": False, "options": options}).options
+    assert found == {"temperature": 0, "seed": 0, "penalty_window": 0, "owner": "local"}
     HTTP.post(f"{server.url}/api/generate", json={"model": "fake", "prompt": "", "keep_alive": 0})
     assert HTTP.get(f"{server.url}/api/ps").json() == {"models": []}
 

@@ -15,6 +15,7 @@ import pytest
 from kamado.errors import DownloadError
 from kamado.serve.http.keys import KeyRing
 from kamado.serve.models import contract as be
+from kamado.serve.models.modelfile_options import read_options, recipe_options, recipe_parameters
 
 from .compat import compat
 from .fake import Fail, FakeWorld, calls, thought
@@ -165,31 +166,38 @@ def test_logprobs(client: Any) -> None:
 
 
 HONOURED_OPTIONS: list[tuple[str, Any, Callable[[Any], Any], Any]] = [
-    ("temperature", 0.25, lambda r: r.sampling.get("temperature"), 0.25),
-    ("top_k", 7, lambda r: r.sampling.get("top_k"), 7),
-    ("top_p", 0.5, lambda r: r.sampling.get("top_p"), 0.5),
-    ("min_p", 0.1, lambda r: r.sampling.get("min_p"), 0.1),
-    ("repeat_penalty", 1.2, lambda r: r.sampling.get("repetition_penalty"), 1.2),
-    ("repeat_last_n", -1, lambda r: r.sampling.get("penalty_window"), -1),
-    ("repeat_last_n", 0, lambda r: r.sampling.get("penalty_window"), 0),
-    ("repeat_last_n", 64, lambda r: r.sampling.get("penalty_window"), 64),
-    ("repeat_penalty", 0, lambda r: r.sampling.get("repetition_penalty"), None),
-    ("top_k", -1, lambda r: r.sampling.get("top_k"), 0),
-    ("top_k", 5.0, lambda r: r.sampling.get("top_k"), 5),
+    ("temperature", 0.25, lambda r: r.options.get("temperature"), 0.25),
+    ("top_k", 7, lambda r: r.options.get("top_k"), 7),
+    ("top_p", 0.5, lambda r: r.options.get("top_p"), 0.5),
+    ("min_p", 0.1, lambda r: r.options.get("min_p"), 0.1),
+    ("repeat_penalty", 1.2, lambda r: r.options.get("repetition_penalty"), 1.2),
+    ("repeat_last_n", -1, lambda r: r.options.get("penalty_window"), -1),
+    ("repeat_last_n", 0, lambda r: r.options.get("penalty_window"), 0),
+    ("repeat_last_n", 64, lambda r: r.options.get("penalty_window"), 64),
+    ("repeat_penalty", 0, lambda r: r.options.get("repetition_penalty"), None),
+    ("top_k", -1, lambda r: r.options.get("top_k"), 0),
+    ("top_k", 5.0, lambda r: r.options.get("top_k"), 5),
     ("num_ctx", 0, lambda r: r.context, None),
-    ("num_predict", 0, lambda r: r.max_tokens, None),
-    ("stop", [], lambda r: r.stop, ()),
-    ("stop", ["", "X"], lambda r: r.stop, ("X",)),
-    ("presence_penalty", 0.5, lambda r: r.sampling.get("presence_penalty"), 0.5),
-    ("frequency_penalty", 0.5, lambda r: r.sampling.get("frequency_penalty"), 0.5),
-    ("seed", 42, lambda r: r.sampling.get("seed"), 42),
-    ("num_predict", 5, lambda r: r.max_tokens, 5),
-    ("num_predict", -1, lambda r: r.max_tokens, None),
+    ("num_predict", 0, lambda r: r.options.get("max_tokens"), None),
+    ("stop", [], lambda r: r.options.get("stop"), None),
+    ("stop", ["", "X"], lambda r: r.options.get("stop"), ("X",)),
+    ("presence_penalty", 0.5, lambda r: r.options.get("presence_penalty"), 0.5),
+    ("frequency_penalty", 0.5, lambda r: r.options.get("frequency_penalty"), 0.5),
+    ("seed", 42, lambda r: r.options.get("seed"), 42),
+    ("num_predict", 5, lambda r: r.options.get("max_tokens"), 5),
+    ("num_predict", -1, lambda r: r.options.get("max_tokens"), None),
     ("num_ctx", 32, lambda r: r.context, 32),
     ("num_keep", 4, lambda r: r.truncation, "refuse"),
-    ("stop", ["X"], lambda r: r.stop, ("X",)),
-    ("stop", "X", lambda r: r.stop, ("X",)),
+    ("stop", ["X"], lambda r: r.options.get("stop"), ("X",)),
+    ("stop", "X", lambda r: r.options.get("stop"), ("X",)),
 ]
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, value, *_ in HONOURED_OPTIONS])
+def test_a_recipe_means_what_the_same_options_of_a_request_mean(name: str, value: Any) -> None:
+    asked = read_options({name: value})
+    kept = recipe_options(json.loads(json.dumps(recipe_parameters({name: value}))))
+    assert (kept.answer, kept.context) == (asked.answer, asked.context)
 
 
 @pytest.mark.parametrize(("name", "value", "look", "meant"), HONOURED_OPTIONS)

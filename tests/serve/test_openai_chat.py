@@ -58,10 +58,11 @@ def test_an_answer_and_how_it_was_asked_for(client: openai.OpenAI, world: FakeWo
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (2, 2, 4)
-    asked = world.model.requests[-1].sampling
+    asked = world.model.requests[-1].options
     assert asked == {
         "temperature": 0.5, "top_p": 0.9, "seed": (1 << 64) - 3,
         "presence_penalty": 0.25, "frequency_penalty": -0.5, "logit_bias": {17: -100},
+        "background": False, "owner": "local",
     }  # fmt: skip
 
 
@@ -244,15 +245,15 @@ def test_labels_and_lanes(client: openai.OpenAI, world: FakeWorld) -> None:
         store=False,
     )
     assert raw.headers["x-kamado-lane"] == "background"
-    assert world.model.requests[-1].is_background
+    assert world.model.requests[-1].options["background"]
     assert world.model.requests[-1].owner == "local/k"
 
 
 def test_what_a_chat_page_asks_for_itself_waits_behind_people(client: openai.OpenAI, world: FakeWorld) -> None:
     client.chat.completions.create(model="fake", messages=ask("### Task:\nGenerate a title for the chat."))
-    assert world.model.requests[-1].is_background
+    assert world.model.requests[-1].options["background"]
     client.chat.completions.create(model="fake", messages=ask("What is the task?"))
-    assert not world.model.requests[-1].is_background
+    assert not world.model.requests[-1].options["background"]
 
 
 @pytest.mark.parametrize(

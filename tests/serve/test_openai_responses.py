@@ -64,8 +64,8 @@ def test_an_answer(client: openai.OpenAI, world: FakeWorld) -> None:
     assert (response.usage.input_tokens, response.usage.output_tokens) == (5, 2)
     asked = world.model.requests[-1]
     assert [m.role for m in asked.messages] == ["system", "user"]
-    assert (asked.sampling.get("temperature"), asked.sampling.get("top_p"), asked.owner) == (0.5, 0.5, "local/k")
-    assert asked.is_background
+    assert (asked.options.get("temperature"), asked.options.get("top_p"), asked.owner) == (0.5, 0.5, "local/k")
+    assert asked.options["background"]
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(response.id)
 

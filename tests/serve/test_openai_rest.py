@@ -53,7 +53,7 @@ def test_a_completion(client: openai.OpenAI, world: FakeWorld) -> None:
     assert [c.text for c in done.choices] == ["A B", "A B"]
     assert [c.finish_reason for c in done.choices] == ["length", "length"]
     asked = world.model.requests[-1]
-    assert (asked.suffix, asked.stop, asked.sampling.get("seed"), asked.sampling.get("logit_bias")) == (
+    assert (asked.suffix, asked.options["stop"], asked.options["seed"], asked.options["logit_bias"]) == (
         "end",
         ("#",),
         5,

@@ -281,7 +281,8 @@ def test_settings_go_with_the_request(open_page: Callable[..., Any], server: Run
     answered(page, "ONE TWO")
     request = world.model.requests[-1]
     assert [(m.role, m.text) for m in request.messages] == [("system", "be brief"), ("user", "one two")]
-    assert (request.sampling.get("temperature"), request.sampling.get("seed"), request.max_tokens) == (0.25, 9, 3)
+    said = request.options
+    assert (said.get("temperature"), said.get("seed"), said.get("max_tokens")) == (0.25, 9, 3)
 
 
 @in_browser

@@ -16,7 +16,7 @@ from .fake import FakeWorld, Wait, text
 
 
 def request(words: str, owner: str = "") -> ChatRequest:
-    return ChatRequest((Message("user", (TextPart(words),)),), owner=owner)
+    return ChatRequest((Message("user", (TextPart(words),)),), options={"owner": owner})
 
 
 def service_of(world: FakeWorld, **settings: Any) -> Service:

@@ -71,3 +71,30 @@ def test_one_load_serves_a_model_and_its_recipes(tmp_path: Path, tiny_checkpoint
         assert http.request("DELETE", "/api/delete", content=json.dumps({"model": "a"})).status_code == 200
         sizes = [model["size"] for model in http.get("/api/ps").json()["models"]]
         assert sorted(map(bool, sizes)) == [False, True]
+
+
+def test_what_a_recipe_says_of_answers_holds_where_a_request_does_not(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    library = StoreLibrary(Store(tmp_path), {"tiny": tiny_checkpoint})
+    loader = EngineLoader(library, EngineSettings(threads=1, context=256))
+    parameters = {"num_predict": 5, "seed": 3, "repeat_penalty": 1.5, "num_ctx": 128}
+    asked = {"messages": [{"role": "user", "content": "hi"}], "stream": False}
+    with (
+        running(library, loader, ServeConfig(port=0)) as server,
+        httpx2.Client(base_url=server.url, timeout=60) as http,
+    ):
+
+        def answer(model: str, **options: int | float) -> tuple[str, int]:
+            found = http.post("/api/chat", json={"model": model, **asked, "options": options}).json()
+            return found["message"]["content"], found["eval_count"]
+
+        made = {"model": "brief", "from": "tiny", "template": TEMPLATE, "parameters": parameters, "stream": False}
+        assert http.post("/api/create", json=made).status_code == 200
+        made = {"model": "plain", "from": "tiny", "template": TEMPLATE, "stream": False}
+        assert http.post("/api/create", json=made).status_code == 200
+        assert answer("brief") == answer("plain", **parameters)
+        assert answer("brief")[1] == 5
+        assert answer("brief", num_predict=2)[1] == 2
+        assert answer("brief", seed=4) == answer("plain", **parameters | {"seed": 4})
+        long = {"model": "brief", "messages": [{"role": "user", "content": "word " * 35}]}
+        assert http.post("/api/chat", json=long).status_code == 400  # more than num_ctx
+        assert http.post("/api/chat", json={**long, "model": "plain"}).status_code == 200

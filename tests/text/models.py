@@ -118,3 +118,30 @@ def tiny_bpe(**more: Any) -> dict[str, Any]:
         "eos_token_id": tokens.index("<|im_end|>"),
     }
     return keys | more
+
+
+def tiny_plamo(**more: Any) -> dict[str, Any]:
+    """A hand-made vocabulary of PLaMo's kind: control tokens, every byte, a few pieces."""
+    pieces = {"a": -3.0, "ab": -4.0, "abc": -9.0, "bc": -5.0, "b": -3.0, " ": -2.0, "日本": -6.0}
+    tokens = ["<|plamo:unk|>", "<|plamo:bos|>", "<|plamo:eos|>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    keys = {
+        "model": "plamo2",
+        "tokens": tokens,
+        "scores": [0.0] * 259 + list(pieces.values()),
+        "token_type": [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(pieces),
+    }
+    return keys | more
+
+
+def tiny_marked(**more: Any) -> dict[str, Any]:
+    """A hand-made vocabulary of Gemma 4's kind."""
+    words = [SPACE, *"helo", "he", "ll", f"{SPACE}he", "\n\n", "<|tool_call>"]
+    keys = {
+        "model": "gemma4",
+        "tokens": ["<pad>", "<eos>", "<bos>", *(f"<0x{byte:02X}>" for byte in range(256)), *words],
+        "token_type": [CONTROL] * 3 + [BYTE] * 256 + [NORMAL] * (len(words) - 1) + [USER_DEFINED],
+        "merges": ["h e", "l l", f"{SPACE} he"],
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    }
+    return keys | more

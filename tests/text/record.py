@@ -2,20 +2,22 @@
 
     python -m tests.text.record sentencepiece
     python -m tests.text.record unigram
-    python -m tests.text.record llama.cpp REFERENCE_IDS_PROGRAM VERSION MODELS_FOLDER
+    python -m tests.text.record ways
+    python -m tests.text.record llama.cpp MODELS_FOLDER
 
-REFERENCE_IDS_PROGRAM is reference_ids.cpp, compiled against llama.cpp.
+The last two need the folder tests on PYTHONPATH and compile llama.cpp's tokenizer (peer_program.py).
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import unicodedata
 from pathlib import Path
 from typing import Any
+
+import peer
 
 _GOLDEN = Path(__file__).parent / "golden"
 
@@ -63,21 +65,34 @@ def record_unigram() -> None:
     _write("unigram.json", {"sentencepiece": sentencepiece.__version__, "models": recorded})
 
 
-def record_llama_cpp(program: str, version: str, folder: str) -> None:
+def record_llama_cpp(folder: str) -> None:
+    """Of the real models' vocabularies."""
+    from .peer_program import reference
     from .test_real import FILES, compact, golden_name, texts
 
     for name, file in FILES.items():
-        jobs = [(special, key, text) for special in (False, True) for key, text in texts().items()]
         nfc = name.startswith("qwen")  # llama.cpp leaves out the composition that Qwen's tokenizer begins with
-        given = [unicodedata.normalize("NFC", text) if nfc else text for _, _, text in jobs]
-        lines = "".join(f"{int(job[0])} 1 {text.encode().hex()}\n" for job, text in zip(jobs, given, strict=True))
-        run = subprocess.run(
-            [program, str(Path(folder) / file)], input=lines, capture_output=True, text=True, check=True
-        )
-        ids: dict[str, dict[str, Any]] = {"plain": {}, "special": {}}
-        for (special, key, _), line in zip(jobs, run.stdout.splitlines(), strict=True):
-            ids["special" if special else "plain"][key] = compact([int(i) for i in line.split()])
-        _write(golden_name(name), {"llama.cpp": version, "file": file, "ids": ids})
+        given = [unicodedata.normalize("NFC", text) if nfc else text for text in texts().values()]
+        recorded = {}
+        for mode, special in (("plain", False), ("special", True)):
+            found = reference(Path(folder) / file, given, special=special, add=True).ids
+            recorded[mode] = {key: compact(ids) for key, ids in zip(texts(), found, strict=True)}
+        _write(golden_name(name), {"llama.cpp": peer.FILE, "file": file, "ids": recorded})
+
+
+def record_ways() -> None:
+    """Of the small vocabularies: each way of cutting words, PLaMo's tokenizer, and what ends a turn."""
+    from . import vocabularies as small
+
+    merges, pieces, marked = small.train_merges(), small.train_pieces(), small.train_marked()
+    recorded: dict[str, Any] = {"llama.cpp": peer.FILE, "sha256": peer.SHA256}
+    recorded |= {"merges": merges, "pieces": pieces, "marked": marked}
+    recorded["ids"] = {way: small.peer_ids(small.byte_level(merges, way)) for way in small.ways()}
+    recorded["ids"]["llama"] = small.peer_ids(small.sentence_piece())
+    recorded["ids"]["plamo2"] = small.peer_ids(small.plamo(pieces))
+    recorded["ids"]["gemma4"] = small.peer_ids(small.marked_pairs(marked))
+    recorded["ends"] = {name: small.peer_ends(keys) for name, keys in small.END_CASES.items()}
+    _write("ways.json", recorded)
 
 
 def _write(name: str, value: Any) -> None:
@@ -90,5 +105,7 @@ if __name__ == "__main__":
         record_sentencepiece()
     elif sys.argv[1] == "unigram":
         record_unigram()
+    elif sys.argv[1] == "ways":
+        record_ways()
     else:
-        record_llama_cpp(*sys.argv[2:5])
+        record_llama_cpp(sys.argv[2])

@@ -1,42 +1,52 @@
-// Token ids as llama.cpp gives them, for record.py. Reads lines "special add hex-bytes", writes a line of ids for each.
-//   g++ -std=c++17 -I$LLAMA/include -I$LLAMA/ggml/include reference_ids.cpp \
-//       $BUILD/src/libllama.a $BUILD/ggml/src/libggml{,-cpu,-base}.a -fopenmp -o reference_ids
+// Token ids as llama.cpp gives them, for record.py, which compiles this with the sources of the peer that it needs.
+// Reads lines "special add hex-bytes", writes a line of ids for each; before them a line with the ids that end a turn.
 
 #include <cstdio>
 #include <iostream>
 #include <string>
 #include <vector>
 
-#include "llama.h"
+#include "llama-model-loader.h"
+#include "llama-vocab.h"
 
-int main(int argc, char ** argv) {
-    if (argc != 2) {
-        return 2;
+// The loader names these three, and nothing that a vocabulary needs calls them.
+int llama_split_path(char*, size_t, const char*, int, int) {
+  return 0;
+}
+int llama_split_prefix(char*, size_t, const char*, int, int) {
+  return 0;
+}
+ggml_backend_dev_t ggml_backend_dev_by_type(enum ggml_backend_dev_type) {
+  return nullptr;
+}
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    return 2;
+  }
+  llama_log_set([](ggml_log_level, const char*, void*) {}, nullptr);
+  std::vector<std::string> splits;
+  llama_model_loader loader(nullptr, nullptr, nullptr, argv[1], splits, nullptr, LLAMA_LOAD_MODE_NONE, false, true,
+                            false, nullptr, nullptr);
+  llama_vocab vocab;
+  vocab.load(loader, LLM_KV(loader.get_arch()));
+  for (uint32_t id = 0; id < vocab.n_tokens(); ++id) {
+    if (vocab.is_eog(static_cast<llama_token>(id))) {
+      std::printf("%u ", id);
     }
-    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-    llama_backend_init();
-    llama_model_params params = llama_model_default_params();
-    params.vocab_only = true;
-    llama_model * model = llama_model_load_from_file(argv[1], params);
-    if (model == nullptr) {
-        return 1;
+  }
+  std::puts("");
+  for (std::string line; std::getline(std::cin, line);) {
+    const bool special = line[0] == '1';
+    const bool add = line[2] == '1';
+    std::string text;
+    for (size_t i = 4; i + 1 < line.size(); i += 2) {
+      text.push_back(static_cast<char>(std::stoi(line.substr(i, 2), nullptr, 16)));
     }
-    const llama_vocab * vocab = llama_model_get_vocab(model);
-    for (std::string line; std::getline(std::cin, line);) {
-        const bool special = line[0] == '1';
-        const bool add = line[2] == '1';
-        std::string text;
-        for (size_t i = 4; i + 1 < line.size(); i += 2) {
-            text.push_back(static_cast<char>(std::stoi(line.substr(i, 2), nullptr, 16)));
-        }
-        std::vector<llama_token> ids(text.size() * 2 + 16);
-        const int count = llama_tokenize(vocab, text.data(), static_cast<int>(text.size()), ids.data(),
-                                         static_cast<int>(ids.size()), add, special);
-        for (int i = 0; i < count; ++i) {
-            std::printf(i > 0 ? " %d" : "%d", ids[i]);
-        }
-        std::puts("");
+    for (const llama_token id : vocab.tokenize(text, add, special)) {
+      std::printf("%d ", id);
     }
-    llama_model_free(model);
-    return 0;
+    std::puts("");
+  }
+  return 0;
 }

@@ -15,7 +15,7 @@ from kamado.files.types import TokenizerSource
 from kamado.text.tokenizer import load_tokenizer
 from kamado.text.tokenizer.special import SpecialMatcher
 
-from .models import gguf, gguf_source, tiny_bpe, tiny_spm
+from .models import gguf, gguf_source, tiny_bpe, tiny_marked, tiny_plamo, tiny_spm
 
 _N = len(tiny_bpe()["tokens"])
 
@@ -51,6 +51,13 @@ _N = len(tiny_bpe()["tokens"])
         (tiny_spm, {"scores": [float("nan")] * len(tiny_spm()["tokens"])}, "scores", "no finite number"),
         (tiny_spm, {"scores": ["a"] * len(tiny_spm()["tokens"])}, "scores", "other than numbers"),
         (tiny_spm, {"add_space_prefix": "no"}, "add_space_prefix", "not a boolean"),
+        (tiny_plamo, {"scores": None}, "scores", "is missing"),
+        (tiny_plamo, {"token_type": [3] * 10 + tiny_plamo()["token_type"][10:]}, "tokens", "no byte token <0x00>"),
+        (tiny_plamo, {"tokens": [*tiny_plamo()["tokens"][:-1], "x" * 1025]}, "tokens", "a token of 1025 characters"),
+        (tiny_plamo, {"scores": [-1.0] * 265 + [214749.0]}, "scores", "214749 for token 265"),
+        (tiny_marked, {"merges": None}, "merges", "is missing"),
+        (tiny_marked, {"merges": ["h l"]}, "merges", "out of vocabulary"),
+        (tiny_marked, {"bos_token_id": 1 << 20}, "bos_token_id", "outside"),
     ],
 )  # fmt: skip
 def test_the_key_is_named(base: Any, change: dict[str, Any], key: str, what: str) -> None:
@@ -105,8 +112,8 @@ _KEYS += ["add_space_prefix", "unknown_token_id", "precompiled_charsmap", "remov
 
 
 @given(
-    base=st.sampled_from([tiny_bpe, tiny_spm]),
-    model=st.sampled_from(["gpt2", "llama", "bert", "t5"]),
+    base=st.sampled_from([tiny_bpe, tiny_spm, tiny_plamo, tiny_marked]),
+    model=st.sampled_from(["gpt2", "llama", "bert", "t5", "plamo2", "gemma4"]),
     change=st.dictionaries(st.sampled_from(_KEYS), _VALUES, max_size=3),
 )
 @settings(deadline=None, max_examples=300)

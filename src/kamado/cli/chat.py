@@ -13,7 +13,7 @@ import click
 
 from ..errors import ContextOverflowError, KamadoError, UsageError
 from ..files.atomic import user_folder
-from ..options import RANGES
+from ..options import ANSWER_RANGES
 from . import loading
 from .answer import Answer, summary
 from .lines import Lines
@@ -239,8 +239,7 @@ class Conversation:
             self.sampling[name] = shlex.split(words[1])
             return True
         try:
-            kind = RANGES[name].kind if name in RANGES else int
-            self.sampling[name] = kind(words[1])
+            self.sampling[name] = ANSWER_RANGES[name].kind(words[1])
         except ValueError:
             raise UsageError(f"{words[1]!r} is no number") from None
         return True

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..errors import UsageError
-from ..options import RANGES, Range
+from ..options import ANSWER_RANGES, Range
 
 KV_HELP = "KV cache: exact, safe, balanced, small, auto, or bits as k=4,v=3.  [default: auto]"
 
@@ -20,7 +20,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 LOAD_NAMES = ("memory", "threads", "context", "kv", "trace", "prefix_cache", "allow_unknown")
 DEFAULT_PREFIX_CACHE = "2GiB"
-SAMPLING_NAMES = ("max_tokens", *(name for name, allowed in RANGES.items() if allowed.help), "stop", "logit_bias")
+_OFFERED = {name: allowed for name, allowed in ANSWER_RANGES.items() if allowed.help}
+_SHORT = {"max_tokens": "-n", "temperature": "-t"}
+SAMPLING_NAMES = (*_OFFERED, "stop", "logit_bias")
 
 
 class Bias(click.ParamType[tuple[int, float]]):
@@ -102,13 +104,9 @@ def stats_options(function: Function) -> Function:
 
 def sampling_options(function: Function) -> Function:
     """--max-tokens, --temperature and the rest; what is not given comes from the model file."""
-    offered = [_ranged(name, allowed) for name, allowed in RANGES.items() if allowed.help]
     for option in reversed(
         (
-            click.option(
-                "--max-tokens", "-n", type=click.IntRange(min=1), metavar="N", help="Length of the answer at most."
-            ),
-            *offered,
+            *(_ranged(name, allowed) for name, allowed in _OFFERED.items()),
             click.option("--stop", multiple=True, metavar="TEXT", help="End the answer here; may be repeated."),
             click.option("--logit-bias", type=Bias(), multiple=True, help="Added to a token's logit; may be repeated."),
         )
@@ -118,8 +116,8 @@ def sampling_options(function: Function) -> Function:
 
 
 def _ranged(name: str, allowed: Range) -> Callable[[Function], Function]:
-    """The option of one of the engine's sampling parameters."""
-    names = [f"--{name.replace('_', '-')}", *(["-t"] if name == "temperature" else [])]
+    """The option of one of the parameters of an answer."""
+    names = [f"--{name.replace('_', '-')}", *([_SHORT[name]] if name in _SHORT else [])]
     kind: click.ParamType[Any] = (
         click.IntRange(allowed.low, allowed.high)
         if allowed.kind is int

@@ -166,7 +166,8 @@ def _shape(program: Program) -> dict[str, int]:
 
 def _cache_formulas(program: Program) -> dict[str, str]:
     """What a sequence takes in the KV cache, by preset."""
-    from ..plan.kv_presets import kv_needs, num_kv_layers, parse_kv
+    from ..plan.kv_pages import kv_needs, num_kv_layers
+    from ..plan.kv_presets import parse_kv
 
     num_layers = num_kv_layers(program)
     plans = {preset: parse_kv(preset, num_layers) for preset in ("exact", "balanced", "small")}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NativeError, UsageError
-from ..plan.kv_presets import PAGE_TOKENS
+from ..plan.kv_pages import PAGE_TOKENS
 from ..program import Pooling
 from .cache.sequences import SequenceCache
 from .executor_protocol import ExecutorProtocol

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ..engine.schedule.ledger import Ledger, LedgerRow
 from ..plan.forecast import kv_read_bytes
-from ..plan.kv_presets import KvLayer, kv_layers, num_kv_layers, parse_kv
+from ..plan.kv_pages import KvLayer, kv_layers, num_kv_layers
+from ..plan.kv_presets import parse_kv
 from ..plan.machine import DeviceProfile
 from ..program import Head, Program
 

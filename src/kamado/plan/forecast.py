@@ -12,18 +12,8 @@ from ..files.types import Checkpoint
 from ..program import Program
 from . import sizes
 from .budget import format_size, format_size_up
-from .kv_presets import (
-    PAGE_TOKENS,
-    Bits,
-    KvLayer,
-    KvNeeds,
-    KvPlan,
-    kv_layers,
-    kv_needs,
-    num_kv_layers,
-    pages_for,
-    parse_kv,
-)
+from .kv_pages import PAGE_TOKENS, KvLayer, KvNeeds, kv_layers, kv_needs, num_kv_layers, pages_for
+from .kv_presets import Bits, KvPlan, parse_kv
 from .machine import DeviceProfile, Machine, machine
 from .overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, WORKER_BYTES, planned_kernel_bytes
 from .sizes import ExpertNeeds

@@ -14,10 +14,9 @@ import re
 import secrets
 import time
 import traceback
-from collections import ChainMap
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -27,14 +26,14 @@ from .config import ServeConfig
 from .faults import Fault, FaultError, RequestError, fault_of, shown
 from .http.access import Access
 from .http.asgi import WRITE_NOW
-from .http.bodies import MEMORY_FACTOR, SMALL_SHARE, BodyBudget, BodyCharge, BodyDecoder, BodyLimits, take_body
+from .http.bodies import MEMORY_FACTOR, SMALL_SHARE, BodyBudget, BodyDecoder, BodyLimits, take_body
 from .http.connections import ConnectionBounds, Connections
+from .http.exchange import CLIENT_LEFT, Exchange
 from .http.keys import NOBODY, Key, KeyRing
-from .http.parameters import HEADER, LeftOut
+from .http.parameters import LeftOut
 from .http.paths import canonical, instead_of
-from .http.replies import to_json
 from .http.route_table import RouteTable
-from .http.routes import Call, Family, Response, Route
+from .http.routes import Call, Family, Route
 from .http.writer import Writer
 from .metrics import Registry
 from .models.model_stats import register_model_stats
@@ -52,30 +51,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,80}")
 _MAX_QUERY_BYTES = 8192
 _STATS_SECONDS = 1.0
 _MAX_PATH_CHARACTERS = 2048
-_MAX_LEFT_OUT = 50  # names in one answer's header
 _MAX_LOGGED = 1000
-
-# What a page of ours may do, and nothing else: no other host, no inline script.
-_SECURITY_HEADERS = {"x-content-type-options": "nosniff"}
-
-
-@dataclass(eq=False)
-class _Exchange:
-    """One request on its way through the gate."""
-
-    id: str
-    method: str
-    path: str
-    family: Family
-    headers: Mapping[str, str]
-    started: float
-    route: Route | None = None
-    key: Key = NOBODY
-    cors: Mapping[str, str] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
-    body: BodyCharge | None = None  # memory of its body, until it has been answered
-    left_out: Sequence[str] = ()  # names of parameters
-    answer_headers: dict[str, str] = field(default_factory=dict)  # of the handler; a stream adds some before it begins
 
 
 class Server:
@@ -183,7 +159,7 @@ class Server:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         given = headers.get("x-request-id", "")
         path = scope["path"]
-        exchange = _Exchange(
+        exchange = Exchange(
             id=given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}",
             method=scope["method"],
             path=path,
@@ -212,9 +188,12 @@ class Server:
         finally:
             if exchange.body is not None:
                 exchange.body.close()
-            self._record(exchange, writer)
+            name = f"{exchange.route.method} {exchange.route.path}" if exchange.route is not None else "none"
+            self._requests.add(1, name, str(writer.status or CLIENT_LEFT))
+            self._http_seconds.observe(time.perf_counter() - exchange.started)
+            exchange.log(writer)
 
-    async def _answer(self, exchange: _Exchange, scope: Scope, receive: Receive, writer: Writer) -> None:
+    async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive, writer: Writer) -> None:
         """Runs the request and writes what came of it, whatever that is."""
         work = asyncio.ensure_future(self._run(exchange, scope, receive, writer))
         try:
@@ -227,12 +206,12 @@ class Server:
             if fault.kind == "internal":
                 _log.exception("a handler failed", extra={"id": exchange.id, "path": exchange.path})
             _let_go(error)
-            await self._write_fault(exchange, writer, fault)
+            await exchange.write_fault(writer, fault)
 
-    async def _run(self, exchange: _Exchange, scope: Scope, receive: Receive, writer: Writer) -> None:
+    async def _run(self, exchange: Exchange, scope: Scope, receive: Receive, writer: Writer) -> None:
         call, route = await self._pass_gate(exchange, scope, receive)
         if call is None or route is None:
-            await writer.whole(204, b"", "text/plain", {**exchange.cors, **self._own_headers(exchange)})
+            await writer.whole(204, b"", "text/plain", exchange.headers_of({}))
             return
         work = asyncio.current_task()
         assert work is not None
@@ -241,7 +220,7 @@ class Server:
             response = await route.handler(call)
             exchange.left_out = tuple(call.left_out)
             exchange.answer_headers = call.answer_headers
-            await self._write(exchange, writer, response)
+            await exchange.write(writer, response, comment_seconds=self.config.keep_alive_comment)
         finally:
             exchange.notes.update(call.notes)
             watcher.cancel()
@@ -249,7 +228,7 @@ class Server:
                 await watcher
 
     async def _pass_gate(
-        self, exchange: _Exchange, scope: Scope, receive: Receive
+        self, exchange: Exchange, scope: Scope, receive: Receive
     ) -> tuple[Call[Any] | None, Route | None]:
         """The checked call and its route; (None, None) for a preflight that is granted. Raises FaultError."""
         headers = exchange.headers
@@ -339,71 +318,6 @@ class Server:
                 Fault("invalid_request", f"unknown query parameter {unknown[0][:60]!r}", param=unknown[0][:60])
             )
         return query
-
-    def _own_headers(self, exchange: _Exchange) -> dict[str, str]:
-        return {exchange.family.request_id_header: exchange.id, **_SECURITY_HEADERS}
-
-    async def _write(self, exchange: _Exchange, writer: Writer, response: Response) -> None:
-        headers = {**response.headers, **exchange.cors, **self._own_headers(exchange)}
-        if exchange.left_out:
-            headers[HEADER] = ", ".join(exchange.left_out[:_MAX_LEFT_OUT])
-        all_headers = ChainMap(headers, exchange.answer_headers)
-        if response.chunks is None:
-            await writer.whole(response.status, response.content, response.media_type, all_headers)
-            return
-        family = exchange.family
-        try:
-            await writer.stream(
-                response.status,
-                response.chunks,
-                response.media_type,
-                all_headers,
-                comment=family.keep_alive,
-                comment_seconds=self.config.keep_alive_comment,
-            )
-        except Exception as error:
-            if not writer.is_started:
-                raise
-            fault = fault_of(error)
-            exchange.notes["fault"] = fault.kind
-            if fault.kind == "internal":
-                _log.exception("a stream failed", extra={"id": exchange.id, "path": exchange.path})
-            await writer.finish(family.fault_event(fault))
-
-    async def _write_fault(self, exchange: _Exchange, writer: Writer, fault: Fault) -> None:
-        exchange.notes["fault"] = fault.kind
-        if fault.kind not in ("not_found", "unauthorized"):
-            exchange.notes["reason"] = fault.message[:300]
-        if writer.is_started:  # a handler of its own wrote half an answer
-            writer.abort()
-            return
-        headers = {**fault.headers, **exchange.cors, **self._own_headers(exchange)}
-        if fault.kind in ("too_large", "request_timeout"):
-            headers["connection"] = "close"  # the rest of the body is not read
-        await writer.whole(fault.status, to_json(exchange.family.fault_body(fault)), "application/json", headers)
-
-    def _record(self, exchange: _Exchange, writer: Writer) -> None:
-        seconds = time.perf_counter() - exchange.started
-        name = f"{exchange.route.method} {exchange.route.path}" if exchange.route is not None else "none"
-        self._requests.add(1, name, str(writer.status or 499))
-        self._http_seconds.observe(seconds)
-        if not _log.isEnabledFor(logging.INFO):
-            return
-        is_quiet = exchange.route is not None and exchange.route.scope == "public"  # asked every few seconds
-        _log.log(
-            logging.DEBUG if is_quiet else logging.INFO,
-            "request",
-            extra={
-                "id": exchange.id,
-                "method": exchange.method,
-                "path": exchange.path[:200],
-                "status": writer.status or 499,
-                "seconds": round(seconds, 4),
-                "bytes": writer.num_bytes,
-                "key": exchange.key.name or None,
-                **exchange.notes,
-            },
-        )
 
 
 def _let_go(error: BaseException) -> None:

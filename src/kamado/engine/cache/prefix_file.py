@@ -31,7 +31,7 @@ import numpy as np
 from ... import _native
 from ...errors import KamadoError
 from ...files.page_cache import forget_open
-from ...plan.kv_presets import PAGE_TOKENS
+from ...plan.kv_pages import PAGE_TOKENS
 
 VERSION = 2
 PAGE, POINT = 1, 2

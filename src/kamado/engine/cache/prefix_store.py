@@ -30,7 +30,7 @@ import numpy as np
 
 from ...files.atomic import PRIVATE, TEMPORARY_SUFFIX, sync_folder, user_folder, write_atomically
 from ...files.page_cache import forget_open
-from ...plan.kv_presets import PAGE_TOKENS
+from ...plan.kv_pages import PAGE_TOKENS
 from . import prefix_file
 from .prefix_file import PAGE, POINT, Buffer, DamagedPrefixError
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ...plan.kv_presets import PAGE_TOKENS
+from ...plan.kv_pages import PAGE_TOKENS
 
 
 class Holder(Protocol):

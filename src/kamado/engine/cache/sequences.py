@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import NativeError
-from ...plan.kv_presets import PAGE_TOKENS, pages_for
+from ...plan.kv_pages import PAGE_TOKENS, pages_for
 from ..executor_protocol import ExecutorProtocol
 from .prefix_tree import PrefixTree, common_prefix
 

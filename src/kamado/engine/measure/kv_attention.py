@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ...plan.kv_presets import PAGE_TOKENS, Bits
+from ...plan.kv_pages import PAGE_TOKENS
+from ...plan.kv_presets import Bits
 from ...program import Attend, Program
 from ..executor_protocol import ExecutorProtocol
 from .kv_results import KvLayerRow

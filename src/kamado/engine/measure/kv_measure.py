@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from ...errors import TokenizerError, UsageError
 from ...files import open_checkpoint
 from ...models import build_program
-from ...plan.kv_presets import kv_needs, num_kv_layers, parse_kv
+from ...plan.kv_pages import kv_needs, num_kv_layers
+from ...plan.kv_presets import parse_kv
 from ...program import Program
 from ..cache import prefix_file
 from ..cache.identity import model_identity

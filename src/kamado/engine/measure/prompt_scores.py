@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...plan.kv_presets import PAGE_TOKENS
+from ...plan.kv_pages import PAGE_TOKENS
 from ..cache.sequences import CachedSequence, NoRoomError, SequenceCache, common_prefix
 from ..generation import public_errors
 from ..schedule.sampler import log_probabilities

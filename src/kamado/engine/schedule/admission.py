@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 
-from ...plan.kv_presets import PAGE_TOKENS, pages_for
+from ...plan.kv_pages import PAGE_TOKENS, pages_for
 from ..cache.prefix_saver import PrefixSaver
 from ..cache.sequences import CachedSequence, SequenceCache, common_prefix
 from .request import Request

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...options import Sampling
-from ...plan.kv_presets import PAGE_TOKENS
+from ...plan.kv_pages import PAGE_TOKENS
 from ..cache.sequences import CachedSequence, Sources
 from ..forms.stops import StopMatcher
 from ..forms.token_rule import TokenRule

@@ -1,9 +1,7 @@
-"""One thread owns the executor and turns requests into steps.
+"""One thread owns the executor and runs requests in steps, whose rows step_planner.py chooses.
 
-A step has one row for every conversation that decodes and fills the rest of its rows with prompts, interactive
-requests before background ones, shared out so that a short prompt does not wait behind a long one. While others are
-live, prompts get no more rows than about half a second of work. A cancelled request leaves at the next step; a long
-step that it is part of is aborted, and the others do that step again: an aborted step changes nothing.
+A cancelled request leaves at the next step; a long step that it is part of is aborted, and the others do that step
+again: an aborted step changes nothing.
 """
 
 from __future__ import annotations
@@ -14,63 +12,27 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from queue import SimpleQueue
-from typing import Generic, TypeVar
-
-import numpy as np
+from typing import TypeVar
 
 from ...errors import ClosedError, UsageError
 from ..cache.prefix_saver import PrefixSaver
 from ..cache.sequences import NoRoomError, SequenceCache
 from ..executor_protocol import ExecutorProtocol
 from .admission import Admission
-from .ledger import read_ledger
+from .job import Job
 from .request import Outbox, Request
-from .stats import Counters, Snapshot
+from .stats import Counters, Snapshot, snapshot_of
+from .step_planner import Chunk, StepPlanner, executor_arrays
 
 T = TypeVar("T")
 
 _log = logging.getLogger("kamado.scheduler")
-
-
-# While others are live, a step's prompt rows are planned to this many seconds, by the speed of earlier ones.
-_SHARED_STEP_SECONDS = 0.5
-_MIN_SHARED_ROWS = 64
 
 _CLOSE_SECONDS = 30.0
 _IDLE_SECONDS = 2.0  # between two calls of before_step without work
 # Cores are left alone for so long after the first piece of an answer: the next step takes all of them, and who passes
 # the piece on may wait for one for a whole time slice, 3 to 4 ms.
 _FIRST_PIECE_SECONDS = 0.0005
-
-
-class _Job(Generic[T]):
-    """A function to run on the scheduler's thread between steps, and where its result goes."""
-
-    def __init__(self, function: Callable[[SequenceCache], T]) -> None:
-        self.function = function
-        self.result: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
-        self.is_cancelled = False
-
-    def run(self, sequences: SequenceCache) -> None:
-        self.result.put((self.function(sequences), None))
-
-    def fail(self, error: BaseException) -> None:
-        self.result.put((None, error))
-
-
-class _Chunk:
-    """The rows of one request in a step."""
-
-    __slots__ = ("is_last", "request", "tokens")
-
-    def __init__(self, request: Request, num_rows: int) -> None:
-        begin = request.num_cached
-        num_rows = request.rows_to_mark(num_rows)
-        self.request = request
-        self.tokens = request.tokens[begin : begin + num_rows]
-        self.is_last = begin + num_rows == len(request.tokens)  # a token is picked after it
 
 
 class Scheduler:
@@ -92,11 +54,8 @@ class Scheduler:
         """`after_rows`: a number of rows, and what to call between steps whenever that many more were computed.
         `saver`: saves prefixes to disk and restores them. `before_step` is called before each step, and now and then
         while there is none to do; what it raises ends everything, and every request gets it."""
-        assert min(max_rows, max_logit_rows) >= 2, "a decode row and a prompt's end must fit in one step"
         self._process_id = os.getpid()
         self._executor = executor
-        self._max_rows = max_rows
-        self._max_logit_rows = min(max_logit_rows, max_rows)
         self._cancelled_error = cancelled_error
         self._saver = saver
         self._sequences = SequenceCache(
@@ -105,23 +64,25 @@ class Scheduler:
         self._before_step = before_step
         self._counters = Counters()
 
-        self._inbox: deque[Request | _Job[object]] = deque()
+        self._inbox: deque[Request | Job[object]] = deque()
         self._news = threading.Event()
         self._lock = threading.Lock()  # guards _running, _closing
-        self._running: Sequence[Request | _Job[object]] = ()  # what the executor works on at this moment
+        self._running: Sequence[Request | Job[object]] = ()  # what the executor works on at this moment
         self._closing: BaseException | None = None
         self._num_aborts_in_row = 0
 
-        self._delayed: list[_Job[object]] = []  # found no room; tried again when a request ends
+        self._delayed: list[Job[object]] = []  # found no room; tried again when a request ends
         self._waiting: list[Request] = []
         self._live: list[Request] = []  # in order of arrival
-        self._alone: deque[Request] = deque()  # to be run one by one, since a step of several failed
-        self._admission = Admission(
+        admission = Admission(
             self._sequences, saver, waiting=self._waiting, live=self._live, counters=self._counters,
             max_live=min(max_live or max_sequences, max_sequences),
         )  # fmt: skip
+        self._planner = StepPlanner(
+            self._sequences, admission, waiting=self._waiting, live=self._live, leave=self._leave, max_rows=max_rows,
+            max_logit_rows=max_logit_rows, counters=self._counters,
+        )  # fmt: skip
         self._num_served = 0
-        self._row_seconds = 0.0
         self._after_rows = after_rows
         self._num_rows_since = 0
         self._unannounced: list[Outbox] = []  # pieces that are there and whose listeners do not know it yet
@@ -167,7 +128,7 @@ class Scheduler:
         When a step inside it was aborted for another's sake, or it raised NoRoomError, it is run again from the
         start, so it must begin anew each time. An exception in the waiting thread, Ctrl-C for one, aborts it.
         """
-        job = _Job(function)
+        job = Job(function)
         self._send(job)  # type: ignore[arg-type]
         try:
             result, error = job.result.get()
@@ -183,19 +144,7 @@ class Scheduler:
         """Totals at the end of the running step."""
 
         def take(sequences: SequenceCache) -> Snapshot:
-            requests = {
-                "total": self._counters.num_requests,
-                "waiting": len(self._waiting),
-                "live": len(self._live),
-                "sessions": sequences.num_sequences,
-            }
-            return Snapshot(
-                replace(self._counters),
-                self._executor.stats(),
-                requests,
-                sequences.count_pages(),
-                read_ledger(self._executor),
-            )
+            return snapshot_of(self._counters, sequences, num_waiting=len(self._waiting), num_live=len(self._live))
 
         return self.call(take)
 
@@ -221,7 +170,7 @@ class Scheduler:
                 self._executor.cancel()
         self._news.set()
 
-    def _send(self, item: Request | _Job[object]) -> None:
+    def _send(self, item: Request | Job[object]) -> None:
         self.check_process()
         with self._lock:
             if self._closing is not None:
@@ -229,7 +178,7 @@ class Scheduler:
             self._inbox.append(item)
         self._news.set()
 
-    def _abort_step_of(self, item: Request | _Job[object]) -> None:
+    def _abort_step_of(self, item: Request | Job[object]) -> None:
         with self._lock:
             # With others in the step it is aborted once, then left to end: who comes and goes must not stop the rest.
             if item in self._running and (len(self._running) == 1 or self._num_aborts_in_row == 0):
@@ -245,7 +194,7 @@ class Scheduler:
                 self._take_news()
                 if self._before_step is not None:
                     self._before_step()
-                chunks = self._plan_step()
+                chunks = self._planner.plan()
                 if chunks:
                     self._run_step(chunks)
                     if self._saver is not None and self._saver.is_saving:
@@ -290,7 +239,7 @@ class Scheduler:
         self._inbox.extend(self._delayed)
         while self._inbox:
             item = self._inbox.popleft()
-            if isinstance(item, _Job):
+            if isinstance(item, Job):
                 item.fail(reason)
             else:
                 item.output.end(reason)
@@ -312,7 +261,7 @@ class Scheduler:
             request.output.end(None)
         while self._inbox and self._closing is None:
             item = self._inbox.popleft()
-            if isinstance(item, _Job):
+            if isinstance(item, Job):
                 self._run_job(item)
             elif item.is_cancelled:
                 item.output.end(None)
@@ -320,7 +269,7 @@ class Scheduler:
                 self._counters.num_requests += 1
                 self._waiting.append(item)
 
-    def _run_job(self, job: _Job[object]) -> None:
+    def _run_job(self, job: Job[object]) -> None:
         while not job.is_cancelled:
             with self._lock:
                 if self._closing is not None:
@@ -374,93 +323,8 @@ class Scheduler:
             self._delayed.clear()
             self._news.set()
 
-    def _plan_step(self) -> list[_Chunk]:
-        while self._alone:
-            request = self._alone.popleft()
-            if request in self._live and not request.is_cancelled:
-                num_rows = min(len(request.tokens) - request.num_cached, self._max_rows)
-                chunks = self._with_pages([_Chunk(request, num_rows)])
-                if chunks:
-                    return chunks
-        if self._waiting:
-            self._admission.admit()
-        decoding: list[Request] = []
-        prefilling: list[Request] = []
-        for request in self._live:
-            if len(request.tokens) - request.num_cached > 1 or request.num_generated == 0:
-                prefilling.append(request)
-            elif self._is_ready(request):
-                decoding.append(request)
-        limit = self._max_logit_rows - bool(prefilling)  # a prompt's end wants a row of logits too
-        if len(decoding) > limit:  # those that have waited longest come first
-            decoding.sort(key=lambda r: (r.is_background, r.last_served))
-            del decoding[limit:]
-        chunks = [_Chunk(request, 1) for request in decoding]
-        if prefilling:
-            self._add_prefill(chunks, prefilling)
-        return self._with_pages(chunks)
-
-    def _is_ready(self, request: Request) -> bool:
-        """Whether the consumer has room for a piece. It wakes us if it finds `is_paused` set after it has read."""
-        if request.has_room:
-            request.is_paused = False
-            return True
-        request.is_paused = True
-        return request.has_room
-
-    def _add_prefill(self, chunks: list[_Chunk], prefilling: list[Request]) -> None:
-        rows_left = self._max_rows - len(chunks)
-        logits_left = self._max_logit_rows - len(chunks)
-        if len(self._live) > 1 and self._row_seconds > 0:
-            rows_left = min(rows_left, max(_MIN_SHARED_ROWS, int(_SHARED_STEP_SECONDS / self._row_seconds)))
-        for is_background in (False, True):
-            group = [r for r in prefilling if r.is_background == is_background]
-            group.sort(key=lambda r: len(r.tokens) - r.num_cached)  # the shortest leave their share to the others
-            for i, request in enumerate(group):
-                pending = len(request.tokens) - request.num_cached
-                num_rows = min(pending, -(-rows_left // (len(group) - i)))
-                if num_rows == pending and logits_left == 0:
-                    num_rows -= 1
-                if num_rows > 0:
-                    chunk = _Chunk(request, num_rows)
-                    logits_left -= chunk.is_last
-                    rows_left -= len(chunk.tokens)
-                    chunks.append(chunk)
-
-    def _with_pages(self, chunks: list[_Chunk]) -> list[_Chunk]:
-        """Pages for every chunk; when there are too few, the youngest request gives up its own and waits again."""
-        if not chunks:
-            return chunks
-        preempted: set[Request] = set()
-        for chunk in chunks:
-            request = chunk.request
-            while request not in preempted:
-                assert request.sequence is not None
-                if self._sequences.reserve(request.sequence, request.sequence.length + len(chunk.tokens)):
-                    break
-                assert len(self._live) > 1, "one request alone always has the pages of a whole context"
-                victim = max(self._live, key=lambda r: (r.is_background, r.submitted_at))
-                preempted.add(victim)
-                self._counters.num_preempted += 1
-                self._waiting.insert(0, victim)
-                self._leave(victim)
-        return [chunk for chunk in chunks if chunk.request not in preempted] if preempted else chunks
-
-    def _run_step(self, chunks: list[_Chunk]) -> None:
-        sequences, counts, tokens, logit_rows = [], [], [], []
-        for chunk in chunks:
-            assert chunk.request.sequence is not None
-            sequences.append(chunk.request.sequence.id)
-            counts.append(len(chunk.tokens))
-            tokens += chunk.tokens
-            if chunk.is_last:
-                logit_rows.append(len(tokens) - 1)
-        work = (
-            np.array(sequences, np.int32),
-            np.array(counts, np.int32),
-            np.array(tokens, np.int32),
-            np.array(logit_rows, np.int32),
-        )
+    def _run_step(self, chunks: list[Chunk]) -> None:
+        work = executor_arrays(chunks)
         # Not before: the step lets go of the GIL, which the threads woken here need to pass pieces on.
         self._announce()
         with self._lock:
@@ -479,7 +343,7 @@ class Scheduler:
             if len(chunks) == 1:
                 self._fail(chunks[0].request, error)
             else:  # one of them is to blame: each again by itself, and the error goes to whose it is
-                self._alone.extend(chunk.request for chunk in chunks)
+                self._planner.run_alone(chunks)
             return
         finally:
             with self._lock:
@@ -510,26 +374,19 @@ class Scheduler:
                     self._leave(request)
             except Exception as error:
                 self._fail(request, error)
-        self._account(chunks, len(tokens), ended - started, time.perf_counter() - ended)
+        self._account(chunks, ended - started, time.perf_counter() - ended)
         if is_first:
             self._announce()
             time.sleep(_FIRST_PIECE_SECONDS)
 
-    def _account(self, chunks: list[_Chunk], num_rows: int, step_seconds: float, sample_seconds: float) -> None:
+    def _account(self, chunks: list[Chunk], step_seconds: float, sample_seconds: float) -> None:
+        num_rows = sum(len(chunk.tokens) for chunk in chunks)
+        num_decode = sum(
+            len(chunk.tokens) == 1 and chunk.is_last and chunk.request.num_generated > 1 for chunk in chunks
+        )
         self._num_rows_since += num_rows
         if self._after_rows is not None and self._num_rows_since >= self._after_rows[0]:
             self._num_rows_since = 0
             self._after_rows[1]()
-        c = self._counters
-        c.num_steps += 1
-        c.sample_seconds += sample_seconds
-        num_decode = sum(
-            len(chunk.tokens) == 1 and chunk.is_last and chunk.request.num_generated > 1 for chunk in chunks
-        )
-        c.num_decode_tokens += num_decode
-        c.num_prefill_tokens += num_rows - num_decode
-        c.decode_seconds += step_seconds * num_decode / num_rows
-        c.prefill_seconds += step_seconds * (num_rows - num_decode) / num_rows
-        if num_rows - num_decode >= _MIN_SHARED_ROWS:  # smaller ones say little about the speed of large ones
-            sample = step_seconds / num_rows
-            self._row_seconds = sample if self._row_seconds == 0.0 else 0.75 * self._row_seconds + 0.25 * sample
+        self._counters.add_step(num_decode, num_rows, step_seconds, sample_seconds)
+        self._planner.note(num_rows - num_decode, num_rows, step_seconds)

@@ -10,7 +10,8 @@ from typing import Any
 from ...plan.forecast import Plan
 from ...plan.usage import BudgetWatch
 from ..cache.prefix_saver import PrefixSaver
-from .ledger import Ledger
+from ..cache.sequences import SequenceCache
+from .ledger import Ledger, read_ledger
 
 # The executor's names of owners and ours.
 _OWNERS = {"weight_bytes": "weights", "expert_bytes": "experts"}
@@ -31,6 +32,15 @@ class Counters:
     prefill_seconds: float = 0.0  # a step with both kinds is divided by rows
     decode_seconds: float = 0.0
     sample_seconds: float = 0.0  # picking tokens and making text
+
+    def add_step(self, num_decode: int, num_rows: int, step_seconds: float, sample_seconds: float) -> None:
+        """One more step, of `num_rows` rows."""
+        self.num_steps += 1
+        self.sample_seconds += sample_seconds
+        self.num_decode_tokens += num_decode
+        self.num_prefill_tokens += num_rows - num_decode
+        self.decode_seconds += step_seconds * num_decode / num_rows
+        self.prefill_seconds += step_seconds * (num_rows - num_decode) / num_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,20 @@ class Snapshot:
     requests: dict[str, int] = field(default_factory=dict)
     kv_pages: dict[str, int] = field(default_factory=dict)
     ledger: Ledger | None = None
+
+
+def snapshot_of(counters: Counters, sequences: SequenceCache, *, num_waiting: int, num_live: int) -> Snapshot:
+    """A copy of what there is now. On the scheduler's thread."""
+    requests = {
+        "total": counters.num_requests,
+        "waiting": num_waiting,
+        "live": num_live,
+        "sessions": sequences.num_sequences,
+    }
+    executor = sequences.executor
+    return Snapshot(
+        dataclasses.replace(counters), executor.stats(), requests, sequences.count_pages(), read_ledger(executor)
+    )
 
 
 def make_stats(

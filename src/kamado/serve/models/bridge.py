@@ -10,12 +10,15 @@ import asyncio
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 from weakref import WeakKeyDictionary, finalize
 
+from .contract import Progress
+
 T = TypeVar("T", covariant=True)
+Begun = TypeVar("Begun", bound="Source[Any]")
 
 # After so long without news the waiting client is told how far the prompt has come.
 _PATIENCE_SECONDS = 1.0
@@ -157,3 +160,33 @@ async def merge(sources: Sequence[Source[T]], idle: Callable[[], T | None]) -> A
         for source in sources:
             source.on_news(None)
             source.close()
+
+
+def begun(sources: Iterable[Begun]) -> list[Begun]:
+    """All of them. When one cannot begin, those before it are stopped."""
+    made: list[Begun] = []
+    try:
+        for source in sources:
+            made.append(source)
+    except BaseException:
+        for source in made:
+            source.close()
+        raise
+    return made
+
+
+class PrefillProgress:
+    """Says how far the prompt has come, while nothing else comes and when it has come further."""
+
+    def __init__(self, read: Callable[[], int], total: int) -> None:
+        self._read = read
+        self._total = total
+        self._last = -1
+
+    def __call__(self) -> Progress | None:
+        """What is new; None: nothing."""
+        done = min(self._read(), self._total)
+        if done == self._last:
+            return None
+        self._last = done
+        return Progress("prefill", done, self._total)

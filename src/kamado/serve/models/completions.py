@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
+
+from ...errors import UsageError
 
 if TYPE_CHECKING:
     from ... import Model
@@ -24,3 +27,12 @@ def insert_marks(model: Model) -> tuple[int, int, int] | None:
             if len(plain) > 1:  # a mark, and no word that happens to be one token
                 return ids[0][0], ids[1][0], ids[2][0]
     return None
+
+
+def around_gap(model: Model, marks: tuple[int, int, int], prompt: str | tuple[int, ...], suffix: str) -> list[int]:
+    """The ids of a prompt whose answer goes between `prompt` and `suffix`."""
+    if not isinstance(prompt, str):
+        raise UsageError("suffix needs a prompt of text")
+    begin, end, middle = marks
+    tokenize = partial(model.tokenize, add_bos=False)
+    return [begin, *tokenize(prompt), end, *tokenize(suffix), middle]

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import (
+    AnswerOptions,
     ContentEvent,
     Effort,
     Finish,
@@ -51,11 +52,11 @@ from ... import (
     ToolCallStart,
     ToolChoice,
 )
-from ...options import SamplingOptions
 from ..faults import DeadlineError as DeadlineError
 from ..faults import OverloadedError as OverloadedError
 
 __all__ = [
+    "AnswerOptions",
     "Capability",
     "ChatRequest",
     "CompletionRequest",
@@ -84,7 +85,6 @@ __all__ = [
     "ReasoningDelta",
     "Recipe",
     "Role",
-    "SamplingOptions",
     "ServedModel",
     "Started",
     "TextDelta",
@@ -113,8 +113,6 @@ Truncation = Literal["refuse", "drop_oldest", "drop_middle"]
 class Asked:
     """What every request to a model says of itself."""
 
-    is_background: bool = False  # titles, tags: interactive requests go first
-    owner: str = ""  # the API key's id: prefixes are shared within one owner only
     deadline_seconds: float | None = None  # from now; DeadlineError after it
     request_id: str = ""
 
@@ -123,13 +121,15 @@ class Asked:
 class Wanted(Asked):
     """What every request for text says of its answers."""
 
+    options: AnswerOptions = field(default_factory=AnswerOptions)  # nothing in it is None
     output: OutputFormat = field(default_factory=OutputFormat)
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    max_tokens: int | None = None  # None: until the model ends its turn or the context is full
-    stop: tuple[str, ...] = ()
     n: int = 1  # answers, from one prompt computed once
-    logprobs: int | None = None  # alternatives a token, 0 for the token's own only; None: none
     context: int | None = None  # less than the model's context, for clients that ask for a smaller one
+
+    @property
+    def owner(self) -> str:
+        """Whose it is; see AnswerOptions."""
+        return self.options.get("owner", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +151,8 @@ class CompletionRequest(Wanted):
 
     prompts: tuple[str | tuple[int, ...], ...]
     suffix: str | None = None  # fill in the middle; UsageError for a model without "insert"
-    max_tokens: int | None = 16  # 0: only with `prompt_logprobs`
-    prompt_logprobs: int | None = None  # the same of the prompt's tokens: PromptLogprobs comes before the first text
+    prompt_logprobs: int | None = None  # `logprobs` of the prompt's tokens: PromptLogprobs comes before the first text
+    is_scored_only: bool = False  # nothing is generated: each choice ends at once, cut
     special: bool = False  # special tokens written in a text prompt become their ids
     add_bos: bool | None = None  # None: as the model wants it, and never twice
     truncation: Literal["refuse", "keep_end"] = "refuse"
@@ -165,6 +165,7 @@ class EmbedRequest(Asked):
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None  # the first so many, normalised again; UsageError when the model has fewer
     truncate: bool = False  # False: an input that does not fit raises ContextOverflowError
+    owner: str = ""
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

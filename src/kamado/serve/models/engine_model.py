@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
@@ -17,9 +17,10 @@ from ... import TextEvents
 from ...errors import BusyError, ClosedError, ContextOverflowError, KamadoError, UsageError
 from ...isolated import WorkerNeededError, without_worker
 from ...options import MAX_SEED
-from .bridge import merge
-from .completions import insert_marks
+from .bridge import PrefillProgress, begun, merge
+from .completions import around_gap, insert_marks
 from .contract import (
+    AnswerOptions,
     Capability,
     ChatRequest,
     CompletionRequest,
@@ -31,39 +32,39 @@ from .contract import (
     Message,
     ModelInfo,
     OutputFormat,
-    Progress,
     PromptLogprobs,
     Recipe,
-    SamplingOptions,
     Started,
     TextPart,
     TokenCounts,
     Truncated,
 )
 from .loader import shared_bytes
-from .sampling import ollama_sampling
+from .modelfile_options import Options, recipe_options
+from .prompt_limits import (
+    MOST_COUNTED_CHARACTERS,
+    FarTooLongError,
+    check_length,
+    most_characters,
+    most_prompt_tokens,
+    size_of,
+    without_oldest,
+    worth_counting,
+)
 from .schema_header import schema_header
 from .slow_work import SlowWork
 from .weights import Weights
 
 if TYPE_CHECKING:
-    from ... import AnswerEvents, AnswerOptions, Form, Model, Turn, Usage
+    from ... import AnswerEvents, Form, Model, Turn, Usage
     from ... import PromptLogprobs as ScoredPrompt
 
 T = TypeVar("T")
-Begun = TypeVar("Begun", bound="AnswerEvents")
 
 # What a turn takes of a request, under the same names.
 _OF_TURNS = ("tools", "tool_choice", "output", "think", "continue_last", "template_options", "owner")
 # Templates and tokenizers hold the GIL for most of their work: more threads would only wait for each other.
 _NUM_THREADS = 2
-# A truncated prompt leaves room for an answer of this share of the context.
-_ANSWER_SHARE = 4
-# Texts with more characters than so many a token of the context, and more than can be counted in no time, are refused
-# before they are tokenized: 13 MB took 6 s and 400 MB. Prose has 4 to 5 characters a token, deeply indented code 10.
-_MOST_CHARACTERS_A_TOKEN = 64
-_FEW_CHARACTERS = 256 << 10
-_MOST_COUNTED_CHARACTERS = 4 << 20  # where the question is how many tokens a text has
 
 
 class EngineModel:
@@ -80,6 +81,7 @@ class EngineModel:
         self._model = model
         self._weights = weights or Weights(model)
         self._recipe = recipe
+        self._defaults = Options() if recipe is None else recipe_options(recipe.parameters)
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="kamado-serve")
         self._slow = SlowWork("kamado-serve-slow")
         self._marks = insert_marks(model) if model.has_tokenizer else None
@@ -129,14 +131,14 @@ class EngineModel:
         request = self._with_recipe(request)
         context = min(request.context or self.info.context, self.info.context)
         turn, truncated = await self._in_thread(partial(self._prepare, request, context))
-        seed = _first_seed(request.sampling)
+        seed = _first_seed(request)
         num_prompt = len(turn.tokens)
-        sources = _begun(
+        sources = begun(
             self._model.chat(turn, choice=i, **_options(request, num_prompt, context, seed + i))
             for i in range(request.n)
         )
         yield Started(len(turn.tokens), context, truncated, seed, schema_header(turn.schemas))
-        progress = _PrefillProgress(lambda: sources[0].num_computed_tokens, len(turn.tokens))
+        progress = PrefillProgress(lambda: sources[0].num_computed_tokens, len(turn.tokens))
         events: AsyncGenerator[Event, None] = merge(sources, progress)
         async with aclosing(events):
             async for event in events:
@@ -157,25 +159,14 @@ class EngineModel:
         return replace(
             request,
             messages=messages,
-            sampling=_recipe_sampling(recipe, request.sampling),
-            stop=request.stop or _recipe_stop(recipe),
-            max_tokens=request.max_tokens if request.max_tokens is not None else _recipe_limit(recipe),
-            context=request.context or recipe.parameters.get("num_ctx"),
+            options={**self._defaults.answer, **request.options},
+            context=request.context or self._defaults.context,
         )
 
     def _prepare(self, request: ChatRequest, context: int) -> tuple[Turn, Truncated | None]:
         """The prompt, messages left out as the request allows. On a thread."""
         from_middle = request.truncation == "drop_middle"
-        kept = list(request.messages)
-        num_uncounted = 0  # tokens of what is left out before tokens are counted, at the least
-        while (num_characters := sum(map(_size, kept))) > (most := most_characters(context)):
-            shorter = None
-            if request.truncation != "refuse":
-                shorter = _without_oldest(kept, num_characters - most, num_characters, from_middle=from_middle)
-            if shorter is None:
-                raise _FarTooLongError(num_characters, context)
-            num_uncounted += (num_characters - sum(map(_size, shorter))) // _MOST_CHARACTERS_A_TOKEN
-            kept = shorter
+        kept, num_uncounted = worth_counting(request, context)
         most_tokens = context if request.truncation == "refuse" else None
         turn = self._turn(request, tuple(kept), most_tokens)
         num_tokens = len(turn.tokens)
@@ -183,10 +174,10 @@ class EngineModel:
             return turn, None
         if request.truncation == "refuse":
             raise ContextOverflowError(num_tokens, context)
-        limit = context - max(1, min(request.max_tokens or context, context // _ANSWER_SHARE))
+        limit = most_prompt_tokens(request, context)
         size = num_tokens
         while size > limit:
-            shorter = _without_oldest(kept, size - limit, size, from_middle=from_middle)
+            shorter = without_oldest(kept, size - limit, size, from_middle=from_middle)
             if shorter is None:
                 raise ContextOverflowError(size, context)
             kept = shorter
@@ -202,7 +193,7 @@ class EngineModel:
     async def count_chat_tokens(self, request: ChatRequest) -> int:
         """See contract.py."""
         request = self._with_recipe(request)
-        _check_length(sum(_size(message) for message in request.messages), _MOST_COUNTED_CHARACTERS)
+        check_length(sum(size_of(message) for message in request.messages), MOST_COUNTED_CHARACTERS)
         turn = await self._in_thread(partial(self._turn, request, request.messages))
         return len(turn.tokens)
 
@@ -210,12 +201,9 @@ class EngineModel:
 
     async def complete(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
         """See contract.py."""
-        if self._recipe is not None:
-            request = replace(
-                request,
-                sampling=_recipe_sampling(self._recipe, request.sampling),
-                stop=request.stop or _recipe_stop(self._recipe),
-            )
+        own = self._defaults.answer.copy()
+        own.pop("max_tokens", None)  # how long a completion is, requests say
+        request = replace(request, options={**own, **request.options})
         context = min(request.context or self.info.context, self.info.context)
         most = most_characters(context)
         if request.truncation == "keep_end":  # what is far too long is cut before its tokens are counted
@@ -223,16 +211,16 @@ class EngineModel:
             request = replace(request, prompts=kept)
         for text in (*request.prompts, request.suffix or ""):
             if isinstance(text, str) and len(text) > most:
-                raise _FarTooLongError(len(text), context)
+                raise FarTooLongError(len(text), context)
         prompts, cut, form = await self._in_thread(partial(self._prompts, request, context))
         num_prompt = sum(map(len, prompts))
-        seed = _first_seed(request.sampling)
+        seed = _first_seed(request)
         truncated = Truncated(0, cut, "keep_end") if cut else None
         # First, so that what it computes is not computed again for the answers.
         scored = await self._score(prompts, request)
         sources: list[AnswerEvents] = []
         try:
-            if request.max_tokens != 0:
+            if not request.is_scored_only:
                 sources = self._start(request, prompts, context, seed, form)
             schema = form.schema if form is not None and request.output.kind == "json_schema" else None
             schemas = {} if schema is None else {"": schema}
@@ -244,7 +232,7 @@ class EngineModel:
                 for choice in range(len(prompts) * request.n):
                     yield Finish("length", None, choice)
             else:
-                progress = _PrefillProgress(lambda: sources[0].num_computed_tokens, len(prompts[0]))
+                progress = PrefillProgress(lambda: sources[0].num_computed_tokens, len(prompts[0]))
                 events: AsyncGenerator[Event, None] = merge(sources, progress)
                 async with aclosing(events):
                     async for event in events:
@@ -277,7 +265,7 @@ class EngineModel:
             options = _options(request, len(tokens), context, seed + choice)
             return TextEvents(self._model.generate(tokens, form=form, **options), choice)
 
-        return _begun(source(p * request.n + i, tokens) for p, tokens in enumerate(prompts) for i in range(request.n))
+        return begun(source(p * request.n + i, tokens) for p, tokens in enumerate(prompts) for i in range(request.n))
 
     def _prompts(self, request: CompletionRequest, context: int) -> tuple[list[list[int]], int, Form | None]:
         """Token ids of every prompt, how many were cut off, and the compiled form. On a thread."""
@@ -293,26 +281,19 @@ class EngineModel:
                     f"token id {bad} is past the vocabulary of {self._model.vocab_size}",
                 )
             if request.suffix is not None:
-                tokens = self._around_gap(prompt, request.suffix)
+                if self._marks is None:
+                    raise UsageError(f"{self.info.name} was not taught to fill a gap: suffix cannot be used")
+                tokens = around_gap(self._model, self._marks, prompt, request.suffix)
             UsageError.when(not tokens, "a prompt is empty: it must have one token at least")
-            room = 0 if request.max_tokens == 0 else 1  # scoring alone may fill the context
+            room = 0 if request.is_scored_only else 1  # scoring alone may fill the context
             if len(tokens) + room > context:
                 if request.truncation == "refuse":
                     raise ContextOverflowError(len(tokens), context)
-                keep = context - max(1, min(request.max_tokens or context, context // _ANSWER_SHARE))
+                keep = most_prompt_tokens(request, context)
                 num_cut += len(tokens) - keep
                 tokens = tokens[-keep:]
             prompts.append(tokens)
         return prompts, num_cut, self._model.prepare_form(strict=request.output.is_strict, **_form(request.output))
-
-    def _around_gap(self, prompt: str | tuple[int, ...], suffix: str) -> list[int]:
-        if self._marks is None:
-            raise UsageError(f"{self.info.name} was not taught to fill a gap: suffix cannot be used")
-        if not isinstance(prompt, str):
-            raise UsageError("suffix needs a prompt of text")
-        begin, end, middle = self._marks
-        tokenize = partial(self._model.tokenize, add_bos=False)
-        return [begin, *tokenize(prompt), end, *tokenize(suffix), middle]
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -327,7 +308,7 @@ class EngineModel:
         inputs = tuple(text[:most] if request.truncate and isinstance(text, str) else text for text in request.inputs)
         for text in inputs:
             if isinstance(text, str) and len(text) > most:
-                raise _FarTooLongError(len(text), self.info.context)
+                raise FarTooLongError(len(text), self.info.context)
         result = await self._in_thread(
             partial(self._model.embed_counted, inputs, dimensions=request.dimensions, truncate=request.truncate)
         )
@@ -335,7 +316,7 @@ class EngineModel:
 
     async def tokenize(self, text: str, *, special: bool = False, add_bos: bool | None = None) -> list[int]:
         """See contract.py."""
-        _check_length(len(text), _MOST_COUNTED_CHARACTERS)
+        check_length(len(text), MOST_COUNTED_CHARACTERS)
         return await self._in_thread(partial(self._model.tokenize, text, special=special, add_bos=add_bos))
 
     async def pieces(self, tokens: Sequence[int]) -> list[bytes]:
@@ -368,108 +349,22 @@ class EngineModel:
             return await self._slow.run(work)
 
 
-def _begun(sources: Iterable[Begun]) -> list[Begun]:
-    """All of them. When one cannot begin, those before it are stopped."""
-    begun: list[Begun] = []
-    try:
-        for source in sources:
-            begun.append(source)
-    except BaseException:
-        for source in begun:
-            source.close()
-        raise
-    return begun
-
-
 def _at_once(work: Callable[[], T]) -> T:
     """`work()`, which must leave nothing behind when it finds that it needs the worker process."""
     with without_worker():
         return work()
 
 
-class _PrefillProgress:
-    """Says how far the prompt has come, while nothing else comes and when it has come further."""
-
-    def __init__(self, read: Callable[[], int], total: int) -> None:
-        self._read = read
-        self._total = total
-        self._last = -1
-
-    def __call__(self) -> Progress | None:
-        done = min(self._read(), self._total)
-        if done == self._last:
-            return None
-        self._last = done
-        return Progress("prefill", done, self._total)
-
-
-def _without_oldest(
-    messages: Sequence[Message], num_over: int, num_tokens: int, *, from_middle: bool
-) -> list[Message] | None:
-    """Messages without the oldest ones that may go, about `num_over` tokens of them; None when none may.
-
-    System messages and the last turn stay; calls go together with their results, so that no result is left alone.
-    """
-    last = max((i for i, m in enumerate(messages) if m.role == "user"), default=len(messages) - 1)
-    first = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
-    if from_middle and first < last:  # the opening exchange stays too
-        first = next((i for i in range(first + 1, last) if messages[i].role == "user"), last)
-    total = sum(_size(message) for message in messages) or 1
-    wanted = total * num_over / num_tokens
-    end = first
-    freed = 0.0
-    while end < last and (freed < wanted or messages[end].role == "tool" or end == first):
-        freed += _size(messages[end])
-        end += 1
-    if end == first:
-        return None
-    kept = [m for i, m in enumerate(messages) if not first <= i < end or m.role == "system"]
-    return kept if len(kept) < len(messages) else None
-
-
-def _size(message: Message) -> int:
-    """About how long a message is, in characters."""
-    return 8 + len(message.text) + sum(len(call.arguments) for call in message.tool_calls)
-
-
-class _FarTooLongError(ContextOverflowError):
-    """A prompt whose tokens are not counted. `num_prompt_tokens` is what it has at the least."""
-
-    def __init__(self, num_characters: int, context: int) -> None:
-        super().__init__(num_characters // _MOST_CHARACTERS_A_TOKEN, context)
-        text = f"the prompt has {num_characters} characters, and the context holds {context} tokens: so much is refused"
-        self.args = (f"{text} without counting its tokens; shorten it",)
-
-
-def most_characters(context: int) -> int:
-    """Characters that a prompt for `context` tokens may have: more are never worth counting their tokens."""
-    return max(_FEW_CHARACTERS, context * _MOST_CHARACTERS_A_TOKEN)
-
-
-def _check_length(num_characters: int, most: int) -> None:
-    """Raises UsageError for a text that is too long to count its tokens."""
-    UsageError.when(
-        num_characters > most, f"the text has {num_characters} characters; tokens are counted of {most} at the most"
-    )
-
-
-def _first_seed(sampling: SamplingOptions) -> int:
-    seed = sampling.get("seed")
+def _first_seed(request: ChatRequest | CompletionRequest) -> int:
+    seed = request.options.get("seed")
     return secrets.randbits(53) if seed is None else seed
 
 
 def _options(request: ChatRequest | CompletionRequest, num_prompt: int, context: int, seed: int) -> AnswerOptions:
     """What the model is told of the answer that has this seed."""
     room = context - num_prompt
-    return {
-        **request.sampling,
-        "seed": seed & MAX_SEED,
-        "max_tokens": room if request.max_tokens is None else min(room, request.max_tokens),
-        "stop": request.stop or None,
-        "logprobs": request.logprobs,
-        "background": request.is_background,
-        "owner": request.owner,
-    }
+    limit = min(room, request.options.get("max_tokens") or room)
+    return {**request.options, "seed": seed & MAX_SEED, "max_tokens": limit}
 
 
 def _form(output: OutputFormat) -> dict[str, Any]:
@@ -480,21 +375,6 @@ def _form(output: OutputFormat) -> dict[str, Any]:
         "lark": {"grammar": output.grammar},
     }
     return forms.get(output.kind, {})
-
-
-def _recipe_sampling(recipe: Recipe, sampling: SamplingOptions) -> SamplingOptions:
-    """What the request says, before what the recipe says."""
-    return {**ollama_sampling(recipe.parameters), **sampling}
-
-
-def _recipe_stop(recipe: Recipe) -> tuple[str, ...]:
-    stop = recipe.parameters.get("stop") or ()
-    return (stop,) if isinstance(stop, str) else tuple(stop)
-
-
-def _recipe_limit(recipe: Recipe) -> int | None:
-    limit = recipe.parameters.get("num_predict")
-    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _counts(usages: Sequence[Usage], num_prompt: int, num_reasoning: int) -> TokenCounts:

@@ -23,18 +23,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ...errors import UsageError
+from .go_lexer import Action, lex, string_of, tokens_of
 
 MAX_CHARACTERS = 64 << 10
 MAX_DEPTH = 32
 # Of one translated expression: `eq` writes its first operand once for each of the others, so nesting it multiplies.
 _MAX_EXPRESSION = 16 << 10
 
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+(?:\.\d+)?)|(?P<path>\$?\w*(?:\.\w+)+|\$\w*|\.)"""
-    r"""|(?P<word>\w+)|(?P<mark>:=|[(),|=]))"""
-)
-# What stands before an action's `}}`: whole strings, and all else that is not it.
-_INSIDE = re.compile(r"""(?:"(?:\\.|[^"\\])*"|`[^`]*`|(?!\}\})[^"`])*+""", re.DOTALL)
 _LITERALS = {"true": "true", "false": "false", "nil": "none"}
 _COMPARE = {"ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _KEYWORDS = frozenset(
@@ -79,7 +74,7 @@ def to_jinja(source: str) -> str:
         len(source) > MAX_CHARACTERS,
         f"the template has {len(source)} characters, more than the {MAX_CHARACTERS} allowed",
     )
-    parser = _Parser(_lex(source))
+    parser = _Parser(lex(source))
     nodes = parser.block(0)
     if parser.uses_messages:
         prelude = (
@@ -112,11 +107,6 @@ _TURNS = (
 
 
 @dataclass
-class _Action:
-    text: str
-
-
-@dataclass
 class _Node:
     """Source of Jinja, or a block: `before` the first body, then a part for every body, then `after`."""
 
@@ -126,46 +116,10 @@ class _Node:
     end: str = ""
 
 
-def _lex(source: str) -> list[str | _Action]:
-    """Text and actions, white space trimmed where `{{-` and `-}}` say so."""
-    out: list[str | _Action] = []
-    at, trims = 0, False
-    while True:
-        begin = source.find("{{", at)
-        text = source[at:] if begin < 0 else source[at:begin]
-        if trims:
-            text = text.lstrip()
-        if begin < 0:
-            out.append(text)
-            return out
-        end = _end_of_action(source, begin + 2)
-        inner = source[begin + 2 : end]
-        if inner[:1] == "-" and inner[1:2].isspace():
-            text, inner = text.rstrip(), inner[1:]
-        trims = inner[-1:] == "-" and inner[-2:-1].isspace()
-        if trims:
-            inner = inner[:-1]
-        out.append(text)
-        inner = inner.strip()
-        if not (inner.startswith("/*") and inner.endswith("*/")):
-            out.append(_Action(inner))
-        at = end + 2
-
-
-def _end_of_action(source: str, at: int) -> int:
-    """Where the action's `}}` is: not inside a string or a comment."""
-    if source[at:].lstrip("- \t\r\n").startswith("/*"):
-        at = source.find("*/", at)
-    match = None if at < 0 else _INSIDE.match(source, at)
-    if match is None or not source.startswith("}}", match.end()):
-        raise UsageError("the template has a {{ without its }}")
-    return match.end()
-
-
 class _Parser:
     """Actions to nodes. `dots` are the Jinja names of `.`, from the root inwards ("" is the root)."""
 
-    def __init__(self, items: Sequence[str | _Action]) -> None:
+    def __init__(self, items: Sequence[str | Action]) -> None:
         self._items = items
         self._at = 0
         self._dots = [""]
@@ -241,7 +195,7 @@ class _Parser:
         """The `end`, `else` or `else if …` that ended a block."""
         UsageError.when(self._at >= len(self._items), "the template misses an {{ end }}")
         item = self._items[self._at]
-        assert isinstance(item, _Action)
+        assert isinstance(item, Action)
         self._at += 1
         return " ".join(item.text.split())
 
@@ -284,7 +238,7 @@ class _Parser:
     # --- expressions ------------------------------------------------------------------------------------------------
 
     def _expression(self, text: str) -> str:
-        tokens = _tokens(text)
+        tokens = tokens_of(text)
         value, at = self._pipeline(tokens, 0, 0)
         if at != len(tokens):
             raise UsageError(f"the template's {{{{ {text[:60]} }}}} cannot be read at {tokens[at][1]!r}")
@@ -323,7 +277,7 @@ class _Parser:
             return f"({value})", at + 1
         if kind == "word" and text in _LITERALS:
             return _LITERALS[text], at + 1
-        readers: dict[str, Callable[[str], str]] = {"string": _string, "number": str, "path": self._path}
+        readers: dict[str, Callable[[str], str]] = {"string": string_of, "number": str, "path": self._path}
         UsageError.when(kind not in readers, f"the template cannot be read at {text!r}")
         return readers[kind](text), at + 1
 
@@ -370,27 +324,6 @@ def _call(name: str, operands: Sequence[str]) -> str:
         longest > _MAX_EXPRESSION, f"the template has an expression of more than {_MAX_EXPRESSION} characters"
     )
     return make()
-
-
-def _tokens(text: str) -> list[tuple[str, str]]:
-    out, at = [], 0
-    text = text.strip()
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        if match is None or match.lastgroup is None:
-            raise UsageError(f"the template cannot be read at {text[at : at + 20]!r}")
-        out.append((match.lastgroup, match[match.lastgroup]))
-        at = match.end()
-    return out
-
-
-def _string(text: str) -> str:
-    if text.startswith("`"):
-        return json.dumps(text[1:-1])
-    try:
-        return json.dumps(json.loads(text))
-    except ValueError:
-        raise UsageError(f"the template's string {text[:40]} cannot be read") from None
 
 
 def _write(nodes: Sequence[_Node]) -> list[str]:

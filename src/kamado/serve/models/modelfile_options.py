@@ -3,31 +3,37 @@ protocols/ollama/rows.py."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
+from ...options import RANGES, Range
 from ..config import parse_duration
 from ..faults import RequestError
-from .contract import SamplingOptions
-from .sampling import OF_OLLAMA, ollama_sampling
+from .answer_options import OF_OLLAMA, ollama_options
+from .contract import AnswerOptions
 
 MAX_STOPS = 64
+
+_Allowed = tuple[Callable[[Any], bool], str]  # whether a value is right, and what would be
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of one request, under our names."""
+    """The options of one request, or a recipe's, under our names."""
 
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    max_tokens: int | None = None
+    answer: AnswerOptions = field(default_factory=AnswerOptions)
     context: int | None = None  # tokens that the client counts on
-    stop: tuple[str, ...] = ()
     num_keep: int = 0
 
 
-def _number(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high
+def _number(allowed: Range, note: str) -> _Allowed:
+    low, high = allowed.low, math.inf if allowed.high is None else allowed.high
+    return (
+        lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high,
+        f"a number from {low} to {high}{note}",
+    )
 
 
 def _whole(low: int, high: int) -> Callable[[Any], bool]:
@@ -35,14 +41,14 @@ def _whole(low: int, high: int) -> Callable[[Any], bool]:
 
 
 _MAX_INTEGER = 1 << 31
-_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "temperature": (_number(0, 100), "a number from 0 to 100"),
+_NOTES = {"repetition_penalty": "; 0: as the model wants it"}
+_RANGES: Mapping[str, _Allowed] = {
+    **{
+        OF_OLLAMA.get(name, name): _number(allowed, _NOTES.get(name, ""))
+        for name, allowed in RANGES.items()
+        if allowed.kind is float
+    },
     "top_k": (_whole(-1, _MAX_INTEGER), "a whole number; 0 and -1: off"),
-    "top_p": (_number(0, 1), "a number from 0 to 1"),
-    "min_p": (_number(0, 1), "a number from 0 to 1"),
-    "repeat_penalty": (_number(0, 100), "a number from 0 to 100; 0: as the model wants it"),
-    "presence_penalty": (_number(-100, 100), "a number from -100 to 100"),
-    "frequency_penalty": (_number(-100, 100), "a number from -100 to 100"),
     "seed": (_whole(-(1 << 63), (1 << 64) - 1), "a whole number"),
     "num_predict": (_whole(-2, 1 << 31), "a whole number: tokens, or -1 or -2 for no limit"),
     "num_ctx": (_whole(0, _MAX_INTEGER), "a whole number of tokens; 0: as the server was told"),
@@ -50,9 +56,15 @@ _RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "repeat_last_n": (_whole(-1, _MAX_INTEGER), "a whole number of tokens; -1: the whole text, 0: no penalties"),
 }
 
+# Values that count as not given.
+_OPEN: Mapping[str, tuple[int, ...]] = {
+    "seed": (-1,), "repeat_penalty": (0,), "num_predict": (0, -1, -2), "num_ctx": (0,), "num_keep": (-1,),
+}  # fmt: skip
 
-def read_options(raw: Mapping[str, Any] | None, *, where: str = "options") -> Options:
-    """Checked options; null is not given. Raises RequestError naming the option and the reason."""
+
+def read_options(raw: Mapping[str, Any] | None, *, where: str = "options", **own: Unpack[AnswerOptions]) -> Options:
+    """Checked options; null is not given. `own`: what a body says of its answers beside them. Raises RequestError
+    naming the option and the reason."""
     given = {name: _as_whole(value) for name, value in (raw or {}).items() if value is not None}
     for name, value in given.items():
         if name in _RANGES:
@@ -61,17 +73,9 @@ def read_options(raw: Mapping[str, Any] | None, *, where: str = "options") -> Op
                 raise RequestError(f"{where}.{name} must be {wanted}, not {repr(value)[:60]}", param=f"{where}.{name}")
         elif name != "stop":
             raise RequestError(f"{where}.{name[:60]}: there is no such option", param=f"{where}.{name[:60]}")
-    limit = given.get("num_predict", -1)
-    for name, open_value in (("seed", -1), ("repeat_penalty", 0)):  # these count as not given
-        if given.get(name) == open_value:
-            del given[name]
-    return Options(
-        sampling=ollama_sampling(given),
-        max_tokens=limit if limit > 0 else None,
-        context=given.get("num_ctx") or None,
-        stop=_stops(given.get("stop"), where),
-        num_keep=max(0, given.get("num_keep", 0)),
-    )
+    given = {name: value for name, value in given.items() if value not in _OPEN.get(name, ())}
+    given["stop"] = _stops(given.get("stop"), where) or None
+    return Options(ollama_options(given, **own), given.get("num_ctx"), given.get("num_keep", 0))
 
 
 def _as_whole(value: Any) -> Any:
@@ -94,12 +98,16 @@ def _stops(value: Any, where: str) -> tuple[str, ...]:
 def recipe_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's PARAMETERs, checked, under Ollama's own names: those that mean something here. Raises RequestError."""
     options = read_options(raw, where="parameters")
-    own = {OF_OLLAMA.get(name, name): value for name, value in options.sampling.items()}
-    own |= {"num_predict": options.max_tokens, "num_ctx": options.context}  # None: no limit, as without it
-    kept: dict[str, Any] = {name: own[name] for name in raw if own.get(name) is not None}
-    if options.stop:
-        kept["stop"] = list(options.stop)
-    return kept
+    own = {OF_OLLAMA.get(name, name): value for name, value in options.answer.items()} | {"num_ctx": options.context}
+    stops: Any = own.pop("stop", None)
+    kept = {name: own[name] for name in raw if own.get(name) is not None}  # None: no limit, as without it
+    return kept if stops is None else {**kept, "stop": list(stops)}
+
+
+def recipe_options(parameters: Mapping[str, Any]) -> Options:
+    """What a recipe's parameters say, as `recipe_parameters` kept them. Raises RequestError for what it never keeps."""
+    known = {name: value for name, value in parameters.items() if name in _RANGES or name == "stop"}
+    return read_options(known, where="parameters")
 
 
 def keep_alive_seconds(value: float | str | None) -> float | None:

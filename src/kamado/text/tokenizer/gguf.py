@@ -71,11 +71,19 @@ def load_gguf(source: TokenizerSource) -> Tokenizer:
     if not meta.has(_MODEL_KEY):
         meta.fail(_MODEL_KEY, "is missing")
     model = meta.text(_MODEL_KEY, "")
-    build = {"gpt2": _byte_level, "llama": _sentence_piece, "bert": _word_piece, "t5": _unigram}.get(model)
+    builders = {
+        "gpt2": _byte_level,
+        "llama": _sentence_piece,
+        "bert": _word_piece,
+        "t5": _unigram,
+        "gemma4": _marked_pairs,
+        "plamo2": _plamo,
+    }
+    build = builders.get(model)
     if build is None:
         raise UnsupportedError(
             f"{source.path}: tokenizer model {model!r} ({_MODEL_KEY}) is not supported; "
-            "these are: bert, gpt2, llama, t5"
+            f"these are: {', '.join(sorted(builders))}"
         )
     vocabulary = meta.vocabulary()
     mark_end_tokens(vocabulary)
@@ -153,6 +161,34 @@ def _scored(
         size, partial(_space_mark_bytes, vocabulary), specials.special_ids, strip_first_space=add_space_prefix
     )
     return Tokenizer(GgufEncoder(vocabulary, encoder, finds_own=finds_own), pieces, specials, vocabulary.ids.get)
+
+
+def _marked_pairs(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
+    from .marked_pairs import MarkedPairsEncoder
+
+    # Gemma 4 always begins with BOS; files have said otherwise, and llama.cpp does not believe them.
+    specials = _specials(meta, vocabulary, add_bos=True, add_eos=False, obey_flags=False)
+    pieces = Pieces(
+        len(vocabulary.tokens), partial(_space_mark_bytes, vocabulary), specials.special_ids, strip_first_space=False
+    )
+    encoder = GgufEncoder(vocabulary, MarkedPairsEncoder(meta, vocabulary))
+    return Tokenizer(encoder, pieces, specials, vocabulary.ids.get)
+
+
+def _plamo(meta: Metadata, vocabulary: Vocabulary) -> Tokenizer:
+    from .plamo import PlamoEncoder
+
+    if not vocabulary.scores:
+        meta.fail(SCORES_KEY, "is missing: this kind of tokenizer needs scores")
+    tokens, kinds = vocabulary.tokens, vocabulary.kinds
+
+    def bytes_of(token_id: int) -> bytes:
+        value = byte_fallback_value(tokens[token_id]) if kinds[token_id] == TokenKind.BYTE else None
+        return tokens[token_id].encode() if value is None else bytes((value,))
+
+    specials = _specials(meta, vocabulary, add_bos=False, add_eos=False, default_bos=1, default_eos=2)
+    pieces = Pieces(len(tokens), bytes_of, specials.special_ids, strip_first_space=False)
+    return Tokenizer(GgufEncoder(vocabulary, PlamoEncoder(meta, vocabulary)), pieces, specials, vocabulary.ids.get)
 
 
 def _normalizer(meta: Metadata) -> Callable[[str], str] | None:

@@ -14,6 +14,7 @@ from ...files.types import TokenizerSource
 from .base import Specials, Tokenizer
 from .bounds import check_in_worker, check_text, flatten
 from .hf_names import HfNames, add_named_tokens
+from .hf_steps import from_steps, in_linear_time, steps_of
 from .pieces import SPACE_MARK, Pieces, byte_alphabet, byte_fallback_value, byte_level_bytes, clean_wordpiece
 from .rust import rust_errors
 from .special import stop_token_ids
@@ -40,9 +41,9 @@ class HfEncoder:
         # Whether special tokens are parsed is a state of the Rust object, so calls take turns.
         self._lock = threading.Lock()
         # "first": text that follows a special token does not begin anew, unlike "always".
-        schemes = [step.get("prepend_scheme") for step in _metaspaces(rust)]
+        schemes = [step.get("prepend_scheme") for step in _metaspaces(rust.pre_tokenizer)]
         self.begins_after_special = "first" not in schemes
-        self._middle = _without_prefix(rust) if schemes else None
+        self._middle = _without_prefix(rust.pre_tokenizer) if schemes else None
         self._byte_ids: list[int | None] = [rust.token_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         if "ByteLevel" in type(rust.decoder).__name__:
             alphabet = byte_alphabet()
@@ -93,26 +94,20 @@ class HfEncoder:
         return [token_id for token_id in known if token_id is not None]
 
 
-def _metaspaces(rust: RustTokenizer) -> list[dict[str, Any]]:
-    """The steps of the file's pre-tokenizer that put a space mark before text."""
-    if rust.pre_tokenizer is None:
-        return []
-    steps = flatten(json.loads(rust.pre_tokenizer.__getstate__()))
-    return [step for step in steps if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never"]
+def _metaspaces(words: PreTokenizer | None) -> list[dict[str, Any]]:
+    """The steps of a pre-tokenizer that put a space mark before text."""
+    return [
+        step for step in steps_of(words) if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never"
+    ]
 
 
-def _without_prefix(rust: RustTokenizer) -> PreTokenizer:
-    """A copy of the file's pre-tokenizer for text in the middle of other text."""
-    from tokenizers import pre_tokenizers
-
-    state = json.loads(rust.pre_tokenizer.__getstate__())
-    steps = flatten(state)
+def _without_prefix(words: PreTokenizer) -> PreTokenizer:
+    """A copy of a pre-tokenizer for text in the middle of other text."""
+    steps = steps_of(words)
     for step in steps:
         if step.get("type") == "Metaspace":
             step["prepend_scheme"] = "never"
-    copy = pre_tokenizers.Sequence([])
-    copy.__setstate__(json.dumps({"type": "Sequence", "pretokenizers": steps}).encode())
-    return copy
+    return from_steps(steps)
 
 
 def load_hf(source: TokenizerSource) -> Tokenizer:
@@ -126,6 +121,8 @@ def load_hf(source: TokenizerSource) -> Tokenizer:
         rust: RustTokenizer = RustTokenizer.from_buffer(raw.removeprefix(BOM))
         rust.no_truncation()
         rust.no_padding()
+        if rust.pre_tokenizer is not None:
+            rust.pre_tokenizer = in_linear_time(rust.pre_tokenizer)
         add_named_tokens(rust, names)
         added = rust.get_added_tokens_decoder()
         del raw

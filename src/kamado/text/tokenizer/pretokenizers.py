@@ -21,6 +21,14 @@ _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
 _TEKKEN = rf"{_CASED % ('', '')}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
 _GPT4O = rf"{_CASED % (_CONTRACTIONS + '?', _CONTRACTIONS + '?')}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_TAIL}"
+# Kimi: as GPT-4o, but Han characters are words of their own.
+_HANLESS = _CASED.replace("]*", r"&&[^\p{Han}]]*").replace("]+", r"&&[^\p{Han}]]+")
+_KIMI2 = (
+    rf"\p{{Han}}+|{_HANLESS % (_CONTRACTIONS + '?', _CONTRACTIONS + '?')}|\p{{N}}{{1,3}}"
+    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_TAIL}"
+)
+# Seed: a run of punctuation does not take the line break after it.
+_SEED = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|{_TAIL}"
 _ASCII_PUNCTUATION = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"
 _DEEPSEEK3 = (
     rf"{_ASCII_PUNCTUATION}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_TAIL}"
@@ -42,6 +50,20 @@ _DEEPSEEK_LETTERS = (
 )
 _DEEPSEEK_PUNCTUATION = "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"
 _DEEPSEEK_EAST = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+# Trinity: digits in threes from the right. Its own file has three other steps for it, the first of which takes
+# quadratic time in a long run of digits; `TRINITY_DIGITS` of hf_steps.py has them.
+RIGHT_ALIGNED_DIGITS = (r"\p{Nd}+", r"\A\p{Nd}{1,2}(?=(?:\p{Nd}{3})+\z)", r"\p{Nd}{3}")
+_TRINITY_SCRIPTS = "|".join(
+    f"[{characters}]+"
+    for characters in (
+        r"\x{4E00}-\x{9FFF}\x{3040}-\x{30FF}\x{3400}-\x{4DBF}\x{F900}-\x{FAFF}\x{FF65}-\x{FF9F}\x{2F00}-\x{2FDF}",
+        r"\x{0E00}-\x{0E7F}",  # Thai
+        r"\x{0E80}-\x{0EFF}",  # Lao
+        r"\x{1780}-\x{17FF}",  # Khmer
+        r"\x{1000}-\x{109F}\x{AA60}-\x{AA7F}\x{A9E0}-\x{A9FF}",  # Myanmar
+        r"\x{AC00}-\x{D7AF}\x{1100}-\x{11FF}",  # Hangul
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +94,8 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "trillion": _gpt2,
     "granite-docling": _gpt2,
     "gigachat": _gpt2,
+    "a.x-4.0": _gpt2,
+    "mellum": _gpt2,
     "modern-bert": _gpt2,
     "smollm": _digits,
     "starcoder": _digits,
@@ -79,6 +103,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "codeshell": _digits,
     "exaone": _digits,
     "minerva-7b": _digits,
+    "mellum2": _digits,
     "command-r": replace(_digits, nfc=True),
     "llama-bpe": _llama3,
     "llama3": _llama3,
@@ -86,24 +111,37 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "falcon3": _llama3,
     "falcon-h1": _llama3,
     "pixtral": _llama3,
+    "midm-2.0": _llama3,
     "lfm2": _llama3,
     "dbrx": _cl100k,
     "smaug-bpe": _cl100k,
     "chatglm-bpe": _cl100k,
     "glm4": replace(_cl100k, ignore_merges=True),
+    "glm5": replace(_cl100k, ignore_merges=True),
     "qwen2": replace(_qwen2, nfc=True),
     "qwen35": PreTokenizer((_QWEN35,), nfc=True),
     "deepseek-r1-qwen": _qwen2,
     "megrez": _qwen2,
     "stablelm2": _qwen2,
     "hunyuan": _qwen2,
+    "solar-open": _qwen2,
+    "grok-2": _qwen2,
+    "kormo": _qwen2,
+    "seed-coder": PreTokenizer((_SEED,)),
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
     "gpt-4o": PreTokenizer((_GPT4O,)),
     "llama4": PreTokenizer((_GPT4O,)),
+    "minimax-m2": PreTokenizer((_GPT4O,)),
+    "kanana2": PreTokenizer((_GPT4O,)),
+    "kimi-k2": PreTokenizer((_KIMI2,)),
     "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, r"[0-9][0-9][0-9]")),
     "deepseek-llm": PreTokenizer(
         (r"[\r\n]", _DEEPSEEK_LETTERS, _DEEPSEEK_PUNCTUATION, r"\s+$", _DEEPSEEK_EAST, r"\p{N}+")
     ),
     "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_EAST, r"\p{N}")),
     "deepseek-v3": _deepseek3,
+    "hunyuan-dense": _deepseek3,
+    "joyai-llm": _deepseek3,
+    "hy_v4": _deepseek3,
+    "afmoe": PreTokenizer((*RIGHT_ALIGNED_DIGITS, _TRINITY_SCRIPTS, _DEEPSEEK3)),
 }

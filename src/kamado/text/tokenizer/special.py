@@ -26,12 +26,26 @@ _END_TEXTS = frozenset(
         "<|eot|>",
         "<|END_OF_TURN_TOKEN|>",
         "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        "<|flush|>",
+        "<|calls|>",
+        "[e~[",
+        "<seed:eos>",
+        "<|plamo:eos|>",
+        "[|endofturn|]",
+        "<turn|>",
+        "<|tool_response>",
+        "<|endofassistant|>",
     }
 )
 # These are ends only as control tokens: Gemma and Qwen have an ordinary HTML token "</s>".
 _CONTROL_END_TEXTS = frozenset(
     {"</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"}
 )
+# Where both of a pair exist (gpt-oss; Solar Open), "<|end|>" closes one message of several, and they close the turn.
+_TURN_ENDS = (frozenset({"<|return|>", "<|call|>"}), frozenset({"<|flush|>", "<|calls|>"}))
+# GLM: the next turn's name, written by the model itself, is the end of its own. Files say so, but not all of them.
+_GLM_MARK = "[gMASK]"
+_GLM_ENDS = frozenset({"<|user|>", "<|observation|>"})
 _NO_ENDS = frozenset({"<|end_of_role|>"})  # closes a role name inside a turn (Granite), not the turn
 
 
@@ -44,8 +58,9 @@ def stop_token_ids(ids: Mapping[str, int], control: Iterable[int], declared: Ite
     stops = {token_id for token_id in declared if token_id is not None}
     stops.update(ids[text] for text in _END_TEXTS - _NO_ENDS if text in ids)
     stops.update(ids[text] for text in _CONTROL_END_TEXTS if ids.get(text) in control)
-    if "<|return|>" in ids and "<|call|>" in ids and "<|end|>" in ids:
-        # gpt-oss: "<|end|>" closes one message of several; the turn ends with one of the other two.
+    if _GLM_MARK in ids:
+        stops.update(ids[text] for text in _GLM_ENDS if ids.get(text) in control)
+    if "<|end|>" in ids and any(ids.keys() >= turn_ends for turn_ends in _TURN_ENDS):
         stops.discard(ids["<|end|>"])
     return frozenset(stops)
 

@@ -49,7 +49,7 @@ class SentencePieceEncoder:
         self._normalize = normalize
         self._add_space_prefix = add_space_prefix
         self._remove_extra_spaces = remove_extra_spaces
-        self._words = _word_pattern(self._ids)
+        self._words = word_pattern(self._ids)
         self._cache: dict[str, list[int]] = {}
 
     def encode_text(self, text: str, *, start: bool) -> list[int]:
@@ -145,7 +145,7 @@ class SentencePieceEncoder:
                 result.append(token_id)
 
 
-def _word_pattern(tokens: Collection[str]) -> re.Pattern[str]:
+def word_pattern(tokens: Collection[str]) -> re.Pattern[str]:
     """Pieces of text that can be merged apart without changing the result: no token has what stands at a cut.
 
     Cuts are before a space mark, unless a token has a mark after that same character (Gemma has one such token,

@@ -181,11 +181,11 @@ def named(body: Named) -> str:
     return name
 
 
-def _check_asked(body: Asked) -> Options:
+def _options(body: Asked, owner: str) -> Options:
     RequestError.when(
         body.top_logprobs and not body.logprobs, "top_logprobs needs logprobs: true", param="top_logprobs"
     )
-    options = read_options(body.options)
+    options = read_options(body.options, logprobs=(body.top_logprobs or 0) if body.logprobs else None, owner=owner)
     RequestError.when(
         body.truncate and options.num_keep,
         "options.num_keep does not go with truncate: system messages and the last one are kept, whole messages go",
@@ -249,33 +249,25 @@ def _message(message: MessageBody, i: int, max_image_bytes: int) -> Message:
     )
 
 
-def _logprobs(body: Asked) -> int | None:
-    return (body.top_logprobs or 0) if body.logprobs else None
-
-
 def chat_request(body: ChatBody, *, owner: str, request_id: str, max_image_bytes: int) -> ChatRequest:
     """The conversation of /api/chat. Raises RequestError naming the parameter."""
-    options = _check_asked(body)
+    options = _options(body, owner)
     messages = tuple(_message(m, i, max_image_bytes) for i, m in enumerate(body.messages or ()))
-    return _chat(body, options, messages, tools_of(body.tools), owner, request_id)
+    return _chat(body, options, messages, tools_of(body.tools), request_id)
 
 
 def _chat(
-    body: Asked, options: Options, messages: tuple[Message, ...], tools: tuple[Tool, ...], owner: str, request_id: str
+    body: Asked, options: Options, messages: tuple[Message, ...], tools: tuple[Tool, ...], request_id: str
 ) -> ChatRequest:
     return ChatRequest(
         messages=messages,
         tools=tools,
         output=_output(body.format),
         think=_think(body.think),
-        sampling=options.sampling,
-        max_tokens=options.max_tokens,
-        stop=options.stop,
-        logprobs=_logprobs(body),
+        options=options.answer,
         continue_last=messages[-1].role == "assistant" and not messages[-1].tool_calls,
         context=options.context,
         truncation="drop_oldest" if body.truncate else "refuse",
-        owner=owner,
         request_id=request_id,
     )
 
@@ -286,14 +278,14 @@ def generate_request(
     """What /api/generate asks: a conversation of one question through the template, or a text to continue as it is
     (`raw`, a suffix, or a model without a template). Raises RequestError naming the parameter.
     """
-    options = _check_asked(body)
+    options = _options(body, owner)
     is_plain = bool(body.raw) or body.suffix is not None or not can_chat
     if not is_plain:
         parts = _images(body.images, "images", max_image_bytes)
         if body.prompt:
             parts.append(TextPart(body.prompt))
         system = (Message("system", (TextPart(body.system),)),) if body.system else ()
-        return _chat(body, options, (*system, Message("user", tuple(parts))), (), owner, request_id)
+        return _chat(body, options, (*system, Message("user", tuple(parts))), (), request_id)
     why = "raw" if body.raw else "suffix" if body.suffix is not None else "a model without a chat template"
     for name in ("system", "images", "think"):
         RequestError.when(getattr(body, name), f"{name} does not go with {why}", param=name)
@@ -303,13 +295,9 @@ def generate_request(
     return CompletionRequest(
         prompts=(body.prompt or "",),
         suffix=body.suffix,
-        sampling=options.sampling,
+        options=options.answer,
         output=_output(body.format),
-        max_tokens=options.max_tokens,
-        stop=options.stop,
-        logprobs=_logprobs(body),
         special=bool(body.raw) and body.parse_special is not False,
         context=options.context,
-        owner=owner,
         request_id=request_id,
     )

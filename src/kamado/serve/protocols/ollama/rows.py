@@ -15,10 +15,11 @@ _NO_PICTURES = "this server makes no images"
 _NO_FILES = "files are not taken over HTTP: put them where the server can read them, or pull the model"
 _NO_QUANTISING = "models are served as they are; nothing is quantised here"
 
-_SAMPLING_OPTIONS = (
-    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "presence_penalty",
-    "frequency_penalty", "seed", "stop", "num_predict", "num_keep",
-)  # fmt: skip
+# Of answers, with a value that changes something.
+_ANSWER_OPTIONS = {
+    "temperature": 0.5, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1, "repeat_last_n": 64,
+    "presence_penalty": 0.5, "frequency_penalty": 0.5, "seed": 1, "stop": ["x"], "num_predict": 5, "num_keep": 4,
+}  # fmt: skip
 
 
 def _option_rows(endpoints: tuple[str, ...], prefix: str) -> list[Row]:
@@ -74,7 +75,7 @@ def _honoured_options(endpoints: tuple[str, ...], prefix: str) -> list[Row]:
         "top_k": "0 and -1: off",
         "repeat_last_n": "tokens that penalties look at; -1: all; 0: no penalties",
     }
-    names = [*_SAMPLING_OPTIONS, "num_ctx"]
+    names = [*_ANSWER_OPTIONS, "num_ctx"]
     return [row for name in names for row in honoured(endpoints, f"{prefix}.{name}", notes.get(name, ""))]
 
 
@@ -107,11 +108,7 @@ ROWS = [
     *honoured((*EMBED, *OLD_EMBED), "options.num_ctx"),
     *[
         row
-        for name, value in (
-            ("temperature", 0.5), ("top_k", 5), ("top_p", 0.5), ("min_p", 0.1), ("repeat_penalty", 1.1),
-            ("repeat_last_n", 64), ("presence_penalty", 0.5), ("frequency_penalty", 0.5), ("seed", 1), ("stop", ["x"]),
-            ("num_predict", 5), ("num_keep", 4),
-        )
+        for name, value in _ANSWER_OPTIONS.items()
         for row in left_out((*EMBED, *OLD_EMBED), f"options.{name}", "an embedding is not sampled", value)
     ],
     *honoured((*SHOW, *PULL, *CREATE, *DELETE), "model"),

@@ -9,7 +9,8 @@ import msgspec
 
 from ...faults import RequestError
 from ...models.contract import OutputFormat
-from .bodies import ChatBody, CompletionBody, JsonSchemaFormat, ResponseFormat, StructuredOutputs, output_of
+from ..schemas import check_schema
+from .bodies import ChatBody, CompletionBody, JsonSchemaFormat, ResponseFormat, StructuredOutputs
 
 
 def form_of(body: ChatBody | CompletionBody, max_schema_bytes: int) -> OutputFormat:
@@ -31,11 +32,31 @@ def form_of(body: ChatBody | CompletionBody, max_schema_bytes: int) -> OutputFor
         return OutputFormat()
     ((name, form),) = asked.items()
     try:
-        return output_of(form, max_schema_bytes)
+        return _output(form, max_schema_bytes)
     except RequestError as error:
         if name == "response_format":
             raise
         raise RequestError(f"{name}: {error}", param=name) from None
+
+
+def _output(form: ResponseFormat, max_schema_bytes: int) -> OutputFormat:
+    """What the answer must be."""
+    if form.type == "text":
+        return OutputFormat()
+    if form.type == "json_object":
+        return OutputFormat("json")
+    if form.type == "json_schema":
+        if form.json_schema is None:
+            raise RequestError(
+                "response_format.json_schema is missing, which the type json_schema needs", param="response_format"
+            )
+        check_schema(form.json_schema.schema, "response_format.json_schema.schema", max_schema_bytes)
+        return OutputFormat("json_schema", schema=form.json_schema.schema, is_strict=form.json_schema.strict is True)
+    source = form.pattern if form.type == "regex" else form.grammar
+    if source is None:
+        needed = "pattern" if form.type == "regex" else "grammar"
+        raise RequestError(f"response_format.{needed} is missing, which the type {form.type} needs")
+    return OutputFormat(form.type, grammar=source)
 
 
 def _own(form: ResponseFormat) -> ResponseFormat:

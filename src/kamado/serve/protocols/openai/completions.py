@@ -13,12 +13,13 @@ import msgspec
 from ...faults import RequestError
 from ...http.replies import json_response, sse, stream_response, until_started
 from ...http.routes import Call, Response
+from ...models.answer_options import body_options
 from ...models.contract import CompletionRequest, Done, Event, Finish, PromptLogprobs, TextDelta, TokenLogprob
-from ...models.sampling import sampling_of
 from ..schemas import noted
 from .answer_forms import form_of
-from .bodies import MAX_PROMPTS, CompletionBody, check_stream_options, limit_of, stops_of
+from .bodies import MAX_PROMPTS, CompletionBody
 from .family import FINISH, SSE_DONE, keep_alive_of, new_id, note_counts, owner_of
+from .requests import check_stream_options, limit_of, stops_of
 from .results import ContextResult, TextChoice, TextLogprobs, TextResult, account_of, token_text, usage_of
 
 _DEFAULT_MAX_TOKENS = 16  # of completions, as OpenAI says
@@ -45,24 +46,27 @@ async def completions(call: Call[CompletionBody]) -> Response:
     request = CompletionRequest(
         prompts=prompts,
         suffix=body.suffix or None,
-        sampling=sampling_of(body),
+        options=body_options(
+            body,
+            max_tokens=max_tokens or None,
+            stop=stops_of(body.stop),
+            logprobs=body.logprobs,
+            background=bool(body.background),
+            owner=owner_of(call, body.cache_salt),
+        ),
         output=form_of(body, call.server.config.max_schema_bytes),
-        max_tokens=max_tokens,
-        stop=stops_of(body.stop),
         n=n,
-        logprobs=body.logprobs,
         prompt_logprobs=(body.logprobs or 0) if echo else None,
+        is_scored_only=max_tokens == 0,
         truncation="keep_end" if body.truncation == "auto" else "refuse",
         special=body.parse_special is not False,
         add_bos=False if body.add_special_tokens is False else None,
-        is_background=bool(body.background),
-        owner=owner_of(call, body.cache_salt),
         deadline_seconds=body.deadline_seconds,
         request_id=call.id,
     )
     call.notes |= {"model": body.model, "user": body.user}
     events = noted(call, call.server.service.complete(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
-    chunks = _completion_chunks(call, body.model, events, request, echo)
+    chunks = _completion_chunks(call, events, request)
     if body.stream:
         return stream_response(_completion_events(chunks, body.includes_usage))
     return json_response(await _completion_whole(chunks, len(prompts) * n))
@@ -115,9 +119,10 @@ def _extend(all_: TextLogprobs, more: TextLogprobs) -> None:
 
 
 async def _completion_chunks(
-    call: Call[Any], model: str, events: AsyncGenerator[Event, None], request: CompletionRequest, echo: bool
+    call: Call[CompletionBody], events: AsyncGenerator[Event, None], request: CompletionRequest
 ) -> AsyncGenerator[TextResult, None]:
     """One result an event; the last has the usage and no choice."""
+    model, num_top = call.body.model, call.body.logprobs
     id_, created = new_id("cmpl-"), int(time.time())
     offsets = [0] * (len(request.prompts) * request.n)
 
@@ -126,21 +131,20 @@ async def _completion_chunks(
 
     async with aclosing(events):
         started = await until_started(events)
-        if echo and request.logprobs is None:
+        if call.body.echo and num_top is None:
             echoed = await _echoed(call, model, request)
             for i, text in enumerate(echoed):
                 offsets[i] += len(text)
                 yield chunk(TextChoice(i, text))
         async for event in events:
             if isinstance(event, PromptLogprobs):
-                if request.logprobs is not None:
+                if num_top is not None:
                     text = b"".join(t.text for t in event.tokens).decode("utf-8", "replace")
-                    logprobs = _text_logprobs(event.tokens, request.logprobs, offsets[event.choice])
+                    logprobs = _text_logprobs(event.tokens, num_top, offsets[event.choice])
                     offsets[event.choice] += len(text)
                     yield chunk(TextChoice(event.choice, text, logprobs))
             elif isinstance(event, TextDelta):
-                top = request.logprobs
-                new = None if top is None else _text_logprobs(event.logprobs, top, offsets[event.choice])
+                new = None if num_top is None else _text_logprobs(event.logprobs, num_top, offsets[event.choice])
                 offsets[event.choice] += len(event.text)
                 yield chunk(TextChoice(event.choice, event.text, new))
             elif isinstance(event, Finish):

@@ -7,7 +7,7 @@ import base64
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -31,17 +31,10 @@ from ...models.contract import (
 )
 from ..schemas import noted
 from ..thinking import say_if_it_cannot_think
-from .bodies import (
-    MAX_INPUTS,
-    ChatBody,
-    CompletionBody,
-    EmbeddingBody,
-    chat_request,
-    hides_reasoning,
-    thinking_parameters,
-)
+from .bodies import MAX_INPUTS, ChatBody, CompletionBody, EmbeddingBody
 from .completions import completions, prompts_of
 from .family import FAMILY, FINISH, SSE_DONE, keep_alive_of, new_id, note_counts, owner_of
+from .requests import chat_request, hides_reasoning, thinking_parameters
 from .results import (
     ChatChoice,
     ChatLogprobs,
@@ -72,14 +65,20 @@ from .results import (
 async def chat(call: Call[ChatBody]) -> Response:
     """POST /v1/chat/completions."""
     body, config = call.body, call.server.config
-    request = chat_request(body, max_schema_bytes=config.max_schema_bytes, max_image_bytes=config.max_image_bytes)
-    request = replace(request, owner=owner_of(call, body.prompt_cache_key or body.cache_salt), request_id=call.id)
-    call.notes |= {"model": body.model, "background": request.is_background or None, "user": body.user}
+    request = chat_request(
+        body,
+        owner=owner_of(call, body.prompt_cache_key or body.cache_salt),
+        request_id=call.id,
+        max_schema_bytes=config.max_schema_bytes,
+        max_image_bytes=config.max_image_bytes,
+    )
+    is_background = request.options.get("background", False)
+    call.notes |= {"model": body.model, "background": is_background or None, "user": body.user}
     await say_if_it_cannot_think(call, body.model, request.think, *thinking_parameters(body))
     events = noted(call, call.server.service.chat(body.model, request, keep_alive=keep_alive_of(body.keep_alive)))
     if hides_reasoning(body):
         events = written(events, lambda event: () if isinstance(event, ReasoningDelta) else (event,))
-    headers = {"x-kamado-lane": "background"} if request.is_background else {}
+    headers = {"x-kamado-lane": "background"} if is_background else {}
     if body.stream:
         include_usage = body.includes_usage or (body.usage is not None and bool(body.usage.include))
         return stream_response(_chat_chunks(call, body.model, events, request.n, include_usage), headers=headers)

@@ -11,23 +11,14 @@ from msgspec import Meta, Struct
 
 from ...faults import RequestError
 from ...http.parameters import converted, without_nulls
+from ...models.answer_options import body_options
 from ...models.contract import ChatRequest, Message, OutputFormat, Part, Role, TextPart, Tool, ToolCall
-from ...models.sampling import sampling_of
 from ..schemas import check_schema
 from ..tools import MAX_TOOLS, FunctionSpec, checked, tool_of
-from .bodies import (
-    Common,
-    Effort,
-    JsonObject,
-    Label,
-    MaxTokens,
-    ResponsesStreamOptions,
-    limit_of,
-    think_of,
-    tool_choice_of,
-)
+from .bodies import Common, Effort, JsonObject, Label, MaxTokens, ResponsesStreamOptions
 from .messages import content_parts, text_of
-from .rows import OTHERS_INCLUDABLE
+from .requests import limit_of, think_of, tool_choice_of
+from .responses_rows import OTHERS_INCLUDABLE
 
 _MAX_ITEMS = 10_000
 _LOGPROBS = "message.output_text.logprobs"
@@ -98,12 +89,17 @@ class ResponsesBody(Common, kw_only=True, forbid_unknown_fields=True):
 
 
 def responses_request(
-    body: ResponsesBody, earlier: Sequence[Mapping[str, Any]], *, max_schema_bytes: int, max_image_bytes: int
+    body: ResponsesBody,
+    earlier: Sequence[Mapping[str, Any]],
+    *,
+    owner: str,
+    request_id: str,
+    max_schema_bytes: int,
+    max_image_bytes: int,
 ) -> ChatRequest:
     """What the body asks for, after the items of `earlier` responses. Raises RequestError naming the parameter."""
     reasoning = body.reasoning or Reasoning()
     text = body.text or TextConfig()
-    is_flex = body.service_tier == "flex"
     tools = _tools(body.tools, max_schema_bytes)
     messages = items_to_messages([*earlier, *input_items(body.input)], max_image_bytes=max_image_bytes)
     if body.instructions:
@@ -118,12 +114,16 @@ def responses_request(
         ),
         output=_output(text.format, max_schema_bytes),
         think=think_of(reasoning.effort, reasoning.max_tokens),
-        sampling=sampling_of(body),
-        max_tokens=limit_of(body.max_output_tokens, param="max_output_tokens"),
-        logprobs=(body.top_logprobs or 0) if has_logprobs else None,
+        options=body_options(
+            body,
+            max_tokens=limit_of(body.max_output_tokens, param="max_output_tokens"),
+            logprobs=(body.top_logprobs or 0) if has_logprobs else None,
+            background=body.service_tier == "flex",
+            owner=owner,
+        ),
         truncation="drop_oldest" if body.truncation == "auto" else "refuse",
-        is_background=is_flex,
         deadline_seconds=body.deadline_seconds,
+        request_id=request_id,
     )
 
 

@@ -1,4 +1,4 @@
-"""Sources of llama.cpp, the reference for what a GGUF key means, from a source distribution on the package index."""
+"""llama.cpp, the reference for what a GGUF file means, from a source distribution on the package index."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ PROJECT = "llama-cpp-python"
 FILE = "llama_cpp_python-0.3.36.tar.gz"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 NBYTES = 76_589_250
-KEPT_IN = Path(__file__).resolve().parents[2] / "build" / "peer"
+KEPT_IN = Path(__file__).resolve().parents[1] / "build" / "peer"
 
 
-def sources() -> dict[str, str]:
-    """Text of llama.cpp's C++ files by their path below src/; the test is skipped where they cannot be fetched.
+def files(wanted: str) -> dict[str, bytes]:
+    """Files of llama.cpp by their path, which the pattern `wanted` matches; the test is skipped where they cannot be
+    fetched.
 
     The archive is kept in build/peer, its hash is checked each time, and nothing of it is run.
     """
@@ -32,10 +33,16 @@ def sources() -> dict[str, str]:
     found = {}
     with tarfile.open(archive) as tar:
         for member in tar:
-            _, _, name = member.name.partition("/vendor/llama.cpp/src/")
-            if member.isfile() and re.fullmatch(r"(models/)?[\w-]+\.cpp", name):
-                found[name] = tar.extractfile(member).read().decode()  # type: ignore[union-attr]
+            _, _, name = member.name.partition("/vendor/llama.cpp/")
+            if member.isfile() and re.fullmatch(wanted, name):
+                found[name] = tar.extractfile(member).read()  # type: ignore[union-attr]
     return found
+
+
+def sources() -> dict[str, str]:
+    """Text of llama.cpp's C++ files by their path below src/."""
+    found = files(r"src/(models/)?[\w-]+\.cpp")
+    return {name.removeprefix("src/"): raw.decode() for name, raw in found.items()}
 
 
 def _fetch(archive: Path) -> None:

@@ -1,34 +1,34 @@
-"""What requests and recipes say of how tokens are picked, under the engine's names and in its ranges."""
+"""What requests and recipes say of answers, as the public API takes it: `AnswerOptions`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
-from ...options import MAX_SEED, RANGES
+from ...options import MAX_SEED, AnswerOptions, SamplingOptions
 from ..faults import RequestError
-from .contract import SamplingOptions
 
 # Other names: of llama.cpp's and vLLM's extensions of OpenAI's bodies, and of Ollama's options and recipes.
 _OF_BODIES = {"penalty_window": "repeat_last_n"}
-OF_OLLAMA = {"repetition_penalty": "repeat_penalty", "penalty_window": "repeat_last_n"}
+OF_OLLAMA = {"repetition_penalty": "repeat_penalty", "penalty_window": "repeat_last_n", "max_tokens": "num_predict"}
 
 
-def sampling_of(body: object) -> SamplingOptions:
-    """What a body of OpenAI's or Anthropic's protocol says. Raises RequestError."""
-    given = {name: getattr(body, _OF_BODIES.get(name, name), None) for name in (*RANGES, "logit_bias")}
-    return sampling_options(given)
+def body_options(body: object, **own: Unpack[AnswerOptions]) -> AnswerOptions:
+    """What a body of OpenAI's or Anthropic's protocol says; `own`: what endpoints say in different words. Raises
+    RequestError."""
+    sampling = {name: getattr(body, _OF_BODIES.get(name, name), None) for name in SamplingOptions.__annotations__}
+    return _said({**sampling, **own})
 
 
-def ollama_sampling(parameters: Mapping[str, Any]) -> SamplingOptions:
-    """What Ollama's options, or a recipe's parameters, say; they are checked."""
-    return sampling_options({name: parameters.get(OF_OLLAMA.get(name, name)) for name in RANGES})
+def ollama_options(given: Mapping[str, Any], **own: Unpack[AnswerOptions]) -> AnswerOptions:
+    """What Ollama's options say, which were checked; `own`: what its bodies say beside them."""
+    return _said({**{name: given.get(OF_OLLAMA.get(name, name)) for name in AnswerOptions.__annotations__}, **own})
 
 
-def sampling_options(given: Mapping[str, Any]) -> SamplingOptions:
+def _said(given: Mapping[str, Any]) -> AnswerOptions:
     """Without what is None. top_k -1 is off; top_p 0 the most likely token alone; a negative seed its bits unsigned."""
-    said: SamplingOptions = {}
+    said: AnswerOptions = {}
     said.update({name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
     if said.get("top_k") == -1:
         said["top_k"] = 0
