@@ -72,6 +72,17 @@ class GgufWriter:
             offset += -offset % self.alignment
         return bytes(out + b"\0" * (-len(out) % self.alignment))
 
+    def write_header(self, path: Path) -> None:
+        """Write the header, and behind it a hole as long as the tensors: it reads as zeros and takes no room."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = self.header()
+        data = sum(
+            nbytes + -nbytes % self.alignment for nbytes in (_nbytes(*tensor) for tensor in self.tensors.values())
+        )
+        with replacing(path) as partial, partial.open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + data)
+
     @contextmanager
     def open(self, path: Path) -> Iterator[TensorSink]:
         """Write the header and give the sink for the tensors. `path` appears when the block ends with all of them
