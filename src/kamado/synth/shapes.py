@@ -144,7 +144,11 @@ def turned_values(shape: Shape) -> int:
     return int(_resolved(stated, shape)) if stated is not None else shape.head_dim
 
 
-def with_experts_note(shape: Shape) -> str:
-    """A name such as `qwen3moe 48 layers, 8 of 128 experts`."""
+def described(shape: Shape, family: str) -> str:
+    """A name such as `qwen3moe 48 layers, 8 of 128 experts`.
+
+    The family's name, not the architecture's: llama.cpp takes a "phi3" in it for Phi-3, whose vocabulary has a token
+    that others lack.
+    """
     experts = f", {shape.top_k} of {shape.experts} experts" if shape.experts else ""
-    return f"{shape.architecture} {shape.layers} layers{experts}"
+    return f"{family} {shape.layers} layers{experts}"

@@ -26,7 +26,7 @@ from ..files.types import Checkpoint, Layout
 from .families import shape_of
 from .quantise import quantize, random_blocks
 from .routing import RouterPlan, plan_router, residual_growth, router_rows, shared_norm
-from .shapes import Shape, metadata_of, part_of, with_experts_note
+from .shapes import Shape, described, metadata_of, part_of
 from .tensors import LAYOUTS, Blueprint, TensorPlan, blueprint_of
 from .vocabulary import Entry, resized
 
@@ -108,7 +108,7 @@ def synthesize(
         for i in ([] if header_only else [plan.layer for plan in blueprint.tensors if plan.kind == "router"])
     }
     writer = GgufWriter(shape.architecture)
-    _add_metadata(writer, shape, layout, list(routers.values()))
+    _add_metadata(writer, described(shape, family), layout, list(routers.values()))
     for key, value in metadata_of(shape, vocab_size):
         writer.add(key, value)
     for key, entry in tokenizer.items():
@@ -184,9 +184,8 @@ def _tokenizer(source: Checkpoint, vocab_size: int | None) -> dict[str, Entry]:
     return entries if vocab_size in (None, len(tokens)) else resized(entries, vocab_size)
 
 
-def _add_metadata(writer: GgufWriter, shape: Shape, layout: str, routers: list[RouterPlan]) -> None:
+def _add_metadata(writer: GgufWriter, what: str, layout: str, routers: list[RouterPlan]) -> None:
     """What the file says of itself."""
-    what = with_experts_note(shape)
     if routers:
         share = sum(router.share for router in routers) / len(routers)
         what += f", hottest half of the experts takes {share:.2f} of the picks"
