@@ -22,7 +22,7 @@ def _model_option(name: str, text: str) -> Callable[[Function], Function]:
 
 @click.command("synth")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--family", metavar="NAME", help="The architecture, e.g. qwen3moe, llama, gemma3.")
+@click.option("--family", metavar="NAME", help="The shape, e.g. qwen3moe, llama, glm4moe-air, minimax-m2.")
 @_model_option("--upcycle", "Instead: MODEL, a dense llama, with its feed-forward blocks copied into experts.")
 @_model_option("--tokenizer-from", "Model whose tokenizer is copied.")
 @click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Blocks.")

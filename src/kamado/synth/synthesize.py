@@ -117,7 +117,8 @@ def synthesize(
         writer.add_tensor(plan.name, plan.shape, plan.layout)
     out = Path(out).absolute()
     if header_only:
-        writer.write_header(out)
+        # The divisors are all that a program looks at.
+        writer.write_hollow(out, {name: np.ones(writer.tensors[name][0], np.float32) for name in shape.divisors})
     else:
         source = _Weights(shape, blueprint, skew or 0.5, routers, rng)
         _write(
@@ -208,6 +209,7 @@ class _Weights:
     ) -> None:
         self.shape = shape
         self.has_post_norms = blueprint.has_post_norms
+        self.expert_scale = blueprint.expert_scale
         self.rng = rng
         self.routers = routers
         self.shared = shared_norm(skew) if shape.experts else 0.0
@@ -242,8 +244,10 @@ class _Weights:
         if plan.kind == "outward" and not self.has_post_norms:
             std *= self.added_std
             if "ffn" in plan.name:
+                std /= _GATED_STD
+            if plan.name.endswith("_exps.weight"):
                 # the sum of k experts weighted by about 1/k shrinks by sqrt(k)
-                std *= max(self.shape.top_k, 1) ** 0.5 / _GATED_STD
+                std *= self.shape.top_k**0.5 / self.expert_scale
         return float(std)
 
     def _random(self, layout: Layout, shape: tuple[int, ...], std: float) -> Iterator[npt.NDArray[Any]]:

@@ -50,11 +50,12 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """What a file of a shape holds, in its order, and what its program does to the stream."""
+    """What a file of a shape holds, in its order, and the factors of its program on embeddings and what is added."""
 
     tensors: tuple[TensorPlan, ...]
     embedding_scale: float
     residual_scale: float
+    expert_scale: float
     has_post_norms: bool
 
 
@@ -112,6 +113,7 @@ def blueprint_of(shape: Shape, vocab_size: int, layout: str) -> Blueprint:
         tuple(plans),
         table.scale,
         next((step.factor for step in program.ops if isinstance(step, op.Scale)), 1.0),
+        next((step.scale for step in program.ops if isinstance(step, op.Route)), 1.0),
         any(kind == "out_norm" for kind in kinds.values()),
     )
 
