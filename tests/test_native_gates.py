@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 from models.numpy_executor import NumpyExecutor
-from native_programs import VOCAB, TensorFile, random_tokens, routing, step
+from native_programs import VOCAB, TensorFile, check_chunks_and_company, dense, random_tokens, routing, step
 
 from kamado import _native
 from kamado import program as p
@@ -137,6 +138,33 @@ def test_chunks_and_company_do_not_change_a_row(name: str, tmp_path: Path) -> No
     rows.append(step(executor, [(second, TOKENS[:9]), (first, TOKENS[1:20])])[9:])
     rows.append(step(executor, [(first, TOKENS[20:]), (second, TOKENS[9:11])])[: len(TOKENS) - 20])
     assert np.concatenate(rows).tobytes() == wanted.tobytes()
+
+
+def test_a_temperature_goes_by_the_position_in_the_sequence(tmp_path: Path) -> None:
+    """Over pages, chunks, company, a cut and a fork; and it is what the oracle has."""
+    plain = dense(tmp_path / "weights.bin")
+    queries = {op.q for op in plain.ops if isinstance(op, p.Attend)}
+    turns = [op for op in plain.ops if isinstance(op, p.Rope) and op.x in queries]
+    ops = [
+        added
+        for op in plain.ops
+        for added in ([op, p.Temper(op.x, op.x, 0.5, 50, offset=1)] if any(op is turn for turn in turns) else [op])
+    ]
+    assert len(ops) == len(plain.ops) + 3
+    program, tokens = dataclasses.replace(plain, ops=ops), random_tokens(300)
+    options = {"num_threads": 2, "max_rows": 320, "max_logit_rows": 320, "max_kv_tokens": 2048, "max_sequences": 6}
+    executor = build(program, **options)
+    first = executor.create_sequence()
+    wanted = step(executor, [(first, tokens)])
+    np.testing.assert_allclose(wanted, NumpyExecutor(program).forward(tokens), atol=1e-3)
+    without = logits(plain, tokens, **options)  # until position + 1 is 50 the factor is 1
+    assert wanted[:49].tobytes() == without[:49].tobytes()
+    assert (np.abs(wanted[49:] - without[49:]).max(axis=1) > 1e-3).all()
+    check_chunks_and_company(executor, tokens, wanted, [1, 60, 128, 7], [33, 1], Random(1))
+    second = executor.fork_sequence(first, 130)
+    assert step(executor, [(second, tokens[130:])]).tobytes() == wanted[130:].tobytes()
+    executor.truncate(first, 47)
+    assert step(executor, [(first, tokens[47:])]).tobytes() == wanted[47:].tobytes()
 
 
 @pytest.mark.parametrize("activation", get_args(Activation))

@@ -1,8 +1,9 @@
-// The executor's memory: everything a step touches is laid out here, once.
-#include <algorithm>
-#include <numeric>
+#include "executor/memory.h"
 
-#include "executor/impl.h"
+#include <algorithm>
+
+#include "kamado/align.h"
+#include "kamado/refuse.h"
 
 namespace kamado {
 namespace {
@@ -25,8 +26,9 @@ class Layout64 {
 
 }  // namespace
 
-void Executor::Impl::allocate() {
-  const auto cap_rows = static_cast<size_t>(std::max(options.max_rows, options.max_logit_rows));
+StepMemory::StepMemory(const Program& program, const Plan& plan, const ExecutorOptions& options,
+                       const std::vector<KvCodec>& codecs, const VectorKernels& math)
+    : math_(math), max_rows_(static_cast<size_t>(std::max(options.max_rows, options.max_logit_rows))) {
   size_t kernel_scratch = linear_scratch_bytes(plan.max_cols, plan.max_row_block);
   size_t table_row = 0, max_group = 1, experts = 0, picks = 0, max_heads = 0;
   int32_t head_dim = 0, v_dim = 0;
@@ -58,51 +60,54 @@ void Executor::Impl::allocate() {
     kernel_scratch =
         std::max(kernel_scratch, attention_scratch_bytes(static_cast<int32_t>(max_queries), head_dim, v_dim));
   }
+  bool has_codes = false;
   for (const KvCodec& codec : codecs) {
     if (codec.k_bits == 0) continue;
+    has_codes = true;
     kernel_scratch = std::max({kernel_scratch, encode_scratch_bytes(codec),
                                attend_codes_scratch_bytes(codec, static_cast<int32_t>(max_queries))});
-    rotated_stride = std::max(rotated_stride, align_up(rotated_query_bytes(codec)));
+    attend_.rotated_stride = std::max(attend_.rotated_stride, align_up(rotated_query_bytes(codec)));
   }
-  partial_stride = align_up(static_cast<size_t>(v_dim) + 2, 16);
-  partial_slot_floats = max_heads * partial_stride;
-  num_partial_slots = plan.has_main ? (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + 1 : 0;
+  attend_.partial_stride = align_up(static_cast<size_t>(v_dim) + 2, 16);
+  attend_.partial_slot_floats = max_heads * attend_.partial_stride;
+  attend_.num_partial_slots = plan.has_main ? (options.max_kv_tokens + kPageTokens - 1) / kPageTokens + 1 : 0;
   // A row is split when rows times heads are fewer than the items wanted (make_units), into as few as reach that
   // number.
-  const int32_t max_pairs = kSplitItemsPerThread * options.num_threads;
-  max_split_items = 2 * max_pairs;
-  split_running_floats = max_group * partial_stride;
-  if (picks > 0) max_assignments = static_cast<int32_t>(std::min<size_t>(cap_rows * picks, kMaxAssignments));
-  hidden_stride = align_up(expert_width * sizeof(float));
-  hidden_act_stride = align_up(expert_act);
-  expert_out_stride = align_up(expert_out * sizeof(float));
+  attend_.max_pairs = kSplitItemsPerThread * options.num_threads;
+  attend_.max_split_items = 2 * attend_.max_pairs;
+  attend_.split_running_floats = max_group * attend_.partial_stride;
+  if (picks > 0) experts_.max_assignments = static_cast<int32_t>(std::min<size_t>(max_rows_ * picks, kMaxAssignments));
+  experts_.hidden_stride = align_up(expert_width * sizeof(float));
+  experts_.hidden_act_stride = align_up(expert_act);
+  experts_.expert_out_stride = align_up(expert_out * sizeof(float));
 
   const auto lay_out_shared = [&](uint8_t* base) {
     Layout64 layout(base);
     uint8_t* values = base;
     layout.take(values, plan.shared_bytes);
-    layout.take(partial_slots, static_cast<size_t>(num_partial_slots) * partial_slot_floats);
-    layout.take(split_running, plan.has_main ? static_cast<size_t>(max_pairs) * split_running_floats : 0);
-    const auto assignments = static_cast<size_t>(max_assignments);
-    layout.take(hidden, assignments * hidden_stride);
-    layout.take(hidden_acts, assignments * hidden_act_stride);
-    layout.take(expert_outs, assignments * expert_out_stride);
+    layout.take(attend_.partial_slots, static_cast<size_t>(attend_.num_partial_slots) * attend_.partial_slot_floats);
+    layout.take(attend_.split_running,
+                plan.has_main ? static_cast<size_t>(attend_.max_pairs) * attend_.split_running_floats : 0);
+    const auto assignments = static_cast<size_t>(experts_.max_assignments);
+    layout.take(experts_.hidden, assignments * experts_.hidden_stride);
+    layout.take(experts_.hidden_acts, assignments * experts_.hidden_act_stride);
+    layout.take(experts_.expert_outs, assignments * experts_.expert_out_stride);
     return layout.size();
   };
-  shared = Memory(lay_out_shared(nullptr));
-  lay_out_shared(shared.data());
-  scratch_bytes = shared.size();
+  shared_ = Memory(lay_out_shared(nullptr));
+  lay_out_shared(shared_.data());
+  bytes_ = shared_.size();
 
   const size_t gate_values = std::max<size_t>(
-      std::max<size_t>(cap_rows, kExpertRowBlock) * kMaxManyChunkTiles * kTileRows, kMaxOneChunkTiles * kTileRows);
-  workers.resize(static_cast<size_t>(options.num_threads));
-  for (Worker& worker : workers) {
+      std::max<size_t>(max_rows_, kExpertRowBlock) * kMaxManyChunkTiles * kTileRows, kMaxOneChunkTiles * kTileRows);
+  workers_.resize(static_cast<size_t>(options.num_threads));
+  for (Worker& worker : workers_) {
     const auto lay_out = [&](uint8_t* base) {
       Layout64 layout(base);
       layout.take(worker.values, plan.private_bytes);
       layout.take(worker.scratch, kernel_scratch);
       layout.take(worker.table_row, table_row);
-      const size_t pointers = std::max<size_t>(cap_rows, kExpertRowBlock);
+      const size_t pointers = std::max<size_t>(max_rows_, kExpertRowBlock);
       layout.take(worker.acts, pointers);
       layout.take(worker.outs, pointers);
       layout.take(worker.gate_outs, pointers);
@@ -110,37 +115,32 @@ void Executor::Impl::allocate() {
       layout.take(worker.queries, max_queries);
       layout.take(worker.query_ids, max_queries);
       layout.take(worker.code_queries, has_codes ? max_queries : 0);
-      layout.take(worker.rotated, max_queries * rotated_stride);
-      layout.take(worker.partials, max_queries * partial_stride);
-      layout.take(worker.running, max_queries * partial_stride);
+      layout.take(worker.rotated, max_queries * attend_.rotated_stride);
+      layout.take(worker.partials, max_queries * attend_.partial_stride);
+      layout.take(worker.running, max_queries * attend_.partial_stride);
       layout.take(worker.scores, 3 * experts);
       layout.take(worker.expert_begin, experts + 1);
-      layout.take(worker.order, cap_rows * picks);
-      layout.take(worker.place, cap_rows * picks);
+      layout.take(worker.order, max_rows_ * picks);
+      layout.take(worker.place, max_rows_ * picks);
       layout.take(worker.picked, experts);
       return layout.size();
     };
     worker.memory = Memory(lay_out(nullptr));
     lay_out(worker.memory.data());
-    scratch_bytes += worker.memory.size();
+    bytes_ += worker.memory.size();
   }
+}
 
-  counters = std::make_unique<Counter[]>(static_cast<size_t>(std::max(plan.num_counters, 1)));
-  split_heads = std::make_unique<SplitHead[]>(static_cast<size_t>(max_pairs));
-  split_ready = std::make_unique<std::atomic<uint64_t>[]>(static_cast<size_t>(max_split_items));
-  identity.resize(cap_rows);
-  std::iota(identity.begin(), identity.end(), 0);
-  positions.resize(cap_rows);
-  row_places.resize(cap_rows);
-  is_wanted.resize(cap_rows);
-  score_rows.reserve(cap_rows);
-  units.resize(plan.unit_kinds.size());
-  for (Units& list : units) {
-    list.stores.reserve(cap_rows);
-    list.encodes.reserve(has_codes ? cap_rows : 0);
-    list.blocks.reserve(cap_rows);
-    list.singles.reserve(cap_rows);
-    list.splits.reserve(static_cast<size_t>(max_pairs));
+void StepMemory::forget_damage() {
+  for (Worker& worker : workers_) worker.damage = nullptr;
+}
+
+void StepMemory::refuse_damage() const {
+  for (const Worker& worker : workers_) {
+    if (worker.damage == nullptr) continue;
+    throw NotFinite(std::string(worker.damage) +
+                    " came out not finite: the model file is probably damaged (compare its checksum), or its weights "
+                    "overflow float32");
   }
 }
 

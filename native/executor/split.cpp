@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "executor/impl.h"
+#include "executor/attend.h"
 
 namespace kamado {
 namespace {
@@ -59,15 +59,15 @@ bool try_enter(SplitHead& split, uint64_t epoch, int32_t item) {
 
 }  // namespace
 
-void Executor::Impl::attend_splits(const AttendNode& node, const Units& list, uint64_t epoch, int32_t thread) {
-  Worker& worker = workers[static_cast<size_t>(thread)];
+void AttendWork::attend_splits(const AttendNode& node, const Units& list, uint64_t epoch, int32_t thread) {
+  Worker& worker = memory_.worker(thread);
   const int32_t heads = node.op->num_kv_heads, num_pairs = static_cast<int32_t>(list.splits.size()) * heads;
-  const auto home = static_cast<int32_t>(int64_t{num_pairs} * thread / pool.size());
+  const auto home = static_cast<int32_t>(int64_t{num_pairs} * thread / team_.size());
   const auto run = [&](int32_t pair, Take how) {
     const SingleUnit& unit = list.splits[static_cast<size_t>(pair / heads)];
-    const int32_t item = take_item(split_heads[static_cast<size_t>(pair)], epoch, unit.num_items, how);
+    const int32_t item = take_item(split_heads_[static_cast<size_t>(pair)], epoch, unit.num_items, how);
     if (item == -1) return false;
-    check_cancel(thread);
+    team_.check_cancel(thread);
     attend_item(node, unit, pair % heads, item, pair, epoch, worker);
     return true;
   };
@@ -83,25 +83,25 @@ void Executor::Impl::attend_splits(const AttendNode& node, const Units& list, ui
   }
 }
 
-void Executor::Impl::attend_item(const AttendNode& node, const SingleUnit& unit, int32_t head, int32_t item,
-                                 int32_t pair, uint64_t epoch, Worker& worker) {
+void AttendWork::attend_item(const AttendNode& node, const SingleUnit& unit, int32_t head, int32_t item, int32_t pair,
+                             uint64_t epoch, Worker& worker) {
   const AttendOp& op = *node.op;
   const int32_t heads = op.num_kv_heads, group = op.num_heads / heads;
-  SplitHead& split = split_heads[static_cast<size_t>(pair)];
-  float* running = split_running + static_cast<size_t>(pair) * split_running_floats;
+  SplitHead& split = split_heads_[static_cast<size_t>(pair)];
+  float* running = room_.split_running + static_cast<size_t>(pair) * room_.split_running_floats;
   const auto slot_of = [&](int32_t page) {
-    return partial_slots + static_cast<size_t>(unit.slot + page - unit.page_begin) * partial_slot_floats +
-           static_cast<size_t>(head * group) * partial_stride;
+    return room_.partial_slots + static_cast<size_t>(unit.slot + page - unit.page_begin) * room_.partial_slot_floats +
+           static_cast<size_t>(head * group) * room_.partial_stride;
   };
   const auto ready_of = [&](int32_t i) -> std::atomic<uint64_t>& {
-    return split_ready[static_cast<size_t>((unit.first_item + i) * heads + head)];
+    return split_ready_[static_cast<size_t>((unit.first_item + i) * heads + head)];
   };
   const int32_t page_begin = unit.item_begin(item), page_end = unit.item_begin(item + 1);
   int32_t next;  // the first item that is not merged, once this thread is the one that merges
   if (try_enter(split, epoch, item)) {
     if (item == 0) {
       for (int32_t g = 0; g < group; ++g) {
-        float* first = running + static_cast<size_t>(g) * partial_stride;
+        float* first = running + static_cast<size_t>(g) * room_.partial_stride;
         first[0] = -std::numeric_limits<float>::infinity();
         std::fill_n(first + 1, op.v_dim + 1, 0.0f);
       }

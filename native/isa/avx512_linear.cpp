@@ -4,8 +4,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
-#define KAMADO_LINEAR_PRIMS "linear_prims_avx512.inc.h"
-#include "../kernels/linear_tier.inc.h"
+#include "kernels/linear_table.inc.h"
 
 const kamado::LinearKernels* kamado::linear_kernels_avx512() {
   return &kLinearTable;

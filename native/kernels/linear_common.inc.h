@@ -1,4 +1,15 @@
-// What the linear kernels of both instruction sets share before their primitives.
+// What the linear kernels share, whatever the instruction set.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "kamado/linear.h"
+#include "kernels/linear_tile.h"
+
+namespace kamado {
+namespace {
 
 // Instrumented code of every register block takes minutes and gigabytes to compile. Sanitizer builds run the same
 // templates on small blocks, and leave out the undefined-behaviour checks here: what can go wrong in these files is an
@@ -29,3 +40,26 @@ template <int kCount, class F>
 INLINE void unroll(F&& f) {
   unroll_sequence(std::make_integer_sequence<int, kCount>{}, static_cast<F&&>(f));
 }
+
+// One call of LinearKernels::multiply.
+struct Job {
+  const PackedMatrix* w;
+  int32_t tile_begin, tile_end;
+  const uint8_t* const* act_rows;
+  int32_t n;
+  float* const* out_rows;
+  uint8_t* scratch;
+};
+
+// Activation rows per sweep: their stored bytes should stay in the L2 cache while tiles pass by, and be many enough to
+// pay for decoding each tile once a sweep.
+INLINE int32_t chunk_rows(size_t bytes_a_row, int32_t n) {
+  constexpr size_t kSweepBytes = 512 * 1024;
+  const size_t fit = kSweepBytes / (bytes_a_row + 1);
+  const int32_t rows = fit < 48 ? 48 : fit > kMaxChunkRows ? kMaxChunkRows : static_cast<int32_t>(fit);
+  const int32_t chunks = (n + rows - 1) / rows;
+  return (n + chunks - 1) / chunks;
+}
+
+}  // namespace
+}  // namespace kamado

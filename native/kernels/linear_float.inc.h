@@ -1,5 +1,10 @@
 // Products with float weights: one chain of fused multiply-adds an output, in ascending k. Several tiles (n = 1) or
 // several activation rows are under way at once to hide the latency of the chains.
+#pragma once
+#include "kernels/linear_prims.inc.h"
+
+namespace kamado {
+namespace {
 
 struct LayoutF32 {
   static constexpr size_t kBytes = 64;  // of one column of a tile
@@ -69,3 +74,6 @@ void multiply_float(const Job& job) {
     }
   }
 }
+
+}  // namespace
+}  // namespace kamado

@@ -2,6 +2,12 @@
 //
 // A layout's `step(planes, p, i, c)` gives `kLanes` code words of 16 rows; lane l of step i of phase p holds the values
 // 4 * group(p, l, i) ... + 3 of the block. Shifts that cross byte borders are masked afterwards.
+#pragma once
+#include "kernels/linear_prims.inc.h"
+#include "kernels/linear_tile.h"
+
+namespace kamado {
+namespace {
 
 constexpr int kSignedOffset =
     kHasVnni ? 128 : 0;  // VNNI multiplies unsigned codes; AVX2 moves the sign to the activation
@@ -214,3 +220,6 @@ struct LayoutQ6_K : Quarters256<Layout::Q6_K, CodeKind::kU6, 32> {
     c[3] = or_and(high_nibbles(w), shift_words<2>(high), 0x30);
   }
 };
+
+}  // namespace
+}  // namespace kamado

@@ -1,5 +1,12 @@
 // Vector primitives of the linear kernels, AVX2: two registers hold a 4-byte word of each of the 16 rows, rows 0-7 and
 // 8-15.
+#pragma once
+#include <immintrin.h>
+
+#include "kernels/linear_common.inc.h"
+
+namespace kamado {
+namespace {
 
 constexpr bool kHasVnni = false;
 constexpr int kMaxTokens = kSmallBuild ? 2 : 4;       // widest register block of the quantised GEMM
@@ -231,3 +238,6 @@ INLINE int quantize_group(const float* x, F32 inverse, int8_t* codes) {
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
 }
+
+}  // namespace
+}  // namespace kamado

@@ -1,4 +1,11 @@
 // Vector primitives of the linear kernels, AVX-512 + VNNI: one register holds a 4-byte word of each of the 16 rows.
+#pragma once
+#include <immintrin.h>
+
+#include "kernels/linear_common.inc.h"
+
+namespace kamado {
+namespace {
 
 constexpr bool kHasVnni = true;
 constexpr int kMaxTokens = kSmallBuild ? 2 : 8;       // widest register block of the quantised GEMM
@@ -169,3 +176,6 @@ INLINE int quantize_group(const float* x, F32 inverse, int8_t* codes) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(codes), _mm512_cvtepi32_epi8(q));
   return _mm512_reduce_add_epi32(q);
 }
+
+}  // namespace
+}  // namespace kamado

@@ -1,6 +1,11 @@
 // Products with quantised weights. One arithmetic routine a block family (multiply_block32, multiply_block256) serves
 // both ways of reading weights: decoded in registers for a few activation rows, or decoded once into an L1 buffer for
 // many.
+#pragma once
+#include "kernels/linear_layouts.inc.h"
+
+namespace kamado {
+namespace {
 
 constexpr int fold_steps(CodeKind kind) {
   if (kHasVnni) return 64;  // int32 from the start: never before the sub-block ends
@@ -203,15 +208,6 @@ INLINE void multiply_block256(const L& layout, const uint8_t* header, const uint
 template <class L>
 constexpr bool kIs256 = L::kBlockValues == 256;
 
-struct Job {
-  const PackedMatrix* w;
-  int32_t tile_begin, tile_end;
-  const uint8_t* const* act_rows;
-  int32_t n;
-  float* const* out_rows;
-  uint8_t* scratch;
-};
-
 template <class L, int T>
 void multiply_fused(const Job& job) {
   const L layout;
@@ -305,16 +301,6 @@ void multiply_buffer(const uint8_t* buffer, int blocks, const uint8_t* const* ro
   unroll<T>([&](auto t) INLINE_LAMBDA { store_f32(acc + t * kTileRows, a[t]); });
 }
 
-// Activation rows per sweep: their stored bytes should stay in the L2 cache while tiles pass by, and be many enough to
-// pay for decoding each tile once a sweep.
-INLINE int32_t chunk_rows(size_t bytes_a_row, int32_t n) {
-  constexpr size_t kSweepBytes = 512 * 1024;
-  const size_t fit = kSweepBytes / (bytes_a_row + 1);
-  const int32_t rows = fit < 48 ? 48 : fit > kMaxChunkRows ? kMaxChunkRows : static_cast<int32_t>(fit);
-  const int32_t chunks = (n + rows - 1) / rows;
-  return (n + chunks - 1) / chunks;
-}
-
 template <class L>
 void multiply_chunk(const Job& job) {
   using Kernel = void (*)(const uint8_t*, int, const uint8_t* const*, size_t, float*);
@@ -378,3 +364,6 @@ void multiply_quantised(const Job& job) {
     multiply_chunk<L>(part);
   }
 }
+
+}  // namespace
+}  // namespace kamado

@@ -1,4 +1,10 @@
 // Quantisation of activations and the entry points of a tier's LinearKernels.
+#pragma once
+#include "kernels/linear_float.inc.h"
+#include "kernels/linear_quantised.inc.h"
+
+namespace kamado {
+namespace {
 
 void quantize_row(ActKind kind, const float* x, int64_t cols, uint8_t* out) {
   if (kind == ActKind::kF32) {
@@ -68,3 +74,6 @@ void multiply(const PackedMatrix& w, int32_t tile_begin, int32_t tile_end, const
 }
 
 constexpr LinearKernels kLinearTable{quantize_row, pack_tile_all_tiers, multiply};
+
+}  // namespace
+}  // namespace kamado

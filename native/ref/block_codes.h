@@ -3,9 +3,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../kernels/linear_tile.h"
 #include "kamado/bits.h"
 #include "kamado/layout.h"
+#include "kernels/linear_tile.h"
 
 namespace kamado {
 

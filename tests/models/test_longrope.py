@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_models
+from click.testing import CliRunner
 from native_runner import needs_native
 from numpy_executor import NumpyExecutor
 
 import kamado
 from kamado import program as p
+from kamado.cli.main import cli
 from kamado.errors import CheckpointError
 from kamado.files import open_checkpoint
 from kamado.files.types import Checkpoint
@@ -207,10 +209,29 @@ def test_gguf_files_without_factors_have_one_rotation(gguf_file: Callable[[dict[
     assert rotation(program).attention_factor == 1.0
 
 
-def test_a_plan_tells_it_as_json(tmp_path: Path) -> None:
-    from kamado.plan.forecast import plan
+def test_gguf_files_may_have_a_plain_factor_too(gguf_file: Callable[[dict[str, Any]], Checkpoint]) -> None:
+    """As llama.cpp has it, which divides by both."""
+    one = rotation(build_program(gguf_file({})))
+    for kind in ("longrope", "linear"):
+        other = rotation(build_program(gguf_file({"phi3.rope.scaling.type": kind, "phi3.rope.scaling.factor": 2.0})))
+        assert np.array_equal(one.inv_freq / 2, other.inv_freq)
+    with pytest.raises(CheckpointError, match="'phi3.rope.scaling.type' is 'longer'"):
+        build_program(gguf_file({"phi3.rope.scaling.type": "longer"}))
 
-    checkpoint = write(tmp_path)
-    program = build_program(checkpoint)
-    told = json.dumps(plan(checkpoint, program, context=LONGEST, memory=4 << 30).to_dict())
-    assert "positions as of contexts above 256 tokens" in told
+
+def test_gguf_factors_that_are_no_divisors(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    from gguf_export import export
+
+    folder = tiny_models.write(tmp_path, "phi3", rope_parameters={**ROPE, "long_factor": [1.0] * 5 + [math.inf]})
+    with pytest.raises(CheckpointError, match=r"rope_factors_long\.weight' has values that are no numbers from 0\.001"):
+        build_program(open_checkpoint(export(folder, tmp_path / "model.gguf")))
+
+
+@pytest.mark.parametrize(("context", "told"), [(ORIGINAL, "up to 256 tokens"), (LONGEST, "above 256 tokens")])
+def test_a_plan_tells_it(context: int, told: str, tmp_path: Path) -> None:
+    folder = tiny_models.write(tmp_path, "phi3")
+    arguments = ["plan", str(folder), "--context", str(context), "--memory", "4GiB"]
+    assert f"note: positions as of contexts {told}" in CliRunner().invoke(cli, arguments).stdout
+    (note,) = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)["notes"]
+    assert note.startswith(f"positions as of contexts {told}")

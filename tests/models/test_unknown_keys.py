@@ -370,7 +370,7 @@ def test_no_key_of_llama_cpp_is_unseen(
     found = {(key, outcome(checkpoint, key, value, read)) for key in keys.values() for value in ODD}
     assert {kind for _, kind in found} == {"read", "harmless", "refused"}
     assert ("block_count", "read") in found
-    assert ("ssm.conv_kernel", "refused") in found
+    assert ("wkv.head_size", "refused") in found
 
 
 @pytest.mark.parity
@@ -451,18 +451,24 @@ _TWO: dict[str, tuple[Any, Any]] = {
     "pad_token_id": (0, 5),
     "hidden_act": ("silu", "gelu"),
     "vision_config": ({"layer_norm_eps": 1e-6}, {"layer_norm_eps": 0.5}),
+    "projector_hidden_act": ("gelu", "silu"),
+    "vision_feature_layer": (-1, 0),
+    "spatial_merge_size": (1, 2),
+    "mtp_layer_types": (["full_attention"], ["sliding_attention"]),
+    "mtp_mlp_layer_types": (["dense"], ["sparse"]),
     "mm_tokens_per_image": (1, 4),
     "image_token_index": (91, 92),
     "image_token_id": (93, 94),
     "suppress_tokens": ([], [1]),
     "begin_suppress_tokens": ([], [1]),
     "bad_words_ids": ([[1]], [[2]]),
+    "time_step_limit": ([0.0, 1.0], [0.001, 2.0]),
 }
 _FLAGS = (  # noqa: SIM905
     "tie_word_embeddings use_cache output_attentions output_hidden_states output_router_logits gradient_checkpointing "
     "torchscript use_bfloat16 do_sample early_stopping output_scores return_dict_in_generate remove_invalid_values "
     "tf_legacy_loss is_llama_config attn_implementation_autoset _attn_implementation_autoset _flash_attn_2_enabled "
-    "output_past"
+    "output_past multimodal_projector_bias projector_bias"
 ).split()
 _COUNTS = (  # noqa: SIM905
     "bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id "
@@ -492,8 +498,12 @@ class _Reference:
 
         wrapper = WRAPPERS.get(self._family)
         family = tiny_models.CONFIGS[wrapper.text if wrapper else self._family] if self._family != "bert" else None
-        small = {**(family or tiny_bert.CONFIG), "num_hidden_layers": 2}
-        small["layer_types"] = (small.get("layer_types") or [])[:2] or None
+        small = dict(family or tiny_bert.CONFIG)
+        if "mlp_layer_types" in small:  # a list of as many
+            small["layer_types"] = None
+        else:
+            small["num_hidden_layers"] = 2
+            small["layer_types"] = (small.get("layer_types") or [])[:2] or None
         small = {key: value for key, value in small.items() if value is not None and key != "model_type"}
         if wrapper:
             small = {"text_config": {"model_type": wrapper.text, **small}, **wrapper.beside}
@@ -512,7 +522,9 @@ class _Reference:
         import torch
 
         model = self._model(changes)
-        model.load_state_dict(self._weights)
+        own = model.state_dict()  # what looks at pictures may have other shapes
+        fitting = {name: v for name, v in self._weights.items() if name in own and own[name].shape == v.shape}
+        model.load_state_dict(fitting, strict=False)
         with torch.no_grad():
             answer = model(input_ids=torch.tensor([[5, 1, 7, 3, 9, 2]]))
         return (answer.last_hidden_state if self._family == "bert" else answer.logits).numpy()
@@ -531,6 +543,8 @@ def test_what_is_harmless_gives_transformers_equal_logits(family: str, checkpoin
         for key in row.keys.split():
             if key in (*read, *_NOT_GIVEN) or "*" in key or "." in key:
                 continue
+            if (key, family) == ("output_router_logits", "granitemoehybrid"):
+                continue  # transformers looks for the routers of a model that has none
             for value in _two_values(key) if row.values is None else row.values:
                 given = [value] * 2 if key == "layer_types" else value
                 answer = reference.answer({key: given})

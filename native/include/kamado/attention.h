@@ -14,9 +14,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace kamado {
+#include "kamado/page.h"
 
-constexpr int kPageTokens = 128;
+namespace kamado {
 
 enum class KvType : int32_t { kF32 = 0, kF16 = 1 };
 

@@ -24,12 +24,12 @@ namespace kamado {
 class File;  // native/executor/file.h
 class StateCache;
 
-// Thrown by a step that `cancel` or the poll hook stopped.
 // A step met a NaN or an infinity, which no healthy model makes; its sequences are as they were before.
 struct NotFinite : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Thrown by a step that `cancel` or the poll hook stopped.
 struct Cancelled : std::runtime_error {
   Cancelled() : std::runtime_error("cancelled") {}
 };
@@ -285,8 +285,5 @@ class Executor {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-// Processors that this process may use: affinity and the cgroup's quota, at least 1.
-int32_t available_cpus();
 
 }  // namespace kamado

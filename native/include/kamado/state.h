@@ -18,6 +18,7 @@
 
 #include "kamado/attention.h"
 #include "kamado/kv_codec.h"
+#include "kamado/page.h"
 
 namespace kamado {
 

@@ -65,7 +65,8 @@ def load(
               2), bits such as "k=4,v=3", layers that differ: "balanced,layers=0-1:exact"; "auto" is what `kamado kv`
               measured as safe for this very model, and "exact" until it was run
     context   tokens of a prompt and its answer together; None: the model's own length up to 4096, or the largest half,
-              quarter … of that which fits the budget (256 at the least)
+              quarter … of that which fits the budget (256 at the least). Phi-3 and its kin turn positions otherwise in
+              contexts above their original length, in short texts too: see `model.plan.notes`
     kv_tokens tokens of all conversations together, running and kept for reuse; None: as many as `context`
     max_rows  rows of a step, the size of a prefill chunk; results do not depend on it; None: what the plan chooses, 512
               or less, up to 2048 when experts are streamed

@@ -65,10 +65,11 @@ GGUF: Final = (
         but=_families("granite"),
     ),
     Row("ssm.*", "of Mamba layers, whose tensors would be refused", None, _families("granite granitemoe")),
+    Row("rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor", "of a yarn scaling, and read with one"),
     Row(
-        "rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_beta_fast "
-        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow",
         "of a yarn scaling, and read with one",
+        but=_families("mistral3"),
     ),
     Row("use_parallel_residual", "GPT-NeoX's; converters of early 2024 wrote it for every family"),
     Row("classifier.output_labels", "names of a classifier's outputs"),

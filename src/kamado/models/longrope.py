@@ -44,15 +44,8 @@ def _gguf(c: Config, w: Weights) -> LongRope:
         raise c.invalid("rope.dimension_count", f"is {turned}, which is odd")
     context = c.integer("context_length", high=MAX_CONTEXT)
     original = c.integer("rope.scaling.original_context_length", default=context, low=2, high=MAX_CONTEXT)
-    has_factors = w.has("rope_factors_short") or w.has("rope_factors_long")
-    if c.text("rope.scaling.type", default="longrope" if has_factors else "none") == "longrope":
-        plain = RopeTable(
-            base_frequencies(c.number("rope.freq_base", default=10000.0, low=1.0), turned),
-            c.number("rope.scaling.attn_factor", default=1.0) or 1.0,
-        )
-    else:
-        plain = gguf_rope(c, turned)
-    if not has_factors:
+    plain = gguf_rope(c, turned, long=True)
+    if not (w.has("rope_factors_short") or w.has("rope_factors_long")):
         return LongRope(original, plain)
     short, long = (_stored_divisors(c, w, name, turned // 2) for name in ("short", "long"))
     return _both(original, context, plain, short, long)
@@ -67,7 +60,6 @@ def _hf(c: Config) -> LongRope:
     if rope is None:
         return LongRope(original, RopeTable(base_frequencies(theta, turned)))
     kind = rope.text("rope_type", default=rope.text("type", default="default"))
-    rope.text("type", default=kind)
     theta = rope.number("rope_theta", default=theta, low=1.0)
     inner = rope.optional_integer("original_max_position_embeddings", high=MAX_CONTEXT)
     if kind == "default":

@@ -24,7 +24,6 @@ def ministral3(c: Config, w: Weights, **more: Any) -> Program:
     attention = read.attention(
         c,
         read.rope(c, w, permuted=True, log_multiplier=True),
-        scale=read.gguf_scale(c) if c.is_gguf else None,
         window=None if c.is_gguf else c.optional_integer("attention.sliding_window", high=MAX_CONTEXT),
         bias=None if c.is_gguf else False,
         out_bias=None if c.is_gguf else False,
@@ -38,6 +37,7 @@ def _temper(c: Config) -> tuple[float, int]:
     """How fast queries grow, and after how many positions: config.json says it among the numbers of the rotation."""
     context = c.integer("context_length", high=MAX_CONTEXT)
     if c.is_gguf:
+        c.known({"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"})  # of a yarn scaling, and read with one
         length = c.integer("rope.scaling.original_context_length", default=context, high=MAX_CONTEXT)
         return c.number("attention.temperature_scale", default=0.0), length
     rope = c.joined_section("rope_scaling", "rope_parameters")

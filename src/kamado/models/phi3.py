@@ -28,7 +28,7 @@ def build(c: Config, w: Weights) -> Program:
     text: keys are kept, so it cannot change in a conversation. (transformers changes at the original length, and then
     computes the whole text again.)
     """
-    key = "attention.sliding_window"
+    key = "attention.sliding_window"  # of all layers; llama.cpp leaves the one of GGUF files out
     window = c.optional_integer(key, low=0 if c.is_gguf else 1, high=MAX_CONTEXT) or None
     rope, mlp = read_long_rope(c, w), replace(read.mlp(c), fused=True)
 

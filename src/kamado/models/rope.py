@@ -91,13 +91,15 @@ def gguf_rope(
     weights: Weights | None = None,
     *,
     interleaved: bool = False,
+    long: bool = False,
     log_multiplier: bool = False,
     num_factors: int | None = None,
 ) -> RopeTable:
     """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied.
 
-    `log_multiplier`: the family's files say in `rope.scaling.yarn_log_multiplier` what config.json calls
-    mscale_all_dim, of which mscale is 1. `num_factors`: values of the tensor, where it has more than pairs are turned.
+    `long`: the type may be longrope, of whose divisors longrope.py takes care. `log_multiplier`: the family's files say
+    in `rope.scaling.yarn_log_multiplier` what config.json calls mscale_all_dim, of which mscale is 1. `num_factors`:
+    values of the tensor, where it has more than pairs are turned.
     """
     theta = config.number("rope.freq_base", default=10000.0, low=1.0)
     kind = config.text("rope.scaling.type", default="linear")
@@ -105,7 +107,7 @@ def gguf_rope(
     factor = config.number("rope.scaling.factor", default=old_factor) or 1.0
     attention_factor = config.number("rope.scaling.attn_factor", default=1.0) or 1.0
     freqs = base_frequencies(theta, head_dim)
-    if kind == "linear":
+    if kind == "linear" or (long and kind == "longrope"):
         freqs /= factor
     elif kind == "yarn":
         multiplier = config.number("rope.scaling.yarn_log_multiplier", default=0.0) if log_multiplier else 0.0

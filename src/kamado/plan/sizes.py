@@ -20,7 +20,7 @@ _REQUEST_BYTES = 2 << 20
 _LEAST_BUFFERS, _MOST_BUFFERS = 2, 24
 _NUM_READERS = 4  # a buffer more for each
 HUGE_PAGE_BYTES = 2 << 20
-# Assignments (row, expert) whose results are held at once: kMaxAssignments of native/executor/impl.h.
+# Assignments (row, expert) whose results are held at once: kMaxAssignments of native/executor/memory.h.
 _MAX_ASSIGNMENTS = 1024
 # What answers of a given form take (llguidance 1.9, measured on Linux x86-64): the package 3.4 MB, 32 compiled grammars
 # of ten fields 6.5 MB, and the vocabulary's trie with the bytes of every token, of which 10 % only while it is made:

@@ -293,7 +293,7 @@ class Route(Operation):
         " and top_groups * (num_experts // num_groups) >= top_k": (
             "{top_groups} of {num_groups} groups for top {top_k} of {num_experts}"
         ),
-        "norm_eps >= 0 and norm_min >= 0": "guards {norm_eps} and {norm_min} of the sum are not both above 0 or 0",
+        "norm_eps >= 0 and norm_min >= 0": "guards {norm_eps} and {norm_min} of the sum: one is negative",
     }
     SHAPES = {"bias": "num_experts"}
 
@@ -369,7 +369,7 @@ class Scale(RowWise):
 class Temper(Operation):
     """out = x · (1 + beta · ln(1 + ⌊(position + offset) / length⌋)), position the row's in its sequence.
 
-    The temperature of queries far behind the trained length (Ministral 3; Llama 4 with offset 1). The factor is
+    The temperature of queries beyond the trained length (Ministral 3; Llama 4 with offset 1). The factor is
     computed in double and rounded once (out may be x).
     """
 

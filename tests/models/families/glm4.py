@@ -13,7 +13,7 @@ def _mlp(hidden: int, layer: int) -> Shapes:
 
 FAMILY = Family(
     "glm4",
-    tiny={**BASE, "rope_parameters": _ROPE},
+    tiny={**BASE, "rope_parameters": _ROPE, "pad_token_id": 0},
     attention={
         "post_self_attn_layernorm.weight": (HIDDEN,),
         "post_mlp_layernorm.weight": (HIDDEN,),

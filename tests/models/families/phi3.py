@@ -17,7 +17,7 @@ def _mlp(hidden: int, layer: int) -> Shapes:
 def _longrope(pairs: int, share: float = 1.0, **more: Any) -> dict[str, Any]:
     factors = {
         "short_factor": [1.0 + 0.05 * i for i in range(pairs)],
-        "long_factor": [1.25 + 0.5 * i for i in range(pairs)],
+        "long_factor": [1.0 + 0.5 * i for i in range(pairs)],  # as real ones: 1 for the fastest pair
     }
     return {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": share, **factors, **more}
 
@@ -38,7 +38,7 @@ FAMILY = Family(
     tiny={
         **NO_HEAD_DIM,
         "original_max_position_embeddings": 256,
-        "rope_parameters": _longrope(6, 0.75),
+        "rope_parameters": _longrope(3 * HEAD_DIM // 8, 0.75),
         "tie_word_embeddings": True,
         "pad_token_id": 0,
     },

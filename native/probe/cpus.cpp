@@ -1,4 +1,5 @@
-// How many processors this process may use.
+#include "kamado/cpus.h"
+
 #include <algorithm>
 #include <cmath>
 #include <fstream>
@@ -9,8 +10,6 @@
 #ifdef __linux__
 #include <sched.h>
 #endif
-
-#include "kamado/executor.h"
 
 namespace kamado {
 namespace {

@@ -1,4 +1,4 @@
-#include "module_text.h"
+#include "bind/text.h"
 
 #include <nanobind/ndarray.h>
 

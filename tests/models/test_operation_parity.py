@@ -1,6 +1,7 @@
-"""Routers of the families against transformers' own modules: groups, biases and the guards of their sums.
+"""Operations of some families against transformers' own modules.
 
-Both get the logits as they are (the module's weight is the identity), so the numbers compared are the choice's alone.
+Routers with groups, biases and the guards of their sums: both get the logits as they are (the module's weight is the
+identity), so the numbers compared are the choice's alone. Then clamped gates, and temperatures by position.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_programs import routing
+from native_programs import TensorFile, routing
 from native_runner import native_logits, needs_native
 from numpy_executor import NumpyExecutor
+
+from kamado import program as p
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -23,6 +26,11 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 pytestmark = pytest.mark.parity
 
 EXPERTS, TOP_K, ROWS = 32, 6, 200
+
+
+def results(program: p.Program, tokens: list[int]) -> tuple[Any, Any]:
+    """The executor's, and the oracle's."""
+    return native_logits(program, tokens), NumpyExecutor(program).forward(tokens)
 
 
 def module(family: str, name: str) -> Any:
@@ -128,6 +136,62 @@ def test_choice_and_weights_are_the_family_s(case: str, shift: str, tmp_path: Pa
     assert ((wanted > 0).sum(-1) == TOP_K).all()
     program = routing(tmp_path / "weights.bin", logits, top_k=TOP_K, bias=bias, **route)
     tokens = list(range(ROWS))
-    for got in (native_logits(program, tokens), NumpyExecutor(program).forward(tokens)):
+    for got in results(program, tokens):
         # Each of our scores and the reference's has an error of a few half-units in the last place.
         np.testing.assert_allclose(got[:, :EXPERTS], wanted, rtol=4e-6, atol=0)
+
+
+@needs_native
+@pytest.mark.parametrize("limit", [0.0, 7.0, 2.0])
+def test_a_limit_comes_after_the_activation_as_in_step(limit: float, tmp_path: Path) -> None:
+    hidden, inner = 24, 40
+    config = SimpleNamespace(
+        hidden_size=hidden, intermediate_size=inner, mlp_bias=False, hidden_act="silu", swiglu_limits_shared=[limit],
+    )  # fmt: skip
+    mlp = module("step3p7", "Step3p7MLP")(config, 0)
+    random = np.random.default_rng(3)
+    file, x, a, b = (
+        TensorFile(tmp_path / "weights.bin"),
+        p.Buffer("x", hidden),
+        p.Buffer("a", inner),
+        p.Buffer("b", inner),
+    )
+    refs, values = {}, {}
+    for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden)), ("down", (hidden, inner))):
+        values[name] = random.standard_normal(shape).astype(np.float32)
+        refs[name] = file.add(name, values[name])
+        getattr(mlp, f"{name}_proj").weight.data = torch.from_numpy(values[name])
+    rows = random.standard_normal((ROWS, hidden)).astype(np.float32)
+    with torch.no_grad():
+        wanted = mlp(torch.from_numpy(rows)).numpy()
+    head = np.zeros((ROWS, hidden))
+    head[:hidden] = np.eye(hidden)
+    ops: list[p.Op] = [
+        p.Embed(x, file.add("table", rows)),
+        p.Linear((a, b), x, (refs["gate"], refs["up"])),
+        p.Gate(a, a, b, "silu", limit=limit or None),
+        p.Linear((x,), a, (refs["down"],)),
+        p.Head(x, file.add("head", head)),
+    ]
+    product = rows @ values["gate"].T
+    assert limit == 0 or (product / (1 + np.exp(-product)) > limit).any()
+    for got in results(p.Program("step", ops, 0, hidden, ROWS, 256), list(range(ROWS))):
+        np.testing.assert_allclose(got[:, :hidden], wanted, atol=2e-5 * np.abs(wanted).max())
+
+
+@needs_native
+def test_temperatures_are_those_of_ministral_and_llama_4(tmp_path: Path) -> None:
+    """One buffer with 1 in each row, tempered: the factors themselves."""
+    positions = torch.arange(ROWS)
+    ministral = module("ministral3", "get_llama_4_attn_scale")(positions[None], 0.1, 16).reshape(-1)
+    llama = torch.log1p(torch.floor((positions.float() + 1.0) / 16)) * 0.25 + 1.0  # as Llama4TextAttention has it
+    x = p.Buffer("x", 1)
+    for temper, wanted in ((p.Temper(x, x, 0.1, 16), ministral), (p.Temper(x, x, 0.25, 16, offset=1), llama)):
+        file = TensorFile(tmp_path / "weights.bin")
+        ops: list[p.Op] = [
+            p.Embed(x, file.add("table", np.ones((2, 1)))),
+            temper,
+            p.Head(x, file.add("head", np.ones((2, 1)))),
+        ]
+        for got in results(p.Program("temper", ops, 0, 1, 2, 256), [0] * ROWS):
+            np.testing.assert_allclose(got[:, 0], wanted.numpy(), rtol=2e-7)
