@@ -1,8 +1,8 @@
 """The families that `kamado synth` knows, in their published sizes.
 
 Where the numbers are from stands beside each: `class` means the defaults of the family's configuration class in
-transformers, `notes` what its documentation says of the published models, `card` the model's own page, as remembered;
-tests hold the parameters of each against the number that the model's name or page states.
+transformers, `peer` what llama.cpp's sources say of the published model, `card` the model's own page, as remembered.
+Tests hold the parameters of each against the number that its name or page states.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ SHAPES: Final[Mapping[str, Shape]] = {
         "gemma3", 1152, 26, 4, 1, 256, ffn=6912, vocab=262144, tied=True, states_head_dim=True,
         keys={"attention.sliding_window": 512},
     ),
-    # GLM-4.5 (4.6 and 4.7 have the same sizes): layers by notes, the rest card
+    # GLM-4.5 (4.6 and 4.7 have the same sizes): layers by peer, the rest card
     "glm4moe": Shape(
         "glm4moe", 5120, 92, 96, 8, 128, ffn=12288, experts=160, top_k=8, expert_width=1536, dense=3, vocab=151552,
         context=131072, eps=1e-5, states_head_dim=True, keys={**_GLM, "expert_weights_scale": 2.5},
         optional=_BIASES + _QK_NORMS,
     ),
-    # GLM-4.5-Air: class; that q, k and v have biases: notes
+    # GLM-4.5-Air: class; base, and that q, k and v have biases: card
     "glm4moe-air": Shape(
         "glm4moe", 4096, 46, 96, 8, 128, ffn=10944, experts=128, top_k=8, expert_width=1408, dense=1, vocab=151552,
         context=131072, eps=1e-5, states_head_dim=True, keys={**_GLM, "expert_weights_scale": 1.0}, optional=_BIASES,
@@ -80,7 +80,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
         "glm4moe", 4096, 48, 64, 8, 128, ffn=10240, experts=128, top_k=8, expert_width=1280, dense=0, vocab=196608,
         context=131072, eps=1e-5, states_head_dim=True, keys={**_GLM, **_HEADS, "expert_weights_scale": 1.0},
     ),
-    # MiniMax M2, M2.1, M2.5: class; what of a head turns: notes
+    # MiniMax M2, M2.1, M2.5: class; what of a head turns: card
     "minimax-m2": Shape(
         "minimax-m2", 3072, 62, 48, 8, 128, experts=256, top_k=8, expert_width=1536, vocab=200064, context=196608,
         rope_base=5e6, states_head_dim=True,
@@ -90,7 +90,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
             "expert_gating_func": 2,
         },
     ),
-    # Step 3.5 Flash: class; heads of local layers, window, rotation and weights of experts: notes
+    # Step 3.5 Flash: class; heads and window of local layers, bases and the experts' factor: card
     "step35": Shape(
         "step35", 4096, 45, 64, 8, 128, ffn=11264, experts=288, top_k=8, expert_width=1280, dense=3, vocab=128815,
         context=128000, rope_base=5e6, eps=1e-5, states_head_dim=True,
@@ -107,7 +107,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
         },
         optional=("exp_probs_b.bias",), divisors=("rope_freqs.weight",),
     ),
-    # Trinity Mini: layers, width and vocabulary by class, its scale by notes, the rest card
+    # Trinity Mini: layers, widths of dense parts and vocabulary by class, the rest card
     "afmoe": Shape(
         "afmoe", 2048, 32, 32, 4, 128, ffn=6144, experts=128, top_k=8, expert_width=1024, dense=2, vocab=200192,
         context=131072, rope_base=1e4, eps=1e-5, states_head_dim=True,
@@ -167,7 +167,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "smollm3": Shape(
         "smollm3", 2048, 36, 16, 4, 128, ffn=11008, vocab=128256, context=32768, rope_base=2e6, tied=True, keys=_LLAMA
     ),
-    # Phi-4 14B and Phi-4-mini: card; the share that turns: notes. Divisors of 1 stand for the published ones
+    # Phi-4 14B and Phi-4-mini: card. Divisors of 1 stand for the published ones
     "phi4": Shape(
         "phi3", 5120, 40, 40, 10, 128, ffn=17920, vocab=100352, context=16384, rope_base=2.5e5, eps=1e-5,
         keys={**_HEADS, "attention.sliding_window": 0, "rope.scaling.original_context_length": 16384},
@@ -203,12 +203,12 @@ SHAPES: Final[Mapping[str, Shape]] = {
         "arcee", 2560, 36, 20, 4, 128, ffn=18432, vocab=128004, context=65536, rope_base=1e4, eps=1e-5,
         states_head_dim=True, keys=_LLAMA,
     ),
-    # Nanbeige 4 3B in the looped form: card; two passes, as in issue and notes
+    # Nanbeige 4 3B: card; with two passes, so that there is a shape that has them
     "nanbeige": Shape(
         "nanbeige", 2560, 32, 20, 4, 128, ffn=10496, vocab=166144, context=65536, rope_base=7e7, eps=1e-5,
         states_head_dim=True, keys={**_LLAMA, "num_loops": 2, "skip_loop_final_norm": False},
     ),
-    # PLaMo 3 2B: layers by llama.cpp's name for them, windows by notes; widths are chosen for 2 billion parameters
+    # PLaMo 3 2B: layers and every which one is global by peer; widths are chosen for 2 billion parameters
     "plamo3": Shape(
         "plamo3", 2048, 24, 16, 4, 128, ffn=10240, vocab=107520, context=4096, tied=True, states_head_dim=True,
         keys={
@@ -236,7 +236,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
         "glm4", 4096, 40, 32, 2, 128, ffn=13696, vocab=151552, context=131072, rope_base=1e4, eps=1.5625e-7,
         states_head_dim=True, keys={"rope.dimension_count": Share("head_dim", 0.5)}, optional=_BIASES,
     ),
-    # EXAONE 4.0 32B: vocabulary and window by class, layers by the reference's name for them, the rest card
+    # EXAONE 4.0 32B: vocabulary and window by class, layers by peer, the rest card
     "exaone4": Shape(
         "exaone4", 5120, 64, 40, 8, 128, ffn=27392, vocab=102400, context=131072, eps=1e-5, states_head_dim=True,
         keys={**_LOCAL_3_OF_4, "vocab_size": Share("vocab")}, divisors=("rope_freqs.weight",),
