@@ -121,7 +121,7 @@ class Asked:
 class Wanted(Asked):
     """What every request for text says of its answers."""
 
-    options: AnswerOptions = field(default_factory=AnswerOptions)  # nothing in it is None
+    options: AnswerOptions = field(default_factory=AnswerOptions)  # None in it: asked for without, whatever recipes say
     output: OutputFormat = field(default_factory=OutputFormat)
     n: int = 1  # answers, from one prompt computed once
     context: int | None = None  # less than the model's context, for clients that ask for a smaller one
@@ -153,6 +153,7 @@ class CompletionRequest(Wanted):
     suffix: str | None = None  # fill in the middle; UsageError for a model without "insert"
     prompt_logprobs: int | None = None  # `logprobs` of the prompt's tokens: PromptLogprobs comes before the first text
     is_scored_only: bool = False  # nothing is generated: each choice ends at once, cut
+    usual_tokens: int | None = None  # length of an answer at most where neither the request nor a recipe says one
     special: bool = False  # special tokens written in a text prompt become their ids
     add_bos: bool | None = None  # None: as the model wants it, and never twice
     truncation: Literal["refuse", "keep_end"] = "refuse"

@@ -39,8 +39,7 @@ async def completions(call: Call[CompletionBody]) -> Response:
     prompts = prompts_of(body.prompt, "prompt", MAX_PROMPTS)
     RequestError.when(len(prompts) * n > MAX_PROMPTS, f"prompts times n may be {MAX_PROMPTS} at most", param="n")
     echo = bool(body.echo)
-    is_limited = body.max_tokens is not None or body.n_predict is not None
-    max_tokens = limit_of(body.max_tokens, body.n_predict, least=0) if is_limited else _DEFAULT_MAX_TOKENS
+    max_tokens = limit_of(body.max_tokens, body.n_predict, least=0)
     RequestError.when(max_tokens == 0 and not echo, "max_tokens may be 0 only with echo", param="max_tokens")
     RequestError.when(echo and body.suffix, "echo and suffix contradict each other", param="echo")
     request = CompletionRequest(
@@ -58,6 +57,7 @@ async def completions(call: Call[CompletionBody]) -> Response:
         n=n,
         prompt_logprobs=(body.logprobs or 0) if echo else None,
         is_scored_only=max_tokens == 0,
+        usual_tokens=_DEFAULT_MAX_TOKENS,
         truncation="keep_end" if body.truncation == "auto" else "refuse",
         special=body.parse_special is not False,
         add_bos=False if body.add_special_tokens is False else None,
