@@ -113,6 +113,7 @@ Truncation = Literal["refuse", "drop_oldest", "drop_middle"]
 class Asked:
     """What every request to a model says of itself."""
 
+    asker: str  # id of the API key, which limits count by; whose prefixes are shared is another matter (`owner`)
     deadline_seconds: float | None = None  # from now; DeadlineError after it
     request_id: str = ""
 
@@ -166,7 +167,6 @@ class EmbedRequest(Asked):
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None  # the first so many, normalised again; UsageError when the model has fewer
     truncate: bool = False  # False: an input that does not fit raises ContextOverflowError
-    owner: str = ""
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

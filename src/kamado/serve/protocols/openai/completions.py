@@ -62,6 +62,7 @@ async def completions(call: Call[CompletionBody]) -> Response:
         special=body.parse_special is not False,
         add_bos=False if body.add_special_tokens is False else None,
         deadline_seconds=body.deadline_seconds,
+        asker=call.key.id,
         request_id=call.id,
     )
     call.notes |= {"model": body.model, "user": body.user}
@@ -164,7 +165,7 @@ async def _completion_chunks(
 async def _echoed(call: Call[Any], model: str, request: CompletionRequest) -> list[str]:
     """The prompts as text, one a choice."""
     texts: list[str] = []
-    async with call.server.service.using(model, request.owner) as served:
+    async with call.server.service.using(model, request.asker) as served:
         for prompt in request.prompts:
             texts += [prompt if isinstance(prompt, str) else await served.detokenize(prompt)] * request.n
     return texts

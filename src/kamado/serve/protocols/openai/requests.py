@@ -142,7 +142,7 @@ def check_stream_options(body: Shared) -> None:
 
 
 def chat_request(
-    body: ChatBody, *, owner: str, request_id: str, max_schema_bytes: int, max_image_bytes: int
+    body: ChatBody, *, owner: str, asker: str, request_id: str, max_schema_bytes: int, max_image_bytes: int
 ) -> ChatRequest:
     """What the chat endpoint's body asks for. Raises RequestError naming the parameter."""
     RequestError.when(
@@ -178,5 +178,6 @@ def chat_request(
         template_options=body.chat_template_kwargs or {},
         truncation="drop_middle" if body.transforms else truncation,
         deadline_seconds=body.deadline_seconds,
+        asker=asker,
         request_id=request_id,
     )
