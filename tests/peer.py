@@ -45,6 +45,12 @@ def sources() -> dict[str, str]:
     return {name.removeprefix("src/"): raw.decode() for name, raw in found.items()}
 
 
+def templates() -> dict[str, str]:
+    """Chat templates by file name without `.jinja`."""
+    found = files(r"models/templates/[\w.-]+\.jinja")
+    return {Path(name).stem: raw.decode() for name, raw in found.items()}
+
+
 def _fetch(archive: Path) -> None:
     index = read_config()
     try:

@@ -73,6 +73,89 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Reasoning and results of the families whose arguments stand between tags; results go into a turn of their own.
+_REASONED = "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}{{ m.content }}"
+_TOLD = (
+    "{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ m.content }}\n</tool_response><|im_end|>\n"
+    "{% elif m.role == 'assistant' %}<|im_start|>assistant\n" + _REASONED + "CALLS<|im_end|>\n"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}"
+)
+_SHOWN = "{% if tools %}<|im_start|>system\nTools:\n" + _LISTED + "<|im_end|>\n{% endif %}{% for m in messages %}"
+_ASKED = "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+# Words as Python writes them, lists and objects as JSON.
+QWEN_XML = (
+    _SHOWN
+    + _TOLD.replace(
+        "CALLS",
+        "{% for c in m.tool_calls or [] %}{% if not loop.first or m.content %}{{ '\n' }}{% endif %}"
+        "<tool_call>\n<function={{ c.function.name }}>\n{% for k, v in c.function.arguments.items() %}"
+        "<parameter={{ k }}>\n{{ v | tojson if v is mapping or (v is sequence and v is not string) else v | string }}"
+        "{{ '\n' }}</parameter>\n{% endfor %}</function>\n</tool_call>{% endfor %}",
+    )
+    + _ASKED
+)
+SEED = (
+    "{% if tools %}<seed:bos>system\n" + _LISTED + "<seed:eos>{% endif %}"
+    "{% if thinking_budget is defined %}<seed:bos>system\nBudget {{ thinking_budget }}<seed:eos>{% endif %}"
+    "{% for m in messages %}<seed:bos>{{ m.role }}\n"
+    "{% if m.reasoning_content %}<seed:think>{{ m.reasoning_content }}</seed:think>\n{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ '\n' }}<seed:tool_call>\n<function={{ c.function.name }}>\n"
+    "{% for k, v in c.function.arguments.items() %}<parameter={{ k }}>{{ v | string }}</parameter>\n{% endfor %}"
+    "</function>\n</seed:tool_call>{% endfor %}<seed:eos>{% endfor %}"
+    "{% if add_generation_prompt %}<seed:bos>assistant\n"
+    "{% if thinking_budget == 0 %}<seed:think>\n</seed:think>{% endif %}{% endif %}"
+)
+_GLM_TEXT = "{{ v if v is string else v | tojson }}"
+GLM = (
+    "[gMASK]<sop>{% if tools %}<|system|>\n" + _LISTED + "{% endif %}{% for m in messages %}"
+    "{% if m.role == 'tool' %}<|observation|>\n<tool_response>\n{{ m.content }}\n</tool_response>"
+    "{% elif m.role == 'assistant' %}<|assistant|>\n<think>{{ m.reasoning_content or '' }}</think>"
+    "{% if m.content %}{{ '\n' + m.content }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}{{ '\n' }}<tool_call>{{ c.function.name }}\n"
+    "{% for k, v in c.function.arguments.items() %}<arg_key>{{ k }}</arg_key>\n"
+    "<arg_value>" + _GLM_TEXT + "</arg_value>\n{% endfor %}</tool_call>{% endfor %}"
+    "{% else %}<|{{ m.role }}|>\n{{ m.content }}{% if enable_thinking is defined and not enable_thinking %}/nothink"
+    "{% endif %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% if enable_thinking is defined and not enable_thinking %}\n"
+    "<think></think>{% endif %}{% endif %}"
+)
+# Thinking that the prompt opens or closes, no line breaks.
+GLM_DENSE = (
+    "[gMASK]<sop>{% if tools %}<|system|>" + _LISTED + "{% endif %}{% for m in messages %}"
+    "{% if m.role == 'tool' %}<|observation|><tool_response>{{ m.content }}</tool_response>"
+    "{% elif m.role == 'assistant' %}<|assistant|>"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}{% endif %}</think>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}"
+    "{% for k, v in c.function.arguments.items() %}<arg_key>{{ k }}</arg_key>"
+    "<arg_value>" + _GLM_TEXT + "</arg_value>{% endfor %}</tool_call>{% endfor %}"
+    "{% else %}<|{{ m.role }}|>{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>"
+    "{{ '</think>' if enable_thinking is defined and not enable_thinking else '<think>' }}{% endif %}"
+)
+MINIMAX = (
+    "]~!b[]~b]system\n{% if tools %}" + _LISTED + "{% endif %}[e~[\n"
+    "{% for m in messages %}{% if m.role == 'tool' %}]~b]tool\n<response>{{ m.content }}</response>[e~[\n"
+    "{% elif m.role == 'assistant' %}]~b]ai\n" + _REASONED + "{% if m.tool_calls %}{{ '\n' }}<minimax:tool_call>\n"
+    '{% for c in m.tool_calls %}<invoke name="{{ c.function.name }}">\n'
+    '{% for k, v in c.function.arguments.items() %}<parameter name="{{ k }}">'
+    + _GLM_TEXT
+    + "</parameter>\n{% endfor %}"
+    "</invoke>\n{% endfor %}</minimax:tool_call>{% endif %}[e~[\n"
+    "{% else %}]~b]{{ m.role }}\n{{ m.content }}[e~[\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}]~b]ai\n<think>\n{% endif %}"
+)
+MISTRAL_IDS = MISTRAL_NAMED.replace(
+    "[ARGS]",
+    "{% if c.id | length != 9 %}{{ raise_exception('ids have 9 characters') }}{% endif %}[CALL_ID]{{ c.id }}[ARGS]",
+)
+# Reasoning is a part of the content.
+MINISTRAL = MISTRAL_NAMED.replace(
+    "{{ m.content }}{% for c",
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    "{{ '[THINK]' + part.thinking + '[/THINK]' if part.type == 'thinking' else part.text }}{% endfor %}{% endif %}"
+    "{% for c",
+)
+LISTS = GRANITE.replace("<|tool_call|>[", "<tool_calls>[").replace("]<|im_end|>", "]</tool_calls><|im_end|>")
 # Shows tools, and writes calls in a form that nobody knows.
 UNKNOWN = QWEN.replace("<tool_call>\n", "<call>").replace("\n</tool_call>", "</call>")
 # Shows tools, and loses their results.
@@ -89,6 +172,17 @@ class Family:
     is_parallel: bool = True
     tags: tuple[str, str] | None = None
 
+    @property
+    def opens_reasoning(self) -> bool:
+        """Whether the prompt has opened reasoning where an answer begins."""
+        return self.template.endswith(("<think>\n{% endif %}", "'<think>' }}{% endif %}")) or self.template == R1
+
+
+GLM_TOKENS = (
+    "<|user|>", "<|assistant|>", "<|observation|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>",
+    "</arg_key>", "<arg_value>", "</arg_value>",
+)  # fmt: skip
+_STOPS = frozenset(("<end_of_turn>", "<|user|>", "<|observation|>", "[e~[", "<seed:eos>"))
 
 FAMILIES = {
     "qwen": Family("hermes", QWEN),
@@ -101,6 +195,41 @@ FAMILIES = {
     "mistral_named": Family("mistral", MISTRAL_NAMED, ("[TOOL_CALLS]", "[ARGS]", "[INST]", "[/INST]")),
     "granite": Family("granite", GRANITE, ("<|tool_call|>",)),
     "granite_text": Family("granite", GRANITE),
+    "qwen_xml": Family("qwen_xml", QWEN_XML, tags=("<think>", "</think>")),
+    "qwen_xml_tokens": Family(
+        "qwen_xml", QWEN_XML, ("<tool_call>", "</tool_call>", "<think>", "</think>"), tags=("<think>", "</think>")
+    ),
+    "step": Family(
+        "qwen_xml",
+        QWEN_XML.replace("{% if not loop.first or m.content %}{{ '\n' }}{% endif %}", ""),
+        tags=("<think>", "</think>"),
+    ),
+    "seed": Family(
+        "seed",
+        SEED,
+        ("<seed:bos>", "<seed:eos>", "<seed:think>", "</seed:think>", "<seed:tool_call>", "</seed:tool_call>"),
+        tags=("<seed:think>", "</seed:think>"),
+    ),
+    "glm": Family("glm", GLM, ("<|user|>", "<|assistant|>", "<|observation|>"), tags=("<think>", "</think>")),
+    "glm_tokens": Family("glm", GLM_DENSE, GLM_TOKENS, tags=("<think>", "</think>")),
+    "glm_dense": Family(
+        "glm", GLM_DENSE, ("<|user|>", "<|assistant|>", "<|observation|>"), tags=("<think>", "</think>")
+    ),
+    "minimax": Family("minimax", MINIMAX, ("]~b]", "[e~["), tags=("<think>", "</think>")),
+    "minimax_tokens": Family(
+        "minimax",
+        MINIMAX,
+        ("]~b]", "[e~[", "<minimax:tool_call>", "</minimax:tool_call>", "<think>", "</think>"),
+        tags=("<think>", "</think>"),
+    ),
+    "mistral_ids": Family("mistral", MISTRAL_IDS, ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "[INST]", "[/INST]")),
+    "ministral": Family(
+        "mistral",
+        MINISTRAL,
+        ("[TOOL_CALLS]", "[ARGS]", "[INST]", "[/INST]", "[THINK]", "[/THINK]"),
+        tags=("[THINK]", "[/THINK]"),
+    ),
+    "lists": Family("lists", LISTS),
     "gemma": Family("gemma", GEMMA, ("<start_of_turn>", "<end_of_turn>"), is_parallel=False),
     "generic": Family("generic", CHATML),
 }
@@ -114,7 +243,7 @@ class FamilyTokenizer(ByteTokenizer):
         self.more = specials
         self.vocab_size = 260 + len(specials)
         self.special_ids = ByteTokenizer.special_ids | frozenset(range(260, self.vocab_size))
-        self.stop_ids = ByteTokenizer.stop_ids | {260 + i for i, text in enumerate(specials) if text == "<end_of_turn>"}
+        self.stop_ids = ByteTokenizer.stop_ids | {260 + i for i, text in enumerate(specials) if text in _STOPS}
 
     def encode(self, text, *, special=False, add_bos=None, add_eos=None, after="nothing") -> list[int]:
         if not special:

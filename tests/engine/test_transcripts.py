@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from kamado.engine.turns.chat_types import (
     ToolCallDelta,
     ToolCallStart,
 )
+from kamado.engine.turns.tool_format.syntax import Call
 from kamado.engine.turns.transcripts import Transcripts
 
 from . import chat_families
@@ -314,6 +316,23 @@ def test_a_call_that_is_written_out_again_keeps_its_ids(name: str) -> None:
         following = [QUESTION, sent, result_of(message)]
         assert turn(speller, following, "so it is")[2].num_reused_tokens == cached
         # A value that means something else is another call, if only in its type.
+        other = reserialised(message, '{"now":1, "days":2, "city":"oslo"}')
+        assert turn(speller, [QUESTION, other, result_of(message)], "so")[2].num_reused_tokens < cached
+
+
+@pytest.mark.parametrize(("name", "before"), [("glm", "\n<think></think>\n"), ("seed", "")])
+def test_a_call_between_tags_keeps_its_ids(name: str, before: str) -> None:
+    family = FAMILIES[name]
+    speller = Speller(family.template, family.specials)
+    with speller.model:
+        syntax = speller.model.chat_format.syntax
+        assert syntax is not None
+        arguments = {"city": "oslo", "days": 2, "now": True}
+        message, prompt, usage = turn(speller, [QUESTION], before + syntax.render([Call("get_weather", arguments)]))
+        assert json.loads(message.tool_calls[0].arguments) == arguments
+        cached = len(prompt) + usage.num_generated_tokens - 1
+        sent = reserialised(message, '{"now":true,   "days":2, "city":"oslo"}')
+        assert turn(speller, [QUESTION, sent, result_of(message)], "so it is")[2].num_reused_tokens == cached
         other = reserialised(message, '{"now":1, "days":2, "city":"oslo"}')
         assert turn(speller, [QUESTION, other, result_of(message)], "so")[2].num_reused_tokens < cached
 

@@ -127,7 +127,7 @@ def test_a_call_goes_round_through_prompt_answer_and_next_prompt(key) -> None:
         if chat.is_parallel:
             wanted.append(Call("add", {"a": 7}))
         text = chat.syntax.render(wanted)
-    prefix = "Because.</think>\n\n" if key == "r1" else ""
+    prefix = "Because.</think>\n\n" if family.opens_reasoning else ""
     tokenizer = FamilyTokenizer(family.specials)
     with family_model(family, tokenizer.encode(prefix + text, special=True)) as model:
         turn = model.prepare_chat(ASK, tools=TOOLS)
@@ -148,7 +148,7 @@ def test_a_call_goes_round_through_prompt_answer_and_next_prompt(key) -> None:
         after = model.prepare_chat((*ASK, answer, *results), tools=TOOLS)
         told = shown(model, after)
         assert all(f"result {c.index}" in told for c in calls)
-        if family.name != "mistral" and not prefix:  # Mistral's template adds ids; R1's reasoning is not kept
+        if family.name != "mistral" and key != "r1":  # Mistral's template adds ids; R1's reasoning is not kept
             assert text in told
 
 
@@ -192,8 +192,8 @@ def _random_row(rng, vocab_size: int, favourites: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("key", FAMILIES)
 def test_text_is_left_as_it_is_when_no_tool_is_called(key) -> None:
     family = FAMILIES[key]
-    text = ("No.</think>" if key == "r1" else "") + 'It is {"name": 3} <tool> fine.'
-    with family_model(family, list(text.encode())) as model:
+    text = ("No.</think>" if family.opens_reasoning else "") + 'It is {"name": 3} <tool> fine.'
+    with family_model(family, FamilyTokenizer(family.specials).encode(text, special=True)) as model:
         found = run(model, model.prepare_chat(ASK, tools=TOOLS), **NO_SAMPLING)
         assert [e.text for e in found if isinstance(e, ct.TextDelta)] == ['It is {"name": 3} <tool> fine.']
         assert found[-1] == ct.Finish("stop")
@@ -480,8 +480,8 @@ def test_a_call_that_was_cut_is_told_as_far_as_it_came(key) -> None:
             result = ct.Message("tool", (ct.TextPart("not run"),), tool_call_id="1", name="get_weather")
             turn = model.prepare_chat((*ASK, answer, result), tools=TOOLS)
             assert turn.num_prompt_tokens > before
-        said = shown(model, turn)
-        assert 'Zü\\"r' in said
+        is_raw = model.chat_format.syntax.arguments is not None
+        assert ('Zü"r' if is_raw else 'Zü\\"r') in shown(model, turn)
 
 
 def test_a_special_token_in_the_middle_of_text_is_no_text() -> None:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCAB = 48, 6, 2, 16, 64, 3, 97
-EXPERTS, TOP_K, EXPERT_WIDTH = 5, 2, 32
+import tiny_sizes
+
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCAB = tiny_sizes.WIDTHS
+EXPERTS, TOP_K, EXPERT_WIDTH = tiny_sizes.EXPERTS
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -38,6 +40,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+# Router bias and shared expert of DeepSeek's kin, as the converter calls the bias.
+SCORE_BIAS = {"e_score_correction_bias": "e_score_correction.bias"}
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 
 
@@ -69,15 +73,48 @@ def experts(
     return shapes
 
 
+def shared_experts(width: int) -> Any:
+    """Experts of `experts` with a bias for their choice, and one that sees every row."""
+    routed, shared = experts(width), "mlp.shared_experts."
+
+    def shapes(hidden: int, layer: int) -> Shapes:
+        inward, outward = (width, hidden), (hidden, width)
+        result = {**routed(hidden, layer), "mlp.gate.e_score_correction_bias": (EXPERTS,)}
+        result |= {f"{shared}gate_proj.weight": inward, f"{shared}up_proj.weight": inward}
+        return {**result, f"{shared}down_proj.weight": outward}
+
+    return shapes
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """A multimodal config.json: the model_type of its `text_config`, and what stands beside that."""
+
+    text: str
+    beside: dict[str, Any]
+
+
+_EYE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+
+WRAPPERS = {
+    "gemma3": Wrapper("gemma3_text", {"vision_config": _EYE, "image_token_index": 90}),
+    "mistral3": Wrapper("mistral", {"vision_config": {**_EYE, "head_dim": 8}, "image_token_index": 90}),
+    "step3p7": Wrapper(
+        "step3p5", {"vision_config": {**_EYE, "patch_size": 14, "mlp_ratio": 1.0}, "image_token_id": 90}
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One comparison with transformers; `config` holds arguments of its configuration class."""
 
     name: str
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)  # of its text part, where it has one
     gguf: bool = True  # whether GGUF can express it
     exact: bool = False  # whether the GGUF route has the very same sums: no permuted heads, no rounded rope factors
     family: str = ""  # model_type; that of the file when empty
+    continues: bool = True  # False: transformers' forward would go on from a cache that is not valid any more
 
 
 @dataclass(frozen=True)
@@ -87,6 +124,8 @@ class Family:
     name: str  # model_type
     tiny: dict[str, Any]  # config.json
     attention: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of a layer beyond Llama's
+    layers: str = "layers"  # what stands before the number of a layer
+    without: tuple[str, ...] = ()  # tensors of a layer that Llama has and this has not
     ffn: Callable[[int, int], Shapes] = mlp  # (hidden, layer) -> tensors
     number: int | None = None  # of the random numbers; None makes one from the name
     norm_base: float = 1.0  # 0: files store the norms' weights less 1
@@ -96,7 +135,17 @@ class Family:
     architecture: str | None = None  # in GGUF, where it is not that member's
     permuted: bool = False  # q and k are stored in the order of interleaved pairs
     gguf_settings: Callable[[Any, dict[str, Any]], None] | None = None  # (gguf writer, config.json) beyond the usual
+    gguf_names: Mapping[str, str] = field(default_factory=dict)  # ends of names that the converter changes first
+    # (name, values, config.json) -> what the converter writes in its place, before it looks the names up
+    converted: Callable[[str, Any, dict[str, Any]], Mapping[str, Any]] | None = None
     cases: tuple[Case, ...] = ()
+    published: Mapping[str, Any] = field(default_factory=dict)  # what config.json in the wild has beyond `tiny`
+    converted_keys: Mapping[str, Any] = field(default_factory=dict)  # what converters write beyond gguf_export.py
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether transformers runs the family by itself, and not as a part of another."""
+        return any(not case.family for case in self.cases)
 
 
 def _found() -> dict[str, Family]:

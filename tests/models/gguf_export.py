@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,24 @@ from safetensors.numpy import load_file
 _MERGED = {"w1": "feed_forward.experts.w1", "w2": "feed_forward.experts.w2", "w3": "feed_forward.experts.w3"}
 
 
-def export(directory: Path, path: Path) -> Path:
-    """Writes `path` from the model in `directory`, all tensors F32."""
+def export(directory: Path, path: Path, also: Callable[[gguf.GGUFWriter], None] | None = None) -> Path:
+    """Writes `path` from the model in `directory`, all tensors F32; `also` adds settings, such as a vocabulary."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
     family = families()[config["model_type"]]
     assert family.gguf is not None
     architecture = gguf.MODEL_ARCH[family.gguf]
     writer = gguf.GGUFWriter(path, family.architecture or gguf.MODEL_ARCH_NAMES[architecture])
     _settings(writer, config, family)
+    if also is not None:
+        also(writer)
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     for name, values in _tensors(load_file(directory / "model.safetensors"), config, family).items():
-        if name == "rope_freqs.weight":
+        if name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
             mapped: str | None = name
         else:
+            for end, other in family.gguf_names.items():
+                name = name.removesuffix(end) + other if name.endswith(end) else name
             mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert mapped is not None, name
         writer.add_tensor(mapped, np.ascontiguousarray(values, dtype=np.float32))
@@ -43,6 +49,7 @@ def export(directory: Path, path: Path) -> Path:
 def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
     heads = c["num_attention_heads"]
     head_dim = c.get("head_dim")
+    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
     w.add_block_count(c["num_hidden_layers"])
     w.add_context_length(c["max_position_embeddings"])
     w.add_embedding_length(c["hidden_size"])
@@ -53,27 +60,32 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
     if head_dim:
         w.add_key_length(head_dim)
         w.add_value_length(head_dim)
+    if "partial_rotary_factor" in rope:
+        w.add_rope_dimension_count(int((head_dim or c["hidden_size"] // heads) * rope["partial_rotary_factor"]))
     if family.permuted:
         w.add_vocab_size(c["vocab_size"])
         w.add_rope_dimension_count(head_dim or c["hidden_size"] // heads)
-    rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
     full = rope.get("full_attention", rope)
     if full.get("rope_type") in ("linear", "yarn"):
         w.add_rope_scaling_type(gguf.RopeScalingType(full["rope_type"]))
         w.add_rope_scaling_factor(full["factor"])
         if full["rope_type"] == "yarn":
             w.add_rope_scaling_orig_ctx_len(full["original_max_position_embeddings"])
-    w.add_rope_freq_base(full.get("rope_theta", c.get("rope_theta", 10000.0)))
+    theta = full.get("rope_theta", c.get("rope_theta", 10000.0))
+    if "alpha" in full:
+        width = head_dim or c["hidden_size"] // heads
+        theta *= full["alpha"] ** (width / (width - 2))
+    w.add_rope_freq_base(theta)
     if "sliding_attention" in rope:
         w.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
     if family.gguf_settings is not None:
         family.gguf_settings(w, c)
     elif c.get("sliding_window") and c.get("use_sliding_window", True):
         w.add_sliding_window(c["sliding_window"])  # the converter leaves it out; older files have it
-    experts = c.get("num_local_experts", c.get("num_experts"))
+    experts = c.get("num_local_experts", c.get("num_experts", c.get("n_routed_experts")))
     if experts:
         w.add_expert_count(experts)
-        w.add_expert_used_count(c["num_experts_per_tok"])
+        w.add_expert_used_count(c.get("num_experts_per_tok") or c["moe_topk"])
     if "moe_intermediate_size" in c:
         w.add_expert_feed_forward_length(c["moe_intermediate_size"])
 
@@ -81,6 +93,9 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
 def _tensors(state: dict[str, np.ndarray], c: dict[str, Any], family: Family) -> dict[str, np.ndarray]:
     result: dict[str, np.ndarray] = {}
     experts: dict[str, dict[int, np.ndarray]] = {}
+    if family.converted is not None:
+        state = {n: v for name, values in state.items() for n, v in family.converted(name, values, c).items()}
+    state = {name: values for name, values in state.items() if not name.startswith(("vision_model.", "vit_large_"))}
     for name, values in sorted(state.items()):
         if family.permuted and re.search(r"\.[qk]_proj\.", name):
             values = _permute(values, c["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])
@@ -104,8 +119,12 @@ def _tensors(state: dict[str, np.ndarray], c: dict[str, Any], family: Family) ->
     for name, parts in experts.items():
         result[name] = np.stack([parts[e] for e in range(len(parts))])
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
-    if rope.get("rope_type") == "llama3":
-        result["rope_freqs.weight"] = _llama3_factors(c, rope)
+    full = rope.get("full_attention", rope)
+    if full.get("rope_type") == "llama3":
+        result["rope_freqs.weight"] = _llama3_factors(c, full)
+    if rope.get("rope_type") == "longrope":
+        for name in ("long", "short"):
+            result[f"rope_factors_{name}.weight"] = np.array(rope[f"{name}_factor"], np.float32)
     return result
 
 
@@ -116,7 +135,8 @@ def _permute(values: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _llama3_factors(c: dict[str, Any], rope: dict[str, Any]) -> np.ndarray:
-    head_dim = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
+    width = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
+    head_dim = int(width * rope.get("partial_rotary_factor", 1.0))
     theta = rope.get("rope_theta", c.get("rope_theta"))
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     context = rope["original_max_position_embeddings"]
@@ -130,4 +150,5 @@ def _llama3_factors(c: dict[str, Any], rope: dict[str, Any]) -> np.ndarray:
         else:
             smooth = (context / wavelength - low) / (high - low)
             factors.append(1 / ((1 - smooth) / factor + smooth))
+    factors += [1.0] * (width // 2 - len(factors))  # of pairs that are not turned
     return np.array(factors, dtype=np.float32)

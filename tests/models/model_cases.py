@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from family_cases import Case, cases
+from family_cases import WRAPPERS, Case, cases
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 211,
@@ -31,22 +32,20 @@ def build_model(case: Case, seed: int = 0) -> Any:
     import transformers
 
     with quiet():
-        if case.family == "gemma3":
-            vision = transformers.SiglipVisionConfig(
-                hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28
-            )
-            text = {**_SMALL, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 9, "pad_token_id": 0}
-            config = transformers.Gemma3Config(text_config=text, vision_config=vision, image_token_index=210)
-            model = transformers.Gemma3ForConditionalGeneration(config)
+        if case.family in WRAPPERS:
+            text = {**_SMALL, "model_type": WRAPPERS[case.family].text, **case.config}
+            config = transformers.AutoConfig.for_model(case.family, text_config=text, **WRAPPERS[case.family].beside)
+            model = transformers.AutoModelForImageTextToText.from_config(config)
         else:
             config = transformers.AutoConfig.for_model(case.family, **{**_SMALL, **case.config})
             model = transformers.AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, value in sorted(model.named_parameters()):
+        buffers = [(name, value) for name, value in model.named_buffers() if name.endswith("_bias")]
+        for name, value in sorted([*model.named_parameters(), *buffers]):
             noise = torch.randn(value.shape, generator=generator)
             if "norm" in name and name.endswith("weight"):
-                value.copy_((0.0 if case.family.startswith("gemma") else 1.0) + 0.2 * noise)
+                value.copy_((0.0 if case.family.startswith(("gemma", "step3p")) else 1.0) + 0.2 * noise)
             elif name.endswith("bias"):
                 value.copy_(0.5 * noise)
             elif "embed_tokens" in name:
@@ -56,17 +55,27 @@ def build_model(case: Case, seed: int = 0) -> Any:
     return model.eval()
 
 
-def reference_logits(directory: Path, tokens: list[int]) -> Any:
-    """transformers' float32 logits [tokens, vocab] of a saved model, its weights widened to float32."""
+def reference_logits(directory: Path, tokens: list[int], dtype: str = "float32", cuts: Sequence[int] = ()) -> Any:
+    """transformers' logits [tokens, vocab] of a saved model, its weights widened to `dtype`.
+
+    `cuts`: where calls end, each going on from the cache that the ones before left.
+    """
     import torch
     import transformers
 
     with quiet():
         kind = transformers.AutoConfig.from_pretrained(directory).model_type
-        auto = transformers.AutoModelForImageTextToText if kind == "gemma3" else transformers.AutoModelForCausalLM
-        model = auto.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+        auto = transformers.AutoModelForImageTextToText if kind in WRAPPERS else transformers.AutoModelForCausalLM
+        # Grouped products of experts, the other implementation, are not there in float64.
+        plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+        model = auto.from_pretrained(directory, dtype=getattr(torch, dtype), **plain).eval()
+    rows, cache = [], None
     with torch.no_grad():
-        return model(input_ids=torch.tensor([tokens])).logits[0].numpy()
+        for begin, end in itertools.pairwise([0, *cuts, len(tokens)]):
+            part = torch.tensor([tokens[begin:end]])
+            answer = model(input_ids=part, past_key_values=cache, use_cache=bool(cuts))
+            rows, cache = [*rows, answer.logits[0]], answer.past_key_values
+    return torch.cat(rows).numpy()
 
 
 @contextlib.contextmanager

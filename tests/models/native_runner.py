@@ -15,7 +15,9 @@ HAS_NATIVE = importlib.util.find_spec("kamado._native") is not None
 needs_native = pytest.mark.skipif(not HAS_NATIVE, reason="the native module is not built")
 
 
-def build(program: Program, *, num_threads: int = 1, max_rows: int = 256, max_tokens: int = 4096) -> Any:
+def build(
+    program: Program, *, num_threads: int = 1, max_rows: int = 256, max_tokens: int = 4096, **options: Any
+) -> Any:
     """An executor with a float32 KV cache."""
     from kamado.lower import build_executor
 
@@ -26,7 +28,7 @@ def build(program: Program, *, num_threads: int = 1, max_rows: int = 256, max_to
         max_logit_rows=max_rows,
         max_kv_tokens=max_tokens,
         max_sequences=8,
-        kv="f32",
+        **{"kv": "f32", **options},
     )
 
 

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny_models
 from native_runner import append, build, needs_native
@@ -55,7 +54,7 @@ def test_greedy_text_in_the_native_executor(family: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if tiny_models.FAMILIES[name].has_reference])
 def test_greedy_text_in_transformers(family: str, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("transformers", reason="transformers is not installed")
@@ -64,32 +63,6 @@ def test_greedy_text_in_transformers(family: str, tmp_path: Path) -> None:
     directory, expected = _golden(family, tmp_path)
     logits = reference_logits(directory, PROMPT + expected)
     assert logits[len(PROMPT) - 1 : -1].argmax(-1).tolist() == expected
-
-
-@needs_native
-@pytest.mark.parametrize("family", ["olmoe", "gemma3_text"])
-def test_chunks_and_company_do_not_change_a_bit(family: str, tmp_path: Path) -> None:
-    """Rule 3 on an MoE and on a sliding-window family: chunking, threads, other sequences in the step."""
-    program = build_program(open_checkpoint(tiny_models.write(tmp_path, family)))
-    rng = np.random.default_rng(3)
-    tokens = rng.integers(0, tiny_models.VOCAB, 150).tolist()  # more than one 128-token page
-    other = rng.integers(0, tiny_models.VOCAB, 150).tolist()
-    executor = build(program)
-    whole = append(executor, [(executor.create_sequence(), tokens)])
-    executor.close()
-    for threads, cuts in ((1, [1] * 150), (2, [150]), (2, [7, 1, 1, 90, 51]), (1, [128, 22]), (2, [127, 2, 21])):
-        executor = build(program, num_threads=threads)
-        mine, companion = executor.create_sequence(), executor.create_sequence()
-        rows, begin = [], 0
-        for i, size in enumerate(cuts):
-            part, company = tokens[begin : begin + size], other[begin : begin + 1 + size // 2]
-            begin += size
-            if i % 2:
-                rows.append(append(executor, [(companion, company), (mine, part)])[len(company) :])
-            else:
-                rows.append(append(executor, [(mine, part), (companion, company)])[:size])
-        executor.close()
-        assert np.array_equal(np.concatenate(rows), whole), (threads, cuts)
 
 
 def _print_golden() -> None:

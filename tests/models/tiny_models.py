@@ -27,7 +27,7 @@ def shapes(family: str) -> Shapes:
     result: Shapes = {"model.embed_tokens.weight": (VOCAB, hidden), "model.norm.weight": (hidden,)}
     if not config.get("tie_word_embeddings", family == "gemma3_text"):
         result["lm_head.weight"] = (VOCAB, hidden)
-    for i in range(LAYERS):
+    for i in range(config["num_hidden_layers"]):
         layer = {
             "input_layernorm.weight": (hidden,),
             "post_attention_layernorm.weight": (hidden,),
@@ -38,7 +38,9 @@ def shapes(family: str) -> Shapes:
             **case.attention,
             **case.ffn(hidden, i),
         }
-        result |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+        result |= {
+            f"model.{case.layers}.{i}.{name}": shape for name, shape in layer.items() if name not in case.without
+        }
     return result
 
 
@@ -50,7 +52,7 @@ def random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator, *
         return (np.sign(values) * (1.0 + 0.2 * rng.standard_normal(shape)) - (1.0 - norm_base)).astype(np.float32)
     if name.endswith("norm.weight"):
         return (norm_base + 0.2 * values).astype(np.float32)
-    if name.endswith(".bias"):
+    if name.endswith((".bias", "_bias")):
         return (0.2 * values).astype(np.float32)
     if "embed_tokens" in name:
         return (0.2 * values).astype(np.float32)

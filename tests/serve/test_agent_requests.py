@@ -52,7 +52,7 @@ def converse(family: str, talk: Callable[[WritingModel, Post], Coroutine[Any, An
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("family", ["qwen", "generic"])
+@pytest.mark.parametrize("family", ["qwen", "generic", "glm", "seed"])
 def test_claude_code_is_answered_with_a_call_and_goes_on(family: str) -> None:
     async def talk(model: WritingModel, to: Post) -> None:
         body = skeleton("claude_code")

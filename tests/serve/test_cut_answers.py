@@ -399,6 +399,8 @@ CASES = [
     *(("one call", key, protocol) for key in ("llama3", "gemma") for protocol in ("chat", "messages")),
     ("two calls", "mistral", "chat"),
     ("reasoning and a call", "qwen3_tokens", "responses"),
+    ("two calls", "glm", "chat"),
+    ("two calls", "seed", "messages"),
     *(
         pytest.param("two calls", key, protocol, marks=pytest.mark.slow)
         for key in ("generic", "qwen_tokens", "mistral_named", "granite", "granite_text")

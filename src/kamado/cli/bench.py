@@ -187,6 +187,7 @@ def _measure_model(
         on=here,
     )
     forecast.require_fit()
+    program = program.for_context(forecast.context)
     chunk = wanted.chunk or forecast.max_rows
     # As kamado.load: a budget that was asked for covers cached pages of the files.
     is_strict = wanted.memory is not None or forecast.is_streamed

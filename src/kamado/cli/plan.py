@@ -56,6 +56,8 @@ def command(
             echo(f"  {owner.replace('_', ' '):12}{format_size(size):>10}")
     echo(f"context {forecast.context} tokens, KV cache {forecast.kv}, {forecast.num_threads} threads")
     echo(f"KV cache of a sequence: {forecast.kv_formula}")
+    for note in forecast.notes:
+        echo(f"note: {note}")
     if forecast.is_streamed and forecast.fits:
         echo(
             f"experts are streamed: {forecast.expert_slots} of {forecast.num_experts} in memory, a token reads "

@@ -65,7 +65,8 @@ def load(
               2), bits such as "k=4,v=3", layers that differ: "balanced,layers=0-1:exact"; "auto" is what `kamado kv`
               measured as safe for this very model, and "exact" until it was run
     context   tokens of a prompt and its answer together; None: the model's own length up to 4096, or the largest half,
-              quarter … of that which fits the budget (256 at the least)
+              quarter … of that which fits the budget (256 at the least). Phi-3 and its kin turn positions otherwise in
+              contexts above their original length, in short texts too: see `model.plan.notes`
     kv_tokens tokens of all conversations together, running and kept for reuse; None: as many as `context`
     max_rows  rows of a step, the size of a prefill chunk; results do not depend on it; None: what the plan chooses, 512
               or less, up to 2048 when experts are streamed
@@ -137,6 +138,8 @@ def load(
         on=here,
     )
     plan.require_fit()
+    positions = "" if program.longer is None else "long" if plan.context > program.longer[0] else "short"
+    program = program.for_context(plan.context)
     # A budget that was asked for covers cached pages of the model's files; without one they may stay, since the system
     # takes them back when it needs them, and the next load is faster.
     is_strict = memory is not None or plan.is_streamed
@@ -144,7 +147,7 @@ def load(
     keeps = None
     if cap_bytes:
         prefixes = PrefixStore(cap_bytes=cap_bytes, keeps_cached=not is_strict)
-        keeps = _saver_maker(prefixes, checkpoint, identity, plan, program.has_record)
+        keeps = _saver_maker(prefixes, checkpoint, identity, plan, positions, program.has_record)
     return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, make_saver=keeps, progress=progress)
 
 
@@ -156,9 +159,12 @@ def _prefix_cap(prefix_cache: str | int | None) -> int:
 
 
 def _saver_maker(
-    store: PrefixStore, checkpoint: Checkpoint, identity: str, plan: Plan, has_record: bool
+    store: PrefixStore, checkpoint: Checkpoint, identity: str, plan: Plan, positions: str, has_record: bool
 ) -> Callable[[ExecutorProtocol, str, MemoryGuard], PrefixSaver]:
-    """What makes the saver once there is an executor: prefixes are bound to the file, the build and the format."""
+    """What makes the saver once there is an executor: prefixes are bound to the file, the build and the format.
+
+    `positions`: which of two rotations keys were made with, where the model has two.
+    """
 
     def make(executor: ExecutorProtocol, tier: str, guard: MemoryGuard) -> PrefixSaver:
         binding = {
@@ -167,6 +173,7 @@ def _saver_maker(
             "build": build_identity(tier),
             "format": executor.kv_fingerprint,
             "kv": plan.kv,
+            **({"positions": positions} if positions else {}),
         }
         about = {"model": plan.model, "kv": plan.kv}
         return PrefixSaver(

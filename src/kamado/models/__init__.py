@@ -36,6 +36,8 @@ def build_program(checkpoint: Checkpoint, allow_unknown: Collection[str] = ()) -
     family, read = found
     program = family.build(read, checkpoint, allow_unknown)
     validate(program)
+    if program.longer is not None:
+        validate(program.longer[1])
     return program
 
 

@@ -74,10 +74,10 @@ def build(c: Config, w: Weights) -> Program:
 
 def _block(s: Stream, a: Attention, m: Mlp, i: int) -> Iterator[Op]:
     """x = norm(x + attention(x)); x = norm(x + mlp(x))"""
-    yield from attention(s, a, s.x, i)
+    yield from attention(s, a, s.x, i, i)
     yield from s.added(s.h)
     yield s.normed(s.x, s.x, "attn_output_norm", i)
-    yield from mlp(s, m, s.x, i)
+    yield from mlp(s, m, s.x, s.h, i)
     yield from s.added(s.h)
     yield s.normed(s.x, s.x, "layer_output_norm", i)
 

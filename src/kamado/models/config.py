@@ -46,6 +46,7 @@ _ACTIVATIONS: Final[dict[str, Activation]] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 
 
@@ -103,6 +104,10 @@ class Config:
             return self
         part.whole, part._keys, part._defaults = self, self._keys, self._defaults
         return part
+
+    def assume(self, defaults: Mapping[str, Any]) -> None:
+        """Takes `defaults` for the family's: those of the text model's class, in wrappers that have several."""
+        self._defaults = defaults
 
     @property
     def is_gguf(self) -> bool:
@@ -183,18 +188,19 @@ class Config:
         value = self.optional_integer(*keys, low=low, high=high)
         return self._otherwise(keys[0], default) if value is None else value
 
-    def integers(self, key: str, count: int, *, low: int = 1, high: int = MAX_WIDTH) -> tuple[int, ...]:
-        """An integer in [low, high] for each of `count` layers, from a list or from one number for all."""
+    def integers(self, key: str, count: int, *, low: int = 1, high: int = MAX_WIDTH, spare: int = 0) -> tuple[int, ...]:
+        """An integer in [low, high] for each of `count` layers, from a list (see `sequence`) or from one for all."""
         name, values = self._first((key,))
         if not isinstance(values, list | tuple | np.ndarray):
             return (self.integer(key, low=low, high=high),) * count
-        return tuple(self._integer(name, value, low, high) for value in self.sequence(key, count) or ())
+        return tuple(self._integer(name, value, low, high) for value in self.sequence(key, count, spare) or ())
 
     def optional_number(self, key: str, *, low: float = 0.0, high: float = 1e30) -> float | None:
         """A finite number in [low, high], rounded to float32."""
-        value = self._first((key,))[1]
-        if value is None:
-            return None
+        name, value = self._first((key,))
+        return None if value is None else self._number(name, value, low, high)
+
+    def _number(self, key: str, value: Any, low: float, high: float) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
             raise self.invalid(key, f"must be a number, got {shown(value)}")
         value = float(min(max(value, -1e39), 1e39))  # JSON has integers that no float holds; nan stays
@@ -206,6 +212,18 @@ class Config:
         """Like `optional_number`, with a default for an absent key."""
         value = self.optional_number(key, low=low, high=high)
         return float(np.float32(self._otherwise(key, default))) if value is None else value
+
+    def numbers(
+        self, key: str, count: int, *, default: float, low: float = 0.0, high: float = 1e30, spare: int = 0
+    ) -> tuple[float, ...]:
+        """A number in [low, high] for each of `count` layers, from a list (see `sequence`; null is 0) or from one."""
+        name, values = self._first((key,))
+        if not isinstance(values, list | tuple | np.ndarray):
+            return (self.number(key, default=default, low=low, high=high),) * count
+        return tuple(
+            self._number(name, 0.0 if value is None else value, low, high)
+            for value in self.sequence(key, count, spare) or ()
+        )
 
     def flag(self, key: str, *, default: bool) -> bool:
         """A boolean."""
@@ -225,8 +243,8 @@ class Config:
             raise self.invalid(key, f"must be a string, got {shown(value)}")
         return value
 
-    def sequence(self, key: str, length: int | None = None) -> list[Any] | None:
-        """A list, of `length` entries when given."""
+    def sequence(self, key: str, length: int | None = None, spare: int = 0) -> list[Any] | None:
+        """A list, of `length` entries when given; `spare` more, of layers that only draft, may follow, and are cut."""
         value = self._first((key,))[1]
         if value is None:
             return None
@@ -234,9 +252,9 @@ class Config:
             value = value.tolist()
         if not isinstance(value, list | tuple):
             raise self.invalid(key, f"must be a list, got {shown(value)}")
-        if length is not None and len(value) != length:
+        if length is not None and len(value) not in (length, length + spare):
             raise self.invalid(key, f"has {len(value)} entries, the model has {length} layers")
-        return list(value)
+        return list(value[:length])
 
     def section(self, key: str) -> Config | None:
         """A nested object of config.json. Its keys count as the file's own: what nobody reads of them is refused."""

@@ -6,7 +6,7 @@ defaults here. What it needs beyond them becomes a field here, if other families
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,7 +20,7 @@ from .weights import Weights
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention of one layer."""
+    """Attention of one layer. q, k and v are one matrix, `attn_qkv`, in files that have it."""
 
     num_heads: int
     num_kv_heads: int
@@ -32,6 +32,9 @@ class Attention:
     bias: bool | None = False  # of q, k and v; None: if it is in the file
     out_bias: bool | None = False
     causal: bool = True
+    norm_after_rope: bool = False  # of q and k, when there is one
+    temper: tuple[float, int, int] | None = None  # beta, length and offset of program.Temper, for q
+    gate: Literal["value", "head"] | None = None  # what each sigmoid of `attn_gate` multiplies in what comes out
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,13 @@ class Mlp:
     activation: Activation
     bias: bool | None = False  # None: if in the file
     gated: bool = True
+    fused: bool = False  # gate and up are one matrix, called `ffn_up`, the rows of the gate first
+    limit: float | None = None  # of program.Gate
 
 
 @dataclass(frozen=True, slots=True)
 class Moe:
-    """Experts and their router; see program.Route for what the fields mean."""
+    """Experts and their router (program.Route says what the fields mean), and an MLP for every row (`shared`)."""
 
     num_experts: int
     top_k: int
@@ -55,6 +60,16 @@ class Moe:
     score: Literal["softmax", "sigmoid", "topk_softmax"] = "softmax"
     normalize: bool = True
     scale: float = 1.0
+    choice_bias: bool | None = False  # `exp_probs_b`, added to the scores for the choice alone; None: if in the file
+    num_groups: int = 1
+    top_groups: int = 1
+    shared: int = 0  # width of the shared expert, 0 when there is none
+    shared_bias: bool = False
+    shared_fused: bool = False  # its gate and up are one matrix, called `ffn_up_shexp`
+    norm_eps: float = 0.0
+    norm_min: float = 0.0
+    limit: float | None = None  # of program.Experts
+    shared_limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +79,8 @@ class Block:
     attention: Attention
     ffn: Mlp | Moe
     post_norms: bool = False
+    pre_norms: bool = True  # False: each part sees the stream as it is
+    ffn_norm: str = "ffn_norm"  # role of the norm before the ffn
 
 
 @dataclass(slots=True)
@@ -75,6 +92,7 @@ class Stream:
     eps: float
     norm: Literal["rms", "layer"] = "rms"
     norm_offset: float = 0.0  # added to the norms' weights
+    norm_offsets: Mapping[str, float] = field(default_factory=dict)  # by role, where they differ
     residual_scale: float = 1.0
     _widths: dict[str, int] = field(default_factory=dict)
 
@@ -99,13 +117,22 @@ class Stream:
         width = group or x.width
         bias = self.w.vector(role, width, i, end="bias") if self.norm == "layer" else None
         weight = self.w.vector(role, width, i)
-        return op.Norm(out, x, weight, bias, self.eps, self.norm, group, self.norm_offset)
+        offset = self.norm_offsets.get(role, self.norm_offset)
+        return op.Norm(out, x, weight, bias, self.eps, self.norm, group, offset)
 
     def linear(
-        self, outs: Sequence[tuple[str, Buffer]], x: Buffer, bias: bool | None, i: int | None = None
+        self,
+        outs: Sequence[tuple[str, Buffer]],
+        x: Buffer,
+        bias: bool | None,
+        i: int | None = None,
+        fused: str | None = None,
     ) -> op.Linear:
-        """Each out = x · the matrix of its role, with its bias."""
-        weights = tuple(self.w.matrix(role, out.width, x.width, i) for role, out in outs)
+        """Each out = x · the matrix of its role, with its bias. `fused`: the role of one matrix that has them all."""
+        if fused is not None:
+            weights = self.w.parts(fused, [out.width for _, out in outs], x.width, i)
+        else:
+            weights = tuple(self.w.matrix(role, out.width, x.width, i) for role, out in outs)
         biases = tuple(self.w.bias(role, out.width, i, bias) for role, out in outs)
         return op.Linear(tuple(out for _, out in outs), x, weights, biases if any(biases) else ())
 
@@ -116,48 +143,71 @@ class Stream:
         yield op.Add(self.x, self.x, out)
 
 
-def attention(s: Stream, a: Attention, x: Buffer, i: int) -> Iterator[Op]:
-    """h = attention(x) · output"""
+def attention(s: Stream, a: Attention, x: Buffer, i: int, state: int) -> Iterator[Op]:
+    """h = attention(x) · output, by the weights of layer i on the keys and values of `state`"""
     wide, narrow = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     q, k, v, out = s.buffer("q", wide), s.buffer("k", narrow), s.buffer("v", narrow), s.buffer("attn", wide)
-    yield s.linear((("attn_q", q), ("attn_k", k), ("attn_v", v)), x, a.bias, i)
+    fused = "attn_qkv" if s.w.is_fused("attn_qkv", i) else None
+    yield s.linear((("attn_q", q), ("attn_k", k), ("attn_v", v)), x, a.bias, i, fused)
+    gate = s.buffer("attn_gate", wide if a.gate == "value" else a.num_heads)
+    if a.gate:
+        yield s.linear((("attn_gate", gate),), x, False, i)
     for role, rows in (("attn_q_norm", q), ("attn_k_norm", k)):
-        if a.qk_norm:
-            yield s.normed(rows, rows, role, i, a.head_dim if a.qk_norm == "head" else None)
+        norm = [s.normed(rows, rows, role, i, a.head_dim if a.qk_norm == "head" else None)] if a.qk_norm else []
+        if not a.norm_after_rope:
+            yield from norm
         if a.rope:
             yield op.Rope(rows, a.head_dim, a.rope.inv_freq, a.rope.interleaved, a.rope.attention_factor)
+        if a.norm_after_rope:
+            yield from norm
+    if a.temper:
+        yield op.Temper(q, q, *a.temper)
     yield op.Attend(
-        out, q, k, v, i, a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim, a.scale, a.window, causal=a.causal
+        out, q, k, v, state, a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim, a.scale, a.window, causal=a.causal
     )
+    if a.gate:
+        yield op.Gate(out, gate, out, "sigmoid", group=a.head_dim if a.gate == "head" else None)
     yield s.linear((("attn_output", s.h),), out, a.out_bias, i)
 
 
-def mlp(s: Stream, m: Mlp, x: Buffer, i: int) -> Iterator[Op]:
-    """h = down(activation(gate(x)) · up(x))"""
+def mlp(s: Stream, m: Mlp, x: Buffer, out: Buffer, i: int, part: str = "") -> Iterator[Op]:
+    """out = down(activation(gate(x)) · up(x)); `part` ends the roles of the matrices."""
     gate, up = s.buffer("gate", m.width), s.buffer("up", m.width)
-    yield s.linear((("ffn_gate", gate), ("ffn_up", up)) if m.gated else (("ffn_up", gate),), x, m.bias, i)
-    yield op.Gate(gate, gate, up if m.gated else None, m.activation)
-    yield s.linear((("ffn_down", s.h),), gate, m.bias, i)
+    roles = ((f"ffn_gate{part}", gate), (f"ffn_up{part}", up)) if m.gated else ((f"ffn_up{part}", gate),)
+    yield s.linear(roles, x, m.bias, i, f"ffn_up{part}" if m.fused else None)
+    yield op.Gate(gate, gate, up if m.gated else None, m.activation, m.limit)
+    yield s.linear(((f"ffn_down{part}", out),), gate, m.bias, i)
 
 
 def moe(s: Stream, m: Moe, x: Buffer, i: int) -> Iterator[Op]:
-    """moe = Σ over the experts that the router picks of weight · expert(x)"""
+    """moe = Σ over the experts that the router picks of weight · expert(x), + shared expert(x)"""
     router = s.buffer("router", m.num_experts)
     yield s.linear((("ffn_gate_inp", router),), x, False, i)
-    yield op.Route(router, m.num_experts, m.top_k, m.score, m.normalize, scale=m.scale)
+    bias = s.w.bias("exp_probs_b", m.num_experts, i, m.choice_bias)
+    groups, guards = (m.num_groups, m.top_groups), (m.norm_eps, m.norm_min)
+    yield op.Route(router, m.num_experts, m.top_k, m.score, m.normalize, bias, *groups, m.scale, *guards)
     # The input must survive until the last expert.
-    yield op.Experts(s.buffer("moe"), x, router, *s.w.experts(i, m.num_experts, m.width, s.hidden), m.activation)
+    out = s.buffer("moe")
+    yield op.Experts(out, x, router, *s.w.experts(i, m.num_experts, m.width, s.hidden), m.activation, m.limit)
+    if m.shared:
+        shared = s.buffer("shared")
+        every = Mlp(m.shared, m.activation, m.shared_bias, fused=m.shared_fused, limit=m.shared_limit)
+        yield from mlp(s, every, x, shared, i, "_shexp")
+        yield op.Add(out, out, shared)
 
 
-def block(s: Stream, b: Block, i: int) -> Iterator[Op]:
-    """x += attention(norm(x)); x += ffn(norm(x))"""
-    yield s.normed(s.h, s.x, "attn_norm", i)
-    yield from attention(s, b.attention, s.h, i)
+def block(s: Stream, b: Block, i: int, state: int) -> Iterator[Op]:
+    """x += attention(norm(x)); x += ffn(norm(x)), by the weights of layer i on the keys and values of `state`"""
+    x = s.h if b.pre_norms else s.x
+    if b.pre_norms:
+        yield s.normed(s.h, s.x, "attn_norm", i)
+    yield from attention(s, b.attention, x, i, state)
     if b.post_norms:
         yield s.normed(s.h, s.h, "post_attention_norm", i)
     yield from s.added(s.h)
-    yield s.normed(s.h, s.x, "ffn_norm", i)
-    yield from moe(s, b.ffn, s.h, i) if isinstance(b.ffn, Moe) else mlp(s, b.ffn, s.h, i)
+    if b.pre_norms:
+        yield s.normed(s.h, s.x, b.ffn_norm, i)
+    yield from moe(s, b.ffn, x, i) if isinstance(b.ffn, Moe) else mlp(s, b.ffn, x, s.h, i)
     out = s.buffer("moe") if isinstance(b.ffn, Moe) else s.h
     if b.post_norms:
         yield s.normed(out, out, "post_ffw_norm", i)
@@ -174,24 +224,36 @@ def model(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     norm_offset: float = 0.0,
+    norm_offsets: Mapping[str, float] | None = None,
+    head_bias: bool = False,
+    num_loops: int = 1,
+    norm_between_loops: bool = False,
     ignored: str | None = None,
     notes: tuple[str, ...] = (),
 ) -> Program:
     """The whole pass from token to logits, or to a vector in a base model without an output matrix.
 
-    `norm_offset` is added to the norms' weights, `ignored` matches tensors that the pass has no use for.
+    `norm_offset` is added to the norms' weights (`norm_offsets`: by role, where they differ), `ignored` matches tensors
+    that the pass has no use for. With `num_loops` the layers run so often, on the same weights but keys and values of
+    their own, and with `norm_between_loops` the last norm stands between them too.
     """
     eps = c.number("attention.layer_norm_rms_epsilon")
-    s = Stream(w, c.integer("embedding_length"), eps, norm_offset=norm_offset, residual_scale=residual_scale)
+    hidden = c.integer("embedding_length")
+    s = Stream(w, hidden, eps, "rms", norm_offset, norm_offsets or {}, residual_scale)
     context = context_length(c)
     vocab_size = None if c.is_gguf else c.integer("vocab_size", high=MAX_VOCAB)
-    tied = None if c.is_gguf else c.flag("tie_word_embeddings", default=False)
+    # What a wrapper of several senses says of its text model, or is by default, is what transformers goes by.
+    own = None if c.is_gguf else c.flag("tie_word_embeddings", default=False)
+    tied = own if own is None else c.whole.flag("tie_word_embeddings", default=own)
     pooling = read_pooling(c.whole)
     c.whole.refuse_unread()
     table = w.embedding(s.hidden, vocab_size)
     ops: list[Op] = [op.Embed(s.x, table, embedding_scale)]
-    for i, b in enumerate(blocks):
-        ops += block(s, b, i)
+    for loop in range(num_loops):
+        if loop and norm_between_loops:
+            ops.append(s.normed(s.x, s.x, "output_norm"))
+        for i, b in enumerate(blocks):
+            ops += block(s, b, i, loop * len(blocks) + i)
     ops.append(s.normed(s.h, s.x, "output_norm"))
     if tied is False and w.is_base_model:
         # Vectors of decoders are those of their last row, unless the file says otherwise (E5-Mistral, GTE-Qwen2).
@@ -200,7 +262,8 @@ def model(
     else:
         # A tensor in the file wins over a tie, as in transformers 5. GGUF says nothing: no output tensor means tied.
         head = w.matrix("output", table.rows, table.cols) if tied is False or w.has("output") else table
-        ops.append(op.Head(s.h, head, scale=logit_scale, softcap=softcap))
+        bias = w.bias("output", table.rows, None, head_bias)
+        ops.append(op.Head(s.h, head, bias, logit_scale, softcap))
     return assemble(s, ops, blocks, table.rows, context, pooling=pooling, ignored=ignored, notes=notes)
 
 

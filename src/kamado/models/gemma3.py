@@ -8,12 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from . import settings as read
-from .config import MAX_CONTEXT
 from .decoder import Block, model
 from .registry import Config, Family, Program, Weights
-from .rope import RopeTable, base_frequencies, hf_rope_section
 
-_VISION_TENSORS = r"^(model\.)?(vision_tower|multi_modal_projector)\."
 _LAYERS_OF_27B = 62
 
 
@@ -44,24 +41,23 @@ _LAYERS_OF_27B = 62
 )
 def build(c: Config, w: Weights) -> Program:
     """The program of a `gemma3` (GGUF; multimodal safetensors) or `gemma3_text` checkpoint."""
-    local, full = _ropes(c)
+    local, full = read.ropes(c, theta=1e6, local_theta=10000.0)
     attention = read.attention(c, full, scale=_scale(c), qk_norm="head")
     windowed = replace(attention, rope=local)
     mlp = read.mlp(c, activation="gelu_pytorch_tanh")
-    vision = any(name.startswith(("vision_tower.", "model.vision_tower.")) for name in w.checkpoint.tensors)
     return model(
         c,
         w,
         [
             Block(attention if window is None else replace(windowed, window=window), mlp, post_norms=True)
-            for window in _windows(c)
+            for window in read.windows(c, 6, "sliding_window_pattern", "_sliding_window_pattern")
         ],
         # transformers rounds the factor to the weights' type; activations here are float32, so that is its type.
         embedding_scale=float(np.float32(math.sqrt(c.integer("embedding_length")))),
         softcap=c.optional_number("final_logit_softcapping", low=0.0 if c.is_gguf else 1e-6) or None,
         norm_offset=0.0 if c.is_gguf else 1.0,  # safetensors store the norms' weights less 1
-        ignored=_VISION_TENSORS,
-        notes=("text only: the file's vision tower is not used",) if vision else (),
+        ignored=read.VISION_TENSORS,
+        notes=read.vision_notes(w),
     )
 
 
@@ -72,46 +68,3 @@ def _scale(c: Config) -> float:
     is_27b = read.num_layers(c) == _LAYERS_OF_27B
     width = c.integer("embedding_length") // read.head_counts(c)[0] if is_27b else read.head_dim(c)
     return read.gguf_scale(c) or read.inverse_sqrt(width)
-
-
-def _windows(c: Config) -> tuple[int | None, ...]:
-    """One entry a layer; None is a global layer."""
-    layers, key = range(read.num_layers(c)), "attention.sliding_window_pattern"
-    if not c.is_gguf:
-        every = c.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
-        width = c.integer("sliding_window", high=MAX_CONTEXT)
-        return read.sliding_windows(c, width, [(i + 1) % every != 0 for i in layers])
-    window, pattern = read.gguf_window(c), c.get(key)
-    if window is None:
-        return (None,) * len(layers)
-    if isinstance(pattern, int | np.integer) or pattern is None:
-        every = c.integer(key, default=6, low=0)
-        return tuple(window if every == 0 or (i + 1) % every else None for i in layers)
-    return tuple(window if is_local else None for is_local in c.sequence(key, len(layers)) or [])
-
-
-def _ropes(c: Config) -> tuple[RopeTable, RopeTable]:
-    """Of local and of global layers: the local ones turn faster, and only the others are scaled for long contexts.
-
-    config.json has `rope_theta`, `rope_local_base_freq`, `rope_scaling`, or transformers 5's dictionary by layer type.
-    """
-    width = read.head_dim(c)
-    local_theta = c.number("rope.freq_base_swa", default=10000.0, low=1.0)
-    local = RopeTable(base_frequencies(local_theta, width))
-    if c.is_gguf:
-        return local, read.rope(c)
-    full_theta = c.number("rope.freq_base", default=1e6, low=1.0)
-    new, old = c.section("rope_parameters"), c.section("rope_scaling")
-    if new is not None and old is not None:
-        raise old.unsupported("rope_type", f"comes with {c.name('rope_parameters')}: the two may contradict")
-    for key in new.present() if new else ():
-        if key not in ("sliding_attention", "full_attention"):
-            raise c.unsupported(f"rope_parameters.{key}", "is set for all layers, not by layer type")
-    local_section = new.section("sliding_attention") if new else None
-    full_section = new.section("full_attention") if new else old
-    full = RopeTable(base_frequencies(full_theta, width))
-    if local_section is not None:
-        local = hf_rope_section(c, local_section, width, local_theta)
-    if full_section is not None:
-        full = hf_rope_section(c, full_section, width, full_theta)
-    return local, full

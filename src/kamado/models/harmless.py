@@ -50,16 +50,26 @@ def _families(names: str) -> frozenset[str]:
 
 
 _ENCODERS: Final = _families("bert")
-_NORMING_Q: Final = _families("qwen3 qwen3_moe gemma3 gemma3_text olmoe")
+_STEP: Final = _families("step3p5 step3p7")
+_NORMING_Q: Final = _families(
+    "qwen3 qwen3_moe gemma3 gemma3_text olmoe hunyuan_v1_dense hunyuan_v1_moe minimax_m2 exaone4 olmo2 olmo3 afmoe "
+    "step3p5 step3p7"
+)
 _OFF: Final = (False, 0, 1)  # of a scale 0 stands for "none" and 1 for itself; of a count of passes 1 is the plain one
 
 GGUF: Final = (
     Row("vocab_size", "the rows of the token table are the vocabulary"),
-    Row("rope.scaling.finetuned", "tells how the model was trained; kept by llama.cpp for saving only"),
     Row(
-        "rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_beta_fast "
-        "rope.scaling.yarn_beta_slow",
+        "rope.scaling.finetuned",
+        "tells how the model was trained; kept by llama.cpp for saving only",
+        but=_families("granite"),
+    ),
+    Row("ssm.*", "of Mamba layers, whose tensors would be refused", None, _families("granite granitemoe")),
+    Row("rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor", "of a yarn scaling, and read with one"),
+    Row(
+        "rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow",
         "of a yarn scaling, and read with one",
+        but=_families("mistral3"),
     ),
     Row("use_parallel_residual", "GPT-NeoX's; converters of early 2024 wrote it for every family"),
     Row("classifier.output_labels", "names of a classifier's outputs"),
@@ -114,8 +124,8 @@ CONFIG_JSON: Final = (
     ),
     Row(
         "initializer_range attention_dropout hidden_dropout hidden_dropout_prob attention_probs_dropout_prob "
-        "classifier_dropout router_aux_loss_coef router_jitter_noise gradient_checkpointing pretraining_tp "
-        "tf_legacy_loss",
+        "classifier_dropout residual_dropout resid_pdrop embd_pdrop router_aux_loss_coef router_jitter_noise "
+        "gradient_checkpointing pretraining_tp tf_legacy_loss init_method",
         "of training alone",
     ),
     Row(
@@ -126,7 +136,28 @@ CONFIG_JSON: Final = (
     ),
     Row("max_sequence_length model_max_length", "the tokenizer's; positions are max_position_embeddings"),
     Row("id2label label2id num_labels problem_type sentence_transformers", "of a classifier's head"),
-    Row("max_window_layers", "read with a window by layers, which this family has not", None, _families("qwen3_moe")),
+    Row(
+        "eod_token_id im_start_id im_end_id im_newline_id image_token_id text_start_id text_end_id mask_init_id "
+        "num_media_embeds org_vocab_size pool_type class_num add_classification_head use_rotary_pos_emb norm_type "
+        "attention_head_dim cla_share_factor use_mixed_mlp_moe moe_drop_tokens moe_random_routing_dropped_token "
+        "moe_layer_num_skipped moe_intermediate_size num_shared_expert",
+        "of Tencent's training code; the classes of transformers read none of it",
+        None,
+        _families("hunyuan_v1_dense hunyuan_v1_moe"),
+    ),
+    Row("use_cla", "false: no keys of other layers", (False,), _families("hunyuan_v1_dense hunyuan_v1_moe")),
+    Row(
+        "moe_capacity moe_gate moe_use_aux_free use_rmsnorm compression_ratio",
+        "of Baidu's training code; the class of transformers reads none of it",
+        None,
+        _families("ernie4_5 ernie4_5_moe"),
+    ),
+    Row(
+        "max_window_layers",
+        "read with a window by layers, which this family has not",
+        None,
+        _families("qwen3_moe smollm3"),
+    ),
     Row("hidden_act", "its activation is hidden_activation", None, _families("gemma3 gemma3_text")),
     Row(
         "vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id eoi_token_id "
@@ -136,6 +167,13 @@ CONFIG_JSON: Final = (
         _families("gemma3"),
     ),
     Row(
+        "vision_config image_token_index image_token_id projector_hidden_act vision_feature_layer "
+        "multimodal_projector_bias spatial_merge_size",
+        "of pictures, which are not taken",
+        None,
+        _families("mistral3"),
+    ),
+    Row(
         "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
         "pooler_type output_past",
         "of the pooler in front of a classifier",
@@ -143,10 +181,52 @@ CONFIG_JSON: Final = (
         _ENCODERS,
     ),
     Row("tie_word_embeddings", "an encoder has no output matrix", None, _ENCODERS),
-    Row("tie_word_embeddings", "true: what this family does", (True,), _families("gemma3")),
     Row("use_qk_norm", "true: what this family does", (True,), _NORMING_Q),
+    Row("scoring_func", "sigmoid: what this family does", ("sigmoid",), _families("minimax_m2")),
+    Row("qk_norm_type", "per_layer: over the whole row, as is done", ("per_layer",), _families("minimax_m2")),
+    Row("use_routing_bias", "true: what this family does", (True,), _families("minimax_m2")),
+    Row("attn_type_list", "1: full attention in every layer", (1,), _families("minimax_m2")),
+    Row(
+        "layernorm_full_attention_alpha layernorm_full_attention_beta layernorm_linear_attention_alpha "
+        "layernorm_linear_attention_beta layernorm_mlp_alpha layernorm_mlp_beta",
+        "1: no factor on what is added",
+        (1,),
+        _families("minimax_m2"),
+    ),
+    Row(
+        "shared_moe_mode mlp_intermediate_size use_mtp num_mtp_modules mtp_transformer_layers",
+        "of a shared expert, an MLP and drafting layers, whose tensors would be refused",
+        None,
+        _families("minimax_m2"),
+    ),
     Row("use_qk_norm qk_layernorm", "false: this family norms neither q nor k", (False,), but=_NORMING_Q),
     Row("qkv_bias", "true: what this family does", (True,), _families("qwen2")),
+    Row("full_attn_mod interpolate_factor", "1: every layer, no factor", (1,), _families("phi3")),
+    Row("normalization_function", "rmsnorm: what this family does", ("rmsnorm",), _families("granitemoehybrid")),
+    Row("mamba_* time_step_limit", "of Mamba layers, of which the file has none", None, _families("granitemoehybrid")),
+    Row("intermediate_size", "of layers without experts, of which there are none", None, _families("solar_open")),
+    Row("route_norm", "true: what this family does", (True,), _families("afmoe")),
+    Row("score_func", "sigmoid: what this family does", ("sigmoid",), _families("afmoe")),
+    Row("n_group topk_group num_expert_groups num_limited_groups", "1: no groups", (1,), _families("afmoe")),
+    Row(
+        "use_moe use_head_wise_attn_gate use_moe_router_bias norm_expert_weight zero_centered",
+        "true: what this family does",
+        (True,),
+        _STEP,
+    ),
+    Row("gating", "a gate a head: what this family does", (True, "per-head"), _STEP),
+    Row("moe_router_activation", "sigmoid: what this family does", ("sigmoid",), _STEP),
+    Row("att_impl_type", "what this family does", ("GQA",), _STEP),
+    Row("yarn_only_types", "a scaling is that of the global layers", ("full_attention",), _STEP),
+    Row("sink use_mfa", "false: off", (False,), _STEP),
+    Row("moe_every_n_layer", "1: every one of them", (1,), _STEP),
+    Row("moe_layer_offset", "0: none", (0,), _STEP),
+    Row("use_rope_layers", "empty: all layers turn", (), _STEP),
+    Row("need_fp32_gate", "activations are float32 here", None, _STEP),
+    Row("max_seq_len", "positions are max_position_embeddings", None, _STEP),
+    Row("mtp_layer_types mtp_mlp_layer_types", "of layers that draft, which are not run", None, _STEP),
+    Row("vision_config image_token_id projector_bias", "of pictures, which are not taken", None, _families("step3p7")),
+    Row("load_balance_coeff use_grouped_mm", "of training, and of the code that runs it", None, _families("afmoe")),
     Row(
         "use_mrope rope_interleaved use_sliding_window use_bidirectional_attention "
         "is_encoder_decoder is_decoder add_cross_attention tie_encoder_decoder",
@@ -154,7 +234,7 @@ CONFIG_JSON: Final = (
         (False,),
     ),
     Row(
-        "attention_bias mlp_bias use_bias bias qkv_bias",
+        "attention_bias mlp_bias use_bias bias qkv_bias lm_head_bias",
         "false: no bias, and one in the file that has no place would be refused",
         (False,),
     ),

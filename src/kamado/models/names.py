@@ -1,6 +1,7 @@
 """What tensors and settings are called: GGUF's names are the canonical ones, these are what transformers calls them.
 
-A tensor's role is its name in GGUF without `blk.{i}.` and without `.weight` or `.bias`.
+A tensor's role is its name in GGUF without `blk.{i}.` and without `.weight` or `.bias`; a name in safetensors that has
+no such ending says so by a `$`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,16 @@ HF_KEYS: Final[Mapping[str, str | tuple[str, ...]]] = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.scale": "attention_multiplier",
     "attention.sliding_window": "sliding_window",
-    "expert_count": ("num_experts", "num_local_experts"),
+    "expert_count": ("num_experts", "num_local_experts", "n_routed_experts"),
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_weights_norm": "norm_topk_prob",
+    "expert_weights_scale": "routed_scaling_factor",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "expert_shared_count": "n_shared_experts",
+    "leading_dense_block_count": "first_k_dense_replace",
+    "nextn_predict_layers": "num_nextn_predict_layers",
     "rope.freq_base": "rope_theta",
     "rope.freq_base_swa": "rope_local_base_freq",
 }
@@ -52,7 +59,11 @@ HF_TENSORS: Final[Mapping[str, str]] = {
     "ffn_gate": _MLP + "gate_proj",
     "ffn_up": _MLP + "up_proj",
     "ffn_down": _MLP + "down_proj",
+    "ffn_gate_shexp": _MLP + "shared_experts.gate_proj",
+    "ffn_up_shexp": _MLP + "shared_experts.up_proj",
+    "ffn_down_shexp": _MLP + "shared_experts.down_proj",
     "ffn_gate_inp": _MLP + "gate",  # the router
+    "exp_probs_b": _MLP + "gate.e_score_correction_bias$",
     "ffn_gate.{e}": _MLP + "experts.{e}.gate_proj",
     "ffn_up.{e}": _MLP + "experts.{e}.up_proj",
     "ffn_down.{e}": _MLP + "experts.{e}.down_proj",

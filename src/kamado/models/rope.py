@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ _KEYS: dict[str, frozenset[str]] = {
         }
     ),
 }  # fmt: skip
+
+_SHARE: Final = "partial_rotary_factor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,35 +85,54 @@ def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def gguf_rope(config: Config, head_dim: int, weights: Weights | None = None, *, interleaved: bool = False) -> RopeTable:
-    """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied."""
+def gguf_rope(
+    config: Config,
+    head_dim: int,
+    weights: Weights | None = None,
+    *,
+    interleaved: bool = False,
+    long: bool = False,
+    log_multiplier: bool = False,
+    num_factors: int | None = None,
+) -> RopeTable:
+    """The table of a GGUF file; `weights` given, its optional `rope_freqs` tensor of divisors is applied.
+
+    `long`: the type may be longrope, of whose divisors longrope.py takes care. `log_multiplier`: the family's files say
+    in `rope.scaling.yarn_log_multiplier` what config.json calls mscale_all_dim, of which mscale is 1. `num_factors`:
+    values of the tensor, where it has more than pairs are turned.
+    """
     theta = config.number("rope.freq_base", default=10000.0, low=1.0)
     kind = config.text("rope.scaling.type", default="linear")
     old_factor = config.number("rope.scale_linear", default=1.0)
     factor = config.number("rope.scaling.factor", default=old_factor) or 1.0
     attention_factor = config.number("rope.scaling.attn_factor", default=1.0) or 1.0
     freqs = base_frequencies(theta, head_dim)
-    if kind == "linear":
+    if kind == "linear" or (long and kind == "longrope"):
         freqs /= factor
     elif kind == "yarn":
-        freqs, growth = _gguf_yarn(config, theta, head_dim, factor)
+        multiplier = config.number("rope.scaling.yarn_log_multiplier", default=0.0) if log_multiplier else 0.0
+        freqs, growth = _gguf_yarn(config, theta, head_dim, factor, multiplier)
         attention_factor *= growth
     elif kind != "none":
         raise config.unsupported("rope.scaling.type", f"is {kind!r}; supported are none, linear and yarn")
     if weights is not None and weights.has("rope_freqs"):
-        divisors = weights.values("rope_freqs", head_dim // 2)
+        divisors = weights.values("rope_freqs", num_factors or head_dim // 2)[: head_dim // 2]
         if not (np.isfinite(divisors).all() and (divisors > 0).all()):
             raise config.invalid("rope_freqs.weight", "has values that are not positive numbers")
         freqs /= divisors
     return RopeTable(freqs, attention_factor, interleaved)
 
 
-def _gguf_yarn(config: Config, theta: float, head_dim: int, factor: float) -> tuple[NDArray[np.float64], float]:
+def _gguf_yarn(
+    config: Config, theta: float, head_dim: int, factor: float, log_multiplier: float
+) -> tuple[NDArray[np.float64], float]:
     context = config.integer("context_length", high=MAX_CONTEXT)
     original = config.integer("rope.scaling.original_context_length", default=context, high=MAX_CONTEXT)
     if config.number("rope.scaling.yarn_ext_factor", default=1.0, low=-1.0) not in (1.0, -1.0):
         raise config.unsupported("rope.scaling.yarn_ext_factor", "is not 1")
     growth = yarn_attention_factor(factor)
+    if log_multiplier:
+        growth /= yarn_attention_factor(factor, log_multiplier)
     written = config.number("rope.scaling.yarn_attn_factor", default=1.0)
     if abs(written - 1.0) > 1e-6 and abs(written - growth) > 1e-4:
         raise config.unsupported(
@@ -127,13 +149,65 @@ def _check_yarn(config: Config, key: str, theta: float) -> None:
         raise config.invalid(key, f"must be above 1 for yarn, got {theta:g}")
 
 
-def hf_rope(config: Config, head_dim: int) -> RopeTable:
-    """The table of a config.json: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`."""
+def hf_rope(config: Config, head_dim: int, *, partial: bool = False, interleaved: bool = False) -> RopeTable:
+    """The table of a config.json: `rope_theta` and `rope_scaling`, or transformers 5's `rope_parameters`.
+
+    `partial`: the family's classes turn but a share of each head where the file says so.
+    """
     theta = config.number("rope_theta", default=10000.0, low=1.0)
     rope = config.joined_section("rope_scaling", "rope_parameters")  # files of the years between have both
+    width = rotary_dim(config, rope, head_dim) if partial else head_dim
     if rope is None:
-        return RopeTable(base_frequencies(theta, head_dim))
-    return hf_rope_section(config, rope, head_dim, theta)
+        return RopeTable(base_frequencies(theta, width), interleaved=interleaved)
+    return replace(hf_rope_section(config, rope, width, theta, partial=partial), interleaved=interleaved)
+
+
+def hf_ropes(
+    config: Config, head_dim: int, thetas: tuple[float, float], shares: tuple[float, float] | None = None
+) -> tuple[RopeTable, RopeTable]:
+    """The tables of local and of global layers of a config.json: `rope_scaling`, which is of the global ones alone, or
+    transformers 5's dictionary by layer type.
+
+    The bases, and with `shares` the shares of a head that turn, are those of a file that names them outside.
+    """
+    new, old = config.section("rope_parameters"), config.section("rope_scaling")
+    if new is not None and old is not None:
+        raise old.unsupported("rope_type", f"comes with {config.name('rope_parameters')}: the two may contradict")
+    for key in new.present() if new else ():
+        if key not in ("sliding_attention", "full_attention"):
+            raise config.unsupported(f"rope_parameters.{key}", "is set for all layers, not by layer type")
+
+    def table(section: Config | None, base: float, share: float) -> RopeTable:
+        if shares is not None and section is not None:
+            share = section.number(_SHARE, default=share, high=1.0)
+        width = _turned(config, head_dim, share)
+        if section is None:
+            return RopeTable(base_frequencies(base, width))
+        return hf_rope_section(config, section, width, base, partial=shares is not None)
+
+    local, full = (new.section("sliding_attention"), new.section("full_attention")) if new else (None, old)
+    (local_theta, theta), (local_share, share) = thetas, shares or (1.0, 1.0)
+    return table(local, local_theta, local_share), table(full, theta, share)
+
+
+def rotary_dim(config: Config, rope: Config | None, head_dim: int) -> int:
+    """Values of each head that turn, from `partial_rotary_factor` in the rope dictionary, or else beside it.
+
+    A family that names a key of config.json for `rope.dimension_count` has their number there.
+    """
+    stated = config.optional_integer("rope.dimension_count", low=2, high=head_dim)
+    share = config.number(_SHARE, default=1.0 if stated is None else stated / head_dim, high=1.0)
+    width = _turned(config, head_dim, share if rope is None else rope.number(_SHARE, default=share, high=1.0))
+    if stated is not None and stated != width:
+        raise config.invalid("rope.dimension_count", f"is {stated} while {_SHARE} turns {width} of {head_dim} values")
+    return width
+
+
+def _turned(config: Config, head_dim: int, share: float) -> int:
+    width = int(head_dim * share)  # cut off, as transformers does
+    if width < 2 or width % 2:
+        raise config.invalid(_SHARE, f"of {share:g} turns {width} of the {head_dim} values of a head")
+    return width
 
 
 def context_length(config: Config) -> int:
@@ -165,13 +239,16 @@ def _stretched(written: int, kind: str, original: int | None, factor: float | No
     return min(max(written, int(original * (factor or 1.0))), MAX_CONTEXT)
 
 
-def hf_rope_section(config: Config, rope: Config, head_dim: int, default_theta: float) -> RopeTable:
-    """The table of one rope dictionary; `config` is the model's, for the context lengths."""
+def hf_rope_section(
+    config: Config, rope: Config, head_dim: int, default_theta: float, *, partial: bool = False
+) -> RopeTable:
+    """The table of one rope dictionary, for the `head_dim` values that turn; `config` is the model's, for the context
+    lengths. `partial`: a share of the head that turns has been read."""
     kind = rope.text("rope_type", default=rope.text("type", default="default"))
     if kind not in _KEYS:
         raise rope.unsupported("rope_type", f"is {kind!r}; supported are {', '.join(_KEYS)}")
     theta = rope.number("rope_theta", default=default_theta, low=1.0)
-    if rope.number("partial_rotary_factor", default=1.0) != 1.0:
+    if not partial and rope.number("partial_rotary_factor", default=1.0) != 1.0:
         raise rope.unsupported("partial_rotary_factor", "is not 1")
     rope.known(_KEYS[kind])
     rope.refuse_unread()

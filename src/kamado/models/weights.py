@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -64,7 +65,10 @@ class Weights:
     def name(self, role: str, layer: int | None = None, expert: int | None = None, end: str = "weight") -> str:
         """The file's name for `role`."""
         stem = (role if layer is None else f"blk.{{i}}.{role}") if self._hf is None else self._hf[role]
-        return f"{stem.format(i=layer, e=expert)}.{end}"
+        stem = stem.format(i=layer, e=expert)
+        if self._hf is None and stem in self.checkpoint.tensors:
+            return stem  # norms of PLaMo, whose converter looks them up with their ending
+        return stem.removesuffix("$") if stem.endswith("$") else f"{stem}.{end}"
 
     def has(self, role: str, layer: int | None = None, expert: int | None = None, end: str = "weight") -> bool:
         """Whether the format has a name for `role` and the file has the tensor."""
@@ -81,6 +85,10 @@ class Weights:
             and not self.has("output")
         )
 
+    def is_fused(self, role: str, layer: int) -> bool:
+        """Whether the file has the matrix that stands for several: by the family's names, or by its own in GGUF."""
+        return self.has(role, layer) if self._hf is None else role in self._hf
+
     def _tensor(self, name: str, shape: tuple[int | None, ...]) -> TensorRef:
         ref = self.checkpoint.tensor(name, shape)
         self._used.add(name)
@@ -90,9 +98,19 @@ class Weights:
         """A (rows, cols) matrix; rows None takes what the file has."""
         return self._tensor(self.name(role, layer), (rows, cols))
 
+    def parts(self, role: str, rows: Sequence[int], cols: int, layer: int | None = None) -> tuple[TensorRef, ...]:
+        """The matrices that lie one below the other in one of sum(rows) rows."""
+        whole = self.matrix(role, sum(rows), cols, layer)
+        ends = list(itertools.accumulate(rows))
+        return tuple(whole.row_range(end - count, end) for count, end in zip(rows, ends, strict=True))
+
     def vector(self, role: str, length: int, layer: int | None = None, end: str = "weight") -> TensorRef:
-        """A vector of unquantised values."""
-        ref = self._tensor(self.name(role, layer, end=end), (length,))
+        """A vector of unquantised values. Some files keep it as a matrix of one row."""
+        name = self.name(role, layer, end=end)
+        if self.checkpoint.has(name) and len(self.checkpoint.tensor(name).shape) == 2:
+            ref = self._tensor(name, (1, length)).index(0)
+        else:
+            ref = self._tensor(name, (length,))
         if ref.layout not in (Layout.F32, Layout.F16, Layout.BF16):
             raise UnsupportedError(
                 f"{self.checkpoint.path}: tensor {ref.name!r} is {ref.layout.name}, a vector must not be"

@@ -93,6 +93,7 @@ class Plan:
     kv_reuse_points: int = 0  # of all sequences together, certainly kept
     max_records: int = 0  # of sequences and reuse points, where steps replace state
     overridden: tuple[str, ...] = ()  # settings of the file that are not applied, since `allow_unknown` said so
+    notes: tuple[str, ...] = ()  # what else to know of the program that runs with this context
 
     @property
     def is_streamed(self) -> bool:
@@ -266,6 +267,7 @@ def plan(
         kv_reuse_points=planner.reuse_points,
         max_records=split.max_records,
         overridden=program.overridden,
+        notes=program.for_context(split.context).notes,
     )
 
 

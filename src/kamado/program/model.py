@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .operation import Operation
 from .ops import Attend, Pool, Pooling
@@ -31,12 +31,19 @@ class Program:
     overridden: tuple[str, ...] = ()  # settings of the file that nobody read and the user allowed
 
     states: tuple[State, ...] = ()
+    longer: tuple[int, Program] | None = None  # what runs instead when a context of more than these tokens is planned
 
     def __post_init__(self) -> None:
         """Derives `states` where none are given."""
         if not self.states:
             stored = {op.state: _kept(op) for op in self.ops if isinstance(op, Attend) and op.stores}
             object.__setattr__(self, "states", tuple(stored[number] for number in sorted(stored)))
+
+    def for_context(self, tokens: int) -> Program:
+        """The program for conversations of up to `tokens`, where the rotation depends on how long they may become."""
+        if self.longer is None or tokens <= self.longer[0]:
+            return self
+        return replace(self.longer[1], overridden=self.overridden)
 
     @property
     def has_record(self) -> bool:

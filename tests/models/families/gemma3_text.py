@@ -63,6 +63,11 @@ FAMILY = Family(
             exact=True,
         ),
         # Its query scalar, no head's width, has no GGUF key.
-        Case("gemma3-multimodal", gguf=False, family="gemma3"),
+        Case(
+            "gemma3-multimodal",
+            {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 9, "pad_token_id": 0},
+            gguf=False,
+            family="gemma3",
+        ),
     ),
 )

@@ -7,7 +7,8 @@ from typing import Any
 from family_cases import EXPERTS, FFN, NO_HEAD_DIM, TOP_K, Case, Family, Shapes, heads
 
 
-def _experts(hidden: int, layer: int) -> Shapes:
+def experts(hidden: int, layer: int) -> Shapes:
+    """Experts stacked, gate on up, and their router."""
     moe = "block_sparse_moe."
     return {
         f"{moe}router.layer.weight": (EXPERTS, hidden),
@@ -41,7 +42,7 @@ FAMILY = Family(
         "logits_scaling": 4.0,
         "tie_word_embeddings": True,
     },
-    ffn=_experts,
+    ffn=experts,
     number=1,
     golden=(1, [0, 69, 80, 82, 32, 35, 82, 32, 35, 82, 35, 82, 29, 34, 53, 66, 2, 31, 43, 82, 29, 82, 29, 82]),
     gguf="GRANITE_MOE",

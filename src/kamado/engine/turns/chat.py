@@ -114,15 +114,15 @@ class ChatEncoder:
         end = ""
         if continue_last:
             end = words.stand_for("")
-            guarded_turns[-1]["content"] = guarded_turns[-1]["content"] + end
-        # An empty content stays empty: templates leave out what is not there.
-        contents = [words.stand_for(turn["content"]) if turn["content"] else "" for turn in turns]
-        opaque_turns = [
-            {**guarded, "content": content or guarded["content"]}
-            for guarded, content in zip(guarded_turns, contents, strict=True)
-        ]
-        if continue_last:
-            opaque_turns[-1]["content"] += end if turns[-1]["content"] else ""
+            guarded_turns[-1]["content"] = _with_end(guarded_turns[-1]["content"], end)
+        contents: list[str] = []
+        opaque_turns = []
+        for guarded_turn, turn in zip(guarded_turns, turns, strict=True):
+            content, opaque_content = _opaque(turn["content"], guarded_turn["content"], words)
+            contents.append(content)
+            opaque_turns.append({**guarded_turn, "content": opaque_content})
+        if continue_last and turns[-1]["content"]:
+            opaque_turns[-1]["content"] = _with_end(opaque_turns[-1]["content"], end)
         guarded = self._render(guarded_turns, tools, options, end)
         if most_tokens is not None:
             self._check_beginning(guarded, most_tokens)
@@ -260,6 +260,27 @@ class _Words:
 
     def restore(self, text: str) -> str:
         return self._pattern.sub(lambda match: self._texts[int(match[1])], text)
+
+
+def _with_end(content: Any, end: str) -> Any:
+    """A content, or the text at the end of one in parts, with `end` behind it."""
+    if isinstance(content, str):
+        return content + end
+    return [*content[:-1], {**content[-1], "text": content[-1]["text"] + end}]
+
+
+def _opaque(content: Any, guarded: Any, words: _Words) -> tuple[str, Any]:
+    """The word that stands for a content's text, and the content with words in place of its texts. An empty text stays
+    empty: templates leave out what is not there."""
+    if isinstance(content, str):
+        word = words.stand_for(content) if content else ""
+        return word, word or guarded
+    word, parts = "", []
+    for part in content:  # of each one text
+        kind = part["type"]
+        word = words.stand_for(part[kind]) if part[kind] else ""
+        parts.append({**part, kind: word})
+    return word, parts
 
 
 def _literal(tokenizer: Tokenizer, token: int) -> str:

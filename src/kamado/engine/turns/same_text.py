@@ -156,12 +156,13 @@ class SameText:
         """What a turn says; None when a call in it is not whole, or has an id, which later results may refer to."""
         text = self._text(ids)
         syntax = self._chat.syntax if names else None
-        if syntax is not None and syntax.id_key and syntax.id_key in text:
+        syntax = None if syntax is None else syntax.bind(self._chat.marks)
+        if syntax is not None and any(one and one in text for one in (syntax.id_key, syntax.id_before)):
             return None
         parser = AnswerParser(
             tags=self._tags,
             is_reasoning=self._opens_reasoning,
-            syntax=None if syntax is None else syntax.bind(self._chat.marks),
+            syntax=syntax,
             names=names,
             new_id=lambda: "",
         )

@@ -40,8 +40,9 @@ from .chat_types import (
     ToolChoice,
 )
 from .tool_format import AnswerParser, ChatFormat
+from .tool_format.argument_readers import Kinds
 from .tool_format.call_grammar import AnswerGrammar
-from .tool_format.reasoning import ReasoningTags, switch_of
+from .tool_format.reasoning import BUDGET, ReasoningTags, reads, switch_of
 from .tool_format.syntax import CallSyntax, without_marks
 from .tool_format.template_turns import check_tools, make_turns
 
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 _OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TAKEN = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
-_OF_PARSERS = ("tags", "is_reasoning", "syntax", "names", "is_required", "is_continued")  # fields of a Turn
+_OF_PARSERS = ("tags", "is_reasoning", "syntax", "names", "kinds", "is_required", "is_continued")  # fields of a Turn
 _ROLES = frozenset(("system", "user", "assistant", "tool"))
 
 
@@ -74,6 +75,11 @@ class Turn:
     starts: tuple[int, ...] = ()  # where in the prompt a turn begins, if the model keeps a record
 
     @property
+    def kinds(self) -> Mapping[str, Kinds]:
+        """Of which types each tool's parameters may be, where arguments stand between tags."""
+        return {name: schema.kinds for name, schema in self.schemas.items() if name}
+
+    @property
     def num_prompt_tokens(self) -> int:
         """Length of the prompt."""
         return len(self.tokens)
@@ -86,6 +92,7 @@ class TurnMaker:
         self._encoder = encoder
         self.format = chat_format
         self._switch = switch_of(template_source)
+        self._has_budget = reads(template_source, BUDGET)
 
     def prepare(
         self,
@@ -113,7 +120,7 @@ class TurnMaker:
         if is_continued and tool_choice.mode == "required":
             raise UsageError("an answer that goes on from a given beginning is text: no call can be required of it")
         shown = tools if offered else ()
-        turns, objects = make_turns(messages, shown, chat.tools, chat.syntax, chat.system_in_user)
+        turns, objects = make_turns(messages, shown, chat.tools, chat.syntax, chat.system_in_user, chat.reasoning)
         encoded = self._encoder.encode_turns(
             turns,
             tools=objects,
@@ -184,6 +191,8 @@ class TurnMaker:
         chosen = dict(options)
         if think.enabled is not None and self._switch is not None:
             chosen.setdefault(self._switch, think.enabled)
+        if self._has_budget and (think.enabled is False or think.max_tokens is not None):
+            chosen.setdefault(BUDGET, 0 if think.enabled is False else think.max_tokens)
         if think.effort is not None:
             chosen.setdefault("reasoning_effort", think.effort)
         return chosen

@@ -4,6 +4,7 @@
     expand.py     one schema's keywords        normal.py   conjunctions and complements of schemas
     shapes.py     what they allow, by type     emit.py     from that to rules     rules.py   written down
     pattern.py, trees.py, charset.py, formats.py, numbers.py    texts and numbers as regular languages
+    tagged.py     objects whose members stand between tags
     values.py     whether a finished value matches
 
 Every shape is a set that the schema's own set contains (declared keys only, whole numbers of 64 bits), except where a
@@ -11,14 +12,17 @@ note says that a keyword was left open: there it may be larger, and the finished
 """
 
 from .compiled import KEPT_BYTES, CompiledSchema, OpenKeyword, compile_schema, kept_bytes, open_schema
+from .tagged import EVERY_KIND, Tagged
 from .values import Checker, CheckError
 
 __all__ = [
+    "EVERY_KIND",
     "KEPT_BYTES",
     "CheckError",
     "Checker",
     "CompiledSchema",
     "OpenKeyword",
+    "Tagged",
     "compile_schema",
     "kept_bytes",
     "open_schema",

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ....errors import BusyError, ConstraintError
@@ -20,6 +20,7 @@ from ....isolated import WORKER, Limits, WorkerEndedError
 from .document import Document, Node, plain
 from .emit import Emitter
 from .normal import Normaliser, TooLongError
+from .tagged import Tagged
 from .values import Checker, CheckError
 
 _MAX_KEPT = 256
@@ -43,6 +44,7 @@ class OpenKeyword:
 class CompiledSchema:
     """`lark`: the grammar of all JSON texts that match, as far as it goes.
 
+    Of arguments between tags (tagged.py) it is the grammar of those, and `kinds` has the types that each may be of.
     `is_narrowed`: some objects have their declared keys only, which is less than the schema allows. `remarks`: places
     of formats that say something to readers alone. `is_plain`: no expression of the schema's author is in the grammar.
     """
@@ -53,7 +55,8 @@ class CompiledSchema:
     remarks: tuple[str, ...]
     is_plain: bool
     text: str  # of the schema, JSON
-    key: str  # of the schema and its separators
+    key: str  # of the schema and how it is written
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CompiledSchema) and self.key == other.key
@@ -99,19 +102,25 @@ def open_schema(
     key_separator: str = ":",
     *,
     is_object: bool = False,
+    tagged: Tagged | None = None,
 ) -> CompiledSchema:
     """Any JSON, or any object: nothing else of the schema is enforced, for `reason`. The finished answer is checked."""
     is_object |= isinstance(schema, Mapping) and schema.get("type") == "object"
-    made = compile_schema({"type": "object"} if is_object else True, item_separator, key_separator)
+    made = compile_schema({"type": "object"} if is_object else True, item_separator, key_separator, tagged=tagged)
     text = _text(schema) or ""
-    key = _key(text, reason, item_separator, key_separator)
+    key = _key(text, reason, item_separator, key_separator, repr(tagged))
     return replace(made, open=(OpenKeyword("/", reason),), text=text, key=key)
 
 
 def compile_schema(
-    schema: Mapping[str, Any] | bool, item_separator: str = ",", key_separator: str = ":", *, is_object: bool = False
+    schema: Mapping[str, Any] | bool,
+    item_separator: str = ",",
+    key_separator: str = ":",
+    *,
+    is_object: bool = False,
+    tagged: Tagged | None = None,
 ) -> CompiledSchema:
-    """The grammar of a schema; `is_object`: of its values that are objects.
+    """The grammar of a schema; `is_object`: of its values that are objects; `tagged`: of these, written between tags.
 
     Raises ConstraintError when it is none, is too large, or nothing matches it; BusyError when it needed the worker
     process and that had no time."""
@@ -119,13 +128,13 @@ def compile_schema(
     if text is None:  # `plain` says what is wrong with it, unless it is made of other kinds of mappings
         schema = plain(schema)
         text = json.dumps(schema)
-    key = _key(text, item_separator, key_separator, str(is_object))
+    key = _key(text, item_separator, key_separator, str(is_object), repr(tagged))
     with _lock:
         known = _kept.get(key)
         if known is not None:
             _kept.move_to_end(key)
     if known is None:
-        known = _worked_out(schema, text, item_separator, key_separator, is_object, key)
+        known = _worked_out(schema, text, _Form(item_separator, key_separator, is_object, tagged), key)
         _keep(key, known)
     if isinstance(known, str):
         raise ConstraintError(known)
@@ -162,34 +171,49 @@ def _keep(key: str, made: CompiledSchema | str) -> None:
 def _num_bytes(made: CompiledSchema | str) -> int:
     if isinstance(made, str):
         return len(made)
-    return len(made.lark) + len(made.text) + sum(len(one.place) + len(one.reason) for one in made.open)
+    return (
+        sum(map(len, made.kinds))
+        + len(made.lark)
+        + len(made.text)
+        + sum(len(one.place) + len(one.reason) for one in made.open)
+    )
 
 
-def _worked_out(
-    schema: Mapping[str, Any] | bool, text: str, item_separator: str, key_separator: str, is_object: bool, key: str
-) -> CompiledSchema | str:
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How values are written."""
+
+    item_separator: str
+    key_separator: str
+    is_object: bool
+    tagged: Tagged | None
+
+
+def _worked_out(schema: Mapping[str, Any] | bool, text: str, form: _Form, key: str) -> CompiledSchema | str:
     """The schema, or why it is refused."""
     made: Mapping[str, Any] | str | None = None
     if len(text) <= _HERE_CHARACTERS:
         with suppress(TooLongError):
-            made = _compile(schema, item_separator, key_separator, is_object, _HERE_SECONDS)
+            made = _compile(schema, form, _HERE_SECONDS)
     if made is None:
-        made = _in_worker(text, item_separator, key_separator, is_object)
+        made = _in_worker(text, form)
     if isinstance(made, str):
         return made
     notes = tuple(OpenKeyword(place, reason) for place, reason in made["open"])
-    return CompiledSchema(made["lark"], notes, made["is_narrowed"], tuple(made["remarks"]), made["is_plain"], text, key)
+    kinds = {name: tuple(types) for name, types in made["kinds"].items()}
+    return CompiledSchema(
+        made["lark"], notes, made["is_narrowed"], tuple(made["remarks"]), made["is_plain"], text, key, kinds
+    )
 
 
-def _in_worker(text: str, item_separator: str, key_separator: str, is_object: bool) -> Mapping[str, Any] | str:
-    request = {"text": text, "separators": (item_separator, key_separator), "is_object": is_object}
+def _in_worker(text: str, form: _Form) -> Mapping[str, Any] | str:
     try:
-        made: Mapping[str, Any] | str = WORKER.ask(f"{__name__}:in_worker", request, _WORK)
+        made: Mapping[str, Any] | str = WORKER.ask(f"{__name__}:in_worker", {"text": text, **asdict(form)}, _WORK)
     except WorkerEndedError as error:
         if error.why == "busy":
             raise BusyError(f"the schema could not be worked out: {error}") from None
         if error.why == "broken":  # there is no worker where it cannot be started
-            return _compile(json.loads(text), item_separator, key_separator, is_object)
+            return _compile(json.loads(text), form)
         said = {"time": "takes too long", "memory": "takes too much memory"}.get(error.why, "is nested too deeply")
         return f"the schema {said}: make it smaller or simpler"
     return made
@@ -197,21 +221,26 @@ def _in_worker(text: str, item_separator: str, key_separator: str, is_object: bo
 
 def in_worker(request: Any) -> Any:
     """Works a schema out, in the worker process: what `_compile` gives."""
-    item_separator, key_separator = request["separators"]
-    return _compile(json.loads(request["text"]), item_separator, key_separator, request["is_object"])
+    text, tagged = request.pop("text"), request.pop("tagged")
+    if tagged is not None:
+        tagged = Tagged(**{**tagged, "tokens": tuple((c, token) for c, token in tagged["tokens"])})
+    return _compile(json.loads(text), _Form(**request, tagged=tagged))
 
 
-def _compile(
-    schema: object, item_separator: str, key_separator: str, is_object: bool, most_seconds: float | None = None
-) -> Mapping[str, Any] | str:
+def _compile(schema: object, form: _Form, most_seconds: float | None = None) -> Mapping[str, Any] | str:
     """The fields of a CompiledSchema, or why the schema is refused. Raises TooLongError past `most_seconds`."""
+    kinds: Mapping[str, list[str]] = {}
     try:
         root: Node = plain(schema)
         if root is False:
             return "the schema is false, which nothing matches"
         normaliser = Normaliser(Document(root), most_seconds)
-        emitter = Emitter(normaliser, item_separator, key_separator)
-        lark = emitter.grammar(normaliser.of(root, {"type": "object"} if is_object else True))
+        emitter = Emitter(normaliser, form.item_separator, form.key_separator)
+        conjunction = normaliser.of(root, {"type": "object"} if form.is_object else True)
+        if form.tagged is None:
+            lark = emitter.grammar(conjunction)
+        else:
+            lark, kinds = emitter.tagged(conjunction, form.tagged)
     except RecursionError:
         return "the schema's references form too long a chain: put schemas in their places"
     except ConstraintError as error:
@@ -224,4 +253,5 @@ def _compile(
         "is_narrowed": emitter.is_narrowed,
         "remarks": list(normaliser.remarks),
         "is_plain": not normaliser.has_patterns,
+        "kinds": kinds,
     }

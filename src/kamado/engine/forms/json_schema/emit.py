@@ -11,13 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
 from . import numbers, trees
 from .normal import Normaliser
 from .numbers import Range
 from .rules import Literal, Name, Row, Rules, Symbol, Times
 from .shapes import ANYTHING, EVERY, IMPOSSIBLE, Array, Atom, Conjunction, Const, Number, Object, Text, together
+from .tagged import Tagged, TaggedMembers
 from .trees import ANY, Tree, alt, both, inverse, is_nothing, literal
 from .values import number_of
 
@@ -30,12 +31,31 @@ _MAX_KEY_PATTERNS = 4
 _EXACT = (1 << 53) - 1
 
 
+class Members(Protocol):
+    """How the members of an object are written: what stands around and between them, and each of them. A member that
+    cannot be written is None."""
+
+    opening: Row
+    closing: Row
+    comma: Row
+
+    def member(self, name: str, conjunction: Conjunction) -> Row | None:
+        """One that is named."""
+
+    def other(self, names: Tree, conjunction: Conjunction) -> Row | None:
+        """Any whose name is in `names`."""
+
+
 class Emitter:
     """Writes the grammar of one document."""
+
+    opening: Row = (Literal("{"),)
+    closing: Row = (Literal("}"),)
 
     def __init__(self, normaliser: Normaliser, item_separator: str, key_separator: str) -> None:
         self._all = normaliser
         self._comma = Literal(item_separator)
+        self.comma: Row = (self._comma,)
         self._key_separator = key_separator
         self._rules = Rules()
         self._values: dict[Conjunction, Name] = {}
@@ -46,6 +66,34 @@ class Emitter:
     def grammar(self, conjunction: Conjunction) -> str | None:
         """Lark's notation of all JSON texts that match; None when there are none."""
         return self._rules.write(self.value(conjunction))
+
+    def tagged(self, conjunction: Conjunction, tagged: Tagged) -> tuple[str | None, Mapping[str, list[str]]]:
+        """Lark's notation of all objects that match, their members between tags, and of which types these may be."""
+        members = TaggedMembers(self, self._rules, self._all, tagged)
+        rule = self._rules.new("v")
+        self._now = conjunction
+        for atom in self._all.shape(conjunction).atoms:
+            if isinstance(atom, Object):
+                self._object(rule, atom, members)
+            elif isinstance(atom, Const) and isinstance(atom.value, Mapping):
+                row = members.const(atom.value)
+                if row is not None:
+                    self._rules.add(rule, *row)
+        return self._rules.write(Name(rule)), members.kinds
+
+    def rows(self, conjunction: Conjunction, atom: Atom) -> list[Row]:
+        """The ways to write what an atom of a schema allows."""
+        outer, self._now = self._now, conjunction
+        try:
+            if isinstance(atom, Const):
+                return [self._const(atom.value)]
+            if isinstance(atom, Number):
+                return self._number(atom)
+            rule = self._rules.new("v")
+            self._atom(rule, atom)
+            return [(Name(rule),)]
+        finally:
+            self._now = outer
 
     def value(self, conjunction: Conjunction) -> Name:
         """The rule of values that match."""
@@ -304,7 +352,17 @@ class Emitter:
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
-    def _object(self, rule: str, atom: Object) -> None:
+    def member(self, name: str, conjunction: Conjunction) -> Row | None:
+        """See Members."""
+        return (self._key(name), self.value(conjunction))
+
+    def other(self, names: Tree, conjunction: Conjunction) -> Row | None:
+        """See Members."""
+        key = self._text(names, self._key_separator)
+        return None if key is None else (key, self.value(conjunction))
+
+    def _object(self, rule: str, atom: Object, form: Members | None = None) -> None:
+        form = form or self
         declared = dict.fromkeys(name for layer in atom.layers if layer.is_declared for name, _ in layer.named)
         known = {**declared, **dict.fromkeys(atom.required)}
         properties: list[tuple[Row, bool]] = []
@@ -314,8 +372,12 @@ class Emitter:
                 if name in atom.required:
                     return
                 continue
-            properties.append(((self._key(name), self.value(conjunction)), name in atom.required))
-        others = self._others(atom, bool(declared), [*known])
+            row = form.member(name, conjunction)
+            if row is not None:
+                properties.append((row, name in atom.required))
+            elif name in atom.required:
+                return
+        others = self._others(atom, bool(declared), [*known], form)
         num_required = sum(is_required for _, is_required in properties)
         num_most = len(properties) if not others else None
         is_counted = atom.low > num_required or (atom.high is not None and (num_most is None or num_most > atom.high))
@@ -332,8 +394,8 @@ class Emitter:
         # From the last property to the first, so that a long object is no deep recursion.
         for i in range(len(properties), -1, -1):
             for written in range(min(i, last) + 1):
-                states[i, written] = self._members(i, written, properties, others, states, low, high, last)
-        self._rules.add(rule, Literal("{"), states[0, 0], Literal("}"))
+                states[i, written] = self._members(i, written, properties, others, states, low, high, last, form.comma)
+        self._rules.add(rule, *form.opening, states[0, 0], *form.closing)
 
     def _members(
         self,
@@ -345,10 +407,11 @@ class Emitter:
         low: int,
         high: int | None,
         last: int,
+        between: Row,
     ) -> Name:
         """Properties from the i-th on when `written` (at most `last`: or more) stand before them."""
         name = self._rules.new("o")
-        comma = (self._comma,) if written else ()
+        comma = between if written else ()
         is_full = high is not None and written >= high
         after = min(written + 1, last)
         if i < len(properties):
@@ -362,7 +425,7 @@ class Emitter:
             self._rules.add(name)
         if others and not is_full:
             if written < last and (low or high is not None):
-                following = self._members(i, written + 1, properties, others, states, low, high, last)
+                following = self._members(i, written + 1, properties, others, states, low, high, last, between)
                 for row in others:
                     self._rules.add(name, *comma, *row, following)
             else:
@@ -370,12 +433,12 @@ class Emitter:
                 for row in others:
                     self._rules.add(one, *row)
                 if written:
-                    self._rules.add(name, Times((self._comma, Name(one)), 1, None))
+                    self._rules.add(name, Times((*between, Name(one)), 1, None))
                 else:
-                    self._rules.add(name, Name(one), Times((self._comma, Name(one)), 0, None))
+                    self._rules.add(name, Name(one), Times((*between, Name(one)), 0, None))
         return Name(name)
 
-    def _others(self, atom: Object, is_declaring: bool, known: list[str]) -> list[Row]:
+    def _others(self, atom: Object, is_declaring: bool, known: list[str], form: Members) -> list[Row]:
         """Rows of a key that is not named and its value."""
         patterns = {pattern: tree for layer in atom.layers for pattern, tree, _ in layer.patterns}
         says_more = any(layer.others is not None for layer in atom.layers)
@@ -404,9 +467,9 @@ class Emitter:
             if conjunction == IMPOSSIBLE or self._all.is_impossible(conjunction):
                 continue
             tree = both(keys, *(tree if pattern in chosen else inverse(tree) for pattern, tree in listed))
-            key = self._text(tree, self._key_separator)
-            if key is not None:
-                rows.append((key, self.value(conjunction)))
+            row = form.other(tree, conjunction)
+            if row is not None:
+                rows.append(row)
         return rows
 
     def _names(self, conjunction: Conjunction) -> Tree:

@@ -24,6 +24,13 @@ class Literal:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """One token of the vocabulary, by its id."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Name:
     """A rule or a terminal, perhaps with a parameter."""
 
@@ -40,7 +47,7 @@ class Times:
     high: int | None
 
 
-Symbol: TypeAlias = Literal | Name | Times
+Symbol: TypeAlias = Literal | Token | Name | Times
 Row: TypeAlias = tuple[Symbol, ...]
 
 
@@ -56,6 +63,7 @@ class Rules:
     def __init__(self) -> None:
         self._rules: dict[str, _Rule] = {}
         self._terminals: dict[str, str] = {}
+        self._lazy: dict[str, str] = {}
         self._schemas: dict[str, str] = {}
         self._num_symbols = 0
 
@@ -72,10 +80,21 @@ class Rules:
             raise ConstraintError("the schema makes too large a grammar")
         self._rules[rule].rows.append((symbols, condition))
 
-    def terminal(self, body: str) -> Name:
-        """A terminal of this body."""
+    def terminal(self, body: str, *, is_lazy: bool = False) -> Name:
+        """A terminal of this body. `is_lazy`: it ends at the first place where it can."""
         self._num_symbols += len(body) // 16 + 1
-        return Name(self._terminals.setdefault(body, f"T{len(self._terminals)}"))
+        terminals, letter = (self._lazy, "z") if is_lazy else (self._terminals, "T")
+        return Name(terminals.setdefault(body, f"{letter}{len(terminals)}"))
+
+    def joined(self, row: Row, after: str, *, is_lazy: bool) -> Row:
+        """`row` and the text `after` behind it, in one terminal if the row is one."""
+        if not after:
+            return row
+        if len(row) == 1 and isinstance(row[0], Name):
+            body = next((body for body, name in self._terminals.items() if name == row[0].name), None)
+            if body is not None:
+                return (self.terminal(f"({body}) {json.dumps(after, ensure_ascii=False)}", is_lazy=is_lazy),)
+        return (*row, Literal(after))
 
     def nested(self, schema: str) -> Name:
         """A rule of the compiler's own form of a schema, its JSON text."""
@@ -112,6 +131,7 @@ class Rules:
                         stack.append(other)
             lines.append(f"{name}{'::_' if rule.has_parameter else ''}: " + "\n  | ".join(rows))
         lines += [f"{name}: {body}" for body, name in self._terminals.items() if name in seen]
+        lines += [f"{name}[lazy]: {body}" for body, name in self._lazy.items() if name in seen]
         lines += [f"{name}: %json {body}" for name, body in self._schemas.items() if name in seen]
         return "\n".join(lines)
 
@@ -136,6 +156,8 @@ class Rules:
     def _written(self, symbol: Symbol, alive: set[str], used: list[str]) -> str:
         if isinstance(symbol, Literal):
             return json.dumps(symbol.text, ensure_ascii=False)
+        if isinstance(symbol, Token):
+            return f"<[{symbol.token}]>"
         if isinstance(symbol, Name):
             used.append(symbol.name)
             return symbol.name + (f"::{symbol.parameter}" if symbol.parameter else "")

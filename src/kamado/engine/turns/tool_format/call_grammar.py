@@ -1,6 +1,7 @@
 """The grammar of a whole answer: reasoning, then text or calls, so that what begins as a call ends as a correct one.
 
     answer:  [ <think> … </think> ]  [ white space ]  ( text | text call … | form )
+             or, of models that do so:  <think> … call …
 
 Text may be anything that is no call: where the syntax begins calls with plain text, text that reaches that beginning
 must go on as a call; where a call is a whole message, text may not begin like one. Each tool's arguments are bound by
@@ -17,7 +18,7 @@ from typing import Any
 
 from ....errors import ConstraintError, UsageError
 from ...forms.grammar import Grammar, check_length
-from ...forms.json_schema import CompiledSchema, compile_schema, open_schema
+from ...forms.json_schema import CompiledSchema, Tagged, compile_schema, open_schema
 from ..chat_types import OutputFormat, Tool
 from .reasoning import ReasoningTags
 from .syntax import MARK_BASE, MAX_MARKS, CallSyntax, Marks, is_mark
@@ -70,9 +71,12 @@ class AnswerGrammar:
             return None
         # Where the parser looks for reasoning or calls it leaves out the blanks before them; else they would be shown.
         space = "SPACE? " if self._tags is not None or self._syntax is not None else ""
-        start = f"{self._reasoning()}{space}answer"
+        starts = [f"{self._reasoning()}{space}answer"]
         answer = " | ".join(self._answers())
-        rules = [f"start: {start}", f"answer: {answer}", r"SPACE: /[ \t\r\n]{1,4}/", *self._rules]
+        if self._tags is not None and self._syntax is not None and self._syntax.ends_reasoning:
+            opening = "" if self._is_reasoning else f"{self._literal(self._tags.open)} "
+            starts.append(f"{opening}{self._thought_call(self._syntax)}")
+        rules = [f"start: {' | '.join(starts)}", f"answer: {answer}", r"SPACE: /[ \t\r\n]{1,4}/", *self._rules]
         top = {"name": "answer", "lark_grammar": "\n".join(rules)}
         text = json.dumps({"grammars": [top, *self._parts]}, ensure_ascii=False)
         if len(text) > _MAX_LARK:
@@ -89,6 +93,16 @@ class AnswerGrammar:
         else:
             self._rules.append(f"reasoning[lazy]: /{_ANY}*/ {self._literal(self._tags.close)}")
         return "reasoning " if self._is_reasoning else f"({self._literal(self._tags.open)} reasoning)? "
+
+    def _thought_call(self, syntax: CallSyntax) -> str:
+        """Reasoning that a call ends, and the calls."""
+        if is_mark(syntax.begin[0]):
+            self._rules.append(f"thought_call: /{_ANY}+/? {self._literal(syntax.begin)}")
+            return "thought_call calls"
+        # Models speak of calls while they think, so only a beginning with all of its head is one.
+        begin = self._literal(syntax.begin + syntax.open + syntax.head)
+        self._rules.append(f"thought_call[lazy]: /{_ANY}*/ {begin}")
+        return f"thought_call {self._calls(syntax, 'named')}"
 
     def _answers(self) -> list[str]:
         syntax = self._syntax
@@ -117,24 +131,68 @@ class AnswerGrammar:
             self._rules.append(f"TEXT: {text} & ~/{head}{_ANY}*/")
             return ["TEXT?", "calls"]
         self._rules.append(f"TEXT: {text}")
+        # The first `begin` ends these rules, whatever else the text might have been: so a call must follow.
+        answers = []
         if is_mark(syntax.begin[0]):
-            return [f"TEXT? ({begin} calls)?"]
-        # The first `begin` ends this rule, whatever else the text might have been: so a call must follow.
-        self._rules.append(f"until_call[lazy]: (({text}) | /()/) {begin}")
-        return ["TEXT?", "until_call calls"]
+            answers.append(f"TEXT? ({begin} calls)?")
+        else:
+            self._rules.append(f"until_call[lazy]: (({text}) | /()/) {begin}")
+            answers += ["TEXT?", "until_call calls"]
+        if syntax.bare:
+            self._rules.append(f"until_bare[lazy]: (({text}) | /()/) {self._literal(syntax.bare)}")
+            answers.append(f"until_bare {self._calls(syntax, 'bare')}")
+        return answers
+
+    def _calls(self, syntax: CallSyntax, first: str) -> str:
+        """One call or several, of which `first` is the first."""
+        more = ""
+        if syntax.between is not None and self._is_parallel:
+            more = f" ({self._literal(syntax.between)} call)*"
+        return f"{first}{more} {self._literal(syntax.close)}"
 
     def _add_calls(self, syntax: CallSyntax) -> None:
-        calls = f"{self._literal(syntax.open)} call"
-        if syntax.between is not None and self._is_parallel:
-            calls += f" ({self._literal(syntax.between)} call)*"
-        self._rules.append(f"calls: {calls} {self._literal(syntax.close)}")
-        self._rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(self._tools))))
+        self._rules.append(f"calls: {self._literal(syntax.open)} {self._calls(syntax, 'call')}")
+        numbers = range(len(self._tools))
+        if syntax.is_whole_message:
+            self._rules.append("call: " + " | ".join(f"call_{i}" for i in numbers))
+        else:
+            self._rules.append(f"call: {self._literal(syntax.head)} named")
+            self._rules.append("named: " + " | ".join(f"call_{i}" for i in numbers))
+        if syntax.bare:
+            rest = self._literal(syntax.tail.removeprefix(syntax.bare_tail))
+            self._rules.append(f"bare: ({' | '.join(f'bare_{i}' for i in numbers)}) ({rest})?")
         for i, tool in enumerate(self._tools):
-            head = syntax.head + tool.name + syntax.middle
-            self._rules.append(f"call_{i}: {self._head(head, syntax, i)} @arguments_{i} {self._literal(syntax.tail)}")
-            separators = (syntax.item_separator, syntax.key_separator)
-            compiled = self._compiled(tool.parameters or _EMPTY, tool.name, tool.strict, *separators, is_object=True)
+            begin = self._begin_of(tool.name, syntax, i)
+            self._rules.append(f"call_{i}: {begin} @arguments_{i} {self._literal(syntax.tail)}")
+            if syntax.bare:
+                self._rules.append(f"bare_{i}: {begin} @arguments_{i} {self._literal(syntax.bare_tail)}")
+            compiled = self._compiled(
+                tool.parameters or _EMPTY,
+                tool.name,
+                tool.strict,
+                *syntax.separators,
+                is_object=True,
+                tagged=self._tagged(syntax),
+            )
             self._add_schema(f"arguments_{i}", tool.name, compiled)
+
+    def _tagged(self, syntax: CallSyntax) -> Tagged | None:
+        tags = syntax.arguments
+        if tags is None:
+            return None
+        marks = sorted({c for text in (tags.before, tags.middle, tags.after) for c in text if is_mark(c)})
+        tokens = tuple((mark, self._marks.token(mark)) for mark in marks)
+        return Tagged(tags.before, tags.middle, tags.after, tags.has_python_words, tokens)
+
+    def _begin_of(self, name: str, syntax: CallSyntax, i: int) -> str:
+        """A call's text up to its arguments; without the head, where text goes before calls."""
+        if syntax.is_whole_message:
+            return self._head(syntax.head + name + syntax.middle, syntax, i)
+        if not syntax.id_before:
+            return self._literal(name + syntax.middle)
+        # Models may give their calls ids; clients get ours.
+        call_id = f"({self._literal(syntax.id_before)} /[A-Za-z0-9]{{9}}/)?"
+        return f"{self._literal(name)} {call_id} {self._literal(syntax.middle)}"
 
     def _head(self, head: str, syntax: CallSyntax, i: int) -> str:
         """A call that is a whole message needs its beginning in one piece, for text is ruled out by that piece."""
@@ -152,19 +210,21 @@ class AnswerGrammar:
         key_separator: str = ":",
         *,
         is_object: bool = False,
+        tagged: Tagged | None = None,
     ) -> CompiledSchema:
         """The schema of tool `owner`, or of the form (""), left open as a whole where it cannot be used."""
+        form = (item_separator, key_separator)
         if owner in self._loosened:
-            return open_schema(schema, self._loosened[owner], item_separator, key_separator, is_object=is_object)
+            return open_schema(schema, self._loosened[owner], *form, is_object=is_object, tagged=tagged)
         try:
-            compiled = compile_schema(schema, item_separator, key_separator, is_object=is_object)
+            compiled = compile_schema(schema, *form, is_object=is_object, tagged=tagged)
             if is_strict:
                 compiled.refuse_open("it" if owner else "the schema")
             return compiled
         except ConstraintError as error:
             if is_strict:
                 raise ConstraintError(f"tool {owner!r}: {error}" if owner else str(error)) from None
-            return open_schema(schema, str(error), item_separator, key_separator, is_object=is_object)
+            return open_schema(schema, str(error), *form, is_object=is_object, tagged=tagged)
 
     def _add_form(self) -> None:
         output = self._output

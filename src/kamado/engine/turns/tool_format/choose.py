@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ....errors import TemplateError, UsageError
 from ....text.template_bounds import PassedLimitError
 from ..chat_types import Message, TextPart, Tool, ToolCall, ToolCallDelta, ToolCallEnd, ToolCallStart
-from . import gemma, generic, granite, hermes, llama3, mistral
+from . import gemma, generic, glm, granite, hermes, lists, llama3, minimax, mistral, qwen_xml
 from .formats import ToolFormat
 from .parser import AnswerParser
-from .reasoning import ReasoningTags, find_tags
+from .reasoning import PARTS, WAYS, ReasoningTags, find_tags, tags_around
 from .syntax import Call, CallSyntax, Marks
 from .template_turns import make_turns, tool_objects
 
@@ -25,13 +25,22 @@ if TYPE_CHECKING:
     from ....text.template import ChatTemplate
     from ....text.tokenizer import Tokenizer
 
-_NATIVE = (hermes.FORMAT, mistral.FORMAT, granite.FORMAT, llama3.FORMAT)
+_NATIVE = (
+    hermes.FORMAT, qwen_xml.FORMAT, glm.FORMAT, minimax.FORMAT, qwen_xml.SEED, mistral.FORMAT, lists.FORMAT,
+    granite.FORMAT, llama3.FORMAT,
+)  # fmt: skip
 
 _NAME = "kamado_probe"
 _WORD = "Kamadoprobe describes itself"
 _RESULT = "kamado result 42"
-_ARGUMENTS = {"text": 'é "q" \\ </x>\n', "list": [1, 2.5, True, None], "object": {"a": {}}}
+_ARGUMENTS = {
+    "text": 'é "q" \\ </x>\n', "list": [1, 2.5, True, None, "a"], "object": {"a": {}}, "whole": 3, "number": 2.5,
+    "yes": True, "none": None,
+}  # fmt: skip
 _PROBE = Tool(_NAME, _WORD, {"type": "object", "properties": {"text": {"type": "string"}}})
+_REASONING = "kamadoprobereasons"
+_UNREADABLE = "the model's chat template writes tool calls in a form that this version cannot read back"
+_DEAF = "the model's chat template renders no instructions and results of tools"
 _OTHER = {"text": "second"}
 _IDS = ("a1B2c3D4e", "f5G6h7I8j")
 
@@ -47,6 +56,7 @@ class ChatFormat:
     refusal: str = ""  # why tools cannot be used
     system_in_user: bool = False  # the template takes no system message
     is_parallel: bool = False  # several calls a message were proved
+    reasoning: str = WAYS[0]  # how the template takes reasoning of earlier messages
 
     @property
     def name(self) -> str:
@@ -58,41 +68,36 @@ def choose_format(template: ChatTemplate, tokenizer: Tokenizer) -> ChatFormat:
     """The chat format of a model. Renders the template a few times with probes; never raises for what it finds.
 
     Raises BusyError when the probes of a template that needs the worker process found no turn there."""
-    tags = find_tags(template.source, tokenizer)
-    tag_texts = (tags.open, tags.close) if tags else ()
     render = _Renderer(template)
-    if render.shows_tools():
+    shows_tools = render.shows_tools()
+    way, shown = render.reasoning()
+    tags = find_tags(template.source, tokenizer, shown)
+    tag_texts = (tags.open, tags.close) if tags else ()
+    none = ChatFormat(tags, None, None, Marks(tokenizer, tag_texts), reasoning=way)
+    if shows_tools:
+        proved: ChatFormat | None = None
         for tools in _NATIVE:
             for syntax in tools.syntaxes:
-                for one in (syntax, replace(syntax, item_separator=",", key_separator=":")):
+                if proved is not None and (tools is not proved.tools or syntax.between is None):
+                    continue  # another way to part calls may be the template's
+                for one in syntax.variants():
                     marks = Marks(tokenizer, (*tag_texts, *one.texts()))
-                    chosen = ChatFormat(tags, tools, one, marks)
-                    if render.proves(chosen, tokenizer):
-                        is_parallel = one.between is not None and render.proves(chosen, tokenizer, two=True)
-                        return replace(chosen, is_parallel=is_parallel)
-        return ChatFormat(
-            tags,
-            None,
-            None,
-            Marks(tokenizer, tag_texts),
-            refusal="the model's chat template writes tool calls in a form that this version cannot read back"
-            + (f" ({render.problem})" if render.problem else ""),
-        )
-    tools = gemma.FORMAT if "<start_of_turn>" in template.source else generic.FORMAT
+                    chosen = replace(none, tools=tools, syntax=one, marks=marks)
+                    if not render.proves(chosen, tokenizer):
+                        continue
+                    if one.between is not None and render.proves(chosen, tokenizer, two=True):
+                        return replace(chosen, is_parallel=True)
+                    proved = proved or chosen
+        if proved is not None:
+            return proved
+        return replace(none, refusal=render.because(_UNREADABLE))
     # Prompted calls are plain text, and their tags too: only the reasoning's may be tokens of their own.
-    marks = Marks(tokenizer, tag_texts)
+    tools = gemma.FORMAT if "<start_of_turn>" in template.source else generic.FORMAT
     for system_in_user in (False, True):
-        chosen = ChatFormat(tags, tools, tools.syntaxes[0], marks, system_in_user=system_in_user)
+        chosen = replace(none, tools=tools, syntax=tools.syntaxes[0], system_in_user=system_in_user)
         if render.proves(chosen, tokenizer):
             return replace(chosen, is_parallel=tools.syntaxes[0].between is not None)
-    return ChatFormat(
-        tags,
-        None,
-        None,
-        marks,
-        refusal="the model's chat template renders no instructions and results of tools"
-        + (f" ({render.problem})" if render.problem else ""),
-    )
+    return replace(none, refusal=render.because(_DEAF))
 
 
 class _Renderer:
@@ -102,6 +107,7 @@ class _Renderer:
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
         self._is_hopeless = False
+        self._rendered: dict[str, str | None] = {}  # formats share most of their probes
         self.problem = ""
 
     def shows_tools(self) -> bool:
@@ -109,6 +115,25 @@ class _Renderer:
         user = [{"role": "user", "content": "Q"}]
         with_tools = self._render(user, tool_objects([_PROBE]))
         return with_tools is not None and _WORD in with_tools
+
+    def because(self, refusal: str) -> str:
+        """A refusal with what the template itself said."""
+        return refusal + (f" ({self.problem})" if self.problem else "")
+
+    def reasoning(self) -> tuple[str, ReasoningTags | None]:
+        """How the template takes the reasoning of an earlier message, and between which tags it writes it."""
+        question = Message("user", (TextPart("Q"),))
+        answer = Message("assistant", (TextPart("A"),), reasoning=_REASONING)
+        problem = self.problem
+        for way in WAYS:
+            turns, _ = make_turns([question, answer], (), None, None, False, way)
+            text = self._render(turns, None, False)
+            tags = None if text is None else tags_around(text, _REASONING)
+            # A template that knows no parts may write them out as data.
+            if text is not None and _REASONING in text and (tags is not None or way != PARTS):
+                return way, tags
+        self.problem = problem  # that a template knows no parts says nothing of tools
+        return WAYS[0], None
 
     def proves(self, chosen: ChatFormat, tokenizer: Tokenizer, *, two: bool = False) -> bool:
         """Whether a call (or two) and its result come through the template and back."""
@@ -127,7 +152,7 @@ class _Renderer:
             return False
         if any(f"{_RESULT}{i}" not in told for i in range(len(calls))):
             return False
-        begin = _common(base, full)
+        begin = _common(base, full, chosen.tags)
         expected = chosen.syntax.render(calls)
         at = full.find(expected, max(0, begin - len(expected)))
         if at < 0:
@@ -147,7 +172,9 @@ class _Renderer:
         self, chosen: ChatFormat, messages: Sequence[Message], tools: Sequence[Tool], is_open: bool
     ) -> str | None:
         try:
-            turns, objects = make_turns(messages, tools, chosen.tools, chosen.syntax, chosen.system_in_user)
+            turns, objects = make_turns(
+                messages, tools, chosen.tools, chosen.syntax, chosen.system_in_user, chosen.reasoning
+            )
         except UsageError as error:
             self.problem = str(error)[:200]
             return None
@@ -158,6 +185,14 @@ class _Renderer:
     ) -> str | None:
         if self._is_hopeless:
             return None
+        key = repr((turns, tools, is_open))
+        if key not in self._rendered:
+            self._rendered[key] = self._newly_rendered(turns, tools, is_open)
+        return self._rendered[key]
+
+    def _newly_rendered(
+        self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, is_open: bool
+    ) -> str | None:
         try:
             return self._template.render(turns, tools=tools, add_generation_prompt=is_open)
         except TemplateError as error:
@@ -194,6 +229,11 @@ def _json(call: Call) -> str:
     return json.dumps(call.arguments)
 
 
-def _common(a: str, b: str) -> int:
-    """Length of the common beginning of two texts."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def _common(a: str, b: str, tags: ReasoningTags | None) -> int:
+    """Length of the common beginning of two texts, without part of a tag."""
+    size = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    for tag in (tags.open, tags.close) if tags else ():
+        for part in range(1, len(tag)):
+            if b.startswith(tag, max(0, size - part)) and size >= part:
+                return size - part
+    return size

@@ -12,12 +12,13 @@ ToolCallEnd, marked as cut, and what may be the beginning of a tag or of a call 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from ..chat_types import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
+from .argument_readers import ArgumentReader, Kinds, ObjectReader, TaggedReader
 from .reasoning import ReasoningTags
-from .syntax import CallSyntax, shown_text
+from .syntax import CallSyntax, overlap, shown_text
 
 # White space before a closing tag or a call belongs to neither; so much of it is held back to be left out.
 _HELD_SPACE = 256
@@ -44,6 +45,7 @@ class AnswerParser:
         is_reasoning: bool = False,
         syntax: CallSyntax | None = None,
         names: frozenset[str] = frozenset(),
+        kinds: Mapping[str, Kinds] | None = None,
         is_required: bool = False,
         is_continued: bool = False,
         choice: int = 0,
@@ -51,11 +53,13 @@ class AnswerParser:
     ) -> None:
         """`tags` and `syntax` are bound to the marks that the text has (syntax.py). `is_reasoning`: the prompt has
         opened it already. `names`: tools that may be called; anything else that looks like a call is text.
+        `kinds`: of which types each tool's parameters may be, for arguments between tags.
         `is_required`: a call must come, so that nothing can be text. `is_continued`: the answer's text has begun in the
         prompt, so that white space at its beginning is part of it."""
         self._tags = tags
         self._syntax = syntax
         self._names = names
+        self._kinds = kinds or {}
         self._is_required = is_required and syntax is not None
         self._is_cut = False
         self._choice = choice
@@ -68,8 +72,11 @@ class AnswerParser:
         self._starts: tuple[str, ...] = ()
         if syntax is not None and syntax.is_whole_message:
             self._starts = tuple(syntax.open + syntax.head + name + syntax.middle for name in sorted(names))
+        self._begins = tuple(one for one in (syntax.begin, syntax.bare) if one) if syntax is not None else ()
+        self._call_start = syntax.begin + syntax.open + syntax.head if syntax and syntax.ends_reasoning else ""
         self._taken = ""  # of a call, before it was certain to be one
-        self._scan = _ObjectScanner()
+        self._is_bare = False  # the call that is read has begun without what should stand before it
+        self._reader: ArgumentReader = ObjectReader()
         self._out: list[ContentEvent] = []
         self.num_calls = 0
 
@@ -124,10 +131,16 @@ class AnswerParser:
     def _reason(self, is_end: bool) -> bool:
         assert self._tags is not None
         end = self._held.find(self._tags.close)
+        call = self._held.find(self._call_start) if self._call_start else -1
+        if call >= 0 and not 0 <= end < call:
+            self._show_reasoning(self._held[:call], is_end=True)
+            return self._go("text", call)
         if end >= 0:
             self._show_reasoning(self._held[:end], is_end=True)
             return self._go("answer", end + len(self._tags.close))
-        size = 0 if is_end and not self._is_cut else _overlap(self._held, self._tags.close)
+        size = 0
+        if not is_end or self._is_cut:
+            size = max(overlap(self._held, self._tags.close), overlap(self._held, self._call_start))
         cut = len(self._held) - size
         rest = self._show_reasoning(self._held[:cut], is_end)
         self._held = "" if is_end else rest + self._held[cut:]
@@ -162,21 +175,26 @@ class AnswerParser:
 
     def _text(self, is_end: bool) -> bool:
         syntax = self._syntax
-        begin = self._held.find(syntax.begin) if syntax is not None and syntax.begin else -1
-        if syntax is None or not syntax.begin or (is_end and begin < 0):
-            size = _overlap(self._held, syntax.begin) if syntax is not None and self._is_cut else 0
+        found = [(at, one) for one in self._begins if (at := self._held.find(one)) >= 0]
+        if syntax is None or not syntax.begin or (is_end and not found):
+            size = self._begun() if self._is_cut else 0
             self._show_text(_without_space(self._held[:-size]) if size else self._held)
             self._held = ""
             return False
-        if begin >= 0:
-            self._show_text(_without_space(self._held[:begin]))
-            self._taken = syntax.begin
-            return self._go("open", begin + len(syntax.begin))
-        size = _overlap(self._held, syntax.begin)
+        if found:
+            at, self._taken = min(found)
+            self._is_bare = self._taken != syntax.begin
+            self._show_text(_without_space(self._held[:at]))
+            return self._go("name" if self._is_bare else "open", at + len(self._taken))
+        size = self._begun()
         shown = _without_space(self._held[: len(self._held) - size])
         self._show_text(shown)
         self._held = self._held[len(shown) :]
         return False
+
+    def _begun(self) -> int:
+        """Length of what may be the beginning of a call at the end of `_held`."""
+        return max((overlap(self._held, one) for one in self._begins), default=0)
 
     def _show_text(self, text: str) -> None:
         shown = shown_text(text)
@@ -207,35 +225,47 @@ class AnswerParser:
         return self._go("rest")
 
     def _name(self, is_end: bool) -> bool:
-        assert self._syntax is not None
-        end = self._held.find(self._syntax.middle)
+        syntax = self._syntax
+        assert syntax is not None
+        end, size = self._held.find(syntax.middle), len(syntax.middle)
+        if not size and syntax.arguments is not None:  # the name ends where the first key begins, or the call ends
+            ends = [at for one in (syntax.arguments.before, self._tail_text) if (at := self._held.find(one)) >= 0]
+            end = min(ends, default=-1)
         name = self._held[: max(0, end)]
+        if syntax.id_before:
+            name = name.partition(syntax.id_before)[0]
+        name = name.strip(_SPACE)
         if (end < 0 and len(self._held) > _MAX_NAME) or (end >= 0 and name not in self._names):
             return self._no_call()
         if end < 0:
             if is_end:
                 self._held = ""
             return False
-        self._held = self._held[end + len(self._syntax.middle) :]
+        self._held = self._held[end + size :]
         self._taken = ""
         self._out.append(ToolCallStart(self.num_calls, self._new_id(), name, self._choice))
-        self._scan = _ObjectScanner()
+        self._reader = ObjectReader()
+        if syntax.arguments is not None:
+            self._reader = TaggedReader(syntax, self._tail_text, self._kinds.get(name, {}))
         return self._go("arguments")
+
+    @property
+    def _tail_text(self) -> str:
+        assert self._syntax is not None
+        return self._syntax.bare_tail if self._is_bare else self._syntax.tail
 
     def _arguments(self, is_end: bool) -> bool:
         if not self._held:
             return False
-        size = self._scan.push(self._held)
-        if size:
-            self._out.append(ToolCallDelta(self.num_calls, self._held[:size], self._choice))
-            self._held = self._held[size:]
-        if self._scan.is_done:
+        size, arguments = self._reader.push(self._held)
+        if arguments:
+            self._out.append(ToolCallDelta(self.num_calls, arguments, self._choice))
+        self._held = self._held[size:]
+        if self._reader.is_done:
             self._out.append(ToolCallEnd(self.num_calls, self._choice))
             self.num_calls += 1
             return self._go("tail")
-        if self._held:  # the first character begins no object
-            return self._no_call()
-        return False
+        return self._no_call() if self._reader.is_broken else False
 
     def _tail(self, is_end: bool) -> bool:
         assert self._syntax is not None
@@ -252,19 +282,25 @@ class AnswerParser:
         return self._go("end")
 
     def _end(self, is_end: bool) -> bool:
-        assert self._syntax is not None
-        return self._literal(self._syntax.tail, "next", is_end)
+        return self._literal(self._tail_text, "next", is_end)
 
     def _next(self, is_end: bool) -> bool:
-        assert self._syntax is not None
-        between, close = self._syntax.between, self._syntax.close
-        if between is not None and self._held.startswith(between):
-            self._taken = between
-            return self._go("head", len(between))
-        if close and self._held.startswith(close):
-            return self._go("after", len(close))
-        may_go_on = (between or "").startswith(self._held) or (close and close.startswith(self._held))
-        if may_go_on and self._waits(is_end):
+        """What follows a call: another one, the end of them, or the rest of a tail that a bare call may have."""
+        syntax = self._syntax
+        assert syntax is not None
+        after: list[tuple[str, _State]] = [(syntax.close, "after")] if syntax.close else []
+        if syntax.between is not None:
+            after.append((syntax.between, "head"))
+            if not syntax.between:
+                after[-1] = (syntax.head, "name")
+        if self._is_bare and (rest := syntax.tail.removeprefix(syntax.bare_tail)):
+            after.insert(0, (rest, "next"))
+        for text, state in after:
+            if self._held.startswith(text):
+                self._is_bare = False
+                self._taken = "" if state == "after" or state == "next" else text
+                return self._go(state, len(text))
+        if any(text.startswith(self._held) for text, _ in after) and self._waits(is_end):
             return False
         return self._go("after")
 
@@ -296,47 +332,6 @@ _STEPS: dict[_State, Callable[[AnswerParser, bool], bool]] = {
     "after": AnswerParser._after,
     "rest": AnswerParser._rest,
 }
-
-
-class _ObjectScanner:
-    """Finds the end of one JSON object in pieces of text."""
-
-    def __init__(self) -> None:
-        self._depth = 0
-        self._in_string = False
-        self._is_escaped = False
-        self.is_done = False
-
-    def push(self, text: str) -> int:
-        """How many characters of `text` belong to the object; 0 when it begins with no brace."""
-        if self._depth == 0 and not text.startswith("{"):
-            return 0
-        for i, c in enumerate(text):
-            if self._in_string:
-                if self._is_escaped:
-                    self._is_escaped = False
-                elif c == "\\":
-                    self._is_escaped = True
-                elif c == '"':
-                    self._in_string = False
-            elif c == '"':
-                self._in_string = True
-            elif c in "{[":
-                self._depth += 1
-            elif c in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    self.is_done = True
-                    return i + 1
-        return len(text)
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `tag`, but not all of it."""
-    for size in range(min(len(tag) - 1, len(text)), 0, -1):
-        if tag.startswith(text[-size:]):
-            return size
-    return 0
 
 
 def _without_space(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,19 +28,40 @@ _KNOWN = (
 )
 # Switches that templates read, by the name of the variable.
 SWITCHES = ("enable_thinking", "thinking")
+BUDGET = "thinking_budget"  # in tokens; 0 is none (Seed-OSS)
+# How templates take the reasoning of an earlier message: under a key, or as a part of the content.
+PARTS = "parts"
+WAYS = ("reasoning_content", "reasoning", "thinking", PARTS)
+_TAG = r"(<[^<>\s]{1,48}>|\[[^\[\]\s]{1,48}\])"
 
 
-def find_tags(template: str, tokenizer: Tokenizer) -> ReasoningTags | None:
-    """The tags of a model: those in its template, else those that are tokens of their own in its vocabulary."""
+def find_tags(template: str, tokenizer: Tokenizer, shown: ReasoningTags | None = None) -> ReasoningTags | None:
+    """The tags of a model: those in its template, else those that it was seen to write (`shown`), else those that are
+    tokens of their own in its vocabulary."""
     for tags in _KNOWN:
         if tags.close in template:
             return tags
+    if shown is not None:
+        return shown
     for tags in _KNOWN:
         if tokenizer.token_to_id(tags.open) is not None and tokenizer.token_to_id(tags.close) is not None:
             return tags
     return None
 
 
+def tags_around(rendered: str, word: str) -> ReasoningTags | None:
+    """The tags between which a template wrote the reasoning `word`, where they are what tags of reasoning look like."""
+    match = re.search(rf"{_TAG}\s*{re.escape(word)}\s*{_TAG}", rendered)
+    if match is None or "think" not in match[1].lower() or match[2][:2] not in ("</", "[/"):
+        return None
+    return ReasoningTags(match[1], match[2])
+
+
 def switch_of(template: str) -> str | None:
     """The variable with which the template turns reasoning on and off, if it has one."""
-    return next((name for name in SWITCHES if name in template), None)
+    return next((name for name in SWITCHES if reads(template, name)), None)
+
+
+def reads(template: str, name: str) -> bool:
+    """Whether a template may read a variable: its name stands there, and not as a text or an attribute."""
+    return re.search(rf"(?<![\w.'\"-]){name}(?![\w'\"-])", template) is not None

@@ -2,6 +2,9 @@
 
     begin · open · call · between · call … close         with    call = head · name · middle · arguments · tail
 
+Arguments are a JSON object, or stand one by one between tags: before · key · middle · value · after, where a value that
+is a text is written as it is and any other as JSON.
+
 Parts may have special tokens in them, written as the vocabulary spells them. In a stream of text such a token is one
 character that text cannot hold (a Unicode noncharacter), so what is a mark and what only looks like one never mix.
 """
@@ -9,7 +12,7 @@ character that text cannot hold (a Unicode noncharacter), so what is a mark and 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +35,46 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class ArgumentTags:
+    """What stands around an argument's key and its value.
+
+    `has_python_words`: the template writes True, False and None. `as_texts`: it writes lists and objects as Python
+    does, so it is given their JSON as texts."""
+
+    before: str
+    middle: str
+    after: str
+    has_python_words: bool = False
+    as_texts: bool = False
+
+    def render(self, key: str, value: Any, separators: tuple[str, str]) -> str:
+        """One argument."""
+        if isinstance(value, str):
+            text = value
+        elif self.has_python_words and (value is None or isinstance(value, bool)):
+            text = str(value)
+        else:
+            text = json.dumps(value, ensure_ascii=False, separators=separators)
+        return self.before + key + self.middle + text + self.after
+
+    def passed(self, arguments: Mapping[str, Any], separators: tuple[str, str]) -> Mapping[str, Any]:
+        """Arguments as the template gets them."""
+        if not self.as_texts:
+            return arguments
+        return {
+            key: json.dumps(value, ensure_ascii=False, separators=separators)
+            if isinstance(value, list | dict)
+            else value
+            for key, value in arguments.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class CallSyntax:
-    """See the module. `begin` "" means that a call is the whole message."""
+    """See the module. `begin` "" means that a call is the whole message.
+
+    `bare`: a call's beginning where the model leaves out what stands before; it ends with
+    `bare_tail`, and the rest of the tail may follow. `ends_reasoning`: a call ends reasoning that is still open."""
 
     head: str
     middle: str
@@ -43,6 +84,11 @@ class CallSyntax:
     between: str | None = None  # None: one call a message
     close: str = ""
     id_key: str = ""  # what stands between arguments and tail before an id, in what templates render; never asked for
+    id_before: str = ""  # what stands between name and middle before an id, which the model may write
+    arguments: ArgumentTags | None = None  # None: they are a JSON object
+    bare: str = ""
+    bare_tail: str = ""
+    ends_reasoning: bool = False
     item_separator: str = ", "
     key_separator: str = ": "
 
@@ -51,18 +97,43 @@ class CallSyntax:
         """Whether text and calls exclude each other."""
         return not self.begin
 
+    @property
+    def separators(self) -> tuple[str, str]:
+        """Of JSON's items and keys."""
+        return self.item_separator, self.key_separator
+
+    def variants(self) -> Iterator[CallSyntax]:
+        """The same with other blanks and words in the arguments, as templates may write them."""
+        for separators in (self.separators, (",", ":")):
+            one = replace(self, item_separator=separators[0], key_separator=separators[1])
+            if self.arguments is None:
+                yield one
+                continue
+            for as_texts in (False, True):
+                for has_words in (False, True):
+                    tags = replace(self.arguments, has_python_words=has_words, as_texts=as_texts)
+                    yield replace(one, arguments=tags)
+
     def render(self, calls: Sequence[Call]) -> str:
         """The text of `calls`, as a template writes an earlier turn."""
         return self.begin + self.open + (self.between or "").join(map(self._render_one, calls)) + self.close
 
     def _render_one(self, call: Call) -> str:
-        text = json.dumps(call.arguments, ensure_ascii=False, separators=(self.item_separator, self.key_separator))
+        if self.arguments is None:
+            text = json.dumps(call.arguments, ensure_ascii=False, separators=self.separators)
+        else:
+            tags = self.arguments
+            text = "".join(tags.render(key, value, self.separators) for key, value in call.arguments.items())
         id_text = f'{self.id_key}"{call.id}"' if self.id_key and call.id else ""
-        return self.head + call.name + self.middle + text + id_text + self.tail
+        id_before = f"{self.id_before}{call.id}" if self.id_before and call.id else ""
+        return self.head + call.name + id_before + self.middle + text + id_text + self.tail
 
     def texts(self) -> tuple[str, ...]:
         """Every fixed part."""
-        return (self.begin, self.open, self.head, self.middle, self.tail, self.between or "", self.close, self.id_key)
+        tags = self.arguments
+        parts = (self.begin, self.open, self.head, self.middle, self.tail, self.between or "", self.close, self.id_key,
+                 self.id_before, self.bare, self.bare_tail)  # fmt: skip
+        return parts if tags is None else (*parts, tags.before, tags.middle, tags.after)
 
     def bind(self, marks: Marks) -> CallSyntax:
         """The same with special tokens as marks."""
@@ -75,7 +146,16 @@ class CallSyntax:
             tail=marks.encode(self.tail),
             between=None if self.between is None else marks.encode(self.between),
             close=marks.encode(self.close),
+            id_before=marks.encode(self.id_before),
+            bare=marks.encode(self.bare),
+            bare_tail=marks.encode(self.bare_tail),
+            arguments=None if self.arguments is None else self._bound_tags(marks),
         )
+
+    def _bound_tags(self, marks: Marks) -> ArgumentTags:
+        assert self.arguments is not None
+        before, middle, after = map(marks.encode, (self.arguments.before, self.arguments.middle, self.arguments.after))
+        return replace(self.arguments, before=before, middle=middle, after=after)
 
 
 class Marks:
@@ -111,6 +191,14 @@ class Marks:
 def is_mark(character: str) -> bool:
     """Whether a character is a mark, or would be mistaken for one."""
     return MARK_BASE <= ord(character) < MARK_BASE + MAX_MARKS
+
+
+def overlap(text: str, tag: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `tag`, but not all of it."""
+    for size in range(min(len(tag) - 1, len(text)), 0, -1):
+        if tag.startswith(text[-size:]):
+            return size
+    return 0
 
 
 def shown_text(text: str) -> str:

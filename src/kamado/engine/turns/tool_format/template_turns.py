@@ -12,6 +12,7 @@ from ....errors import UsageError
 from ..chat_types import ImagePart, Message, Tool
 from ..cut_json import closed
 from .formats import ToolFormat
+from .reasoning import PARTS, WAYS
 from .syntax import Call, CallSyntax
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
@@ -51,18 +52,20 @@ def make_turns(
     tool_format: ToolFormat | None,
     syntax: CallSyntax | None,
     system_in_user: bool,
+    reasoning: str = WAYS[0],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """What goes into the template: messages, and tools if it knows of them.
+    """What goes into the template: messages, and tools if it knows of them. `reasoning`: the way in which the template
+    takes that of earlier messages (reasoning.WAYS).
 
     Raises UsageError for a message that cannot be put into this form: a picture, arguments that are no JSON object.
     """
     if tool_format is not None and not tool_format.is_prompted:
-        turns = [_native(i, message, tool_format) for i, message in enumerate(messages)]
+        turns = [_native(i, message, tool_format, syntax, reasoning) for i, message in enumerate(messages)]
         return turns, tool_objects(tools) if tools else None
     turns = []
     is_result = False  # whether the last turn ends with what a tool returned
     for i, message in enumerate(messages):
-        turn = _written(i, message, tool_format, syntax)
+        turn = _written(i, message, tool_format, syntax, reasoning)
         # Templates that know of no tools may insist that user and model take turns.
         if turns and turn["role"] == turns[-1]["role"] == "user" and (message.role == "tool" or is_result):
             turns[-1]["content"] += "\n" + turn["content"]
@@ -93,26 +96,33 @@ def _put_first(turns: list[dict[str, Any]], text: str, system_in_user: bool) -> 
         user["content"] = f"{text}\n\n{user['content']}"
 
 
-def _native(i: int, message: Message, tool_format: ToolFormat) -> dict[str, Any]:
+def _native(
+    i: int, message: Message, tool_format: ToolFormat, syntax: CallSyntax | None, reasoning: str
+) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": _text(i, message)}
-    if message.reasoning:
-        turn["reasoning_content"] = message.reasoning
+    _put_reasoning(turn, message, reasoning)
     if message.role == "assistant" and message.tool_calls:
-        turn["tool_calls"] = [
-            {
-                "id": _call_id(call.id, tool_format),
-                "type": "function",
-                "function": {"name": call.name, "arguments": arguments_of(i, call.name, call.arguments)},
-            }
-            for call in message.tool_calls
-        ]
+        turn["tool_calls"] = calls = []
+        for call in message.tool_calls:
+            arguments = _passed(arguments_of(i, call.name, call.arguments), syntax)
+            function = {"name": call.name, "arguments": arguments}
+            calls.append({"id": _call_id(call.id, tool_format), "type": "function", "function": function})
     if message.role == "tool":
         turn["name"] = message.name
         turn["tool_call_id"] = _call_id(message.tool_call_id, tool_format)
     return turn
 
 
-def _written(i: int, message: Message, tool_format: ToolFormat | None, syntax: CallSyntax | None) -> dict[str, Any]:
+def _passed(arguments: Mapping[str, Any], syntax: CallSyntax | None) -> Mapping[str, Any]:
+    """Arguments as the template gets them."""
+    if syntax is None or syntax.arguments is None:
+        return arguments
+    return syntax.arguments.passed(arguments, syntax.separators)
+
+
+def _written(
+    i: int, message: Message, tool_format: ToolFormat | None, syntax: CallSyntax | None, reasoning: str
+) -> dict[str, Any]:
     content = _text(i, message)
     if message.role == "tool":
         before, after = tool_format.result if tool_format else ("", "")
@@ -127,9 +137,21 @@ def _written(i: int, message: Message, tool_format: ToolFormat | None, syntax: C
             written = syntax.render(calls)
         content = f"{content}\n{written}" if content else written
     turn: dict[str, Any] = {"role": message.role, "content": content}
-    if message.reasoning:
-        turn["reasoning_content"] = message.reasoning
+    _put_reasoning(turn, message, reasoning)
     return turn
+
+
+def _put_reasoning(turn: dict[str, Any], message: Message, way: str) -> None:
+    if not message.reasoning:
+        return
+    if way != PARTS:
+        turn[way] = message.reasoning
+        return
+    text = turn["content"]
+    parts = [{"type": "thinking", "thinking": message.reasoning}]
+    if text or not message.tool_calls:
+        parts.append({"type": "text", "text": text})
+    turn["content"] = parts
 
 
 def _text(i: int, message: Message) -> str:

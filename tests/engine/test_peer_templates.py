@@ -1,0 +1,200 @@
+"""The chat templates that llama.cpp ships, of the families that Kamado names: prompts render, the right form of calls
+is found, a call and its result go round, reasoning is found and goes back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+
+import peer
+import pytest
+
+from kamado.engine.turns import chat_types as ct
+from kamado.engine.turns.chat import ChatEncoder
+from kamado.engine.turns.tool_format import AnswerParser, choose_format
+from kamado.engine.turns.tool_format.syntax import Call
+from kamado.engine.turns.turn import TurnMaker
+
+from .chat_families import FamilyTokenizer
+from .peer_templates import TrustedTemplate
+
+pytestmark = pytest.mark.slow
+
+THINK = ("<think>", "</think>")
+
+
+@dataclass(frozen=True)
+class Expected:
+    form: str
+    tags: tuple[str, str] | None = None
+    stops: tuple[str, ...] = ("<|im_end|>",)
+    is_open: bool = False  # the prompt has opened reasoning
+    goes_back: bool = False  # reasoning of a message with calls is in the next prompt
+    off: str = ""  # what the prompt has when reasoning is switched off
+    result: str = "<tool_response>"  # what stands before a result
+    specials: tuple[str, ...] = ()
+    is_refused: bool = False
+
+
+TEMPLATES = {
+    "Qwen3-Coder": Expected("qwen_xml"),
+    "Qwen3.5-4B": Expected("qwen_xml", THINK, is_open=True, goes_back=True, off="<think>\n\n</think>\n\n"),
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": Expected(
+        "qwen_xml", THINK, is_open=True, goes_back=True, off="<think></think>"
+    ),
+    "StepFun3.5-Flash": Expected("qwen_xml", THINK, is_open=True, goes_back=True),
+    "ByteDance-Seed-OSS": Expected(
+        "seed", ("<seed:think>", "</seed:think>"), ("<seed:eos>",), goes_back=True, off="thinking budget is 0",
+        result="<seed:bos>tool", specials=("<seed:bos>", "<seed:tool_call>", "</seed:tool_call>"),
+    ),
+    "GLM-4.6": Expected(
+        "glm", THINK, ("<|user|>", "<|observation|>"), goes_back=True, off="/nothink", result="<|observation|>"
+    ),
+    "GLM-4.7-Flash": Expected(
+        "glm", THINK, ("<|user|>", "<|observation|>"), is_open=True, goes_back=True, off="<|assistant|></think>",
+        result="<|observation|>",
+    ),
+    "tencent-Hy3": Expected(
+        "glm", ("<think:opensource>", "</think:opensource>"), ("<｜hy_eos:opensource｜>",), goes_back=True,
+        result="<tool_response:opensource>",
+    ),
+    "MiniMax-M2": Expected("minimax", THINK, ("[e~[",), is_open=True, goes_back=True, result="]~b]tool"),
+    "Mistral-Small-3.2-24B-Instruct-2506": Expected(
+        "mistral", result="[TOOL_RESULTS]", specials=("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]")
+    ),
+    "unsloth-mistral-Devstral-Small-2507": Expected(
+        "mistral", result="[TOOL_RESULTS]", specials=("[TOOL_CALLS]", "[ARGS]")
+    ),
+    "mistralai-Mistral-Nemo-Instruct-2407": Expected("mistral", result="[TOOL_RESULTS]", specials=("[TOOL_CALLS]",)),
+    "mistralai-Ministral-3-14B-Reasoning-2512": Expected(
+        "mistral", ("[THINK]", "[/THINK]"), goes_back=True, result="[TOOL_RESULTS]",
+        specials=("[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"),
+    ),
+    "HuggingFaceTB-SmolLM3-3B": Expected("generic", THINK, off="<think>\n\n</think>\n"),
+    "ibm-granite-granite-4.0": Expected("hermes", stops=("<|end_of_text|>",)),
+    "ibm-granite-granite-4.1": Expected("hermes", stops=("<|end_of_text|>",)),
+    "microsoft-Phi-3.5-mini-instruct": Expected("generic", stops=("<|end|>",)),
+    "Qwen-Qwen3-0.6B": Expected("hermes", THINK, goes_back=True, off="<think>\n\n</think>\n\n"),
+    "Qwen-QwQ-32B": Expected("hermes", THINK),
+    "NVIDIA-Nemotron-Nano-v2": Expected("lists", THINK, ("<SPECIAL_12>",), is_open=True, result="<TOOL_RESPONSE>"),
+    "poolside-Laguna-S-2.1": Expected("glm", THINK, ("</assistant>",), is_open=True, goes_back=True),
+    "Spark2.5": Expected("glm", THINK, ("<｜end▁of▁sentence｜>",), is_open=True, goes_back=True),
+    "upstage-Solar-Open-100B": Expected("none", is_refused=True),
+}  # fmt: skip
+
+CITY = 'Zürich \\ "x"\n</a> [1]'
+ARGUMENTS = {"city": CITY, "days": 3, "share": 0.5, "is_new": True, "list": ["a", 1, None], "more": {"b": {"c": []}}}
+WEATHER = ct.Tool(
+    "get_weather",
+    "Weather of a city",
+    {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "description": "where"},
+            "days": {"type": "integer"},
+            "share": {"type": "number"},
+            "is_new": {"type": "boolean"},
+            "list": {"type": "array"},
+            "more": {"type": "object"},
+        },
+        "required": ["city"],
+    },
+)
+ASK = ct.Message("user", (ct.TextPart("How is the weather?"),))
+
+
+class StopTokenizer(FamilyTokenizer):
+    """FamilyTokenizer with named tokens that end an answer."""
+
+    def __init__(self, expected: Expected) -> None:
+        specials = tuple(text for text in expected.stops if text != "<|im_end|>") + expected.specials
+        super().__init__(specials)
+        self.stop_ids = self.stop_ids | {260 + i for i, text in enumerate(specials) if text in expected.stops}
+
+
+@cache
+def sources() -> dict[str, str]:
+    return peer.templates()
+
+
+def maker_of(name: str) -> TurnMaker:
+    expected = TEMPLATES[name]
+    tokenizer = StopTokenizer(expected)
+    template = TrustedTemplate(sources()[name])
+    return TurnMaker(ChatEncoder(tokenizer, template), choose_format(template, tokenizer), template.source)
+
+
+def prepared(maker: TurnMaker, *messages: ct.Message, tools=(), think=None):
+    think = think or ct.Think()
+    turn = maker.prepare(
+        messages, tools=tools, tool_choice=ct.ToolChoice(), output=ct.OutputFormat(), think=think, continue_last=False,
+        options={}, most_tokens=None, compile_form=lambda grammar: None, respell=lambda tokens, names: tokens,
+    )  # fmt: skip
+    return turn, maker._encoder._tokenizer.decode(turn.tokens, skip_special=False)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_form_and_the_tags_are_found(name) -> None:
+    expected = TEMPLATES[name]
+    chat = maker_of(name).format
+    assert (chat.name, bool(chat.refusal)) == (expected.form, expected.is_refused)
+    assert (chat.tags and (chat.tags.open, chat.tags.close)) == expected.tags
+    assert chat.is_parallel is not expected.is_refused
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_prompts_render_and_open_reasoning_or_not(name) -> None:
+    expected = TEMPLATES[name]
+    maker = maker_of(name)
+    turn, text = prepared(maker, ASK)
+    assert "How is the weather?" in text
+    assert turn.is_reasoning == expected.is_open
+    turn, text = prepared(maker, ASK, think=ct.Think(enabled=False))
+    assert not turn.is_reasoning
+    assert expected.off in text
+    system = ct.Message("system", (ct.TextPart("Be brief, please."),))
+    assert "Be brief, please." in prepared(maker, system, ASK)[1]
+    if not expected.is_refused:
+        assert "Weather of a city" in prepared(maker, system, ASK, tools=(WEATHER,))[1]
+
+
+@pytest.mark.parametrize("name", [name for name, expected in TEMPLATES.items() if not expected.is_refused])
+def test_calls_of_every_type_go_round_and_results_are_told(name) -> None:
+    expected = TEMPLATES[name]
+    maker = maker_of(name)
+    chat = maker.format
+    answer = ct.Message(
+        "assistant",
+        reasoning="Because of reasons.",
+        tool_calls=(
+            ct.ToolCall("a1B2c3D4e", "get_weather", json.dumps(ARGUMENTS)),
+            ct.ToolCall("f5G6h7I8j", "get_weather", '{"city": "Bern"}'),
+        ),
+    )
+    results = [
+        ct.Message("tool", (ct.TextPart(f"It rains {i}."),), tool_call_id=call.id, name="get_weather")
+        for i, call in enumerate(answer.tool_calls)
+    ]
+    turn, text = prepared(maker, ASK, answer, *results, tools=(WEATHER,))
+    calls = [Call("get_weather", ARGUMENTS, "a1B2c3D4e"), Call("get_weather", {"city": "Bern"}, "f5G6h7I8j")]
+    written = chat.syntax.render(calls)
+    assert written in text
+    parser = AnswerParser(syntax=chat.syntax.bind(chat.marks), names=turn.names, kinds=turn.kinds)
+    events = [e for c in chat.marks.encode(written) for e in parser.push(c)] + parser.finish()
+    assert not [e for e in events if isinstance(e, ct.TextDelta | ct.ReasoningDelta)]
+    read = ["", ""]
+    for event in events:
+        if isinstance(event, ct.ToolCallDelta):
+            read[event.index] += event.arguments
+    assert [json.loads(arguments) for arguments in read] == [call.arguments for call in calls]
+    after = text[text.index(written) + len(written) :]
+    assert after.index(expected.result) < after.index("It rains 0.") < after.index("It rains 1.")
+    assert ("Because of reasons." in text) == expected.goes_back
+    assert after.lstrip().startswith((*expected.stops, "<|eos|>"))
+
+
+def test_seed_is_told_its_budget() -> None:
+    _, text = prepared(maker_of("ByteDance-Seed-OSS"), ASK, think=ct.Think(max_tokens=512))
+    assert "thinking budget, which is 512" in text
+    assert "every 128 tokens" in text
