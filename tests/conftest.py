@@ -114,6 +114,7 @@ def _write_tiny(
     layers: int = 2,
     key_scales: dict[int, float] | None = None,
     seed: int = 7,
+    suppressed: list[int] | None = None,
     **metadata: object,
 ) -> Path:
     from kamado.files.gguf_writer import GgufWriter
@@ -140,6 +141,7 @@ def _write_tiny(
         "tokenizer.ggml.eos_token_id": 257,
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": TINY_TEMPLATE,
+        **({} if suppressed is None else {"tokenizer.ggml.suppress_tokens": suppressed}),
         **{f"llama.{key}": value for key, value in metadata.items()},
     }.items():
         writer.add(key, value)

@@ -11,8 +11,8 @@
 
 #include "kamado/byte_pairs.h"
 #include "kamado/json_cost.h"
-#include "kamado/sample.h"
 #include "kamado/string_table.h"
+#include "kamado/top_ids.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

@@ -10,8 +10,8 @@
 
 #include "check.h"
 #include "kamado/byte_pairs.h"
-#include "kamado/sample.h"
 #include "kamado/string_table.h"
+#include "kamado/top_ids.h"
 
 using namespace kamado;
 

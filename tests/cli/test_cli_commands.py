@@ -220,6 +220,14 @@ def test_show_json(tiny_gguf: Path) -> None:
     }  # fmt: skip
 
 
+def test_show_lists_tokens_that_are_never_sampled(write_tiny: Callable[..., Path]) -> None:
+    model, free = str(write_tiny(suppressed=[5, 3, *range(10, 20)])), str(write_tiny())
+    assert "12 tokens: 5, 3, 10, 11, 12, 13, 14, 15, …" in kamado("show", model).stdout
+    assert "never sampled" not in kamado("show", free).stdout
+    listed = [json.loads(kamado("show", path, "--json").stdout)["suppressed_tokens"] for path in (model, free)]
+    assert listed == [[5, 3, *range(10, 20)], []]
+
+
 def test_show_template_and_program(tiny_gguf: Path) -> None:
     assert kamado("show", str(tiny_gguf), "--template").stdout == TEMPLATE + "\n"
     result = kamado("show", str(tiny_gguf), "--program")

@@ -47,6 +47,21 @@ def test_synth_overwrites_nothing_unasked(synthetic: Path) -> None:
     assert synthetic.stat().st_mtime_ns == before
 
 
+def test_synth_of_a_header_is_enough_for_a_plan(synthetic: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.gguf"
+    donor = synthetic.with_name("donor.gguf")
+    result = kamado(
+        "synth", path, "--family", "step35", "--tokenizer-from", donor, "--part", "0.5", "--header-only", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["shape"]["layers"], report["shape"]["vocab"]) == (22, 64408)
+    assert report["bytes"] == path.stat().st_size > 50e9
+    assert path.stat().st_blocks * 512 < 10e6
+    document = json.loads(kamado("plan", path, "--json", "--memory", "8GiB").stdout)
+    assert document["fits"] is True
+
+
 def test_show_program_folds_layers_unless_all(synthetic: Path) -> None:
     folded = kamado("show", synthetic, "--program").stdout
     whole = kamado("show", synthetic, "--program", "--all").stdout

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.engine.schedule.sampler import Sampler, _filtered, log_probabilities, top_ids, uniform
-from kamado.errors import NativeError, UsageError
+from kamado.engine.schedule.sampler import Sampler, _filtered, log_probabilities, suppressed_mask, top_ids, uniform
+from kamado.errors import MetadataError, NativeError, UsageError
 from kamado.options import RANGES, AnswerOptions, Sampling, SamplingOptions, check_options, sampling_from
 
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -336,3 +336,32 @@ def test_extreme_values_give_a_token(values: dict[str, object], scale: float) ->
         sampler = Sampler(Sampling(**({"seed": 1} | values | more)), 100, prompt=range(50))
         picked = [sampler.pick(logits, i) for i in range(8)]
         assert all(0 <= token < 100 and token != 7 for token in picked)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1.0, 100.0])
+@pytest.mark.parametrize(
+    "more", [{}, {"top_k": 0}, {"top_k": 0, "top_p": 1.0}, {"top_k": 0, "top_p": 1.0, "min_p": 0.1}]
+)
+@pytest.mark.parametrize("penalties", [{}, {"presence_penalty": -100.0}, {"logit_bias": {2: 100.0}}])
+def test_suppressed_tokens_are_picked_only_where_a_form_has_no_others(
+    temperature: float, more: dict[str, object], penalties: dict[str, object]
+) -> None:
+    mask = suppressed_mask([2, 4, 4, -1, 6, 10**12], 6, "m.gguf")
+    sampling = Sampling(**({"seed": 3, "temperature": temperature} | more | penalties))
+    sampler = Sampler(sampling, 6, [0, 1], mask)
+    logits = row(1, 2, 9, 0, 8, 0.5)
+    for position in range(60):
+        assert sampler.pick(logits, position) not in (2, 4)
+        assert sampler.pick(logits, position, np.array([2, 3, 4])) == 3
+        assert sampler.pick(logits, position, np.array([4])) == 4
+    assert logits.tolist() == [1, 2, 9, 0, 8, 0.5], "the caller's row is not changed"
+
+
+def test_lists_of_suppressed_tokens_that_cannot_be_meant() -> None:
+    assert suppressed_mask([], 3, "m.gguf") is None
+    assert suppressed_mask([-1, 3, 7], 3, "m.gguf") is None
+    with pytest.raises(MetadataError, match="m.gguf: suppress_tokens lists 4 token ids of a vocabulary of 3"):
+        suppressed_mask([0, 0, 0, 0], 3, "m.gguf")
+    with pytest.raises(MetadataError, match="m.gguf: suppress_tokens lists every token"):
+        suppressed_mask([2, 1, 0], 3, "m.gguf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from kamado.errors import MetadataError
 from kamado.files import Checkpoint, open_checkpoint
 
-from .builders import f32_entry, gguf_bytes, key_value, safetensors_bytes, write_hf
+from .builders import ARCHITECTURE, f32_entry, gguf_bytes, key_value, safetensors_bytes, write_hf
 
 _WEIGHTS = {"model.safetensors": safetensors_bytes({"a": f32_entry([1], 0, 4)}, bytes(4))}
 
@@ -54,13 +55,55 @@ def test_sampling_that_is_no_number(tmp_path: Path, key: str, value: Any) -> Non
 
 
 def test_sampling_of_a_gguf_file_that_is_no_number(tmp_path: Path) -> None:
-    import struct
-
-    from .builders import ARCHITECTURE
-
     path = tmp_path / "m.gguf"
     path.write_bytes(gguf_bytes([ARCHITECTURE, key_value("general.sampling.temp", 6, struct.pack("<f", float("nan")))]))
     with pytest.raises(MetadataError, match=r"general\.sampling\.temp.*must be a number"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({}, {"suppress_tokens": [3, 1, 900]}, (3, 1, 900)),
+        ({}, {"suppress_tokens": None}, ()),
+        ({}, {}, ()),
+        ({"suppress_tokens": [3]}, None, (3,)),
+        ({"text_config": {"suppress_tokens": [4]}}, None, (4,)),
+        ({"suppress_tokens": [3]}, {}, ()),  # the file is there, so config.json does not count
+    ],
+)
+def test_suppressed_tokens(
+    tmp_path: Path, config: dict[str, Any], generation: dict[str, Any] | None, expected: tuple[int, ...]
+) -> None:
+    files = {} if generation is None else {"generation_config": generation}
+    assert _open(tmp_path, config, **files).suppressed == expected
+
+
+_NO_IDS = [5, "5", {"5": 1}, [True], [1.0], ["5"], [None], [[1]], [10**400], [0] * ((1 << 20) + 1)]
+
+
+@pytest.mark.parametrize("value", _NO_IDS, ids=lambda value: repr(value)[:20])
+def test_suppressed_tokens_that_are_no_list_of_ids(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(MetadataError, match=r"generation_config\.json: key 'suppress_tokens' (must be|lists)"):
+        _open(tmp_path / "a", generation_config={"suppress_tokens": value})
+    with pytest.raises(MetadataError, match=r"/config\.json: key 'suppress_tokens' (must be|lists)"):
+        _open(tmp_path / "b", {"suppress_tokens": value})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (5, struct.pack("<i", 3)),
+        (9, struct.pack("<IQ", 6, 1) + struct.pack("<f", 3.0)),
+        (9, struct.pack("<IQ", 7, 1) + b"\1"),
+        (9, struct.pack("<IQ", 5, (1 << 20) + 1) + bytes(4 * ((1 << 20) + 1))),
+    ],
+    ids=["number", "floats", "flags", "many"],
+)
+def test_suppressed_tokens_of_a_gguf_file_that_are_no_list_of_ids(tmp_path: Path, value: tuple[int, bytes]) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_bytes([ARCHITECTURE, key_value("tokenizer.ggml.suppress_tokens", *value)]))
+    with pytest.raises(MetadataError, match=r"key 'tokenizer\.ggml\.suppress_tokens' (must be|lists)"):
         open_checkpoint(path)
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCAB = 48, 6, 2, 16, 64, 3, 97
-EXPERTS, TOP_K, EXPERT_WIDTH = 5, 2, 32
+import tiny_sizes
+
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCAB = tiny_sizes.WIDTHS
+EXPERTS, TOP_K, EXPERT_WIDTH = tiny_sizes.EXPERTS
 
 Shapes = dict[str, tuple[int, ...]]
 

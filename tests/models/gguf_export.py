@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from safetensors.numpy import load_file
 _MERGED = {"w1": "feed_forward.experts.w1", "w2": "feed_forward.experts.w2", "w3": "feed_forward.experts.w3"}
 
 
-def export(directory: Path, path: Path) -> Path:
-    """Writes `path` from the model in `directory`, all tensors F32."""
+def export(directory: Path, path: Path, also: Callable[[gguf.GGUFWriter], None] | None = None) -> Path:
+    """Writes `path` from the model in `directory`, all tensors F32; `also` adds settings, such as a vocabulary."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
     family = families()[config["model_type"]]
@@ -26,6 +27,8 @@ def export(directory: Path, path: Path) -> Path:
     architecture = gguf.MODEL_ARCH[family.gguf]
     writer = gguf.GGUFWriter(path, family.architecture or gguf.MODEL_ARCH_NAMES[architecture])
     _settings(writer, config, family)
+    if also is not None:
+        also(writer)
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     for name, values in _tensors(load_file(directory / "model.safetensors"), config, family).items():
         if name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):

@@ -143,7 +143,7 @@ class FakeModel:
                 for step in script
                 for i in range(request.n)
             ]
-        seed = request.options.get("seed", 7)
+        seed = request.options.get("seed") or 7
         counts = b.TokenCounts(num_prompt, min(self.cached_tokens, num_prompt), 0)
         started = b.Started(num_prompt, context, truncated, seed)
         stream = self._play(script, started, counts)
@@ -155,7 +155,8 @@ class FakeModel:
 
     def _echo(self, asked: str, request: b.ChatRequest | b.CompletionRequest, choice: int | None = None) -> list[Step]:
         words = words_of(asked.upper()) or ["NOTHING"]
-        limit = min(request.options.get("max_tokens") or len(words), len(words))
+        usual = request.usual_tokens if isinstance(request, b.CompletionRequest) else None
+        limit = min(request.options.get("max_tokens", usual) or len(words), len(words))
         stops = request.options.get("stop") or ()
         steps: list[Step] = []
         for i in range(request.n) if choice is None else (choice,):

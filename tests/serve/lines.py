@@ -47,6 +47,13 @@ class FakeTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         self.is_paused = False
 
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """The client has been told that this was all, and goes unless it has something to read."""
+        self.is_closed = self.is_closed or not self.num_unsent
+
     def get_write_buffer_size(self) -> int:
         return self.num_unsent
 

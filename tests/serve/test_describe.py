@@ -47,7 +47,7 @@ def test_a_generating_model_that_names_its_pooling_embeds(
 
     async def work(model: Any) -> Any:
         assert model.info.capabilities >= {"completion", "chat", "embedding"}
-        return (await model.embed(EmbedRequest(TEXTS))).vectors
+        return (await model.embed(EmbedRequest(TEXTS, asker="a"))).vectors
 
     vectors = served(library, work)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
@@ -64,7 +64,7 @@ def test_a_generating_model_without_a_pooling_refuses_with_the_reason(tiny_check
     async def work(model: Any) -> Any:
         assert "embedding" not in model.info.capabilities
         with pytest.raises(UsageError, match="names no pooling"):
-            await model.embed(EmbedRequest(TEXTS))
+            await model.embed(EmbedRequest(TEXTS, asker="a"))
 
     served(library, work)
 

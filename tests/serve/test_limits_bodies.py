@@ -145,6 +145,58 @@ def test_a_body_past_a_bound_is_refused_before_the_rest_of_it_came() -> None:
             assert line.recv(64).startswith(b"HTTP/1.1 413 ")
 
 
+def _head(path: str, *more: str) -> bytes:
+    return "\r\n".join((f"POST {path} HTTP/1.1", "host: localhost", *more, "", "")).encode()
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (_head(CHAT, "content-length: 3000100"), 413),
+        (_head(CHAT, "transfer-encoding: chunked") + b"200000\r\n", 413),
+        (_head("/nowhere", "content-length: 3000100", "connection: close"), 404),
+        (_head(CHAT, "content-length: 3000100", "transfer-encoding: chunked"), 400),
+        (_head(CHAT, "transfer-encoding: chunked") + b"no length\r\n", 400),
+        (_head(CHAT, "x-large: " + "x" * (64 << 10)), 431),
+    ],
+    ids=["length", "chunks", "nowhere", "two lengths", "no chunk", "large header"],
+)
+def test_who_sends_all_before_reading_reads_why_it_was_refused(head: bytes, status: int) -> None:
+    with serving(max_body_bytes=MIB) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as line:
+            line.sendall(head)
+            for _ in range(30):  # a reset by the server would show here
+                line.sendall(b" " * 100_000)
+                time.sleep(0.005)
+            heard = b""
+            while chunk := line.recv(65536):
+                heard += chunk
+        assert heard.startswith(b"HTTP/1.1 %d " % status)
+        body = heard.partition(b"\r\n\r\n")[2]
+        assert json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize(("piece", "pause"), [(b" ", 0.02), (b" " * 65536, 0.0)], ids=["drip", "flood"])
+def test_who_sends_on_after_the_last_answer_is_cut(piece: bytes, pause: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not pause:
+        monkeypatch.setattr("kamado.serve.http.http1._DROP_SECONDS", 60.0)
+    with serving(max_body_bytes=MIB) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as line:
+            line.sendall(_head(CHAT, "content-length: 30000000000"))
+            assert line.recv(64).startswith(b"HTTP/1.1 413 ")
+            began = time.monotonic()
+            num_sent = 0
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() - began < 15:
+                    line.sendall(piece)
+                    num_sent += len(piece)
+                    time.sleep(pause)
+                raise AssertionError(f"it was taken for 15 seconds, {num_sent} bytes")
+            assert num_sent < 64 * MIB
+
+
 def test_a_large_body_is_answered_like_a_small_one() -> None:
     with serving() as server, httpx2.Client(base_url=server.url) as http:
         long = "a" * (2 * MIB)  # one word

@@ -16,11 +16,12 @@ import httpx2
 import pytest
 
 from kamado.serve.config import ServeConfig
+from kamado.serve.http.keys import KeyRing
 from kamado.serve.models.contract import TextDelta
 
 from .fake import FakeWorld, Wait, text
 from .processes import GREEDY, started
-from .running import Running, running
+from .running import Running, running, wait_until
 
 CHAT = "/v1/chat/completions"
 HIDDEN = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -126,3 +127,47 @@ def test_two_servers_share_one_store(tmp_path: Path, tiny_checkpoint: Path) -> N
         assert two.http.post("/api/show", json={"model": "mine"}).json()["system"] == "Be brief."
         assert two.http.request("DELETE", "/api/delete", json={"model": "mine"}).status_code == 200
         assert one.http.post("/api/show", json={"model": "mine"}).status_code == 404
+
+
+SALTS = [
+    ("/v1/chat/completions", "prompt_cache_key"),
+    ("/v1/chat/completions", "cache_salt"),
+    ("/v1/completions", "cache_salt"),
+    ("/v1/responses", "prompt_cache_key"),
+]
+
+
+def test_a_key_s_limit_holds_however_its_requests_are_salted() -> None:
+    world = FakeWorld({"slow": [TextDelta("First"), Wait(60), *text(" last")]})
+    keys = KeyRing()
+    first, other = "first-key-of-this-test", "other-key-of-this-test"
+    for key in (first, other):
+        keys.add(key)
+    config = ServeConfig(port=0, max_requests_per_key=1)
+
+    def body(path: str, words: str, **more: str) -> dict[str, object]:
+        if path == "/v1/chat/completions":
+            return {"model": "fake", "messages": [{"role": "user", "content": words}], **more}
+        return {"model": "fake", "prompt" if path == "/v1/completions" else "input": words, **more}
+
+    with running(world.library, world.loader, config, keys) as server, httpx2.Client(base_url=server.url) as http:
+
+        def post(key: str, path: str, content: dict[str, object]) -> int:
+            headers = {"authorization": f"Bearer {key}"}
+            return http.post(path, json=content, headers=headers, timeout=30).status_code
+
+        for path, name in SALTS:
+            asked = {**body(path, "slow", **{name: "one"}), "stream": True}
+            with http.stream("POST", path, json=asked, headers={"authorization": f"Bearer {first}"}) as held:
+                chunks = held.iter_text()
+                assert next(chunks)
+                for other_path, other_name in SALTS:
+                    again = body(other_path, "hi", **{other_name: "two"})
+                    assert post(first, other_path, again) == 429, (path, other_path, other_name)
+                assert post(first, "/api/generate", {"model": "fake"}) == 429  # which only loads
+                assert post(first, "/tokenize", {"model": "fake", "content": "hi"}) == 429
+                assert post(other, path, body(path, "hi", **{name: "one"})) == 200
+                assert post(other, "/api/generate", {"model": "fake"}) == 200
+            wait_until(lambda: server.server.service.num_active == 0)
+        owners = [request.owner.partition("/")[2] for request in world.model.requests]
+        assert owners == ["one"] * 2 * len(SALTS)  # prefixes are parted all the same

@@ -15,8 +15,8 @@ from kamado.serve.models.service import Limits, Service
 from .fake import FakeWorld, Wait, text
 
 
-def request(words: str, owner: str = "") -> ChatRequest:
-    return ChatRequest((Message("user", (TextPart(words),)),), options={"owner": owner})
+def request(words: str, asker: str = "a") -> ChatRequest:
+    return ChatRequest((Message("user", (TextPart(words),)),), asker=asker)
 
 
 def service_of(world: FakeWorld, **settings: Any) -> Service:
@@ -153,7 +153,7 @@ def test_a_load_that_fails_fails_for_all_and_may_be_tried_again() -> None:
 def test_one_key_cannot_take_the_whole_queue() -> None:
     async def work() -> None:
         _, world = gated()
-        service = service_of(world, limits=Limits(max_requests=3, max_requests_per_owner=1))
+        service = service_of(world, limits=Limits(max_requests=3, max_requests_per_key=1))
         stream = service.chat("fake", request("slow", "a"))
         first = asyncio.create_task(anext(stream))
         await first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -98,3 +99,50 @@ def test_what_a_recipe_says_of_answers_holds_where_a_request_does_not(tmp_path: 
         long = {"model": "brief", "messages": [{"role": "user", "content": "word " * 35}]}
         assert http.post("/api/chat", json=long).status_code == 400  # more than num_ctx
         assert http.post("/api/chat", json={**long, "model": "plain"}).status_code == 200
+
+
+RAW, TEXT, TALK, OPENAI = "/api/generate", "/v1/completions", "/api/chat", "/v1/chat/completions"
+
+
+def test_a_recipe_s_limits_hold_for_raw_texts_too_and_a_request_may_lift_them(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    library = StoreLibrary(Store(tmp_path), {"tiny": tiny_checkpoint})
+    loader = EngineLoader(library, EngineSettings(threads=1, context=256))
+    with (
+        running(library, loader, ServeConfig(port=0)) as server,
+        httpx2.Client(base_url=server.url, timeout=60) as http,
+    ):
+        for name, base, parameters in (
+            ("plain", "tiny", {}),
+            ("brief", "tiny", {"num_predict": 5, "num_ctx": 64, "seed": 3}),
+            ("long", "brief", {"num_predict": -1}),  # recipes of recipes lift limits too
+            ("varied", "brief", {"seed": -1}),
+        ):
+            made = {"model": name, "from": base, "template": TEMPLATE, "parameters": parameters, "stream": False}
+            assert http.post("/api/create", json=made).status_code == 200
+
+        def ask(model: str, path: str, prompt: str = "a", **options: int) -> httpx2.Response:
+            body: dict[str, Any] = {"model": model, "stream": False}
+            body |= {"raw": True} if path == RAW else {}
+            body |= {"prompt": prompt} if path in (RAW, TEXT) else {"messages": [{"role": "user", "content": prompt}]}
+            return http.post(path, json=body | (options if path.startswith("/v1") else {"options": options}))
+
+        def length(model: str, path: str, **options: int) -> int:
+            answer = ask(model, path, **options).json()
+            return int(answer["usage"]["completion_tokens"] if path.startswith("/v1") else answer["eval_count"])
+
+        for path in (RAW, TEXT, TALK, OPENAI):
+            limit = "max_tokens" if path.startswith("/v1") else "num_predict"
+            assert length("brief", path) == 5, path
+            assert length("brief", path, **{limit: 2}) == 2, path
+            assert 60 < length("brief", path, **{limit: -1}) < 64, path  # until the recipe's context is full
+            assert 60 < length("long", path) < 64, path
+            assert ask("brief", path, "word " * 20).status_code == 400, path  # more than num_ctx
+            assert ask("plain", path, "word " * 20).status_code == 200, path
+        assert length("plain", TEXT) == 16  # OpenAI's, where nobody says another
+
+        def texts(model: str, **options: int) -> set[str]:
+            return {ask(model, RAW, num_predict=40, **options).json()["response"] for _ in range(2)}
+
+        assert [len(texts("brief")), len(texts("brief", seed=-1)), len(texts("varied"))] == [1, 2, 2]

@@ -17,8 +17,10 @@ from files.builders import tokenizer_metadata, write_gguf
 from kamado.errors import UnsupportedError, UsageError
 from kamado.files import open_checkpoint
 from kamado.files.types import Checkpoint, Layout
-from kamado.synth.shapes import LAYOUTS, SHAPES, shape_of, tensors_of
+from kamado.models import build_program
+from kamado.synth.families import SHAPES, shape_of
 from kamado.synth.synthesize import SynthReport, synthesize
+from kamado.synth.tensors import LAYOUTS, tensors_of
 
 SMALL: dict[str, Any] = {"layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64}
 MOE: dict[str, Any] = SMALL | {"experts": 32, "top_k": 4, "expert_width": 64}
@@ -35,7 +37,7 @@ def make(tmp_path: Path, tokenizer: Checkpoint) -> Callable[..., SynthReport]:
     """synthesize() into the test's directory, small unless told otherwise."""
 
     def run(family: str, **settings: Any) -> SynthReport:
-        sizes = MOE if SHAPES[family].experts else SMALL | {"ffn": 512}
+        sizes = (MOE if SHAPES[family].experts else SMALL) | ({"ffn": 512} if SHAPES[family].ffn else {})
         return synthesize(tmp_path / "out.gguf", family, tokenizer_from=tokenizer, **(sizes | settings))
 
     return run
@@ -59,8 +61,7 @@ def test_every_family_opens_with_its_tokenizer(make: Callable[..., SynthReport],
 
 @pytest.mark.parametrize("family", SHAPES)
 def test_every_family_has_a_program(make: Callable[..., SynthReport], family: str) -> None:
-    models = pytest.importorskip("kamado.models")
-    program = models.build_program(open_checkpoint(make(family, layout="f16").path))
+    program = build_program(open_checkpoint(make(family, layout="f16").path))
     assert program.num_layers == 4
 
 
@@ -189,6 +190,7 @@ def route(gguf: Any, checkpoint: Checkpoint, report: SynthReport) -> tuple[npt.N
     """(picks of each layer's experts, last hidden states) of 800 random tokens, in plain NumPy, positions left out."""
     shape = report.shape
     tensors = {t.name: t for t in gguf.GGUFReader(report.path).tensors}
+    scales = {name: float(shape.keys.get(f"{name}_scale", 1.0)) for name in ("embedding", "residual")}
 
     def weight(name: str, i: int = -1) -> npt.NDArray[np.float32]:
         t = tensors[f"blk.{i}.{name}.weight" if i >= 0 else f"{name}.weight"]
@@ -199,7 +201,7 @@ def route(gguf: Any, checkpoint: Checkpoint, report: SynthReport) -> tuple[npt.N
 
     num = 800
     ids = np.random.default_rng(3).permutation(2048)[:num]
-    x = weight("token_embd")[ids] * shape.embedding_scale
+    x = weight("token_embd")[ids] * scales["embedding"]
     counts = np.zeros((shape.layers, shape.experts), int)
     group = shape.heads // shape.kv_heads
     for i in range(shape.layers):
@@ -207,14 +209,14 @@ def route(gguf: Any, checkpoint: Checkpoint, report: SynthReport) -> tuple[npt.N
         q, k, v = (
             (h @ weight(f"attn_{n}", i).T).reshape(num, -1, shape.head_dim).transpose(1, 0, 2) for n in ("q", "k", "v")
         )
-        if shape.qk_norm:
+        if f"blk.{i}.attn_q_norm.weight" in tensors:
             q, k = norm(q), norm(k)
         scores = q @ np.repeat(k, group, 0).transpose(0, 2, 1) / shape.head_dim**0.5
         scores[:, np.triu_indices(num, 1)[0], np.triu_indices(num, 1)[1]] = -np.inf
         scores = np.exp(scores - scores.max(axis=2, keepdims=True))
         attended = (scores / scores.sum(axis=2, keepdims=True)) @ np.repeat(v, group, 0)
         out = attended.transpose(1, 0, 2).reshape(num, -1) @ weight("attn_output", i).T
-        x = x + out * shape.residual_scale
+        x = x + out * scales["residual"]
         h = norm(x)
         logits = h @ weight("ffn_gate_inp", i).T
         picks = np.argsort(-logits, axis=1)[:, : shape.top_k]
@@ -227,5 +229,5 @@ def route(gguf: Any, checkpoint: Checkpoint, report: SynthReport) -> tuple[npt.N
             rows, at = np.nonzero(picks == e)
             g = h[rows] @ gate[e].T
             moe[rows] += share[rows, at][:, None] * ((g / (1 + np.exp(-g)) * (h[rows] @ up[e].T)) @ down[e].T)
-        x = x + moe * shape.residual_scale
+        x = x + moe * scales["residual"]
     return counts, x

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..files import Checkpoint
     from ..program import Program
 
+_FEW_IDS = 8  # of a list of tokens in the plain listing
 _LONGEST_VALUE = 100  # characters of one metadata value in the plain listing
 
 
@@ -119,6 +120,7 @@ def _show_summary(checkpoint: Checkpoint, allow_unknown: Collection[str], as_jso
                 "has_tokenizer": checkpoint.tokenizer is not None,
                 "has_chat_template": checkpoint.chat_template is not None,
                 "sampling": dict(checkpoint.sampling),
+                "suppressed_tokens": list(checkpoint.suppressed),
                 "metadata": {key: _plain(value) for key, value in checkpoint.metadata.items()},
             }
         )
@@ -138,6 +140,7 @@ def _show_summary(checkpoint: Checkpoint, allow_unknown: Collection[str], as_jso
         "chat template": "none" if checkpoint.chat_template is None else f"{len(checkpoint.chat_template)} characters",
         **{f"KV cache {preset}": formula for preset, formula in cache.items()},
         "sampling": ", ".join(f"{k} {v:g}" for k, v in checkpoint.sampling.items()) or "none recommended",
+        **({"never sampled": _some(checkpoint.suppressed)} if checkpoint.suppressed else {}),
     }
     width = max(map(len, facts))
     for key, value in facts.items():
@@ -185,6 +188,12 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else str(value)
+
+
+def _some(ids: Sequence[int]) -> str:
+    """How many tokens, and the first of them."""
+    more = ", …" if len(ids) > _FEW_IDS else ""
+    return f"{len(ids):,} tokens: {', '.join(map(str, ids[:_FEW_IDS]))}{more}"
 
 
 def _short(value: Any) -> str:

@@ -22,7 +22,7 @@ def _model_option(name: str, text: str) -> Callable[[Function], Function]:
 
 @click.command("synth")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--family", metavar="NAME", help="The architecture, e.g. qwen3moe, llama, gemma3.")
+@click.option("--family", metavar="NAME", help="The shape, e.g. qwen3moe, llama, glm4moe-air, minimax-m2.")
 @_model_option("--upcycle", "Instead: MODEL, a dense llama, with its feed-forward blocks copied into experts.")
 @_model_option("--tokenizer-from", "Model whose tokenizer is copied.")
 @click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Blocks.")
@@ -35,6 +35,13 @@ def _model_option(name: str, text: str) -> Callable[[Function], Function]:
 @click.option("--top-k", type=click.IntRange(min=1), metavar="N", help="Experts a token uses.")
 @click.option("--expert-width", type=click.IntRange(min=1), metavar="N", help="Width inside an expert.")
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="Context length that the file states.")
+@click.option("--vocab", type=click.IntRange(min=1), metavar="N", help="Tokens.  [default: the tokenizer's]")
+@click.option(
+    "--part",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="That share of the published layers and vocabulary: a model cut to what fits, in true proportions.",
+)
 @click.option("--layout", metavar="KIND", help="One layout, or q4_k_m: mixed over layers.  [default: q4_k]")
 @click.option(
     "--skew",
@@ -53,6 +60,7 @@ def _model_option(name: str, text: str) -> Callable[[Function], Function]:
     "independent]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@click.option("--header-only", is_flag=True, help="No weights: the tensors are a hole in the file. Enough for a plan.")
 @click.option("--force", is_flag=True, help="Write over an existing file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -71,7 +79,7 @@ def command(
     """
     if out.exists() and not force:
         raise UsageError(f"{out} exists: name another file or give --force")
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value is not None and value is not False}
     if upcycle is not None:
         if family is not None or tokenizer_from is not None:
             raise UsageError("--upcycle takes shape and tokenizer from its model: leave --family and --tokenizer-from")

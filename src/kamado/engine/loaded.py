@@ -18,6 +18,7 @@ from ..plan.usage import BudgetWatch
 from ..program import Pooling
 from .cache.prefix_saver import PrefixSaver
 from .executor_protocol import ExecutorProtocol
+from .schedule.sampler import suppressed_mask
 from .schedule.scheduler import Scheduler
 from .schedule.stats import Stats, make_stats
 from .turns.answer_forms import Forms
@@ -65,6 +66,7 @@ class Loaded:
         self._require_tokenizer = partial(_required, tokenizer, checkpoint.path)
         self._executor = executor
         self.vocab_size = executor.vocab_size  # number of token ids, the width of a row of logits
+        self._suppressed = suppressed_mask(checkpoint.suppressed, self.vocab_size, str(checkpoint.path))
         self._pooling: Pooling = pooling or "mean"
         self.is_encoder = is_encoder  # it makes vectors of texts, and no text
         self._has_record = has_record

@@ -279,6 +279,7 @@ class Model(Measured):
             tokens,
             sampling=sampling,
             vocab_size=self.vocab_size,
+            suppressed=self._suppressed,
             max_tokens=room if max_tokens is None else min(int(max_tokens), room),
             text=self._tokenizer.stream(continuation=continues) if self._tokenizer else None,
             stops=stops,

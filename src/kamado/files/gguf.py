@@ -14,12 +14,13 @@ from typing import Any
 
 from ..errors import CorruptFileError, MetadataError
 from .gguf_header import GGML_TYPES, Header, read_header
-from .hf_settings import is_finite_number, shown
+from .hf_settings import is_finite_number, shown, token_ids
 from .tensor_map import TensorMap
 from .types import Checkpoint, Layout, TensorRef, TokenizerSource
 
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 MAX_SHARDS = 1024
+_SUPPRESSED = "tokenizer.ggml.suppress_tokens"
 
 # general.sampling.* as llama.cpp's converter writes them -> our names, those of generate()'s arguments.
 _SAMPLING_KEYS = {
@@ -75,6 +76,7 @@ def open_gguf(path: Path) -> Checkpoint:
         chat_templates=_named_templates(first),
         sampling=_sampling(first),
         name=_string(first, "general.name"),
+        suppressed=token_ids(metadata.get(_SUPPRESSED), f"{first.path}: metadata key {_SUPPRESSED!r}"),
     )
 
 

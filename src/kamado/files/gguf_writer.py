@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,23 @@ class GgufWriter:
             offset += _nbytes(shape, layout)
             offset += -offset % self.alignment
         return bytes(out + b"\0" * (-len(out) % self.alignment))
+
+    def write_hollow(self, path: Path, known: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Write the header, `known` tensors, and for the others a hole, which reads as zeros and takes no room."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        header = self.header()
+        with replacing(path) as partial, partial.open("wb") as file:
+            file.write(header)
+            end = len(header)
+            for name, (shape, layout) in self.tensors.items():
+                nbytes = _nbytes(shape, layout)
+                if name in known:
+                    data = np.ascontiguousarray(known[name])
+                    assert data.nbytes == nbytes, f"{name} has {nbytes} bytes, {data.nbytes} were given"
+                    file.seek(end)
+                    file.write(data.data)
+                end += nbytes + -nbytes % self.alignment
+            file.truncate(end)
 
     @contextmanager
     def open(self, path: Path) -> Iterator[TensorSink]:

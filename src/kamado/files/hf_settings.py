@@ -15,6 +15,8 @@ from ..errors import MetadataError
 from .plain_file import parse_json_object, read_limited, read_text
 
 MAX_JSON_BYTES = 64 << 20
+MAX_TOKEN_IDS = 1 << 20  # in a list of them: more than any vocabulary has
+_ID_BITS = 62  # what can be an index at all
 MAX_TEMPLATES = 64  # in additional_chat_templates/
 _SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _GENERATION = "generation_config.json"
@@ -59,6 +61,28 @@ def sampling(path: Path, generation: Mapping[str, Any] | None, config: Mapping[s
     if next((part["do_sample"] for part in parts if part.get("do_sample") is not None), None) is False:
         out["temperature"] = 0.0
     return out
+
+
+def suppressed(path: Path, generation: Mapping[str, Any] | None, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """`suppress_tokens` of directory `path`: ids that are never to be sampled. Raises MetadataError."""
+    name = _CONFIG if generation is None else _GENERATION
+    parts = _parts(config) if generation is None else [generation]
+    found = next((part["suppress_tokens"] for part in parts if part.get("suppress_tokens") is not None), None)
+    return token_ids(found, f"{path / name}: key 'suppress_tokens'")
+
+
+def token_ids(value: object, where: str) -> tuple[int, ...]:
+    """A list of token ids; None: there are none. Raises MetadataError, `where` in its text."""
+    if value is None:
+        return ()
+    if not isinstance(value, (list, tuple)):
+        raise MetadataError(f"{where} must be a list of token ids, it is {shown(value)}")
+    if len(value) > MAX_TOKEN_IDS:
+        raise MetadataError(f"{where} lists {len(value)} token ids, the limit is {MAX_TOKEN_IDS}")
+    for item in value:
+        if isinstance(item, bool) or not isinstance(item, int) or item.bit_length() > _ID_BITS:
+            raise MetadataError(f"{where} must be a list of token ids, it has {shown(item)}")
+    return tuple(value)
 
 
 def is_finite_number(value: object) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CorruptFileError, MetadataError, ModelNotFoundError
-from .hf_settings import chat_templates, default_end, is_there, json_object, sampling
+from .hf_settings import chat_templates, default_end, is_there, json_object, sampling, suppressed
 from .plain_file import open_regular, parse_json_object
 from .tensor_map import TensorMap
 from .types import Checkpoint, Layout, TensorRef, TokenizerSource
@@ -77,6 +77,7 @@ def open_safetensors(path: Path) -> Checkpoint:
         chat_templates=named,
         sampling=sampling(path, generation, config),
         name=_name(path, config),
+        suppressed=suppressed(path, generation, config),
     )
 
 

@@ -88,6 +88,7 @@ class Checkpoint:
     chat_templates: Mapping[str, str] = field(default_factory=dict)  # named ones ("tool_use", …)
     sampling: Mapping[str, float] = field(default_factory=dict)  # the file's own recommended parameters
     name: str | None = None
+    suppressed: tuple[int, ...] = ()  # token ids that are never to be sampled; some may be past the vocabulary
 
     @property
     def weight_bytes(self) -> int:

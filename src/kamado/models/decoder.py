@@ -67,6 +67,7 @@ class Moe:
     shared_bias: bool = False
     shared_fused: bool = False  # its gate and up are one matrix, called `ffn_up_shexp`
     norm_eps: float = 0.0
+    norm_min: float = 0.0
     limit: float | None = None  # of program.Experts
     shared_limit: float | None = None
 
@@ -183,9 +184,8 @@ def moe(s: Stream, m: Moe, x: Buffer, i: int) -> Iterator[Op]:
     router = s.buffer("router", m.num_experts)
     yield s.linear((("ffn_gate_inp", router),), x, False, i)
     bias = s.w.bias("exp_probs_b", m.num_experts, i, m.choice_bias)
-    yield op.Route(
-        router, m.num_experts, m.top_k, m.score, m.normalize, bias, m.num_groups, m.top_groups, m.scale, m.norm_eps
-    )
+    groups, guards = (m.num_groups, m.top_groups), (m.norm_eps, m.norm_min)
+    yield op.Route(router, m.num_experts, m.top_k, m.score, m.normalize, bias, *groups, m.scale, *guards)
     # The input must survive until the last expert.
     out = s.buffer("moe")
     yield op.Experts(out, x, router, *s.w.experts(i, m.num_experts, m.width, s.hidden), m.activation, m.limit)

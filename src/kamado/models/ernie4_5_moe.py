@@ -39,9 +39,8 @@ def build(c: Config, w: Weights) -> Program:
     shared = read.shared_width(c, c.integer("expert_feed_forward_length"))
     experts = read.moe(c, "expert_feed_forward_length", choice_bias=None if c.is_gguf else True, shared=shared)
     has_biases = bool(read.stated_bias(c, "use_bias")) and not c.is_gguf
-    experts = replace(experts, shared_bias=has_biases)
-    if not c.is_gguf:  # no divisor is smaller; sums of chosen softmax weights come nowhere near
-        c.number("moe_norm_min", default=1e-12, high=1e-6)
+    norm_min = 1e-12 if c.is_gguf else c.number("moe_norm_min", default=1e-12, high=1.0)
+    experts = replace(experts, shared_bias=has_biases, norm_min=norm_min)
     first = read.leading_dense(c)
     step = c.integer("interleave_moe_layer_step", default=1, high=MAX_LAYERS)
     last = -1 if c.is_gguf else c.integer("moe_layer_end_index", default=-1, low=-1, high=MAX_LAYERS)

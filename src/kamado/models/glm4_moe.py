@@ -18,6 +18,7 @@ def glm_moe(c: Config) -> Moe:
         grouped=True,
         choice_bias=True,
         shared=read.shared_width(c, c.integer("expert_feed_forward_length")),
+        norm_eps=1e-20,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -99,18 +100,19 @@ def expert_needs(program: Program) -> ExpertNeeds:
     num = stored = packed = slots = cycle = cycle_file = largest = request = requests = 0
     classes: dict[int, int] = {}
     for op in layers:
-        records = list(zip(op.gate, op.up, op.down, strict=True))
-        sizes = [slot_bytes(*record) for record in records]
-        files = [sum(ref.nbytes for ref in record) for record in records]
-        num += len(records)
-        stored += sum(files)
-        packed += sum(packed_bytes(ref) for record in records for ref in record)
-        slots += sum(sizes)
-        picks = min(top_k, len(records))
+        alike = _alike(op)
+        sizes = [slot_bytes(*record) for record in alike]
+        files = [sum(ref.nbytes for ref in record) for record in alike]
+        counts = alike.values()
+        num += len(op.gate)
+        stored += sum(size * count for size, count in zip(files, counts, strict=True))
+        packed += sum(sum(map(packed_bytes, record)) * count for record, count in alike.items())
+        slots += sum(size * count for size, count in zip(sizes, counts, strict=True))
+        picks = min(top_k, len(op.gate))
         cycle += picks * max(sizes)
         cycle_file += picks * max(files)
         largest = max(largest, *files)
-        for record in records:
+        for record in alike:
             pieces = [_pieces(ref) for ref in record]
             requests = max(requests, sum(count for count, _ in pieces))
             request = max(request, *(largest for _, largest in pieces))
@@ -125,6 +127,17 @@ def expert_needs(program: Program) -> ExpertNeeds:
         len(layers), num, top_k, stored, packed, slots, cycle, cycle_file, least, largest, buffer, least_slots,
         most_buffers,
     )  # fmt: skip
+
+
+def _alike(op: Experts) -> dict[tuple[TensorRef, TensorRef, TensorRef], int]:
+    """The first expert of each size, and how many have it: of hundreds in a layer nearly always all."""
+    first: dict[tuple[object, ...], tuple[TensorRef, TensorRef, TensorRef]] = {}
+    counts: Counter[tuple[object, ...]] = Counter()
+    for gate, up, down in zip(op.gate, op.up, op.down, strict=True):
+        size = (gate.layout, gate.shape, up.layout, up.shape, down.layout, down.shape)
+        first.setdefault(size, (gate, up, down))
+        counts[size] += 1
+    return {record: counts[size] for size, record in first.items()}
 
 
 def _pieces(ref: TensorRef) -> tuple[int, int]:

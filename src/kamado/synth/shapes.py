@@ -1,19 +1,37 @@
-"""Shapes of synthetic models: published sizes of each family, and the metadata and tensors that make such a file.
+"""Shapes of synthetic models: what sizes one, the options that change it, and the keys that such a file has.
 
-Names and keys are those of llama.cpp's converter, so that the files load there too; so are the layouts that its
-quantiser gives each tensor of a Q4_K_M file.
+Keys are those of llama.cpp's converter, so that the files load there too. Which families there are says families.py;
+the tensors come from the family's own program: see tensors.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final
 
 from ..errors import UsageError
-from ..files.types import Layout
 
-Kind = Literal["embedding", "ones", "out_norm", "bias", "inward", "outward", "router", "head"]
+MAX_WIDTH: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A key's value as a share of one of the shape's sizes, so that it changes with it."""
+
+    of: str
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ByLayer:
+    """A key's value as a list by layer: `values` over and over, as shares of the shape's size `of` when it is named."""
+
+    values: tuple[float | bool, ...]
+    of: str | None = None
+
+
+Value = bool | int | float | str | Share | ByLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,93 +48,40 @@ class Shape:
     experts: int = 0
     top_k: int = 0
     expert_width: int = 0
+    dense: int | None = None  # layers at the beginning that have no experts; None: the family has no key for it
+    vocab: int = 0  # tokens of the published model
     context: int = 32768
     rope_base: float = 1e6
     eps: float = 1e-6
     tied: bool = False
-    has_bias: bool = False  # on q, k and v
-    qk_norm: Literal["", "head", "full"] = ""
-    has_post_norms: bool = False
-    window: int = 0
-    embedding_scale: float = 1.0
-    residual_scale: float = 1.0
-    logit_divisor: float = 0.0  # above 0: a family of multipliers, whose keys are written
     states_head_dim: bool = False  # the converter writes key_length although it equals hidden / heads
-    states_rope: bool = False  # the converter writes how many values of a head are turned, and the vocabulary's size
+    keys: Mapping[str, Value] = field(default_factory=dict)  # all other keys, without the architecture before them
+    # Roles of tensors that a program asks for when the file has them ("attn_q.bias").
+    optional: tuple[str, ...] = ()
+    divisors: tuple[str, ...] = ()  # tensors outside the blocks that divide the frequencies of a head
 
 
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """One tensor to be written. `layer` is -1 outside the blocks."""
+def part_of(shape: Shape, share: float) -> dict[str, int]:
+    """Layers and vocabulary of a model cut to `share` of both: all that a token costs shrinks by the same factor.
 
-    name: str
-    shape: tuple[int, ...]
-    layout: Layout
-    kind: Kind
-    layer: int = -1
-
-
-# Qwen3-30B-A3B, OLMoE-1B-7B, Granite-3.0-1B-A400M, Llama-3-8B, Mixtral-8x7B, Qwen2.5-1.5B, Qwen3-1.7B, Gemma-3-1B
-SHAPES: Mapping[str, Shape] = {
-    "qwen3moe": Shape(
-        "qwen3moe", 2048, 48, 32, 4, 128, ffn=6144, experts=128, top_k=8, expert_width=768, context=40960,
-        qk_norm="head", states_head_dim=True,
-    ),
-    "olmoe": Shape(
-        "olmoe", 2048, 16, 16, 16, 128, experts=64, top_k=8, expert_width=1024, context=4096, rope_base=1e4, eps=1e-5,
-        qk_norm="full",
-    ),
-    "granitemoe": Shape(
-        "granitemoe", 1024, 24, 16, 8, 64, experts=32, top_k=8, expert_width=512, context=4096, rope_base=1e4,
-        tied=True, embedding_scale=12.0, residual_scale=0.22, logit_divisor=6.0, states_rope=True,
-    ),
-    "llama": Shape(
-        "llama", 4096, 32, 32, 8, 128, ffn=14336, context=8192, rope_base=5e5, eps=1e-5, states_rope=True
-    ),
-    "mixtral": Shape(
-        "llama", 4096, 32, 32, 8, 128, experts=8, top_k=2, expert_width=14336, eps=1e-5, states_rope=True
-    ),
-    "qwen2": Shape("qwen2", 1536, 28, 12, 2, 128, ffn=8960, tied=True, has_bias=True),
-    "qwen3": Shape(
-        "qwen3", 2048, 28, 16, 8, 128, ffn=6144, context=40960, tied=True, qk_norm="head", states_head_dim=True
-    ),
-    "gemma3": Shape(
-        "gemma3", 1152, 26, 4, 1, 256, ffn=6912, tied=True, qk_norm="head", has_post_norms=True, window=512,
-        states_head_dim=True,
-    ),
-}  # fmt: skip
-
-# our layout names -> (layout, llama.cpp's file type)
-LAYOUTS: Mapping[str, tuple[Layout, int]] = {
-    "q4_k": (Layout.Q4_K, 14),
-    "q4_k_m": (Layout.Q4_K, 15),
-    "q6_k": (Layout.Q6_K, 18),
-    "q5_0": (Layout.Q5_0, 8),
-    "q8_0": (Layout.Q8_0, 7),
-    "q4_0": (Layout.Q4_0, 2),
-    "q4_1": (Layout.Q4_1, 3),
-    "f16": (Layout.F16, 1),
-    "bf16": (Layout.BF16, 32),
-    "f32": (Layout.F32, 0),
-}
-# what llama.cpp takes instead when a row is no whole number of 256-value blocks
-_FALLBACK = {Layout.Q4_K: Layout.Q5_0, Layout.Q5_K: Layout.Q5_1, Layout.Q6_K: Layout.Q8_0}
-MAX_WIDTH = 1 << 20
-
-
-def shape_of(family: str, changes: Mapping[str, int | None]) -> Shape:
-    """The family's published shape with `changes` (names as in Shape; None leaves the family's own).
-
-    Raises UsageError for unknown families, sizes that do not fit each other and settings the family has no use for.
+    Raises UsageError when `share` is not above 0 and at most 1, or leaves no layer behind those without experts.
     """
-    base = SHAPES.get(family)
-    if base is None:
-        raise UsageError(f"no family {family!r} to synthesise; there are {', '.join(SHAPES)}")
+    if not 0 < share <= 1:
+        raise UsageError(f"a part of {share:g} is out of range: above 0, at most 1")
+    layers = round(shape.layers * share)
+    if layers <= (shape.dense or 0):
+        raise UsageError(f"a part of {share:g} leaves {layers} of {shape.layers} layers: too few")
+    return {"layers": layers, "vocab": round(shape.vocab * share)}
+
+
+def changed(base: Shape, family: str, changes: Mapping[str, int | None]) -> Shape:
+    """`base`, called `family`, with `changes` (names as in Shape; None leaves the family's own).
+
+    Raises UsageError for sizes that do not fit each other and settings the family has no use for.
+    """
     known = {f.name for f in fields(Shape)}
     given = {key: value for key, value in changes.items() if value is not None}
     assert given.keys() <= known, given.keys() - known
-    if family == "llama" and given.get("experts"):
-        base = SHAPES["mixtral"]
     for key, value in given.items():
         if not 0 < value <= MAX_WIDTH:
             raise UsageError(f"{key} of {value} is out of range: 1 to {MAX_WIDTH}")
@@ -140,97 +105,50 @@ def shape_of(family: str, changes: Mapping[str, int | None]) -> Shape:
 
 def metadata_of(shape: Shape, vocab_size: int) -> Iterator[tuple[str, Any]]:
     """The architecture's own keys as the converter writes them (`general.*` and the tokenizer's are not among them)."""
-    a = shape.architecture
-    yield from {
-        f"{a}.block_count": shape.layers,
-        f"{a}.context_length": shape.context,
-        f"{a}.embedding_length": shape.hidden,
-        f"{a}.feed_forward_length": shape.ffn or shape.expert_width,
-        f"{a}.attention.head_count": shape.heads,
-        f"{a}.attention.head_count_kv": shape.kv_heads,
-        f"{a}.rope.freq_base": shape.rope_base,
-        f"{a}.attention.layer_norm_rms_epsilon": shape.eps,
-    }.items()
+    shape = replace(shape, vocab=vocab_size)
+    found: dict[str, Any] = {
+        "block_count": shape.layers,
+        "context_length": shape.context,
+        "embedding_length": shape.hidden,
+        "feed_forward_length": shape.ffn or shape.expert_width,
+        "attention.head_count": shape.heads,
+        "attention.head_count_kv": shape.kv_heads,
+        "rope.freq_base": shape.rope_base,
+        "attention.layer_norm_rms_epsilon": shape.eps,
+    }
     if shape.states_head_dim or shape.head_dim * shape.heads != shape.hidden:
-        yield f"{a}.attention.key_length", shape.head_dim
-        yield f"{a}.attention.value_length", shape.head_dim
-    if shape.states_rope:
-        yield f"{a}.vocab_size", vocab_size
-        yield f"{a}.rope.dimension_count", shape.head_dim
+        found |= {"attention.key_length": shape.head_dim, "attention.value_length": shape.head_dim}
     if shape.experts:
-        yield f"{a}.expert_count", shape.experts
-        yield f"{a}.expert_used_count", shape.top_k
+        found |= {"expert_count": shape.experts, "expert_used_count": shape.top_k}
         if shape.ffn:
-            yield f"{a}.expert_feed_forward_length", shape.expert_width
-    if shape.window:
-        yield f"{a}.attention.sliding_window", shape.window
-    if shape.logit_divisor:
-        yield f"{a}.attention.scale", 1 / shape.head_dim
-        yield f"{a}.embedding_scale", shape.embedding_scale
-        yield f"{a}.residual_scale", shape.residual_scale
-        yield f"{a}.logit_scale", shape.logit_divisor
+            found["expert_feed_forward_length"] = shape.expert_width
+        if shape.dense is not None:
+            found["leading_dense_block_count"] = min(shape.dense, shape.layers)
+    found |= {key: _resolved(value, shape) for key, value in shape.keys.items()}
+    yield from ((f"{shape.architecture}.{key}", value) for key, value in found.items())
 
 
-def tensors_of(shape: Shape, vocab_size: int, layout: str) -> Iterator[TensorPlan]:
-    """All tensors in the file's order."""
-    h, q, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    projections = {"q": q, "k": kv, "v": kv}
-    experts, suffix, f = ((shape.experts,), "_exps", shape.expert_width) if shape.experts else ((), "", shape.ffn)
-
-    def plan(role: str, dims: tuple[int, ...], kind: Kind, i: int = -1) -> TensorPlan:
-        name = f"blk.{i}.{role}" if i >= 0 else role
-        is_vector = len(dims) == 1 or kind == "router"
-        chosen = Layout.F32 if is_vector else _layout(layout, role, dims[-1], shape, i)
-        return TensorPlan(name, dims, chosen, kind, i)
-
-    yield plan("token_embd.weight", (vocab_size, h), "embedding")
-    for i in range(shape.layers):
-        yield plan("attn_norm.weight", (h,), "ones", i)
-        for name, width in projections.items():
-            yield plan(f"attn_{name}.weight", (width, h), "inward", i)
-        if shape.has_bias:
-            for name, width in projections.items():
-                yield plan(f"attn_{name}.bias", (width,), "bias", i)
-        if shape.qk_norm:
-            for name in "qk":
-                width = projections[name] if shape.qk_norm == "full" else shape.head_dim
-                yield plan(f"attn_{name}_norm.weight", (width,), "ones", i)
-        yield plan("attn_output.weight", (h, q), "outward", i)
-        if shape.has_post_norms:
-            yield plan("post_attention_norm.weight", (h,), "out_norm", i)
-        yield plan("ffn_norm.weight", (h,), "ones", i)
-        if shape.experts:
-            yield plan("ffn_gate_inp.weight", (shape.experts, h), "router", i)
-        yield plan(f"ffn_gate{suffix}.weight", (*experts, f, h), "inward", i)
-        yield plan(f"ffn_up{suffix}.weight", (*experts, f, h), "inward", i)
-        yield plan(f"ffn_down{suffix}.weight", (*experts, h, f), "outward", i)
-        if shape.has_post_norms:
-            yield plan("post_ffw_norm.weight", (h,), "out_norm", i)
-    yield plan("output_norm.weight", (h,), "ones")
-    if not shape.tied:
-        yield plan("output.weight", (vocab_size, h), "head")
+def _resolved(value: Value, shape: Shape) -> Any:
+    if isinstance(value, Share):
+        return round(getattr(shape, value.of) * value.share)
+    if isinstance(value, ByLayer):
+        whole = 1 if value.of is None else getattr(shape, value.of)
+        items = [value.values[i % len(value.values)] for i in range(shape.layers)]
+        return items if value.of is None else [round(whole * item) for item in items]
+    return value
 
 
-def _layout(layout: str, role: str, cols: int, shape: Shape, i: int) -> Layout:
-    """The layout of one matrix, as llama.cpp's quantiser decides for the same file type."""
-    chosen = LAYOUTS[layout][0]
-    if layout == "q4_k_m":
-        n = shape.layers
-        more_bits = i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
-        if role == "output.weight" or (role == "token_embd.weight" and shape.tied):
-            chosen = Layout.Q6_K
-        elif shape.experts == 8 and role in ("attn_k.weight", "attn_v.weight"):
-            chosen = Layout.Q8_0
-        elif shape.experts == 8 and role == "attn_output.weight":
-            chosen = Layout.Q5_K
-        elif role.startswith(("attn_v.", "ffn_down")) and more_bits:
-            chosen = Layout.Q6_K
-    if cols % chosen.block_values:
-        chosen = _FALLBACK.get(chosen, Layout.F16)
-    return chosen if cols % chosen.block_values == 0 else Layout.F16
+def turned_values(shape: Shape) -> int:
+    """Values of each head that positions turn."""
+    stated = shape.keys.get("rope.dimension_count")
+    return int(_resolved(stated, shape)) if stated is not None else shape.head_dim
 
 
-def with_experts_note(shape: Shape) -> str:
-    """A name such as `qwen3moe 48 layers, 8 of 128 experts`."""
+def described(shape: Shape, family: str) -> str:
+    """A name such as `qwen3moe 48 layers, 8 of 128 experts`.
+
+    The family's name, not the architecture's: llama.cpp takes a "phi3" in it for Phi-3, whose vocabulary has a token
+    that others lack.
+    """
     experts = f", {shape.top_k} of {shape.experts} experts" if shape.experts else ""
-    return f"{shape.architecture} {shape.layers} layers{experts}"
+    return f"{family} {shape.layers} layers{experts}"

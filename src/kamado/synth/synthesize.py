@@ -7,7 +7,7 @@ is written about as fast as the disk takes it. The tokenizer is copied from a mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,12 @@ from ..files.gguf_header import read_header
 from ..files.gguf_writer import GgufWriter
 from ..files.strings import Strings
 from ..files.types import Checkpoint, Layout
+from .families import shape_of
 from .quantise import quantize, random_blocks
 from .routing import RouterPlan, plan_router, residual_growth, router_rows, shared_norm
-from .shapes import LAYOUTS, Shape, TensorPlan, metadata_of, shape_of, tensors_of, with_experts_note
+from .shapes import Shape, described, metadata_of, part_of
+from .tensors import LAYOUTS, Blueprint, TensorPlan, blueprint_of
+from .vocabulary import Entry, resized
 
 _T = TypeVar("_T")
 
@@ -64,15 +67,20 @@ def synthesize(
     top_k: int | None = None,
     expert_width: int | None = None,
     context: int | None = None,
+    vocab: int | None = None,
+    part: float | None = None,
     layout: str = "q4_k",
     skew: float | None = None,
     seed: int = 0,
+    header_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> SynthReport:
-    """Write a model of `family` (a key of shapes.SHAPES) to `out`; what is None is the family's own.
+    """Write a model of `family` (a key of families.SHAPES) to `out`; what is None is the family's own.
 
-    `layout`: a key of shapes.LAYOUTS; q4_k_m mixes layouts as real files do. `skew`: the share of picks that the
-    hottest half of each layer's experts shall take, 0.5 (the default) is flat. The same arguments give the same bytes.
+    `layout`: a key of tensors.LAYOUTS; q4_k_m mixes layouts as real files do. `skew`: the share of picks that the
+    hottest half of each layer's experts shall take, 0.5 (the default) is flat. `vocab`: tokens, the tokenizer's own
+    when None; `part`: that share of the published layers and vocabulary. `header_only`: the tensors are a hole in the
+    file, which a plan can be made of, and which takes no room. The same arguments give the same bytes.
     `progress(done, total)` counts bytes. The file appears when it is whole. Raises UsageError for settings that do not
     fit, UnsupportedError when the tokenizer does not come from a GGUF file.
     """
@@ -80,32 +88,58 @@ def synthesize(
         raise UsageError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
     changes = {
         "layers": layers, "hidden": hidden, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "ffn": ffn,
-        "experts": experts, "top_k": top_k, "expert_width": expert_width, "context": context,
+        "experts": experts, "top_k": top_k, "expert_width": expert_width, "context": context, "vocab": vocab,
     }  # fmt: skip
+    if part is not None:
+        if layers is not None or vocab is not None:
+            raise UsageError("a part says how many layers and tokens there are: leave out layers and vocab")
+        changes |= part_of(shape_of(family, {}), part)
     shape = shape_of(family, changes)
     if skew is not None and not shape.experts:
         raise UsageError(f"{family} is a dense family: skew has no meaning for it")
+    if skew is not None and header_only:
+        raise UsageError("a header alone has no routers: leave out skew")
+    tokenizer = _tokenizer(tokenizer_from, changes["vocab"])
+    vocab_size = len(tokenizer["tokenizer.ggml.tokens"][0])
+    blueprint = blueprint_of(shape, vocab_size, layout)
     rng = np.random.Generator(np.random.SFC64(seed))
-    routers = [
-        plan_router(shape.experts, shape.top_k, skew or 0.5, layer=i, num_layers=shape.layers, rng=rng)
-        for i in range(shape.layers if shape.experts else 0)
-    ]
+    routers = {
+        i: plan_router(shape.experts, shape.top_k, skew or 0.5, layer=i, num_layers=shape.layers, rng=rng)
+        for i in ([] if header_only else [plan.layer for plan in blueprint.tensors if plan.kind == "router"])
+    }
     writer = GgufWriter(shape.architecture)
-    vocab_size = _add_metadata(writer, shape, layout, tokenizer_from, routers)
-    plans = list(tensors_of(shape, vocab_size, layout))
-    for plan in plans:
+    _add_metadata(writer, described(shape, family), layout, list(routers.values()))
+    for key, value in metadata_of(shape, vocab_size):
+        writer.add(key, value)
+    for key, entry in tokenizer.items():
+        writer.add(key, *entry)
+    for plan in blueprint.tensors:
         writer.add_tensor(plan.name, plan.shape, plan.layout)
-    total = writer.tensor_bytes()
     out = Path(out).absolute()
-    source = _Weights(shape, skew or 0.5, routers, rng)
-    done = 0
+    if header_only:
+        # The divisors are all that a program looks at.
+        writer.write_hollow(out, {name: np.ones(writer.tensors[name][0], np.float32) for name in shape.divisors})
+    else:
+        source = _Weights(shape, blueprint, skew or 0.5, routers, rng)
+        _write(
+            writer, out, ((plan.name, chunk) for plan in blueprint.tensors for chunk in source.chunks(plan)), progress
+        )
+    return SynthReport(out, out.stat().st_size, shape, tuple(router.share for router in routers.values()))
+
+
+def _write(
+    writer: GgufWriter,
+    out: Path,
+    chunks: Iterator[tuple[str, npt.NDArray[Any]]],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    done, total = 0, writer.tensor_bytes()
     with writer.open(out) as sink:
-        for name, chunk in _ahead((plan.name, chunk) for plan in plans for chunk in source.chunks(plan)):
+        for name, chunk in _ahead(chunks):
             sink.write(name, chunk)
             done += chunk.nbytes
             if progress is not None:
                 progress(done, total)
-    return SynthReport(out, out.stat().st_size, shape, tuple(router.share for router in routers))
 
 
 def _ahead(items: Iterator[_T], depth: int = 4) -> Iterator[_T]:
@@ -137,17 +171,22 @@ def _ahead(items: Iterator[_T], depth: int = 4) -> Iterator[_T]:
                 pending.get(timeout=0.01)
 
 
-def _add_metadata(
-    writer: GgufWriter, shape: Shape, layout: str, tokenizer_from: Checkpoint, routers: list[RouterPlan]
-) -> int:
-    """All keys; returns the vocabulary's size."""
-    if tokenizer_from.format != "gguf" or tokenizer_from.tokenizer is None:
-        raise UnsupportedError(f"{tokenizer_from.path}: only a GGUF file with a tokenizer can lend it to another model")
-    source = read_header(tokenizer_from.files[0])
-    tokens = source.metadata.get("tokenizer.ggml.tokens")
+def _tokenizer(source: Checkpoint, vocab_size: int | None) -> dict[str, Entry]:
+    """The keys of the tokenizer, with as many tokens as are wanted: key -> (value, kinds as the writer takes them)."""
+    if source.format != "gguf" or source.tokenizer is None:
+        raise UnsupportedError(f"{source.path}: only a GGUF file with a tokenizer can lend it to another model")
+    header = read_header(source.files[0])
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, (list, Strings)) or not tokens:
-        raise UnsupportedError(f"{source.path}: metadata key 'tokenizer.ggml.tokens' is missing: no tokenizer to copy")
-    what = with_experts_note(shape)
+        raise UnsupportedError(f"{header.path}: metadata key 'tokenizer.ggml.tokens' is missing: no tokenizer to copy")
+    entries: dict[str, Entry] = {
+        key: (value, *header.types[key]) for key, value in header.metadata.items() if key.startswith("tokenizer.")
+    }
+    return entries if vocab_size in (None, len(tokens)) else resized(entries, vocab_size)
+
+
+def _add_metadata(writer: GgufWriter, what: str, layout: str, routers: list[RouterPlan]) -> None:
+    """What the file says of itself."""
     if routers:
         share = sum(router.share for router in routers) / len(routers)
         what += f", hottest half of the experts takes {share:.2f} of the picks"
@@ -155,37 +194,40 @@ def _add_metadata(
     writer.add("general.name", f"synthetic {what}")
     writer.add("general.file_type", LAYOUTS[layout][1])
     writer.add("general.quantization_version", 2)
-    for key, value in metadata_of(shape, len(tokens)):
-        writer.add(key, value)
-    for key, value in source.metadata.items():
-        if key.startswith("tokenizer."):
-            writer.add(key, value, *source.types[key])
-    return len(tokens)
 
 
 class _Weights:
     """Makes the bytes of each tensor, a few MB at a time."""
 
-    def __init__(self, shape: Shape, skew: float, routers: list[RouterPlan], rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        blueprint: Blueprint,
+        skew: float,
+        routers: Mapping[int, RouterPlan],
+        rng: np.random.Generator,
+    ) -> None:
         self.shape = shape
+        self.has_post_norms = blueprint.has_post_norms
+        self.expert_scale = blueprint.expert_scale
         self.rng = rng
         self.routers = routers
         self.shared = shared_norm(skew) if shape.experts else 0.0
         direction = rng.standard_normal(shape.hidden).astype(np.float32)
         self.direction = direction / np.linalg.norm(direction)
         # Norms divide the residual stream's size out; a tied table is also the head, so it sets the logits' size.
-        self.embedding_std = 2 * shape.hidden**-0.5 if shape.tied else 1.0 / shape.embedding_scale
-        residual_std = self.embedding_std * shape.embedding_scale
-        if shape.has_post_norms:  # gemma multiplies by sqrt(hidden) and norms what layers add
-            residual_std = self.embedding_std * shape.hidden**0.5
+        self.embedding_std = 2 * shape.hidden**-0.5 if shape.tied else 1.0 / blueprint.embedding_scale
+        residual_std = self.embedding_std * blueprint.embedding_scale
         growth = residual_growth(skew) if shape.experts else _DENSE_GROWTH
-        self.added_std = residual_std * (growth / (2 * shape.layers)) ** 0.5 / shape.residual_scale
+        self.added_std = residual_std * (growth / (2 * shape.layers)) ** 0.5 / blueprint.residual_scale
 
     def chunks(self, plan: TensorPlan) -> Iterator[npt.NDArray[Any]]:
         """The tensor's data in order."""
         if plan.kind in ("ones", "out_norm"):
             value = self.added_std if plan.kind == "out_norm" else 1.0
             yield np.full(plan.shape, value, np.float32)
+        elif plan.kind == "zeros":
+            yield np.zeros(plan.shape, np.float32)
         elif plan.kind == "bias":
             yield self.rng.standard_normal(plan.shape, np.float32) * np.float32(0.1)
         elif plan.kind == "router":
@@ -199,11 +241,13 @@ class _Weights:
         if plan.kind == "embedding":
             return self.embedding_std
         std = plan.shape[-1] ** -0.5
-        if plan.kind == "outward" and not self.shape.has_post_norms:
+        if plan.kind == "outward" and not self.has_post_norms:
             std *= self.added_std
             if "ffn" in plan.name:
+                std /= _GATED_STD
+            if plan.name.endswith("_exps.weight"):
                 # the sum of k experts weighted by about 1/k shrinks by sqrt(k)
-                std *= max(self.shape.top_k, 1) ** 0.5 / _GATED_STD
+                std *= self.shape.top_k**0.5 / self.expert_scale
         return float(std)
 
     def _random(self, layout: Layout, shape: tuple[int, ...], std: float) -> Iterator[npt.NDArray[Any]]:

@@ -74,6 +74,7 @@ class Request:
         *,
         sampling: Sampling,
         vocab_size: int,
+        suppressed: NDArray[np.bool_] | None = None,
         max_tokens: int,
         text: TextStream | None = None,
         stops: Sequence[str] = (),
@@ -92,7 +93,7 @@ class Request:
         self.tokens = list(prompt)  # the prompt, then what was picked
         self.num_prompt = len(self.tokens)
         self.end = self.num_prompt + max_tokens  # length of `tokens` at which the answer is cut
-        self.sampler = Sampler(sampling, vocab_size, self.tokens)
+        self.sampler = Sampler(sampling, vocab_size, self.tokens, suppressed)
         self.is_background = is_background
         self.output = Outbox()
         self.is_cancelled = False

@@ -1,7 +1,8 @@
 """From a row of logits to a token: one documented order, its own random numbers, no thread or batch in the result.
 
-Order: the answer's form rules tokens out (engine/forms/constraint.py) → logit bias → penalties (repetition, then
-presence and frequency) → temperature → top-k → top-p → min-p → draw.
+Order: the answer's form rules tokens out (engine/forms/constraint.py), and the model's file those that it suppresses
+unless the form has no others → logit bias → penalties (repetition, then presence and frequency) → temperature → top-k →
+top-p → min-p → draw.
 Temperature 0 takes the largest logit after bias and penalties; equal logits go to the lower token id, everywhere.
 
   repetition   over the prompt and the answer: a positive logit is divided by it, a negative one multiplied
@@ -21,13 +22,13 @@ from __future__ import annotations
 import math
 import secrets
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..._native import top_ids
-from ...errors import NativeError, UsageError
+from ...errors import MetadataError, NativeError, UsageError
 from ...options import MAX_SEED, Sampling
 
 # Logits that differ at all differ by more than this allows to tell apart; its inverse is a float32 still.
@@ -56,8 +57,16 @@ def _mix(z: int) -> int:
 class Sampler:
     """Picks the tokens of one request. Keeps the tokens that penalties look at; not thread-safe."""
 
-    def __init__(self, sampling: Sampling, vocab_size: int, prompt: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        vocab_size: int,
+        prompt: Iterable[int] = (),
+        suppressed: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """`suppressed` bool[vocab]: tokens that are picked only where `allowed` has no others."""
         self.sampling = sampling
+        self._suppressed = suppressed
         self.seed = secrets.randbits(53) if sampling.seed is None else sampling.seed
         self._inverse_temperature = 0.0 if sampling.is_greedy else 1.0 / max(sampling.temperature, _LEAST_TEMPERATURE)
         too_large = [token for token in sampling.logit_bias if token >= vocab_size]
@@ -85,6 +94,11 @@ class Sampler:
                 logits[self._bias_ids] += self._biases
             if self._penalties is not None:
                 self._penalties.apply(logits)
+        if self._suppressed is not None:
+            if allowed is None:
+                logits = np.where(self._suppressed, np.float32(-np.inf), logits)
+            elif (others := allowed[~self._suppressed[allowed]]).size:
+                allowed = others
         if allowed is not None:
             logits = logits[allowed]  # places keep the order of ids, and with it the rule for equal logits
         best = int(logits.argmax())  # the first NaN if there is one, so it is also the check
@@ -148,6 +162,24 @@ class Sampler:
             if is_enough:
                 return ids, weights
         return None
+
+
+def suppressed_mask(ids: Sequence[int], vocab_size: int, where: str) -> NDArray[np.bool_] | None:
+    """bool[vocab], true for tokens that a model's file says are never to be sampled; None: there are none. Ids past the
+    vocabulary are passed over, as llama.cpp and transformers do: files list them, and they cannot be sampled.
+
+    Raises MetadataError, `where` in its text, when more are listed than there are tokens, or none is left.
+    """
+    if len(ids) > vocab_size:
+        raise MetadataError(f"{where}: suppress_tokens lists {len(ids)} token ids of a vocabulary of {vocab_size}")
+    inside = [token for token in ids if 0 <= token < vocab_size]
+    if not inside:
+        return None
+    mask = np.zeros(vocab_size, np.bool_)
+    mask[inside] = True
+    if mask.all():
+        raise MetadataError(f"{where}: suppress_tokens lists every token of the vocabulary: none is left to sample")
+    return mask
 
 
 class _Penalties:

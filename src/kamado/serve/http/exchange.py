@@ -83,7 +83,7 @@ class Exchange:
             return
         headers = self.headers_of(fault.headers)
         if fault.kind in ("too_large", "request_timeout"):
-            headers["connection"] = "close"  # the rest of the body is not read
+            headers["connection"] = "close"  # the rest of the body is not looked at
         await writer.whole(fault.status, to_json(self.family.fault_body(fault)), "application/json", headers)
 
     def log(self, writer: Writer) -> None:

@@ -38,6 +38,10 @@ _MAX_HEADERS = 128  # fields of a request: each takes far more memory than its b
 _FREE_CHUNKS = 4096
 _MIN_MEAN_CHUNK_BYTES = 64
 _LINGER_SECONDS = 10.0  # for the rest of a body that was answered before it was read
+# What a client sends after an answer that ends the connection is taken and dropped, within these bounds: of what nobody
+# took the client's system is told by a reset, at which it may throw away the answer.
+_MOST_DROPPED_BYTES = 4 << 20
+_DROP_SECONDS = 1.0
 _RETRY_AFTER_SECONDS = 5
 _UNLIKE_LINES = re.compile(rb"(?<!\r)\n|\n[ \t]")  # h11 would take a bare line feed, and a line that is folded
 
@@ -66,6 +70,7 @@ class Http1Connection(asyncio.BufferedProtocol, asyncio.Protocol):
         self._request: AsgiRequest | None = None  # that is being answered, or whose body is still coming
         self._num_to_come = 0  # bytes of a body whose length is known
         self._num_chunks = self._num_body_bytes = 0
+        self._num_to_drop = 0  # bytes that are still taken after the last answer; 0: it has not been given
 
     # --- asyncio's side -----------------------------------------------------------------------------------------------
 
@@ -78,8 +83,8 @@ class Http1Connection(asyncio.BufferedProtocol, asyncio.Protocol):
         self._client, self._server = (_address(transport.get_extra_info(key)) for key in ("peername", "sockname"))
         self.address = self._client[0] if self._client else ""
         problem = self.book.enter(self)
-        if problem:
-            self._refuse(503, problem)
+        if problem:  # it is no member, so nothing would bound how many of its kind there are
+            self._refuse(503, problem, is_member=False)
         else:
             self._await_header()
 
@@ -102,7 +107,8 @@ class Http1Connection(asyncio.BufferedProtocol, asyncio.Protocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """See asyncio.BufferedProtocol. A large read has nothing but the body."""
-        return self.book.read_buffer[: max(_READ_BYTES, min(self._num_to_come, BODY_READ_BYTES))]
+        num_plain = max(self._num_to_come, self._num_to_drop)
+        return self.book.read_buffer[: max(_READ_BYTES, min(num_plain, BODY_READ_BYTES))]
 
     def buffer_updated(self, nbytes: int) -> None:
         """See asyncio.BufferedProtocol."""
@@ -111,6 +117,11 @@ class Http1Connection(asyncio.BufferedProtocol, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
         if self.transport.is_closing():
+            return
+        if self._num_to_drop:
+            self._num_to_drop = max(0, self._num_to_drop - len(data))
+            if not self._num_to_drop:
+                self._close()
             return
         if self._request is None and self.book.move(self, "silent"):
             self._await_header()
@@ -219,8 +230,10 @@ class Http1Connection(asyncio.BufferedProtocol, asyncio.Protocol):
             return
         if not request.is_complete and not request.is_begun:
             self._refuse(500, "the request could not be answered")
-        elif not request.is_complete or request.closes:
+        elif not request.is_complete:
             self._close()
+        elif request.closes:
+            self._end()
         elif self._has_whole_request:
             self._next_request()
         else:  # the rest of its body comes first
@@ -289,12 +302,25 @@ class Http1Connection(asyncio.BufferedProtocol, asyncio.Protocol):
             self.book.move(self, "idle")  # so it is not kept when its place is wanted
             self._await_reader(num_unread + 1)
 
+    def _end(self) -> None:
+        """Ends the connection after its last answer, once its client has read that or the bounds of what is dropped are
+        reached."""
+        if self._parser.their_state in (h11.DONE, h11.MUST_CLOSE):
+            self._close()  # nothing is on its way
+            return
+        self.book.move(self, "idle")  # so it is not kept when its place is wanted
+        self._num_to_drop = _MOST_DROPPED_BYTES
+        self._await(_DROP_SECONDS, self._close)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()  # the client need not wait to see that this was all
+        self.transport.resume_reading()
+
     def _refuse_unreadable(self, error: h11.RemoteProtocolError) -> None:
         """Answers what cannot be read if that still can be answered."""
         reason = "header_size" if error.error_status_hint == 431 else "malformed"
         self.book.note_closed("chunks" if isinstance(error, _CrumbsError) else reason)
         if self._request is not None and self._request.is_complete:  # of whose body this was the rest
-            self._close()
+            self._end()
         elif self._request is not None and self._request.is_begun:
             self.transport.abort()  # half an answer is on the line
         elif error.error_status_hint == 431:
@@ -302,7 +328,7 @@ class Http1Connection(asyncio.BufferedProtocol, asyncio.Protocol):
         else:
             self._refuse(400, "this is no HTTP request that can be read")
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str, *, is_member: bool = True) -> None:
         """The last answer, without an application; no protocol family is known, so it has OpenAI's shape."""
         if self._request is not None:
             self._request.disconnect()
@@ -316,7 +342,10 @@ class Http1Connection(asyncio.BufferedProtocol, asyncio.Protocol):
             *([f"retry-after: {_RETRY_AFTER_SECONDS}"] if status == 503 else []),
         ]
         self.transport.write("\r\n".join(lines).encode() + b"\r\n\r\n" + content)
-        self._close()
+        if is_member:
+            self._end()
+        else:
+            self._close()
 
 
 class _CrumbsError(h11.RemoteProtocolError):

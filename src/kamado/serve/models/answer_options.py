@@ -27,9 +27,12 @@ def ollama_options(given: Mapping[str, Any], **own: Unpack[AnswerOptions]) -> An
 
 
 def _said(given: Mapping[str, Any]) -> AnswerOptions:
-    """Without what is None. top_k -1 is off; top_p 0 the most likely token alone; a negative seed its bits unsigned."""
+    """Without what is None. max_tokens -1 is no limit, which is said by None; top_k -1 is off; top_p 0 the most likely
+    token alone; a negative seed its bits unsigned."""
     said: AnswerOptions = {}
     said.update({name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]
+    if said.get("max_tokens") == -1:
+        said["max_tokens"] = None
     if said.get("top_k") == -1:
         said["top_k"] = 0
     if said.get("top_p") == 0:  # which is what the smallest number above it does

@@ -113,6 +113,7 @@ Truncation = Literal["refuse", "drop_oldest", "drop_middle"]
 class Asked:
     """What every request to a model says of itself."""
 
+    asker: str  # id of the API key, which limits count by; whose prefixes are shared is another matter (`owner`)
     deadline_seconds: float | None = None  # from now; DeadlineError after it
     request_id: str = ""
 
@@ -121,7 +122,7 @@ class Asked:
 class Wanted(Asked):
     """What every request for text says of its answers."""
 
-    options: AnswerOptions = field(default_factory=AnswerOptions)  # nothing in it is None
+    options: AnswerOptions = field(default_factory=AnswerOptions)  # None in it: asked for without, whatever recipes say
     output: OutputFormat = field(default_factory=OutputFormat)
     n: int = 1  # answers, from one prompt computed once
     context: int | None = None  # less than the model's context, for clients that ask for a smaller one
@@ -153,6 +154,7 @@ class CompletionRequest(Wanted):
     suffix: str | None = None  # fill in the middle; UsageError for a model without "insert"
     prompt_logprobs: int | None = None  # `logprobs` of the prompt's tokens: PromptLogprobs comes before the first text
     is_scored_only: bool = False  # nothing is generated: each choice ends at once, cut
+    usual_tokens: int | None = None  # length of an answer at most where neither the request nor a recipe says one
     special: bool = False  # special tokens written in a text prompt become their ids
     add_bos: bool | None = None  # None: as the model wants it, and never twice
     truncation: Literal["refuse", "keep_end"] = "refuse"
@@ -165,7 +167,6 @@ class EmbedRequest(Asked):
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None  # the first so many, normalised again; UsageError when the model has fewer
     truncate: bool = False  # False: an input that does not fit raises ContextOverflowError
-    owner: str = ""
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from ... import PromptLogprobs as ScoredPrompt
 
 T = TypeVar("T")
+Wish = TypeVar("Wish", ChatRequest, CompletionRequest)
 
 # What a turn takes of a request, under the same names.
 _OF_TURNS = ("tools", "tool_choice", "output", "think", "continue_last", "template_options", "owner")
@@ -128,7 +129,7 @@ class EngineModel:
             any(not isinstance(part, TextPart) for message in request.messages for part in message.parts),
             f"{self.info.name} cannot see pictures",
         )
-        request = self._with_recipe(request)
+        request = self._with_recipe(self._with_options(request))
         context = min(request.context or self.info.context, self.info.context)
         turn, truncated = await self._in_thread(partial(self._prepare, request, context))
         seed = _first_seed(request)
@@ -146,8 +147,13 @@ class EngineModel:
         num_reasoning = sum(source.num_reasoning_tokens for source in sources)
         yield Done(_counts([source.usage for source in sources], len(turn.tokens), num_reasoning))
 
+    def _with_options(self, request: Wish) -> Wish:
+        """The recipe's options where the request says none."""
+        options: AnswerOptions = {**self._defaults.answer, **request.options}
+        return replace(request, options=options, context=request.context or self._defaults.context)
+
     def _with_recipe(self, request: ChatRequest) -> ChatRequest:
-        """What the recipe says where the request does not."""
+        """What the recipe says before the request's messages."""
         recipe = self._recipe
         if recipe is None:
             return request
@@ -156,12 +162,7 @@ class EngineModel:
             messages = (*recipe.messages, *messages)
         if recipe.system and not any(message.role == "system" for message in request.messages):
             messages = (Message("system", (TextPart(recipe.system),)), *messages)
-        return replace(
-            request,
-            messages=messages,
-            options={**self._defaults.answer, **request.options},
-            context=request.context or self._defaults.context,
-        )
+        return replace(request, messages=messages)
 
     def _prepare(self, request: ChatRequest, context: int) -> tuple[Turn, Truncated | None]:
         """The prompt, messages left out as the request allows. On a thread."""
@@ -201,9 +202,9 @@ class EngineModel:
 
     async def complete(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
         """See contract.py."""
-        own = self._defaults.answer.copy()
-        own.pop("max_tokens", None)  # how long a completion is, requests say
-        request = replace(request, options={**own, **request.options})
+        request = self._with_options(request)
+        if "max_tokens" not in request.options:
+            request = replace(request, options={**request.options, "max_tokens": request.usual_tokens})
         context = min(request.context or self.info.context, self.info.context)
         most = most_characters(context)
         if request.truncation == "keep_end":  # what is far too long is cut before its tokens are counted

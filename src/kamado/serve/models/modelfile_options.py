@@ -56,10 +56,9 @@ _RANGES: Mapping[str, _Allowed] = {
     "repeat_last_n": (_whole(-1, _MAX_INTEGER), "a whole number of tokens; -1: the whole text, 0: no penalties"),
 }
 
-# Values that count as not given.
-_OPEN: Mapping[str, tuple[int, ...]] = {
-    "seed": (-1,), "repeat_penalty": (0,), "num_predict": (0, -1, -2), "num_ctx": (0,), "num_keep": (-1,),
-}  # fmt: skip
+# Values that count as not given, and values that say there is none: those are given, so a recipe's own does not hold.
+_OPEN: Mapping[str, tuple[int, ...]] = {"repeat_penalty": (0,), "num_ctx": (0,), "num_keep": (-1,)}
+_NONE: Mapping[str, tuple[int, ...]] = {"seed": (-1,), "num_predict": (-1, -2, 0)}  # a recipe keeps the first
 
 
 def read_options(raw: Mapping[str, Any] | None, *, where: str = "options", **own: Unpack[AnswerOptions]) -> Options:
@@ -75,7 +74,13 @@ def read_options(raw: Mapping[str, Any] | None, *, where: str = "options", **own
             raise RequestError(f"{where}.{name[:60]}: there is no such option", param=f"{where}.{name[:60]}")
     given = {name: value for name, value in given.items() if value not in _OPEN.get(name, ())}
     given["stop"] = _stops(given.get("stop"), where) or None
-    return Options(ollama_options(given, **own), given.get("num_ctx"), given.get("num_keep", 0))
+    no_value = {name for name, values in _NONE.items() if given.get(name) in values}
+    answer = ollama_options({name: value for name, value in given.items() if name not in no_value}, **own)
+    if "seed" in no_value:
+        answer["seed"] = None
+    if "num_predict" in no_value:
+        answer["max_tokens"] = None
+    return Options(answer, given.get("num_ctx"), given.get("num_keep", 0))
 
 
 def _as_whole(value: Any) -> Any:
@@ -100,7 +105,8 @@ def recipe_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
     options = read_options(raw, where="parameters")
     own = {OF_OLLAMA.get(name, name): value for name, value in options.answer.items()} | {"num_ctx": options.context}
     stops: Any = own.pop("stop", None)
-    kept = {name: own[name] for name in raw if own.get(name) is not None}  # None: no limit, as without it
+    own |= {name: values[0] for name, values in _NONE.items() if name in own and own[name] is None}
+    kept = {name: own[name] for name in raw if own.get(name) is not None}
     return kept if stops is None else {**kept, "stop": list(stops)}
 
 

@@ -45,7 +45,7 @@ class Limits:
     """Bounds of the queue. Seconds; 0: no deadline."""
 
     max_requests: int = 256
-    max_requests_per_owner: int | None = None
+    max_requests_per_key: int | None = None  # of one asker
     deadline: float = 0.0
     stall: float = 120.0  # work without an event for so long is reported by /health
 
@@ -71,7 +71,7 @@ class Service:
         self._aliases = dict(aliases or {})
         self._clock = clock
         self.num_active = 0  # requests that run or wait
-        self._num_by_owner: CountOf[str] = CountOf()
+        self._num_by_asker: CountOf[str] = CountOf()
         self._request_seconds = _FIRST_GUESS_SECONDS
         self._is_closed = False
         self._last_event = clock()
@@ -133,10 +133,13 @@ class Service:
         """Models in memory."""
         return self.pool.loaded()
 
-    async def load(self, name: str, *, keep_alive: float | None = None, pinned: bool = False) -> ModelInfo:
+    async def load(
+        self, name: str, asker: str = "", *, keep_alive: float | None = None, pinned: bool = False
+    ) -> ModelInfo:
         """Loads a model without a request. `keep_alive` math.inf: for ever. `pinned`: only unload() ends it."""
-        async with self._admitted(""), self.pool.use(self.real_name(name), keep_alive=keep_alive, pinned=pinned) as m:
-            return m.info
+        use = self.pool.use(self.real_name(name), keep_alive=keep_alive, pinned=pinned)
+        async with self._admitted(asker), use as model:
+            return model.info
 
     async def unload(self, name: str) -> bool:
         """Unloads a model as soon as nothing runs on it; False when it was not loaded."""
@@ -158,7 +161,7 @@ class Service:
     async def embed(self, name: str, request: EmbedRequest, *, keep_alive: float | None = None) -> Embeddings:
         """Embeds texts."""
         deadline = self._deadline(request.deadline_seconds)
-        async with self._admitted(request.owner):
+        async with self._admitted(request.asker):
             began, was_ready = self._clock(), self.is_loaded(name)
             try:
                 async with (
@@ -174,13 +177,13 @@ class Service:
 
     async def count_chat_tokens(self, name: str, request: ChatRequest) -> int:
         """Tokens of the prompt that `chat` would compute. Loads the model when needed."""
-        async with self._admitted(request.owner), self.pool.use(self.real_name(name)) as model:
+        async with self._admitted(request.asker), self.pool.use(self.real_name(name)) as model:
             return await model.count_chat_tokens(request)
 
     @asynccontextmanager
-    async def using(self, name: str, owner: str = "", *, keep_alive: float | None = None) -> AsyncIterator[ServedModel]:
+    async def using(self, name: str, asker: str, *, keep_alive: float | None = None) -> AsyncIterator[ServedModel]:
         """The model itself, for tokenize and the like; it stays loaded inside the block."""
-        async with self._admitted(owner), self.pool.use(self.real_name(name), keep_alive=keep_alive) as model:
+        async with self._admitted(asker), self.pool.use(self.real_name(name), keep_alive=keep_alive) as model:
             yield model
 
     async def _stream(
@@ -193,7 +196,7 @@ class Service:
         began = self._clock()
         deadline = self._deadline(request.deadline_seconds)
         limit = request.deadline_seconds or self._limits.deadline
-        async with self._admitted(request.owner):
+        async with self._admitted(request.asker):
             use = self.pool.use(self.real_name(name), keep_alive=keep_alive)
             load_seconds, asked = 0.0, self._clock()
             was_ready = self.is_loaded(name)
@@ -254,8 +257,9 @@ class Service:
         return asyncio.get_running_loop().time() + min(limits) if limits else None
 
     @asynccontextmanager
-    async def _admitted(self, owner: str) -> AsyncIterator[None]:
-        """A place in the queue. Raises OverloadedError when there is none."""
+    async def _admitted(self, asker: str) -> AsyncIterator[None]:
+        """A place in the queue. `asker` "": the server itself, which has no limit. Raises OverloadedError when there is
+        none."""
         ClosedError.when(self._is_closed, "the server is going down")
         limits = self._limits
         if self.num_active >= limits.max_requests:
@@ -264,23 +268,24 @@ class Service:
                 f"{self.num_active} requests run or wait, and that is the limit: try again later",
                 retry_after=self.retry_after,
             )
-        if limits.max_requests_per_owner and self._num_by_owner[owner] >= limits.max_requests_per_owner:
+        most = limits.max_requests_per_key
+        if asker and most and self._num_by_asker[asker] >= most:
             self._refused.add()
             raise OverloadedError(
-                f"{self._num_by_owner[owner]} requests of this API key run or wait, and that is the limit for one key",
+                f"{self._num_by_asker[asker]} requests of this API key run or wait, and that is the limit for one key",
                 retry_after=self.retry_after,
             )
         if self.num_active == 0:
             self._last_event = self._clock()  # nothing was due while there was no work
         self.num_active += 1
-        self._num_by_owner[owner] += 1
+        self._num_by_asker[asker] += 1
         try:
             yield
         finally:
             self.num_active -= 1
-            self._num_by_owner[owner] -= 1
-            if not self._num_by_owner[owner]:
-                del self._num_by_owner[owner]
+            self._num_by_asker[asker] -= 1
+            if not self._num_by_asker[asker]:
+                del self._num_by_asker[asker]
 
     # --- operations ---------------------------------------------------------------------------------------------------
 

@@ -160,6 +160,7 @@ def chat_request(call: Call[Any]) -> ChatRequest:
         think=_think(body.thinking, config),
         continue_last=messages[-1].role == "assistant" and not messages[-1].tool_calls,
         options=options,
+        asker=call.key.id,
         request_id=call.id,
     )
 

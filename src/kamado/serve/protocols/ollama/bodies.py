@@ -253,11 +253,16 @@ def chat_request(body: ChatBody, *, owner: str, request_id: str, max_image_bytes
     """The conversation of /api/chat. Raises RequestError naming the parameter."""
     options = _options(body, owner)
     messages = tuple(_message(m, i, max_image_bytes) for i, m in enumerate(body.messages or ()))
-    return _chat(body, options, messages, tools_of(body.tools), request_id)
+    return _chat(body, options, messages, tools_of(body.tools), owner, request_id)
 
 
 def _chat(
-    body: Asked, options: Options, messages: tuple[Message, ...], tools: tuple[Tool, ...], request_id: str
+    body: Asked,
+    options: Options,
+    messages: tuple[Message, ...],
+    tools: tuple[Tool, ...],
+    asker: str,
+    request_id: str,
 ) -> ChatRequest:
     return ChatRequest(
         messages=messages,
@@ -267,6 +272,7 @@ def _chat(
         options=options.answer,
         continue_last=messages[-1].role == "assistant" and not messages[-1].tool_calls,
         context=options.context,
+        asker=asker,
         truncation="drop_oldest" if body.truncate else "refuse",
         request_id=request_id,
     )
@@ -285,7 +291,7 @@ def generate_request(
         if body.prompt:
             parts.append(TextPart(body.prompt))
         system = (Message("system", (TextPart(body.system),)),) if body.system else ()
-        return _chat(body, options, (*system, Message("user", tuple(parts))), (), request_id)
+        return _chat(body, options, (*system, Message("user", tuple(parts))), (), owner, request_id)
     why = "raw" if body.raw else "suffix" if body.suffix is not None else "a model without a chat template"
     for name in ("system", "images", "think"):
         RequestError.when(getattr(body, name), f"{name} does not go with {why}", param=name)
@@ -299,5 +305,6 @@ def generate_request(
         output=_output(body.format),
         special=bool(body.raw) and body.parse_special is not False,
         context=options.context,
+        asker=owner,
         request_id=request_id,
     )

@@ -217,7 +217,7 @@ async def _load_or_unload(call: Call[Any], body: Asked, info: ModelInfo, part: d
     if reason == "unload":
         await call.server.service.unload(info.name)
     else:
-        await call.server.service.load(info.name, keep_alive=keep_alive)
+        await call.server.service.load(info.name, call.key.id, keep_alive=keep_alive)
     line = {"model": body.model, "created_at": now(), **part, "done": True, "done_reason": reason}
     return json_response(line)
 
@@ -240,7 +240,8 @@ async def generate(call: Call[GenerateBody]) -> Response:
     if not body.prompt and body.suffix is None and not body.images:
         return await _load_or_unload(call, body, info, _response_part("", "", []))
     if not info.capabilities:  # known once it was loaded
-        info = await call.server.service.load(info.name, keep_alive=keep_alive_seconds(body.keep_alive))
+        keep_alive = keep_alive_seconds(body.keep_alive)
+        info = await call.server.service.load(info.name, call.key.id, keep_alive=keep_alive)
     request = generate_request(
         body,
         can_chat="chat" in info.capabilities,
@@ -254,7 +255,7 @@ async def generate(call: Call[GenerateBody]) -> Response:
 async def _embed(call: Call[Any], inputs: Sequence[str], *, truncate: bool, dimensions: int | None) -> Embeddings:
     read_options(call.body.options)  # checked, though none of them changes an embedding
     request = EmbedRequest(
-        inputs=tuple(inputs), dimensions=dimensions, truncate=truncate, owner=call.key.id, request_id=call.id
+        inputs=tuple(inputs), dimensions=dimensions, truncate=truncate, asker=call.key.id, request_id=call.id
     )
     info = await find_model(call, call.body.model)
     keep_alive = keep_alive_seconds(call.body.keep_alive)

@@ -39,8 +39,7 @@ async def completions(call: Call[CompletionBody]) -> Response:
     prompts = prompts_of(body.prompt, "prompt", MAX_PROMPTS)
     RequestError.when(len(prompts) * n > MAX_PROMPTS, f"prompts times n may be {MAX_PROMPTS} at most", param="n")
     echo = bool(body.echo)
-    is_limited = body.max_tokens is not None or body.n_predict is not None
-    max_tokens = limit_of(body.max_tokens, body.n_predict, least=0) if is_limited else _DEFAULT_MAX_TOKENS
+    max_tokens = limit_of(body.max_tokens, body.n_predict, least=0)
     RequestError.when(max_tokens == 0 and not echo, "max_tokens may be 0 only with echo", param="max_tokens")
     RequestError.when(echo and body.suffix, "echo and suffix contradict each other", param="echo")
     request = CompletionRequest(
@@ -58,10 +57,12 @@ async def completions(call: Call[CompletionBody]) -> Response:
         n=n,
         prompt_logprobs=(body.logprobs or 0) if echo else None,
         is_scored_only=max_tokens == 0,
+        usual_tokens=_DEFAULT_MAX_TOKENS,
         truncation="keep_end" if body.truncation == "auto" else "refuse",
         special=body.parse_special is not False,
         add_bos=False if body.add_special_tokens is False else None,
         deadline_seconds=body.deadline_seconds,
+        asker=call.key.id,
         request_id=call.id,
     )
     call.notes |= {"model": body.model, "user": body.user}
@@ -164,7 +165,7 @@ async def _completion_chunks(
 async def _echoed(call: Call[Any], model: str, request: CompletionRequest) -> list[str]:
     """The prompts as text, one a choice."""
     texts: list[str] = []
-    async with call.server.service.using(model, request.owner) as served:
+    async with call.server.service.using(model, request.asker) as served:
         for prompt in request.prompts:
             texts += [prompt if isinstance(prompt, str) else await served.detokenize(prompt)] * request.n
     return texts

@@ -68,6 +68,7 @@ async def chat(call: Call[ChatBody]) -> Response:
     request = chat_request(
         body,
         owner=owner_of(call, body.prompt_cache_key or body.cache_salt),
+        asker=call.key.id,
         request_id=call.id,
         max_schema_bytes=config.max_schema_bytes,
         max_image_bytes=config.max_image_bytes,
@@ -219,7 +220,7 @@ async def embeddings(call: Call[EmbeddingBody]) -> Response:
         inputs=inputs,
         dimensions=body.dimensions,
         truncate=bool(body.truncate),
-        owner=owner_of(call),
+        asker=call.key.id,
         request_id=call.id,
     )
     call.notes |= {"model": body.model, "inputs": len(inputs), "user": body.user}

@@ -109,12 +109,13 @@ def hides_reasoning(body: ChatBody) -> bool:
 
 
 def limit_of(*values: int | None, param: str = "max_tokens", least: int = 1) -> int | None:
-    """Tokens that an answer may have, by whatever name; -1: as many as fit. Raises RequestError when two differ."""
+    """Tokens that an answer may have, by whatever name; -1: as many as fit; None: not said. Raises RequestError when
+    two differ."""
     given = {value for value in values if value is not None}
     RequestError.when(len(given) > 1, f"{param} and another name of it differ: give one", param=param)
     limit = given.pop() if given else None
     RequestError.when(limit == 0 and least, f"{param} must be 1 or more, or -1 for as many as fit", param=param)
-    return None if limit == -1 else limit
+    return limit
 
 
 def _check_template_wishes(body: ChatBody) -> None:
@@ -141,7 +142,7 @@ def check_stream_options(body: Shared) -> None:
 
 
 def chat_request(
-    body: ChatBody, *, owner: str, request_id: str, max_schema_bytes: int, max_image_bytes: int
+    body: ChatBody, *, owner: str, asker: str, request_id: str, max_schema_bytes: int, max_image_bytes: int
 ) -> ChatRequest:
     """What the chat endpoint's body asks for. Raises RequestError naming the parameter."""
     RequestError.when(
@@ -177,5 +178,6 @@ def chat_request(
         template_options=body.chat_template_kwargs or {},
         truncation="drop_middle" if body.transforms else truncation,
         deadline_seconds=body.deadline_seconds,
+        asker=asker,
         request_id=request_id,
     )

@@ -31,6 +31,7 @@ def _request(call: Call[ResponsesBody], owner: str) -> tuple[ChatRequest, Sequen
         body,
         earlier,
         owner=owner,
+        asker=call.key.id,
         request_id=call.id,
         max_schema_bytes=config.max_schema_bytes,
         max_image_bytes=config.max_image_bytes,

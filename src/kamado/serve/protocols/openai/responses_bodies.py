@@ -93,6 +93,7 @@ def responses_request(
     earlier: Sequence[Mapping[str, Any]],
     *,
     owner: str,
+    asker: str,
     request_id: str,
     max_schema_bytes: int,
     max_image_bytes: int,
@@ -123,6 +124,7 @@ def responses_request(
         ),
         truncation="drop_oldest" if body.truncation == "auto" else "refuse",
         deadline_seconds=body.deadline_seconds,
+        asker=asker,
         request_id=request_id,
     )
 

@@ -1,4 +1,4 @@
-#include "kamado/sample.h"
+#include "kamado/top_ids.h"
 
 #include <algorithm>
 #include <vector>

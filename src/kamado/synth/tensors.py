@@ -1,0 +1,189 @@
+"""The tensors of a synthetic model: those that the family's own program asks for, in the layouts that llama.cpp's
+quantiser gives them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from .. import program as op
+from ..files.types import Checkpoint, Layout, TensorRef
+from ..models import build_program
+from .shapes import Shape, metadata_of, turned_values
+
+Kind = Literal["embedding", "ones", "out_norm", "bias", "zeros", "inward", "outward", "router", "head"]
+
+# our layout names -> (layout, llama.cpp's file type)
+LAYOUTS: Final[Mapping[str, tuple[Layout, int]]] = {
+    "q4_k": (Layout.Q4_K, 14),
+    "q4_k_m": (Layout.Q4_K, 15),
+    "q6_k": (Layout.Q6_K, 18),
+    "q5_0": (Layout.Q5_0, 8),
+    "q8_0": (Layout.Q8_0, 7),
+    "q4_0": (Layout.Q4_0, 2),
+    "q4_1": (Layout.Q4_1, 3),
+    "f16": (Layout.F16, 1),
+    "bf16": (Layout.BF16, 32),
+    "f32": (Layout.F32, 0),
+}
+# what llama.cpp takes instead when a row is no whole number of 256-value blocks
+_FALLBACK: Final = {Layout.Q4_K: Layout.Q5_0, Layout.Q5_K: Layout.Q5_1, Layout.Q6_K: Layout.Q8_0}
+_LAYERS_OF_70B: Final = 80  # in which the quantiser recognises Llama 70B, whose values it gives more bits
+_ADDED: Final = ("h", "moe", "shared")  # buffers of what layers add to the stream
+_DENSE: Final = ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One tensor to be written. `layer` is -1 outside the blocks."""
+
+    name: str
+    shape: tuple[int, ...]
+    layout: Layout
+    kind: Kind
+    layer: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What a file of a shape holds, in its order, and the factors of its program on embeddings and what is added."""
+
+    tensors: tuple[TensorPlan, ...]
+    embedding_scale: float
+    residual_scale: float
+    expert_scale: float
+    has_post_norms: bool
+
+
+class _Tensors(dict[str, TensorRef]):
+    """The tensors asked for so far; says that it has those that the shape's files have."""
+
+    def __init__(self, shape: Shape, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self._optional = frozenset(shape.optional)
+        self._dense = shape.dense or 0
+        if not shape.tied:
+            self._optional |= {"output.weight"}
+
+    def __contains__(self, name: object) -> bool:
+        layer, role = _split(str(name))
+        return role in self._optional or (role in _DENSE and 0 <= layer < self._dense)
+
+
+class _Wishes(Checkpoint):
+    """A file that has every tensor that is asked for, in the shape in which it is."""
+
+    def tensor(self, name: str, shape: Sequence[int | None] | None = None) -> TensorRef:
+        """The tensor, noted down when the shape is known; the vocabulary is the only size that is not."""
+        assert isinstance(self.tensors, _Tensors)
+        sizes = tuple(self.tensors.vocab_size if size is None else size for size in shape or (1,))
+        ref = TensorRef(name, self.path, 0, Layout.F32.nbytes(math.prod(sizes)), sizes, Layout.F32)
+        return ref if shape is None else self.tensors.setdefault(name, ref)
+
+
+def _split(name: str) -> tuple[int, str]:
+    """(layer or -1, role with its ending) of a name."""
+    found = re.fullmatch(r"blk\.(\d+)\.(.+)", name)
+    return (int(found[1]), found[2]) if found else (-1, name)
+
+
+def blueprint_of(shape: Shape, vocab_size: int, layout: str) -> Blueprint:
+    """All tensors of a file of `shape`, and the scales of its program.
+
+    The program is built on a file that has what is asked for, so names, shapes and order are the family's own.
+    """
+    tensors, metadata = _Tensors(shape, vocab_size), dict(metadata_of(shape, vocab_size))
+    wishes = _Wishes(Path(shape.architecture), (), "gguf", shape.architecture, metadata, tensors, None, None)
+    program = build_program(wishes)
+    kinds: dict[str, Kind] = {}
+    for name, kind in _kinds(program.ops):
+        kinds.setdefault(name, kind)
+    assert kinds.keys() == tensors.keys(), kinds.keys() ^ tensors.keys()
+    plans = [_planned(name, tensors[name].shape, kind, shape, layout) for name, kind in kinds.items()]
+    divided = (turned_values(shape) // 2,)
+    plans += [TensorPlan(name, divided, Layout.F32, "ones") for name in shape.divisors]
+    table = program.ops[0]
+    assert isinstance(table, op.Embed)
+    return Blueprint(
+        tuple(plans),
+        table.scale,
+        next((step.factor for step in program.ops if isinstance(step, op.Scale)), 1.0),
+        next((step.scale for step in program.ops if isinstance(step, op.Route)), 1.0),
+        any(kind == "out_norm" for kind in kinds.values()),
+    )
+
+
+def tensors_of(shape: Shape, vocab_size: int, layout: str) -> tuple[TensorPlan, ...]:
+    """All tensors in the file's order."""
+    return blueprint_of(shape, vocab_size, layout).tensors
+
+
+def _kinds(steps: Sequence[op.Op]) -> Iterator[tuple[str, Kind]]:
+    """(name, kind) of every tensor in the order in which they are used; some come again."""
+    for step in steps:
+        match step:
+            case op.Embed(table=table):
+                yield _whole(table), "embedding"
+            case op.Norm(out=out, x=x, weight=weight) if weight is not None:
+                yield _whole(weight), "out_norm" if out.name == x.name and _stem(out) in _ADDED else "ones"
+            case op.Linear(outs=outs, weights=weights, biases=biases):
+                for out, weight in zip(outs, weights, strict=True):
+                    yield _whole(weight), _linear_kind(_stem(out))
+                yield from ((_whole(bias), "bias") for bias in biases if bias is not None)
+            case op.Route(bias=bias) if bias is not None:
+                yield _whole(bias), "zeros"  # another one would move picks away from the planned share
+            case op.Experts(gate=gate, up=up, down=down):
+                yield from ((_whole(part[0]), "inward") for part in (gate, up))
+                yield _whole(down[0]), "outward"
+            case op.Head(weight=weight):
+                yield _whole(weight), "head"
+
+
+def _whole(ref: TensorRef) -> str:
+    """The name of the tensor that a slice is of."""
+    return ref.name.partition("[")[0]
+
+
+def _stem(rows: op.Buffer) -> str:
+    """The buffer's name without the width that tells it from others of its kind."""
+    return rows.name.rstrip("0123456789")
+
+
+def _linear_kind(out: str) -> Kind:
+    return "router" if out == "router" else "outward" if out in _ADDED else "inward"
+
+
+def _planned(name: str, dims: tuple[int, ...], kind: Kind, shape: Shape, layout: str) -> TensorPlan:
+    layer, role = _split(name)
+    is_vector = len(dims) == 1 or kind == "router"
+    chosen = Layout.F32 if is_vector else _layout(layout, role, dims[-1], shape, layer)
+    return TensorPlan(name, dims, chosen, kind, layer)
+
+
+def _layout(layout: str, role: str, cols: int, shape: Shape, i: int) -> Layout:
+    """The layout of one matrix, as llama.cpp's quantiser decides for the same file type."""
+    chosen = LAYOUTS[layout][0]
+    if layout == "q4_k_m":
+        n = shape.layers
+        if role.startswith("ffn_down"):
+            loops = shape.keys.get("num_loops", 1)  # it counts layers as often as they run, here
+            n *= loops if isinstance(loops, int) else 1
+        more_bits = i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
+        if role == "output.weight" or (role == "token_embd.weight" and shape.tied):
+            chosen = Layout.Q6_K
+        elif shape.experts == 8 and role in ("attn_k.weight", "attn_v.weight"):
+            chosen = Layout.Q8_0
+        elif shape.experts == 8 and role == "attn_output.weight":
+            chosen = Layout.Q5_K
+        elif role.startswith(("attn_v.", "attn_qkv.", "ffn_down")) and more_bits:
+            chosen = Layout.Q6_K
+        elif role == "attn_v.weight" and shape.architecture == "llama" and n == _LAYERS_OF_70B:
+            chosen = Layout.Q5_K
+    if cols % chosen.block_values:
+        chosen = _FALLBACK.get(chosen, Layout.F16)
+    return chosen if cols % chosen.block_values == 0 else Layout.F16
