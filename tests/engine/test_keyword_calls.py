@@ -126,6 +126,7 @@ def test_literals_are_read_as_python_reads_them(literal) -> None:
         ("a='line\nbreak\ttab'", {"a": "line\nbreak\ttab"}),
         (r"a='\u12'", {"a": r"\u12"}),
         ("file-path='x', größe=1", {"file-path": "x", "größe": 1}),
+        ("a\u202fb=1, \u2003=2", {"a\u202fb": 1, "\u2003": 2}),
     ],
 )
 def test_more_than_python_is_read(written, wanted) -> None:

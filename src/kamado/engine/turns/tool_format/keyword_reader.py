@@ -16,7 +16,7 @@ from .syntax import shown_text
 _MAX_DEPTH = 256
 _MAX_RUN = 4096  # characters of a name, a number or a word
 _SPACE = re.compile(r"[ \t\r\n]*")
-_NAME = re.compile(r"[^\s=(),:'\"\[\]{}<>\\]*")
+_NAME = re.compile(r"[^\x00-\x20\x7f-\xa0=(),:'\"\[\]{}<>\\]*")  # as json_schema/keywords.py has it
 _RUN = re.compile(r"[\w.+-]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+(?:_[0-9]+)*)?\.?(?:[0-9]+(?:_[0-9]+)*)?(?:[eE][+-]?[0-9]+)?")
