@@ -47,7 +47,8 @@ class PythonEmitter(Emitter):
     def _text(self, tree: Tree, end: str = "") -> Name | None:
         after = f" {json.dumps(end)}" if end else ""
         if tree == ANY:
-            return self._rules.terminal(f"({trees.json_string()} | {trees.single_quoted_string()}){after}")
+            double, single = trees.json_string(), trees.json_string("'")
+            return self._rules.terminal(f"({double} | {single}){after}")
         if is_nothing(tree):
             return None
         double, single = trees.write(tree, True), trees.write(tree, True, quote="'")

@@ -287,34 +287,25 @@ _ESCAPED = (
 )
 
 
-def json_string() -> str:
-    """The expression of any JSON string, without half a surrogate pair; escapes that are allowed but odd are in."""
-    return rf'/"{_json_character()}*"/'
-
-
-def single_quoted_string() -> str:
-    """The same in single quotes, as Python has it."""
-    return "/'" + _json_character("'") + "*'/"
-
-
-def _json_character(quote: str = '"') -> str:
-    return rf"([^{quote}\\\x00-\x1F]|\\([{quote}\\\/bfnrt]|u(00[01][0-9a-fA-F]|007[fF])|{_ESCAPED}))"
+def json_string(quote: str = '"') -> str:
+    """The expression of any JSON string, without half a surrogate pair; escapes that are allowed but odd are in. With
+    another `quote`: of Python's in single quotes."""
+    escape = rf"\\([{quote}\\\/bfnrt]|u(00[01][0-9a-fA-F]|007[fF])|{_ESCAPED})"
+    return rf"/{quote}([^{quote}\\\x00-\x1F]|{escape})*{quote}/"
 
 
 @lru_cache(1 << 12)
 def write(tree: Tree, is_json: bool, quote: str = '"') -> str:
-    """A terminal's body. `is_json`: of the inside of JSON strings, where it is the text of `tree` with escapes; of
-    Python's in single quotes with another `quote`.
+    """A terminal's body. `is_json`: of the inside of strings as in `json_string`, the text of `tree` with escapes.
 
     With an intersection or a complement each character is written in one way only, or a text that is excluded could
     come by its escapes.
     """
-    form: _Form = "plain"
-    if is_json and quote == '"':
-        form = "canonical" if has_operators(tree) else "json"
-    elif is_json:
-        form = "single canonical" if has_operators(tree) else "single"
-    return _write(tree, form)
+    if not is_json:
+        return _write(tree, "plain")
+    if quote == '"':
+        return _write(tree, "canonical" if has_operators(tree) else "json")
+    return _write(tree, "single canonical" if has_operators(tree) else "single")
 
 
 def _write(tree: Tree, form: _Form) -> str:
