@@ -114,7 +114,13 @@ def test_what_python_writes_is_read(value) -> None:
     ],
 )  # fmt: skip
 def test_literals_are_read_as_python_reads_them(literal) -> None:
-    assert json.loads(read(f"a = {literal} , ")) == {"a": ast.literal_eval(literal)}
+    text = f"a = {literal} , "
+    whole = read(text)
+    assert json.loads(whole) == {"a": ast.literal_eval(literal)}
+    for i in range(len(text)):
+        reader = KeywordReader(", ", ": ")
+        size, first = reader.push(text[:i])
+        assert first + reader.push(f"{text[size:]})")[1] == whole
 
 
 @pytest.mark.parametrize(
