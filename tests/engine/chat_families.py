@@ -155,6 +155,38 @@ MINISTRAL = MISTRAL_NAMED.replace(
     "{{ '[THINK]' + part.thinking + '[/THINK]' if part.type == 'thinking' else part.text }}{% endfor %}{% endif %}"
     "{% for c",
 )
+# Arguments of a Python call: JSON values, one call a line, results in a role of their own; and values as a template has
+# them that knows no JSON, in a list.
+OLMO = (
+    "<|im_start|>system\nYou call functions.{% if tools %}<functions>{{ tools | tojson }}</functions>{% endif %}"
+    "<|im_end|>\n{% for m in messages %}<|im_start|>{{ 'environment' if m.role == 'tool' else m.role }}\n"
+    "{{ m.content }}{% if m.tool_calls %}<function_calls>{% for c in m.tool_calls %}{{ c.function.name }}("
+    "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v | tojson }}{% if not loop.last %}, {% endif %}"
+    "{% endfor %}){% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}</function_calls>{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LFM = (
+    _SHOWN.replace("Tools:\n", "List of tools: ") + "<|im_start|>{{ m.role }}\n"
+    "{% if m.thinking %}<think>{{ m.thinking }}</think>{% endif %}{{ m.content }}"
+    "{% if m.tool_calls %}<|tool_call_start|>[{% for c in m.tool_calls %}{{ c.function.name }}("
+    "{% for k, v in c.function.arguments.items() %}{{ k }}="
+    '{{ "\'" + v + "\'" if v is string else v | tojson if v is mapping else v | string }}'
+    "{% if not loop.last %}, {% endif %}{% endfor %}){% if not loop.last %}, {% endif %}{% endfor %}"
+    "]<|tool_call_end|>{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Show tools and write no call: the vocabulary has the token, or the template says what a call looks like. The second
+# takes tools under another name.
+LFM_UNWRITTEN = _SHOWN + (
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SMOL = LFM_UNWRITTEN.replace("tools", "xml_tools").replace(
+    "<|im_end|>\n{% endif %}",
+    'Call:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    "<|im_end|>\n{% endif %}",
+    1,
+)
 LISTS = GRANITE.replace("<|tool_call|>[", "<tool_calls>[").replace("]<|im_end|>", "]</tool_calls><|im_end|>")
 # Shows tools, and writes calls in a form that nobody knows.
 UNKNOWN = QWEN.replace("<tool_call>\n", "<call>").replace("\n</tool_call>", "</call>")
@@ -230,6 +262,17 @@ FAMILIES = {
         tags=("[THINK]", "[/THINK]"),
     ),
     "lists": Family("lists", LISTS),
+    "olmo": Family("pythonic", OLMO),
+    "lfm": Family("pythonic", LFM, ("<|tool_call_start|>", "<|tool_call_end|>"), tags=("<think>", "</think>")),
+    "lfm_tokens": Family(
+        "pythonic",
+        LFM,
+        ("<|tool_call_start|>", "<|tool_call_end|>", "<think>", "</think>"),
+        tags=("<think>", "</think>"),
+    ),
+    "lfm_unwritten": Family("pythonic", LFM_UNWRITTEN, ("<|tool_call_start|>", "<|tool_call_end|>")),
+    "smol": Family("hermes", SMOL),
+    "smol_tokens": Family("hermes", SMOL, ("<tool_call>", "</tool_call>")),
     "gemma": Family("gemma", GEMMA, ("<start_of_turn>", "<end_of_turn>"), is_parallel=False),
     "generic": Family("generic", CHATML),
 }

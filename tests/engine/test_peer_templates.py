@@ -80,6 +80,19 @@ TEMPLATES = {
     "NVIDIA-Nemotron-Nano-v2": Expected("lists", THINK, ("<SPECIAL_12>",), is_open=True, result="<TOOL_RESPONSE>"),
     "poolside-Laguna-S-2.1": Expected("glm", THINK, ("</assistant>",), is_open=True, goes_back=True),
     "Spark2.5": Expected("glm", THINK, ("<｜end▁of▁sentence｜>",), is_open=True, goes_back=True),
+    "LFM2.5-8B-A1B": Expected(
+        "pythonic", THINK, goes_back=True, result="<|im_start|>tool",
+        specials=("<|tool_call_start|>", "<|tool_call_end|>"),
+    ),
+    "LFM2-8B-A1B": Expected(
+        "pythonic", result="<|tool_response_start|>", specials=("<|tool_call_start|>", "<|tool_call_end|>")
+    ),
+    "LFM2.5-Instruct": Expected(
+        "pythonic", THINK, result="<|im_start|>tool", specials=("<|tool_call_start|>", "<|tool_call_end|>")
+    ),
+    "ibm-granite-granite-3.3-2B-Instruct": Expected(
+        "granite", THINK, ("<|end_of_text|>",), result="<|start_of_role|>tool", specials=("<|tool_call|>",)
+    ),
     "upstage-Solar-Open-100B": Expected("none", is_refused=True),
 }  # fmt: skip
 

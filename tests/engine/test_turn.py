@@ -480,7 +480,7 @@ def test_a_call_that_was_cut_is_told_as_far_as_it_came(key) -> None:
             result = ct.Message("tool", (ct.TextPart("not run"),), tool_call_id="1", name="get_weather")
             turn = model.prepare_chat((*ASK, answer, result), tools=TOOLS)
             assert turn.num_prompt_tokens > before
-        is_raw = model.chat_format.syntax.arguments is not None
+        is_raw = key not in ("olmo", "lfm_unwritten") and model.chat_format.syntax.arguments is not None
         assert ('Zü"r' if is_raw else 'Zü\\"r') in shown(model, turn)
 
 

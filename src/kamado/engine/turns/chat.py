@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ...errors import ContextOverflowError, TemplateError, UsageError
 from ...text.tokenizer.special import SpecialMatcher
 from ..cache.turn_starts import TurnStarts
+from .mixed_text import MixedText
 
 if TYPE_CHECKING:
     from ...text.template import ChatTemplate
@@ -104,9 +105,10 @@ class ChatEncoder:
     ) -> EncodedChat:
         """As `encode`, for turns as the template reads them, with tools and further variables of the template.
 
-        Every text in them, however deep, is plain text to the model. `continue_last`: the last turn is the assistant's
-        and is left open at the end of its content. Raises UsageError and TemplateError as `encode` does, and
-        ContextOverflowError for a prompt that is so much longer than `most_tokens` that its beginning tells.
+        Every text in them, however deep, is plain text to the model, but for our own parts of a MixedText.
+        `continue_last`: the last turn is the assistant's and is left open at the end of its content. Raises UsageError
+        and TemplateError as `encode` does, and ContextOverflowError for a prompt that is so much longer than
+        `most_tokens` that its beginning tells.
         """
         words = _Words()
         guarded_turns, tools, options = self._guard_all((list(turns), tools, dict(options or {})), words)
@@ -163,6 +165,8 @@ class ChatEncoder:
 
     def _guard_all(self, value: Any, words: _Words) -> Any:
         """A copy with `_guard` applied to every text, keys too."""
+        if isinstance(value, MixedText):
+            return "".join(part if is_own else self._guard(part, words) for part, is_own in value.parts)
         if isinstance(value, str):
             return self._guard(value, words)
         if isinstance(value, Mapping):
@@ -272,6 +276,9 @@ def _with_end(content: Any, end: str) -> Any:
 def _opaque(content: Any, guarded: Any, words: _Words) -> tuple[str, Any]:
     """The word that stands for a content's text, and the content with words in place of its texts. An empty text stays
     empty: templates leave out what is not there."""
+    if isinstance(content, MixedText):
+        mixed = "".join(part if is_own or not part else words.stand_for(part) for part, is_own in content.parts)
+        return mixed, mixed
     if isinstance(content, str):
         word = words.stand_for(content) if content else ""
         return word, word or guarded

@@ -120,11 +120,16 @@ class TurnMaker:
         if is_continued and tool_choice.mode == "required":
             raise UsageError("an answer that goes on from a given beginning is text: no call can be required of it")
         shown = tools if offered else ()
-        turns, objects = make_turns(messages, shown, chat.tools, chat.syntax, chat.system_in_user, chat.reasoning)
+        turns, objects = make_turns(
+            messages, shown, chat.tools, chat.syntax, chat.system_in_user, chat.reasoning, in_content=chat.in_content
+        )
+        chosen = self._options(options, think)
+        if objects and chat.tools_name != "tools":
+            chosen[chat.tools_name] = objects
         encoded = self._encoder.encode_turns(
             turns,
             tools=objects,
-            options=self._options(options, think),
+            options=chosen,
             continue_last=continue_last,
             most_tokens=most_tokens,
         )

@@ -12,7 +12,8 @@ note says that a keyword was left open: there it may be larger, and the finished
 """
 
 from .compiled import KEPT_BYTES, CompiledSchema, OpenKeyword, compile_schema, kept_bytes, open_schema
-from .tagged import EVERY_KIND, Tagged
+from .python import single_quoted
+from .tagged import EVERY_KIND, Keywords, Tagged
 from .values import Checker, CheckError
 
 __all__ = [
@@ -21,9 +22,11 @@ __all__ = [
     "CheckError",
     "Checker",
     "CompiledSchema",
+    "Keywords",
     "OpenKeyword",
     "Tagged",
     "compile_schema",
     "kept_bytes",
     "open_schema",
+    "single_quoted",
 ]

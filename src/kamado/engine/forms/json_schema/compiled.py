@@ -20,7 +20,8 @@ from ....isolated import WORKER, Limits, WorkerEndedError
 from .document import Document, Node, plain
 from .emit import Emitter
 from .normal import Normaliser, TooLongError
-from .tagged import Tagged
+from .python import PythonEmitter
+from .tagged import Keywords, Tagged
 from .values import Checker, CheckError
 
 _MAX_KEPT = 256
@@ -102,7 +103,7 @@ def open_schema(
     key_separator: str = ":",
     *,
     is_object: bool = False,
-    tagged: Tagged | None = None,
+    tagged: Tagged | Keywords | None = None,
 ) -> CompiledSchema:
     """Any JSON, or any object: nothing else of the schema is enforced, for `reason`. The finished answer is checked."""
     is_object |= isinstance(schema, Mapping) and schema.get("type") == "object"
@@ -118,9 +119,10 @@ def compile_schema(
     key_separator: str = ":",
     *,
     is_object: bool = False,
-    tagged: Tagged | None = None,
+    tagged: Tagged | Keywords | None = None,
 ) -> CompiledSchema:
-    """The grammar of a schema; `is_object`: of its values that are objects; `tagged`: of these, written between tags.
+    """The grammar of a schema; `is_object`: of its values that are objects; `tagged`: of these, written between tags or
+    as arguments of a Python call.
 
     Raises ConstraintError when it is none, is too large, or nothing matches it; BusyError when it needed the worker
     process and that had no time."""
@@ -186,7 +188,7 @@ class _Form:
     item_separator: str
     key_separator: str
     is_object: bool
-    tagged: Tagged | None
+    tagged: Tagged | Keywords | None
 
 
 def _worked_out(schema: Mapping[str, Any] | bool, text: str, form: _Form, key: str) -> CompiledSchema | str:
@@ -222,7 +224,9 @@ def _in_worker(text: str, form: _Form) -> Mapping[str, Any] | str:
 def in_worker(request: Any) -> Any:
     """Works a schema out, in the worker process: what `_compile` gives."""
     text, tagged = request.pop("text"), request.pop("tagged")
-    if tagged is not None:
+    if tagged is not None and "between" in tagged:
+        tagged = Keywords(**tagged)
+    elif tagged is not None:
         tagged = Tagged(**{**tagged, "tokens": tuple((c, token) for c, token in tagged["tokens"])})
     return _compile(json.loads(text), _Form(**request, tagged=tagged))
 
@@ -235,10 +239,13 @@ def _compile(schema: object, form: _Form, most_seconds: float | None = None) -> 
         if root is False:
             return "the schema is false, which nothing matches"
         normaliser = Normaliser(Document(root), most_seconds)
-        emitter = Emitter(normaliser, form.item_separator, form.key_separator)
+        is_python = isinstance(form.tagged, Keywords) and form.tagged.is_python
+        emitter = (PythonEmitter if is_python else Emitter)(normaliser, form.item_separator, form.key_separator)
         conjunction = normaliser.of(root, {"type": "object"} if form.is_object else True)
         if form.tagged is None:
             lark = emitter.grammar(conjunction)
+        elif isinstance(form.tagged, Keywords):
+            lark = emitter.as_arguments(conjunction, form.tagged)
         else:
             lark, kinds = emitter.tagged(conjunction, form.tagged)
     except RecursionError:

@@ -14,11 +14,12 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from . import numbers, trees
+from .keywords import KeywordMembers
 from .normal import Normaliser
 from .numbers import Range
 from .rules import Literal, Name, Row, Rules, Symbol, Times
 from .shapes import ANYTHING, EVERY, IMPOSSIBLE, Array, Atom, Conjunction, Const, Number, Object, Text, together
-from .tagged import Tagged, TaggedMembers
+from .tagged import Keywords, Tagged, TaggedMembers
 from .trees import ANY, Tree, alt, both, inverse, is_nothing, literal
 from .values import number_of
 
@@ -45,6 +46,9 @@ class Members(Protocol):
     def other(self, names: Tree, conjunction: Conjunction) -> Row | None:
         """Any whose name is in `names`."""
 
+    def const(self, value: Mapping[str, Any]) -> Row | None:
+        """All of one given object."""
+
 
 class Emitter:
     """Writes the grammar of one document."""
@@ -70,6 +74,13 @@ class Emitter:
     def tagged(self, conjunction: Conjunction, tagged: Tagged) -> tuple[str | None, Mapping[str, list[str]]]:
         """Lark's notation of all objects that match, their members between tags, and of which types these may be."""
         members = TaggedMembers(self, self._rules, self._all, tagged)
+        return self._objects(conjunction, members), members.kinds
+
+    def as_arguments(self, conjunction: Conjunction, keywords: Keywords) -> str | None:
+        """Lark's notation of all objects that match, their members as arguments of a Python call."""
+        return self._objects(conjunction, KeywordMembers(self, self._rules, keywords.between))
+
+    def _objects(self, conjunction: Conjunction, members: Members) -> str | None:
         rule = self._rules.new("v")
         self._now = conjunction
         for atom in self._all.shape(conjunction).atoms:
@@ -79,14 +90,14 @@ class Emitter:
                 row = members.const(atom.value)
                 if row is not None:
                     self._rules.add(rule, *row)
-        return self._rules.write(Name(rule)), members.kinds
+        return self._rules.write(Name(rule))
 
     def rows(self, conjunction: Conjunction, atom: Atom) -> list[Row]:
         """The ways to write what an atom of a schema allows."""
         outer, self._now = self._now, conjunction
         try:
             if isinstance(atom, Const):
-                return [self._const(atom.value)]
+                return [self.const(atom.value)]
             if isinstance(atom, Number):
                 return self._number(atom)
             rule = self._rules.new("v")
@@ -116,7 +127,7 @@ class Emitter:
         for atom in atoms:
             if isinstance(atom, Const):
                 if _is_container(atom.value):
-                    self._rules.add(rule, *self._const(atom.value))
+                    self._rules.add(rule, *self.const(atom.value))
             else:
                 outer, self._now = self._now, conjunction
                 self._atom(rule, atom)
@@ -158,21 +169,24 @@ class Emitter:
         is_whole = isinstance(value, float) and value.is_integer() and abs(value) < numbers.MAX_UNSIGNED
         return [self._scalar(value), *([str(int(value))] if is_whole else [])]
 
-    def _const(self, value: Any) -> Row:
+    def const(self, value: Any) -> Row:
         """A value as the pieces in which any array or object comes, so that both begin alike."""
         if isinstance(value, list):
             row: list[Symbol] = [Literal("[")]
             for i, item in enumerate(value):
-                row += [*([self._comma] if i else []), *self._const(item)]
+                row += [*([self._comma] if i else []), *self.const(item)]
             return (*row, Literal("]"))
         if isinstance(value, Mapping):
             row = [Literal("{")]
             for i, (key, item) in enumerate(value.items()):
-                row += [*([self._comma] if i else []), self._key(key), *self._const(item)]
+                row += [*([self._comma] if i else []), self._key(key), *self.const(item)]
             return (*row, Literal("}"))
-        return (Literal(self._scalar(value)),)
+        return (self._given(value),)
 
-    def _key(self, key: str) -> Literal:
+    def _given(self, value: Any) -> Literal | Name:
+        return Literal(self._scalar(value))
+
+    def _key(self, key: str) -> Literal | Name:
         return Literal(json.dumps(key, ensure_ascii=False) + self._key_separator)
 
     def _text(self, tree: Tree, end: str = "") -> Name | None:
@@ -308,7 +322,7 @@ class Emitter:
         self._rules.add(rule, Literal("["), Name(first), Literal("]"))
         self._rules.add(more, condition=f"bit_count_ge(_, {atom.low})")
         for i, value in enumerate(values):
-            row = self._const(value)
+            row = self.const(value)
             self._rules.add(first, *row, Name(more, hex(1 << i)))
             condition = f"and(bit_clear({i}), bit_count_lt(_, {high}))"
             self._rules.add(more, self._comma, *row, Name(more, f"set_bit({i})"), condition=condition)

@@ -57,6 +57,15 @@ _ANY_BYTES = "(~/[a&&b]/)"
 
 
 @dataclass(frozen=True, slots=True)
+class Keywords:
+    """Members as arguments of a Python call (keywords.py): what stands between them, and whether values are Python's
+    literals or JSON."""
+
+    between: str
+    is_python: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Tagged:
     """The tags. `has_python_words`: True, False and None come as well as JSON's words. `tokens`: characters in the tags
     that stand for one token each, and its id."""

@@ -61,7 +61,7 @@ class Repeat:
 
 
 Tree: TypeAlias = Chars | Seq | Alt | And | Not | Repeat
-_Form: TypeAlias = Literal["plain", "json", "canonical"]
+_Form: TypeAlias = Literal["plain", "json", "canonical", "single", "single canonical"]
 
 NOTHING = Chars(())
 EMPTY = Seq(())
@@ -275,8 +275,10 @@ def is_nothing(tree: Tree) -> bool:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 _SHORT = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}
+_SHORT_SINGLE = {**{code: letter for code, letter in _SHORT.items() if letter != '"'}, 39: "'"}
 _CONTROLS: Ranges = ((0, 31),)
 _PLAIN = charset.complement(charset.union(_CONTROLS, charset.of('"\\')))
+_PLAIN_SINGLE = charset.complement(charset.union(_CONTROLS, charset.of("'\\")))
 _FOREIGN: Ranges = charset.complement(((0, 0x7F),))
 # Escapes of all that is not ASCII: one of the first plane, or a pair.
 _ESCAPED = (
@@ -285,23 +287,25 @@ _ESCAPED = (
 )
 
 
-def json_string() -> str:
-    """The expression of any JSON string, without half a surrogate pair; escapes that are allowed but odd are in."""
-    return rf'/"{_json_character()}*"/'
-
-
-def _json_character() -> str:
-    return rf'([^"\\\x00-\x1F]|\\(["\\\/bfnrt]|u(00[01][0-9a-fA-F]|007[fF])|{_ESCAPED}))'
+def json_string(quote: str = '"') -> str:
+    """The expression of any JSON string, without half a surrogate pair; escapes that are allowed but odd are in. With
+    another `quote`: of Python's in single quotes."""
+    escape = rf"\\([{quote}\\\/bfnrt]|u(00[01][0-9a-fA-F]|007[fF])|{_ESCAPED})"
+    return rf"/{quote}([^{quote}\\\x00-\x1F]|{escape})*{quote}/"
 
 
 @lru_cache(1 << 12)
-def write(tree: Tree, is_json: bool) -> str:
-    """A terminal's body. `is_json`: of the inside of JSON strings, where it is the text of `tree` with escapes.
+def write(tree: Tree, is_json: bool, quote: str = '"') -> str:
+    """A terminal's body. `is_json`: of the inside of strings as in `json_string`, the text of `tree` with escapes.
 
     With an intersection or a complement each character is written in one way only, or a text that is excluded could
     come by its escapes.
     """
-    return _write(tree, ("canonical" if has_operators(tree) else "json") if is_json else "plain")
+    if not is_json:
+        return _write(tree, "plain")
+    if quote == '"':
+        return _write(tree, "canonical" if has_operators(tree) else "json")
+    return _write(tree, "single canonical" if has_operators(tree) else "single")
 
 
 def _write(tree: Tree, form: _Form) -> str:
@@ -363,15 +367,17 @@ def _is_single(regex: str) -> bool:
 
 
 def _json_set(ranges: Ranges, form: _Form) -> str:
-    plain = charset.intersect(ranges, _PLAIN)
+    is_single = form in ("single", "single canonical")
+    plain = charset.intersect(ranges, _PLAIN_SINGLE if is_single else _PLAIN)
     out = [_bracket(plain)] if plain else []
-    escapes = [_escaped(letter) for code, letter in _SHORT.items() if charset.has(ranges, code)]
+    short = _SHORT_SINGLE if is_single else _SHORT
+    escapes = [_escaped(letter) for code, letter in short.items() if charset.has(ranges, code)]
     controls = [code for low, high in charset.intersect(ranges, _CONTROLS) for code in range(low, high + 1)]
-    if len(controls) == 32 and form == "json":
+    if len(controls) == 32 and form in ("json", "single"):
         escapes.append("u00[01][0-9a-fA-F]")
     else:
         escapes += [f"u00{code:02x}" for code in controls if code not in _SHORT]
-    if form == "json" and charset.intersect(ranges, _FOREIGN) == _FOREIGN:
+    if form in ("json", "single") and charset.intersect(ranges, _FOREIGN) == _FOREIGN:
         escapes.append(_ESCAPED)
     if escapes:
         out.append(r"\\" + (escapes[0] if len(escapes) == 1 and "|" not in escapes[0] else f"({'|'.join(escapes)})"))

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Literal, Protocol
 
 from ...forms.json_schema import EVERY_KIND
-from .syntax import CallSyntax, overlap, shown_text
+from .syntax import ArgumentTags, CallSyntax, overlap, shown_text
 
 _WORDS = {"null": "null", "true": "true", "false": "false", "None": "null", "True": "true", "False": "false"}
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -73,7 +73,7 @@ class TaggedReader:
 
     def __init__(self, syntax: CallSyntax, tail: str, kinds: Kinds) -> None:
         """`kinds`: of which types each parameter may be; any, where it is not in it."""
-        assert syntax.arguments is not None
+        assert isinstance(syntax.arguments, ArgumentTags)
         self._tags = syntax.arguments
         self._separators = syntax.separators
         self._tail = tail

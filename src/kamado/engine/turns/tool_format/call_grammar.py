@@ -18,10 +18,10 @@ from typing import Any
 
 from ....errors import ConstraintError, UsageError
 from ...forms.grammar import Grammar, check_length
-from ...forms.json_schema import CompiledSchema, Tagged, compile_schema, open_schema
+from ...forms.json_schema import CompiledSchema, Keywords, Tagged, compile_schema, open_schema
 from ..chat_types import OutputFormat, Tool
 from .reasoning import ReasoningTags
-from .syntax import MARK_BASE, MAX_MARKS, CallSyntax, Marks, is_mark
+from .syntax import MARK_BASE, MAX_MARKS, CallSyntax, KeywordArguments, Marks, is_mark
 
 _NO_MARKS = rf"\x{{{MARK_BASE:X}}}-\x{{{MARK_BASE + MAX_MARKS - 1:X}}}"
 _ANY = f"[^{_NO_MARKS}]"
@@ -176,10 +176,12 @@ class AnswerGrammar:
             )
             self._add_schema(f"arguments_{i}", tool.name, compiled)
 
-    def _tagged(self, syntax: CallSyntax) -> Tagged | None:
+    def _tagged(self, syntax: CallSyntax) -> Tagged | Keywords | None:
         tags = syntax.arguments
         if tags is None:
             return None
+        if isinstance(tags, KeywordArguments):
+            return Keywords(", ", tags.literals != "json")
         marks = sorted({c for text in (tags.before, tags.middle, tags.after) for c in text if is_mark(c)})
         tokens = tuple((mark, self._marks.token(mark)) for mark in marks)
         return Tagged(tags.before, tags.middle, tags.after, tags.has_python_words, tokens)
@@ -210,7 +212,7 @@ class AnswerGrammar:
         key_separator: str = ":",
         *,
         is_object: bool = False,
-        tagged: Tagged | None = None,
+        tagged: Tagged | Keywords | None = None,
     ) -> CompiledSchema:
         """The schema of tool `owner`, or of the form (""), left open as a whole where it cannot be used."""
         form = (item_separator, key_separator)

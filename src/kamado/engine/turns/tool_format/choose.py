@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ....errors import TemplateError, UsageError
 from ....text.template_bounds import PassedLimitError
 from ..chat_types import Message, TextPart, Tool, ToolCall, ToolCallDelta, ToolCallEnd, ToolCallStart
-from . import gemma, generic, glm, granite, hermes, lists, llama3, minimax, mistral, qwen_xml
+from . import gemma, generic, glm, granite, hermes, lists, llama3, minimax, mistral, pythonic, qwen_xml
 from .formats import ToolFormat
 from .parser import AnswerParser
-from .reasoning import PARTS, WAYS, ReasoningTags, find_tags, tags_around
+from .reasoning import PARTS, WAYS, ReasoningTags, find_tags, reads, tags_around
 from .syntax import Call, CallSyntax, Marks
 from .template_turns import make_turns, tool_objects
 
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 _NATIVE = (
     hermes.FORMAT, qwen_xml.FORMAT, glm.FORMAT, minimax.FORMAT, qwen_xml.SEED, mistral.FORMAT, lists.FORMAT,
-    granite.FORMAT, llama3.FORMAT,
+    pythonic.FORMAT, granite.FORMAT, llama3.FORMAT,
 )  # fmt: skip
 
+# Variables in which templates take tools; SmolLM3's first version knows the second alone.
+TOOLS_NAMES = ("tools", "xml_tools")
 _NAME = "kamado_probe"
 _WORD = "Kamadoprobe describes itself"
 _RESULT = "kamado result 42"
@@ -57,6 +59,8 @@ class ChatFormat:
     system_in_user: bool = False  # the template takes no system message
     is_parallel: bool = False  # several calls a message were proved
     reasoning: str = WAYS[0]  # how the template takes reasoning of earlier messages
+    in_content: bool = False  # the template shows tools and writes no calls: they go into the messages' text
+    tools_name: str = "tools"  # the variable in which the template takes tools
 
     @property
     def name(self) -> str:
@@ -73,7 +77,7 @@ def choose_format(template: ChatTemplate, tokenizer: Tokenizer) -> ChatFormat:
     way, shown = render.reasoning()
     tags = find_tags(template.source, tokenizer, shown)
     tag_texts = (tags.open, tags.close) if tags else ()
-    none = ChatFormat(tags, None, None, Marks(tokenizer, tag_texts), reasoning=way)
+    none = ChatFormat(tags, None, None, Marks(tokenizer, tag_texts), reasoning=way, tools_name=render.tools_name)
     if shows_tools:
         proved: ChatFormat | None = None
         for tools in _NATIVE:
@@ -90,7 +94,7 @@ def choose_format(template: ChatTemplate, tokenizer: Tokenizer) -> ChatFormat:
                     proved = proved or chosen
         if proved is not None:
             return proved
-        return replace(none, refusal=render.because(_UNREADABLE))
+        return render.unwritten(none, tokenizer) or replace(none, refusal=render.because(_UNREADABLE))
     # Prompted calls are plain text, and their tags too: only the reasoning's may be tokens of their own.
     tools = gemma.FORMAT if "<start_of_turn>" in template.source else generic.FORMAT
     for system_in_user in (False, True):
@@ -109,12 +113,42 @@ class _Renderer:
         self._is_hopeless = False
         self._rendered: dict[str, str | None] = {}  # formats share most of their probes
         self.problem = ""
+        self.tools_name = TOOLS_NAMES[0]
 
     def shows_tools(self) -> bool:
-        """Whether the template tells the model of tools."""
+        """Whether the template tells the model of tools, in whatever variable it takes them (`tools_name`)."""
         user = [{"role": "user", "content": "Q"}]
-        with_tools = self._render(user, tool_objects([_PROBE]))
-        return with_tools is not None and _WORD in with_tools
+        for name in TOOLS_NAMES:
+            if name != TOOLS_NAMES[0] and not reads(self._template.source, name):
+                continue
+            self.tools_name = name
+            self._rendered.clear()
+            with_tools = self._render(user, tool_objects([_PROBE]))
+            if with_tools is not None and _WORD in with_tools:
+                return True
+        self.tools_name = TOOLS_NAMES[0]
+        return False
+
+    def unwritten(self, none: ChatFormat, tokenizer: Tokenizer) -> ChatFormat | None:
+        """The format of a template that shows tools and leaves calls out, where the form of calls is known: the
+        template says it, or the vocabulary has its token."""
+        question = Message("user", (TextPart("Q"),))
+        answer = Message("assistant", tool_calls=(ToolCall(_IDS[0], _NAME, "{}"),))
+        for tools in _NATIVE:
+            if tools.unwritten is None:
+                continue
+            chosen = replace(none, tools=tools, syntax=tools.unwritten)
+            base = self._turns(chosen, [question], [_PROBE], True)
+            full = self._turns(chosen, [question, answer], [_PROBE], False)
+            if base is None or full is None or full.count(_NAME) > base.count(_NAME):
+                continue
+            if tools.told not in base and tokenizer.token_to_id(tools.told) is None:
+                continue
+            tag_texts = (none.tags.open, none.tags.close) if none.tags else ()
+            chosen = replace(chosen, marks=Marks(tokenizer, (*tag_texts, *tools.unwritten.texts())), in_content=True)
+            if self.proves(chosen, tokenizer) and self.proves(chosen, tokenizer, two=True):
+                return replace(chosen, is_parallel=True)
+        return None
 
     def because(self, refusal: str) -> str:
         """A refusal with what the template itself said."""
@@ -173,7 +207,13 @@ class _Renderer:
     ) -> str | None:
         try:
             turns, objects = make_turns(
-                messages, tools, chosen.tools, chosen.syntax, chosen.system_in_user, chosen.reasoning
+                messages,
+                tools,
+                chosen.tools,
+                chosen.syntax,
+                chosen.system_in_user,
+                chosen.reasoning,
+                in_content=chosen.in_content,
             )
         except UsageError as error:
             self.problem = str(error)[:200]
@@ -194,7 +234,8 @@ class _Renderer:
         self, turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, is_open: bool
     ) -> str | None:
         try:
-            return self._template.render(turns, tools=tools, add_generation_prompt=is_open)
+            more = {self.tools_name: tools} if tools and self.tools_name != TOOLS_NAMES[0] else {}
+            return self._template.render(turns, tools=tools, add_generation_prompt=is_open, **more)
         except TemplateError as error:
             self._is_hopeless = isinstance(error, PassedLimitError)
             self.problem = str(error)[:200]

@@ -31,6 +31,8 @@ class ToolFormat:
     instructions: str | None = None  # has {tools}, one JSON object a line
     result: tuple[str, str] = ("", "")  # what is put around a tool's result
     id_length: int | None = None  # templates that refuse ids of another length
+    unwritten: CallSyntax | None = None  # of models whose template shows tools and leaves out calls: we write them
+    told: str = ""  # what such a template says, or such a vocabulary has
 
     @property
     def is_prompted(self) -> bool:

@@ -6,4 +6,11 @@ from dataclasses import replace
 
 from .formats import JSON_LIST, ToolFormat
 
-FORMAT = ToolFormat("granite", (replace(JSON_LIST, begin="<|tool_call|>"), replace(JSON_LIST, begin="<tool_call>")))
+_TOKEN = replace(JSON_LIST, begin="<|tool_call|>")
+
+FORMAT = ToolFormat(
+    "granite",
+    (_TOKEN, replace(JSON_LIST, begin="<tool_call>")),
+    unwritten=_TOKEN,
+    told="respond only with <|tool_call|> followed by a JSON list of tools used",  # 3.3
+)

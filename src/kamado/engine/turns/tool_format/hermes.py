@@ -4,4 +4,9 @@ from __future__ import annotations
 
 from .formats import ToolFormat, tagged
 
-FORMAT = ToolFormat("hermes", (tagged("\n", "\n"), tagged("", ""), tagged("", "\n")))
+FORMAT = ToolFormat(
+    "hermes",
+    (tagged("\n", "\n"), tagged("", ""), tagged("", "\n")),
+    unwritten=tagged("\n", "\n"),
+    told='<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>',  # SmolLM3
+)

@@ -17,8 +17,9 @@ from typing import Literal
 
 from ..chat_types import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
 from .argument_readers import ArgumentReader, Kinds, ObjectReader, TaggedReader
+from .keyword_reader import KeywordReader
 from .reasoning import ReasoningTags
-from .syntax import CallSyntax, overlap, shown_text
+from .syntax import ArgumentTags, CallSyntax, KeywordArguments, overlap, shown_text
 
 # White space before a closing tag or a call belongs to neither; so much of it is held back to be left out.
 _HELD_SPACE = 256
@@ -228,7 +229,9 @@ class AnswerParser:
         syntax = self._syntax
         assert syntax is not None
         end, size = self._held.find(syntax.middle), len(syntax.middle)
-        if not size and syntax.arguments is not None:  # the name ends where the first key begins, or the call ends
+        if not size and isinstance(
+            syntax.arguments, ArgumentTags
+        ):  # the name ends where the first key begins, or the call ends
             ends = [at for one in (syntax.arguments.before, self._tail_text) if (at := self._held.find(one)) >= 0]
             end = min(ends, default=-1)
         name = self._held[: max(0, end)]
@@ -245,7 +248,9 @@ class AnswerParser:
         self._taken = ""
         self._out.append(ToolCallStart(self.num_calls, self._new_id(), name, self._choice))
         self._reader = ObjectReader()
-        if syntax.arguments is not None:
+        if isinstance(syntax.arguments, KeywordArguments):
+            self._reader = KeywordReader(*syntax.separators)
+        elif syntax.arguments is not None:
             self._reader = TaggedReader(syntax, self._tail_text, self._kinds.get(name, {}))
         return self._go("arguments")
 

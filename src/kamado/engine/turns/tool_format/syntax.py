@@ -3,7 +3,7 @@
     begin · open · call · between · call … close         with    call = head · name · middle · arguments · tail
 
 Arguments are a JSON object, or stand one by one between tags: before · key · middle · value · after, where a value that
-is a text is written as it is and any other as JSON.
+is a text is written as it is and any other as JSON; or they are those of a Python call: key=value, key=value.
 
 Parts may have special tokens in them, written as the vocabulary spells them. In a stream of text such a token is one
 character that text cannot hold (a Unicode noncharacter), so what is a mark and what only looks like one never mix.
@@ -14,9 +14,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ....text.tokenizer.special import SpecialMatcher
+from ...forms.json_schema import single_quoted
 
 if TYPE_CHECKING:
     from ....text.tokenizer import Tokenizer
@@ -69,6 +70,48 @@ class ArgumentTags:
         }
 
 
+# How values of a Python call are written: as JSON; as Python, texts in double quotes; or as templates do that show
+# values by themselves: texts in single quotes, lists as Python has them, objects as JSON.
+Literals = Literal["json", "python", "shown"]
+_WORDS = {True: "True", False: "False", None: "None"}
+
+
+@dataclass(frozen=True, slots=True)
+class KeywordArguments:
+    """Arguments as in a Python call."""
+
+    literals: Literals = "json"
+
+    def render(self, arguments: Mapping[str, Any], separators: tuple[str, str]) -> str:
+        """All arguments."""
+        return ", ".join(f"{key}={self._literal(value, separators)}" for key, value in arguments.items())
+
+    def _literal(self, value: Any, separators: tuple[str, str]) -> str:
+        if self.literals == "python":
+            return _python(value, separators)
+        if self.literals == "shown" and not isinstance(value, Mapping):
+            return single_quoted(value) if isinstance(value, str) else str(value)
+        return json.dumps(value, ensure_ascii=False, separators=separators)
+
+    def passed(self, arguments: Mapping[str, Any], separators: tuple[str, str]) -> Mapping[str, Any]:
+        """Arguments as the template gets them: one that only puts quotes around a text gets it with its escapes."""
+        if self.literals != "shown":
+            return arguments
+        return {k: single_quoted(v)[1:-1] if isinstance(v, str) else v for k, v in arguments.items()}
+
+
+def _python(value: Any, separators: tuple[str, str]) -> str:
+    """A value as Python has it, texts in double quotes."""
+    if value is None or isinstance(value, bool):
+        return _WORDS[value]
+    if isinstance(value, list):
+        return f"[{separators[0].join(_python(item, separators) for item in value)}]"
+    if isinstance(value, Mapping):
+        members = (json.dumps(k, ensure_ascii=False) + separators[1] + _python(v, separators) for k, v in value.items())
+        return "{" + separators[0].join(members) + "}"
+    return json.dumps(value, ensure_ascii=False)
+
+
 @dataclass(frozen=True, slots=True)
 class CallSyntax:
     """See the module. `begin` "" means that a call is the whole message.
@@ -85,7 +128,7 @@ class CallSyntax:
     close: str = ""
     id_key: str = ""  # what stands between arguments and tail before an id, in what templates render; never asked for
     id_before: str = ""  # what stands between name and middle before an id, which the model may write
-    arguments: ArgumentTags | None = None  # None: they are a JSON object
+    arguments: ArgumentTags | KeywordArguments | None = None  # None: they are a JSON object
     bare: str = ""
     bare_tail: str = ""
     ends_reasoning: bool = False
@@ -106,7 +149,7 @@ class CallSyntax:
         """The same with other blanks and words in the arguments, as templates may write them."""
         for separators in (self.separators, (",", ":")):
             one = replace(self, item_separator=separators[0], key_separator=separators[1])
-            if self.arguments is None:
+            if not isinstance(self.arguments, ArgumentTags):
                 yield one
                 continue
             for as_texts in (False, True):
@@ -118,22 +161,33 @@ class CallSyntax:
         """The text of `calls`, as a template writes an earlier turn."""
         return self.begin + self.open + (self.between or "").join(map(self._render_one, calls)) + self.close
 
+    def pieces(self, calls: Sequence[Call]) -> list[tuple[str, bool]]:
+        """The same in pieces, each with whether it is fixed: what stands around names and arguments."""
+        out = [(self.begin + self.open, True)]
+        for i, call in enumerate(calls):
+            out += [((self.between or "") * (i > 0) + self.head, True), (call.name, False), (self.middle, True)]
+            out += [(self._arguments(call), False), (self.tail, True)]
+        return [*out, (self.close, True)]
+
     def _render_one(self, call: Call) -> str:
-        if self.arguments is None:
-            text = json.dumps(call.arguments, ensure_ascii=False, separators=self.separators)
-        else:
-            tags = self.arguments
-            text = "".join(tags.render(key, value, self.separators) for key, value in call.arguments.items())
         id_text = f'{self.id_key}"{call.id}"' if self.id_key and call.id else ""
         id_before = f"{self.id_before}{call.id}" if self.id_before and call.id else ""
-        return self.head + call.name + id_before + self.middle + text + id_text + self.tail
+        return self.head + call.name + id_before + self.middle + self._arguments(call) + id_text + self.tail
+
+    def _arguments(self, call: Call) -> str:
+        if self.arguments is None:
+            return json.dumps(call.arguments, ensure_ascii=False, separators=self.separators)
+        if isinstance(self.arguments, KeywordArguments):
+            return self.arguments.render(call.arguments, self.separators)
+        tags = self.arguments
+        return "".join(tags.render(key, value, self.separators) for key, value in call.arguments.items())
 
     def texts(self) -> tuple[str, ...]:
         """Every fixed part."""
         tags = self.arguments
         parts = (self.begin, self.open, self.head, self.middle, self.tail, self.between or "", self.close, self.id_key,
                  self.id_before, self.bare, self.bare_tail)  # fmt: skip
-        return parts if tags is None else (*parts, tags.before, tags.middle, tags.after)
+        return (*parts, tags.before, tags.middle, tags.after) if isinstance(tags, ArgumentTags) else parts
 
     def bind(self, marks: Marks) -> CallSyntax:
         """The same with special tokens as marks."""
@@ -149,13 +203,13 @@ class CallSyntax:
             id_before=marks.encode(self.id_before),
             bare=marks.encode(self.bare),
             bare_tail=marks.encode(self.bare_tail),
-            arguments=None if self.arguments is None else self._bound_tags(marks),
+            arguments=_bound(self.arguments, marks) if isinstance(self.arguments, ArgumentTags) else self.arguments,
         )
 
-    def _bound_tags(self, marks: Marks) -> ArgumentTags:
-        assert self.arguments is not None
-        before, middle, after = map(marks.encode, (self.arguments.before, self.arguments.middle, self.arguments.after))
-        return replace(self.arguments, before=before, middle=middle, after=after)
+
+def _bound(tags: ArgumentTags, marks: Marks) -> ArgumentTags:
+    before, middle, after = map(marks.encode, (tags.before, tags.middle, tags.after))
+    return replace(tags, before=before, middle=middle, after=after)
 
 
 class Marks:

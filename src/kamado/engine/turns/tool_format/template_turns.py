@@ -11,6 +11,7 @@ from typing import Any
 from ....errors import UsageError
 from ..chat_types import ImagePart, Message, Tool
 from ..cut_json import closed
+from ..mixed_text import MixedText
 from .formats import ToolFormat
 from .reasoning import PARTS, WAYS
 from .syntax import Call, CallSyntax
@@ -53,14 +54,17 @@ def make_turns(
     syntax: CallSyntax | None,
     system_in_user: bool,
     reasoning: str = WAYS[0],
+    *,
+    in_content: bool = False,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """What goes into the template: messages, and tools if it knows of them. `reasoning`: the way in which the template
-    takes that of earlier messages (reasoning.WAYS).
+    takes that of earlier messages (reasoning.WAYS). `in_content`: it writes no calls, so they go into the messages'
+    text.
 
     Raises UsageError for a message that cannot be put into this form: a picture, arguments that are no JSON object.
     """
     if tool_format is not None and not tool_format.is_prompted:
-        turns = [_native(i, message, tool_format, syntax, reasoning) for i, message in enumerate(messages)]
+        turns = [_native(i, message, tool_format, syntax, reasoning, in_content) for i, message in enumerate(messages)]
         return turns, tool_objects(tools) if tools else None
     turns = []
     is_result = False  # whether the last turn ends with what a tool returned
@@ -97,9 +101,15 @@ def _put_first(turns: list[dict[str, Any]], text: str, system_in_user: bool) -> 
 
 
 def _native(
-    i: int, message: Message, tool_format: ToolFormat, syntax: CallSyntax | None, reasoning: str
+    i: int, message: Message, tool_format: ToolFormat, syntax: CallSyntax | None, reasoning: str, in_content: bool
 ) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": _text(i, message)}
+    if message.role == "assistant" and message.tool_calls and in_content and syntax is not None:
+        told = [Call(c.name, arguments_of(i, c.name, c.arguments)) for c in message.tool_calls]
+        text = turn["content"]
+        turn["content"] = MixedText([(f"{text}\n" if text else "", False), *syntax.pieces(told)])
+        _put_reasoning(turn, message, reasoning)
+        return turn
     _put_reasoning(turn, message, reasoning)
     if message.role == "assistant" and message.tool_calls:
         turn["tool_calls"] = calls = []
