@@ -11,10 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any
 
 from . import numbers, trees
 from .keywords import KeywordMembers
+from .members import Members
 from .normal import Normaliser
 from .numbers import Range
 from .rules import Literal, Name, Row, Rules, Symbol, Times
@@ -30,24 +31,6 @@ _MAX_UNIQUE = 60  # values of which each may come once: a bit each
 _MAX_COUNTED = 4000  # rules of an object or array whose length is counted
 _MAX_KEY_PATTERNS = 4
 _EXACT = (1 << 53) - 1
-
-
-class Members(Protocol):
-    """How the members of an object are written: what stands around and between them, and each of them. A member that
-    cannot be written is None."""
-
-    opening: Row
-    closing: Row
-    comma: Row
-
-    def member(self, name: str, conjunction: Conjunction) -> Row | None:
-        """One that is named."""
-
-    def other(self, names: Tree, conjunction: Conjunction) -> Row | None:
-        """Any whose name is in `names`."""
-
-    def const(self, value: Mapping[str, Any]) -> Row | None:
-        """All of one given object."""
 
 
 class Emitter:

@@ -4,15 +4,13 @@ the emitter of python.py, a Python literal."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import charset, trees
+from .members import Values
 from .rules import Literal, Row, Rules
 from .shapes import Conjunction
 from .trees import Chars, Tree, both, is_nothing, literal, matches, repeat, seq
-
-if TYPE_CHECKING:
-    from .emit import Emitter
 
 # What a name may not have, for it would end there or be taken for something else.
 _NAME_CHARACTERS = charset.complement(charset.union(((0, 32), (0x7F, 0xA0)), charset.of("=(),:'\"[]{}<>\\")))
@@ -20,13 +18,13 @@ _MAX_NAME = 64  # characters of a name that is not declared
 
 
 class KeywordMembers:
-    """Writes an object's members as a call's arguments; see emit.Members."""
+    """Writes an object's members as a call's arguments; see members.Members."""
 
     opening: Row = ()
     closing: Row = ()
 
-    def __init__(self, emitter: Emitter, rules: Rules, between: str) -> None:
-        self._emitter = emitter
+    def __init__(self, values: Values, rules: Rules, between: str) -> None:
+        self._writer = values
         self._rules = rules
         self.comma: Row = (Literal(between),)
 
@@ -34,7 +32,7 @@ class KeywordMembers:
         """See Members. None for a name that cannot stand before `=`."""
         if not matches(repeat(Chars(_NAME_CHARACTERS), 1, None), name):
             return None
-        return (Literal(f"{name}="), self._emitter.value(conjunction))
+        return (Literal(f"{name}="), self._writer.value(conjunction))
 
     def other(self, names: Tree, conjunction: Conjunction) -> Row | None:
         """See Members."""
@@ -42,7 +40,7 @@ class KeywordMembers:
         if is_nothing(tree):
             return None
         name = self._rules.terminal(trees.write(seq(tree, literal("=")), False))
-        return (name, self._emitter.value(conjunction))
+        return (name, self._writer.value(conjunction))
 
     def const(self, value: Mapping[str, Any]) -> Row | None:
         """The members of one given object."""
@@ -50,5 +48,5 @@ class KeywordMembers:
         for name, item in value.items():
             if not matches(repeat(Chars(_NAME_CHARACTERS), 1, None), name):
                 return None
-            out += [*(self.comma if out else ()), Literal(f"{name}="), *self._emitter.const(item)]
+            out += [*(self.comma if out else ()), Literal(f"{name}="), *self._writer.const(item)]
         return tuple(out)

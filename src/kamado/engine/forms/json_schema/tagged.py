@@ -11,10 +11,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import charset
 from .charset import DIGIT, of_pairs
+from .members import Values
 from .normal import Normaliser
 from .rules import Literal, Name, Row, Rules, Token
 from .shapes import Atom, Conjunction, Const, Number, Text, kind_of
@@ -34,9 +35,6 @@ from .trees import (
     seq,
     write,
 )
-
-if TYPE_CHECKING:
-    from .emit import Emitter
 
 EVERY_KIND = frozenset(("string", "integer", "number", "boolean", "null", "array", "object"))
 # What a name may not have: it would end in its own tag.
@@ -78,14 +76,14 @@ class Tagged:
 
 
 class TaggedMembers:
-    """Writes an object's members between tags; see emit.Members."""
+    """Writes an object's members between tags; see members.Members."""
 
     opening: Row = ()
     closing: Row = ()
     comma: Row = ()
 
-    def __init__(self, emitter: Emitter, rules: Rules, normaliser: Normaliser, tagged: Tagged) -> None:
-        self._emitter = emitter
+    def __init__(self, values: Values, rules: Rules, normaliser: Normaliser, tagged: Tagged) -> None:
+        self._writer = values
         self._rules = rules
         self._all = normaliser
         self._tagged = tagged
@@ -203,7 +201,7 @@ class TaggedMembers:
             word = json.dumps(atom.value)
             words = _WORDS.get(word, (word,))[: 1 + self._tagged.has_python_words]
             return [(self._rules.terminal(" | ".join(f'"{one}"' for one in words)),)]
-        return self._emitter.rows(conjunction, atom)
+        return self._writer.rows(conjunction, atom)
 
     def _others(self, kinds: frozenset[str]) -> tuple[list[Tree], list[Tree]]:
         """What is read as something else than a text, and what that begins with which is read so whole."""
