@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from family_cases import EXPERTS, FFN, NO_HEAD_DIM, TOP_K, Case, Family, Shapes, heads
+
+from .granite import gguf_settings
 
 
 def experts(hidden: int, layer: int) -> Shapes:
@@ -21,13 +21,6 @@ _MULTIPLIERS = {
     "hidden_size": 96, "embedding_multiplier": 6.0, "attention_multiplier": 0.15, "residual_multiplier": 0.22,
     "logits_scaling": 4.0,
 }  # fmt: skip
-
-
-def _gguf_settings(w: Any, c: dict[str, Any]) -> None:
-    w.add_attention_scale(c["attention_multiplier"])
-    w.add_embedding_scale(c["embedding_multiplier"])
-    w.add_residual_scale(c["residual_multiplier"])
-    w.add_logit_scale(c["logits_scaling"])
 
 
 FAMILY = Family(
@@ -47,7 +40,7 @@ FAMILY = Family(
     golden=(1, [0, 69, 80, 82, 32, 35, 82, 32, 35, 82, 35, 82, 29, 34, 53, 66, 2, 31, 43, 82, 29, 82, 29, 82]),
     gguf="GRANITE_MOE",
     permuted=True,
-    gguf_settings=_gguf_settings,
+    gguf_settings=gguf_settings,
     cases=(
         Case(
             "granitemoe-multipliers",

@@ -3,6 +3,8 @@ Hunyuan 3 the same with other tags, in one block for all calls."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .formats import ToolFormat
 from .syntax import ArgumentTags, CallSyntax
 
@@ -15,14 +17,11 @@ _LINES = CallSyntax(
     arguments=ArgumentTags("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
     ends_reasoning=True,
 )
-_DENSE = CallSyntax(
-    begin="<tool_call>",
-    head="",
-    middle="",  # the first key follows the name, or the end
-    tail="</tool_call>",
+_DENSE = replace(  # the first key follows the name, or the end
+    _LINES,
+    middle="",
     between="<tool_call>",
     arguments=ArgumentTags("<arg_key>", "</arg_key><arg_value>", "</arg_value>"),
-    ends_reasoning=True,
 )
 _HUNYUAN = CallSyntax(
     begin="<tool_calls:opensource>",
