@@ -113,11 +113,9 @@ PROGRAMS: dict[str, Callable[..., p.Program]] = {
 def source_rows(program: p.Program, seed: int = 0) -> list[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
     """(state, keys, values) for each source of the program."""
     rng = np.random.default_rng(seed)
-    return [
-        (
-            number,
-            *(rng.standard_normal((SOURCE_ROWS, state.num_kv_heads * state.head_dim)).astype(np.float32) for _ in "kv"),
-        )
-        for number, state in enumerate(program.states)
-        if isinstance(state, p.Source)
-    ]
+    sources = [(number, state) for number, state in enumerate(program.states) if isinstance(state, p.Source)]
+    return [(number, _rows(rng, state), _rows(rng, state)) for number, state in sources]
+
+
+def _rows(rng: np.random.Generator, state: p.Source) -> NDArray[np.float32]:
+    return rng.standard_normal((SOURCE_ROWS, state.num_kv_heads * state.head_dim)).astype(np.float32)
