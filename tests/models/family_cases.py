@@ -32,6 +32,11 @@ BASE: dict[str, Any] = {
 NO_HEAD_DIM = {**{k: v for k, v in BASE.items() if k != "head_dim"}, "hidden_size": HEADS * HEAD_DIM}
 QK_NORMS: Shapes = {"self_attn.q_norm.weight": (HEAD_DIM,), "self_attn.k_norm.weight": (HEAD_DIM,)}
 
+QKV_BIASES: Shapes = {
+    f"self_attn.{part}_proj.bias": (count * HEAD_DIM,)
+    for part, count in zip("qkv", (HEADS, KV_HEADS, KV_HEADS), strict=True)
+}
+
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
