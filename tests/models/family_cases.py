@@ -33,8 +33,9 @@ NO_HEAD_DIM = {**{k: v for k, v in BASE.items() if k != "head_dim"}, "hidden_siz
 QK_NORMS: Shapes = {"self_attn.q_norm.weight": (HEAD_DIM,), "self_attn.k_norm.weight": (HEAD_DIM,)}
 
 QKV_BIASES: Shapes = {
-    f"self_attn.{part}_proj.bias": (count * HEAD_DIM,)
-    for part, count in zip("qkv", (HEADS, KV_HEADS, KV_HEADS), strict=True)
+    "self_attn.q_proj.bias": (HEADS * HEAD_DIM,),
+    "self_attn.k_proj.bias": (KV_HEADS * HEAD_DIM,),
+    "self_attn.v_proj.bias": (KV_HEADS * HEAD_DIM,),
 }
 
 LLAMA3 = {
