@@ -80,6 +80,12 @@ class TensorRef:
             blocks=(length, stride),
         )
 
+    def as_matrix(self) -> TensorRef:
+        """The first axis as rows, the others as one, e.g. the (channels, 1, taps) of a convolution."""
+        if len(self.shape) < 2:
+            raise IndexError(f"{self.name} has shape {self.shape}: no rows")
+        return replace(self, shape=(self.shape[0], self.num_values // self.shape[0]))
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizerSource:
