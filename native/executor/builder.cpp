@@ -73,14 +73,27 @@ std::string range_key(const std::string& path, uint64_t offset, int32_t layout, 
 }  // namespace
 
 int32_t ProgramBuilder::matrix(const std::string& name, const std::string& path, uint64_t offset, int32_t layout,
-                               int64_t rows, int64_t cols) {
-  return once(matrix_ids_, range_key(path, offset, layout, rows, cols), program_.matrices, [&] {
+                               int64_t rows, int64_t cols, int64_t block_rows, int64_t block_stride) {
+  int64_t span = rows;  // from the first row to the last
+  if (block_rows != 0 || block_stride != 0) {
+    if (block_rows < 1 || block_stride < block_rows || rows > kMaxWidth || block_stride > kMaxWidth ||
+        rows % block_rows != 0) {
+      refuse(name, ": blocks of ", block_rows, " rows every ", block_stride, " do not make ", rows, " rows");
+    }
+    span = (rows / block_rows - 1) * block_stride + block_rows;
+  }
+  if (span == rows) block_rows = block_stride = rows;
+  const std::string key =
+      range_key(path, offset, layout, rows, cols) + ' ' + text(block_rows) + ' ' + text(block_stride);
+  return once(matrix_ids_, key, program_.matrices, [&] {
     return MatrixSpec{name,
-                      open(name, path, offset, layout, rows, cols),
+                      open(name, path, offset, layout, span, cols),
                       offset,
                       static_cast<Layout>(layout),
                       static_cast<int32_t>(rows),
-                      static_cast<int32_t>(cols)};
+                      static_cast<int32_t>(cols),
+                      static_cast<int32_t>(block_rows),
+                      static_cast<int32_t>(block_stride)};
   });
 }
 
@@ -155,12 +168,14 @@ class OpRules {
     if (spec.length == wanted) return;
     refuse("vector ", spec.name, " has ", spec.length, " values, expected ", wanted);
   }
-  // Rows of -1: any number.
+  // Of -1: any number.
   void expect_matrix(int32_t matrix, int64_t wanted_rows, int64_t wanted_cols) const {
     const MatrixSpec& spec = entry(builder_.program_.matrices, matrix);
-    if ((wanted_rows == -1 || spec.rows == wanted_rows) && spec.cols == wanted_cols) return;
-    refuse("matrix ", spec.name, " has shape ", spec.rows, " x ", spec.cols, ", expected ",
-           (wanted_rows == -1 ? "any" : text(wanted_rows)), " x ", wanted_cols);
+    const auto fits = [](int64_t wanted, int64_t has) { return wanted == -1 || wanted == has; };
+    if (fits(wanted_rows, spec.rows) && fits(wanted_cols, spec.cols)) return;
+    const auto number = [this](int64_t wanted) { return wanted == -1 ? "any" : text(wanted); };
+    refuse("matrix ", spec.name, " has shape ", spec.rows, " x ", spec.cols, ", expected ", number(wanted_rows), " x ",
+           number(wanted_cols));
   }
 
   // What the kind of a field asks of its value, or of one entry of it, whatever the others are.
@@ -171,7 +186,7 @@ class OpRules {
       check_id(field, value, builder_.program_.buffers.size(), "buffer");
       if (value == -1 || !is_read(role) || builder_.is_written_[static_cast<size_t>(value)]) return;
       refuse("buffer ", name(value), " is read before it is written");
-    } else if constexpr (role == Role::kMatrix || role == Role::kTable) {
+    } else if constexpr (role == Role::kMatrix || role == Role::kTable || role == Role::kTaps) {
       check_id(field, value, builder_.program_.matrices.size(), "matrix");
     } else if constexpr (role == Role::kVector) {
       check_id(field, value, builder_.program_.vectors.size(), "vector");
@@ -205,6 +220,16 @@ class OpRules {
     }
   }
 
+  // Experts are read tile by tile, each with one request.
+  void expect_together(const ExpertsOp& op) const {
+    for (const std::vector<int32_t>* list : {&op.gate, &op.up, &op.down}) {
+      for (const int32_t id : *list) {
+        const MatrixSpec& spec = entry(builder_.program_.matrices, id);
+        if (spec.is_in_blocks()) refuse("tensor ", spec.name, " lies in blocks, which an expert's must not");
+      }
+    }
+  }
+
   // Written once, and before it is read; what an operation asks of its state.
   template <class T>
   void check_state(const T& op, int32_t number) const {
@@ -224,8 +249,12 @@ class OpRules {
     if (state.kind == StateKind::kWindow) return op.causal && op.window > 0 && op.window <= state.tokens;
     return state.kind == StateKind::kPages;
   }
-  bool fits(const AccumulateOp& op, const StateSpec& state) const {
-    return state.kind == StateKind::kRecord && state.num_bytes == width(op.out) * int64_t{sizeof(float)};
+  // The widths of its buffers, which check_rules compared, bound what is multiplied.
+  template <class T>
+    requires T::kIsRecurrent
+  bool fits(const T& op, const StateSpec& state) const {
+    return state.kind == StateKind::kRecord && state.num_bytes % int64_t{sizeof(float)} == 0 &&
+           state.num_bytes / int64_t{sizeof(float)} == record_values(op, *this);
   }
 
   const std::string& name(int32_t buffer) const { return entry(builder_.program_.buffers, buffer).name; }
@@ -260,6 +289,7 @@ void ProgramBuilder::append(Op op) {
       for_each_value(concrete, [&rules](auto field, const auto& value) { rules.check(field, value); });
       rules.check_overlap(concrete);
       check_rules(concrete, rules);
+      if constexpr (std::is_same_v<T, ExpertsOp>) rules.expect_together(concrete);
       for_each_value(concrete, [&](auto field, const auto& value) {
         if constexpr (decltype(field)::role == Role::kKeeps) rules.check_state(concrete, value);
       });
@@ -280,6 +310,8 @@ void ProgramBuilder::accept(const Op& op) {
         routed_.erase(id);  // a routing result belongs to the logits it was made from
       } else if constexpr (role == Role::kMatrix) {
         program_.matrices[static_cast<size_t>(id)].is_packed = true;
+      } else if constexpr (role == Role::kTaps) {
+        program_.matrices[static_cast<size_t>(id)].is_widened = true;
       }
     });
     for_each_value(concrete, [&](auto field, const auto& value) {
@@ -315,7 +347,7 @@ bool writes(const Op& op, int32_t buffer) {
 
 bool writes_state(const Op& op) {
   if (const auto* attend = std::get_if<AttendOp>(&op)) return attend->stores;
-  return std::holds_alternative<AccumulateOp>(op);
+  return std::visit([](const auto& concrete) { return concrete.kIsRecurrent; }, op);
 }
 
 int32_t ProgramBuilder::state(const StateSpec& spec) {

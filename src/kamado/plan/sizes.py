@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..files.layouts import TILE_ROWS
 from ..files.types import TensorRef
-from ..program import Embed, Experts, Program, reads, writes
+from ..program import Conv, DeltaScan, Embed, Experts, Program, reads, writes
 from ..program.operation import Kind, each, fields_of
 from .budget import round_up
 
@@ -155,9 +155,11 @@ def dense_weight_bytes(program: Program) -> int:
     vectors: dict[str, int] = {}
     for op in program.ops:
         for field in fields_of(type(op)) if not isinstance(op, Experts) else ():
-            for ref in each(op, field) if field.kind in (Kind.MATRIX, Kind.VECTOR) else ():
+            for ref in each(op, field) if field.kind in (Kind.MATRIX, Kind.TAPS, Kind.VECTOR) else ():
                 if field.kind is Kind.MATRIX:
                     packed[ref.name, ref.offset] = packed_bytes(ref)
+                elif field.kind is Kind.TAPS:
+                    vectors[ref.name] = 4 * ref.cols * round_up(ref.rows, 16)
                 else:
                     vectors[ref.name] = 4 * round_up(ref.num_values, 16)
     return sum(packed.values()) + sum(vectors.values())
@@ -180,6 +182,12 @@ def active_weights(program: Program) -> tuple[int, int]:
         num_bytes += ref.nbytes * share
         num_values += ref.num_values * share
     return max(1, int(num_bytes)), max(1, int(num_values))
+
+
+def scan_ops(program: Program) -> int:
+    """float32 operations, two a multiply-add, of one token in convolutions and scans, which no product does."""
+    scans = sum(7 * op.num_v_heads * op.k_dim * op.v_dim for op in program.ops if isinstance(op, DeltaScan))
+    return scans + sum(2 * op.weight.num_values for op in program.ops if isinstance(op, Conv))
 
 
 @dataclass(frozen=True, slots=True)
