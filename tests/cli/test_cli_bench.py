@@ -216,4 +216,4 @@ def test_cost_counts_head_and_cache() -> None:
     attend = Attend(x, x, x, x, 0, num_heads=2, num_kv_heads=1, head_dim=4, v_dim=4, scale=1.0, window=16)
     program = Program("a", (attend, Head(x, head)), 1, 8, 10, 64)
     cost = cost_of(program, 320, 1000, "exact")
-    assert (cost.head_ops, cost.ops_without_head, cost.kv_bytes(100)) == (160, 840, 16 * 16)
+    assert (cost.head_ops, cost.ops_without_head, cost.sequence_bytes(100)) == (160, 840, 16 * 16)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -12,11 +13,12 @@ from ..files.types import Checkpoint
 from ..program import Program
 from . import sizes
 from .budget import format_size, format_size_up
-from .kv_pages import PAGE_TOKENS, KvLayer, KvNeeds, kv_layers, kv_needs, num_kv_layers, pages_for
+from .kv_pages import PAGE_TOKENS, KvNeeds, kv_layers, kv_needs, num_kv_layers, pages_for
 from .kv_presets import Bits, KvPlan, parse_kv
 from .machine import DeviceProfile, Machine, machine
 from .overhead import CONSTRAINT_LIBRARY_BYTES, LIBRARY_BYTES, WORKER_BYTES, planned_kernel_bytes
 from .sizes import ExpertNeeds
+from .speed import UNKNOWN, decode_bound, kv_read_bytes, prefill_bound
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_MAX_ROWS = 512
@@ -29,6 +31,9 @@ _SEQUENCE_TOKENS = 2048
 _LEAST_SEQUENCES = 4
 _REUSE_POINTS = 8  # places to which conversations go back, kept exactly
 _MARKS_A_SEQUENCE = 4  # records beyond: a system prompt, a turn's start, a prompt's and an answer's end
+# Both are halved, twice at most, where their records would take more than this part of the budget.
+_RECORD_SHARE = 8
+_FEWER = (1, 2, 4)
 
 _LOGIT_BYTES = 32 << 20  # scratch for logits: 16 rows at the least, whatever the vocabulary
 _STREAMED_LOGIT_BYTES = 8 << 20  # where every byte is wanted for slots
@@ -92,6 +97,13 @@ class Plan:
     max_sequences: int = MAX_SEQUENCES
     kv_reuse_points: int = 0  # of all sequences together, certainly kept
     max_records: int = 0  # of sequences and reuse points, where steps replace state
+    record_bytes: int = 0  # of all state that steps replace, of one sequence at one length
+    state_bytes_per_token: int = 0  # of that, read and written for a decoded token
+    conversation_bytes: int = 0  # of a conversation of `context` tokens, without reuse points
+    reuse_point_bytes: int = 0  # 0: a conversation can go back anywhere for nothing
+    num_conversations: int = 0  # of `context` tokens that fit at once, with everything else as planned
+    decode_limited_by: str | None = None  # "memory" or "disk"
+    prefill_limited_by: str | None = None  # "arithmetic" or "disk"
     overridden: tuple[str, ...] = ()  # settings of the file that are not applied, since `allow_unknown` said so
     notes: tuple[str, ...] = ()  # what else to know of the program that runs with this context
 
@@ -220,20 +232,16 @@ def plan(
         miss_share = 1.0 if slots_bytes < needs.cycle_bytes else 1 - expert_slots / needs.num_experts
     active_bytes, active_values = sizes.active_weights(program)
     miss_bytes = int(needs.cycle_file_bytes * miss_share)
-    decode_speed = prefill_speed = None
+    decode = prefill = UNKNOWN
     if profile is not None:
-        # A decoded token reads every active weight and, halfway through the context, half of the cache.
+        # A decoded token reads every active weight and, halfway through the context, half of the cache; all its state.
         cache_bytes = kv_read_bytes(kv_layers(program, kv_plan), split.context / 2)
-        cache_bytes += 2 * planner.kv.record_bytes + planner.kv.source_bytes
-        seconds = (active_bytes + cache_bytes) / profile.read_bytes_per_second
-        disk_speed = profile.disk_bytes_per_second
-        if miss_bytes and disk_speed:
-            seconds = max(seconds, miss_bytes / disk_speed)
-        decode_speed = 1 / seconds
-        seconds = 2 * active_values / profile.int8_ops_per_second
-        if is_streamed and disk_speed:  # a full step needs nearly every expert
-            seconds = max(seconds, needs.file_bytes / disk_speed / split.max_rows)
-        prefill_speed = 1 / seconds
+        cache_bytes += planner.kv.state_traffic_bytes + planner.kv.source_bytes
+        disk_speed = profile.disk_speed(needs.request_bytes)
+        decode = decode_bound(profile, active_bytes + cache_bytes, miss_bytes, disk_speed)
+        # A full step needs nearly every expert.
+        step_bytes = needs.file_bytes if is_streamed else 0
+        prefill = prefill_bound(profile, 2 * active_values, step_bytes / split.max_rows, disk_speed)
     return Plan(
         model=checkpoint.name or checkpoint.path.name,
         architecture=program.architecture,
@@ -249,8 +257,8 @@ def plan(
         least_bytes=least.peak_bytes(needs),
         weight_bytes_per_token=active_bytes,
         ops_per_token=2 * active_values,
-        decode_tokens_per_second=decode_speed,
-        prefill_tokens_per_second=prefill_speed,
+        decode_tokens_per_second=decode.tokens_per_second,
+        prefill_tokens_per_second=prefill.tokens_per_second,
         least_bytes_by_owner=MappingProxyType(least.bytes_by_owner(needs)),
         least_context=least.context,
         shortest_bytes=shortest.peak_bytes(needs),
@@ -264,8 +272,15 @@ def plan(
         kv_formula=planner.kv.formula(),
         kv_bytes_per_token=planner.kv.token_bytes,
         max_sequences=split.max_sequences,
-        kv_reuse_points=planner.reuse_points,
+        kv_reuse_points=split.reuse_points,
         max_records=split.max_records,
+        record_bytes=planner.kv.record_bytes,
+        state_bytes_per_token=planner.kv.state_traffic_bytes,
+        conversation_bytes=planner.kv.conversation_bytes(split.context),
+        reuse_point_bytes=planner.kv.reuse_point_bytes,
+        num_conversations=planner.num_conversations(split, memory_bytes),
+        decode_limited_by=decode.limited_by,
+        prefill_limited_by=prefill.limited_by,
         overridden=program.overridden,
         notes=program.for_context(split.context).notes,
     )
@@ -281,6 +296,7 @@ class _Split:
     max_logit_rows: int
     max_sequences: int
     max_records: int
+    reuse_points: int
     num_threads: int
     cpus: int  # of the machine
     owners: Mapping[str, int]  # as they are told; of the experts and the kernel, which depend on the rest, 0
@@ -348,13 +364,24 @@ class _Planner:
         self._scratch = sizes.scratch_needs(program)
         self._given_sequences = max_sequences
         self.kv: KvNeeds = kv_needs(program, kv)
-        self.reuse_points = 0 if self.kv.can_reuse_anywhere else _REUSE_POINTS
         self._weights = sizes.dense_weight_bytes(program)
         self._beside = beside
 
     def best(self, memory_bytes: int, context: int | None) -> _Split:
         """The split to load with; the first one tried when none fits."""
         return self._with_records(self._best(memory_bytes, context), memory_bytes)
+
+    def num_conversations(self, split: _Split, memory_bytes: int) -> int:
+        """How many conversations of the split's context fit at once, with steps, slots and reuse points as they are."""
+        page_tokens = round_to_pages(split.context)
+
+        def fits(count: int) -> bool:
+            owners = dict(split.owners)
+            kv_bytes, record_bytes = self._state_bytes(count * page_tokens, count, split.max_rows, split.reuse_points)
+            owners |= {"kv": kv_bytes} | ({"records": record_bytes} if "records" in owners else {})
+            return dataclasses.replace(split, owners=owners).peak_bytes(self.needs) <= memory_bytes
+
+        return bisect_left(range(1, MAX_SEQUENCES + 1), True, key=lambda count: not fits(count))
 
     def _with_records(self, split: _Split, memory_bytes: int) -> _Split:
         """With as many more records as are left room for: marks of conversations that can be gone back to."""
@@ -367,21 +394,23 @@ class _Planner:
 
     def _best(self, memory_bytes: int, context: int | None) -> _Split:
         contexts = [context] if context is not None else self._contexts()
+        limits = [memory_bytes // _RECORD_SHARE, 0] if self.kv.record_bytes else [0]
         first: _Split | None = None
         for tokens in contexts:
-            # Everything resident, if need be with smaller steps and fewer rows of logits.
-            for logit_bytes in (_LOGIT_BYTES, _STREAMED_LOGIT_BYTES):
-                for rows in self._rows(DEFAULT_MAX_ROWS):
-                    split = self._split(tokens, rows, logit_bytes)
-                    first = first or split
-                    if split.peak_bytes(self.needs) <= memory_bytes:
-                        return split
-            # One token's experts at least: with less, each token would find none of the last one's.
-            streamed = self._streamed(tokens, memory_bytes, self.needs.cycle_expert_bytes)
-            if streamed is not None:
-                return streamed
+            for record_bytes in limits:
+                # Everything resident, if need be with smaller steps and fewer rows of logits.
+                for logit_bytes in (_LOGIT_BYTES, _STREAMED_LOGIT_BYTES):
+                    for rows in self._rows(DEFAULT_MAX_ROWS):
+                        split = self._split(tokens, rows, logit_bytes, record_bytes)
+                        first = first or split
+                        if split.peak_bytes(self.needs) <= memory_bytes:
+                            return split
+                # One token's experts at least: with less, each token would find none of the last one's.
+                streamed = self._streamed(tokens, memory_bytes, self.needs.cycle_expert_bytes, record_bytes)
+                if streamed is not None:
+                    return streamed
         for tokens in contexts:
-            streamed = self._streamed(tokens, memory_bytes, self.needs.least_bytes)
+            streamed = self._streamed(tokens, memory_bytes, self.needs.least_bytes, 0)
             if streamed is not None:
                 return streamed
         assert first is not None
@@ -389,18 +418,20 @@ class _Planner:
 
     def least(self, context: int) -> _Split:
         """The split with the smallest peak."""
-        split = self._split(context, min(self._rows(DEFAULT_MAX_ROWS)), _STREAMED_LOGIT_BYTES)
+        split = self._split(context, min(self._rows(DEFAULT_MAX_ROWS)), _STREAMED_LOGIT_BYTES, 0)
         if self.needs.num_experts and self.needs.least_bytes < self.needs.packed_bytes:
             split = dataclasses.replace(split, expert_bytes=self.needs.least_bytes)
         # In whole pages, since a cgroup rounds its limit down to them.
         return split.with_more("file_cache", -split.resident_bytes(self.needs) % sizes.FILE_PAGE_BYTES)
 
-    def _streamed(self, context: int, memory_bytes: int, least_expert_bytes: int) -> _Split | None:
+    def _streamed(
+        self, context: int, memory_bytes: int, least_expert_bytes: int, record_bytes: int
+    ) -> _Split | None:
         """Streamed with what the rest leaves; None when that is less than `least_expert_bytes`, or all would fit."""
         if not self.needs.num_experts or least_expert_bytes >= self.needs.packed_bytes:
             return None
         for rows in self._rows(_STEP_ROWS[0], at_most=round_to_pages(context)):
-            split = self._split(context, rows, _STREAMED_LOGIT_BYTES)
+            split = self._split(context, rows, _STREAMED_LOGIT_BYTES, record_bytes)
             expert_bytes = split.most_resident_bytes(memory_bytes) - split.fixed
             scratch = split.owners["scratch"]
             is_smallest = rows == _STEP_ROWS[-1] or self._given_rows is not None
@@ -427,21 +458,32 @@ class _Planner:
             return [round_to_pages(min(self._program.context_length, DEFAULT_CONTEXT))]
         return [n for n in _STEP_ROWS if n <= largest and (at_most is None or n <= max(at_most, _STEP_ROWS[-1]))]
 
-    def _sequences(self, kv_tokens: int) -> int:
+    def _kept(self, kv_tokens: int, record_bytes: int) -> tuple[int, int]:
+        """(sequences, reuse points): the usual ones, or fewer where their records take more than `record_bytes`."""
         if self.kv.can_reuse_anywhere:
-            return MAX_SEQUENCES
-        return min(MAX_SEQUENCES, max(_LEAST_SEQUENCES, kv_tokens // _SEQUENCE_TOKENS))
+            return self._given_sequences or MAX_SEQUENCES, 0
+        usual = min(MAX_SEQUENCES, max(_LEAST_SEQUENCES, kv_tokens // _SEQUENCE_TOKENS))
+        for divisor in _FEWER:
+            sequences = self._given_sequences or max(1, usual // divisor)
+            points = max(2, _REUSE_POINTS // divisor)
+            records = self.kv.least_records(sequences, points)
+            if self.kv.records_bytes(sequences, records) <= record_bytes or not self.kv.record_bytes:
+                break
+        return sequences, points
 
-    def _split(self, context: int, rows: int, logit_bytes: int = _LOGIT_BYTES) -> _Split:
-        kv_tokens = round_to_pages(max(context, self._kv_tokens or self._default_kv_tokens))
-        max_sequences = self._given_sequences or self._sequences(kv_tokens)
-        max_records = self.kv.least_records(max_sequences, self.reuse_points)
-        logit_rows = self._given_logit_rows or choose_logit_rows(self._program.output_width, rows, logit_bytes)
+    def _state_bytes(self, kv_tokens: int, sequences: int, rows: int, points: int) -> tuple[int, int]:
+        """Bytes of pages, and of records and sources."""
         kv_bytes = self.kv.bytes_of(
-            kv_tokens=kv_tokens, max_sequences=max_sequences, max_rows=rows, reuse_points=self.reuse_points
+            kv_tokens=kv_tokens, max_sequences=sequences, max_rows=rows, reuse_points=points
         )
+        return kv_bytes, self.kv.records_bytes(sequences, self.kv.least_records(sequences, points))
+
+    def _split(self, context: int, rows: int, logit_bytes: int, record_bytes: int) -> _Split:
+        kv_tokens = round_to_pages(max(context, self._kv_tokens or self._default_kv_tokens))
+        max_sequences, points = self._kept(kv_tokens, record_bytes)
+        logit_rows = self._given_logit_rows or choose_logit_rows(self._program.output_width, rows, logit_bytes)
+        kv_bytes, records = self._state_bytes(kv_tokens, max_sequences, rows, points)
         constraints, worker = self._beside["constraints"], self._beside["worker"]
-        records = self.kv.records_bytes(max_sequences, max_records)
         owners = {
             "weights": self._weights,
             "experts": 0,
@@ -456,25 +498,14 @@ class _Planner:
             **({"worker": worker} if worker else {}),
         }
         return _Split(
-            context, kv_tokens, rows, logit_rows, max_sequences, max_records, self.num_threads, self._cpus, owners
-        )
+            context, kv_tokens, rows, logit_rows, max_sequences, self.kv.least_records(max_sequences, points), points,
+            self.num_threads, self._cpus, owners,
+        )  # fmt: skip
 
 
 def round_to_pages(num_tokens: int) -> int:
     """`num_tokens` rounded up to whole KV pages."""
     return pages_for(num_tokens) * PAGE_TOKENS
-
-
-def kv_read_bytes(layers: Iterable[KvLayer], depth: float) -> float:
-    """Bytes of the cache that a decoded token at `depth` reads: at most two pages as f16 where there are codes."""
-    total = 0.0
-    for layer in layers:
-        exact_tokens = min(depth, layer.window or depth)
-        if layer.code_bytes:
-            exact_tokens = min(depth, 1.5 * PAGE_TOKENS)
-            total += layer.code_bytes / PAGE_TOKENS * (depth - exact_tokens)
-        total += layer.exact_bytes / PAGE_TOKENS * exact_tokens
-    return total
 
 
 def _tokenizer_bytes(checkpoint: Checkpoint, vocab_size: int) -> int:
