@@ -35,6 +35,9 @@ _T = TypeVar("_T")
 _CHUNK_BYTES = 8 << 20
 _DENSE_GROWTH = 4.0  # variance that all layers together add to an embedding's, in models without a router to steer
 _GATED_STD = 0.6  # of silu(g) * u for normal g and u of variance 1
+# Of trained delta rules, roughly: how fast a head forgets, from within a few tokens to within ten thousand.
+_DECAYS = (0.01, 16.0)
+_TIME_STEPS = (0.001, 0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +233,13 @@ class _Weights:
             yield np.zeros(plan.shape, np.float32)
         elif plan.kind == "bias":
             yield self.rng.standard_normal(plan.shape, np.float32) * np.float32(0.1)
+        elif plan.kind == "taps":
+            yield self.rng.standard_normal(plan.shape, np.float32) * np.float32(plan.shape[-1] ** -0.5)
+        elif plan.kind == "decay":
+            yield -_log_uniform(_DECAYS, plan.shape, self.rng)
+        elif plan.kind == "dt_bias":
+            steps = _log_uniform(_TIME_STEPS, plan.shape, self.rng)
+            yield np.log(np.expm1(steps))  # softplus of it is the step
         elif plan.kind == "router":
             yield router_rows(self.routers[plan.layer], self.direction, self.rng)
         elif plan.kind == "embedding" and self.shared:
@@ -267,3 +277,10 @@ class _Weights:
             rows += shared
             rows *= scale
             yield quantize(rows, plan.layout)
+
+
+def _log_uniform(
+    ends: tuple[float, float], shape: tuple[int, ...], rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    low, high = np.log(ends)
+    return np.exp(rng.uniform(low, high, shape)).astype(np.float32)
