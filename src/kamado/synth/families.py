@@ -17,6 +17,7 @@ _HEADS: Final[Mapping[str, Value]] = {"rope.dimension_count": Share("head_dim")}
 _LLAMA: Final[Mapping[str, Value]] = {"vocab_size": Share("vocab"), **_HEADS}  # what the converter adds for Llama's kin
 _BIASES: Final = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
 _QK_NORMS: Final = ("attn_q_norm.weight", "attn_k_norm.weight")
+_DECAYS: Final = ("ssm_a",)  # whose name has no ending
 _GLM: Final[Mapping[str, Value]] = {
     "rope.dimension_count": Share("head_dim", 0.5),
     "expert_gating_func": 2,  # sigmoid
@@ -282,7 +283,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
     # Qwen3.5 4B: width by peer, that of the feed-forward part chosen for 4 billion parameters, the rest class (of 9B)
     "qwen35": Shape(
         "qwen35", 2560, 32, 16, 4, 256, ffn=9216, vocab=248320, context=262144, rope_base=1e7, tied=True,
-        states_head_dim=True, keys=_QWEN35,
+        states_head_dim=True, keys=_QWEN35, optional=_DECAYS,
     ),
     # Qwen3.5 35B-A3B: class; 397B-A17B: layers by peer, the rest card; base and context of both: card
     "qwen35moe": Shape(
@@ -291,6 +292,7 @@ SHAPES: Final[Mapping[str, Shape]] = {
         keys={**_QWEN35, **_SHARED_EXPERT,
             "expert_feed_forward_length": Share("expert_width"), "feed_forward_length": None,
         },
+        optional=_DECAYS,
     ),
     "qwen35moe-397b": Shape(
         "qwen35moe", 4096, 60, 32, 2, 256, experts=512, top_k=10, expert_width=1024, vocab=248320, context=262144,
@@ -299,11 +301,12 @@ SHAPES: Final[Mapping[str, Shape]] = {
             "expert_feed_forward_length": Share("expert_width"), "feed_forward_length": None,
             "ssm.group_count": Share("heads", 0.5),
         },
+        optional=_DECAYS,
     ),
     # Qwen3-Coder-Next 80B-A3B: class; base and context: card
     "qwen3next": Shape(
         "qwen3next", 2048, 48, 16, 2, 256, ffn=5632, experts=512, top_k=10, expert_width=512, vocab=151936,
-        context=262144, rope_base=1e7, states_head_dim=True, keys={**_DELTA, **_SHARED_EXPERT},
+        context=262144, rope_base=1e7, states_head_dim=True, keys={**_DELTA, **_SHARED_EXPERT}, optional=_DECAYS,
     ),
     # EXAONE 4.0 32B: vocabulary and window by class, layers by peer, the rest card
     "exaone4": Shape(
