@@ -5,8 +5,8 @@
 
 The peer runs with flash attention, with and without run-time repacking; what is faster in the median counts. Both
 fill a deep cache by repeating 256 tokens' real keys and values; with --deep llama-bench the peer computes them all, for
-models with a state beside attention, which kvdepth does not know. What a step at a depth takes above one at 0 has a table
-of its own. A run is one call of each program; who goes first alternates.
+models with a state beside attention, which kvdepth does not know. What a step at a depth takes above one at 0 has a
+table of its own. A run is one call of each program; who goes first alternates.
 """
 
 from __future__ import annotations
@@ -186,11 +186,17 @@ def markdown(rows: list[dict[str, Any]], document: dict[str, Any]) -> str:
         cells = f"{row['model']} | {work} | {row['threads']} | {row['kamado']:.1f} | {peer} | **{row['ratio']:.2f}×**"
         lines.append(f"| {cells} | {limits} |")
     if document["above_depth_0"]:
-        lines += ["", "| Model | Depth | Threads | Kamado, ms above depth 0 | llama.cpp | Ratio |", "|---|--:|--:|--:|--:|--:|"]
+        lines += [
+            "",
+            "| Model | Depth | Threads | Kamado, ms above depth 0 | llama.cpp | Ratio |",
+            "|---|--:|--:|--:|--:|--:|",
+        ]
     for row in document["above_depth_0"]:
         peer = f"{row['peer_ms']:.2f} ({row['peer_setting']})"
         ratio = "" if row["ratio"] is None else f"**{row['ratio']:.2f}**"
-        lines.append(f"| {row['model']} | {row['depth']} | {row['threads']} | {row['kamado_ms']:.2f} | {peer} | {ratio} |")
+        lines.append(
+            f"| {row['model']} | {row['depth']} | {row['threads']} | {row['kamado_ms']:.2f} | {peer} | {ratio} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -211,7 +217,10 @@ def main() -> int:
     parser.add_argument("--decode", type=int, default=64, help="tokens decoded in a run")
     parser.add_argument("--depth", type=numbers, default=[0], help="tokens already in the cache, e.g. 0,4096,16384")
     parser.add_argument(
-        "--deep", choices=("kvdepth", "llama-bench"), default="kvdepth", help="which of the peer's programs decodes there"
+        "--deep",
+        choices=("kvdepth", "llama-bench"),
+        default="kvdepth",
+        help="which of the peer's programs decodes there",
     )
     parser.add_argument("--batch", type=numbers, default=[], help="sequences decoded together, e.g. 8")
     parser.add_argument("--threads", type=numbers, default=[1, 2])

@@ -66,7 +66,9 @@ def table(rows: list[tuple[dict[str, Any], float]]) -> str:
         lines.append(f"| {name} | {one.tokens_per_second:.2f} |")
     for plan, _ in rows:
         disk = plan["device"]["figures"]["disk_bytes_per_second"]["value"] / 1e9
-        read = f"{plan['miss_bytes_per_token'] / 1e9:.2f} of {plan['expert_bytes_per_token'] / 1e9:.2f} GB from the disk"
+        read = (
+            f"{plan['miss_bytes_per_token'] / 1e9:.2f} of {plan['expert_bytes_per_token'] / 1e9:.2f} GB from the disk"
+        )
         bits = 8 * plan["expert_bytes_per_token"] / (60 * 10 * 3 * 4096 * 1024)
         speed = f"at most {plan['decode_tokens_per_second']:.2f}, by {plan['decode_limited_by']}"
         lines.append(f"| Kamado, forecast, disk {disk:g} GB/s | 10 of 10 | {bits:.2f} | {read} | {speed} |")

@@ -114,7 +114,7 @@ def _device(document: dict[str, Any], path: Path) -> Device:
             value, source = _stated(document[key], key, "value")
             figures[key] = Figure(_number(value, f"{key}.value", bounds), source)
     missing = [key for key in _REQUIRED if key not in figures]
-    UsageError.when(missing, f"{', '.join(missing)} missing: a figure is {{ value = …, source = \"…\" }}")
+    UsageError.when(missing, f'{", ".join(missing)} missing: a figure is {{ value = …, source = "…" }}')
     UsageError.when(not figures.keys() & set(_PEAKS), f"{' or '.join(_PEAKS)} is missing")
     curve = _curve(document.get(_CURVE), figures)
     values = {key: figure.value for key, figure in figures.items() if isinstance(figure.value, (int, float))}
@@ -167,7 +167,7 @@ def _curve(stated: object, figures: dict[str, Figure]) -> DiskCurve:
 def _stated(stated: object, key: str, what: str) -> tuple[object, str]:
     """(what is stated, its source) of one key."""
     if not isinstance(stated, dict):
-        raise UsageError(f"{key} must be {{ {what} = …, source = \"…\" }}, not {_kind(stated)}")
+        raise UsageError(f'{key} must be {{ {what} = …, source = "…" }}, not {_kind(stated)}')
     for name in stated:
         UsageError.when(name not in (what, "source"), f"{key} has {what} and source, no {_short(name)}")
     UsageError.when(what not in stated, f"{key}.{what} is missing")

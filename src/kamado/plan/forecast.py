@@ -424,9 +424,7 @@ class _Planner:
         # In whole pages, since a cgroup rounds its limit down to them.
         return split.with_more("file_cache", -split.resident_bytes(self.needs) % sizes.FILE_PAGE_BYTES)
 
-    def _streamed(
-        self, context: int, memory_bytes: int, least_expert_bytes: int, record_bytes: int
-    ) -> _Split | None:
+    def _streamed(self, context: int, memory_bytes: int, least_expert_bytes: int, record_bytes: int) -> _Split | None:
         """Streamed with what the rest leaves; None when that is less than `least_expert_bytes`, or all would fit."""
         if not self.needs.num_experts or least_expert_bytes >= self.needs.packed_bytes:
             return None
@@ -473,9 +471,7 @@ class _Planner:
 
     def _state_bytes(self, kv_tokens: int, sequences: int, rows: int, points: int) -> tuple[int, int]:
         """Bytes of pages, and of records and sources."""
-        kv_bytes = self.kv.bytes_of(
-            kv_tokens=kv_tokens, max_sequences=sequences, max_rows=rows, reuse_points=points
-        )
+        kv_bytes = self.kv.bytes_of(kv_tokens=kv_tokens, max_sequences=sequences, max_rows=rows, reuse_points=points)
         return kv_bytes, self.kv.records_bytes(sequences, self.kv.least_records(sequences, points))
 
     def _split(self, context: int, rows: int, logit_bytes: int, record_bytes: int) -> _Split:

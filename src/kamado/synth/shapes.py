@@ -48,7 +48,9 @@ class Chosen(ByLayer):
         if layers > published:
             return ByLayer.by_layer(self, layers)
         value = next(value for value in self.values if value)
-        before = [sum(map(bool, self.values[: i * published // layers])) * layers // published for i in range(layers + 1)]
+        before = [
+            sum(map(bool, self.values[: i * published // layers])) * layers // published for i in range(layers + 1)
+        ]
         return [value if after > so_far else type(value)() for so_far, after in pairwise(before)]
 
 
