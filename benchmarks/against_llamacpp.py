@@ -186,17 +186,13 @@ def markdown(rows: list[dict[str, Any]], document: dict[str, Any]) -> str:
         cells = f"{row['model']} | {work} | {row['threads']} | {row['kamado']:.1f} | {peer} | **{row['ratio']:.2f}×**"
         lines.append(f"| {cells} | {limits} |")
     if document["above_depth_0"]:
-        lines += [
-            "",
-            "| Model | Depth | Threads | Kamado, ms above depth 0 | llama.cpp | Ratio |",
-            "|---|--:|--:|--:|--:|--:|",
-        ]
+        lines += ["", "| Model | Depth | Threads | Kamado, ms above depth 0 | llama.cpp | Ratio |"]
+        lines += ["|---|--:|--:|--:|--:|--:|"]
     for row in document["above_depth_0"]:
         peer = f"{row['peer_ms']:.2f} ({row['peer_setting']})"
         ratio = "" if row["ratio"] is None else f"**{row['ratio']:.2f}**"
-        lines.append(
-            f"| {row['model']} | {row['depth']} | {row['threads']} | {row['kamado_ms']:.2f} | {peer} | {ratio} |"
-        )
+        place = f"{row['model']} | {row['depth']} | {row['threads']}"
+        lines.append(f"| {place} | {row['kamado_ms']:.2f} | {peer} | {ratio} |")
     return "\n".join(lines) + "\n"
 
 
@@ -220,7 +216,7 @@ def main() -> int:
         "--deep",
         choices=("kvdepth", "llama-bench"),
         default="kvdepth",
-        help="which of the peer's programs decodes there",
+        help="the peer's program for deep decode",
     )
     parser.add_argument("--batch", type=numbers, default=[], help="sequences decoded together, e.g. 8")
     parser.add_argument("--threads", type=numbers, default=[1, 2])

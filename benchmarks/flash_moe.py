@@ -74,12 +74,9 @@ def table(rows: list[tuple[dict[str, Any], float]]) -> str:
         lines.append(f"| Kamado, forecast, disk {disk:g} GB/s | 10 of 10 | {bits:.2f} | {read} | {speed} |")
     first = rows[0][0]
     seconds = max(seconds for _, seconds in rows)
-    lines += [
-        "",
-        f"The forecast has {first['expert_slots']:,} of {first['num_experts']:,} experts in "
-        f"{first['bytes_by_owner']['experts'] / 1e9:.1f} of {first['peak_bytes'] / 1e9:.1f} GB; the plan took "
-        f"{seconds:.2f} s of user time.",
-    ]
+    note = f"The forecast has {first['expert_slots']:,} of {first['num_experts']:,} experts in "
+    note += f"{first['bytes_by_owner']['experts'] / 1e9:.1f} of {first['peak_bytes'] / 1e9:.1f} GB; the plan took "
+    lines += ["", f"{note}{seconds:.2f} s of user time."]
     return "\n".join(lines) + "\n"
 
 

@@ -264,7 +264,7 @@ def test_conversations_that_fit_are_counted(dense: tuple[Checkpoint, Program], r
 
 
 def test_large_records_are_fewer_where_memory_is_short(moe: tuple[Checkpoint, Program]) -> None:
-    """Two a sequence, one a reuse point: at most an eighth of the budget, and at the least one sequence and two points."""
+    """Two a sequence, one a reuse point: at most an eighth of the budget; at the least one sequence and two points."""
     checkpoint, program = moe[0], with_record(moe[1], 16 * MIB)
     kept = {}
     for budget in (8 * GIB, 2 * GIB, GIB, GIB // 2):

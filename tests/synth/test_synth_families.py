@@ -202,8 +202,8 @@ def test_more_layers_than_were_chosen_repeat_them() -> None:
 
 
 def test_q4_k_m_of_layers_that_have_no_values() -> None:
-    """llama-quantize counts the tensors of values, not the layers: of six in sixteen layers the second, fifth and
-    sixth get more bits. Taps and decays stay as they are."""
+    """llama-quantize counts the tensors of values, not the layers: of six in sixteen layers the third and the
+    last get more bits. Taps and decays stay as they are."""
     plans = {plan.name: plan for plan in tensors_of(shape_of("lfm2", {}), 512, "q4_k_m")}
     values = [plan.layout.name for name, plan in plans.items() if name.endswith("attn_v.weight")]
     assert " ".join(values) == "Q4_K Q4_K Q6_K Q4_K Q4_K Q6_K"
@@ -227,7 +227,7 @@ def test_decays_are_as_trained_ones(family: str, make: Make) -> None:
 
     decay = np.concatenate([floats(f"blk.{i}.ssm_a") for i in range(3)])
     step = np.log1p(np.exp(np.concatenate([floats(f"blk.{i}.ssm_dt.bias") for i in range(3)])))
-    assert (-16 <= decay).all()
+    assert (decay >= -16).all()
     assert (decay <= -0.01).all()
     assert ((step > 0.0009) & (step < 0.11)).all()
     assert np.ptp(np.log(-decay)) > 3

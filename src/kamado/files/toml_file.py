@@ -12,7 +12,7 @@ MAX_BYTES = 1 << 20
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The document at `path`. Raises UsageError that names it when there is none, it is larger than 1 MiB, or no TOML."""
+    """The document at `path`. Raises UsageError that names it when it is not there, larger than 1 MiB, or no TOML."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

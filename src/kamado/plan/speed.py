@@ -1,4 +1,4 @@
-"""The least time that memory, arithmetic and the disk allow for a token: upper bounds on speed, from a machine's limits."""
+"""The least time that memory, arithmetic and the disk allow for a token: bounds on speed, from a machine's limits."""
 
 from __future__ import annotations
 

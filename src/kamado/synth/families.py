@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from ..errors import UsageError
-from .shapes import ByLayer, Chosen, LastLayers, Shape, Share, Value, changed
+from .shapes import ByLayer, Chosen, Shape, Share, Value, changed
 
 _HEADS: Final[Mapping[str, Value]] = {"rope.dimension_count": Share("head_dim")}
 _LLAMA: Final[Mapping[str, Value]] = {"vocab_size": Share("vocab"), **_HEADS}  # what the converter adds for Llama's kin
