@@ -51,7 +51,7 @@ class Chosen(ByLayer):
         before = [
             sum(map(bool, self.values[: i * published // layers])) * layers // published for i in range(layers + 1)
         ]
-        return [value if after > so_far else type(value)() for so_far, after in pairwise(before)]
+        return [value if after > so_far else 0.0 for so_far, after in pairwise(before)]
 
 
 @dataclass(frozen=True, slots=True)
