@@ -26,6 +26,7 @@ def _rope_width(op: p.Rope, share: float) -> p.Rope:
 
 _OTHER_ACTIVATION = {
     "silu": "gelu_erf", "gelu_erf": "silu", "gelu_tanh": "silu", "relu": "silu", "relu2": "relu", "sigmoid": "silu",
+    "none": "silu",
 }  # fmt: skip
 
 # (name, kind of operation, whether it is in danger, what becomes of it)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from . import settings as read
-from .config import MAX_HEADS, MAX_WIDTH, Config, shown
+from .config import MAX_HEADS, MAX_WIDTH, Config, Keys, shown
 from .decoder import Attention, Block, Mlp, Moe, model
 from .delta import MAX_TAPS
 from .recurrent import ShortConv
 from .registry import Family, Program, Weights
 
 _LAYER, _FFN = "layers.{i}.", "layers.{i}.feed_forward."
-LFM2_KEYS: Final = {
+LFM2_KEYS: Final[Keys] = {
     "attention.layer_norm_rms_epsilon": "norm_eps",
     "leading_dense_block_count": "num_dense_layers",
     "shortconv.l_cache": "conv_L_cache",
