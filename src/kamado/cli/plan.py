@@ -139,6 +139,9 @@ def _tell_speed(forecast: Plan, device: Device) -> None:
         f"speed at most: prefill {forecast.prefill_tokens_per_second:.0f} tokens/s (by {forecast.prefill_limited_by}), "
         f"decode {forecast.decode_tokens_per_second:.3g} tokens/s (by {forecast.decode_limited_by})"
     )
+    if forecast.is_streamed and not device.figures.keys() & {"disk_bytes_per_second", "disk_curve"}:
+        todo = "kamado bench --limits MODEL measures it" if device.file is None else "the file does not state it"
+        echo(f"the disk's speed is not known, so reading experts is not counted: {todo}")
     where = "this machine" if device.file is None else str(device.file)
     echo(f"figures of {one_line(device.name)} ({where}):")
     for name, figure in device.figures.items():
