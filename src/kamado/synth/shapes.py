@@ -15,6 +15,7 @@ from typing import Any, Final
 from ..errors import UsageError
 
 MAX_WIDTH: Final = 1 << 20
+_STILL: Final = 1e30  # what the converter divides the frequencies of pairs by that shall not turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,21 @@ class Chosen(ByLayer):
 
 @dataclass(frozen=True, slots=True)
 class LastLayers:
-    """A key's value as a list by layer: the shape's size `of`, times `factor` in the last layers, that share of all."""
+    """Layers at the end, about that share of all, behind whole patterns of `step`: their number, or a key's value as a
+    list by layer: the shape's size `of`, and in those layers `factor` times that."""
 
-    of: str
-    factor: float
     share: float
+    step: int
+    of: str | None = None
+    factor: float = 1.0
 
-    def by_layer(self, layers: int) -> list[float | bool]:
+    def count(self, layers: int) -> int:
+        """Of so many layers."""
+        return max(0, layers - self.step * max(1, round(layers * (1 - self.share) / self.step)))
+
+    def by_layer(self, layers: int) -> list[float]:
         """The values of so many layers, as shares of the size."""
-        last = round(layers * self.share)
-        return [1.0] * (layers - last) + [self.factor] * last
+        return [1.0] * (layers - self.count(layers)) + [self.factor] * self.count(layers)
 
 
 # None: the family's converter does not write the key, although others do. A tuple is a list of numbers.
@@ -97,6 +103,7 @@ class Shape:
     # Roles of tensors that a program asks for when the file has them ("attn_q.bias").
     optional: tuple[str, ...] = ()
     divisors: tuple[str, ...] = ()  # tensors outside the blocks that divide the frequencies of a head
+    turning: float = 1.0  # the share of those frequencies that is left; all others are divided to nothing
 
     @property
     def attention_width(self) -> int:
@@ -186,12 +193,14 @@ def metadata_of(shape: Shape, vocab_size: int) -> Iterator[tuple[str, Any]]:
 def _resolved(value: Value, shape: Shape) -> Any:
     if isinstance(value, Share):
         return round(getattr(shape, value.of) * value.share)
+    if isinstance(value, LastLayers) and value.of is None:
+        return value.count(shape.layers)
     if isinstance(value, (ByLayer, LastLayers)):
         items = value.by_layer(shape.layers)
         if value.of is None:
             return items
         whole = getattr(shape, value.of)
-        return [round(whole * item) for item in items]
+        return [max(1, round(whole * item)) if item else 0 for item in items]
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -199,6 +208,13 @@ def turned_values(shape: Shape) -> int:
     """Values of each head that positions turn."""
     stated = shape.keys.get("rope.dimension_count")
     return int(_resolved(stated, shape)) if stated is not None else shape.head_dim
+
+
+def divisors_of(shape: Shape) -> list[float]:
+    """What the frequencies of a head are divided by, in shapes that have such tensors."""
+    count = turned_values(shape) // 2
+    kept = round(count * shape.turning)
+    return [1.0] * kept + [_STILL] * (count - kept)
 
 
 def described(shape: Shape, family: str) -> str:

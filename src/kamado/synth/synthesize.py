@@ -26,7 +26,7 @@ from ..files.types import Checkpoint, Layout
 from .families import shape_of
 from .quantise import quantize, random_blocks
 from .routing import RouterPlan, plan_router, residual_growth, router_rows, shared_norm
-from .shapes import Shape, described, metadata_of, part_of
+from .shapes import Shape, described, divisors_of, metadata_of, part_of
 from .tensors import LAYOUTS, Blueprint, TensorPlan, blueprint_of
 from .vocabulary import Entry, resized
 
@@ -121,7 +121,7 @@ def synthesize(
     out = Path(out).absolute()
     if header_only:
         # The divisors are all that a program looks at.
-        writer.write_hollow(out, {name: np.ones(writer.tensors[name][0], np.float32) for name in shape.divisors})
+        writer.write_hollow(out, {name: np.array(divisors_of(shape), np.float32) for name in shape.divisors})
     else:
         source = _Weights(shape, blueprint, skew or 0.5, routers, rng)
         _write(
@@ -233,6 +233,10 @@ class _Weights:
             yield np.zeros(plan.shape, np.float32)
         elif plan.kind == "bias":
             yield self.rng.standard_normal(plan.shape, np.float32) * np.float32(0.1)
+        elif plan.kind == "divisors":
+            yield np.array(divisors_of(self.shape), np.float32)
+        elif plan.kind == "routed":  # what the router sees is divided by that
+            yield np.full(plan.shape, self.shape.hidden**0.5, np.float32)
         elif plan.kind == "taps":
             yield self.rng.standard_normal(plan.shape, np.float32) * np.float32(plan.shape[-1] ** -0.5)
         elif plan.kind == "decay":

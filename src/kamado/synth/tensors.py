@@ -16,7 +16,8 @@ from ..models import build_program
 from .shapes import Shape, metadata_of, turned_values
 
 Kind = Literal[
-    "embedding", "ones", "out_norm", "bias", "zeros", "inward", "outward", "router", "head", "taps", "decay", "dt_bias"
+    "embedding", "ones", "out_norm", "bias", "zeros", "inward", "outward", "router", "routed", "head", "taps", "decay",
+    "dt_bias", "divisors",
 ]  # fmt: skip
 
 # our layout names -> (layout, llama.cpp's file type)
@@ -36,9 +37,10 @@ LAYOUTS: Final[Mapping[str, tuple[Layout, int]]] = {
 # what llama.cpp takes instead when a row is no whole number of 256-value blocks
 _FALLBACK: Final = {Layout.Q4_K: Layout.Q5_0, Layout.Q5_K: Layout.Q5_1, Layout.Q6_K: Layout.Q8_0}
 _LAYERS_OF_70B: Final = 80  # in which the quantiser recognises Llama 70B, whose values it gives more bits
-_ADDED: Final = ("h", "moe", "shared")  # buffers of what layers add to the stream
+_ADDED: Final = ("h", "moe", "shared", "dense")  # buffers of what layers add to the stream
 _VALUES: Final = ("attn_v.weight", "attn_qkv.weight")
 _TABLES: Final = ("token_embd.weight", "per_layer_token_embd.weight")
+_KEPT: Final = ("per_layer_model_proj.weight",)  # which the quantiser leaves as they are
 _DENSE: Final = ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
 
 
@@ -112,7 +114,7 @@ def blueprint_of(shape: Shape, vocab_size: int, layout: str) -> Blueprint:
     values = [name for name in kinds if _split(name)[1] in _VALUES]
     plans = [_planned(name, tensors[name].shape, kind, shape, layout, values) for name, kind in kinds.items()]
     divided = (turned_values(shape) // 2,)
-    plans += [TensorPlan(name, divided, Layout.F32, "ones") for name in shape.divisors]
+    plans += [TensorPlan(name, divided, Layout.F32, "divisors") for name in shape.divisors]
     table = program.ops[0]
     assert isinstance(table, op.Embed)
     return Blueprint(
@@ -136,7 +138,8 @@ def _kinds(steps: Sequence[op.Op]) -> Iterator[tuple[str, Kind]]:
             case op.Embed(table=table):
                 yield _whole(table), "embedding"
             case op.Norm(out=out, x=x, weight=weight) if weight is not None:
-                yield _whole(weight), "out_norm" if out.name == x.name and _stem(out) in _ADDED else "ones"
+                is_last = out.name == x.name and _stem(out) in _ADDED
+                yield _whole(weight), "out_norm" if is_last else "routed" if _stem(out) == "routed" else "ones"
             case op.Linear(outs=outs, weights=weights, biases=biases):
                 for out, weight in zip(outs, weights, strict=True):
                     yield _whole(weight), _linear_kind(_stem(out))
@@ -180,6 +183,8 @@ def _planned(
         dims = dims[1:]
     if len(dims) == 1 or kind in ("router", "taps") or not role.endswith(".weight"):
         return TensorPlan(name, dims, Layout.F32, kind, layer)
+    if role in _KEPT:
+        return TensorPlan(name, dims, Layout.F32 if layout == "f32" else Layout.BF16, kind, layer)
     at = (values.index(name), len(values)) if name in values else (layer, shape.layers)
     return TensorPlan(name, dims, _layout(layout, role, dims, shape, at), kind, layer)
 

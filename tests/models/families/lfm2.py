@@ -67,7 +67,7 @@ FAMILY = Family(
     ffn=lambda hidden, layer: mixer(hidden, layer) | mlp(hidden),
     last_norm="embedding_norm",
     heading="layers 0, 2",
-    golden=None,
+    golden=(0, [21, 29, 95, 65, 35, 32, 55, 60, 4, 63, 24, 90, 30, 96, 3, 16, 17, 26, 28, 22, 41, 92, 29, 19]),
     gguf=Gguf("LFM2", settings=_gguf_settings, converted=converted, keys={"attention.sliding_window": 0}),
     cases=(
         Case(

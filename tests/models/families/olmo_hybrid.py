@@ -17,7 +17,7 @@ _LINEAR: dict[str, Any] = {
     "linear_num_key_heads": _K_HEADS,
     "linear_num_value_heads": HEADS,
 }
-_IDS = {"pad_token_id": None, "eos_token_id": None}
+_IDS = {"pad_token_id": 0, "eos_token_id": 2}
 _WIDTHS = {"q": _K_HEADS * _K_DIM, "k": _K_HEADS * _K_DIM, "v": HEADS * _V_DIM}
 
 
@@ -43,7 +43,7 @@ FAMILY = Family(
     tiny={**NO_HEAD_DIM, **_LINEAR, **_IDS, "layer_types": _KINDS, "rope_parameters": {"rope_theta": None}},
     ffn=_ffn,
     heading="layers 0, 2",
-    golden=None,
+    golden=(0, [41, 81, 81, 2, 87, 73, 41, 73, 96, 2, 62, 68, 75, 16, 85, 32, 74, 2, 9, 1, 81, 85, 26, 2]),
     cases=(
         Case(
             "olmohybrid-no-positions",

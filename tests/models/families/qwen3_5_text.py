@@ -63,7 +63,7 @@ FAMILY = Family(
     norm_base=0.0,
     plain_norms=base.PLAIN_NORMS,
     heading="layers 0, 2",
-    golden=None,
+    golden=(1, [59, 37, 12, 37, 42, 74, 40, 0, 37, 69, 37, 62, 37, 71, 88, 89, 40, 71, 41, 46, 12, 62, 37, 55]),
     gguf=Gguf("QWEN35", settings=gguf_settings, converted=converted),
     cases=(
         Case("qwen35-gqa8", heads(8, 1, **base.ODD, head_dim=24, num_hidden_layers=4)),
