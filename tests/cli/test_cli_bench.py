@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -209,7 +210,7 @@ def test_cost_counts_head_and_cache() -> None:
     from pathlib import Path
 
     from kamado.files.types import Layout, TensorRef
-    from kamado.program import Attend, Buffer, Head, Program
+    from kamado.program import Attend, Buffer, Head, Program, Record
 
     x = Buffer("x", 8)
     head = TensorRef("head", Path("f"), 0, 4 * 8 * 10, (10, 8), Layout.F32)
@@ -217,3 +218,7 @@ def test_cost_counts_head_and_cache() -> None:
     program = Program("a", (attend, Head(x, head)), 1, 8, 10, 64)
     cost = cost_of(program, 320, 1000, "exact")
     assert (cost.head_ops, cost.ops_without_head, cost.sequence_bytes(100)) == (160, 840, 16 * 16)
+    # A state is read and written whole, whatever the depth.
+    kept = dataclasses.replace(program, states=(*program.states, Record("state", 4096)))
+    deep = cost_of(kept, 320, 1000, "exact")
+    assert (deep.state_bytes, deep.sequence_bytes(100)) == (8192, 16 * 16 + 8192)
