@@ -85,11 +85,13 @@ class Request:
         owner: str = "",
         label: str = "",
         marks: Sequence[int] = (),
+        answer_at: int = 0,
         sources: Sources | None = None,
     ) -> None:
         """`owner`: whose cached prefixes it may use and adds to. `label`: the named session it belongs to. `marks`:
         lengths of the prompt at which others may start, ascending, where a step replaces what came before it; the
-        last one is that from which the same prompt can be answered again."""
+        last one is that from which the same prompt can be answered again. `answer_at`: the one from which the
+        conversation goes on when the template leaves out of it what was thought since; it is stored as well."""
         self.tokens = list(prompt)  # the prompt, then what was picked
         self.num_prompt = len(self.tokens)
         self.end = self.num_prompt + max_tokens  # length of `tokens` at which the answer is cut
@@ -106,6 +108,7 @@ class Request:
         self.has_looked = False  # in the prefix store
         self.mark_at: int | None = None  # a length at which other conversations part from this one
         self.marks = marks
+        self.answer_at = answer_at
         self.end_mark_at = marks[-1] if marks else self.num_prompt  # from where the same prompt can be answered again
         self.last_served = 0
         self.num_reused: int | None = None  # set at the first admission

@@ -306,8 +306,13 @@ class Scheduler:
 
     def _save(self, request: Request) -> None:
         """Hands the request's sequence to the prefix store as far as it is."""
-        if self._saver is not None and request.sequence is not None and request.sequence.tokens:
-            self._saver.save(request.sequence, request.sequence.length, request.label)
+        sequence = request.sequence
+        if self._saver is None or sequence is None or not sequence.tokens:
+            return
+        self._saver.save(sequence, sequence.length, request.label)
+        answer_at = request.answer_at
+        if 0 < answer_at < sequence.length and self._sequences.usable(sequence, answer_at) == answer_at:
+            self._saver.save(sequence, answer_at, request.label, is_place=True)
 
     def _fail(self, request: Request, error: Exception) -> None:
         self._live.remove(request)
