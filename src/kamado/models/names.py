@@ -55,10 +55,12 @@ HF_TENSORS: Final[Mapping[str, str]] = {
     "attn_k_norm": _ATTENTION + "k_norm",
     "attn_v": _ATTENTION + "v_proj",
     "attn_output": _ATTENTION + "o_proj",
-    "ffn_norm": _LAYER + "post_attention_layernorm",
+    "post_attention_norm": _LAYER + "post_attention_layernorm",
+    "ffn_norm": _LAYER + "post_attention_layernorm",  # the same: most families have one of the two
     "ffn_gate": _MLP + "gate_proj",
     "ffn_up": _MLP + "up_proj",
     "ffn_down": _MLP + "down_proj",
+    "post_ffw_norm": _LAYER + "post_feedforward_layernorm",
     "ffn_gate_shexp": _MLP + "shared_experts.gate_proj",
     "ffn_up_shexp": _MLP + "shared_experts.up_proj",
     "ffn_down_shexp": _MLP + "shared_experts.down_proj",
