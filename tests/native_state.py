@@ -1,6 +1,7 @@
-"""Four small programs, one for each kind of state beside a layer's own pages.
+"""Small programs, one for each kind of state beside a layer's own pages.
 
 decay    a running sum with decay in the last layer: a record, written after the last attention
+sums     two running sums and no attention: records of two widths alone
 widths   pages of two widths in one layer
 earlier  an attention that reads the pages of an earlier layer and stores none
 source   an attention that reads keys and values made once, beside pages
@@ -58,6 +59,15 @@ class _Maker:
         self.linear((self.out,), self.attended, f"{name}.o")
         self.ops.append(p.Add(self.x, self.x, self.out))
 
+    def sum(self, name: str, rows: p.Buffer, state: int, decay: float) -> None:
+        """Adds a running sum of `rows`, made of the norm, to x."""
+        self.norm(f"norm{name}")
+        self.linear((rows,), self.h, f"in{name}")
+        self.ops.append(p.Accumulate(rows, rows, state, decay))
+        if rows is not self.out:
+            self.linear((self.out,), rows, f"out{name}")
+        self.ops += [p.Scale(self.out, self.out, 0.25), p.Add(self.x, self.x, self.out)]
+
     def program(self, name: str, *states: p.State) -> p.Program:
         self.norm("last")
         self.ops.append(p.Head(self.h, self.table, scale=2.0))
@@ -68,12 +78,16 @@ def decay(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program
     m = _Maker(path, vocab, head_dim)
     m.norm("norm0")
     m.attend("attend0", 0)
-    m.norm("norm1")
-    m.linear((m.out,), m.h, "in")
-    m.ops.append(p.Accumulate(m.out, m.out, 1, 0.875))
-    m.ops.append(p.Scale(m.out, m.out, 0.25))
-    m.ops.append(p.Add(m.x, m.x, m.out))
+    m.sum("1", m.out, 1, 0.875)
     return m.program("decay", m.pages, p.Record("sum", 4 * HIDDEN))
+
+
+def sums(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program:
+    m = _Maker(path, vocab, head_dim)
+    wide = p.Buffer("wide", 3 * HIDDEN)
+    m.sum("0", wide, 0, 0.75)
+    m.sum("1", m.out, 1, 0.875)
+    return m.program("sums", p.Record("wide", 4 * wide.width), p.Record("sum", 4 * HIDDEN))
 
 
 def widths(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program:
@@ -106,7 +120,7 @@ def source(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Progra
 
 
 PROGRAMS: dict[str, Callable[..., p.Program]] = {
-    "decay": decay, "widths": widths, "earlier": earlier, "source": source,
+    "decay": decay, "sums": sums, "widths": widths, "earlier": earlier, "source": source,
 }  # fmt: skip
 
 

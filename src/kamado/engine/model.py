@@ -291,7 +291,7 @@ class Model(Measured):
             is_background=options.get("background", False),
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
-            marks=wanted_marks(len(tokens), starts) if self._has_record else (),
+            marks=wanted_marks(len(tokens), starts, answer_at) if self._has_record else (),
             answer_at=answer_at if self._has_record else 0,
         )
         remember = None if continues and turn is None else partial(self._transcripts.remember, owner)

@@ -19,22 +19,36 @@ from .prefix_tree import common_prefix
 
 # Between marks of a prompt that has no turns: 4,096 tokens of a 1.5B model take half a minute on two cores.
 RAW_MARK_TOKENS = 4096
-# An answer's turn begins so few tokens before a prompt's end: to compute them again costs what one token does.
-_NEAR_TOKENS = 32
+# Between marks of an answer, of which the last one stays: one that is left, or cut by a stop string, has a few tokens
+# more than the next prompt has of it.
+ANSWER_MARK_TOKENS = 64
+# To compute so few tokens costs hardly more than one does: what is so near to another place is none of its own.
+NEAR_TOKENS = 32
 # Texts between two contents whose border is remembered: roles in pairs, and calls, which are all different.
 _MAX_SPLITS = 256
 
 Span = tuple[int, int]  # of characters, end excluded
 
 
-def wanted_marks(num_tokens: int, starts: Sequence[int] | None) -> list[int]:
-    """Lengths at which others may want to start from a prompt of so many tokens, ascending: the `starts` of its turns
-    (None: it has none), the last of them near its end, from where the same prompt can be answered again. Where no
-    turn begins there, as that of an answer does, it is one token before the end."""
+def wanted_marks(num_tokens: int, starts: Sequence[int] | None, answer_at: int = 0) -> list[int]:
+    """Lengths at which others may want to start from a prompt of so many tokens, ascending; the last one is that from
+    which the same prompt can be answered again.
+
+    `starts`: where its turns begin, ascending; None: it has none. Records are few, so of many turns the first is taken
+    (what comes before it is shared), the last two, that of the answer among them, `answer_at`, and between them one
+    every RAW_MARK_TOKENS. Where no turn begins near the end, one token before it is a place as well."""
     last = num_tokens - 1
-    places = range(RAW_MARK_TOKENS, last, RAW_MARK_TOKENS) if starts is None else starts
-    wanted = {place for place in places if 0 < place <= last}
-    if last > 0 and (starts is None or last - max(wanted, default=0) >= _NEAR_TOKENS):
+    if starts is None:
+        wanted = set(range(RAW_MARK_TOKENS, last, RAW_MARK_TOKENS))
+    else:
+        wanted = {answer_at, *starts[:1], *starts[-2:]}
+        before = 0
+        for place in starts:
+            if place in wanted or place - before >= RAW_MARK_TOKENS:
+                wanted.add(place)
+                before = place
+    wanted = {place for place in wanted if 0 < place <= last}
+    if last > 0 and last - max(wanted, default=0) >= NEAR_TOKENS:
         wanted.add(last)
     return sorted(wanted)
 

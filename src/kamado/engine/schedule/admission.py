@@ -61,6 +61,7 @@ class Admission:
                 request.output.end(error)
                 continue
             self._waiting.remove(request)
+            request.begun_at = request.num_cached
             self._plan_mark(request, shared)
             if request.num_reused is None:
                 request.num_reused = request.num_cached
