@@ -57,8 +57,9 @@ def worker(request: dict[str, Any]) -> dict[str, Any]:
             generation.close()
             samples.append({"seconds": seconds, "computed": len(tokens) - generation.usage.num_reused_tokens})
         stats = model.stats
-        return {"answer": answer, "samples": samples, "records": stats.records, "store": stats.prefix_store,
-                "bytes": {"records": stats.bytes_by_owner.get("records", 0), "kv": stats.bytes_by_owner["kv"]}}  # fmt: skip
+        owners = {name: stats.bytes_by_owner.get(name, 0) for name in ("records", "kv")}
+        found = {"answer": answer, "samples": samples, "records": stats.records, "bytes": owners}
+        return {**found, "store": stats.prefix_store}
 
 
 def in_process(request: dict[str, Any], home: str) -> dict[str, Any]:
@@ -100,7 +101,9 @@ def measure(options: argparse.Namespace, model: Path) -> dict[str, Any]:
     for name, samples in (("memory", filled["samples"]), ("store", stored), ("anew", anew["samples"])):
         most = max(sample["computed"] for sample in samples)
         if name != "anew" and most > options.question + ANSWER_TOKENS:
-            sys.exit(f"{model.name}: {most} tokens were computed again ({name}), and the question has {options.question}")
+            sys.exit(
+                f"{model.name}: {most} tokens were computed again ({name}), and the question has {options.question}"
+            )
         median = 1000 * statistics.median(sample["seconds"] for sample in samples)
         row[name] = {"median_ms": round(median, 2), "samples": samples}
     row["holds"] = max(row["memory"]["median_ms"], row["store"]["median_ms"]) <= options.most_ms

@@ -13,6 +13,7 @@ import pytest
 
 from kamado.engine.cache.prefix_store import PrefixStore
 from kamado.engine.cache.prefix_tree import common_prefix
+from kamado.engine.cache.turn_starts import NEAR_TOKENS
 from kamado.engine.turns import chat_types as ct
 from kamado.engine.turns.chat import ChatEncoder
 from kamado.engine.turns.tool_format.syntax import Call
@@ -21,6 +22,7 @@ from .fakes import IM_END
 from .peer_templates import TrustedTemplate
 from .spelling import Speller
 from .test_peer_templates import TEMPLATES, sources
+from .test_scheduler import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -38,14 +40,17 @@ class Expected:
     talk: tuple[int, int]
     loop: tuple[int, int]
     after: int
+    stored: int = 0  # more for each call and its result, after restarts: they have no place on disk to go on from
 
 
 NAMES = {
     "Qwen3-Coder": Expected((0, 0), (0, 0), 0),
-    "Qwen3.5-4B": Expected((HEADER, HEADER), (0, 0), HEADER),
+    # The letter that <think> and <tool_call> begin with is no header.
+    "Qwen3.5-4B": Expected((HEADER, HEADER), (0, 0), HEADER + 1),
     "LFM2-8B-A1B": Expected((0, 0), (0, 0), 0),
     "LFM2.5-8B-A1B": Expected((HEADER, HEADER), (0, 0), HEADER),
-    "LFM2.5-Instruct": Expected((HEADER, HEADER), (HEADER, HEADER), HEADER),
+    # It leaves reasoning out at once, so that even a loop goes on from the user's message.
+    "LFM2.5-Instruct": Expected((HEADER, HEADER), (HEADER, HEADER), HEADER, stored=187),
 }
 
 
@@ -71,6 +76,7 @@ class Talk:
         self.messages += more
         chat = voice.model.chat_format
         turn = voice.model.prepare_chat(self.messages, tools=self.tools)
+        num = turn.num_prompt_tokens
         spoken = ""
         if chat.tags is not None:
             gap = "\n" if turn.is_reasoning else ""  # as the templates write it
@@ -78,7 +84,7 @@ class Talk:
             spoken = spoken if turn.is_reasoning else chat.tags.open + spoken
         said = f"It is {len(self.messages)}: {WORDS[:-1]}."
         spoken += chat.syntax.render([Call("depth", {"river": call})]) if call else said
-        voice.say(spoken, turn.num_prompt_tokens, IM_END)
+        voice.say(spoken, num, IM_END)
         stream = voice.model.chat(turn, temperature=0)
         list(stream)
         message = stream.message
@@ -86,8 +92,10 @@ class Talk:
         assert [c.arguments for c in message.tool_calls] == ([f'{{"river": "{call}"}}'] if call else [])
         assert call or message.text == said
         reused = stream.usage.num_reused_tokens
-        shared = max((common_prefix(tokens, turn.tokens) for tokens, _, _ in self.held), default=0)
-        self.held.append(([*turn.tokens, *voice.answer[:-1]], turn.starts, turn.answer_at))
+        shared = max((common_prefix(tokens, list(turn.tokens)) for tokens, _, _ in self.held), default=0)
+        wait_for(lambda: voice.model.stats.requests["live"] == 0)
+        held = [tokens for tokens, _ in voice.executor.sequences.values() if tuple(tokens[:num]) == turn.tokens]
+        self.held.append((list(max(held, key=len)), turn.starts, turn.answer_at))
         self.messages.append(message)
         return shared - reused, reused
 
@@ -103,7 +111,7 @@ def result(talk: Talk) -> ct.Message:
 
 @pytest.fixture(params=["in memory", "after restarts"])
 def voice_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Talk], Speller]]:
-    """A model to say the next turn: always the same one, or each time a new one that finds the store of those before."""
+    """A model to say the next turn: always the same one, or each time a new one, which finds what they stored."""
     with ExitStack() as stack:
         made: list[Speller] = []
 
@@ -134,12 +142,13 @@ def test_a_conversation_goes_on_where_the_template_still_agrees(name, voice_of) 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_tool_loop_goes_on_and_so_does_the_user_after_it(name, voice_of) -> None:
+def test_a_tool_loop_goes_on_and_so_does_the_user_after_it(name, voice_of, request) -> None:
     talk = Talk(name, (TOOL,))
+    stored = NAMES[name].stored if "restarts" in request.node.name else 0
     assert talk.ask(voice_of(talk), user("First"), call="Rhine") == (0, 0)
     found = [talk.ask(voice_of(talk), result(talk), call=call)[0] for call in ("Aare", "")]
-    assert tuple(found) == NAMES[name].loop
-    assert talk.ask(voice_of(talk), user("Second"))[0] == NAMES[name].after
+    assert (found[0], found[1] - stored) == NAMES[name].loop
+    assert talk.ask(voice_of(talk), user("Second"))[0] == NAMES[name].after + 2 * stored
     assert talk.ask(voice_of(talk), user("Third"))[0] == NAMES[name].talk[0]
 
 
@@ -154,13 +163,13 @@ def test_a_fork_and_an_edit_begin_where_the_turn_did(name) -> None:
         again, _ = talk.ask(voice, user("Third"))
         assert again == NAMES[name].talk[1]
         told = list(talk.messages)
-        for i, second in enumerate(("Other", "Another")):  # of the second question
+        for second in ("Other", "Another"):  # in the place of the second question
             talk.messages = list(first)
             again, reused = talk.ask(voice, user(second))
-            starts = [at for _, places, _ in talk.held[:-1] for at in places]
-            assert reused == max(at for at in starts if at <= reused + again)
-            assert again <= 7, "what users' turns begin with, and the first letters of the question"
-            assert i == 0 or reused == talk.held[-2][1][-2]
+            places = [at for tokens, starts, _ in talk.held[:-1] for at in (*starts, len(tokens))]
+            best = max(at for at in places if at <= reused + again)
+            assert reused == best or (best - reused < NEAR_TOKENS and reused in places)
+            assert again <= 9, "what users' turns begin with, and the first letters of the question"
         talk.messages = told  # and the one that was left goes on
         again, _ = talk.ask(voice, user("Fourth"))
         assert again == NAMES[name].talk[1]
@@ -176,16 +185,13 @@ def test_where_turns_begin_is_where_the_template_begins_them(name) -> None:
         talk.ask(voice, result(talk))
         for messages in (talk.messages[:2], talk.messages[:4], [*talk.messages, user("Second")]):
             turn = model.prepare_chat(messages, tools=talk.tools)
-            text = [model._tokenizer.decode(turn.tokens[at:], skip_special=False) for at in turn.starts]
-            begun = [part.removeprefix("<|im_start|>").split("\n")[0].split("<")[0] for part in text]
-            roles = {"tool": "tool" if name.startswith("LFM") else "user"}
-            assert begun[-1] == "assistant"
-            wanted = [roles.get(m.role, m.role) for m in messages[1:]]
-            assert [role for role in begun if role][-1:] == ["assistant"]
-            assert begun[1 if not begun[0] else 0 :].count("user") >= wanted.count("user") - 1
+            begun = [model._tokenizer.decode(turn.tokens[at : at + 7], skip_special=False) for at in turn.starts]
+            assert begun[-1] == "<|im_start|>assistant\n"
+            role = "tool" if messages[-1].role == "tool" and name.startswith("LFM") else "user"
+            # A template that refuses a system message alone has its end as the place.
+            assert begun[-2].removeprefix("<|im_end|>\n").startswith(f"<|im_start|>{role[:2]}")
             after = model._tokenizer.decode(turn.tokens[turn.answer_at :], skip_special=False)
             assert after.startswith("<|im_start|>assistant")
             last = max(i for i, message in enumerate(messages) if message.role == "user")
             before = model._tokenizer.decode(turn.tokens[: turn.answer_at], skip_special=False)
             assert before.count(WORDS[:-1]) == sum(WORDS[:-1] in message.text for message in messages[: last + 1])
-

@@ -27,6 +27,7 @@ Talk = list[dict[str, str]]
 SYSTEM = {"role": "system", "content": "You speak of rivers and of nothing else. " * 4}
 DEEDS = ("goes on", "again", "edited", "new", "stopped", "left in the prompt", "left", "together")
 CODED = [(4, 4)]
+DRAWN = {"max_tokens": 24, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "logprobs": 2}
 
 
 def question(rng: random.Random) -> dict[str, str]:
@@ -44,8 +45,7 @@ class Life:
 
     def ask(self, model: Model, talk: Talk, **more) -> tuple[Generation, list[int], dict]:
         self.num_asked += 1
-        options = {"max_tokens": 24, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": self.num_asked, "logprobs": 2}
-        options |= {**FOREVER, **more}
+        options = {**DRAWN, **FOREVER, "seed": self.num_asked, **more}
         return model.chat(talk, **options), model.encode_chat(talk), options
 
     def hear(self, talk: Talk, asked: tuple[Generation, list[int], dict], most: int = 1000) -> None:
@@ -128,16 +128,17 @@ def test_what_was_used_longest_ago_is_given_up_first_and_told(decay: p.Program) 
         lengths = []
         for i in range(4):
             talk = [{"role": "user", "content": f"{i} " * 60}]
-            generation = model.chat(talk, max_tokens=4, seed=i, **FOREVER)
-            assert len(list(generation)) == 4
+            generation = model.chat(talk, max_tokens=70, seed=i, **FOREVER)
+            assert len(list(generation)) == 70
             prompt = model.encode_chat(talk)
-            lengths.append([model._prompts.encoder.encode_turns(talk).answer_at, len(prompt) + 3])
+            lengths.append([model._prompts.encoder.encode_turns(talk).answer_at, len(prompt) + 64, len(prompt) + 69])
         wait_for(lambda: model.stats.requests["live"] == 0)
 
         def points(sequences) -> list[list[int]]:
             kept = sorted(sequences._sequences, key=lambda sequence: sequence.last_used)
             return [model._executor.reuse_points(sequence.id) for sequence in kept]
 
+        print(model._scheduler.call(points), lengths, model.stats.reuse_points, model.stats.records)
         assert model._scheduler.call(points) == [lengths[0][1:], *lengths[1:]]
         stats = model.stats
         assert stats.reuse_points == {"held": 7, "given_up": 1}

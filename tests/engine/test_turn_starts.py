@@ -48,10 +48,10 @@ def test_a_prompt_without_turns_is_marked_every_4096_tokens_and_before_its_end()
 
 
 def test_of_turns_the_first_the_last_two_and_a_few_between_are_marked() -> None:
-    assert wanted_marks(200, (20, 60, 120)) == [20, 60, 120, 199]
-    assert wanted_marks(200, (20, 60, 120, 190)) == [20, 120, 190], "an answer begins near the end"
-    assert wanted_marks(200, (20, 60, 80, 120, 190), 60) == [20, 60, 120, 190]
-    assert wanted_marks(200, (0, 20, 200, 201)) == [199]
+    assert wanted_marks(200, (1, 40, 60, 120)) == [40, 60, 120, 199]
+    assert wanted_marks(200, (1, 40, 60, 120, 190)) == [40, 120, 190], "an answer begins near the end"
+    assert wanted_marks(200, (40, 60, 80, 120, 190), 60) == [40, 60, 120, 190]
+    assert wanted_marks(200, (0, 31, 200, 201)) == [199]
     many = range(100, 20_000, 100)
     assert wanted_marks(19_910, many) == [100, 4200, 8300, 12_400, 16_500, 19_800, 19_900]
 

@@ -41,6 +41,7 @@ def wanted_marks(num_tokens: int, starts: Sequence[int] | None, answer_at: int =
     if starts is None:
         wanted = set(range(RAW_MARK_TOKENS, last, RAW_MARK_TOKENS))
     else:
+        starts = [place for place in starts if place >= NEAR_TOKENS]
         wanted = {answer_at, *starts[:1], *starts[-2:]}
         before = 0
         for place in starts:
@@ -113,9 +114,7 @@ class TurnStarts:
                 places[i] = special_at[num_before + after - 1] + 1
         return places
 
-    def _split(
-        self, between: str, content: str, num_turns: int, num_between: int, render: Callable[[int], str]
-    ) -> int:
+    def _split(self, between: str, content: str, num_turns: int, num_between: int, render: Callable[[int], str]) -> int:
         """Characters of the text after a turn's content that belong to the first `num_turns` turns, of which the last
         `num_between` begin there."""
         key = (between, num_between)
@@ -124,7 +123,7 @@ class TurnStarts:
             try:
                 before = render(num_turns)
             except TemplateError:  # it wants a conversation to end otherwise
-                before = ""
+                return 0
             # Not where the text has it: a turn that is the last may be written otherwise, reasoning for one.
             _, found, rest = before.partition(content)
             split = common_prefix(rest, between) if found else 0
