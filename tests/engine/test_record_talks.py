@@ -123,7 +123,7 @@ def decay(tmp_path: Path) -> p.Program:
 
 
 def test_what_was_used_longest_ago_is_given_up_first_and_told(decay: p.Program) -> None:
-    """Four conversations of two points each, and eight records: the first one's prompt is no longer a point."""
+    """Four conversations of three points each, of which the last is their end, and eight records."""
     with state_model(decay, max_sequences=4, reuse_points=0, max_records=8) as model:
         lengths = []
         for i in range(4):
@@ -138,19 +138,18 @@ def test_what_was_used_longest_ago_is_given_up_first_and_told(decay: p.Program) 
             kept = sorted(sequences._sequences, key=lambda sequence: sequence.last_used)
             return [model._executor.reuse_points(sequence.id) for sequence in kept]
 
-        print(model._scheduler.call(points), lengths, model.stats.reuse_points, model.stats.records)
-        assert model._scheduler.call(points) == [lengths[0][1:], *lengths[1:]]
+        assert model._scheduler.call(points) == [lengths[0][2:], lengths[1][2:], *lengths[2:]]
         stats = model.stats
-        assert stats.reuse_points == {"held": 7, "given_up": 1}
-        assert stats.records == {"used": 7, "free": 1}
+        assert stats.reuse_points == {"held": 8, "given_up": 4}
+        assert stats.records == {"used": 8, "free": 0}
         metrics = Registry()
         register_model_stats(metrics, lambda: {"tiny": stats.to_dict()})
         text = metrics.text()
         for line in (
-            'kamado_records{model="tiny",state="used"} 7',
-            'kamado_records{model="tiny",state="free"} 1',
-            'kamado_reuse_points{model="tiny",state="held"} 7',
-            'kamado_reuse_points{model="tiny",state="given_up"} 1',
+            'kamado_records{model="tiny",state="used"} 8',
+            'kamado_records{model="tiny",state="free"} 0',
+            'kamado_reuse_points{model="tiny",state="held"} 8',
+            'kamado_reuse_points{model="tiny",state="given_up"} 4',
         ):
             assert line in text
 
