@@ -40,7 +40,8 @@ struct MatrixSpec {
   uint64_t offset;
   Layout layout;
   int32_t rows, cols;
-  bool is_packed = false;  // a product uses it; otherwise only Embed does, and its rows are read one by one
+  bool is_packed = false;   // a product uses it; otherwise only Embed does, and its rows are read one by one
+  bool is_widened = false;  // a convolution's taps: in memory as float32
 };
 
 struct VectorSpec {
@@ -66,6 +67,7 @@ struct PredictOp {
 
   static constexpr bool kIsLast = false;
   static constexpr bool kIsRowWise = false;
+  static constexpr bool kIsRecurrent = false;
   template <class Self, class Visit>
   static void fields(Self& op, Visit&& visit) {
     visit(Field<Role::kRoutes>{"logits"}, op.route.logits);
