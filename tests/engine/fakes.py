@@ -20,8 +20,9 @@ from kamado.engine.cache.prefix_saver import PrefixSaver
 from kamado.engine.cache.prefix_store import PrefixStore
 from kamado.engine.model import Model
 from kamado.files.types import Checkpoint, TokenizerSource
-from kamado.plan.forecast import Plan, round_to_pages
+from kamado.plan.forecast import Plan
 from kamado.plan.kv_pages import PAGE_TOKENS, pages_for
+from kamado.plan.planner import round_to_pages
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
 BOS, EOS, IM_START, IM_END = range(256, 260)

@@ -20,7 +20,12 @@ Array = NDArray[Any]
 
 def read_tensor(ref: TensorRef) -> Array:
     """The values as float32. Quantised layouts go through the gguf package's reference."""
-    raw = np.fromfile(ref.file, dtype=np.uint8, count=ref.nbytes, offset=ref.offset)
+    if ref.blocks is None:
+        raw = np.fromfile(ref.file, dtype=np.uint8, count=ref.nbytes, offset=ref.offset)
+    else:
+        length, stride = (rows * ref.nbytes // ref.rows for rows in ref.blocks)
+        begins = range(ref.offset, ref.offset + stride * (ref.nbytes // length), stride)
+        raw = np.concatenate([np.fromfile(ref.file, np.uint8, length, offset=begin) for begin in begins])
     match ref.layout:
         case Layout.F32:
             values = raw.view("<f4")
@@ -188,11 +193,15 @@ class NumpyExecutor:
         rows = []
         for t in range(n):
             s = s * kept[t, :, :, None]
-            replaced = np.einsum("hkv,hk->hv", s, k[t])
-            s = s + np.einsum("hk,hv->hkv", k[t], beta[t, :, None] * (v[t] - replaced))
+            s = s + np.einsum("hk,hv->hkv", k[t], beta[t, :, None] * (v[t] - self._replaced(s, k[t])))
             rows.append(np.einsum("hkv,hk->hv", s, q[t]) * op.scale)
         sequence.records[op.state] = s
         return np.stack(rows).reshape(n, -1)
+
+    def _replaced(self, state: Array, key: Array) -> Array:
+        """What is read under a key before a value is written there."""
+        replaced: Array = np.einsum("hkv,hk->hv", state, key)
+        return replaced
 
     def set_source(self, sequence: Sequence, state: int, k: Array, v: Array) -> None:
         """Keys and values of a Source, [rows, heads · dimensions]."""
