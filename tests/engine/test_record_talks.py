@@ -1,91 +1,27 @@
 """Conversations with a program that keeps a record, as people have them: asked again, edited, stopped, left, several at
-once, gone on with after a restart. Each answer is that of a model without a past, to the last bit."""
+once, gone on with after a restart. Each answer is that of a model without a past, to the last bit. And what is told of
+records and reuse points."""
 
 from __future__ import annotations
 
-import random
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from kamado import program as p
 from kamado.engine.cache.prefix_store import PrefixStore
-from kamado.engine.generation import Generation
 from kamado.engine.load import PREFIX_STORE_BYTES, prefix_store_bytes
-from kamado.engine.model import Model
-from kamado.engine.piece import Piece
 from kamado.program.state import is_by_position
 from kamado.serve.metrics import Registry
 from kamado.serve.models.model_stats import register_model_stats
 
 from .fakes import FOREVER
-from .state_programs import PROGRAMS, answer, state_model
+from .lives import Life
+from .state_programs import PROGRAMS, state_model
 from .test_scheduler import wait_for
 
-Talk = list[dict[str, str]]
-
-SYSTEM = {"role": "system", "content": "You speak of rivers and of nothing else. " * 4}
-DEEDS = ("goes on", "again", "edited", "new", "stopped", "left in the prompt", "left", "together")
 CODED = [(4, 4)]
-DRAWN = {"max_tokens": 24, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "logprobs": 2}
-
-
-def question(rng: random.Random) -> dict[str, str]:
-    return {"role": "user", "content": "".join(rng.choices("abcdefgh \n", k=rng.choice((3, 30, 300))))}
-
-
-class Life:
-    """What is asked of a model, drawn at random, and what it answered."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
-        self.talks: list[Talk] = [[SYSTEM]]
-        self.answers: list[tuple[list[int], dict, list[Piece]]] = []
-        self.num_asked = 0
-
-    def ask(self, model: Model, talk: Talk, **more) -> tuple[Generation, list[int], dict]:
-        self.num_asked += 1
-        options = {**DRAWN, **FOREVER, "seed": self.num_asked, **more}
-        return model.chat(talk, **options), model.encode_chat(talk), options
-
-    def hear(self, talk: Talk, asked: tuple[Generation, list[int], dict], most: int = 1000) -> None:
-        """Takes so many pieces and notes the answer, which becomes part of the talk."""
-        generation, prompt, options = asked
-        pieces = [piece for piece, _ in zip(generation, range(most), strict=False)]
-        generation.close()
-        self.answers.append((prompt, options, pieces))
-        talk.append({"role": "assistant", "content": "".join(piece.text for piece in pieces)})
-
-    def do(self, model: Model, deed: str) -> None:
-        rng = self.rng
-        talk = rng.choice(self.talks)
-        if deed == "new" or len(talk) < 3:
-            talk = [SYSTEM]
-            self.talks.append(talk)
-        elif deed == "again":
-            del talk[-1]
-            return self.hear(talk, self.ask(model, talk))
-        elif deed == "edited":
-            del talk[rng.randrange(1, len(talk), 2) :]
-        talk.append(question(rng))
-        if deed == "together":
-            others = [[SYSTEM, question(rng)] for _ in range(2)]
-            self.talks += others
-            asked = [self.ask(model, one) for one in (talk, *others)]
-            for one, question_asked in zip((talk, *others), asked, strict=True):
-                self.hear(one, question_asked)
-            return None
-        if deed == "left in the prompt":
-            self.ask(model, [*talk[:-1], {"role": "user", "content": "Read this. " * 60}])[0].close()
-        more = {"stop": rng.choice("etaoin")} if deed == "stopped" else {}
-        return self.hear(talk, self.ask(model, talk, **more), 3 if deed == "left" else 1000)
-
-    def check(self, program: p.Program, **settings) -> None:
-        for prompt, options, pieces in self.answers:
-            with state_model(program, **settings) as model:
-                fresh = model.generate(prompt, **options)
-                assert answer(piece for piece, _ in zip(fresh, pieces, strict=False)) == answer(pieces)
-                fresh.close()
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -103,18 +39,9 @@ class Life:
 def test_answers_do_not_depend_on_what_was_asked_before(kind, settings, seed, tmp_path: Path) -> None:
     program = PROGRAMS[kind](tmp_path / "weights.bin")
     life = Life(seed)
-    num_reused = 0
-    for _ in range(2):
-        with state_model(program, max_rows=48, store=PrefixStore(tmp_path), **settings) as model:
-            for deed in life.rng.sample(DEEDS, len(DEEDS)):
-                life.do(model, deed)
-            wait_for(lambda model=model: model.stats.requests["live"] == 0)
-            stats = model.stats
-            num_reused += stats.tokens["reused"]
-            assert stats.kv_pages["lost"] == 0
-            assert stats.records["used"] + stats.records["free"] == sum(model.stats.records.values())
-    assert num_reused > 500
-    life.check(program, **{name: settings[name] for name in settings if name == "kv_bits"})
+    lived = partial(state_model, program, max_rows=48, **settings)
+    assert sum(life.live(lambda: lived(store=PrefixStore(tmp_path))) for _ in range(2)) > 500
+    life.check(partial(state_model, program, **{name: settings[name] for name in settings if name == "kv_bits"}))
 
 
 @pytest.fixture
