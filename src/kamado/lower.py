@@ -128,7 +128,7 @@ class _Lowering:
         # What stands for a value in the builder; parameters stand for themselves.
         self._lowered: dict[Kind, Callable[[Any], object]] = {
             **dict.fromkeys(BUFFERS, self.buffer),
-            **dict.fromkeys((Kind.TABLE, Kind.MATRIX), self.matrix),
+            **dict.fromkeys((Kind.TABLE, Kind.MATRIX, Kind.TAPS), self.matrix),
             Kind.CONSTANTS: self.constants,
         }
 

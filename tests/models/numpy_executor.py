@@ -86,6 +86,10 @@ class NumpyExecutor:
                     buffers[op.out.name] = self._attend(op, buffers, positions, sequence)
                 case p.Accumulate():
                     buffers[op.out.name] = self._accumulate(op, buffers[op.x.name], sequence)
+                case p.Conv():
+                    buffers[op.out.name] = self._conv(op, buffers[op.x.name], sequence)
+                case p.DeltaScan():
+                    buffers[op.out.name] = self._delta_scan(op, buffers, sequence)
                 case p.Gate():
                     b = None if op.b is None else buffers[op.b.name]
                     a = np.repeat(buffers[op.a.name], op.group or 1, axis=-1)
@@ -131,7 +135,8 @@ class NumpyExecutor:
         grouped = x.reshape(len(x), -1, op.group or x.shape[1])
         if op.kind == "layer":
             grouped = grouped - grouped.mean(-1, keepdims=True)
-        y = grouped / np.sqrt((grouped**2).mean(-1, keepdims=True) + self.dtype(op.eps))
+        squares = (grouped**2).sum if op.kind == "l2" else (grouped**2).mean
+        y = grouped / np.sqrt(squares(-1, keepdims=True) + self.dtype(op.eps))
         if op.weight is not None:
             weight = read_tensor(op.weight).astype(np.float32) + np.float32(op.weight_offset)
             y = y * weight.astype(self.dtype)
@@ -159,6 +164,35 @@ class NumpyExecutor:
             rows.append(total)
         sequence.records[op.state] = total
         return np.stack(rows)
+
+    def _conv(self, op: p.Conv, x: Array, sequence: Sequence) -> Array:
+        weight = self._get(op.weight)
+        num_before = weight.shape[1] - 1
+        before = sequence.records.get(op.state, np.zeros((num_before, x.shape[1]), self.dtype))
+        rows = np.concatenate([before, x])
+        sequence.records[op.state] = rows[-num_before:]
+        y = sum(weight[:, j] * rows[j : j + len(x)] for j in range(num_before + 1))
+        return _activate(op.activation, y if op.bias is None else y + self._get(op.bias))
+
+    def _delta_scan(self, op: p.DeltaScan, buffers: dict[str, Array], sequence: Sequence) -> Array:
+        n, heads = len(buffers[op.v.name]), op.num_v_heads
+        of_head = np.arange(heads)
+        of_head = of_head % op.num_k_heads if op.heads == "tiled" else of_head // (heads // op.num_k_heads)
+        q, k = (buffers[it.name].reshape(n, op.num_k_heads, op.k_dim)[:, of_head] for it in (op.q, op.k))
+        v = buffers[op.v.name].reshape(n, heads, op.v_dim)
+        beta = op.beta_scale / (1.0 + np.exp(-buffers[op.b.name]))
+        steps = np.logaddexp(buffers[op.a.name] + self._get(op.dt_bias), 0).reshape(n, heads, -1)
+        decay = self._get(op.decay)[:, None]
+        kept = np.exp((-np.exp(decay) if op.decay_is_log else decay) * steps)  # a head or one of its rows of S
+        s = sequence.records.get(op.state, np.zeros((heads, op.k_dim, op.v_dim), self.dtype))
+        rows = []
+        for t in range(n):
+            s = s * kept[t, :, :, None]
+            replaced = np.einsum("hkv,hk->hv", s, k[t])
+            s = s + np.einsum("hk,hv->hkv", k[t], beta[t, :, None] * (v[t] - replaced))
+            rows.append(np.einsum("hkv,hk->hv", s, q[t]) * op.scale)
+        sequence.records[op.state] = s
+        return np.stack(rows).reshape(n, -1)
 
     def set_source(self, sequence: Sequence, state: int, k: Array, v: Array) -> None:
         """Keys and values of a Source, [rows, heads · dimensions]."""

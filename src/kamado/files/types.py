@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,12 @@ class TensorRef:
             (end - begin, self.shape[1]),
             self.layout,
         )
+
+    def as_matrix(self) -> TensorRef:
+        """The first axis as rows, the others as one, e.g. the (channels, 1, taps) of a convolution."""
+        if len(self.shape) < 2:
+            raise IndexError(f"{self.name} has shape {self.shape}: no rows")
+        return replace(self, shape=(self.shape[0], self.num_values // self.shape[0]))
 
 
 @dataclass(frozen=True, slots=True)
