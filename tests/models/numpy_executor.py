@@ -93,7 +93,7 @@ class NumpyExecutor:
                 case p.Gate():
                     b = None if op.b is None else buffers[op.b.name]
                     a = np.repeat(buffers[op.a.name], op.group or 1, axis=-1)
-                    buffers[op.out.name] = _gate(op.activation, a, b, op.limit)
+                    buffers[op.out.name] = _gate(op.activation, a, b, op.limit, op.alpha)
                 case p.Route():
                     routes[op.logits.name] = self._route(op, buffers[op.logits.name])
                 case p.Experts():
@@ -223,6 +223,10 @@ class NumpyExecutor:
         if op.window is not None:
             seen &= where > positions[:, None] - op.window
         scores = np.where(seen[:, None, None, :], scores, -np.inf)
+        if op.sinks is not None:  # a key of that score, whose value is nothing
+            sinks = self._get(op.sinks).reshape(1, op.num_kv_heads, group, 1)
+            scores = np.concatenate([scores, np.broadcast_to(sinks, (*scores.shape[:-1], 1))], axis=-1)
+            v = np.concatenate([v, np.zeros_like(v[:1])])
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         return np.einsum("nkgm,mkd->nkgd", weights, v).reshape(n, -1)
@@ -256,10 +260,15 @@ class NumpyExecutor:
         for e in range(len(op.gate)):
             rows, slots = np.nonzero(picked == e)
             if rows.size:
-                gate, up = x[rows] @ self._get(op.gate[e]).T, x[rows] @ self._get(op.up[e]).T
-                inner = _gate(op.activation, gate, up, op.limit)
-                out[rows] += weights[rows, slots, None] * (inner @ self._get(op.down[e]).T)
+                gate = self._product(x[rows], op.gate[e], op.gate_biases, e)
+                up = self._product(x[rows], op.up[e], op.up_biases, e)
+                inner = _gate(op.activation, gate, up, op.limit, op.alpha)
+                out[rows] += weights[rows, slots, None] * self._product(inner, op.down[e], op.down_biases, e)
         return out
+
+    def _product(self, x: Array, weight: TensorRef, biases: tuple[TensorRef, ...], e: int) -> Array:
+        y = x @ self._get(weight).T
+        return y + self._get(biases[e]) if biases else y
 
 
 def _softmax(x: Array) -> Array:
@@ -267,7 +276,12 @@ def _softmax(x: Array) -> Array:
     return e / e.sum(-1, keepdims=True)
 
 
-def _gate(activation: str, a: Array, b: Array | None, limit: float | None) -> Array:
+def _gate(activation: str, a: Array, b: Array | None, limit: float | None, alpha: float | None) -> Array:
+    if alpha is not None:
+        assert b is not None
+        top = np.inf if limit is None else limit
+        g, u = np.minimum(a, top), np.clip(b, -top, top)
+        return g / (1.0 + np.exp(-alpha * g)) * (u + 1.0)
     y = _activate(activation, a)
     if limit is not None:
         y, b = np.minimum(y, limit), None if b is None else np.clip(b, -limit, limit)

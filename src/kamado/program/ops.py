@@ -137,6 +137,9 @@ class Gate(RowWise):
     `limit` clamps after the activation (Step 3.5): min(activation(a), limit) · clamp(b, -limit, limit). `group`: a has
     one value for so many of b, out[j] = activation(a[j // group]) · b[j] (a gate a head, or one for the whole row).
     relu2 is relu(a)².
+
+    `alpha` (gpt-oss) makes another gate of silu, whose limit clamps before it and whose b counts one more:
+    g · sigmoid(alpha · g) · (clamp(b, -limit, limit) + 1) with g = min(a, limit).
     """
 
     out: Writes
@@ -145,14 +148,20 @@ class Gate(RowWise):
     activation: Activation
     limit: float | None = None
     group: int | None = None
+    alpha: float | None = None
 
-    RULES = {"out.width % (group or 1) == 0": "groups of {group} in {out.width} values"}
+    RULES = {
+        "out.width % (group or 1) == 0": "groups of {group} in {out.width} values",
+        "alpha is None or (activation == 'silu' and b is not None and group is None)": (
+            "alpha {alpha} is of silu with a second input, without groups"
+        ),
+    }
     SHAPES = {"a": "out.width // (group or 1)"}
     GUARDS = "a gate"  # activations take -infinity to 0, a limit any infinity to itself
 
     def text(self, show: Show) -> str:
         line = f"{self.out.sized} = {self.activation}({self.a.name})" + (f" · {self.b.name}" if self.b else "")
-        return line + given(limit=self.limit, groups=None if self.group is None else f"of {self.group}")
+        return line + given(limit=self.limit, groups=None if self.group is None else f"of {self.group}", alpha=self.alpha)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +214,8 @@ class Experts(Operation):
     """out = Σ over the row's picked experts, ascending id, of weight · down(activation(gate(x)) · up(x)).
 
     One tuple entry an expert; gate and up are (expert_width, width), down is (width, expert_width). `logits` names
-    the Route whose result is used. `limit` clamps as Gate's does. out is not x.
+    the Route whose result is used. `limit` and `alpha` are Gate's. Biases are empty or have one entry an expert: they
+    are added to what gate, up and down give, so that of down is weighted too. out is not x.
     """
 
     out: Writes
@@ -216,23 +226,36 @@ class Experts(Operation):
     down: tuple[Matrix, ...]
     activation: Activation = "silu"
     limit: float | None = None
+    alpha: float | None = None
+    gate_biases: tuple[Vector, ...] = ()
+    up_biases: tuple[Vector, ...] = ()
+    down_biases: tuple[Vector, ...] = ()
 
     RULES = {
         "logits.choices == len(gate) > 0": "{len(gate)} experts without a route over as many",
         "len(gate) == len(up) == len(down)": "{len(gate)} gates, {len(up)} ups, {len(down)} downs",
+        "len(gate_biases) == 0 or len(gate_biases) == len(gate)": "{len(gate_biases)} biases of {len(gate)} gates",
+        "len(up_biases) == 0 or len(up_biases) == len(up)": "{len(up_biases)} biases of {len(up)} ups",
+        "len(down_biases) == 0 or len(down_biases) == len(down)": "{len(down_biases)} biases of {len(down)} downs",
+        "alpha is None or activation == 'silu'": "alpha {alpha} is of silu",
     }
     SHAPES = {
         "out": "x.width",
         "gate": "gate[0].rows, x.width",
         "up": "gate[0].rows, x.width",
         "down": "x.width, gate[0].rows",
+        "gate_biases": "gate[0].rows",
+        "up_biases": "gate[0].rows",
+        "down_biases": "x.width",
     }
 
     def text(self, show: Show) -> str:
         x, first = self.x.name, [show(self.gate[0]), show(self.up[0]), show(self.down[0])]
         line = f"{self.out.sized} = Σ {self.logits.name} · down({self.activation}(gate({x})) · up({x}))"
-        line += given(limit=self.limit)
-        return f"{line}, {len(self.gate)} × gate {first[0]}, up {first[1]}, down {first[2]}"
+        line += given(limit=self.limit, alpha=self.alpha)
+        line += f", {len(self.gate)} × gate {first[0]}, up {first[1]}, down {first[2]}"
+        biases = [show(each[0]) for each in (self.gate_biases, self.up_biases, self.down_biases) if each]
+        return line + (f", biases {', '.join(biases)}" if biases else "")
 
 
 @dataclass(frozen=True, slots=True)
