@@ -20,7 +20,7 @@ void RowWork::run(const RowOp& op, int32_t row, const Segment& segment, Worker& 
       const int32_t index = embed.index == EmbedIndex::kToken      ? step_.batch->tokens[source]
                             : embed.index == EmbedIndex::kPosition ? step_.positions[source]
                                                                    : 0;
-      table.file->read(table.offset + static_cast<uint64_t>(index) * stored, worker.table_row, stored);
+      table.file->read(table.at(index), worker.table_row, stored);
       dequantize_row(table.layout, worker.table_row, out, table.cols);
       if (embed.scale != 1) math.scale(out, embed.scale, op.width, out);
       break;

@@ -20,7 +20,12 @@ Array = NDArray[Any]
 
 def read_tensor(ref: TensorRef) -> Array:
     """The values as float32. Quantised layouts go through the gguf package's reference."""
-    raw = np.fromfile(ref.file, dtype=np.uint8, count=ref.nbytes, offset=ref.offset)
+    if ref.blocks is None:
+        raw = np.fromfile(ref.file, dtype=np.uint8, count=ref.nbytes, offset=ref.offset)
+    else:
+        length, stride = (rows * ref.nbytes // ref.rows for rows in ref.blocks)
+        begins = range(ref.offset, ref.offset + stride * (ref.nbytes // length), stride)
+        raw = np.concatenate([np.fromfile(ref.file, np.uint8, length, offset=begin) for begin in begins])
     match ref.layout:
         case Layout.F32:
             values = raw.view("<f4")
