@@ -114,7 +114,8 @@ void append(ProgramBuilder& self, const std::string& name, const nb::dict& field
 void bind_builder(nb::module_& m) {
   nb::class_<ProgramBuilder>(m, "Builder")
       .def(nb::init<>())
-      .def("matrix", &ProgramBuilder::matrix, "name"_a, "path"_a, "offset"_a, "layout"_a, "rows"_a, "cols"_a)
+      .def("matrix", &ProgramBuilder::matrix, "name"_a, "path"_a, "offset"_a, "layout"_a, "rows"_a, "cols"_a,
+           "block_rows"_a = 0, "block_stride"_a = 0)
       .def("vector", &ProgramBuilder::vector, "name"_a, "path"_a, "offset"_a, "layout"_a, "length"_a, "add"_a = 0.0)
       .def(
           "constant",

@@ -73,14 +73,27 @@ std::string range_key(const std::string& path, uint64_t offset, int32_t layout, 
 }  // namespace
 
 int32_t ProgramBuilder::matrix(const std::string& name, const std::string& path, uint64_t offset, int32_t layout,
-                               int64_t rows, int64_t cols) {
-  return once(matrix_ids_, range_key(path, offset, layout, rows, cols), program_.matrices, [&] {
+                               int64_t rows, int64_t cols, int64_t block_rows, int64_t block_stride) {
+  int64_t span = rows;  // from the first row to the last
+  if (block_rows != 0 || block_stride != 0) {
+    if (block_rows < 1 || block_stride < block_rows || rows > kMaxWidth || block_stride > kMaxWidth ||
+        rows % block_rows != 0) {
+      refuse(name, ": blocks of ", block_rows, " rows every ", block_stride, " do not make ", rows, " rows");
+    }
+    span = (rows / block_rows - 1) * block_stride + block_rows;
+  }
+  if (span == rows) block_rows = block_stride = rows;
+  const std::string key =
+      range_key(path, offset, layout, rows, cols) + ' ' + text(block_rows) + ' ' + text(block_stride);
+  return once(matrix_ids_, key, program_.matrices, [&] {
     return MatrixSpec{name,
-                      open(name, path, offset, layout, rows, cols),
+                      open(name, path, offset, layout, span, cols),
                       offset,
                       static_cast<Layout>(layout),
                       static_cast<int32_t>(rows),
-                      static_cast<int32_t>(cols)};
+                      static_cast<int32_t>(cols),
+                      static_cast<int32_t>(block_rows),
+                      static_cast<int32_t>(block_stride)};
   });
 }
 
@@ -214,6 +227,16 @@ class OpRules {
            " blocks of ", info->block_values);
   }
 
+  // Experts are read tile by tile, each with one request.
+  void expect_together(const ExpertsOp& op) const {
+    for (const std::vector<int32_t>* list : {&op.gate, &op.up, &op.down}) {
+      for (const int32_t id : *list) {
+        const MatrixSpec& spec = entry(builder_.program_.matrices, id);
+        if (spec.is_in_blocks()) refuse("tensor ", spec.name, " lies in blocks, which an expert's must not");
+      }
+    }
+  }
+
   // Written once, and before it is read; what an operation asks of its state.
   template <class T>
   void check_state(const T& op, int32_t number) const {
@@ -270,6 +293,7 @@ void ProgramBuilder::append(Op op) {
       rules.check_overlap(concrete);
       check_rules(concrete, rules);
       if constexpr (std::is_same_v<T, EmbedOp>) rules.check_piece(concrete);
+      if constexpr (std::is_same_v<T, ExpertsOp>) rules.expect_together(concrete);
       for_each_value(concrete, [&](auto field, const auto& value) {
         if constexpr (decltype(field)::role == Role::kKeeps) rules.check_state(concrete, value);
       });

@@ -159,6 +159,7 @@ class Fuser {
       linear.has_gate_b = gate->b != -1;
       linear.activation = gate->activation;
       linear.limit = gate->limit;
+      linear.alpha = gate->alpha;
       // Part 0 is the gate's first input, part 1 its second.
       const auto bring = [&](int32_t buffer, size_t to) {
         const auto from = static_cast<size_t>(std::find(outs.begin(), outs.end(), buffer) - outs.begin());

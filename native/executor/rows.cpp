@@ -8,11 +8,10 @@ namespace kamado {
 // The table's row for a row of the step, as the file has it.
 void RowWork::read_row(const EmbedOp& embed, int32_t source, uint8_t* out) const {
   const MatrixSpec& table = model_.program().matrices[static_cast<size_t>(embed.table)];
-  const size_t stored = row_bytes(table.layout, table.cols);
   const int32_t index = embed.index == EmbedIndex::kToken      ? step_.batch->tokens[static_cast<size_t>(source)]
                         : embed.index == EmbedIndex::kPosition ? step_.positions[static_cast<size_t>(source)]
                                                                : 0;
-  table.file->read(table.offset + static_cast<uint64_t>(index) * stored, out, stored);
+  table.file->read(table.at(index), out, row_bytes(table.layout, table.cols));
 }
 
 void RowWork::run(const RowOp& op, int32_t row, const Segment& segment, Worker& worker) const {

@@ -34,14 +34,13 @@ struct Load {
   const File& file_of(const Item& item) const { return *program.matrices[static_cast<size_t>(item.matrix)].file; }
 
   uint64_t begin_of(const Item& item) const {
-    const MatrixSpec& spec = program.matrices[static_cast<size_t>(item.matrix)];
-    return spec.offset + static_cast<uint64_t>(item.tile_begin) * kTileRows * row_bytes(spec.layout, spec.cols);
+    return program.matrices[static_cast<size_t>(item.matrix)].at(item.tile_begin * kTileRows);
   }
 
   uint64_t bytes_of(const Item& item) const {
     const MatrixSpec& spec = program.matrices[static_cast<size_t>(item.matrix)];
-    const int32_t rows = std::min(item.tile_end * kTileRows, spec.rows) - item.tile_begin * kTileRows;
-    return static_cast<uint64_t>(rows) * row_bytes(spec.layout, spec.cols);
+    const int32_t last = std::min(item.tile_end * kTileRows, spec.rows) - 1;
+    return spec.at(last) + row_bytes(spec.layout, spec.cols) - begin_of(item);
   }
 
   // Reads ahead of item `index` and gives back what lies well behind it. Another thread may be a few items behind: what
@@ -66,7 +65,7 @@ struct Load {
     const int32_t row_begin = item.tile_begin * kTileRows;
     const int32_t row_end = std::min(item.tile_end * kTileRows, spec.rows);
     const size_t count = static_cast<size_t>(row_end - row_begin) * stride;
-    spec.file->read(spec.offset + static_cast<uint64_t>(row_begin) * stride, stage, count);
+    spec.read(row_begin, row_end - row_begin, stage);
     for (int32_t tile = item.tile_begin; tile < item.tile_end; ++tile) {
       const int32_t row = tile * kTileRows;
       kernels.pack_tile(spec.layout, stage + static_cast<size_t>(row - row_begin) * stride, stride,
@@ -117,6 +116,21 @@ void load_vectors(const Program& program, Weights& weights) {
 }
 
 }  // namespace
+
+uint64_t MatrixSpec::at(int32_t row) const {
+  const int64_t from_first = int64_t{row / block_rows} * block_stride + row % block_rows;
+  return offset + static_cast<uint64_t>(from_first) * row_bytes(layout, cols);
+}
+
+void MatrixSpec::read(int32_t begin, int32_t count, uint8_t* out) const {
+  const size_t stride = row_bytes(layout, cols);
+  for (int32_t row = begin; row < begin + count;) {
+    const int32_t together = std::min(block_rows - row % block_rows, begin + count - row);
+    file->read(at(row), out, static_cast<size_t>(together) * stride);
+    out += static_cast<size_t>(together) * stride;
+    row += together;
+  }
+}
 
 void drop_file_cache(const Program& program) {
   const File* last = nullptr;  // neighbours mostly lie in one file

@@ -128,7 +128,7 @@ class _Lowering:
         # What stands for a value in the builder; parameters stand for themselves.
         self._lowered: dict[Kind, Callable[[Any], object]] = {
             **dict.fromkeys(BUFFERS, self.buffer),
-            **dict.fromkeys((Kind.TABLE, Kind.MATRIX), self.matrix),
+            **dict.fromkeys((Kind.TABLE, Kind.MATRIX, Kind.TAPS), self.matrix),
             Kind.CONSTANTS: self.constants,
         }
 
@@ -157,7 +157,8 @@ class _Lowering:
                 f"{ref.name} has rows of {ref.cols} values: "
                 f"no whole number of {layout.name} blocks of {layout.block_values}"
             )
-        return self.builder.matrix(ref.name, self.path(ref.file), ref.offset, int(layout), ref.rows, ref.cols)
+        place = ref.name, self.path(ref.file), ref.offset, int(layout), ref.rows, ref.cols
+        return self.builder.matrix(*place, *(ref.blocks or ()))
 
     def vector(self, ref: TensorRef, add: float) -> int:
         return self.builder.vector(ref.name, self.path(ref.file), ref.offset, int(ref.layout), ref.num_values, add)

@@ -37,10 +37,17 @@ struct Cancelled : std::runtime_error {
 struct MatrixSpec {
   std::string name;
   std::shared_ptr<const File> file;
-  uint64_t offset;
+  uint64_t offset;  // of the first row
   Layout layout;
   int32_t rows, cols;
+  // So many rows lie one behind the other, the next as many so many rows after those began: what each head has in a
+  // matrix that holds several things a head. Both are `rows` where all lie together.
+  int32_t block_rows, block_stride;
   bool is_packed = false;  // a product uses it; otherwise only Embed does, and its rows are read one by one
+
+  bool is_in_blocks() const { return block_rows < rows; }
+  uint64_t at(int32_t row) const;                                  // where it lies in the file
+  void read(int32_t begin, int32_t count, uint8_t* out) const;  // rows [begin, begin + count) of the file, together
 };
 
 struct VectorSpec {
@@ -104,8 +111,9 @@ struct Program {
 // shape) is one matrix. Paths are opened at the first mention.
 class ProgramBuilder {
  public:
+  // Rows lie in blocks of `block_rows` that begin every `block_stride` rows; 0: all together.
   int32_t matrix(const std::string& name, const std::string& path, uint64_t offset, int32_t layout, int64_t rows,
-                 int64_t cols);
+                 int64_t cols, int64_t block_rows = 0, int64_t block_stride = 0);
   int32_t vector(const std::string& name, const std::string& path, uint64_t offset, int32_t layout, int64_t length,
                  double add);
   int32_t constant(const double* values, size_t count);

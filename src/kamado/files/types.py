@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +13,18 @@ from .layouts import Layout as Layout
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """Where one tensor lies. `shape` is row-major as NumPy has it: a matrix is (rows, cols), cols contiguous."""
+    """Where one tensor lies. `shape` is row-major as NumPy has it: a matrix is (rows, cols), cols contiguous.
+
+    With `blocks` the rows do not all lie together: so many do, and each such block begins so many rows after the last.
+    """
 
     name: str
     file: Path
     offset: int  # bytes from the start of `file`
-    nbytes: int
+    nbytes: int  # of its own rows
     shape: tuple[int, ...]
     layout: Layout
+    blocks: tuple[int, int] | None = None  # rows of a block, rows from one to the next
 
     @property
     def num_values(self) -> int:
@@ -39,14 +43,14 @@ class TensorRef:
 
     def index(self, i: int) -> TensorRef:
         """The i-th slice along the first axis, e.g. one expert of a stacked (experts, rows, cols) tensor."""
-        if len(self.shape) < 2 or not 0 <= i < self.shape[0]:
+        if len(self.shape) < 2 or self.blocks is not None or not 0 <= i < self.shape[0]:
             raise IndexError(f"{self.name} has shape {self.shape}: no slice {i}")
         nbytes = self.nbytes // self.shape[0]
         return TensorRef(f"{self.name}[{i}]", self.file, self.offset + i * nbytes, nbytes, self.shape[1:], self.layout)
 
     def row_range(self, begin: int, end: int) -> TensorRef:
         """Rows [begin, end) of a matrix, e.g. the keys of a fused query-key-value projection."""
-        if len(self.shape) != 2 or not 0 <= begin < end <= self.shape[0]:
+        if len(self.shape) != 2 or self.blocks is not None or not 0 <= begin < end <= self.shape[0]:
             raise IndexError(f"{self.name} has shape {self.shape}: no rows {begin}:{end}")
         row_nbytes = self.nbytes // self.shape[0]
         return TensorRef(
@@ -57,6 +61,30 @@ class TensorRef:
             (end - begin, self.shape[1]),
             self.layout,
         )
+
+    def row_blocks(self, first: int, length: int, stride: int, count: int) -> TensorRef:
+        """`count` blocks of `length` rows, from row `first` on every `stride` rows: one thing of several that a head has.
+
+        [first:first+length/stride] in the name.
+        """
+        if not 0 < length <= stride or count < 1:
+            raise IndexError(f"{self.name}: no {count} blocks of {length} rows every {stride}")
+        span = self.row_range(first, first + (count - 1) * stride + length)
+        if count == 1 or length == stride:
+            return span
+        return replace(
+            span,
+            name=f"{self.name}[{first}:{first + length}/{stride}]",
+            nbytes=span.nbytes // span.rows * length * count,
+            shape=(length * count, span.cols),
+            blocks=(length, stride),
+        )
+
+    def as_matrix(self) -> TensorRef:
+        """The first axis as rows, the others as one, e.g. the (channels, 1, taps) of a convolution."""
+        if len(self.shape) < 2:
+            raise IndexError(f"{self.name} has shape {self.shape}: no rows")
+        return replace(self, shape=(self.shape[0], self.num_values // self.shape[0]))
 
 
 @dataclass(frozen=True, slots=True)

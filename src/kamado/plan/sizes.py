@@ -155,9 +155,11 @@ def dense_weight_bytes(program: Program) -> int:
     vectors: dict[str, int] = {}
     for op in program.ops:
         for field in fields_of(type(op)) if not isinstance(op, Experts) else ():
-            for ref in each(op, field) if field.kind in (Kind.MATRIX, Kind.VECTOR) else ():
+            for ref in each(op, field) if field.kind in (Kind.MATRIX, Kind.TAPS, Kind.VECTOR) else ():
                 if field.kind is Kind.MATRIX:
                     packed[ref.name, ref.offset] = packed_bytes(ref)
+                elif field.kind is Kind.TAPS:
+                    vectors[ref.name] = 4 * ref.cols * round_up(ref.rows, 16)
                 else:
                     vectors[ref.name] = 4 * round_up(ref.num_values, 16)
     return sum(packed.values()) + sum(vectors.values())

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .operation import Operation
-from .ops import Attend, Pool, Pooling
+from .ops import Pool, Pooling
 from .state import Pages, Record, Source, State, Window, is_by_position
+from .stateful import Attend
 
 
 @dataclass(frozen=True, slots=True)

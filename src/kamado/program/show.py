@@ -29,7 +29,7 @@ def format_program(program: Program, *, fold: bool = True) -> str:
     for op, layer in zip(program.ops, _layers(program), strict=True):
         if not sections or sections[-1][0] != layer:
             sections.append((layer, []))
-        sections[-1][1].append(f"{op.label():<8}{op.text(show)}")
+        sections[-1][1].append(f"{op.label():<7} {op.text(show)}")
     lines = [
         f"{program.architecture}: {program.num_layers} layers, hidden {program.hidden}, "
         f"vocabulary {program.vocab_size}, context {program.context_length}"
