@@ -272,6 +272,15 @@ class OpRules {
     }
   }
 
+  // Pieces of a table's rows are whole blocks.
+  void check_piece(const EmbedOp& op) const {
+    const MatrixSpec& table = entry(builder_.program_.matrices, op.table);
+    const LayoutInfo* info = layout_info(table.layout);
+    if (width(op.out) % info->block_values == 0) return;
+    refuse("pieces of ", width(op.out), " values of ", table.name, " are no whole number of ", info->name,
+           " blocks of ", info->block_values);
+  }
+
   // Experts are read tile by tile, each with one request (executor/stored.h).
   void expect_together(const ExpertsOp& op) const {
     for (const std::vector<int32_t>* list : {&op.gate, &op.up, &op.down}) {
@@ -337,6 +346,7 @@ void ProgramBuilder::append(Op op) {
       for_each_value(concrete, [&rules](auto field, const auto& value) { rules.check(field, value); });
       rules.check_overlap(concrete);
       check_rules(concrete, rules);
+      if constexpr (std::is_same_v<T, EmbedOp>) rules.check_piece(concrete);
       if constexpr (std::is_same_v<T, ExpertsOp>) rules.expect_together(concrete);
       for_each_value(concrete, [&](auto field, const auto& value) {
         if constexpr (decltype(field)::role == Role::kKeeps) rules.check_state(concrete, value);

@@ -31,6 +31,7 @@ struct Operand {
 };
 
 enum class RowKind {
+  kFetch,  // a row of a table as it is stored, for Embeds of its pieces
   kEmbed,
   kNorm,
   kRopeTable,
@@ -41,6 +42,7 @@ enum class RowKind {
   kGather,
   kPredict,
   kTemper,
+  kRescale,
   kOutput
 };
 

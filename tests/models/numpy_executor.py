@@ -76,7 +76,8 @@ class NumpyExecutor:
             match op:
                 case p.Embed():
                     index = {"token": ids, "position": positions, "first": np.zeros_like(ids)}[op.index]
-                    buffers[op.out.name] = self._get(op.table)[index] * self.dtype(op.scale)
+                    columns = slice(op.piece * op.out.width, (op.piece + 1) * op.out.width)
+                    buffers[op.out.name] = self._get(op.table)[index, columns] * self.dtype(op.scale)
                 case p.Norm():
                     buffers[op.out.name] = self._norm(op, buffers[op.x.name])
                 case p.Linear():
@@ -107,6 +108,8 @@ class NumpyExecutor:
                     buffers[op.out.name] = buffers[op.a.name] + buffers[op.b.name]
                 case p.Scale():
                     buffers[op.out.name] = buffers[op.x.name] * self.dtype(op.factor)
+                case p.Rescale():
+                    buffers[op.out.name] = buffers[op.x.name] * self._get(op.weight)
                 case p.Temper():
                     steps = np.floor_divide(positions + op.offset, op.length).astype(np.float64)
                     factors = (1 + op.beta * np.log(1 + steps)).astype(self.dtype)
@@ -258,7 +261,8 @@ class NumpyExecutor:
         elif op.normalize:
             sums = np.maximum(weights.sum(-1, keepdims=True) + op.norm_eps, op.norm_min)
             weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums > 0)
-        return picked, weights * self.dtype(op.scale)
+        weights = weights * self.dtype(op.scale)
+        return picked, weights if op.expert_scale is None else weights * self._get(op.expert_scale)[picked]
 
     def _experts(self, op: p.Experts, x: Array, picked: Array, weights: Array) -> Array:
         out = np.zeros_like(x)

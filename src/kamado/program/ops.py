@@ -30,18 +30,24 @@ class Embed(Operation):
     """out[r] = table[token[r]] · scale. `table` is (vocabulary, width).
 
     `index` "position": the row's position in its sequence instead of its token; "first": row 0 of the table for all.
+    `pieces`: rows of the table are so many pieces of out.width values, of which out is number `piece`. All operations
+    on pieces of a table together read a row once; pieces begin where blocks of its layout do.
     """
 
     out: Writes
     table: Table
     scale: float = 1.0
     index: EmbedIndex = "token"
+    pieces: int = 1
+    piece: int = 0
 
-    SHAPES = {"table": "_, out.width"}
+    RULES = {"0 <= piece < pieces": "piece {piece} of {pieces}"}
+    SHAPES = {"table": "_, pieces * out.width"}
 
     def text(self, show: Show) -> str:
         scale = f" · {self.scale:g}" if self.scale != 1.0 else ""
-        return f"{self.out.sized} = {show(self.table)}[{self.index}]{scale}"
+        piece = f", a piece of {self.pieces}" if self.pieces > 1 else ""  # which one: that of the layer
+        return f"{self.out.sized} = {show(self.table)}[{self.index}]{scale}{piece}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +178,8 @@ class Route(Operation):
     added for the choice only (DeepSeek-style). `num_groups`/`top_groups` restrict the choice to the best groups, a
     group's rank being the sum of its two best (biased) scores. Weights are the unbiased scores of the picked, divided
     by max(their sum + norm_eps, norm_min) when `normalize`, times `scale`; where that divisor is 0 the weights are 0
-    too. The result (ids ascending, weights) lives beside the buffer named `logits`.
+    too. `expert_scale`: a number for each expert, by which its weight is multiplied in the end (Gemma 4). The result
+    (ids ascending, weights) lives beside the buffer named `logits`.
 
     The guards decide where all picked scores are tiny: sigmoids of logits below -46 have a sum below 1e-20, and without
     the `norm_eps` of their family they would get weights of 1 / top_k in the place of almost none.
@@ -189,6 +196,7 @@ class Route(Operation):
     scale: float = 1.0
     norm_eps: float = 0.0
     norm_min: float = 0.0
+    expert_scale: Vector | None = None
 
     RULES = {
         "1 <= top_k <= num_experts == logits.width": "top {top_k} of {num_experts} experts, {logits.width} logits",
@@ -198,7 +206,7 @@ class Route(Operation):
         ),
         "norm_eps >= 0 and norm_min >= 0": "guards {norm_eps} and {norm_min} of the sum: one is negative",
     }
-    SHAPES = {"bias": "num_experts"}
+    SHAPES = {"bias": "num_experts", "expert_scale": "num_experts"}
 
     def text(self, show: Show) -> str:
         line = f"top {self.top_k} of {self.num_experts} by {self.logits.name}, {self.score}"
@@ -206,7 +214,8 @@ class Route(Operation):
         line += plus(show, self.bias)
         line += f", {self.top_groups} of {self.num_groups} groups" if self.num_groups > 1 else ""
         guards = given(norm_eps=unless(0.0, self.norm_eps), norm_min=unless(0.0, self.norm_min))
-        return line + guards + given(scale=unless(1.0, self.scale))
+        line += guards + given(scale=unless(1.0, self.scale))
+        return line + ("" if self.expert_scale is None else f", weights · {show(self.expert_scale)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +289,21 @@ class Scale(RowWise):
 
     def text(self, show: Show) -> str:
         return f"{self.out.sized} = {self.x.name} · {self.factor:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rescale(Operation):
+    """out = x · weight, one number of the file for all values (out may be x)."""
+
+    out: Writes
+    x: Reads
+    weight: Vector
+
+    IN_PLACE = True
+    SHAPES = {"x": "out.width", "weight": "1"}
+
+    def text(self, show: Show) -> str:
+        return f"{self.out.sized} = {self.x.name} · {show(self.weight)}"
 
 
 @dataclass(frozen=True, slots=True)

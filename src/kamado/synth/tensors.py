@@ -112,7 +112,7 @@ def blueprint_of(shape: Shape, vocab_size: int, layout: str) -> Blueprint:
     return Blueprint(
         tuple(plans),
         table.scale,
-        next((step.factor for step in program.ops if isinstance(step, op.Scale)), 1.0),
+        next((step.factor for step in program.ops if isinstance(step, op.Scale) and _stem(step.out) in _ADDED), 1.0),
         next((step.scale for step in program.ops if isinstance(step, op.Route)), 1.0),
         any(kind == "out_norm" for kind in kinds.values()),
     )
@@ -135,8 +135,13 @@ def _kinds(steps: Sequence[op.Op]) -> Iterator[tuple[str, Kind]]:
                 for out, weight in zip(outs, weights, strict=True):
                     yield _whole(weight), _linear_kind(_stem(out))
                 yield from ((_whole(bias), "bias") for bias in biases if bias is not None)
-            case op.Route(bias=bias) if bias is not None:
-                yield _whole(bias), "zeros"  # another one would move picks away from the planned share
+            case op.Route(bias=bias, expert_scale=scale):
+                if bias is not None:
+                    yield _whole(bias), "zeros"  # another one would move picks away from the planned share
+                if scale is not None:
+                    yield _whole(scale), "ones"
+            case op.Rescale(weight=weight):
+                yield _whole(weight), "ones"
             case op.Experts(gate=gate, up=up, down=down):
                 yield from ((_whole(part[0]), "inward") for part in (gate, up))
                 yield _whole(down[0]), "outward"
