@@ -101,7 +101,7 @@ int32_t ProgramBuilder::matrix(const std::string& name, const std::string& path,
     }
     span = (rows / block_rows - 1) * block_stride + block_rows;
   }
-  if (span == rows) block_rows = block_stride = rows;
+  if (block_rows == 0 || (span == rows && !place.is_by_column)) block_rows = block_stride = rows;
   const std::string key = range_key(path, offset, layout, rows, cols) + ' ' + text(block_rows) + ' ' +
                           text(block_stride) + ' ' + text(place.is_by_column) + ' ' +
                           std::to_string(place.scales_offset) + place.scales_path;
