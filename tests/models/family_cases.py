@@ -129,6 +129,7 @@ class Family:
     ffn: Callable[[int, int], Shapes] = mlp  # (hidden, layer) -> tensors
     number: int | None = None  # of the random numbers; None makes one from the name
     norm_base: float = 1.0  # 0: files store the norms' weights less 1
+    stretched: Mapping[str, float] = field(default_factory=dict)  # ends of names whose values are so many times larger
     golden: tuple[int, list[int]] | None = None  # seed and greedy text, from test_models_golden.py
     heading: str = f"layers 0-{LAYERS - 1}"  # in the program's text, of layers that are alike
     gguf: str | None = None  # the member of gguf.MODEL_ARCH whose names the converter takes

@@ -6,7 +6,8 @@ Nothing is fused, shared out or reordered. float64 by default, so that its own r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ Array = NDArray[Any]
 
 def read_tensor(ref: TensorRef) -> Array:
     """The values as float32. Quantised layouts go through the gguf package's reference."""
+    if ref.by_column or (len(ref.shape) == 1 and ref.blocks):
+        return _read_columns(ref)
+    if ref.scales is not None:
+        return _read_pairs(ref)
     if ref.blocks is None:
         raw = np.fromfile(ref.file, dtype=np.uint8, count=ref.nbytes, offset=ref.offset)
     else:
@@ -39,6 +44,34 @@ def read_tensor(ref: TensorRef) -> Array:
             rows = raw.reshape(-1, ref.layout.nbytes(ref.cols))
             values = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(int(ref.layout)))
     return values.reshape(ref.shape)
+
+
+def _read_columns(ref: TensorRef) -> Array:
+    """A matrix that lies as its transpose does, or a vector: all that lies there, of which every so many are its own."""
+    step = ref.blocks[1] if ref.blocks else 1
+    width, lines = ref.shape[0] * step, ref.shape[1] if len(ref.shape) == 2 else 1
+    count = width * lines - step + 1  # nothing may lie behind the last value
+    there = replace(ref, blocks=None, by_column=False, nbytes=count * ref.layout.block_bytes, shape=(count,))
+    values = np.pad(read_tensor(there), (0, step - 1)).reshape(lines, width)[:, ::step]
+    return np.ascontiguousarray(values.T if len(ref.shape) == 2 else values[0])
+
+
+_FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def _read_pairs(ref: TensorRef) -> Array:
+    """MXFP4 as OCP and transformers have it: two codes a byte, the lower one first; a scale is 2^(e - 127)."""
+    assert ref.scales is not None
+    rows, blocks = ref.rows, ref.cols // 32
+    step = ref.blocks[1] if ref.blocks else 1
+
+    def raw(file: Path, offset: int, width: int) -> Array:
+        begins = (offset + row * step * width for row in range(rows))
+        return np.stack([np.fromfile(file, np.uint8, width, offset=begin) for begin in begins])
+
+    codes, scales = raw(ref.file, ref.offset, blocks * 16), raw(*ref.scales, blocks)
+    pairs = np.stack([codes & 15, codes >> 4], axis=-1).reshape(rows, blocks, 32)
+    return (_FP4[pairs] * np.exp2(scales.astype(np.float32) - 127)[..., None]).reshape(rows, ref.cols)
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from ..errors import CorruptFileError, MissingTensorError, UnsupportedError
-from ..files.plain_file import open_regular
+from ..errors import MissingTensorError, UnsupportedError
+from ..files.numbers import read_vector
 from ..files.types import Checkpoint, Layout, TensorRef
 from .config import MAX_VOCAB
 
@@ -202,15 +202,7 @@ class Weights:
         ref = self._tensor(self.name(role), (length,))
         if ref.layout is not Layout.F32:
             raise UnsupportedError(f"{self.checkpoint.path}: tensor {ref.name!r} is {ref.layout.name}, needed as F32")
-        try:
-            with open_regular(ref.file) as file:
-                file.seek(ref.offset)
-                raw = file.read(ref.nbytes)
-        except OSError as error:
-            raise CorruptFileError(f"{ref.file}: cannot be read: {error.strerror or error}") from error
-        if len(raw) != ref.nbytes:
-            raise CorruptFileError(f"{ref.file}: ends inside tensor {ref.name!r}")
-        return np.frombuffer(raw, dtype="<f4", count=length).astype(np.float64)
+        return read_vector(ref)
 
     def finish(self, ignored: str | None = None) -> None:
         """Raises UnsupportedError when the file has tensors that nothing asked for, but for names matching `ignored`.
