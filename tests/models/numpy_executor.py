@@ -47,7 +47,7 @@ def read_tensor(ref: TensorRef) -> Array:
 
 
 def _read_columns(ref: TensorRef) -> Array:
-    """A matrix that lies as its transpose does, or a vector: all that lies there, of which every so many are its own."""
+    """A matrix that lies as its transpose does, or a vector: of all that lies there every so many are its own."""
     step = ref.blocks[1] if ref.blocks else 1
     width, lines = ref.shape[0] * step, ref.shape[1] if len(ref.shape) == 2 else 1
     count = width * lines - step + 1  # nothing may lie behind the last value
@@ -267,10 +267,14 @@ class NumpyExecutor:
         if op.sinks is not None:  # a key of that score, whose value is nothing
             sinks = self._get(op.sinks).reshape(1, op.num_kv_heads, group, 1)
             scores = np.concatenate([scores, np.broadcast_to(sinks, (*scores.shape[:-1], 1))], axis=-1)
-            v = np.concatenate([v, np.zeros_like(v[:1])])
+            v = np.concatenate([v, self._sink_value(v)])
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         return np.einsum("nkgm,mkd->nkgd", weights, v).reshape(n, -1)
+
+    def _sink_value(self, v: Array) -> Array:
+        """That of the key that a sink is: it carries none."""
+        return np.zeros_like(v[:1])
 
     def _route(self, op: p.Route, logits: Array) -> tuple[Array, Array]:
         if op.score == "softmax":

@@ -12,9 +12,11 @@ from .types import Layout, TensorRef
 
 
 def read_vector(ref: TensorRef) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The values of `ref`. Raises UnsupportedError for what is no vector of floats, CorruptFileError naming the file."""
+    """The values of `ref`. Raises UnsupportedError for what is no vector of floats, CorruptFileError for the file."""
     if not ref.layout.is_float or len(ref.shape) != 1 or ref.blocks is not None:
-        raise UnsupportedError(f"{ref.file}: tensor {ref.name!r} is {ref.layout.name} of {ref.shape}, no vector of floats")
+        raise UnsupportedError(
+            f"{ref.file}: tensor {ref.name!r} is {ref.layout.name} of {ref.shape}, no vector of floats"
+        )
     try:
         with open_regular(ref.file) as file:
             file.seek(ref.offset)

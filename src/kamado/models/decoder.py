@@ -167,7 +167,18 @@ def attention(s: Stream, a: Attention, x: Buffer, i: int, state: int) -> Iterato
     if a.temper:
         yield op.Temper(q, q, *a.temper)
     yield op.Attend(
-        out, q, k, v, state, a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim, a.scale, a.window, causal=a.causal,
+        out,
+        q,
+        k,
+        v,
+        state,
+        a.num_heads,
+        a.num_kv_heads,
+        a.head_dim,
+        a.head_dim,
+        a.scale,
+        a.window,
+        causal=a.causal,
         sinks=s.w.vector("attn_sinks", a.num_heads, i) if a.sinks else None,
     )
     if a.gate:

@@ -140,8 +140,8 @@ class Weights:
     ) -> tuple[tuple[TensorRef, ...], tuple[TensorRef, ...], tuple[TensorRef, ...]]:
         """Gate, up and down of every expert, however packed.
 
-        Stacked, gate on up stacked, or one tensor each. Where the file's names have `ffn_gate_up_pairs`, rows of gate and
-        up alternate, in blocks of MXFP4, or as the transpose of all that is not quantised (gpt-oss).
+        Stacked, gate on up stacked, or one tensor each. Where the file's names have `ffn_gate_up_pairs`, rows of gate
+        and up alternate, in blocks of MXFP4, or as the transpose of all that is not quantised (gpt-oss).
         """
         if self._hf is not None and "ffn_gate_up_pairs" in self._hf:
             both = self._turned("ffn_gate_up_pairs", layer, (num_experts, 2 * width, hidden))

@@ -167,7 +167,9 @@ class Gate(RowWise):
 
     def text(self, show: Show) -> str:
         line = f"{self.out.sized} = {self.activation}({self.a.name})" + (f" · {self.b.name}" if self.b else "")
-        return line + given(limit=self.limit, groups=None if self.group is None else f"of {self.group}", alpha=self.alpha)
+        return line + given(
+            limit=self.limit, groups=None if self.group is None else f"of {self.group}", alpha=self.alpha
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import BASE, EXPERT_WIDTH, EXPERTS, HEAD_DIM, HEADS, KV_HEADS, TOP_K, YARN, Case, Family, Shapes, heads
+from family_cases import (
+    BASE,
+    EXPERT_WIDTH,
+    EXPERTS,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    TOP_K,
+    YARN,
+    Case,
+    Family,
+    Shapes,
+    heads,
+)
 
 _MOE = {"num_local_experts": EXPERTS, "num_experts_per_tok": TOP_K, "intermediate_size": EXPERT_WIDTH}
 _YARN = {**YARN, "beta_fast": 32.0, "beta_slow": 1.0}

@@ -131,7 +131,6 @@ class _Exact:
             sums.power += float((out**2).sum(dtype=np.float64))
         sums.num_queries += self._num_queries
 
-
     def _log_weights(self, head: int, scores: Floats) -> Floats:
         """Logarithms of the softmax of scores [n, tokens], -inf where hidden, behind that of the sink, -inf without."""
         scores = scores * np.float32(self._op.scale)
