@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,10 @@ def _as_gguf(packed: Path, path: Path) -> Path:
             writer.add_key_value(field.name, field.contents(), field.types[0])
     tensors = load_file(packed / "model.safetensors")
     for tensor in reader.tensors:
-        found = tensor.name.split(".")
-        part = found[2].removeprefix("ffn_").removesuffix("_exps")
-        if tensor.name.endswith("_exps.weight"):
-            stem = f"model.layers.{found[1]}.mlp.experts.{'down' if part == 'down' else 'gate_up'}_proj"
+        found = re.fullmatch(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight", tensor.name)
+        if found:
+            layer, part = found.groups()
+            stem = f"model.layers.{layer}.mlp.experts.{'down' if part == 'down' else 'gate_up'}_proj"
             blocks, scales = tensors[f"{stem}_blocks"], tensors[f"{stem}_scales"]
             if part != "down":
                 blocks, scales = (both[:, ("gate", "up").index(part) :: 2] for both in (blocks, scales))
