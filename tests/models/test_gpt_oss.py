@@ -164,7 +164,8 @@ def test_the_same_bits_from_both_formats_and_at_every_budget(written: tuple[Path
     wanted = native_logits(program(_as_gguf(packed, tmp_path / "model.gguf")), TOKENS)
     assert np.array_equal(native_logits(program(packed), TOKENS, num_threads=2), wanted)
     exact = NumpyExecutor(program(packed)).forward(TOKENS)
-    assert np.abs(wanted - exact).max() < 0.2 * exact.std()  # products are of 8-bit activations
+    # Products are of 8-bit activations, and now and then another expert is picked.
+    assert np.median(np.abs(wanted - exact)) < 0.03 * exact.std()
     for folder in (packed, floats):
         resident = native_logits(program(folder), TOKENS)
         with pytest.raises(MemoryBudgetError, match="too little") as caught:
