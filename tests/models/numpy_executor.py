@@ -229,11 +229,15 @@ class NumpyExecutor:
         rows = []
         for t in range(n):
             s = s * kept[t, :, :, None]
-            replaced = np.einsum("hkv,hk->hv", s, k[t])
-            s = s + np.einsum("hk,hv->hkv", k[t], beta[t, :, None] * (v[t] - replaced))
+            s = s + np.einsum("hk,hv->hkv", k[t], beta[t, :, None] * (v[t] - self._replaced(s, k[t])))
             rows.append(np.einsum("hkv,hk->hv", s, q[t]) * op.scale)
         sequence.records[op.state] = s
         return np.stack(rows).reshape(n, -1)
+
+    def _replaced(self, state: Array, key: Array) -> Array:
+        """What is read under a key before a value is written there."""
+        replaced: Array = np.einsum("hkv,hk->hv", state, key)
+        return replaced
 
     def set_source(self, sequence: Sequence, state: int, k: Array, v: Array) -> None:
         """Keys and values of a Source, [rows, heads · dimensions]."""

@@ -15,6 +15,7 @@ from family_cases import (
     YARN,
     Case,
     Family,
+    Gguf,
     Shapes,
     heads,
 )
@@ -73,9 +74,7 @@ FAMILY = Family(
     stretched={"gate_up_proj": 5.0, "sinks": 4.0},  # so that its limit of 7 bites, and sinks are seen
     heading="layers 0, 2",
     golden=(0, [34, 60, 38, 60, 60, 6, 51, 60, 51, 46, 38, 1, 2, 51, 2, 34, 34, 34, 2, 95, 95, 39, 53, 72]),
-    gguf="GPT_OSS",
-    gguf_settings=_gguf_settings,
-    converted=converted,
+    gguf=Gguf("GPT_OSS", settings=_gguf_settings, converted=converted),
     published={
         "attention_bias": True,
         "experts_per_token": TOP_K,
