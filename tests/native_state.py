@@ -29,7 +29,7 @@ PAGES = p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM)  # of programs with the usual head
 class _Maker:
     """Writes weights and collects operations."""
 
-    def __init__(self, path: Path, vocab: int, head_dim: int) -> None:
+    def __init__(self, path: Path, vocab: int, head_dim: int = HEAD_DIM) -> None:
         self.file = TensorFile(path, seed=5)
         self.vocab = vocab
         self.head_dim, self.width = head_dim, 2 * head_dim

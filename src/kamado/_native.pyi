@@ -45,8 +45,23 @@ class Builder:
     """
 
     def __init__(self) -> None: ...
-    def matrix(self, name: str, path: str, offset: int, layout: int, rows: int, cols: int) -> int: ...
-    def vector(self, name: str, path: str, offset: int, layout: int, length: int, add: float = 0.0) -> int: ...
+    def matrix(
+        self,
+        name: str,
+        path: str,
+        offset: int,
+        layout: int,
+        rows: int,
+        cols: int,
+        block_rows: int = 0,
+        block_stride: int = 0,
+        is_by_column: bool = False,
+        scales_path: str = "",
+        scales_offset: int = 0,
+    ) -> int: ...
+    def vector(
+        self, name: str, path: str, offset: int, layout: int, length: int, add: float = 0.0, step: int = 1
+    ) -> int: ...
     def constant(self, values: NDArray[np.float64]) -> int: ...
     def buffer(self, name: str, width: int) -> int: ...
     def state(

@@ -18,11 +18,13 @@ from kamado.files.types import Checkpoint
 from kamado.measure import program_of
 from kamado.models import build_program
 from kamado.plan.forecast import plan
-from kamado.program import Attend, Conv, DeltaScan, Program
+from kamado.program import Attend, Conv, DeltaScan, Op, Program
 from kamado.synth.families import SHAPES, shape_of
 from kamado.synth.shapes import metadata_of
 from kamado.synth.synthesize import synthesize
 from kamado.synth.tensors import tensors_of
+
+from .small import small
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 
@@ -38,7 +40,6 @@ PARAMETERS = {
     "lfm2": 1.17, "lfm2-8b-a1b": 8.3, "qwen35": 4.2, "qwen35moe": 35, "qwen35moe-397b": 397, "qwen3next": 80,
 }  # fmt: skip
 SPARSE = [name for name, shape in SHAPES.items() if shape.experts]
-TINY: dict[str, int] = {"layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64}
 
 Make = Callable[..., Path]
 
@@ -56,12 +57,7 @@ def make(tmp_path: Path) -> Make:
 
 def tiny(family: str) -> dict[str, int]:
     """Sizes of a small model of the family, with experts whose rows are whole blocks of every layout."""
-    shape = SHAPES[family]
-    return (
-        TINY
-        | ({"experts": 16, "top_k": 4, "expert_width": 256} if shape.experts else {})
-        | ({"ffn": 512} if shape.ffn else {})
-    )
+    return small(family, experts=16, top_k=4, expert_width=256)
 
 
 @pytest.mark.parametrize("family", SHAPES)
@@ -85,18 +81,30 @@ def test_a_header_alone_makes_a_program(family: str, make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "cache"), [("glm4moe", 2 * 92 * 8 * 128 * 2), ("glm4moe-air", 2 * 46 * 8 * 128 * 2),
-                          ("minimax-m2", 2 * 62 * 8 * 128 * 2)]
-)  # fmt: skip
-def test_large_models_are_planned_from_a_header(family: str, cache: int, make: Make) -> None:
-    """All of the published layers and vocabulary, in 16 GB; bytes of a token's keys and values worked out by hand."""
+    ("family", "cache", "record"),
+    [
+        ("glm4moe", 2 * 92 * 8 * 128 * 2, 0),
+        ("glm4moe-air", 2 * 46 * 8 * 128 * 2, 0),
+        ("minimax-m2", 2 * 62 * 8 * 128 * 2, 0),
+        # A matrix of 128 by 128 a value head, and three rows of the convolved keys, queries and values.
+        ("qwen35moe", 2 * 10 * 2 * 256 * 2, 30 * 4 * (32 * 128 * 128 + 3 * (2 * 16 + 32) * 128)),
+        ("qwen35moe-397b", 2 * 15 * 2 * 256 * 2, 45 * 4 * (64 * 128 * 128 + 3 * (2 * 16 + 64) * 128)),
+        ("qwen3next", 2 * 12 * 2 * 256 * 2, 36 * 4 * (32 * 128 * 128 + 3 * (2 * 16 + 32) * 128)),
+    ],
+)
+def test_large_models_are_planned_from_a_header(family: str, cache: int, record: int, make: Make) -> None:
+    """All of the published layers and vocabulary, in 16 GB; what a conversation keeps was worked out by hand."""
     shape = SHAPES[family]
     checkpoint = open_checkpoint(make(family, header_only=True, layout="q4_k_m", part=1.0))
     program = program_of(checkpoint, ())
     assert program.vocab_size == shape.vocab
     forecast = plan(checkpoint, program, memory=16 << 30, context=4096, kv="exact")
     assert forecast.fits
-    assert forecast.kv_formula == f"{cache:,} B a token"
+    assert forecast.kv_formula.partition(" + ")[0] == f"{cache:,} B a token"
+    assert forecast.record_bytes == record
+    assert forecast.reuse_point_bytes == record
+    assert forecast.conversation_bytes == 4096 * cache + 2 * record
+    assert forecast.state_bytes_per_token == 2 * record
     assert 0 < forecast.bytes_by_owner["experts"] < 14 << 30
 
 
@@ -192,8 +200,14 @@ def test_a_part_keeps_what_kinds_of_layers_there_are(
     assert program.num_layers == layers
     if kinds[0] == "d":
         assert program.vocab_size == round(SHAPES[family].vocab * layers / SHAPES[family].layers)
-    letters: dict[type, str] = {Attend: "A", **({DeltaScan: "d"} if kinds[0] == "d" else {Conv: "c"})}
-    assert "".join(letters[type(op)] for op in program.ops if type(op) in letters) == kinds
+    assert "".join(map(_letter, program.ops)).replace("c", "c" if "d" not in kinds else "") == kinds
+
+
+def _letter(op: Op) -> str:
+    """Of an operation that a layer has one of; "" of all others."""
+    if isinstance(op, Attend):
+        return "l" if op.window else "A" if op.stores else "s"
+    return "d" if isinstance(op, DeltaScan) else "c" if isinstance(op, Conv) else ""
 
 
 def test_more_layers_than_were_chosen_repeat_them() -> None:

@@ -209,7 +209,8 @@ def plan(
         decode = decode_bound(profile, active_bytes + cache_bytes, miss_bytes, disk_speed)
         # A full step needs nearly every expert.
         step_bytes = needs.file_bytes if is_streamed else 0
-        prefill = prefill_bound(profile, 2 * active_values, step_bytes / split.max_rows, disk_speed)
+        ops = 2 * active_values, sizes.scan_ops(program)
+        prefill = prefill_bound(profile, *ops, step_bytes / split.max_rows, disk_speed)
     return Plan(
         model=checkpoint.name or checkpoint.path.name,
         architecture=program.architecture,

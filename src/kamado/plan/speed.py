@@ -26,9 +26,15 @@ def decode_bound(profile: DeviceProfile, token_bytes: float, miss_bytes: float, 
     return _slower("memory", token_bytes / profile.read_bytes_per_second, miss_bytes, disk_speed)
 
 
-def prefill_bound(profile: DeviceProfile, token_ops: float, token_disk_bytes: float, disk_speed: float | None) -> Bound:
-    """Of the tokens of a prompt: `token_ops` operations each, while their share of a step's experts is read."""
-    return _slower("arithmetic", token_ops / profile.int8_ops_per_second, token_disk_bytes, disk_speed)
+def prefill_bound(
+    profile: DeviceProfile, ops: float, f32_ops: float, token_disk_bytes: float, disk_speed: float | None
+) -> Bound:
+    """Of the tokens of a prompt: `ops` of products each and `f32_ops` of scans, while their share of a step's experts
+    is read."""
+    seconds = ops / profile.int8_ops_per_second
+    if profile.f32_ops_per_second:
+        seconds += f32_ops / profile.f32_ops_per_second
+    return _slower("arithmetic", seconds, token_disk_bytes, disk_speed)
 
 
 def _slower(name: str, seconds: float, disk_bytes: float, disk_speed: float | None) -> Bound:

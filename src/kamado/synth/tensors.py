@@ -120,7 +120,7 @@ def blueprint_of(shape: Shape, vocab_size: int, layout: str) -> Blueprint:
     return Blueprint(
         tuple(plans),
         table.scale,
-        next((step.factor for step in program.ops if isinstance(step, op.Scale)), 1.0),
+        next((step.factor for step in program.ops if isinstance(step, op.Scale) and _stem(step.out) in _ADDED), 1.0),
         next((step.scale for step in program.ops if isinstance(step, op.Route)), 1.0),
         any(kind == "out_norm" for kind in kinds.values()),
     )
@@ -151,11 +151,19 @@ def _kinds(steps: Sequence[op.Op]) -> Iterator[tuple[str, Kind]]:
             case op.DeltaScan(decay=decay, dt_bias=dt_bias):
                 yield _whole(decay), "decay"
                 yield _whole(dt_bias), "dt_bias"
-            case op.Route(bias=bias) if bias is not None:
-                yield _whole(bias), "zeros"  # another one would move picks away from the planned share
-            case op.Experts(gate=gate, up=up, down=down):
+            case op.Route(bias=bias, expert_scale=scale):
+                if bias is not None:
+                    yield _whole(bias), "zeros"  # another one would move picks away from the planned share
+                if scale is not None:
+                    yield _whole(scale), "ones"
+            case op.Rescale(weight=weight):
+                yield _whole(weight), "ones"
+            case op.Attend(sinks=sinks) if sinks is not None:
+                yield _whole(sinks), "zeros"
+            case op.Experts(gate=gate, up=up, down=down, gate_biases=one, up_biases=two, down_biases=three):
                 yield from ((_whole(part[0]), "inward") for part in (gate, up))
                 yield _whole(down[0]), "outward"
+                yield from ((_whole(part[0]), "bias") for part in (one, two, three) if part)
             case op.Head(weight=weight):
                 yield _whole(weight), "head"
 
@@ -181,7 +189,7 @@ def _planned(
     layer, role = _split(name)
     if dims[:-1] == (1,):  # the converter writes a row as a vector
         dims = dims[1:]
-    if len(dims) == 1 or kind in ("router", "taps") or not role.endswith(".weight"):
+    if len(dims) == 1 or kind in ("router", "taps", "bias") or not role.endswith(".weight"):
         return TensorPlan(name, dims, Layout.F32, kind, layer)
     if role in _KEPT:
         return TensorPlan(name, dims, Layout.F32 if layout == "f32" else Layout.BF16, kind, layer)
