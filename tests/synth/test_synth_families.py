@@ -38,6 +38,7 @@ PARAMETERS = {
     "ministral3": 8.4, "smollm3": 3.1, "phi4": 14.7, "phi4-mini": 3.8, "olmo2": 7.3, "olmo3": 7.3, "seed_oss": 36,
     "arcee": 4.6, "nanbeige": 3.9, "plamo3": 2.0, "iquestcoder": 40, "granite": 8.2, "glm4": 9.4, "exaone4": 32,
     "lfm2": 1.17, "lfm2-8b-a1b": 8.3, "qwen35": 4.2, "qwen35moe": 35, "qwen35moe-397b": 397, "qwen3next": 80,
+    "gpt-oss": 20.9, "gpt-oss-120b": 117,
 }  # fmt: skip
 SPARSE = [name for name, shape in SHAPES.items() if shape.experts]
 
@@ -191,6 +192,7 @@ def test_a_part_keeps_the_proportions(make: Make) -> None:
         ("lfm2", 1.0, 16, "ccAccAccAcAcAcAc"),
         ("lfm2", 0.5, 8, "ccAccAcA"),
         ("lfm2-8b-a1b", 0.5, 12, "cccAcccAccAc"),
+        ("gpt-oss", 0.5, 12, "lAlAlAlAlAlA"),
     ],
 )
 def test_a_part_keeps_what_kinds_of_layers_there_are(

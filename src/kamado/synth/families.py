@@ -308,6 +308,15 @@ SHAPES: Final[Mapping[str, Shape]] = {
         "qwen3next", 2048, 48, 16, 2, 256, ffn=5632, experts=512, top_k=10, expert_width=512, vocab=151936,
         context=262144, rope_base=1e7, states_head_dim=True, keys={**_DELTA, **_SHARED_EXPERT}, optional=_DECAYS,
     ),
+    # gpt-oss 20b: layers and experts by card, and 120b: class
+    "gpt-oss": Shape(
+        "gpt-oss", 2880, 24, 64, 8, 64, experts=32, top_k=4, expert_width=2880, vocab=201088, context=131072,
+        rope_base=150000.0, eps=1e-5, states_head_dim=True, keys=_GPT_OSS,
+    ),
+    "gpt-oss-120b": Shape(
+        "gpt-oss", 2880, 36, 64, 8, 64, experts=128, top_k=4, expert_width=2880, vocab=201088, context=131072,
+        rope_base=150000.0, eps=1e-5, states_head_dim=True, keys=_GPT_OSS,
+    ),
     # EXAONE 4.0 32B: vocabulary and window by class, layers by peer, the rest card
     "exaone4": Shape(
         "exaone4", 5120, 64, 40, 8, 128, ffn=27392, vocab=102400, context=131072, eps=1e-5, states_head_dim=True,
