@@ -19,7 +19,9 @@ pytestmark = needs_native
 
 FAMILIES = sorted(tiny_models.FAMILIES)
 # With layers that keep a record, and what their scans and convolutions are computed in elsewhere: chunks of 64.
-RECURRENT = [name for name in FAMILIES if {"conv", "linear_attention"} & {*tiny_models.CONFIGS[name].get("layer_types", ())}]
+RECURRENT = [
+    name for name in FAMILIES if {"conv", "linear_attention"} & {*tiny_models.CONFIGS[name].get("layer_types", ())}
+]
 LENGTHS = (1, 63, 64, 65, 130, 300)
 SPARSE = [name for name in FAMILIES if "num_experts_per_tok" in tiny_models.CONFIGS[name]]
 LENGTH = 150  # more than one 128-token page
