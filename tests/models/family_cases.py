@@ -124,7 +124,10 @@ WRAPPERS = {
     "step3p7": Wrapper(
         "step3p5", {"vision_config": {**_EYE, "patch_size": 14, "mlp_ratio": 1.0}, "image_token_id": 90}
     ),
-    **{name: Wrapper(f"{name}_text", {"vision_config": _QWEN_EYE, **_QWEN_TOKENS}) for name in ("qwen3_5", "qwen3_5_moe")},
+    **{
+        name: Wrapper(f"{name}_text", {"vision_config": _QWEN_EYE, **_QWEN_TOKENS})
+        for name in ("qwen3_5", "qwen3_5_moe")
+    },
 }
 
 

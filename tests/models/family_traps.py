@@ -80,11 +80,14 @@ CHANGES: tuple[tuple[str, type[Any], Callable[[Any], bool], Change], ...] = (
     ("down without its bias", p.Experts, lambda op: bool(op.down_biases), lambda op: replace(op, down_biases=())),
     ("products without biases", p.Linear, lambda op: bool(op.biases), lambda op: replace(op, biases=())),
     ("no sinks", p.Attend, lambda op: op.sinks is not None, lambda op: replace(op, sinks=None)),
-    ("activation of a convolution", p.Conv, lambda op: op.activation != "none", lambda op: replace(op, activation="none")),
+    (
+        "activation of a convolution", p.Conv, lambda op: op.activation != "none",
+        lambda op: replace(op, activation="none"),
+    ),
     ("other key heads", p.DeltaScan, _is_mapped, _other_map),
     ("keys for queries", p.DeltaScan, lambda _: True, lambda op: replace(op, q=op.k, k=op.q)),
     ("beta for the decay", p.DeltaScan, lambda _: True, lambda op: replace(op, a=op.b, b=op.a)),
-    ("scale of what is read", p.DeltaScan, lambda _: True, lambda op: replace(op, scale=op.scale * 1.25, beta_scale=0.9)),
+    ("scale of the betas", p.DeltaScan, lambda _: True, lambda op: replace(op, beta_scale=0.9)),
     ("betas up to 1", p.DeltaScan, lambda op: op.beta_scale != 1, lambda op: replace(op, beta_scale=1.0)),
     ("logarithm of the decay", p.DeltaScan, lambda op: op.decay_is_log, lambda op: replace(op, decay_is_log=False)),
     (

@@ -207,9 +207,10 @@ def model(
 ) -> Program:
     """The whole pass from token to logits, or to a vector in a base model without an output matrix.
 
-    `norm_offset` is added to the norms' weights (`norm_offsets`: by role, where they differ), `last_norm` is the role of
-    that before the output, `ignored` matches tensors that the pass has no use for. With `num_loops` the layers run so often, on the same weights but keys and values of
-    their own, and with `norm_between_loops` the last norm stands between them too.
+    `norm_offset` is added to the norms' weights (`norm_offsets`: by role, where they differ), `last_norm` is the role
+    of that before the output, `ignored` matches tensors that the pass has no use for. With `num_loops` the layers run
+    so often, on the same weights but keys and values of their own, and with `norm_between_loops` the last norm stands
+    between them too.
     """
     eps = c.number("attention.layer_norm_rms_epsilon")
     hidden = c.integer("embedding_length")

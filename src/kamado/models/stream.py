@@ -1,4 +1,4 @@
-"""What the layers of a model share while its operations are written down: weights, rows, norms, what a sequence keeps."""
+"""What the layers of a model share while its operations are written down: weights, rows, norms, kept states."""
 
 from __future__ import annotations
 
@@ -47,7 +47,13 @@ class Stream:
         return len(self.states) - 1
 
     def normed(
-        self, out: Buffer, x: Buffer, role: str, i: int | None = None, group: int | None = None, eps: float | None = None
+        self,
+        out: Buffer,
+        x: Buffer,
+        role: str,
+        i: int | None = None,
+        group: int | None = None,
+        eps: float | None = None,
     ) -> op.Norm:
         """out = norm(x), by groups of values when `group` is set; `eps` where it is not that of the others."""
         width = group or x.width
