@@ -248,7 +248,8 @@ class Executor:
         """May be called from any thread: the running (or next) step raises Cancelled."""
     def stats(self) -> dict[str, float]:
         """weight_bytes, kv_bytes (in use) and its parts kv_bytes_exact and kv_bytes_encoded, kv_pages_shared (pages of
-        any kind that several sequences hold), kv_reuse_points (of all sequences), records_bytes (with sources),
+        any kind that several sequences hold), kv_reuse_points (of all sequences), kv_points_given_up (since it was
+        built, when pages or records ran out), records_used, records_free, records_bytes (with sources),
         scratch_bytes, steps, rows,
         seconds_total and its parts: seconds_linear, _attend, _experts, _head, _rows (norms, rope, quantisation), each
         with the waiting that follows it; seconds_encode (part of _attend)."""
