@@ -37,8 +37,6 @@ struct StoredRun {
   bool is_by_column() const { return items_a_unit == num_items; }
 };
 
-constexpr int32_t kMaxRuns = 2;
-
 int32_t num_runs(const MatrixSpec& spec);
 StoredRun stored_run(const MatrixSpec& spec, int32_t run, bool has_twin = false);
 // Packs units [begin, end) of a run, whose first item begins at `data`, into all of the matrix's tiles.
