@@ -1,6 +1,6 @@
 // How a matrix lies in its files: runs of equal units, each of which can be read and packed by itself.
 //
-//   row after row              one run, whose units are the rows of a tile; where the rows of two matrices alternate, one
+//   row after row              one run, whose units are the rows of a tile; where those of two matrices alternate, one
 //                              read serves both
 //   column after column        one run, whose units are the columns
 //   MXFP4 with scales apart    two runs of rows: of codes (16 bytes for 32 values, in pairs) and of scales
