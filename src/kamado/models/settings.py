@@ -87,6 +87,24 @@ def head_dim(c: Config) -> int:
     return int(width)
 
 
+def own_of_layers(c: Config, layers: int, key: str, usual: int, high: int) -> list[int] | None:
+    """A number a layer, as transformers 5 writes it: `usual`, but for layers with their own in `per_layer_config`.
+
+    None for a file without that.
+    """
+    own = c.section("per_layer_config")
+    if own is None:
+        return None
+    numbers = [usual] * layers
+    for name in own.present():
+        if not name.isdecimal() or len(name) > 4 or int(name) >= layers:
+            raise c.invalid("per_layer_config", f"names layer {shown(name)} of {layers}")
+        entry = own.section(name)
+        if entry is not None:
+            numbers[int(name)] = entry.integer(key, default=usual, high=high)
+    return numbers
+
+
 def inverse_sqrt(value: float) -> float:
     """The usual attention scale, 1 / sqrt(head_dim)."""
     return 1.0 / math.sqrt(value)
