@@ -41,11 +41,13 @@ def build_model(case: Case, seed: int = 0) -> Any:
             model = transformers.AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        buffers = [(name, value) for name, value in model.named_buffers() if name.endswith("_bias")]
+        buffers = [(name, value) for name, value in model.named_buffers() if name.endswith(("_bias", "layer_scalar"))]
         for name, value in sorted([*model.named_parameters(), *buffers]):
             noise = torch.randn(value.shape, generator=generator)
             if "norm" in name and name.endswith("weight"):
-                value.copy_((0.0 if case.family.startswith(("gemma", "step3p")) else 1.0) + 0.2 * noise)
+                value.copy_((0.0 if case.family.startswith(("gemma3", "step3p")) else 1.0) + 0.2 * noise)
+            elif name.endswith(("scale", "scalar")):
+                value.copy_(1.0 + 0.2 * noise)
             elif name.endswith("bias"):
                 value.copy_(0.5 * noise)
             elif "embed_tokens" in name:

@@ -113,7 +113,7 @@ def build(c: Config, w: Weights) -> Program:
         softcap=c.optional_number("final_logit_softcapping", low=0.0 if c.is_gguf else 1e-6) or None,
         # Some files carry the projections that layers with another's keys and values do not use.
         ignored=rf"{_MULTIMODAL}|(^blk|layers)\.({unused or 'none'})\.(self_attn\.)?(attn_)?[kv](_proj|_norm)?\.weight$",
-        notes=read.multimodal_notes(w, _MULTIMODAL),
+        notes=read.vision_notes(w, _MULTIMODAL, "towers for pictures and sound are"),
     )
 
 
