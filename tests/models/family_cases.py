@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import tiny_sizes
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCAB = tiny_sizes.WIDTHS
@@ -126,6 +127,25 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Gguf:
+    """How a converter makes a GGUF file of it."""
+
+    member: str  # of gguf.MODEL_ARCH, whose names of tensors it takes
+    architecture: str | None = None  # what the file calls itself, where that is not the member's name
+    permuted: bool = False  # q and k are stored in the order of interleaved pairs
+    settings: Callable[[Any, dict[str, Any]], None] | None = None  # (gguf writer, config.json) beyond the usual
+    names: Mapping[str, str] = field(default_factory=dict)  # ends of names that it changes first
+    # (name, values, config.json) -> what it writes in the place of a tensor, before it looks the names up
+    converted: Callable[[str, Any, dict[str, Any]], Mapping[str, Any]] | None = None
+    keys: Mapping[str, Any] = field(default_factory=dict)  # what converters write beyond gguf_export.py
+
+    @property
+    def called(self) -> str:
+        """The architecture of its files."""
+        return self.architecture or gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[self.member]]
+
+
+@dataclass(frozen=True)
 class Family:
     """A tiny model of the family, its text, how it becomes a GGUF file, and comparisons with transformers."""
 
@@ -140,16 +160,9 @@ class Family:
     norm_base: float = 1.0  # 0: files store the norms' weights less 1
     golden: tuple[int, list[int]] | None = None  # seed and greedy text, from test_models_golden.py
     heading: str = f"layers 0-{LAYERS - 1}"  # in the program's text, of layers that are alike
-    gguf: str | None = None  # the member of gguf.MODEL_ARCH whose names the converter takes
-    architecture: str | None = None  # in GGUF, where it is not that member's
-    permuted: bool = False  # q and k are stored in the order of interleaved pairs
-    gguf_settings: Callable[[Any, dict[str, Any]], None] | None = None  # (gguf writer, config.json) beyond the usual
-    gguf_names: Mapping[str, str] = field(default_factory=dict)  # ends of names that the converter changes first
-    # (name, values, config.json) -> what the converter writes in its place, before it looks the names up
-    converted: Callable[[str, Any, dict[str, Any]], Mapping[str, Any]] | None = None
+    gguf: Gguf | None = None  # None: there is no GGUF of it
     cases: tuple[Case, ...] = ()
     published: Mapping[str, Any] = field(default_factory=dict)  # what config.json in the wild has beyond `tiny`
-    converted_keys: Mapping[str, Any] = field(default_factory=dict)  # what converters write beyond gguf_export.py
 
     @property
     def has_reference(self) -> bool:
