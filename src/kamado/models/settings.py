@@ -40,10 +40,10 @@ def draft_tensors(c: Config) -> str | None:
 VISION_TENSORS: Final = r"^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|vit_large_projector)\."
 
 
-def vision_notes(w: Weights) -> tuple[str, ...]:
-    """What `model(notes=…)` says of a file with pictures."""
-    vision = any(re.search(VISION_TENSORS, name) for name in w.checkpoint.tensors)
-    return ("text only: the file's vision tower is not used",) if vision else ()
+def vision_notes(w: Weights, tensors: str = VISION_TENSORS, what: str = "vision tower is") -> tuple[str, ...]:
+    """What `model(notes=…)` says of a file with pictures, `tensors` being the names of their part."""
+    has_more = any(re.search(tensors, name) for name in w.checkpoint.tensors)
+    return (f"text only: the file's {what} not used",) if has_more else ()
 
 
 def leading_dense(c: Config) -> int:
