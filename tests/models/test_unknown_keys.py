@@ -267,6 +267,11 @@ _PUBLISHED = {
         "boi_token_index": 5, "eoi_token_index": 6, "image_token_index": 7, "mm_tokens_per_image": 256,
         "vision_config": {"hidden_size": 16}, "tie_word_embeddings": True, "text_config.torch_dtype": "bfloat16",
     },
+    "gemma4": {
+        "audio_config": {"hidden_size": 16}, "audio_token_id": 5, "boa_token_id": 6, "boi_token_id": 7,
+        "eoa_token_index": 8, "eoi_token_id": 9, "video_token_id": 10, "vision_soft_tokens_per_image": 280,
+        "tie_word_embeddings": True, "text_config.dtype": "bfloat16",
+    },
     "mistral3": {
         "vision_config": {"hidden_size": 16}, "image_token_index": 10, "multimodal_projector_bias": False,
         "projector_hidden_act": "gelu", "spatial_merge_size": 2, "vision_feature_layer": -1,

@@ -18,6 +18,7 @@ from family_cases import (
     VOCAB,
     Case,
     Family,
+    Gguf,
     Shapes,
     heads,
 )
@@ -162,9 +163,8 @@ FAMILY = Family(
     ffn=_layer,
     heading="layers 0-1",
     golden=None,
-    gguf="GEMMA4",
-    gguf_settings=_gguf_settings,
-    converted=_converted,
+    gguf=Gguf("GEMMA4", settings=_gguf_settings, converted=_converted),
+    published={"use_bidirectional_attention": "vision", "hidden_act": "gelu_pytorch_tanh", "attention_bias": False},
     cases=(
         Case(
             "gemma4-e",
