@@ -44,15 +44,33 @@ void check_range(const std::string& name, const File& file, uint64_t offset, int
   }
 }
 
+// Refuses what the file or arithmetic does not allow of (before * step + last) items of `item_bytes` bytes.
+void check_bytes(const std::string& name, const File& file, uint64_t offset, int64_t before, int64_t step, int64_t last,
+                 size_t item_bytes) {
+  uint64_t items = 0, bytes = 0, end = 0;
+  if (__builtin_mul_overflow(static_cast<uint64_t>(before), static_cast<uint64_t>(step), &items) ||
+      __builtin_add_overflow(items, static_cast<uint64_t>(last), &items) ||
+      __builtin_mul_overflow(items, static_cast<uint64_t>(item_bytes), &bytes) ||
+      __builtin_add_overflow(offset, bytes, &end) || end > file.size()) {
+    refuse(name, ": what lies at byte ", offset, " reaches past the end of ", file.path(), " (", file.size(),
+           " bytes)");
+  }
+}
+
 }  // namespace
 
 // The file, which has all of such a tensor.
 std::shared_ptr<const File> ProgramBuilder::open(const std::string& name, const std::string& path, uint64_t offset,
                                                  int32_t layout, int64_t rows, int64_t cols) {
-  auto& file = files_[path];
-  if (file == nullptr) file = std::make_shared<const File>(path);
-  check_range(name, *file, offset, layout, rows, cols);
-  return file;
+  std::shared_ptr<const File> opened = file(path);
+  check_range(name, *opened, offset, layout, rows, cols);
+  return opened;
+}
+
+std::shared_ptr<const File> ProgramBuilder::file(const std::string& path) {
+  auto& opened = files_[path];
+  if (opened == nullptr) opened = std::make_shared<const File>(path);
+  return opened;
 }
 
 namespace {
@@ -73,7 +91,8 @@ std::string range_key(const std::string& path, uint64_t offset, int32_t layout, 
 }  // namespace
 
 int32_t ProgramBuilder::matrix(const std::string& name, const std::string& path, uint64_t offset, int32_t layout,
-                               int64_t rows, int64_t cols, int64_t block_rows, int64_t block_stride) {
+                               int64_t rows, int64_t cols, const Place& place) {
+  int64_t block_rows = place.block_rows, block_stride = place.block_stride;
   int64_t span = rows;  // from the first row to the last
   if (block_rows != 0 || block_stride != 0) {
     if (block_rows < 1 || block_stride < block_rows || rows > kMaxWidth || block_stride > kMaxWidth ||
@@ -82,32 +101,63 @@ int32_t ProgramBuilder::matrix(const std::string& name, const std::string& path,
     }
     span = (rows / block_rows - 1) * block_stride + block_rows;
   }
-  if (span == rows) block_rows = block_stride = rows;
-  const std::string key =
-      range_key(path, offset, layout, rows, cols) + ' ' + text(block_rows) + ' ' + text(block_stride);
+  if (block_rows == 0 || (span == rows && !place.is_by_column)) block_rows = block_stride = rows;
+  const std::string key = range_key(path, offset, layout, rows, cols) + ' ' + text(block_rows) + ' ' +
+                          text(block_stride) + ' ' + text(place.is_by_column) + ' ' +
+                          std::to_string(place.scales_offset) + place.scales_path;
   return once(matrix_ids_, key, program_.matrices, [&] {
-    return MatrixSpec{name,
-                      open(name, path, offset, layout, span, cols),
-                      offset,
-                      static_cast<Layout>(layout),
-                      static_cast<int32_t>(rows),
-                      static_cast<int32_t>(cols),
-                      static_cast<int32_t>(block_rows),
-                      static_cast<int32_t>(block_stride)};
+    MatrixSpec spec{name,
+                    nullptr,
+                    offset,
+                    static_cast<Layout>(layout),
+                    static_cast<int32_t>(rows),
+                    static_cast<int32_t>(cols),
+                    static_cast<int32_t>(block_rows),
+                    static_cast<int32_t>(block_stride)};
+    if (!place.is_by_column && place.scales_path.empty()) {
+      spec.file = open(name, path, offset, layout, span, cols);
+      return spec;
+    }
+    if (rows < 1 || cols < 1 || rows > kMaxWidth || cols > kMaxWidth || span > kMaxWidth) {
+      refuse(name, ": shape ", rows, " x ", cols, " is out of range");
+    }
+    if (block_rows > 1 && block_rows < rows) refuse(name, ": blocks of rows that do not lie one behind the other");
+    spec.file = file(path);
+    if (place.is_by_column) {
+      const LayoutInfo* info = layout_info(spec.layout);
+      if (info == nullptr || !info->is_float() || !place.scales_path.empty()) {
+        refuse(name, ": only unquantised values can lie column after column");
+      }
+      spec.is_by_column = true;
+      check_bytes(name, *spec.file, offset, cols - 1, rows / block_rows * block_stride, span, spec.item_bytes());
+    } else {
+      if (spec.layout != Layout::MXFP4 || cols % 32 != 0) refuse(name, ": no layout whose scales can lie apart");
+      spec.scales_file = file(place.scales_path);
+      spec.scales_offset = place.scales_offset;
+      check_bytes(name, *spec.file, offset, 0, 0, span, spec.item_bytes());
+      check_bytes(name, *spec.scales_file, place.scales_offset, 0, 0, span, spec.scale_row_bytes());
+    }
+    return spec;
   });
 }
 
 int32_t ProgramBuilder::vector(const std::string& name, const std::string& path, uint64_t offset, int32_t layout,
-                               int64_t length, double add) {
+                               int64_t length, double add, int64_t step) {
   const auto added = static_cast<float>(add);
-  const std::string key = range_key(path, offset, layout, 1, length) + ' ' + text(bit_cast<int32_t>(added));
+  if (length < 1 || length > kMaxWidth || step < 1 || step > kMaxWidth) {
+    refuse(name, ": ", length, " values, every ", step, ", are out of range");
+  }
+  const int64_t span = (length - 1) * step + 1;
+  const std::string key =
+      range_key(path, offset, layout, step, length) + ' ' + text(int64_t{bit_cast<int32_t>(added)});
   return once(vector_ids_, key, program_.vectors, [&] {
     return VectorSpec{name,
-                      open(name, path, offset, layout, 1, length),
+                      open(name, path, offset, layout, 1, span),
                       offset,
                       static_cast<Layout>(layout),
                       static_cast<int32_t>(length),
-                      added};
+                      added,
+                      static_cast<int32_t>(step)};
   });
 }
 
@@ -184,8 +234,12 @@ class OpRules {
       check_id(field, value, builder_.program_.buffers.size(), "buffer");
       if (value == -1 || !is_read(role) || builder_.is_written_[static_cast<size_t>(value)]) return;
       refuse("buffer ", name(value), " is read before it is written");
-    } else if constexpr (role == Role::kMatrix || role == Role::kTable) {
+    } else if constexpr (role == Role::kMatrix || role == Role::kTable || role == Role::kTaps) {
       check_id(field, value, builder_.program_.matrices.size(), "matrix");
+      if constexpr (role != Role::kMatrix) {
+        const MatrixSpec& spec = builder_.program_.matrices[static_cast<size_t>(value)];
+        if (!spec.is_plain()) refuse("tensor ", spec.name, " does not lie row after row, whose rows are read alone");
+      }
     } else if constexpr (role == Role::kVector) {
       check_id(field, value, builder_.program_.vectors.size(), "vector");
     } else if constexpr (role == Role::kConstants) {
@@ -227,12 +281,12 @@ class OpRules {
            " blocks of ", info->block_values);
   }
 
-  // Experts are read tile by tile, each with one request.
+  // Experts are read tile by tile, each with one request (executor/stored.h).
   void expect_together(const ExpertsOp& op) const {
     for (const std::vector<int32_t>* list : {&op.gate, &op.up, &op.down}) {
       for (const int32_t id : *list) {
         const MatrixSpec& spec = entry(builder_.program_.matrices, id);
-        if (spec.is_in_blocks()) refuse("tensor ", spec.name, " lies in blocks, which an expert's must not");
+        if (spec.is_in_blocks() && spec.block_rows > 1) refuse("tensor ", spec.name, " lies in blocks, which an expert's must not");
       }
     }
   }

@@ -131,7 +131,7 @@ struct VectorTier {
 
   static void gate(const float* a, const float* b, Activation act, float limit, int32_t group, float alpha, int32_t n,
                    float* out) {
-    if (alpha > 0) return swish_gate(a, b, limit, alpha, n, out);
+    if (alpha > 0 && b) return swish_gate(a, b, limit, alpha, n, out);
     switch (act) {
       case Activation::kNone:
         return gate_with(a, b, limit, group, n, out, [](V x) { return x; });

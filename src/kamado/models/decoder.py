@@ -42,6 +42,7 @@ class Attention:
     v_norm: bool = False  # over each head, without weights
     v_of_k: bool = False  # v is k as it comes from its matrix
     keys_of: int | None = None  # layer on whose keys and values it attends: it has none of its own
+    sinks: bool = False  # `attn_sinks`, a logit a head; see program.Attend
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,9 @@ class Moe:
     expert_scale: str | None = None  # role of program.Route's, in the file's own words
     limit: float | None = None  # of program.Experts
     shared_limit: float | None = None
+    alpha: float | None = None  # of program.Experts
+    router_bias: bool = False
+    biases: bool = False  # of gate, up and down
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,10 @@ def attention(s: Stream, a: Attention, x: Buffer, i: int) -> Iterator[Op]:
         s.kv_of_layer[i] = s.keep(op.Window(*sizes, a.window) if a.causal and a.window else op.Pages(*sizes))
     state = s.kv_of_layer[i if a.keys_of is None else a.keys_of]
     own = (k, v) if stores else (None, None)
-    yield op.Attend(out, q, *own, state, a.num_heads, *sizes, a.scale, a.window, causal=a.causal, stores=stores)
+    sinks = s.w.vector("attn_sinks", a.num_heads, i) if a.sinks else None
+    yield op.Attend(
+        out, q, *own, state, a.num_heads, *sizes, a.scale, a.window, causal=a.causal, stores=stores, sinks=sinks
+    )
     if a.gate:
         yield op.Gate(out, gate, out, "sigmoid", group=a.head_dim if a.gate == "head" else None)
     yield s.linear((("attn_output", s.h),), out, a.out_bias, i)
@@ -147,14 +154,16 @@ def moe(s: Stream, m: Moe, x: Buffer, i: int, routed: Buffer | None = None) -> I
     `routed`: what the router sees, where that is not x.
     """
     router = s.buffer("router", m.num_experts)
-    yield s.linear((("ffn_gate_inp", router),), routed or x, False, i)
+    yield s.linear((("ffn_gate_inp", router),), routed or x, m.router_bias, i)
     bias = s.w.bias("exp_probs_b", m.num_experts, i, m.choice_bias)
     groups, guards = (m.num_groups, m.top_groups), (m.norm_eps, m.norm_min)
     by = s.w.vector(m.expert_scale, m.num_experts, i) if m.expert_scale else None
     yield op.Route(router, m.num_experts, m.top_k, m.score, m.normalize, bias, *groups, m.scale, *guards, by)
     # The input must survive until the last expert.
     out = s.buffer("moe")
-    yield op.Experts(out, x, router, *s.w.experts(i, m.num_experts, m.width, s.hidden), m.activation, m.limit)
+    matrices = s.w.experts(i, m.num_experts, m.width, s.hidden)
+    biases = s.w.expert_biases(i, m.num_experts, m.width, s.hidden) if m.biases else ()
+    yield op.Experts(out, x, router, *matrices, m.activation, m.limit, m.alpha, *biases)
     if m.shared:
         shared = s.buffer("shared")
         every = Mlp(m.shared, m.activation, m.shared_bias, fused=m.shared_fused, limit=m.shared_limit)
