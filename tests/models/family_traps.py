@@ -29,7 +29,7 @@ _OTHER_ACTIVATION = {
 }  # fmt: skip
 
 # (name, kind of operation, whether it is in danger, what becomes of it)
-CHANGES: tuple[tuple[str, type[Any], Callable[[Any], bool], Change], ...] = (
+CHANGES: tuple[tuple[str, type[Any], Callable[[Any], Any], Change], ...] = (
     ("rope pairs", p.Rope, lambda _: True, lambda op: replace(op, interleaved=not op.interleaved)),
     ("rope of the whole head", p.Rope, lambda op: 2 * op.inv_freq.size < op.head_dim, lambda op: _rope_width(op, 1.0)),
     ("rope of half the head", p.Rope, lambda op: 2 * op.inv_freq.size == op.head_dim, lambda op: _rope_width(op, 0.5)),
@@ -57,9 +57,12 @@ CHANGES: tuple[tuple[str, type[Any], Callable[[Any], bool], Change], ...] = (
     ("activation", p.Gate, lambda _: True, lambda op: replace(op, activation=_OTHER_ACTIVATION[op.activation])),
     ("a gate without its limit", p.Gate, lambda op: op.limit is not None, lambda op: replace(op, limit=None)),
     ("experts without their limit", p.Experts, lambda op: op.limit is not None, lambda op: replace(op, limit=None)),
-    ("no scales of experts", p.Route, lambda op: op.expert_scale is not None, lambda op: replace(op, expert_scale=None)),
+    ("no scales of experts", p.Route, lambda op: op.expert_scale, lambda op: replace(op, expert_scale=None)),
     ("pairs that stand still turn", p.Rope, lambda op: op.inv_freq[-1] == 0, lambda op: _rope_width(op, 1.0)),
-    ("another piece of a row", p.Embed, lambda op: op.pieces > 1, lambda op: replace(op, piece=op.pieces - 1 - op.piece)),
+    (
+        "another piece of a row", p.Embed, lambda op: op.pieces > 1,
+        lambda op: replace(op, piece=op.pieces - 1 - op.piece),
+    ),
     ("embedding's factor", p.Embed, lambda op: op.scale != 1, lambda op: replace(op, scale=1.0)),
     ("factor", p.Scale, lambda _: True, lambda op: replace(op, factor=1.0)),
     ("logits' factor", p.Head, lambda op: op.scale != 1, lambda op: replace(op, scale=1.0)),
@@ -75,6 +78,8 @@ def _is_branch(op: Any) -> bool:
 def broken(program: p.Program) -> Iterator[tuple[str, p.Program]]:
     """(what is wrong, the program with that mistake in all layers) for all mistakes that it can have."""
     for name, kind, is_in_danger, change in CHANGES:
+        if name == "weights over their sum" and _are_experts_normed(program):
+            continue
         ops = [change(op) if isinstance(op, kind) and is_in_danger(op) else op for op in program.ops]
         if any(a is not b for a, b in zip(ops, program.ops, strict=True)):
             yield name, replace(program, ops=ops)
@@ -117,6 +122,12 @@ def broken(program: p.Program) -> Iterator[tuple[str, p.Program]]:
             ops[i], ops[i + 1] = other, one
     if ops != list(program.ops):
         yield "norm on the other side of the rotation", replace(program, ops=ops)
+
+
+def _are_experts_normed(program: p.Program) -> bool:
+    """Whether a norm takes every factor away that all weights of a row have in common."""
+    pairs = itertools.pairwise(program.ops)
+    return any(isinstance(one, p.Experts) and isinstance(other, p.Norm) and other.x == one.out for one, other in pairs)
 
 
 def _norms_a_row(op: Any) -> bool:

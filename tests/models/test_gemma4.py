@@ -1,4 +1,4 @@
-"""Gemma 4: what its sharing layers and its table of embeddings cost, and the settings that files say in several ways."""
+"""Gemma 4: what its sharing layers and its table of embeddings cost, and settings that files say in several ways."""
 
 from __future__ import annotations
 
@@ -122,9 +122,7 @@ def test_pieces_that_cut_a_block_are_refused(tmp_path: Path) -> None:
     found = program(tmp_path)
     table = next(op.table for op in found.ops if isinstance(op, Embed) and op.pieces > 1)
     cols = 3 * 32
-    small = dataclasses.replace(
-        table, layout=Layout.Q8_0, shape=(97, cols), nbytes=97 * Layout.Q8_0.nbytes(cols)
-    )
+    small = dataclasses.replace(table, layout=Layout.Q8_0, shape=(97, cols), nbytes=97 * Layout.Q8_0.nbytes(cols))
     ops = [found.ops[0], *(op for op in found.ops[1:] if isinstance(op, Embed)), found.ops[-2], found.ops[-1]]
     ops = [dataclasses.replace(op, table=small, pieces=6, piece=1) if op.table is table else op for op in ops[:2]]  # type: ignore[union-attr]
     broken = dataclasses.replace(found, ops=[*ops, *found.ops[-2:]], states=())
@@ -141,7 +139,8 @@ def test_projections_that_a_sharing_layer_does_not_use_may_be_there(tmp_path: Pa
     more = changed(tmp_path / "other", **{name: lambda _, v=values: v for name, values in unused.items()})
     assert np.array_equal(NumpyExecutor(more).forward(TOKENS), wanted)
     with pytest.raises(UnsupportedError, match=r"layers\.2\.self_attn\.v_proj"):
-        changed(tmp_path / "wrong", **{"model.layers.2.self_attn.v_proj.weight": lambda _: np.zeros((4, 4), np.float32)})
+        more = {"model.layers.2.self_attn.v_proj.weight": lambda _: np.zeros((4, 4), np.float32)}
+        changed(tmp_path / "wrong", **more)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +177,7 @@ def test_most_pairs_of_a_global_head_stand_still(tmp_path: Path) -> None:
         ({"num_kv_shared_layers": 3}, r"'num_kv_shared_layers' leaves 2 of 5 layers, and none of one of the two kinds"),
         ({"num_kv_shared_layers": 5}, r"'num_kv_shared_layers' leaves 0 of 5 layers"),
         ({"use_bidirectional_attention": "all"}, r"'use_bidirectional_attention' is 'all'"),
-        ({"vocab_size_per_layer_input": 64}, r"'vocab_size_per_layer_input' is not 97"),
+        ({"vocab_size_per_layer_input": 64}, r"'vocab_size_per_layer_input' is not 97, as 'vocab_size'"),
         ({"per_layer_config": {"0": {"head_dim": 8}}}, r"'per_layer_config' gives layers of one kind heads of diff"),
         ({"per_layer_config": {"9": {"head_dim": 8}}}, r"'per_layer_config' names layer '9' of 5"),
         ({"per_layer_config": {"2": {"window": 8}}}, r"'per_layer_config\.2\.window' is 8"),

@@ -129,11 +129,12 @@ def attention(s: Stream, a: Attention, x: Buffer, i: int) -> Iterator[Op]:
     if stores:
         s.kv_of_layer[i] = s.keep(op.Window(*sizes, a.window) if a.causal and a.window else op.Pages(*sizes))
     state = s.kv_of_layer[i if a.keys_of is None else a.keys_of]
-    own = (k, v) if stores else (None, None)
     sinks = s.w.vector("attn_sinks", a.num_heads, i) if a.sinks else None
+    own_k, own_v = (k, v) if stores else (None, None)
     yield op.Attend(
-        out, q, *own, state, a.num_heads, *sizes, a.scale, a.window, causal=a.causal, stores=stores, sinks=sinks
-    )
+        out, q, own_k, own_v, state, a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim, a.scale, a.window,
+        causal=a.causal, stores=stores, sinks=sinks,
+    )  # fmt: skip
     if a.gate:
         yield op.Gate(out, gate, out, "sigmoid", group=a.head_dim if a.gate == "head" else None)
     yield s.linear((("attn_output", s.h),), out, a.out_bias, i)

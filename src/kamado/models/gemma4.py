@@ -163,7 +163,11 @@ def _attentions(c: Config, w: Weights, windows: Windows, first_sharing: int) -> 
     num_heads = c.integer("attention.head_count", high=MAX_HEADS)
     local, full = _head_dims(c, windows)
     ropes = _gguf_ropes(c, w, local, full) if c.is_gguf else _hf_ropes(c, local, full)
-    joined = not c.is_gguf and c.flag("attention_k_eq_v", default=False)
+    if c.is_gguf:  # which says it by the tensors of its global layers
+        owners = [i for i in range(first_sharing) if windows[i] is None]
+        joined = not any(w.has("attn_v", i) or w.is_fused("attn_qkv", i) for i in owners)
+    else:
+        joined = c.flag("attention_k_eq_v", default=False)
     kv_heads = _kv_heads(c, windows, joined=joined)
     bias = not c.is_gguf and c.flag("attention_bias", default=False)
     if not c.is_gguf and (kind := c.text("use_bidirectional_attention", default="vision")) != "vision":
@@ -173,13 +177,19 @@ def _attentions(c: Config, w: Weights, windows: Windows, first_sharing: int) -> 
     for i, window in enumerate(windows):
         if num_heads % kv_heads[i]:
             raise c.invalid("attention.head_count", f"is {num_heads}, no multiple of {kv_heads[i]} in layer {i}")
-        is_joined = window is None and joined
-        if c.is_gguf:
-            is_joined = i < first_sharing and not w.has("attn_v", i) and not w.is_fused("attn_qkv", i)
         result.append(
             Attention(
-                num_heads, kv_heads[i], full if window is None else local, 1.0, ropes[window is None], window,
-                "head", bias, bias, v_norm=True, v_of_k=is_joined,
+                num_heads,
+                kv_heads[i],
+                full if window is None else local,
+                1.0,
+                ropes[window is None],
+                window,
+                "head",
+                bias,
+                bias,
+                v_norm=True,
+                v_of_k=window is None and joined,
                 keys_of=last[window is None] if i >= first_sharing else None,
             )  # fmt: skip
         )
@@ -253,15 +263,16 @@ def _per_layer(c: Config, w: Weights, count: int) -> _PerLayer | None:
     width = c.optional_integer(key, low=0)
     if width is None:
         width = 0 if c.is_gguf or c.has(key) else int(c.default(key))
-    rows = w.embedding(c.integer("embedding_length")).rows
-    if not c.is_gguf and c.integer("vocab_size_per_layer_input", high=MAX_VOCAB) != rows and width:
-        raise c.unsupported("vocab_size_per_layer_input", f"is not {rows}, the rows of the token table")
+    if c.is_gguf:
+        rows = w.embedding(c.integer("embedding_length")).rows
+    else:
+        rows = c.integer("vocab_size", high=MAX_VOCAB)
+        if c.integer("vocab_size_per_layer_input", high=MAX_VOCAB) != rows and width:
+            raise c.unsupported("vocab_size_per_layer_input", f"is not {rows}, as {c.name('vocab_size')}")
     return _PerLayer(width, rows, count) if width else None
 
 
-def _layer(
-    s: Stream, b: Block, i: int, *, dense: Sequence[Mlp], own: _PerLayer | None, scaled: bool
-) -> Iterator[Op]:
+def _layer(s: Stream, b: Block, i: int, *, dense: Sequence[Mlp], own: _PerLayer | None, scaled: bool) -> Iterator[Op]:
     """A block, then what the layer's own embedding of the token adds; the sum times the layer's scale."""
     if own is not None and i == 0:
         yield op.Scale(s.buffer("embedded"), s.x, s.hidden**-0.5)

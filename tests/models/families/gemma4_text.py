@@ -205,7 +205,7 @@ FAMILY = Family(
         ),
         Case(
             "gemma4-multimodal",
-            heads(4, 2, **_CASE, num_kv_shared_layers=2) | {"pad_token_id": 0},
+            heads(4, 2, **_CASE | {"hidden_size_per_layer_input": 8}, num_kv_shared_layers=2) | {"pad_token_id": 0},
             gguf=False,
             family="gemma4",
         ),
