@@ -33,7 +33,7 @@ LAYOUTS: Final[Mapping[str, tuple[Layout, int]]] = {
 # what llama.cpp takes instead when a row is no whole number of 256-value blocks
 _FALLBACK: Final = {Layout.Q4_K: Layout.Q5_0, Layout.Q5_K: Layout.Q5_1, Layout.Q6_K: Layout.Q8_0}
 _LAYERS_OF_70B: Final = 80  # in which the quantiser recognises Llama 70B, whose values it gives more bits
-_ADDED: Final = ("h", "moe", "shared")  # buffers of what layers add to the stream
+_ADDED: Final = ("h", "moe", "shared", "dense")  # buffers of what layers add to the stream
 _DENSE: Final = ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
 
 
