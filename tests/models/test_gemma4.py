@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from kamado.errors import CheckpointError, NativeError, UnsupportedError
 from kamado.files import open_checkpoint
 from kamado.files.types import Layout
 from kamado.models import build_program
+from kamado.plan.kv_presets import parse_kv
 from kamado.plan.sizes import dense_weight_bytes
-from kamado.program import Attend, Embed, Program, Rope, Window, format_program
+from kamado.program import Attend, Embed, Program, Rope, Window, format_program, validate
 
 NAME = "gemma4_text"
 CONFIG = tiny_models.CONFIGS[NAME]
@@ -31,14 +33,13 @@ def program(folder: Path, **changes: Any) -> Program:
     return build_program(open_checkpoint(tiny_models.write(folder, NAME, **changes)))
 
 
-def changed(folder: Path, **tensors: Any) -> Program:
-    """The tiny model with tensors that functions change; those that become None are left out."""
-    tiny_models.write(folder, NAME)
+def changed(folder: Path, settings: dict[str, Any] | None = None, **tensors: Any) -> Program:
+    """The tiny model with tensors that functions change."""
+    tiny_models.write(folder, NAME, **settings or {})
     state = load_file(folder / "model.safetensors")
     for name, change in tensors.items():
         state[name] = change(state.get(name))
-    kept = {name: values for name, values in state.items() if values is not None}
-    save_file(kept, folder / "model.safetensors")
+    save_file(state, folder / "model.safetensors")
     return build_program(open_checkpoint(folder))
 
 
@@ -115,21 +116,22 @@ def test_the_table_is_in_no_count_of_memory(tmp_path: Path) -> None:
 
 @needs_native
 def test_pieces_that_cut_a_block_are_refused(tmp_path: Path) -> None:
-    import dataclasses
-
-    from kamado.lower import build_executor
-
-    found = program(tmp_path)
-    table = next(op.table for op in found.ops if isinstance(op, Embed) and op.pieces > 1)
-    cols = 3 * 32
-    small = dataclasses.replace(table, layout=Layout.Q8_0, shape=(97, cols), nbytes=97 * Layout.Q8_0.nbytes(cols))
-    ops = [found.ops[0], *(op for op in found.ops[1:] if isinstance(op, Embed)), found.ops[-2], found.ops[-1]]
-    ops = [dataclasses.replace(op, table=small, pieces=6, piece=1) if op.table is table else op for op in ops[:2]]  # type: ignore[union-attr]
-    broken = dataclasses.replace(found, ops=[*ops, *found.ops[-2:]], states=())
+    checkpoint = open_checkpoint(tiny_models.write(tmp_path, NAME))
+    table = checkpoint.tensors[TABLE]
+    # 80 values are no whole blocks either, which only an executor asks for; its own rule is met by six pieces.
+    coarse = dataclasses.replace(table, layout=Layout.Q8_0)
+    with pytest.raises(UnsupportedError, match=r"per_layer\.weight' has pieces of 16 values, no whole number of Q8_0"):
+        build_program(dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, TABLE: coarse}))
+    found = build_program(checkpoint)
+    embed = next(op for op in found.ops if isinstance(op, Embed) and op.pieces > 1)
+    coarse = dataclasses.replace(coarse, shape=(97, 96), nbytes=97 * Layout.Q8_0.nbytes(96))
+    ops = [found.ops[0], dataclasses.replace(embed, table=coarse, pieces=6), *found.ops[-2:]]
     with pytest.raises(NativeError, match=r"pieces of 16 values of .* are no whole number of Q8_0 blocks of 32"):
-        build_executor(
-            broken, num_threads=1, max_rows=8, max_logit_rows=8, max_kv_tokens=128, max_sequences=1, kv="f32"
-        )
+        build(dataclasses.replace(found, ops=ops, states=()))
+    for pieces, piece in ((4, 0), (5, 5), (5, -1)):
+        broken = [dataclasses.replace(embed, pieces=pieces, piece=piece) if op is embed else op for op in found.ops]
+        with pytest.raises(ValueError, match=r"embed\)"):
+            validate(dataclasses.replace(found, ops=broken))
 
 
 def test_projections_that_a_sharing_layer_does_not_use_may_be_there(tmp_path: Path) -> None:
@@ -191,3 +193,42 @@ def test_most_pairs_of_a_global_head_stand_still(tmp_path: Path) -> None:
 def test_what_contradicts_is_named(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=problem):
         program(tmp_path, **changes)
+
+
+@needs_native
+def test_heads_of_512_are_kept_as_codes(tmp_path: Path) -> None:
+    """As published files have them: presets encode the global layers, whose pages the sharing one reads too."""
+    rng, heads, wide = np.random.default_rng(1), 6, 512
+
+    def matrix(*shape: int) -> Any:
+        values = (rng.standard_normal(shape) / shape[-1] ** 0.5).astype(np.float32)
+        return lambda _: values
+
+    tensors = {}
+    for i in (2, 4):
+        name = f"model.layers.{i}.self_attn."
+        tensors[f"{name}q_proj.weight"] = matrix(heads * wide, 48)
+        tensors[f"{name}o_proj.weight"] = matrix(48, heads * wide)
+        tensors[f"{name}q_norm.weight"] = lambda _: np.full(wide, 0.3, np.float32)
+    tensors["model.layers.2.self_attn.k_proj.weight"] = matrix(wide, 48)
+    tensors["model.layers.2.self_attn.k_norm.weight"] = lambda _: np.full(wide, 0.3, np.float32)
+    found = changed(tmp_path, {"global_head_dim": wide}, **tensors)
+    assert parse_kv("auto", 3).for_program(found).bits == ((0, 0),) * 3
+    assert parse_kv("balanced", 3).for_program(found).bits == ((0, 0), (0, 0), (4, 4))
+    tokens = np.random.default_rng(2).integers(0, tiny_models.VOCAB, 500).tolist()
+    exact = _in_steps(found, tokens, [500], None)
+    for bits, limit in (((8, 8), 0.01), ((4, 4), 0.2)):
+        kv_bits = [(0, 0), (0, 0), bits]
+        coded = _in_steps(found, tokens, [500], kv_bits)
+        assert 0 < np.abs(coded - exact).max() < limit * exact.std()
+        assert np.array_equal(_in_steps(found, tokens, [128, 100, 1, 271], kv_bits), coded)
+
+
+def _in_steps(found: Program, tokens: list[int], sizes: list[int], kv_bits: list[tuple[int, int]] | None) -> np.ndarray:
+    executor = build(found, max_rows=512, kv="f16", kv_bits=kv_bits, kv_reuse_points=1)
+    sequence, rows, begin = executor.create_sequence(), [], 0
+    for size in sizes:
+        rows.append(append(executor, [(sequence, tokens[begin : begin + size])]))
+        begin += size
+    executor.close()
+    return np.concatenate(rows)
