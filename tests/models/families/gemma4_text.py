@@ -173,17 +173,14 @@ FAMILY = Family(
                 2,
                 **_CASE | {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2, "use_double_wide_mlp": True},
             ),
-            family="gemma4_text",
         ),
         Case(
             "gemma4-31b",
             heads(8, 4, **_CASE, attention_k_eq_v=True, num_global_key_value_heads=1),
-            family="gemma4_text",
         ),
         Case(
             "gemma4-26b-a4b",
             heads(6, 2, **_CASE, **_MOE, attention_k_eq_v=True, num_global_key_value_heads=2),
-            family="gemma4_text",
         ),
         # The class's own ropes and kinds of layers, biases, no cap; one local layer's keys for three others.
         Case(
@@ -201,7 +198,6 @@ FAMILY = Family(
                 vocab_size_per_layer_input=211,
             ),
             gguf=False,
-            family="gemma4_text",
         ),
         Case(
             "gemma4-multimodal",
