@@ -162,7 +162,7 @@ FAMILY = Family(
     without=(*_NO_KEYS, "2.self_attn.v_proj.weight"),
     ffn=_layer,
     heading="layers 0-1",
-    golden=None,
+    golden=(1, [18, 46, 18, 18, 36, 17, 93, 64, 40, 1, 47, 1, 1, 1, 1, 93, 64, 38, 37, 86, 1, 39, 43, 67]),
     gguf=Gguf("GEMMA4", settings=_gguf_settings, converted=_converted),
     published={"use_bidirectional_attention": "vision", "hidden_act": "gelu_pytorch_tanh", "attention_bias": False},
     cases=(
