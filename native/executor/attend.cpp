@@ -75,6 +75,9 @@ void AttendWork::run(const Node& node, int32_t thread) {
   Worker& worker = memory_.worker(thread);
   const int32_t heads = op.num_kv_heads;
   if (queries_.is_on() && thread == 0 && op.stores) queries_.keep(attend, memory_, worker);
+  if (const float* sinks = model_.vector(op.sinks); sinks != nullptr && thread == 0) {
+    memory_.note_damage(sinks, op.num_heads, "a sink of attention", worker);  // -infinity would say nothing else
+  }
   if (!list.stores.empty()) {
     Counter& counter = team_.counter(node.counter);
     const auto num_items = static_cast<int32_t>(list.stores.size()) * heads;

@@ -218,12 +218,14 @@ class OpRules {
     if (spec.length == wanted) return;
     refuse("vector ", spec.name, " has ", spec.length, " values, expected ", wanted);
   }
-  // Rows of -1: any number.
+  // Of -1: any number.
   void expect_matrix(int32_t matrix, int64_t wanted_rows, int64_t wanted_cols) const {
     const MatrixSpec& spec = entry(builder_.program_.matrices, matrix);
-    if ((wanted_rows == -1 || spec.rows == wanted_rows) && spec.cols == wanted_cols) return;
-    refuse("matrix ", spec.name, " has shape ", spec.rows, " x ", spec.cols, ", expected ",
-           (wanted_rows == -1 ? "any" : text(wanted_rows)), " x ", wanted_cols);
+    const auto fits = [](int64_t wanted, int64_t has) { return wanted == -1 || wanted == has; };
+    if (fits(wanted_rows, spec.rows) && fits(wanted_cols, spec.cols)) return;
+    const auto number = [this](int64_t wanted) { return wanted == -1 ? "any" : text(wanted); };
+    refuse("matrix ", spec.name, " has shape ", spec.rows, " x ", spec.cols, ", expected ", number(wanted_rows), " x ",
+           number(wanted_cols));
   }
 
   // What the kind of a field asks of its value, or of one entry of it, whatever the others are.
@@ -310,8 +312,12 @@ class OpRules {
     if (state.kind == StateKind::kWindow) return op.causal && op.window > 0 && op.window <= state.tokens;
     return state.kind == StateKind::kPages;
   }
-  bool fits(const AccumulateOp& op, const StateSpec& state) const {
-    return state.kind == StateKind::kRecord && state.num_bytes == width(op.out) * int64_t{sizeof(float)};
+  // The widths of its buffers, which check_rules compared, bound what is multiplied.
+  template <class T>
+    requires T::kIsRecurrent
+  bool fits(const T& op, const StateSpec& state) const {
+    return state.kind == StateKind::kRecord && state.num_bytes % int64_t{sizeof(float)} == 0 &&
+           state.num_bytes / int64_t{sizeof(float)} == record_values(op, *this);
   }
 
   const std::string& name(int32_t buffer) const { return entry(builder_.program_.buffers, buffer).name; }
@@ -368,6 +374,8 @@ void ProgramBuilder::accept(const Op& op) {
         routed_.erase(id);  // a routing result belongs to the logits it was made from
       } else if constexpr (role == Role::kMatrix) {
         program_.matrices[static_cast<size_t>(id)].is_packed = true;
+      } else if constexpr (role == Role::kTaps) {
+        program_.matrices[static_cast<size_t>(id)].is_widened = true;
       }
     });
     for_each_value(concrete, [&](auto field, const auto& value) {
@@ -403,7 +411,7 @@ bool writes(const Op& op, int32_t buffer) {
 
 bool writes_state(const Op& op) {
   if (const auto* attend = std::get_if<AttendOp>(&op)) return attend->stores;
-  return std::holds_alternative<AccumulateOp>(op);
+  return std::visit([](const auto& concrete) { return concrete.kIsRecurrent; }, op);
 }
 
 int32_t ProgramBuilder::state(const StateSpec& spec) {

@@ -11,7 +11,7 @@ from typing import Any
 
 import gguf
 import numpy as np
-from family_cases import Gguf, families
+from family_cases import Family, Gguf, families
 from safetensors.numpy import load_file
 
 # Where the converter gathers the experts of a layer before it looks the name up.
@@ -31,7 +31,7 @@ def export(directory: Path, path: Path, also: Callable[[gguf.GGUFWriter], None] 
         also(writer)
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     state = load_file(directory / "model.safetensors")
-    for name, values in _tensors(state, config, family.norm_base, family.gguf).items():
+    for name, values in _tensors(state, config, family).items():
         if name.startswith(("rope_freqs.", "rope_factors_", "blk.")):
             mapped: str | None = name
         else:
@@ -54,10 +54,11 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], form: Gguf) -> None:
     w.add_block_count(c["num_hidden_layers"])
     w.add_context_length(c["max_position_embeddings"])
     w.add_embedding_length(c["hidden_size"])
-    w.add_feed_forward_length(c["intermediate_size"])
+    if "intermediate_size" in c:
+        w.add_feed_forward_length(c["intermediate_size"])
     w.add_head_count(heads)
     w.add_head_count_kv(c["num_key_value_heads"])
-    w.add_layer_norm_rms_eps(c["rms_norm_eps"])
+    w.add_layer_norm_rms_eps(c.get("rms_norm_eps") or c["norm_eps"])
     if head_dim:
         w.add_key_length(head_dim)
         w.add_value_length(head_dim)
@@ -91,9 +92,11 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], form: Gguf) -> None:
         w.add_expert_feed_forward_length(c["moe_intermediate_size"])
 
 
-def _tensors(state: dict[str, np.ndarray], c: dict[str, Any], norm_base: float, form: Gguf) -> dict[str, np.ndarray]:
+def _tensors(state: dict[str, np.ndarray], c: dict[str, Any], family: Family) -> dict[str, np.ndarray]:
     result: dict[str, np.ndarray] = {}
     experts: dict[str, dict[int, np.ndarray]] = {}
+    form = family.gguf
+    assert form is not None
     if form.converted is not None:
         state = {n: v for name, values in state.items() for n, v in form.converted(name, values, c).items()}
     state = {name: values for name, values in state.items() if not name.startswith(("vision_model.", "vit_large_"))}
@@ -101,7 +104,7 @@ def _tensors(state: dict[str, np.ndarray], c: dict[str, Any], norm_base: float, 
         if form.permuted and re.search(r"\.[qk]_proj\.", name):
             values = _permute(values, c["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])
         if name.endswith("norm.weight"):
-            values = values + np.float32(1.0 - norm_base)
+            values = values + np.float32(1.0 - family.base_of(name))
         if match := re.fullmatch(r"(.*\.layers\.\d+\.)(.*)\.experts\.(\d+)\.(\w+)\.weight", name):
             layer, block, expert, part = match.groups()
             if part in _MERGED:

@@ -6,7 +6,8 @@ Nothing is fused, shared out or reordered. float64 by default, so that its own r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ Array = NDArray[Any]
 
 def read_tensor(ref: TensorRef) -> Array:
     """The values as float32. Quantised layouts go through the gguf package's reference."""
+    if ref.by_column or (len(ref.shape) == 1 and ref.blocks):
+        return _read_columns(ref)
+    if ref.scales is not None:
+        return _read_pairs(ref)
     if ref.blocks is None:
         raw = np.fromfile(ref.file, dtype=np.uint8, count=ref.nbytes, offset=ref.offset)
     else:
@@ -39,6 +44,34 @@ def read_tensor(ref: TensorRef) -> Array:
             rows = raw.reshape(-1, ref.layout.nbytes(ref.cols))
             values = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(int(ref.layout)))
     return values.reshape(ref.shape)
+
+
+def _read_columns(ref: TensorRef) -> Array:
+    """A matrix that lies as its transpose does, or a vector: of all that lies there every so many are its own."""
+    step = ref.blocks[1] if ref.blocks else 1
+    width, lines = ref.shape[0] * step, ref.shape[1] if len(ref.shape) == 2 else 1
+    count = width * lines - step + 1  # nothing may lie behind the last value
+    there = replace(ref, blocks=None, by_column=False, nbytes=count * ref.layout.block_bytes, shape=(count,))
+    values = np.pad(read_tensor(there), (0, step - 1)).reshape(lines, width)[:, ::step]
+    return np.ascontiguousarray(values.T if len(ref.shape) == 2 else values[0])
+
+
+_FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def _read_pairs(ref: TensorRef) -> Array:
+    """MXFP4 as OCP and transformers have it: two codes a byte, the lower one first; a scale is 2^(e - 127)."""
+    assert ref.scales is not None
+    rows, blocks = ref.rows, ref.cols // 32
+    step = ref.blocks[1] if ref.blocks else 1
+
+    def raw(file: Path, offset: int, width: int) -> Array:
+        begins = (offset + row * step * width for row in range(rows))
+        return np.stack([np.fromfile(file, np.uint8, width, offset=begin) for begin in begins])
+
+    codes, scales = raw(ref.file, ref.offset, blocks * 16), raw(*ref.scales, blocks)
+    pairs = np.stack([codes & 15, codes >> 4], axis=-1).reshape(rows, blocks, 32)
+    return (_FP4[pairs] * np.exp2(scales.astype(np.float32) - 127)[..., None]).reshape(rows, ref.cols)
 
 
 @dataclass
@@ -196,11 +229,15 @@ class NumpyExecutor:
         rows = []
         for t in range(n):
             s = s * kept[t, :, :, None]
-            replaced = np.einsum("hkv,hk->hv", s, k[t])
-            s = s + np.einsum("hk,hv->hkv", k[t], beta[t, :, None] * (v[t] - replaced))
+            s = s + np.einsum("hk,hv->hkv", k[t], beta[t, :, None] * (v[t] - self._replaced(s, k[t])))
             rows.append(np.einsum("hkv,hk->hv", s, q[t]) * op.scale)
         sequence.records[op.state] = s
         return np.stack(rows).reshape(n, -1)
+
+    def _replaced(self, state: Array, key: Array) -> Array:
+        """What is read under a key before a value is written there."""
+        replaced: Array = np.einsum("hkv,hk->hv", state, key)
+        return replaced
 
     def set_source(self, sequence: Sequence, state: int, k: Array, v: Array) -> None:
         """Keys and values of a Source, [rows, heads · dimensions]."""
@@ -234,10 +271,14 @@ class NumpyExecutor:
         if op.sinks is not None:  # a key of that score, whose value is nothing
             sinks = self._get(op.sinks).reshape(1, op.num_kv_heads, group, 1)
             scores = np.concatenate([scores, np.broadcast_to(sinks, (*scores.shape[:-1], 1))], axis=-1)
-            v = np.concatenate([v, np.zeros_like(v[:1])])
+            v = np.concatenate([v, self._sink_value(v)])
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         return np.einsum("nkgm,mkd->nkgd", weights, v).reshape(n, -1)
+
+    def _sink_value(self, v: Array) -> Array:
+        """That of the key that a sink is: it carries none."""
+        return np.zeros_like(v[:1])
 
     def _route(self, op: p.Route, logits: Array) -> tuple[Array, Array]:
         if op.score == "softmax":

@@ -465,6 +465,8 @@ _TWO: dict[str, tuple[Any, Any]] = {
     "image_token_id": (93, 94),
     "video_token_id": (93, 94),
     "audio_token_id": (93, 94),
+    "vision_start_token_id": (93, 94),
+    "vision_end_token_id": (93, 94),
     "suppress_tokens": ([], [1]),
     "begin_suppress_tokens": ([], [1]),
     "bad_words_ids": ([[1]], [[2]]),

@@ -48,7 +48,8 @@ struct MatrixSpec {
   // Of MXFP4 whose scales lie apart, from that of the first row on; the codes then hold values 2i and 2i + 1 in a byte.
   std::shared_ptr<const File> scales_file = nullptr;
   uint64_t scales_offset = 0;
-  bool is_packed = false;  // a product uses it; otherwise only Embed does, and its rows are read one by one
+  bool is_packed = false;   // a product uses it; otherwise only Embed does, and its rows are read one by one
+  bool is_widened = false;  // a convolution's taps: in memory as float32
 
   bool is_in_blocks() const { return block_rows < rows; }
   bool is_plain() const { return !is_by_column && scales_file == nullptr; }
@@ -82,6 +83,7 @@ struct PredictOp {
 
   static constexpr bool kIsLast = false;
   static constexpr bool kIsRowWise = false;
+  static constexpr bool kIsRecurrent = false;
   template <class Self, class Visit>
   static void fields(Self& op, Visit&& visit) {
     visit(Field<Role::kRoutes>{"logits"}, op.route.logits);

@@ -25,7 +25,6 @@ DELTA_TENSORS: Final = {
 # What Qwen3-Next and Qwen3.5 call the rest.
 QWEN_TENSORS: Final = {
     **DELTA_TENSORS,
-    "post_attention_norm": "layers.{i}.post_attention_layernorm",
     "ffn_gate_inp_shexp": "layers.{i}.mlp.shared_expert_gate",
     "ffn_gate_up_exps": "layers.{i}.mlp.experts.gate_up_proj$",
     "ffn_down_exps": "layers.{i}.mlp.experts.down_proj$",

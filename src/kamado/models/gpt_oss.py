@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from . import settings as read
 from .decoder import Block, model
 from .registry import Config, Family, Program, Weights
 from .rope import RopeTable, yarn_attention_factor, yarn_frequencies
 
 _EXPERTS = "layers.{i}.mlp.experts."
-_ALPHA, _LIMIT = 1.702, 7.0  # of the gate, in files that do not say
+_ALPHA, _LIMIT = float(np.float32(1.702)), 7.0  # of the gate, in files that do not say
 
 
 @Family(
@@ -47,15 +49,12 @@ _ALPHA, _LIMIT = 1.702, 7.0  # of the gate, in files that do not say
     },
 )
 def build(c: Config, w: Weights) -> Program:
-    """The program of a `gpt-oss` checkpoint. GGUF has the widths of its gate in no key."""
+    """The program of a `gpt-oss` checkpoint. GGUF has no keys for the numbers of its gate."""
     _check_quantisation(c)
     has_bias = c.is_gguf or c.flag("attention_bias", default=True)
     usual = replace(read.attention(c, _rope(c), bias=has_bias, out_bias=has_bias), sinks=True)
-    alpha, limit = (
-        (_ALPHA, _LIMIT)
-        if c.is_gguf
-        else (c.number(f"swiglu_{name}", default=usual, low=1e-6) for name, usual in (("alpha", _ALPHA), ("limit", _LIMIT)))
-    )
+    alpha = _ALPHA if c.is_gguf else c.number("swiglu_alpha", default=_ALPHA, low=1e-6)
+    limit = _LIMIT if c.is_gguf else c.number("swiglu_limit", default=_LIMIT, low=1e-6)
     experts = read.moe(c, "expert_feed_forward_length", score="topk_softmax")
     if experts.activation != "silu":
         raise c.unsupported("hidden_act", f"is {experts.activation}, not silu")

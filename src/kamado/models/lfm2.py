@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from . import settings as read
-from .config import MAX_HEADS, MAX_WIDTH, Config, shown
+from .config import MAX_HEADS, MAX_WIDTH, Config, Keys, shown
 from .decoder import Attention, Block, Mlp, Moe, model
 from .delta import MAX_TAPS
 from .recurrent import ShortConv
 from .registry import Family, Program, Weights
 
 _LAYER, _FFN = "layers.{i}.", "layers.{i}.feed_forward."
-LFM2_KEYS: Final = {
+LFM2_KEYS: Final[Keys] = {
     "attention.layer_norm_rms_epsilon": "norm_eps",
     "leading_dense_block_count": "num_dense_layers",
     "shortconv.l_cache": "conv_L_cache",
@@ -101,6 +101,7 @@ def _kv_heads(c: Config, count: int) -> Sequence[int]:
 def _width(c: Config) -> int:
     """Of the MLP: the one that config.json names, or two thirds of it, rounded up."""
     width = c.optional_integer("block_ff_dim") or c.integer("feed_forward_length")
+    c.known({"intermediate_size"})
     step = c.integer("block_multiple_of", default=256)
     share = c.number("block_ffn_dim_multiplier", default=1.0, high=1024.0)
     if not c.flag("block_auto_adjust_ff_dim", default=True):

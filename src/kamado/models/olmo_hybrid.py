@@ -9,7 +9,6 @@ from . import settings as read
 from .config import MAX_HEAD_DIM, MAX_HEADS
 from .decoder import Block, model
 from .delta import DELTA_TENSORS, delta_net, recurrent_layers
-OLMO_TENSORS: dict[str, str] = {}
 from .registry import Config, Family, Program, Weights
 from .rope import RopeTable
 
@@ -29,7 +28,6 @@ _DEFAULTS: Final[dict[str, Any]] = {
 @Family(
     hf=("olmo_hybrid",),
     tensors={
-        **OLMO_TENSORS,
         **DELTA_TENSORS,
         "attn_norm": "layers.{i}.input_layernorm|layers.{i}.attention_layer_norm",
         "ffn_norm": "layers.{i}.post_attention_layernorm|layers.{i}.feedforward_layer_norm",

@@ -25,5 +25,5 @@ from .registry import Config, Family, Program, Weights
 def build(c: Config, w: Weights) -> Program:
     """The program of a `qwen35moe` (GGUF), `qwen3_5_moe` or `qwen3_5_moe_text` checkpoint."""
     read.check_normalized(c)
-    c.known({"feed_forward_length"})  # there are no layers without experts
+    c.known({"feed_forward_length", "intermediate_size"})  # there are no layers without experts
     return qwen(c, w, qwen3_5_delta(c), [gated_moe(c, normalize=True)] * read.num_layers(c))

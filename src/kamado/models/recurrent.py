@@ -55,17 +55,17 @@ def short_conv(s: Stream, m: ShortConv, x: Buffer, i: int) -> Iterator[Op]:
 def delta_net(s: Stream, m: DeltaNet, x: Buffer, i: int) -> Iterator[Op]:
     """h = the gated delta rule over x, by the weights of layer i"""
     key_width, value_width = m.num_k_heads * m.k_dim, m.num_v_heads * m.v_dim
-    widths = {"q": key_width, "k": key_width, "v": value_width, "z": value_width}
+    widths = {"q": key_width, "k": key_width, "v": value_width, "gate": value_width}
     widths |= {"beta": m.num_v_heads, "decay": m.num_v_heads}
-    raw = {name: s.buffer(f"{name}_raw" if name in "qkv" else name, width) for name, width in widths.items()}
+    raw = {name: s.buffer(f"delta_{name}_raw" if name in "qkv" else f"delta_{name}", n) for name, n in widths.items()}
     weights = _projections(s, m, x.width, i)
     yield op.Linear(tuple(raw[name] for name in weights), x, tuple(weights.values()))
-    rows = {name: s.buffer(name, widths[name]) for name in "qkv"}
+    rows = {name: s.buffer(f"delta_{name}", widths[name]) for name in "qkv"}
     for (name, out), taps in zip(rows.items(), _taps(s, m, [out.width for out in rows.values()], i), strict=True):
         yield _conv(s, out, raw[name], taps, m.activation)
     for name in "qk":
         yield op.Norm(rows[name], rows[name], None, None, _L2_EPS, "l2", m.k_dim)
-    out = s.buffer("attn", value_width)
+    out = s.buffer("delta", value_width)
     decay, dt_bias = s.w.vector("ssm_a", m.num_v_heads, i), s.w.vector("ssm_dt", m.num_v_heads, i, end="bias")
     state = s.keep(Record(f"delta{i}", 4 * m.num_v_heads * m.k_dim * m.v_dim))
     yield op.DeltaScan(
@@ -73,7 +73,7 @@ def delta_net(s: Stream, m: DeltaNet, x: Buffer, i: int) -> Iterator[Op]:
         m.num_k_heads, m.num_v_heads, m.k_dim, m.v_dim, m.k_dim**-0.5, m.heads, m.beta_scale, m.decay_is_log,
     )  # fmt: skip
     yield s.normed(out, out, "ssm_norm", i, m.v_dim, m.norm_eps)
-    yield op.Gate(out, raw["z"], out, "silu")
+    yield op.Gate(out, raw["gate"], out, "silu")
     yield s.linear((("ssm_out", s.h),), out, False, i)
 
 
@@ -100,24 +100,20 @@ def _projections(s: Stream, m: DeltaNet, cols: int, i: int) -> dict[str, TensorR
     key_width, value_width = m.num_k_heads * m.k_dim, m.num_v_heads * m.v_dim
     found: dict[str, TensorRef] = {}
     if m.mixed and s.w.is_fused("ssm_in", i):
-        found |= _by_turns(s, "ssm_in", i, cols, m.num_k_heads, dict(zip("qkvz", _turns(m, share), strict=True)))
+        rows = {"q": m.k_dim, "k": m.k_dim, "v": share * m.v_dim, "gate": share * m.v_dim}
+        found |= _by_turns(s, "ssm_in", i, cols, m.num_k_heads, rows)
     else:
         widths = {"q": key_width, "k": key_width, "v": value_width}
         if s.w.is_fused("ssm_q", i):
             found |= {part: s.w.matrix(f"ssm_{part}", width, cols, i) for part, width in widths.items()}
         else:
             found |= dict(zip("qkv", s.w.parts("attn_qkv", list(widths.values()), cols, i), strict=True))
-        found["z"] = s.w.matrix("attn_gate", value_width, cols, i)
+        found["gate"] = s.w.matrix("attn_gate", value_width, cols, i)
     if m.mixed:
         return found | _by_turns(s, "ssm_ba", i, cols, m.num_k_heads, {"beta": share, "decay": share})
     found["beta"] = s.w.matrix("ssm_beta", m.num_v_heads, cols, i)
     found["decay"] = s.w.matrix("ssm_alpha", m.num_v_heads, cols, i)
     return found
-
-
-def _turns(m: DeltaNet, share: int) -> tuple[int, int, int, int]:
-    """Rows of q, k, v and the gate that belong to one key head."""
-    return m.k_dim, m.k_dim, share * m.v_dim, share * m.v_dim
 
 
 def _by_turns(s: Stream, role: str, i: int, cols: int, count: int, rows: dict[str, int]) -> dict[str, TensorRef]:

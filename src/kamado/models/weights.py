@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from ..errors import CorruptFileError, MissingTensorError, UnsupportedError
-from ..files.plain_file import open_regular
+from ..errors import MissingTensorError, UnsupportedError
+from ..files.numbers import read_vector
 from ..files.types import Checkpoint, Layout, TensorRef
 from .config import MAX_VOCAB
 
@@ -162,8 +162,8 @@ class Weights:
     ) -> tuple[tuple[TensorRef, ...], tuple[TensorRef, ...], tuple[TensorRef, ...]]:
         """Gate, up and down of every expert, however packed.
 
-        Stacked, gate on up stacked, or one tensor each. Where the file's names have `ffn_gate_up_pairs`, rows of gate and
-        up alternate, in blocks of MXFP4, or as the transpose of all that is not quantised (gpt-oss).
+        Stacked, gate on up stacked, or one tensor each. Where the file's names have `ffn_gate_up_pairs`, rows of gate
+        and up alternate, in blocks of MXFP4, or as the transpose of all that is not quantised (gpt-oss).
         """
         if self._hf is not None and "ffn_gate_up_pairs" in self._hf:
             both = self._turned("ffn_gate_up_pairs", layer, (num_experts, 2 * width, hidden))
@@ -184,9 +184,6 @@ class Weights:
             self._expert_part("up", layer, num_experts, width, hidden),
             down,
         )
-
-    def _has_single_experts(self, layer: int) -> bool:
-        return any(self.has(f"ffn_{part}.{{e}}", layer, 0) for part in ("gate", "up", "down"))
 
     def _turned(self, role: str, layer: int, shape: tuple[int, int, int]) -> TensorRef:
         """Matrices of `shape`, which the file has transposed unless they are in blocks."""
@@ -214,6 +211,9 @@ class Weights:
         whole = self._unquantised(self._tensor(name, (num_experts, length)))
         return tuple(whole.index(e) for e in range(num_experts))
 
+    def _has_single_experts(self, layer: int) -> bool:
+        return any(self.has(f"ffn_{part}.{{e}}", layer, 0) for part in ("gate", "up", "down"))
+
     def _expert_part(
         self, part: Literal["gate", "up", "down"], layer: int, num_experts: int, rows: int, cols: int
     ) -> tuple[TensorRef, ...]:
@@ -230,15 +230,7 @@ class Weights:
         ref = self._tensor(self.name(role), (length,))
         if ref.layout is not Layout.F32:
             raise UnsupportedError(f"{self.checkpoint.path}: tensor {ref.name!r} is {ref.layout.name}, needed as F32")
-        try:
-            with open_regular(ref.file) as file:
-                file.seek(ref.offset)
-                raw = file.read(ref.nbytes)
-        except OSError as error:
-            raise CorruptFileError(f"{ref.file}: cannot be read: {error.strerror or error}") from error
-        if len(raw) != ref.nbytes:
-            raise CorruptFileError(f"{ref.file}: ends inside tensor {ref.name!r}")
-        return np.frombuffer(raw, dtype="<f4", count=length).astype(np.float64)
+        return read_vector(ref)
 
     def finish(self, ignored: str | None = None) -> None:
         """Raises UnsupportedError when the file has tensors that nothing asked for, but for names matching `ignored`.

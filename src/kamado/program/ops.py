@@ -167,7 +167,9 @@ class Gate(RowWise):
 
     def text(self, show: Show) -> str:
         line = f"{self.out.sized} = {self.activation}({self.a.name})" + (f" · {self.b.name}" if self.b else "")
-        return line + given(limit=self.limit, groups=None if self.group is None else f"of {self.group}", alpha=self.alpha)
+        return line + given(
+            limit=self.limit, groups=None if self.group is None else f"of {self.group}", alpha=self.alpha
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,12 +261,12 @@ class Experts(Operation):
     }
 
     def text(self, show: Show) -> str:
-        x, first = self.x.name, [show(self.gate[0]), show(self.up[0]), show(self.down[0])]
+        x = self.x.name
+        parts = ((self.gate, self.gate_biases), (self.up, self.up_biases), (self.down, self.down_biases))
+        first = [show(matrices[0]) + (" + bias" if biases else "") for matrices, biases in parts]
         line = f"{self.out.sized} = Σ {self.logits.name} · down({self.activation}(gate({x})) · up({x}))"
         line += given(limit=self.limit, alpha=self.alpha)
-        line += f", {len(self.gate)} × gate {first[0]}, up {first[1]}, down {first[2]}"
-        biases = [show(each[0]) for each in (self.gate_biases, self.up_biases, self.down_biases) if each]
-        return line + (f", biases {', '.join(biases)}" if biases else "")
+        return f"{line}, {len(self.gate)} × gate {first[0]}, up {first[1]}, down {first[2]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,9 +142,12 @@ def _kinds(steps: Sequence[op.Op]) -> Iterator[tuple[str, Kind]]:
                     yield _whole(scale), "ones"
             case op.Rescale(weight=weight):
                 yield _whole(weight), "ones"
-            case op.Experts(gate=gate, up=up, down=down):
+            case op.Attend(sinks=sinks) if sinks is not None:
+                yield _whole(sinks), "zeros"
+            case op.Experts(gate=gate, up=up, down=down, gate_biases=one, up_biases=two, down_biases=three):
                 yield from ((_whole(part[0]), "inward") for part in (gate, up))
                 yield _whole(down[0]), "outward"
+                yield from ((_whole(part[0]), "bias") for part in (one, two, three) if part)
             case op.Head(weight=weight):
                 yield _whole(weight), "head"
 
@@ -165,7 +168,7 @@ def _linear_kind(out: str) -> Kind:
 
 def _planned(name: str, dims: tuple[int, ...], kind: Kind, shape: Shape, layout: str) -> TensorPlan:
     layer, role = _split(name)
-    is_vector = len(dims) == 1 or kind == "router"
+    is_vector = len(dims) == 1 or kind in ("router", "bias")
     chosen = Layout.F32 if is_vector else _layout(layout, role, dims[-1], shape, layer)
     return TensorPlan(name, dims, chosen, kind, layer)
 

@@ -33,23 +33,20 @@ _ROPES = {
     _FULL: {"rope_type": "proportional", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
     _LOCAL: {"rope_type": "default", "rope_theta": 1e4},
 }
-_NO_KEYS = tuple(
-    f"{i}.self_attn.{name}.weight" for i in range(_FIRST_SHARING, 5) for name in ("k_proj", "v_proj", "k_norm")
-)
 
 
 def _layer(hidden: int, layer: int) -> Shapes:
     is_full = _KINDS[layer] == _FULL
     dim, kv_heads = (_FULL_DIM, 1) if is_full else (HEAD_DIM, KV_HEADS)
     width = FFN if layer < _FIRST_SHARING else 2 * FFN
-    keys = (kv_heads * dim, hidden)
+    keys = (kv_heads * dim, hidden) if layer < _FIRST_SHARING else ()
     return {
         "self_attn.q_proj.weight": (HEADS * dim, hidden),
         "self_attn.k_proj.weight": keys,
-        "self_attn.v_proj.weight": keys,
+        "self_attn.v_proj.weight": () if is_full else keys,
         "self_attn.o_proj.weight": (hidden, HEADS * dim),
         "self_attn.q_norm.weight": (dim,),
-        "self_attn.k_norm.weight": (dim,),
+        "self_attn.k_norm.weight": (dim,) if keys else (),
         "mlp.gate_proj.weight": (width, hidden),
         "mlp.up_proj.weight": (width, hidden),
         "mlp.down_proj.weight": (hidden, width),
@@ -159,7 +156,6 @@ FAMILY = Family(
         "per_layer_model_projection.weight": (len(_KINDS) * _OWN, HIDDEN),
         "per_layer_projection_norm.weight": (_OWN,),
     },
-    without=(*_NO_KEYS, "2.self_attn.v_proj.weight"),
     ffn=_layer,
     heading="layers 0-1",
     golden=(1, [18, 46, 18, 18, 36, 17, 93, 64, 40, 1, 47, 1, 1, 1, 1, 93, 64, 38, 37, 86, 1, 39, 43, 67]),
