@@ -33,6 +33,12 @@ BASE: dict[str, Any] = {
 NO_HEAD_DIM = {**{k: v for k, v in BASE.items() if k != "head_dim"}, "hidden_size": HEADS * HEAD_DIM}
 QK_NORMS: Shapes = {"self_attn.q_norm.weight": (HEAD_DIM,), "self_attn.k_norm.weight": (HEAD_DIM,)}
 
+QKV_BIASES: Shapes = {
+    "self_attn.q_proj.bias": (HEADS * HEAD_DIM,),
+    "self_attn.k_proj.bias": (KV_HEADS * HEAD_DIM,),
+    "self_attn.v_proj.bias": (KV_HEADS * HEAD_DIM,),
+}
+
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,

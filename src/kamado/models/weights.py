@@ -166,11 +166,9 @@ class Weights:
         and up alternate, in blocks of MXFP4, or as the transpose of all that is not quantised (gpt-oss).
         """
         if self._hf is not None and "ffn_gate_up_pairs" in self._hf:
-            both = self._turned("ffn_gate_up_pairs", layer, (num_experts, 2 * width, hidden))
-            down = self._turned("ffn_down_exps", layer, (num_experts, hidden, width))
-            pairs = [both.index(e) for e in range(num_experts)]
+            pairs = self._turned("ffn_gate_up_pairs", layer, (num_experts, 2 * width, hidden))
             gate, up = (tuple(pair.every(2, first) for pair in pairs) for first in (0, 1))
-            return gate, up, tuple(down.index(e) for e in range(num_experts))
+            return gate, up, self._turned("ffn_down_exps", layer, (num_experts, hidden, width))
         down = self._expert_part("down", layer, num_experts, hidden, width)
         named = self._hf is not None and "ffn_gate_up_exps" in self._hf
         # Directories of one family may have either, since transformers 5 joins what it reads.
@@ -185,12 +183,14 @@ class Weights:
             down,
         )
 
-    def _turned(self, role: str, layer: int, shape: tuple[int, int, int]) -> TensorRef:
-        """Matrices of `shape`, which the file has transposed unless they are in blocks."""
+    def _turned(self, role: str, layer: int, shape: tuple[int, int, int]) -> tuple[TensorRef, ...]:
+        """Matrices of `shape` that lie in one tensor, and transposed unless they are in blocks."""
         name = self.name(role, layer)
-        if not self.checkpoint.tensor(name).layout.is_float:
-            return self._tensor(name, shape)
-        return self._tensor(name, (shape[0], shape[2], shape[1])).transposed()
+        if self.checkpoint.tensor(name).layout.is_float:
+            whole = self._tensor(name, (shape[0], shape[2], shape[1])).transposed()
+        else:
+            whole = self._tensor(name, shape)
+        return tuple(whole.index(e) for e in range(shape[0]))
 
     def expert_biases(
         self, layer: int, num_experts: int, width: int, hidden: int

@@ -53,6 +53,11 @@ class ExpertNeeds:
     least_slots_bytes: int = 0  # of `least_bytes`, the slots
     most_buffers: int = _LEAST_BUFFERS
 
+    @property
+    def request_bytes(self) -> int:
+        """Of the largest read, rounded up to whole pages; 0 for a dense program."""
+        return max(0, self.buffer_bytes - FILE_PAGE_BYTES)
+
     def slots_of(self, expert_bytes: int) -> int:
         """Bytes that are left for slots of `expert_bytes`."""
         if expert_bytes >= HUGE_PAGE_BYTES:

@@ -47,7 +47,7 @@ class AttentionProbe:
     def __init__(self, program: Program, presets: Mapping[str, Sequence[Bits]]) -> None:
         """`presets`: bits of each KV layer, (0, 0) where it stays exact."""
         self._layers = [attends[0] for attends in program.attends_by_kv_layer]
-        self._sinks = [op.sinks and read_vector(op.sinks).astype(np.float32) for op in self._layers]
+        self._sinks = [None if op.sinks is None else read_vector(op.sinks).astype(np.float32) for op in self._layers]
         self._presets = presets
         self._sums: dict[tuple[int, Bits], _Sums] = {
             (layer, bits[layer]): _Sums(op.num_heads)
