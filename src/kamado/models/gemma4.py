@@ -112,7 +112,7 @@ def build(c: Config, w: Weights) -> Program:
         embedding_scale=float(np.float32(math.sqrt(hidden))),
         softcap=c.optional_number("final_logit_softcapping", low=0.0 if c.is_gguf else 1e-6) or None,
         # Some files carry the projections that layers with another's keys and values do not use.
-        ignored=rf"{_MULTIMODAL}|(^blk|layers)\.({unused or 'none'})\.(self_attn\.)?(attn_)?[kv](_proj|_norm)?\.weight$",
+        ignored=rf"{_MULTIMODAL}|(^blk|layers)\.({unused or 'none'})\.(self_attn\.|attn_)[kv](_proj|_norm)?\.weight$",
         notes=read.vision_notes(w, _MULTIMODAL, "towers for pictures and sound are"),
     )
 
@@ -159,7 +159,6 @@ def _experts(c: Config) -> Moe | None:
 
 def _attentions(c: Config, w: Weights, windows: Windows, first_sharing: int) -> list[Attention]:
     """The attention of every layer."""
-    count = len(windows)
     num_heads = c.integer("attention.head_count", high=MAX_HEADS)
     local, full = _head_dims(c, windows)
     ropes = _gguf_ropes(c, w, local, full) if c.is_gguf else _hf_ropes(c, local, full)
@@ -177,23 +176,10 @@ def _attentions(c: Config, w: Weights, windows: Windows, first_sharing: int) -> 
     for i, window in enumerate(windows):
         if num_heads % kv_heads[i]:
             raise c.invalid("attention.head_count", f"is {num_heads}, no multiple of {kv_heads[i]} in layer {i}")
-        result.append(
-            Attention(
-                num_heads,
-                kv_heads[i],
-                full if window is None else local,
-                1.0,
-                ropes[window is None],
-                window,
-                "head",
-                bias,
-                bias,
-                v_norm=True,
-                v_of_k=window is None and joined,
-                keys_of=last[window is None] if i >= first_sharing else None,
-            )  # fmt: skip
-        )
-    assert len(result) == count
+        sizes = num_heads, kv_heads[i], full if window is None else local
+        usual = Attention(*sizes, 1.0, ropes[window is None], window, "head", bias, bias, v_norm=True)
+        keys_of = last[window is None] if i >= first_sharing else None
+        result.append(replace(usual, v_of_k=window is None and joined, keys_of=keys_of))
     return result
 
 
@@ -239,7 +225,7 @@ def _by_kind(c: Config, windows: Windows, numbers: Sequence[int]) -> tuple[int, 
 
 
 def _gguf_ropes(c: Config, w: Weights, local: int, full: int) -> tuple[RopeTable, RopeTable]:
-    """Of local and of global layers. Divisors of a tensor make all but the first pairs of the global ones stand still."""
+    """Of local and of global layers. Divisors of a tensor make all but the first pairs of global ones stand still."""
     for key, width in (("rope.dimension_count", full), ("rope.dimension_count_swa", local)):
         if c.integer(key, default=width, high=MAX_HEAD_DIM) != width:
             raise c.unsupported(key, f"is not {width}, the width of a head")
@@ -302,7 +288,10 @@ def _beside(s: Stream, m: Mlp, e: Moe, i: int) -> Iterator[Op]:
 
 
 def _own_added(s: Stream, own: _PerLayer, m: Mlp, i: int) -> Iterator[Op]:
-    """x += norm(W (activation(gate(x)) ⊙ e)), e = (norm(the layer's share of the embedding) + its piece of a row) / √2"""
+    """x += norm(W (activation(gate(x)) ⊙ e)), e = (norm(the layer's share of the embedding) + its piece of a row) / √2
+
+    The share is that of the token's usual embedding, the row that of the table for all layers.
+    """
     e, token, gate = (s.buffer(name, own.width) for name in ("own", "own_token", "own_gate"))
     whole = own.num_layers * own.width
     share = s.w.matrix("per_layer_model_proj", whole, s.hidden).row_range(i * own.width, (i + 1) * own.width)
