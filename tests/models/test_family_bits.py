@@ -17,7 +17,7 @@ from kamado.program import Program
 pytestmark = needs_native
 
 FAMILIES = sorted(tiny_models.FAMILIES)
-SPARSE = [name for name in FAMILIES if "num_experts_per_tok" in tiny_models.CONFIGS[name]]
+SPARSE = [name for name in FAMILIES if {"num_experts_per_tok", "top_k_experts"} & tiny_models.CONFIGS[name].keys()]
 LENGTH = 150  # more than one 128-token page
 RNG = np.random.default_rng(3)
 TOKENS = RNG.integers(0, tiny_models.VOCAB, LENGTH).tolist()
