@@ -143,7 +143,10 @@ def _alike(op: Experts) -> dict[tuple[TensorRef, TensorRef, TensorRef], int]:
     first: dict[tuple[object, ...], tuple[TensorRef, TensorRef, TensorRef]] = {}
     counts: Counter[tuple[object, ...]] = Counter()
     for gate, up, down in zip(op.gate, op.up, op.down, strict=True):
-        size = tuple((ref.layout, ref.shape, ref.blocks, ref.by_column) for ref in (gate, up, down))
+        size = (
+            gate.layout, gate.shape, gate.blocks, gate.by_column, up.layout, up.shape, up.blocks, up.by_column,
+            down.layout, down.shape, down.blocks, down.by_column,
+        )  # fmt: skip
         first.setdefault(size, (gate, up, down))
         counts[size] += 1
     return {record: counts[size] for size, record in first.items()}
@@ -249,9 +252,12 @@ def scratch_needs(program: Program) -> ScratchNeeds:
 
 
 def _matrices(program: Program) -> Iterator[tuple[TensorRef, float]]:
-    """Every matrix that is multiplied with, and the share of it that one token uses."""
+    """Every matrix that is multiplied with, and the share of it that one token uses: of experts that are alike one."""
     for op in program.ops:
-        share = program.top_k / max(1, len(op.gate)) if isinstance(op, Experts) else 1.0
+        if isinstance(op, Experts) and op.gate:
+            for record, count in _alike(op).items():
+                yield from ((ref, program.top_k * count / len(op.gate)) for ref in record)
+            continue
         for field in fields_of(type(op)):
             if field.kind is Kind.MATRIX:
-                yield from ((ref, share) for ref in each(op, field))
+                yield from ((ref, 1.0) for ref in each(op, field))
