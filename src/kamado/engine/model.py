@@ -11,6 +11,7 @@ from typing import Any, Unpack, cast, overload
 
 from ..errors import ContextOverflowError, UsageError
 from ..options import AnswerOptions, check_options, sampling_from
+from . import repeat_causes
 from .cache.turn_starts import wanted_marks
 from .forms.constraint import Form
 from .forms.grammar import Grammar, Schema, make_grammar
@@ -290,10 +291,14 @@ class Model(Measured):
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
             marks=wanted_marks(len(tokens), starts) if self._has_record else (),
+            stop_on_repeat=options.get("stop_on_repeat"),
         )
         remember = None if continues and turn is None else partial(self._transcripts.remember, owner)
         schema = form.grammar.schema if isinstance(form, Form) else None
-        return Generation(request, self._scheduler, self, on_end=on_end, on_tokens=remember, schema=schema)
+        return Generation(
+            request, self._scheduler, self, on_end=on_end, on_tokens=remember, schema=schema,
+            on_repeat=partial(repeat_causes.tell, self._checkpoint, self._tokenizer),
+        )  # fmt: skip
 
     def conversation(self, session: str, *, owner: str = "") -> list[dict[str, Any]]:
         """The messages of a named conversation, to be continued with `chat(..., session=...)`; none if it is new.

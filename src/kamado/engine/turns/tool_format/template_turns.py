@@ -6,10 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ....errors import UsageError
-from ..chat_types import ImagePart, Message, Tool
+from ..chat_types import ImagePart, Message, TextPart, Tool
 from ..cut_json import closed
 from ..mixed_text import MixedText
 from .formats import ToolFormat
@@ -45,6 +46,33 @@ def tool_objects(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 _NONE = {"type": "object", "properties": {}}
+
+
+def one_call_each(messages: Sequence[Message]) -> list[Message]:
+    """The same with one call a message, its result behind it, for templates that know no more. What was said before a
+    call goes to the reasoning, if there is some: such templates take one text."""
+    out: list[Message] = []
+    i = 0
+    while i < len(messages):
+        message = messages[i]
+        i += 1
+        if message.role != "assistant" or not message.tool_calls:
+            out.append(message)
+            continue
+        results = []
+        while i < len(messages) and messages[i].role == "tool":
+            results.append(messages[i])
+            i += 1
+        if message.reasoning and message.text:
+            others = tuple(part for part in message.parts if not isinstance(part, TextPart))
+            message = replace(message, parts=others, reasoning=f"{message.reasoning}\n\n{message.text}")
+        for k, call in enumerate(message.tool_calls):
+            out.append(replace(message, tool_calls=(call,)) if k == 0 else Message("assistant", tool_calls=(call,)))
+            place = next((n for n, result in enumerate(results) if result.tool_call_id == call.id), None)
+            if place is not None:
+                out.append(results.pop(place))
+        out += results
+    return out
 
 
 def make_turns(
@@ -116,10 +144,10 @@ def _native(
         for call in message.tool_calls:
             arguments = _passed(arguments_of(i, call.name, call.arguments), syntax)
             function = {"name": call.name, "arguments": arguments}
-            calls.append({"id": _call_id(call.id, tool_format), "type": "function", "function": function})
+            calls.append({"id": call_id(call.id, tool_format), "type": "function", "function": function})
     if message.role == "tool":
         turn["name"] = message.name
-        turn["tool_call_id"] = _call_id(message.tool_call_id, tool_format)
+        turn["tool_call_id"] = call_id(message.tool_call_id, tool_format)
     return turn
 
 
@@ -181,8 +209,8 @@ def arguments_of(i: int, name: str, text: str) -> Mapping[str, Any]:
     return value
 
 
-def _call_id(given: str, tool_format: ToolFormat) -> str:
-    """The id, or one of the length that the template insists on, made of it."""
+def call_id(given: str, tool_format: ToolFormat) -> str:
+    """The id of a call, or one of the length that the template insists on, made of it."""
     length = tool_format.id_length
     if length is None or (len(given) == length and given.isalnum()):
         return given
