@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _NATIVE = (
     hermes.FORMAT, qwen_xml.FORMAT, glm.FORMAT, minimax.FORMAT, qwen_xml.SEED, mistral.FORMAT, lists.FORMAT,
-    pythonic.FORMAT, gemma4.FORMAT, granite.FORMAT, llama3.FORMAT,
+    pythonic.FORMAT, gemma4.FORMAT, gemma4.FIRST, granite.FORMAT, llama3.FORMAT,
 )  # fmt: skip
 
 # Variables in which templates take tools; SmolLM3's first version knows the second alone.
@@ -250,6 +250,8 @@ class _Renderer:
         for tag in (chosen.tags.open, chosen.tags.close) if chosen.tags else ():
             gap = gap.replace(tag, "")
         if gap.strip():
+            return False
+        if chosen.tools.result_mark not in told.partition(expected)[2].partition(f"{_RESULT}0")[0]:
             return False
         rest = full[at + len(expected) :].lstrip()
         specials = [tokenizer.decode([i], skip_special=False) for i in tokenizer.stop_ids]

@@ -3,6 +3,8 @@ two `<|"|>`. Results follow inside of the model's own turn."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .formats import ToolFormat
 from .syntax import BareArguments, CallSyntax
 
@@ -17,4 +19,6 @@ _CALL = CallSyntax(
     key_separator=":",
 )
 
-FORMAT = ToolFormat("gemma4", (_CALL,))
+FORMAT = ToolFormat("gemma4", (_CALL,), result_mark="<|tool_response>")
+# Its first templates take results in the message with the call.
+FIRST = replace(FORMAT, results_name="tool_responses")

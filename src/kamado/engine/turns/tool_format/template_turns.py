@@ -93,6 +93,8 @@ def make_turns(
     """
     if tool_format is not None and not tool_format.is_prompted:
         turns = [_native(i, message, tool_format, syntax, reasoning, in_content) for i, message in enumerate(messages)]
+        if tool_format.results_name:
+            turns = _results_in_calls(turns, tool_format.results_name)
         return turns, tool_objects(tools) if tools else None
     turns = []
     is_result = False  # whether the last turn ends with what a tool returned
@@ -149,6 +151,19 @@ def _native(
         turn["name"] = message.name
         turn["tool_call_id"] = call_id(message.tool_call_id, tool_format)
     return turn
+
+
+def _results_in_calls(turns: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Results as a part of the turn whose calls they answer; one that answers none stays a turn of its own."""
+    out: list[dict[str, Any]] = []
+    for turn in turns:
+        if turn["role"] == "tool" and out and out[-1].get("tool_calls"):
+            calls = [call for call in out[-1]["tool_calls"] if call["id"] == turn["tool_call_id"]]
+            tool = calls[0]["function"]["name"] if calls else turn["name"]
+            out[-1].setdefault(name, []).append({"name": tool, "response": turn["content"]})
+        else:
+            out.append(turn)
+    return out
 
 
 def _passed(arguments: Mapping[str, Any], syntax: CallSyntax | None) -> Mapping[str, Any]:
