@@ -16,7 +16,7 @@ from kamado.text.template_bounds import PassedLimitError
 
 from . import chat_families
 from .chat_families import FAMILIES, Family, FamilyTokenizer
-from .fakes import EOS, IM_END, IM_START, FakeExecutor, make_model
+from .fakes import IM_END, IM_START, FakeExecutor, make_model
 
 WEATHER = ct.Tool(
     "get_weather",
@@ -58,7 +58,7 @@ def family_model(family: Family, answer: list[int] | None = None, **kwargs):
     def logits_of(tokens) -> np.ndarray:
         row = np.zeros(tokenizer.vocab_size, np.float32)
         i = len(tokens) - model.begin
-        row[answer[i] if answer is not None and 0 <= i < len(answer) else EOS] = 10.0
+        row[answer[i] if answer is not None and 0 <= i < len(answer) else sorted(tokenizer.stop_ids)] = 10.0
         return row
 
     if answer is not None:

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 from engine.chat_families import FAMILIES, Family, FamilyTokenizer
-from engine.fakes import EOS, FakeExecutor, make_model
+from engine.fakes import FakeExecutor, make_model
 
 from kamado.serve.config import ServeConfig
 from kamado.serve.http.keys import KeyRing
@@ -58,7 +58,7 @@ class WritingModel(EngineModel):
         def logits_of(tokens: Any) -> np.ndarray:
             row = np.zeros(tokenizer.vocab_size, np.float32)
             at = len(tokens) - self.begin
-            row[self.answer[at] if 0 <= at < len(self.answer) else EOS] = 10.0
+            row[self.answer[at] if 0 <= at < len(self.answer) else sorted(tokenizer.stop_ids)] = 10.0
             return row
 
         executor = FakeExecutor(vocab_size=tokenizer.vocab_size, kv_tokens=4 * context, logits_of=logits_of)

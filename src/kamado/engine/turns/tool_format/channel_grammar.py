@@ -35,16 +35,17 @@ class ChannelGrammar(AnswerGrammar):
             self._add_form()
         asides = [*(channels.reasoning if self._may_reason else ()), *channels.asides]
         lasts: list[str] = []
+        final_end = self._literal(channels.final_end) if channels.final_end else f"({self._literal(channels.end)})?"
         if not self._is_required:
             heads = [*channels.finals, *(channels.json_finals if self._output.kind.startswith("json") else ())]
-            lasts.append(f"{self._heads(heads)} {'@form' if has_form else 'TEXT?'}")
+            lasts.append(f"{self._heads(heads)} {'@form' if has_form else 'TEXT?'} {final_end}")
             if not has_form:
                 asides += channels.finals
         if self._syntax is not None:
             self._add_tools(self._syntax)
             lasts.append("calls")
         more = f"{self._literal(channels.end)} {self._literal(channels.start)}"
-        begun = f"TEXT? ({more} messages)?" if self._is_continued else "messages"
+        begun = f"TEXT? ({final_end} | {more} messages)" if self._is_continued else "messages"
         self._rules.append(f"messages: {f'({self._heads(asides)} TEXT? {more})* ' if asides else ''}last")
         self._rules.append(f"last: {' | '.join(lasts)}")
         return self._grammar([f"start: {begun}", f"TEXT: /{ANY_TEXT}+/", *self._rules])
@@ -60,7 +61,7 @@ class ChannelGrammar(AnswerGrammar):
         if channels.between is not None and self._is_parallel:
             more = f" ({' | '.join(f'more_{i}' for i in numbers)})*"
         calls = " | ".join(f"call_{i}" for i in numbers)
-        self._rules.append(f"calls: ({calls}){more}")
+        self._rules.append(f"calls: ({calls}){more} {self._literal(channels.calls_end)}")
         for i, tool in enumerate(self._tools):
             head = " ".join(part if isinstance(part, str) else self._named(part, tool.name) for part in heads)
             self._rules.append(f"call_{i}: {head} rest_{i}")

@@ -31,7 +31,8 @@ class Channels:
     `reads`: kinds of messages by an expression of their header with its body mark; the group `name` or `role_name` is
     the tool's. `reasoning`, `asides`, `finals`: headers as a model may write them: of reasoning, of text that more must
     follow, of text that may be the last. `calls`: of a call, with NAME for the tool's name, in the notation of
-    call_grammar.py's rules; `call_end` is what stands behind the arguments.
+    call_grammar.py's rules; `call_end` is what stands behind the arguments, `calls_end` behind the last call and `final_end` behind a final text:
+    tokens that end the answer; "" for any.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Channels:
     calls: tuple[tuple[str, ...], ...]  # one after the other, each one of several texts, "" for none
     between: str | None  # what stands between two calls; None: one a turn
     call_end: str
+    calls_end: str
+    final_end: str
     id_pattern: str  # of what stands for ID in `calls`
     again: tuple[str, str]  # see ReasoningTags
     off: str  # the effort that stands for no reasoning
@@ -62,7 +65,7 @@ class Channels:
         """Every fixed part in which special tokens may be."""
         heads = (*self.reasoning, *self.asides, *self.finals, *self.json_finals)
         calls = tuple(text for part in self.calls for text in part)
-        return (self.start, self.end, *self.body_marks, *self.end_marks, *heads, *calls, self.call_end)
+        return (self.start, self.end, *self.body_marks, *self.end_marks, *heads, *calls, self.call_end, self.calls_end, self.final_end)
 
     def is_known(self, tokenizer: Tokenizer, template: str) -> bool:
         """Whether a model has these: its template writes them and each mark is one special token."""
@@ -89,6 +92,8 @@ class Channels:
             calls=tuple(map(each, self.calls)),
             between=None if self.between is None else encode(self.between),
             call_end=encode(self.call_end),
+            calls_end=encode(self.calls_end),
+            final_end=encode(self.final_end),
             patterns=tuple((kind, _pattern(text, encode)) for kind, text in self.reads),
         )
 
@@ -130,6 +135,8 @@ HARMONY = Channels(
     ),
     between=None,
     call_end="",
+    calls_end="<|call|>",
+    final_end="<|return|>",
     id_pattern="",
     again=("<|channel|>", "analysis"),
     off="low",
@@ -154,6 +161,8 @@ SOLAR = Channels(
     calls=(("<|tool_calls|><|tool_call:begin|>ID<|tool_call:name|>NAME<|tool_call:args|>",),),
     between="<|tool_call:begin|>ID<|tool_call:name|>NAME<|tool_call:args|>",
     call_end="<|tool_call:end|>",
+    calls_end="<|calls|>",
+    final_end="",
     id_pattern="[a-z0-9]{10}",
     again=("assistant", "<|think|>"),
     off="minimal",
