@@ -1,5 +1,5 @@
-"""A reader of Harmony's messages that shares nothing with Kamado's: written from the format's text, to judge what a model
-wrote. It refuses whatever the format does not say.
+"""A reader of Harmony's messages that shares nothing with Kamado's: written from the format's text, to judge what a
+model wrote. It refuses whatever the format does not say.
 
     answer   := message ( <|end|> <|start|> "assistant" message )* ( <|return|> or <|call|> )
     message  := [ " to=" recipient ] <|channel|> channel [ " to=" recipient ] [ content type ] <|message|> text

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Sampled turns of a donor in Harmony's format, read by a parser that is not Kamado's: how many are malformed, bound and
-not. By hand: python3 benchmarks/harmony_turns.py --donor SMOLLM2.gguf --json harmony.json
+"""Sampled turns of a donor in Harmony's format, read by a parser that is not Kamado's: how many are malformed, bound
+and not. By hand: python3 benchmarks/harmony_turns.py --donor SMOLLM2.gguf --json harmony.json
 
-The donor's reserved tokens are named as Harmony's; nothing else of it changes, and what their rows say is chance. So that
-turns come to their headers and ends often, the marks have a bias (`--bias`), bound and not alike. Each turn is one of
-four: tools that may be called, a tool that must be, an answer that is JSON, plain chat.
+The donor's reserved tokens are named as Harmony's; nothing else of it changes, and what their rows say is chance. So
+that turns come to their headers and ends often, the marks have a bias (`--bias`), bound and not alike. Each turn is one
+of four: tools that may be called, a tool that must be, an answer that is JSON, plain chat.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import harmony_reader as harmony
-
 import numpy as np
 
+import harmony_reader as harmony
 import kamado
 from kamado.files import open_checkpoint
 from kamado.files.gguf_header import read_header
@@ -197,8 +196,6 @@ def is_right_call(message: harmony.Message) -> bool:
     if message.recipient == "functions.get":
         return message.text == "{}"
     return message.recipient == "functions.get_weather" and fits(message.text)
-
-
 
 
 if __name__ == "__main__":

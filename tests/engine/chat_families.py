@@ -198,8 +198,8 @@ HARMONY = (
     "{% elif m.role != 'assistant' %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>"
     "{% elif m.tool_calls %}"
     "{% if m.thinking and m.content %}{{ raise_exception('thinking or content') }}{% endif %}"
-    "{% if m.thinking or m.content %}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking or m.content }}<|end|>"
-    "{% endif %}{% set last.tool = m.tool_calls[0].function.name %}"
+    "{% if m.thinking or m.content %}<|start|>assistant<|channel|>analysis<|message|>"
+    "{{ m.thinking or m.content }}<|end|>{% endif %}{% set last.tool = m.tool_calls[0].function.name %}"
     "<|start|>assistant to=functions.{{ last.tool }}<|channel|>commentary json<|message|>"
     "{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
     "{% else %}{% if m.thinking and loop.last and not add_generation_prompt %}"
@@ -216,21 +216,25 @@ SOLAR = (
     "{% else %}{% if m.reasoning %}<|begin|>assistant<|think|>{{ m.reasoning }}<|end|>{% endif %}"
     "{% if m.tool_calls %}<|begin|>assistant<|tool_calls|>{% for c in m.tool_calls %}<|tool_call:begin|>{{ c.id }}"
     "<|tool_call:name|>{{ c.function.name }}<|tool_call:args|>{{ c.function.arguments | tojson }}<|tool_call:end|>"
-    "{% endfor %}<|calls|>{% else %}<|begin|>assistant<|content|>{{ m.content }}<|end|>{% endif %}{% endif %}{% endfor %}"
+    "{% endfor %}<|calls|>{% else %}<|begin|>assistant<|content|>{{ m.content }}<|end|>{% endif %}{% endif %}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{% if reasoning_effort == 'minimal' %}<|begin|>assistant<|think|><|end|>{% endif %}"
     "<|begin|>assistant{% endif %}"
 )
 # Bare keys in their order, texts between two of one token; results inside of the model's turn.
 GEMMA4 = (
-    "{% macro value(v) %}{% if v is string %}<|\"|>{{ v }}<|\"|>{% elif v is mapping %}{{ '{' }}{% for k, x in v | dictsort %}"
+    "{% macro value(v) %}{% if v is string %}<|\"|>{{ v }}<|\"|>{% elif v is mapping %}{{ '{' }}"
+    "{% for k, x in v | dictsort %}"
     "{{ k }}:{{ value(x) }}{% if not loop.last %},{% endif %}{% endfor %}{{ '}' }}{% elif v is boolean %}"
     "{{ 'true' if v else 'false' }}{% elif v is sequence %}[{% for x in v %}{{ value(x) }}"
     "{% if not loop.last %},{% endif %}{% endfor %}]{% else %}{{ v }}{% endif %}{% endmacro %}"
     "<|turn>system\n{% if enable_thinking %}<|think|>{% endif %}{% if tools %}" + _LISTED + "{% endif %}<turn|>\n"
     "{% set last = namespace(role='') %}{% for m in messages %}"
-    "{% if m.role == 'tool' %}<|tool_response>response:{{ m.name }}{{ '{' }}value:{{ value(m.content) }}{{ '}' }}<tool_response|>"
+    "{% if m.role == 'tool' %}<|tool_response>response:{{ m.name }}{{ '{' }}value:{{ value(m.content) }}"
+    "{{ '}' }}<tool_response|>"
     "{% else %}{% if last.role != 'tool' %}<|turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{% endif %}"
-    "{% if m.tool_calls %}{% if m.reasoning_content %}<|channel>thought\n{{ m.reasoning_content }}\n<channel|>{% endif %}"
+    "{% if m.tool_calls %}{% if m.reasoning_content %}<|channel>thought\n{{ m.reasoning_content }}\n<channel|>"
+    "{% endif %}"
     "{{ m.content }}{% for c in m.tool_calls %}<|tool_call>call:{{ c.function.name }}{{ value(c.function.arguments) }}"
     "<tool_call|>{% endfor %}{% if loop.last %}<|tool_response>{% endif %}{% else %}{{ m.content }}<turn|>\n{% endif %}"
     "{% endif %}{% set last.role = m.role %}{% endfor %}"
@@ -337,7 +341,11 @@ FAMILIES = {
     "smol": Family("hermes", SMOL),
     "smol_tokens": Family("hermes", SMOL, ("<tool_call>", "</tool_call>")),
     "harmony": Family(
-        "harmony", HARMONY, HARMONY_TOKENS, is_parallel=False, tags=("<|channel|>analysis<|message|>", "<|end|>"),
+        "harmony",
+        HARMONY,
+        HARMONY_TOKENS,
+        is_parallel=False,
+        tags=("<|channel|>analysis<|message|>", "<|end|>"),
         opening="<|channel|>final<|message|>",
     ),
     "solar": Family("solar", SOLAR, SOLAR_TOKENS, tags=("<|think|>", "<|end|>"), opening="<|content|>"),

@@ -149,7 +149,8 @@ def test_a_call_goes_round_through_prompt_answer_and_next_prompt(key) -> None:
         after = model.prepare_chat((*ASK, answer, *results), tools=TOOLS)
         told = shown(model, after)
         assert all(f"result {c.index}" in told for c in calls)
-        if family.name not in ("mistral", "solar") and key != "r1":  # their templates have ids; R1's reasoning is not kept
+        # Their templates have ids of calls; R1's reasoning is not kept.
+        if family.name not in ("mistral", "solar") and key != "r1":
             assert text in told
 
 

@@ -23,9 +23,9 @@ _GEMMA4 = frozenset(
         "df900edd2fcee5defc268bee887666c43c976d973bb3e87355b52423a651bf91",
     )
 )
-_a4c9919cbbd4acdd51ccffe22da049264b1b73e59055fa58811a99efbd7c8146 = frozenset(("a4c9919cbbd4acdd51ccffe22da049264b1b73e59055fa58811a99efbd7c8146",))
+_GPT_OSS = frozenset(("a4c9919cbbd4acdd51ccffe22da049264b1b73e59055fa58811a99efbd7c8146",))
 KNOWN_TEMPLATES: Mapping[str, frozenset[str]] = {
-    "gemma4": _GEMMA4, "gemma4_text": _GEMMA4, "gpt-oss": _a4c9919cbbd4acdd51ccffe22da049264b1b73e59055fa58811a99efbd7c8146, "gpt_oss": _a4c9919cbbd4acdd51ccffe22da049264b1b73e59055fa58811a99efbd7c8146,
+    "gemma4": _GEMMA4, "gemma4_text": _GEMMA4, "gpt-oss": _GPT_OSS, "gpt_oss": _GPT_OSS,
 }  # fmt: skip
 _SHOWN_DIGITS = 12
 _MAX_TOKENS = 1 << 15  # of the end of prompt and answer that are looked at
@@ -59,8 +59,8 @@ def cause_of(repeat: Repeat, checkpoint: Checkpoint, tokenizer: Tokenizer | None
         return "the logits are not all finite: the model file is probably damaged (compare its checksum)"
     if repeat.is_flat:
         return (
-            f"the logits are flat (the most likely of {repeat.num_choices} tokens has {repeat.best_share:.1e}): the model "
-            "file is probably damaged, or of a version that this one does not read right"
+            f"the logits are flat (the most likely of {repeat.num_choices} tokens has {repeat.best_share:.1e}): the "
+            "model file is probably damaged, or of a version that this one does not read right"
         )
     return "none of the known causes holds: the model itself repeats; a repetition penalty or stop_on_repeat may help"
 

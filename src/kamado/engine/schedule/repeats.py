@@ -1,4 +1,4 @@
-"""Answers that only repeat themselves: seen while they come, told in the log when they end, and ended if that was asked.
+"""Answers that only repeat themselves: seen while they come, told in the log when they end, ended if that was asked.
 
 Any model may come to that. Some such answers are no fault of the model's: what is looked at when it is seen is in
 engine/repeat_causes.py.

@@ -43,7 +43,11 @@ class ThinkBudget:
         self._tail = b""  # of the answer's text, in which the tags are looked for
         close = tokenizer.token_to_id(tags.close)
         text = tokenizer.encode(
-            tags.close if tags.again[1] else f"\n{tags.close}{'' if tags.recurs else _GAP}", special=close in tokenizer.special_ids, add_bos=False, add_eos=False, after="text"
+            tags.close if tags.again[1] else f"\n{tags.close}{'' if tags.recurs else _GAP}",
+            special=close in tokenizer.special_ids,
+            add_bos=False,
+            add_eos=False,
+            after="text",
         )
         self._closing = text
         self._forced: deque[int] = deque()

@@ -158,9 +158,7 @@ class TurnMaker:
         kind: Callable[..., AnswerGrammar] = partial(AnswerGrammar, tags=may_reason, is_reasoning=is_reasoning)
         if chat.channels is not None:
             channels = chat.channels.bind(chat.marks)
-            kind = partial(
-                ChannelGrammar, channels, may_reason=think.enabled is not False, is_continued=is_continued
-            )
+            kind = partial(ChannelGrammar, channels, may_reason=think.enabled is not False, is_continued=is_continued)
         make = partial(
             kind,
             marks=chat.marks,
@@ -196,7 +194,9 @@ class TurnMaker:
     def _warn_unbound(self, reason: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            _log.warning("the headers of this model's messages are not bound, so that some may be malformed: %s", reason)
+            _log.warning(
+                "the headers of this model's messages are not bound, so that some may be malformed: %s", reason
+            )
 
     def _offered(self, tools: Sequence[Tool], choice: ToolChoice) -> tuple[Tool, ...]:
         """The tools that may be called."""

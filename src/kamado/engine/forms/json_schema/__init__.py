@@ -4,7 +4,7 @@
     expand.py     one schema's keywords        normal.py   conjunctions and complements of schemas
     shapes.py     what they allow, by type     emit.py     from that to rules     rules.py   written down
     pattern.py, trees.py, charset.py, formats.py, numbers.py    texts and numbers as regular languages
-    tagged.py     objects whose members stand between tags     keywords.py, python.py, bare.py    other ways to write them
+    tagged.py     objects whose members stand between tags     keywords.py, python.py, bare.py    other ways to write
     values.py     whether a finished value matches
 
 Every shape is a set that the schema's own set contains (declared keys only, whole numbers of 64 bits), except where a

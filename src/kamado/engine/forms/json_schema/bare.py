@@ -1,10 +1,10 @@
-"""Objects whose keys stand bare, `{key:value,key:value}`, at every depth, with texts as they are between two of one token:
-as Gemma 4 writes a call's arguments."""
+"""Objects whose keys stand bare, `{key:value,key:value}`, at every depth, with texts as they are between two of one
+token: as Gemma 4 writes a call's arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from . import trees
 from .keywords import KeywordMembers
@@ -18,7 +18,7 @@ from .trees import ANY, ANY_CHARACTER, Tree, both, is_nothing, is_nullable, repe
 class BareEmitter(SpelledEmitter):
     """Writes values so; null as Python and JSON have it, for templates write None."""
 
-    words = {"null": WORDS["null"]}
+    words: ClassVar[Mapping[str, str]] = {"null": WORDS["null"]}
 
     def __init__(self, normaliser: Normaliser, item_separator: str, key_separator: str, quote: int) -> None:
         """`quote`: the token before and behind each text."""
@@ -62,5 +62,3 @@ class BareEmitter(SpelledEmitter):
         if not is_nothing(filled):
             self._rules.add(rule, self._quote, self._rules.terminal(trees.write(filled, False)), self._quote)
         return Name(rule)
-
-

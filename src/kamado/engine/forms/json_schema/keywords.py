@@ -1,5 +1,5 @@
-"""Objects that are written as the arguments of a call: `name=value, name=value`, each value JSON or, with the emitter of
-python.py, a Python literal; or `name:value,name:value` with that of bare.py."""
+"""Objects that are written as the arguments of a call: `name=value, name=value`, each value JSON or, with the emitter
+of python.py, a Python literal; or `name:value,name:value` with that of bare.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments with bare keys out of pieces of text, as JSON: `city:"x",n:-1,more:{k:[null]}`, where each `"` is a mark."""
+"""Arguments with bare keys out of pieces of text, as JSON: `city:"x",n:-1,more:{k:[null]}`, each `"` a mark."""
 
 from __future__ import annotations
 

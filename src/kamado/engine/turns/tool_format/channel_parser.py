@@ -1,5 +1,5 @@
-"""From a model's output to events, where an answer is several messages (channels.py). As AnswerParser: events, neighbours
-of a kind joined, do not depend on how the output was cut, and no half header is shown.
+"""From a model's output to events, where an answer is several messages (channels.py). As AnswerParser: events,
+neighbours of a kind joined, do not depend on how the output was cut, and no half header is shown.
 
 What no header is read from is text: a model that is bound by the grammar of the same format has none of that. Two texts
 of one answer have an empty line between them, and so have two pieces of reasoning.

@@ -2,8 +2,8 @@
 
     header · body mark · body · end mark · `start` · header · …
 
-Headers and marks are special tokens and a few words. They are written and read as each `Channels` says, and nothing else
-is a header: a model that is bound cannot write one that nobody can read.
+Headers and marks are special tokens and a few words. They are written and read as each `Channels` says, and nothing
+else is a header: a model that is bound cannot write one that nobody can read.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Channels:
     `reads`: kinds of messages by an expression of their header with its body mark; the group `name` or `role_name` is
     the tool's. `reasoning`, `asides`, `finals`: headers as a model may write them: of reasoning, of text that more must
     follow, of text that may be the last. `calls`: of a call, with NAME for the tool's name, in the notation of
-    call_grammar.py's rules; `call_end` is what stands behind the arguments, `calls_end` behind the last call and `final_end` behind a final text:
-    tokens that end the answer; "" for any.
+    call_grammar.py's rules; `call_end` is what stands behind the arguments, `calls_end` behind the last call and
+    `final_end` behind a final text: tokens that end the answer; "" for any.
     """
 
     name: str
@@ -65,12 +65,24 @@ class Channels:
         """Every fixed part in which special tokens may be."""
         heads = (*self.reasoning, *self.asides, *self.finals, *self.json_finals)
         calls = tuple(text for part in self.calls for text in part)
-        return (self.start, self.end, *self.body_marks, *self.end_marks, *heads, *calls, self.call_end, self.calls_end, self.final_end)
+        return (
+            self.start,
+            self.end,
+            *self.body_marks,
+            *self.end_marks,
+            *heads,
+            *calls,
+            self.call_end,
+            self.calls_end,
+            self.final_end,
+        )
 
     def is_known(self, tokenizer: Tokenizer, template: str) -> bool:
         """Whether a model has these: its template writes them and each mark is one special token."""
         marks = {mark for text in self.texts() for mark in _SPELLED.findall(text)}
-        return self.finals[0] in template and all(tokenizer.token_to_id(mark) in tokenizer.special_ids for mark in marks)
+        return self.finals[0] in template and all(
+            tokenizer.token_to_id(mark) in tokenizer.special_ids for mark in marks
+        )
 
     def bind(self, marks: Marks) -> Channels:
         """The same with special tokens as marks, ready to read."""

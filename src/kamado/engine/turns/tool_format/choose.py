@@ -124,7 +124,7 @@ def choose_format(template: ChatTemplate, tokenizer: Tokenizer) -> ChatFormat:
     channels = find_channels(template.source, tokenizer)
     tags = channels.tags if channels is not None else find_tags(template.source, tokenizer, shown)
     tag_texts: tuple[str, ...] = (tags.open, tags.close) if tags else ()
-    native = _NATIVE
+    native: tuple[ToolFormat, ...] = _NATIVE
     if channels is not None:
         tag_texts = channels.texts()
         native = (harmony.FORMAT if channels.name == HARMONY.name else harmony.SOLAR,)

@@ -1,6 +1,6 @@
 """gpt-oss: an answer is messages in channels (channels.HARMONY). A call is one message, to `functions.name`, and the
 last of its turn; its template writes the name before the channel.
-Solar Open: the same with other marks, several calls in one message, each with an id of ten characters before its name."""
+Solar Open: the same with other marks, several calls in one message, each with an id before its name."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ....errors import UsageError
-from ..chat_types import ImagePart, Message, TextPart, Tool
+from ..chat_types import ImagePart, Message, TextPart, Tool, ToolCall
 from ..cut_json import closed
 from ..mixed_text import MixedText
 from .formats import ToolFormat
@@ -46,6 +46,28 @@ def tool_objects(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 
 
 _NONE = {"type": "object", "properties": {}}
+
+
+def answered(messages: Sequence[Message]) -> list[Message]:
+    """The same with an id for every call, and with each result's own: protocols without ids (Ollama's) match results by
+    their tools and their order, templates by ids."""
+    out: list[Message] = []
+    waiting: list[ToolCall] = []  # calls whose result has not come
+    for i, message in enumerate(messages):
+        if message.role == "tool":
+            known = [call for call in waiting if call.id == message.tool_call_id]
+            named = [call for call in waiting if call.name == message.name]
+            if not message.tool_call_id and waiting:
+                known = (named or waiting)[:1]
+                message = replace(message, tool_call_id=known[0].id)
+            waiting = [call for call in waiting if call not in known]
+        else:
+            calls = tuple(replace(c, id=c.id or f"call{i}x{k}") for k, c in enumerate(message.tool_calls))
+            if calls != message.tool_calls:
+                message = replace(message, tool_calls=calls)
+            waiting = list(calls)
+        out.append(message)
+    return out
 
 
 def one_call_each(messages: Sequence[Message]) -> list[Message]:
@@ -92,7 +114,10 @@ def make_turns(
     Raises UsageError for a message that cannot be put into this form: a picture, arguments that are no JSON object.
     """
     if tool_format is not None and not tool_format.is_prompted:
-        turns = [_native(i, message, tool_format, syntax, reasoning, in_content) for i, message in enumerate(messages)]
+        turns = [
+            _native(i, message, tool_format, syntax, reasoning, in_content)
+            for i, message in enumerate(answered(messages))
+        ]
         if tool_format.results_name:
             turns = _results_in_calls(turns, tool_format.results_name)
         return turns, tool_objects(tools) if tools else None
