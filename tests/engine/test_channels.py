@@ -41,7 +41,8 @@ from .test_turn import (
 NAMES = frozenset({"f", "get.weather"})
 CHANNELS = {"harmony": (HARMONY, HARMONY_TOKENS), "solar": (SOLAR, SOLAR_TOKENS)}
 PIECES = [
-    *HARMONY_TOKENS, *SOLAR_TOKENS, "assistant", "analysis", "commentary", "final", " to=functions.f", " to=get.weather",
+    *HARMONY_TOKENS, *SOLAR_TOKENS, "assistant", "analysis", "commentary", "final", " to=functions.f",
+    " to=get.weather",
     " json", "json", '{"a": [1, "}"]}', "{}", "word", " ", "\n", "é", "f", "a1b2c3d4e5", "x" * 300,
 ]  # fmt: skip
 outputs = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=16).map("".join)
@@ -257,7 +258,8 @@ def _loving(model, answer: list[int]):
 
 def test_effort_and_no_reasoning_are_told_as_the_template_knows_them() -> None:
     with family_model(FAMILIES["harmony"]) as model:
-        for think, word in ((ct.Think(), "medium"), (ct.Think(effort="high"), "high"), (ct.Think(effort="minimal"), "low"),
+        for think, word in ((ct.Think(), "medium"), (ct.Think(effort="high"), "high"),
+                            (ct.Think(effort="minimal"), "low"),
                             (ct.Think(enabled=False), "low")):  # fmt: skip
             assert f"Reasoning: {word}" in shown(model, model.prepare_chat(ASK, think=think))
     with family_model(FAMILIES["solar"]) as model:

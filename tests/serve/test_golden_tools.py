@@ -1,5 +1,5 @@
-"""Conversations with tools and thinking by the makers' own templates (of llama.cpp's sources, pinned by hash), through all
-protocols, streamed and whole: what is answered, and every prompt to the byte as the template renders it.
+"""Conversations with tools and thinking by the makers' own templates (of llama.cpp's sources, pinned by hash), through
+all protocols, streamed and whole: what is answered, and every prompt to the byte as the template renders it.
 
 The expected prompts are made of messages written by hand, with jinja2 itself, set up as the templates' makers say.
 """
@@ -166,7 +166,9 @@ async def check_conversation(golden: Golden, protocol: str, is_streamed: bool) -
         assert not answered.calls
         called: dict[str, Any] = {
             "role": "assistant", "content": "", golden.thinking: THOUGHT,
-            "tool_calls": [{"id": "a1b2c3d4e5", "type": "function", "function": {"name": NAME, "arguments": arguments}}],
+            "tool_calls": [
+                {"id": "a1b2c3d4e5", "type": "function", "function": {"name": NAME, "arguments": arguments}}
+            ],
         }  # fmt: skip
         result = {"role": "tool", "name": NAME, "tool_call_id": "a1b2c3d4e5", "content": "no"}
         told = [question, called, result]
