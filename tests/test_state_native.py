@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from native_state import MOST_SOURCE_ROWS, PAGES, PROGRAMS, source_rows
 
 from kamado import _native
 from kamado import program as p
-from kamado.errors import NativeError
+from kamado.errors import NativeError, UnsupportedError
+from kamado.files.types import TensorRef
 from kamado.lower import build_executor
 
 OPTIONS: dict[str, Any] = {
@@ -308,16 +310,23 @@ def test_a_source_is_set_once_before_the_first_step(folder: Path) -> None:
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
-def test_records_of_several_rows_can_be_handed_back(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["decay", "conv", "delta", "channels"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_records_of_several_rows_can_be_handed_back(folder: Path, name: str, threads: int) -> None:
     """What speculation needs: after a step of several rows, going back by some of them."""
-    runner = Runner(PROGRAMS["decay"](folder / "rows"), record_rows=3)
+    runner = Runner(PROGRAMS[name](folder / "rows"), record_rows=3, num_threads=threads)
     sequence, fresh = runner.create(), runner.create()
-    wanted = runner.rows(fresh, LONG[:60])
+    wanted = runner.rows(fresh, LONG[:120])
     runner.rows(sequence, LONG[:20])
     runner.rows(sequence, [*LONG[20:22], 5, 6])
     assert [runner.executor.last_reusable(sequence, n) for n in (24, 23, 22, 21)] == [24, 23, 22, 0]
     runner.executor.truncate(sequence, 22)
-    assert runner.rows(sequence, LONG[22:60], 7) == wanted[4 * VOCAB * 22 :]
+    assert runner.rows(sequence, LONG[22:60], 7) == row(wanted, 22, 38)
+    for rows, right in ((1, 0), (2, 1), (2, 0), (3, 1), (40, 38)):  # of a step, and those of it that were right
+        length = runner.executor.length(sequence)
+        runner.rows(sequence, [*LONG[length : length + right], *[7] * (rows - right)], rows)
+        runner.executor.truncate(sequence, length + right)
+    assert runner.rows(sequence, LONG[100:120]) == row(wanted, 100, 20)
 
 
 def test_marking_and_forking_copy_nothing(folder: Path) -> None:
@@ -335,10 +344,25 @@ def test_marking_and_forking_copy_nothing(folder: Path) -> None:
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
+def taps_of(rows: int, cols: int) -> Callable[[p.Program], TensorRef]:
+    """Other numbers of the program's file."""
+
+    def make(program: p.Program) -> TensorRef:
+        ref = next(p.tensors(program.ops[0]))
+        return dataclasses.replace(ref, nbytes=4 * rows * cols, shape=(rows, cols))
+
+    return make
+
+
+def vector_of(length: int) -> Callable[[p.Program], TensorRef]:
+    return lambda program: dataclasses.replace(taps_of(1, length)(program), shape=(length,))
+
+
 def changed(program: p.Program, states: tuple[p.State, ...] | None = None, **fields: Any) -> p.Program:
-    """The program with other states, or with another Attend or Accumulate in the place of the last one."""
+    """The program with other states, or with another operation in the place of the last one that names a state."""
     ops = list(program.ops)
-    last = max(i for i, op in enumerate(ops) if isinstance(op, p.Attend | p.Accumulate))
+    last = max(i for i, op in enumerate(ops) if hasattr(op, "state"))
+    fields = {name: made(program) if callable(made) else made for name, made in fields.items()}
     ops[last] = dataclasses.replace(ops[last], **fields)
     return dataclasses.replace(program, ops=ops, states=program.states if states is None else states)
 
@@ -346,6 +370,34 @@ def changed(program: p.Program, states: tuple[p.State, ...] | None = None, **fie
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
+        ("conv", {"states": (PAGES, p.Record("conv", 4 * 64))}, "state 1"),
+        ("conv", {"weight": vector_of(7)}, "shape"),
+        ("conv", {"weight": taps_of(64, 1)}, "1 taps, not 2 to 64"),
+        ("conv", {"weight": taps_of(64, 65)}, "65 taps, not 2 to 64"),
+        ("conv", {"weight": taps_of(63, 3)}, "shape"),
+        ("conv", {"weight": taps_of(64, 4)}, "state 1"),
+        ("conv", {"bias": vector_of(65)}, "65"),
+        ("conv", {"x": p.Buffer("short", 32)}, "short"),
+        ("conv", {"out": p.Buffer("out", 64)}, "both input and output"),
+        ("conv", {"activation": "tanh"}, "activation"),
+        ("delta", {"num_v_heads": 3}, "3 heads on 2"),
+        ("delta", {"num_k_heads": 0}, "4 heads on 0"),
+        ("delta", {"num_v_heads": 0}, "0 heads on 2"),
+        ("delta", {"k_dim": -16}, "of -16 and"),
+        ("delta", {"k_dim": 2**31 - 1}, "width"),
+        ("delta", {"v_dim": 2**31 - 1}, "width"),
+        ("delta", {"v_dim": 71}, "width"),
+        ("delta", {"scale": float("nan")}, "scale"),
+        ("delta", {"beta_scale": 0.0}, "beta_scale 0 is not above 0"),
+        ("delta", {"heads": "other"}, "heads"),
+        ("delta", {"b": p.Buffer("a", 4), "a": p.Buffer("z", 288)}, "288 decays for 4 heads of 16"),
+        ("delta", {"decay": vector_of(5)}, "5"),
+        ("delta", {"dt_bias": vector_of(64)}, "64"),
+        ("delta", {"out": p.Buffer("vc", 288)}, "both input and output"),
+        ("delta", {"state": 3}, "state 3"),
+        ("delta", {"state": 0}, "state 0"),
+        ("delta", {"states": (PAGES, *(p.Record("", n) for n in (384, 384, 3456, 4 * 4 * 16 * 71)))}, "state 4"),
+        ("channels", {"a": p.Buffer("b", 4)}, r"expected \(?4"),
         ("decay", {"state": 2}, "state 2 of a program with 2|the id 2"),
         ("decay", {"state": 0}, "state 0"),
         ("decay", {"states": (PAGES, p.Record("sum", 260))}, "state 1"),
@@ -366,7 +418,7 @@ def test_states_that_do_not_fit_are_refused(folder: Path, name: str, change: dic
     wrong = changed(PROGRAMS[name](folder / "wrong"), **change)
     with pytest.raises(ValueError, match=words):
         p.validate(wrong)
-    with pytest.raises(NativeError, match=words):
+    with pytest.raises((NativeError, UnsupportedError), match=words):
         build_executor(wrong, **OPTIONS)
 
 

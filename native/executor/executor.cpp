@@ -232,6 +232,9 @@ std::vector<std::pair<std::string, double>> Executor::stats() const {
       {"kv_bytes_encoded", static_cast<double>(usage.bytes_encoded)},
       {"kv_pages_shared", static_cast<double>(usage.pages_shared)},
       {"kv_reuse_points", static_cast<double>(usage.reuse_points)},
+      {"kv_points_given_up", static_cast<double>(usage.points_given_up)},
+      {"records_used", static_cast<double>(usage.records_used)},
+      {"records_free", static_cast<double>(state().records_free())},
       {"records_bytes", static_cast<double>(usage.bytes_records)},
       {"scratch_bytes", static_cast<double>(impl.memory.bytes())},
       {"steps", static_cast<double>(times.num_steps())},
@@ -241,6 +244,7 @@ std::vector<std::pair<std::string, double>> Executor::stats() const {
       {"seconds_attend", times.seconds(Timed::kAttend)},
       {"seconds_encode", times.encode()},
       {"seconds_experts", times.seconds(Timed::kExperts)},
+      {"seconds_records", times.seconds(Timed::kRecords)},
       {"seconds_head", times.seconds(Timed::kHead)},
       {"seconds_rows", times.seconds(Timed::kRows)},
   };

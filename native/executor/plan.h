@@ -31,6 +31,7 @@ struct Operand {
 };
 
 enum class RowKind {
+  kFetch,  // a row of a table as it is stored, for Embeds of its pieces
   kEmbed,
   kNorm,
   kRopeTable,
@@ -41,6 +42,7 @@ enum class RowKind {
   kGather,
   kPredict,
   kTemper,
+  kRescale,
   kOutput
 };
 
@@ -80,7 +82,7 @@ struct LinearNode {
   bool is_gated = false;  // out of part 0 = activation(part 0) [* part 1]
   bool has_gate_b = false;
   Activation activation = Activation::kNone;
-  float limit = 0;  // of a gate
+  float limit = 0, alpha = 0;  // of a gate
   bool is_head = false;
   bool is_ahead = false;         // look-ahead's
   float scale = 1, softcap = 0;  // of a head
@@ -100,10 +102,12 @@ struct AttendNode {
 // An operation that replaces a record: threads share its columns, and each takes the rows of a sequence in order.
 struct RecordNode {
   const Op* op = nullptr;
-  int32_t record = -1;  // StateSpec::index
-  int32_t num_columns = 0;
-  int32_t x = -1, out = -1;
-  Operand x_at, out_at;
+  int32_t record = -1;      // StateSpec::index
+  int32_t num_columns = 0;  // of out
+  int32_t num_inputs = 0;
+  int32_t in[kMaxRecordInputs] = {};  // in the order of the operation's fields
+  int32_t out = -1;
+  Operand in_at[kMaxRecordInputs], out_at;
 };
 
 struct ExpertsNode {

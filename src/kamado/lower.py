@@ -128,7 +128,7 @@ class _Lowering:
         # What stands for a value in the builder; parameters stand for themselves.
         self._lowered: dict[Kind, Callable[[Any], object]] = {
             **dict.fromkeys(BUFFERS, self.buffer),
-            **dict.fromkeys((Kind.TABLE, Kind.MATRIX), self.matrix),
+            **dict.fromkeys((Kind.TABLE, Kind.MATRIX, Kind.TAPS), self.matrix),
             Kind.CONSTANTS: self.constants,
         }
 
@@ -157,10 +157,15 @@ class _Lowering:
                 f"{ref.name} has rows of {ref.cols} values: "
                 f"no whole number of {layout.name} blocks of {layout.block_values}"
             )
-        return self.builder.matrix(ref.name, self.path(ref.file), ref.offset, int(layout), ref.rows, ref.cols)
+        place = ref.name, self.path(ref.file), ref.offset, int(layout), ref.rows, ref.cols
+        scales, scales_offset = ref.scales or (None, 0)
+        scales_path = "" if scales is None else self.path(scales)
+        return self.builder.matrix(*place, *(ref.blocks or (0, 0)), ref.by_column, scales_path, scales_offset)
 
     def vector(self, ref: TensorRef, add: float) -> int:
-        return self.builder.vector(ref.name, self.path(ref.file), ref.offset, int(ref.layout), ref.num_values, add)
+        step = ref.blocks[1] if ref.blocks else 1
+        place = ref.name, self.path(ref.file), ref.offset, int(ref.layout), ref.num_values
+        return self.builder.vector(*place, add, step)
 
     def constants(self, values: NDArray[np.float64]) -> int:
         values = np.ascontiguousarray(values, dtype=np.float64)

@@ -174,14 +174,16 @@ class Model(Measured):
             form: Grammar | Form | None
             if self._prompts.has_channels:
                 turn = self.prepare_chat(said, owner=owner, **cast("FormOptions", asked_form))
-                tokens, starts, form = list(turn.tokens), turn.starts, turn.compiled
+                tokens, starts, answer_at, form = list(turn.tokens), turn.starts, turn.answer_at, turn.compiled
             else:
                 form = self._taken_form(asked_form)
-                tokens, starts = self._prompts.encoded(said, owner)
+                encoded = self._prompts.encoded(said, owner)
+                tokens, starts, answer_at = encoded.tokens, encoded.starts, encoded.answer_at
                 tokens = self._prompt_tokens(tokens, special=False)
             return self._answer(
-                tokens, cast("AnswerOptions", options), starts=starts, continues=False, form=form, session=name,
-                turn=turn, text=None if turn is None else FinalText(self.chat_format, self._require_tokenizer()),
+                tokens, cast("AnswerOptions", options), starts=starts, answer_at=answer_at, continues=False, form=form,
+                session=name, turn=turn,
+                text=None if turn is None else FinalText(self.chat_format, self._require_tokenizer()),
                 on_end=None if keep is None else lambda text: keep({"role": "assistant", "content": text}),
             )  # fmt: skip
         given = cast("TurnOptions", {key: options.pop(key) for key in _OF_TURNS & options.keys()})
@@ -244,7 +246,7 @@ class Model(Measured):
             keep = self._conversations.recorder(session, self.name, said, options.get("owner", ""))
         generation = self._answer(
             list(turn.tokens), cast("AnswerOptions", options), continues=turn.is_continued, form=turn.compiled,
-            turn=turn, starts=turn.starts, session=session,
+            turn=turn, starts=turn.starts, answer_at=turn.answer_at, session=session,
         )  # fmt: skip
         return TurnStream(
             turn,
@@ -272,10 +274,12 @@ class Model(Measured):
         on_end: Callable[[str], None] | None = None,
         turn: Turn | None = None,
         starts: Sequence[int] | None = None,
+        answer_at: int = 0,
         text: TextStream | None = None,
     ) -> Generation:
         """Starts an answer. `continues`: its text goes on from the prompt's, so a leading space belongs to it.
-        `starts`: where the prompt's turns begin; None: it has none. `text`: what turns its tokens into text."""
+        `starts`: where the prompt's turns begin; None: it has none. `answer_at`: see Request. `text`: what turns its
+        tokens into text."""
         self._require_generator()
         check_options(options)
         sampling = sampling_from(self._checkpoint.sampling, options)
@@ -300,7 +304,8 @@ class Model(Measured):
             is_background=options.get("background", False),
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
-            marks=wanted_marks(len(tokens), starts) if self._has_record else (),
+            marks=wanted_marks(len(tokens), starts, answer_at) if self._has_record else (),
+            answer_at=answer_at if self._has_record else 0,
             stop_on_repeat=options.get("stop_on_repeat"),
         )
         remember = None if continues and turn is None else partial(self._transcripts.remember, owner)
@@ -321,7 +326,7 @@ class Model(Measured):
     def encode_chat(self, messages: Sequence[AnyMessage], *, owner: str = "") -> list[int]:
         """The token ids that `chat` would send for `messages` alone: those of the template's text, but where the model
         said that text to `owner` before, those that it generated. Raises as `chat` does."""
-        return self._prompts.encoded(asked.plain_messages(messages), owner)[0]
+        return self._prompts.encoded(asked.plain_messages(messages), owner).tokens
 
     def renamed(self, name: str, chat_template: str | None = None) -> Model:
         """The same weights, cache and running answers under another name, with a chat template of its own if one is

@@ -8,9 +8,10 @@ from dataclasses import replace
 from ..program import Embed, Op, Pool
 from . import settings as read
 from .config import MAX_CONTEXT, MAX_VOCAB
-from .decoder import Attention, Block, Mlp, Stream, assemble, attention, mlp
+from .decoder import Attention, Block, Mlp, assemble, attention, mlp
 from .pooling import read_pooling
 from .registry import Config, Family, Program, Weights
+from .stream import Stream
 
 # Heads for training and the pooler in front of classifiers: no embedding model reads them.
 _UNUSED_TENSORS = r"(^|\.)(pooler|embeddings\.position_ids)\b|^cls\b"
@@ -34,17 +35,11 @@ _UNUSED_TENSORS = r"(^|\.)(pooler|embeddings\.position_ids)\b|^cls\b"
         "layer_output_norm": "encoder.layer.{i}.output.LayerNorm",
     },
     defaults={
-        "num_hidden_layers": 12,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 512,
-        "type_vocab_size": 2,
-        "layer_norm_eps": 1e-12,
-        "vocab_size": 30522,
+        "num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
+        "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12, "vocab_size": 30522,
     },
     classes=("BertModel", "BertForMaskedLM", "BertForPreTraining"),
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of a `bert` checkpoint. All tokens are of type 0: the texts are single, not pairs."""
     _check_encoder(c)
@@ -74,7 +69,7 @@ def build(c: Config, w: Weights) -> Program:
 
 def _block(s: Stream, a: Attention, m: Mlp, i: int) -> Iterator[Op]:
     """x = norm(x + attention(x)); x = norm(x + mlp(x))"""
-    yield from attention(s, a, s.x, i, i)
+    yield from attention(s, a, s.x, i)
     yield from s.added(s.h)
     yield s.normed(s.x, s.x, "attn_output_norm", i)
     yield from mlp(s, m, s.x, s.h, i)

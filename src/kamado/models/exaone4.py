@@ -16,17 +16,10 @@ _LAYERS_OF_32B = 64
 @Family(
     gguf=("exaone4",),
     hf=("exaone4",),
-    tensors={
-        "post_attention_norm": "layers.{i}.post_attention_layernorm",
-        "post_ffw_norm": "layers.{i}.post_feedforward_layernorm",
-    },
     defaults={
-        "max_position_embeddings": 2048,
-        "num_key_value_heads": 32,
-        "rms_norm_eps": 1e-5,
-        "sliding_window": _WINDOW,
+        "max_position_embeddings": 2048, "num_key_value_heads": 32, "rms_norm_eps": 1e-5, "sliding_window": _WINDOW,
     },
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of an `exaone4` checkpoint: one with a window has positions in its local layers alone."""
     attention = read.attention(c, read.rope(c, w), qk_norm="head")

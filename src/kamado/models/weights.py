@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import numpy as np
 
-from ..errors import CorruptFileError, MissingTensorError, UnsupportedError
-from ..files.plain_file import open_regular
+from ..errors import MissingTensorError, UnsupportedError
+from ..files.numbers import read_vector
 from ..files.types import Checkpoint, Layout, TensorRef
 from .config import MAX_VOCAB
 
@@ -32,7 +33,7 @@ def _hf_names(checkpoint: Checkpoint, stems: Mapping[str, str]) -> dict[str, str
     present = {*checkpoint.tensors, *getattr(checkpoint.tensors, "unsupported", ())}
     probes = (f"{stems['token_embd']}.weight", f"{norm}.weight")
     prefix = _one_prefix(checkpoint, present, probes, "model." if writes_text else "")
-    names = {role: prefix + stem for role, stem in stems.items()}
+    names = {role: "|".join(prefix + one for one in stem.split("|")) for role, stem in stems.items()}
     if writes_text:
         head = stems["output"]
         names["output"] = _one_prefix(checkpoint, present, (f"{head}.weight",), "") + head
@@ -64,11 +65,12 @@ class Weights:
 
     def name(self, role: str, layer: int | None = None, expert: int | None = None, end: str = "weight") -> str:
         """The file's name for `role`."""
-        stem = (role if layer is None else f"blk.{{i}}.{role}") if self._hf is None else self._hf[role]
-        stem = stem.format(i=layer, e=expert)
-        if self._hf is None and stem in self.checkpoint.tensors:
-            return stem  # norms of PLaMo, whose converter looks them up with their ending
-        return stem.removesuffix("$") if stem.endswith("$") else f"{stem}.{end}"
+        stems = (role if layer is None else f"blk.{{i}}.{role}") if self._hf is None else self._hf[role]
+        first, *others = stems.format(i=layer, e=expert).split("|")
+        if self._hf is None and first in self.checkpoint.tensors:
+            return first  # norms of PLaMo, whose converter looks them up with their ending; decays of the delta rule
+        names = [one.removesuffix("$") if one.endswith("$") else f"{one}.{end}" for one in (first, *others)]
+        return next((name for name in names[1:] if name in self.checkpoint.tensors), names[0])
 
     def has(self, role: str, layer: int | None = None, expert: int | None = None, end: str = "weight") -> bool:
         """Whether the format has a name for `role` and the file has the tensor."""
@@ -104,6 +106,26 @@ class Weights:
         ends = list(itertools.accumulate(rows))
         return tuple(whole.row_range(end - count, end) for count, end in zip(rows, ends, strict=True))
 
+    def row(self, role: str, cols: int, layer: int | None = None) -> TensorRef:
+        """A matrix of one row, which GGUF files keep as a vector."""
+        name = self.name(role, layer)
+        if self.checkpoint.has(name) and self.checkpoint.tensor(name).shape == (cols,):
+            return replace(self._tensor(name, (cols,)), shape=(1, cols))
+        return self.matrix(role, 1, cols, layer)
+
+    def taps(self, role: str, channels: int, taps: int, layer: int) -> TensorRef:
+        """The (channels, taps) of a convolution, in safetensors as torch has it: (channels, 1, taps).
+
+        Raises UnsupportedError for the order that MLX has, whose norms are other numbers too.
+        """
+        name = self.name(role, layer)
+        if self.checkpoint.has(name) and self.checkpoint.tensor(name).shape == (channels, taps, 1) and taps > 1:
+            raise UnsupportedError(
+                f"{self.checkpoint.path}: tensor {name!r} has shape {(channels, taps, 1)}, as MLX writes it: "
+                "such directories have other numbers in other places too; take the model as published, or GGUF"
+            )
+        return self._tensor(name, (channels, taps) if self._hf is None else (channels, 1, taps)).as_matrix()
+
     def vector(self, role: str, length: int, layer: int | None = None, end: str = "weight") -> TensorRef:
         """A vector of unquantised values. Some files keep it as a matrix of one row."""
         name = self.name(role, layer, end=end)
@@ -111,7 +133,10 @@ class Weights:
             ref = self._tensor(name, (1, length)).index(0)
         else:
             ref = self._tensor(name, (length,))
-        if ref.layout not in (Layout.F32, Layout.F16, Layout.BF16):
+        return self._unquantised(ref)
+
+    def _unquantised(self, ref: TensorRef) -> TensorRef:
+        if not ref.layout.is_float:
             raise UnsupportedError(
                 f"{self.checkpoint.path}: tensor {ref.name!r} is {ref.layout.name}, a vector must not be"
             )
@@ -135,9 +160,19 @@ class Weights:
     def experts(
         self, layer: int, num_experts: int, width: int, hidden: int
     ) -> tuple[tuple[TensorRef, ...], tuple[TensorRef, ...], tuple[TensorRef, ...]]:
-        """Gate, up and down of every expert, however packed: stacked, gate on up stacked, or one tensor each."""
+        """Gate, up and down of every expert, however packed.
+
+        Stacked, gate on up stacked, or one tensor each. Where the file's names have `ffn_gate_up_pairs`, rows of gate
+        and up alternate, in blocks of MXFP4, or as the transpose of all that is not quantised (gpt-oss).
+        """
+        if self._hf is not None and "ffn_gate_up_pairs" in self._hf:
+            pairs = self._turned("ffn_gate_up_pairs", layer, (num_experts, 2 * width, hidden))
+            gate, up = (tuple(pair.every(2, first) for pair in pairs) for first in (0, 1))
+            return gate, up, self._turned("ffn_down_exps", layer, (num_experts, hidden, width))
         down = self._expert_part("down", layer, num_experts, hidden, width)
-        if self.has("ffn_gate_up_exps", layer) or (self._hf is not None and "ffn_gate_up_exps" in self._hf):
+        named = self._hf is not None and "ffn_gate_up_exps" in self._hf
+        # Directories of one family may have either, since transformers 5 joins what it reads.
+        if self.has("ffn_gate_up_exps", layer) or (named and not self._has_single_experts(layer)):
             both = self._tensor(self.name("ffn_gate_up_exps", layer), (num_experts, 2 * width, hidden))
             slices = [both.index(e) for e in range(num_experts)]
             gate = tuple(s.row_range(0, width) for s in slices)
@@ -148,12 +183,44 @@ class Weights:
             down,
         )
 
+    def _turned(self, role: str, layer: int, shape: tuple[int, int, int]) -> tuple[TensorRef, ...]:
+        """Matrices of `shape` that lie in one tensor, and transposed unless they are in blocks."""
+        name = self.name(role, layer)
+        if self.checkpoint.tensor(name).layout.is_float:
+            whole = self._tensor(name, (shape[0], shape[2], shape[1])).transposed()
+        else:
+            whole = self._tensor(name, shape)
+        return tuple(whole.index(e) for e in range(shape[0]))
+
+    def expert_biases(
+        self, layer: int, num_experts: int, width: int, hidden: int
+    ) -> tuple[tuple[TensorRef, ...], tuple[TensorRef, ...], tuple[TensorRef, ...]]:
+        """Biases of gate, up and down of every expert; those of gate and up alternate where their rows do."""
+        if self._hf is not None and "ffn_gate_up_pairs.bias" in self._hf:
+            pairs = self._stacked(self.name("ffn_gate_up_pairs.bias", layer), num_experts, 2 * width)
+            gate, up = (tuple(pair.every(2, first) for pair in pairs) for first in (0, 1))
+            return gate, up, self._stacked(self.name("ffn_down_exps.bias", layer), num_experts, hidden)
+        gate, up, down = (
+            self._stacked(self.name(f"ffn_{part}_exps", layer, end="bias"), num_experts, length)
+            for part, length in (("gate", width), ("up", width), ("down", hidden))
+        )
+        return gate, up, down
+
+    def _stacked(self, name: str, num_experts: int, length: int) -> tuple[TensorRef, ...]:
+        """A vector of every expert, which lie in one tensor."""
+        whole = self._unquantised(self._tensor(name, (num_experts, length)))
+        return tuple(whole.index(e) for e in range(num_experts))
+
+    def _has_single_experts(self, layer: int) -> bool:
+        return any(self.has(f"ffn_{part}.{{e}}", layer, 0) for part in ("gate", "up", "down"))
+
     def _expert_part(
         self, part: Literal["gate", "up", "down"], layer: int, num_experts: int, rows: int, cols: int
     ) -> tuple[TensorRef, ...]:
         one, all_of_them = f"ffn_{part}.{{e}}", f"ffn_{part}_exps"
         # In GGUF only Mixtral files of December 2023 have one tensor an expert.
-        if self.has(one, layer, 0) if self._hf is None else all_of_them not in self._hf:
+        is_single = self.has(one, layer, 0) if self._hf is None else self._has_single_experts(layer)
+        if is_single or (self._hf is not None and all_of_them not in self._hf):
             return tuple(self._tensor(self.name(one, layer, e), (rows, cols)) for e in range(num_experts))
         stacked = self._tensor(self.name(all_of_them, layer), (num_experts, rows, cols))
         return tuple(stacked.index(e) for e in range(num_experts))
@@ -163,15 +230,7 @@ class Weights:
         ref = self._tensor(self.name(role), (length,))
         if ref.layout is not Layout.F32:
             raise UnsupportedError(f"{self.checkpoint.path}: tensor {ref.name!r} is {ref.layout.name}, needed as F32")
-        try:
-            with open_regular(ref.file) as file:
-                file.seek(ref.offset)
-                raw = file.read(ref.nbytes)
-        except OSError as error:
-            raise CorruptFileError(f"{ref.file}: cannot be read: {error.strerror or error}") from error
-        if len(raw) != ref.nbytes:
-            raise CorruptFileError(f"{ref.file}: ends inside tensor {ref.name!r}")
-        return np.frombuffer(raw, dtype="<f4", count=length).astype(np.float64)
+        return read_vector(ref)
 
     def finish(self, ignored: str | None = None) -> None:
         """Raises UnsupportedError when the file has tensors that nothing asked for, but for names matching `ignored`.

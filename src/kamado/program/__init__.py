@@ -19,5 +19,6 @@ from .state import Record as Record
 from .state import Source as Source
 from .state import State as State
 from .state import Window as Window
+from .stateful import *  # noqa: F403  # those with a state
 
 __all__ = ["Op"]

@@ -28,7 +28,7 @@ from .operation import (
     states_of,
     writes,
 )
-from .ops import Embed, Head, Route
+from .ops import Embed, Experts, Head, Route
 from .state import Record, Source, State
 
 
@@ -108,6 +108,9 @@ def _problems(op: Operation, written: tuple[Buffer, ...], program: Program, know
     yield from _misstated(op, program, known)
     if isinstance(op, Embed | Head):
         yield from _unlike(op, program)
+    if isinstance(op, Experts):
+        scattered = (ref for ref in (*op.gate, *op.up, *op.down) if ref.blocks is not None and ref.blocks[0] > 1)
+        yield from (f"tensor {ref.name!r} lies in blocks, which an expert's must not" for ref in scattered)
 
 
 _Look: TypeAlias = Callable[[Any, dict[str, int]], object]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .operation import Operation
-from .ops import Attend, Pool, Pooling
+from .ops import Pool, Pooling
 from .state import Pages, Record, Source, State, Window, is_by_position
+from .stateful import Attend
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,11 @@ class Program:
     def has_record(self) -> bool:
         """Whether a step replaces state, so that sequences cannot be cut and forked anywhere."""
         return any(isinstance(state, Record) for state in self.states)
+
+    @property
+    def record_bytes(self) -> int:
+        """Of what steps replace, at one length of a sequence."""
+        return sum(state.num_bytes for state in self.states if isinstance(state, Record))
 
     @property
     def attends_by_kv_layer(self) -> tuple[tuple[Attend, ...], ...]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args
 
+from .state import Record
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     Table: TypeAlias = TensorRef
     Matrix: TypeAlias = TensorRef
+    Taps: TypeAlias = TensorRef
     Vector: TypeAlias = TensorRef
     Constants: TypeAlias = NDArray[np.float64]
 
@@ -61,6 +64,7 @@ class Kind(Enum):
     ROUTED = "Routed"  # the choice that lives beside this buffer is needed, its values are not
     TABLE = "Table"  # a matrix that stays in its file, read row by row
     MATRIX = "Matrix"  # (rows, cols), packed for products
+    TAPS = "Taps"  # (rows, cols), not packed: float32 in memory, of which operations see columns of `rows` values
     VECTOR = "Vector"
     CONSTANTS = "Constants"  # float64[n], finite
     KEEPS = "Keeps"  # number of the sequence state that is read, and written where `writes_state`; from 0
@@ -77,7 +81,7 @@ READ = frozenset({Kind.READS, Kind.UPDATES, Kind.ROUTES, Kind.ROUTED})
 WRITTEN = frozenset({Kind.WRITES, Kind.UPDATES})
 _FILLED = frozenset({Kind.WRITES})
 _KEPT = frozenset({Kind.KEEPS})
-TENSORS = frozenset({Kind.TABLE, Kind.MATRIX, Kind.VECTOR})
+TENSORS = frozenset({Kind.TABLE, Kind.MATRIX, Kind.TAPS, Kind.VECTOR})
 NUMBERS = frozenset({Kind.INT, Kind.FLOAT, Kind.FLOAT64, Kind.ADDED, Kind.KEEPS})
 
 
@@ -113,6 +117,7 @@ class Operation:
     IN_PLACE: ClassVar[bool] = False  # whether out may be an input
     IS_ROW_WISE: ClassVar[bool] = False
     IS_LAST: ClassVar[bool] = False  # ends the program
+    RECORD: ClassVar[str | None] = None  # float32 values of the record that it replaces
     # What an input is called when it is not finite; set where the kernel would make an ordinary number of that.
     GUARDS: ClassVar[str | None] = None
 
@@ -154,6 +159,30 @@ class RowWise(Operation):
     def shape_of(cls, field: Field) -> str | None:
         """As wide as out, unless SHAPES says otherwise."""
         return cls.SHAPES.get(field.name, "out.width" if field.kind is Kind.READS else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent(Operation):
+    """An operation that takes a sequence's rows in order and keeps a record of RECORD float32 values between steps."""
+
+    RECORD: ClassVar[str]
+
+    @property
+    def writes_state(self) -> bool:
+        """Always: the record is after the last row what it has made it."""
+        return True
+
+    @property
+    def record_bytes(self) -> int:
+        """Size of its record."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return 4 * int(eval(self.RECORD, {"__builtins__": {}}, values))  # a constant of `stateful`, never input
+
+    def state_misfit(self, state: State) -> str | None:
+        """A state that is no record of its size."""
+        if isinstance(state, Record) and state.num_bytes == self.record_bytes:
+            return None
+        return f"the state is no record of {self.record_bytes} bytes"
 
 
 def states_of(op: Operation) -> Iterator[int]:

@@ -1,44 +1,28 @@
 """The operations: what each reads, writes and keeps, which shapes it takes and how it prints.
 
 A class here is all that the executor's struct, its binding, its checks and its dependency list are made from; what the
-words of the field types and the rules mean is said in `operation`.
+words of the field types and the rules mean is said in `operation`. Those that keep something from step to step are
+in `stateful`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .operation import Added, Float64, Keeps, Operation, Reads, Routed, Routes, RowWise, Updates, Writes
-from .state import Pages, Record, Source, Window
+from . import stateful
+from .operation import Added, Float64, Operation, Reads, Routed, Routes, RowWise, Updates, Writes
+from .stateful import Activation
+from .wording import given, plus, unless
 
 if TYPE_CHECKING:
-    from ..files.types import TensorRef
     from .operation import Constants, Matrix, Table, Vector
-    from .state import State
-
-    Show = Callable[[TensorRef | None], str]
+    from .wording import Show
 
 Pooling = Literal["mean", "first", "last"]
-Activation = Literal["silu", "gelu_tanh", "gelu_erf", "relu", "relu2", "sigmoid", "none"]
 EmbedIndex = Literal["token", "position", "first"]
-NormKind = Literal["rms", "layer"]
+NormKind = Literal["rms", "layer", "l2"]
 RouteScore = Literal["softmax", "sigmoid", "topk_softmax"]
-
-
-def _given(**values: object) -> str:
-    """What is not None, as ", name value"."""
-    return "".join(f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}"
-                   for name, value in values.items() if value is not None)  # fmt: skip
-
-
-def _unless(usual: float, value: float) -> float | None:
-    return None if value == usual else value
-
-
-def _plus(show: Show, ref: TensorRef | None) -> str:
-    return "" if ref is None else f" + {show(ref)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +30,29 @@ class Embed(Operation):
     """out[r] = table[token[r]] · scale. `table` is (vocabulary, width).
 
     `index` "position": the row's position in its sequence instead of its token; "first": row 0 of the table for all.
+    `pieces`: rows of the table are so many pieces of out.width values, of which out is number `piece`. All operations
+    on pieces of a table together read a row once; pieces begin where blocks of its layout do.
     """
 
     out: Writes
     table: Table
     scale: float = 1.0
     index: EmbedIndex = "token"
+    pieces: int = 1
+    piece: int = 0
 
-    SHAPES = {"table": "_, out.width"}
+    RULES = {"0 <= piece < pieces": "piece {piece} of {pieces}"}
+    SHAPES = {"table": "_, pieces * out.width"}
 
     def text(self, show: Show) -> str:
         scale = f" · {self.scale:g}" if self.scale != 1.0 else ""
-        return f"{self.out.sized} = {show(self.table)}[{self.index}]{scale}"
+        piece = f", a piece of {self.pieces}" if self.pieces > 1 else ""  # which one: that of the layer
+        return f"{self.out.sized} = {show(self.table)}[{self.index}]{scale}{piece}"
 
 
 @dataclass(frozen=True, slots=True)
 class Norm(Operation):
-    """RMS: x / sqrt(mean(x²) + eps) · w.  Layer: (x - mean) / sqrt(var + eps) · w + b.
+    """RMS: x / sqrt(mean(x²) + eps) · w.  Layer: (x - mean) / sqrt(var + eps) · w + b.  L2: x / sqrt(Σx² + eps) · w.
 
     Works on `width // group` groups of each row when `group` is set (per-head QK norm: group = head_dim, weight of
     that length). `weight_offset` is added to the weight once at load (Gemma's safetensors store w - 1). out may be x.
@@ -80,7 +70,7 @@ class Norm(Operation):
     IN_PLACE = True
     RULES = {
         "x.width % (group or x.width) == 0": "groups of {group} in {x.width} values",
-        "kind == 'layer' or bias is None": "an RMS norm has no bias",
+        "kind == 'layer' or bias is None": "only a layer norm has a bias",
         "eps >= 0": "eps {eps} is negative",
     }
     SHAPES = {"out": "x.width", "weight": "group or x.width", "bias": "group or x.width"}
@@ -89,8 +79,8 @@ class Norm(Operation):
         weight = show(self.weight)
         scale = f"({weight} + {self.weight_offset:g})" if self.weight_offset else weight
         groups = None if self.group is None else f"of {self.group}"
-        line = f"{self.out.sized} = {self.kind}({self.x.name}) · {scale}{_plus(show, self.bias)}"
-        return line + _given(eps=self.eps, groups=groups)
+        line = f"{self.out.sized} = {self.kind}({self.x.name}) · {scale}{plus(show, self.bias)}"
+        return line + given(eps=self.eps, groups=groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +105,7 @@ class Linear(Operation):
     def text(self, show: Show) -> str:
         biases = self.biases or (None,) * len(self.outs)
         parts = zip(self.outs, self.weights, biases, strict=True)
-        return ", ".join(f"{o.sized} = {self.x.name} · {show(w)}{_plus(show, b)}" for o, w, b in parts)
+        return ", ".join(f"{o.sized} = {self.x.name} · {show(w)}{plus(show, b)}" for o, w, b in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,98 +132,8 @@ class Rope(Operation):
     def text(self, show: Show) -> str:
         pairs = "interleaved" if self.interleaved else "halves"
         ends = f"frequencies {self.inv_freq[0]:g} to {self.inv_freq[-1]:g}"
-        factor = _given(factor=_unless(1.0, self.attention_factor))
+        factor = given(factor=unless(1.0, self.attention_factor))
         return f"{self.x.sized} by heads of {self.head_dim}, {pairs}, {ends}{factor}"
-
-
-@dataclass(frozen=True, slots=True)
-class Attend(Operation):
-    """Appends k, v to `state` and attends to it: softmax(q·k·scale [soft-capped]) · v, grouped query heads.
-
-    q is heads × head_dim, k kv_heads × head_dim, v kv_heads × v_dim, out heads × v_dim. `window` counts keys,
-    the row's own included: key j is seen from position p when p - window < j ≤ p. Without `stores` there is no k and v:
-    it reads what another Attend stored earlier in the step, or a Source, whole (`causal` says nothing there).
-    """
-
-    out: Writes
-    q: Reads
-    k: Reads | None
-    v: Reads | None
-    state: Keeps
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    v_dim: int
-    scale: float
-    window: int | None = None
-    softcap: float | None = None
-    causal: bool = True
-    stores: bool = True
-
-    RULES = {
-        "(k is None) != stores and (v is None) != stores": "keys and values are given exactly where they are stored",
-        "num_kv_heads >= 1 and num_heads >= 1 and num_heads % num_kv_heads == 0 and head_dim >= 1 and v_dim >= 1": (
-            "{num_heads} heads on {num_kv_heads} of {head_dim} and {v_dim} values"
-        ),
-    }
-    SHAPES = {
-        "q": "num_heads * head_dim",
-        "k": "num_kv_heads * head_dim",
-        "v": "num_kv_heads * v_dim",
-        "out": "num_heads * v_dim",
-    }
-
-    @property
-    def writes_state(self) -> bool:
-        return self.stores
-
-    def state_misfit(self, state: State) -> str | None:
-        if not isinstance(state, Pages):
-            return "a record has no keys"
-        wanted, has = ((it.num_kv_heads, it.head_dim, it.v_dim) for it in (self, state))
-        if wanted != has:
-            return f"{wanted} heads, dimensions of keys and of values, the state has {has}"
-        if isinstance(state, Source) and (self.stores or self.window):
-            return "a source is filled once and read whole"
-        if isinstance(state, Window) and not (self.causal and self.window and self.window <= state.tokens):
-            return f"only a causal window of at most {state.tokens} can be read"
-        return None
-
-    def text(self, show: Show) -> str:
-        keys = f"softmax({self.q.name} · {self.k.name}) · {self.v.name}" if self.k and self.v else self.q.name
-        line = f"{self.out.sized} = {keys}" + ("" if self.stores else f" on state {self.state}")
-        line += f", {self.num_heads} heads on {self.num_kv_heads} of {self.head_dim}"
-        line += f" and {self.v_dim}" if self.v_dim != self.head_dim else ""
-        line += _given(scale=self.scale, window=self.window, softcap=self.softcap)
-        return line + ("" if self.causal else ", not causal")
-
-
-@dataclass(frozen=True, slots=True)
-class Accumulate(Operation):
-    """s = decay · s + x, out = s, a column for itself: a sum in which each row before counts `decay` times less.
-
-    s is a Record of out.width float32; the product and the sum are rounded one after the other (out may be x).
-    """
-
-    out: Writes
-    x: Reads
-    state: Keeps
-    decay: float
-
-    SHAPES = {"x": "out.width"}
-    IN_PLACE = True
-
-    @property
-    def writes_state(self) -> bool:
-        return True
-
-    def state_misfit(self, state: State) -> str | None:
-        if isinstance(state, Record) and state.num_bytes == 4 * self.out.width:
-            return None
-        return f"the state is no record of {4 * self.out.width} bytes"
-
-    def text(self, show: Show) -> str:
-        return f"{self.out.sized} = {self.x.name} + {self.decay:g} · state {self.state}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +143,9 @@ class Gate(RowWise):
     `limit` clamps after the activation (Step 3.5): min(activation(a), limit) · clamp(b, -limit, limit). `group`: a has
     one value for so many of b, out[j] = activation(a[j // group]) · b[j] (a gate a head, or one for the whole row).
     relu2 is relu(a)².
+
+    `alpha` (gpt-oss) makes another gate of silu, whose limit clamps before it and whose b counts one more:
+    g · sigmoid(alpha · g) · (clamp(b, -limit, limit) + 1) with g = min(a, limit).
     """
 
     out: Writes
@@ -251,14 +154,22 @@ class Gate(RowWise):
     activation: Activation
     limit: float | None = None
     group: int | None = None
+    alpha: float | None = None
 
-    RULES = {"out.width % (group or 1) == 0": "groups of {group} in {out.width} values"}
+    RULES = {
+        "out.width % (group or 1) == 0": "groups of {group} in {out.width} values",
+        "alpha is None or (activation == 'silu' and b is not None and group is None)": (
+            "alpha {alpha} is of silu with a second input, without groups"
+        ),
+    }
     SHAPES = {"a": "out.width // (group or 1)"}
     GUARDS = "a gate"  # activations take -infinity to 0, a limit any infinity to itself
 
     def text(self, show: Show) -> str:
         line = f"{self.out.sized} = {self.activation}({self.a.name})" + (f" · {self.b.name}" if self.b else "")
-        return line + _given(limit=self.limit, groups=None if self.group is None else f"of {self.group}")
+        return line + given(
+            limit=self.limit, groups=None if self.group is None else f"of {self.group}", alpha=self.alpha
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +180,8 @@ class Route(Operation):
     added for the choice only (DeepSeek-style). `num_groups`/`top_groups` restrict the choice to the best groups, a
     group's rank being the sum of its two best (biased) scores. Weights are the unbiased scores of the picked, divided
     by max(their sum + norm_eps, norm_min) when `normalize`, times `scale`; where that divisor is 0 the weights are 0
-    too. The result (ids ascending, weights) lives beside the buffer named `logits`.
+    too. `expert_scale`: a number for each expert, by which its weight is multiplied in the end (Gemma 4). The result
+    (ids ascending, weights) lives beside the buffer named `logits`.
 
     The guards decide where all picked scores are tiny: sigmoids of logits below -46 have a sum below 1e-20, and without
     the `norm_eps` of their family they would get weights of 1 / top_k in the place of almost none.
@@ -286,6 +198,7 @@ class Route(Operation):
     scale: float = 1.0
     norm_eps: float = 0.0
     norm_min: float = 0.0
+    expert_scale: Vector | None = None
 
     RULES = {
         "1 <= top_k <= num_experts == logits.width": "top {top_k} of {num_experts} experts, {logits.width} logits",
@@ -295,15 +208,16 @@ class Route(Operation):
         ),
         "norm_eps >= 0 and norm_min >= 0": "guards {norm_eps} and {norm_min} of the sum: one is negative",
     }
-    SHAPES = {"bias": "num_experts"}
+    SHAPES = {"bias": "num_experts", "expert_scale": "num_experts"}
 
     def text(self, show: Show) -> str:
         line = f"top {self.top_k} of {self.num_experts} by {self.logits.name}, {self.score}"
         line += ", normalized" if self.normalize and self.score != "topk_softmax" else ""
-        line += _plus(show, self.bias)
+        line += plus(show, self.bias)
         line += f", {self.top_groups} of {self.num_groups} groups" if self.num_groups > 1 else ""
-        guards = _given(norm_eps=_unless(0.0, self.norm_eps), norm_min=_unless(0.0, self.norm_min))
-        return line + guards + _given(scale=_unless(1.0, self.scale))
+        guards = given(norm_eps=unless(0.0, self.norm_eps), norm_min=unless(0.0, self.norm_min))
+        line += guards + given(scale=unless(1.0, self.scale))
+        return line + ("" if self.expert_scale is None else f", weights · {show(self.expert_scale)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +225,8 @@ class Experts(Operation):
     """out = Σ over the row's picked experts, ascending id, of weight · down(activation(gate(x)) · up(x)).
 
     One tuple entry an expert; gate and up are (expert_width, width), down is (width, expert_width). `logits` names
-    the Route whose result is used. `limit` clamps as Gate's does. out is not x.
+    the Route whose result is used. `limit` and `alpha` are Gate's. Biases are empty or have one entry an expert: they
+    are added to what gate, up and down give, so that of down is weighted too. out is not x.
     """
 
     out: Writes
@@ -322,22 +237,35 @@ class Experts(Operation):
     down: tuple[Matrix, ...]
     activation: Activation = "silu"
     limit: float | None = None
+    alpha: float | None = None
+    gate_biases: tuple[Vector, ...] = ()
+    up_biases: tuple[Vector, ...] = ()
+    down_biases: tuple[Vector, ...] = ()
 
     RULES = {
         "logits.choices == len(gate) > 0": "{len(gate)} experts without a route over as many",
         "len(gate) == len(up) == len(down)": "{len(gate)} gates, {len(up)} ups, {len(down)} downs",
+        "len(gate_biases) == 0 or len(gate_biases) == len(gate)": "{len(gate_biases)} biases of {len(gate)} gates",
+        "len(up_biases) == 0 or len(up_biases) == len(up)": "{len(up_biases)} biases of {len(up)} ups",
+        "len(down_biases) == 0 or len(down_biases) == len(down)": "{len(down_biases)} biases of {len(down)} downs",
+        "alpha is None or activation == 'silu'": "alpha {alpha} is of silu",
     }
     SHAPES = {
         "out": "x.width",
         "gate": "gate[0].rows, x.width",
         "up": "gate[0].rows, x.width",
         "down": "x.width, gate[0].rows",
+        "gate_biases": "gate[0].rows",
+        "up_biases": "gate[0].rows",
+        "down_biases": "x.width",
     }
 
     def text(self, show: Show) -> str:
-        x, first = self.x.name, [show(self.gate[0]), show(self.up[0]), show(self.down[0])]
+        x = self.x.name
+        parts = ((self.gate, self.gate_biases), (self.up, self.up_biases), (self.down, self.down_biases))
+        first = [show(matrices[0]) + (" + bias" if biases else "") for matrices, biases in parts]
         line = f"{self.out.sized} = Σ {self.logits.name} · down({self.activation}(gate({x})) · up({x}))"
-        line += _given(limit=self.limit)
+        line += given(limit=self.limit, alpha=self.alpha)
         return f"{line}, {len(self.gate)} × gate {first[0]}, up {first[1]}, down {first[2]}"
 
 
@@ -363,6 +291,21 @@ class Scale(RowWise):
 
     def text(self, show: Show) -> str:
         return f"{self.out.sized} = {self.x.name} · {self.factor:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rescale(Operation):
+    """out = x · weight, one number of the file for all values (out may be x)."""
+
+    out: Writes
+    x: Reads
+    weight: Vector
+
+    IN_PLACE = True
+    SHAPES = {"x": "out.width", "weight": "1"}
+
+    def text(self, show: Show) -> str:
+        return f"{self.out.sized} = {self.x.name} · {show(self.weight)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,8 +363,8 @@ class Head(Operation):
     SHAPES = {"weight": "_, x.width", "bias": "weight.rows"}
 
     def text(self, show: Show) -> str:
-        line = f"logits = {self.x.name} · {show(self.weight)}{_plus(show, self.bias)}"
-        return line + _given(scale=_unless(1.0, self.scale), softcap=self.softcap)
+        line = f"logits = {self.x.name} · {show(self.weight)}{plus(show, self.bias)}"
+        return line + given(scale=unless(1.0, self.scale), softcap=self.softcap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,6 +387,6 @@ class Pool(Operation):
 # All of them, in this order in the executor too.
 OPERATIONS = tuple(
     item
-    for item in list(vars().values())
-    if isinstance(item, type) and issubclass(item, Operation) and item.__module__ == __name__
+    for item in (*vars(stateful).values(), *list(vars().values()))
+    if isinstance(item, type) and issubclass(item, Operation) and item.__module__ in (stateful.__name__, __name__)
 )
