@@ -269,10 +269,14 @@ def test_calls_come_after_reasoning_that_is_closed_or_left_open(name, is_closed,
     with peer_model(name) as model:
         chat = model.chat_format
         opened = "" if model.prepare_chat((ASK,), tools=TOOLS).is_reasoning else chat.tags.open
-        written = chat.syntax.render([Call("add", {"a": 7})])
+        written = chat.syntax.render([Call("add", {"a": 7}, "a1b2c3d4e5" if chat.syntax.id_first else "")])
         if not is_closed and (text or not chat.syntax.ends_reasoning):
             pytest.skip("nothing says that the reasoning is over")
-    with peer_model(name, f"{opened}Because.{chat.tags.close * is_closed}\n\n{text}{written}") as model:
+    answer = f"{opened}Because.{chat.tags.close * is_closed}\n\n{text}{written}"
+    if chat.channels is not None:
+        said = f"{(*chat.channels.asides, *chat.channels.finals)[0]}{text}{chat.channels.end}{chat.channels.start}"
+        answer = f"{opened}Because.{chat.channels.end}{chat.channels.start}{said if text else ''}{written}"
+    with peer_model(name, answer) as model:
         turn = model.prepare_chat((ASK,), tools=TOOLS)
         found = run(model, turn, **NO_SAMPLING)
         assert found[0] == ct.ReasoningDelta("Because.")
@@ -283,7 +287,9 @@ def test_calls_come_after_reasoning_that_is_closed_or_left_open(name, is_closed,
 
 @pytest.mark.parametrize("name", WITH_BOTH)
 def test_an_answer_without_reasoning_is_text_where_it_is_switched_off(name) -> None:
-    with peer_model(name, "It rains.") as model:
+    with peer_model(name) as model:
+        channels = model.chat_format.channels
+    with peer_model(name, f"{'' if channels is None else channels.finals[0]}It rains.") as model:
         turn = model.prepare_chat((ASK,), tools=TOOLS, think=ct.Think(enabled=False))
         assert run(model, turn, **NO_SAMPLING) == [ct.TextDelta("It rains."), ct.Finish("stop")]
 
