@@ -339,3 +339,16 @@ def test_without_the_package_only_plain_answers_are_not_bound(monkeypatch, caplo
 def test_the_other_reader_refuses(text) -> None:
     with pytest.raises(READER.MalformedError):
         READER.read(items_of(FamilyTokenizer(HARMONY_TOKENS).encode(text, special=True)), is_cut=False)
+
+
+def test_an_answer_goes_on_in_the_final_message_that_was_begun() -> None:
+    begun = (*ASK, ct.Message("assistant", (ct.TextPart("One, two,"),)))
+    call = ' to=functions.add<|channel|>commentary json<|message|>{"a": 7}<|call|>'
+    for answer, calls in ((" three<|return|>", []), (f" three{MORE}{call}", [("add", {"a": 7})])):
+        tokens = FamilyTokenizer(HARMONY_TOKENS).encode(answer, special=True)
+        with family_model(FAMILIES["harmony"], tokens) as model:
+            turn = model.prepare_chat(begun, tools=TOOLS, continue_last=True)
+            assert shown(model, turn).endswith("<|start|>assistant<|channel|>final<|message|>One, two,")
+            found = run(model, turn, **NO_SAMPLING)
+            assert found[0] == ct.TextDelta(" three")
+            assert calls_of(found) == calls
