@@ -20,7 +20,7 @@ from kamado.engine.turns.tool_format.channel_parser import ChannelParser
 from kamado.engine.turns.tool_format.channels import HARMONY, SOLAR, find_channels
 from kamado.engine.turns.tool_format.syntax import Marks
 from kamado.engine.turns.tool_format.template_turns import one_call_each
-from kamado.errors import MissingPackageError
+from kamado.errors import MissingPackageError, UsageError
 
 from .chat_families import FAMILIES, HARMONY_TOKENS, SOLAR_TOKENS, FamilyTokenizer
 from .test_tool_parser import cut
@@ -352,3 +352,14 @@ def test_an_answer_goes_on_in_the_final_message_that_was_begun() -> None:
             found = run(model, turn, **NO_SAMPLING)
             assert found[0] == ct.TextDelta(" three")
             assert calls_of(found) == calls
+
+
+def test_text_alone_has_the_form_that_is_asked_for() -> None:
+    tokens = FamilyTokenizer(HARMONY_TOKENS).encode('<|channel|>final<|message|>{"x":1}<|return|>', special=True)
+    question = [{"role": "user", "content": "How is the weather?"}]
+    for form in ({"schema": {"type": "object"}}, {"regex": r'\{"x":[0-9]\}'}, {"grammar": 'start: "{\\"x\\":1}"'}):
+        with family_model(FAMILIES["harmony"], tokens) as model:
+            model.begin = model.prepare_chat(ASK).num_prompt_tokens
+            assert "".join(piece.text for piece in model.chat(question, **form, **NO_SAMPLING)) == '{"x":1}'
+            with pytest.raises(UsageError, match="tool_choice goes with"):
+                model.chat(question, tool_choice="auto")
