@@ -71,23 +71,13 @@ class _PerLayer:
         "post_norm": "layers.{i}.post_per_layer_input_norm",
     },
     defaults={
-        "num_hidden_layers": 30,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "global_head_dim": 512,
-        "sliding_window": 512,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-6,
-        "vocab_size": 262144,
-        "vocab_size_per_layer_input": 262144,
-        "hidden_size_per_layer_input": 256,
-        "tie_word_embeddings": True,
+        "num_hidden_layers": 30, "hidden_size": 2304, "intermediate_size": 9216, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 256, "global_head_dim": 512, "sliding_window": 512,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "vocab_size": 262144,
+        "vocab_size_per_layer_input": 262144, "hidden_size_per_layer_input": 256, "tie_word_embeddings": True,
     },
     has_text_config=True,
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of a `gemma4` (GGUF; multimodal safetensors) or `gemma4_text` checkpoint."""
     windows = _windows(c)
