@@ -75,9 +75,9 @@ class TensorRef:
         )
 
     def row_blocks(self, first: int, length: int, stride: int, count: int) -> TensorRef:
-        """`count` blocks of `length` rows, from row `first` on every `stride` rows: one thing of several that a head has.
+        """`count` blocks of `length` rows, the first at row `first`, one every `stride` rows: one of a head's things.
 
-        [first:first+length/stride] in the name.
+        The name ends with [first:first+length/stride].
         """
         if not 0 < length <= stride or count < 1:
             raise IndexError(f"{self.name}: no {count} blocks of {length} rows every {stride}")

@@ -31,6 +31,7 @@ _CONSTRAINT_TOKEN_BYTES = 500
 # Ids of conversations that may come back: sixteen times what the cache holds.
 _TRANSCRIPT_TOKEN_BYTES = 64
 _MAX_TRANSCRIPT_BYTES = 8 << 20
+_TABLE_CACHE_BYTES = 128 << 20  # of rows in the page cache: Gemma 4's own embeddings have 11 KB a token
 _THREAD_BYTES = 1 << 20  # stack and kernel scratch of one thread, touched part
 
 
@@ -183,12 +184,21 @@ def dense_weight_bytes(program: Program) -> int:
 
 def table_page_bytes(program: Program, context: int) -> int:
     """Cached file pages of embedding tables, which are read row by row: at worst each token is another row."""
-    tables: dict[str, int] = {}
-    for op in program.ops:
-        if isinstance(op, Embed):
-            row_pages = -(-op.table.layout.nbytes(op.table.cols) // FILE_PAGE_BYTES) + 1
-            tables[op.table.name] = min(op.table.nbytes, context * row_pages * FILE_PAGE_BYTES)
-    return sum(tables.values())
+    rows = rows_until_forgotten(program, context)
+    return sum(min(table.nbytes, rows * _row_page_bytes(table)) for table in _tables(program))
+
+
+def rows_until_forgotten(program: Program, context: int) -> int:
+    """Tokens after which a model under a limit gives back what the page cache has of its tables."""
+    return max(1, min(context, _TABLE_CACHE_BYTES // max(1, sum(map(_row_page_bytes, _tables(program))))))
+
+
+def _tables(program: Program) -> list[TensorRef]:
+    return list({op.table.name: op.table for op in program.ops if isinstance(op, Embed)}.values())
+
+
+def _row_page_bytes(table: TensorRef) -> int:
+    return (-(-table.layout.nbytes(table.cols) // FILE_PAGE_BYTES) + 1) * FILE_PAGE_BYTES
 
 
 def active_weights(program: Program) -> tuple[int, int]:
