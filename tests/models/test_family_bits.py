@@ -23,7 +23,7 @@ RECURRENT = [
     name for name in FAMILIES if {"conv", "linear_attention"} & {*tiny_models.CONFIGS[name].get("layer_types", ())}
 ]
 LENGTHS = (1, 63, 64, 65, 130, 300)
-SPARSE = [name for name in FAMILIES if "num_experts_per_tok" in tiny_models.CONFIGS[name]]
+SPARSE = [name for name in FAMILIES if {"num_experts_per_tok", "top_k_experts"} & tiny_models.CONFIGS[name].keys()]
 LENGTH = 150  # more than one 128-token page
 RNG = np.random.default_rng(3)
 TOKENS = RNG.integers(0, tiny_models.VOCAB, LENGTH).tolist()

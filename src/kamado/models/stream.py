@@ -23,6 +23,7 @@ class Stream:
     norm_offsets: Mapping[str, float] = field(default_factory=dict)  # by role, where they differ
     residual_scale: float = 1.0
     states: list[State] = field(default_factory=list)
+    kv_of_layer: dict[int, int] = field(default_factory=dict)  # the number of each layer's keys and values
     _widths: dict[str, int] = field(default_factory=dict)
 
     def buffer(self, name: str, width: int | None = None) -> Buffer:
