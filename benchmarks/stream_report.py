@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ BEGIN, END = "<!-- streaming-figures -->", "<!-- /streaming-figures -->"
 _ZERO_GROWTH_BYTES = 1 << 20  # what sampling resident memory cannot tell from none
 
 
+@dataclass(frozen=True, slots=True)
 class Claim:
     """One line of the table: what was measured against what it must be."""
 
-    def __init__(self, measure: str, value: float, target: float, *, at_most: bool, note: str = "") -> None:
-        self.measure = measure
-        self.value = value
-        self.target = target
-        self.at_most = at_most
-        self.note = note
+    measure: str
+    value: float
+    target: float
+    _: KW_ONLY
+    at_most: bool
+    note: str = ""
 
     @property
     def is_met(self) -> bool:

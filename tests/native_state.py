@@ -19,18 +19,19 @@ from kamado import program as p
 
 HIDDEN, HEAD_DIM, KV_HEADS = 64, 32, 1
 SOURCE_ROWS, MOST_SOURCE_ROWS = 150, 200
-_WIDTH = 2 * HEAD_DIM
-PAGES = p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM)
+PAGES = p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM)  # of programs with the usual heads
 
 
 class _Maker:
     """Writes weights and collects operations."""
 
-    def __init__(self, path: Path, vocab: int) -> None:
+    def __init__(self, path: Path, vocab: int, head_dim: int) -> None:
         self.file = TensorFile(path, seed=5)
         self.vocab = vocab
+        self.head_dim, self.width = head_dim, 2 * head_dim
+        self.pages = p.Pages(KV_HEADS, head_dim, head_dim)
         self.x, self.h, self.out = (p.Buffer(name, HIDDEN) for name in ("x", "h", "out"))
-        self.q, self.attended = p.Buffer("q", _WIDTH), p.Buffer("attended", _WIDTH)
+        self.q, self.attended = p.Buffer("q", self.width), p.Buffer("attended", self.width)
         self.table = self.file.matrix("table", vocab, HIDDEN)
         self.ops: list[p.Op] = [p.Embed(self.x, self.table)]
 
@@ -42,10 +43,11 @@ class _Maker:
         self.ops.append(p.Linear(tuple(outs), x, weights))
 
     def attend(
-        self, name: str, state: int, *, stores: bool = True, kv_heads: int = KV_HEADS, dim: int = HEAD_DIM
+        self, name: str, state: int, *, stores: bool = True, kv_heads: int = KV_HEADS, dim: int | None = None
     ) -> None:
         """Reads the norm, adds to x."""
-        heads = _WIDTH // dim
+        dim = dim or self.head_dim
+        heads = self.width // dim
         kept = [p.Buffer(f"{part}{kv_heads}x{dim}", kv_heads * dim) for part in "kv"] if stores else []
         self.linear((self.q, *kept), self.h, name)
         self.ops += [p.Rope(rows, dim, inv_freq(dim)) for rows in (self.q, *kept[:1])]
@@ -62,8 +64,8 @@ class _Maker:
         return p.Program(name, self.ops, 2, HIDDEN, self.vocab, 16384, states=states)
 
 
-def decay(path: Path, vocab: int = VOCAB) -> p.Program:
-    m = _Maker(path, vocab)
+def decay(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program:
+    m = _Maker(path, vocab, head_dim)
     m.norm("norm0")
     m.attend("attend0", 0)
     m.norm("norm1")
@@ -71,36 +73,36 @@ def decay(path: Path, vocab: int = VOCAB) -> p.Program:
     m.ops.append(p.Accumulate(m.out, m.out, 1, 0.875))
     m.ops.append(p.Scale(m.out, m.out, 0.25))
     m.ops.append(p.Add(m.x, m.x, m.out))
-    return m.program("decay", PAGES, p.Record("sum", 4 * HIDDEN))
+    return m.program("decay", m.pages, p.Record("sum", 4 * HIDDEN))
 
 
-def widths(path: Path, vocab: int = VOCAB) -> p.Program:
-    m = _Maker(path, vocab)
+def widths(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program:
+    m = _Maker(path, vocab, head_dim)
     m.norm("norm0")
     m.attend("wide0", 0, dim=64)
     m.attend("narrow0", 1, kv_heads=2, dim=16)
     m.norm("norm1")
     m.attend("attend1", 2)
-    return m.program("widths", p.Pages(1, 64, 64), p.Pages(2, 16, 16), PAGES)
+    return m.program("widths", p.Pages(1, 64, 64), p.Pages(2, 16, 16), m.pages)
 
 
-def earlier(path: Path, vocab: int = VOCAB) -> p.Program:
-    m = _Maker(path, vocab)
+def earlier(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program:
+    m = _Maker(path, vocab, head_dim)
     m.norm("norm0")
     m.attend("attend0", 0)
     m.norm("norm1")
     m.attend("attend1", 0, stores=False)
-    return m.program("earlier", PAGES)
+    return m.program("earlier", m.pages)
 
 
-def source(path: Path, vocab: int = VOCAB) -> p.Program:
-    m = _Maker(path, vocab)
+def source(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program:
+    m = _Maker(path, vocab, head_dim)
     m.norm("norm0")
     m.attend("cross0", 0, stores=False)
     m.attend("attend0", 1)
     m.norm("norm1")
     m.attend("cross1", 0, stores=False)
-    return m.program("source", p.Source(KV_HEADS, HEAD_DIM, HEAD_DIM, MOST_SOURCE_ROWS), PAGES)
+    return m.program("source", p.Source(KV_HEADS, head_dim, head_dim, MOST_SOURCE_ROWS), m.pages)
 
 
 PROGRAMS: dict[str, Callable[..., p.Program]] = {
@@ -111,9 +113,9 @@ PROGRAMS: dict[str, Callable[..., p.Program]] = {
 def source_rows(program: p.Program, seed: int = 0) -> list[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
     """(state, keys, values) for each source of the program."""
     rng = np.random.default_rng(seed)
-    shape = (SOURCE_ROWS, KV_HEADS * HEAD_DIM)
-    return [
-        (number, *(rng.standard_normal(shape).astype(np.float32) for _ in "kv"))
-        for number, state in enumerate(program.states)
-        if isinstance(state, p.Source)
-    ]
+    sources = [(number, state) for number, state in enumerate(program.states) if isinstance(state, p.Source)]
+    return [(number, _rows(rng, state), _rows(rng, state)) for number, state in sources]
+
+
+def _rows(rng: np.random.Generator, state: p.Source) -> NDArray[np.float32]:
+    return rng.standard_normal((SOURCE_ROWS, state.num_kv_heads * state.head_dim)).astype(np.float32)

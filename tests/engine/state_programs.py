@@ -1,18 +1,13 @@
-"""Four small programs, one for each kind of state beside a layer's own pages, and models of them on the native one.
-
-decay    a running sum with decay in the last layer: a record, written after the last attention
-widths   pages of two widths in one layer
-earlier  an attention that reads the pages of an earlier layer and stores none
-source   an attention that reads keys and values made once, beside pages
-"""
+"""Models of the programs of native_state.py, one for each kind of state, on the native executor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-from native_programs import TensorFile, inv_freq
+import native_state
+from native_state import source_rows
 
 from kamado import _native
 from kamado import program as p
@@ -30,114 +25,16 @@ from kamado.options import sampling_from
 
 from .fakes import CHATML, VOCAB, ByteTokenizer, make_plan
 
-HIDDEN, HEADS, HEAD_DIM, KV_HEADS = 64, 2, 64, 1
-SOURCE_ROWS, MAX_SOURCE_ROWS = 150, 200
-_WIDTH = HEADS * HEAD_DIM
-_KV_WIDTH = KV_HEADS * HEAD_DIM
-
-
-class _Maker:
-    """Writes weights and collects operations."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = TensorFile(path, seed=5)
-        self.x, self.h, self.out = (p.Buffer(name, HIDDEN) for name in ("x", "h", "out"))
-        self.q, self.attended = p.Buffer("q", _WIDTH), p.Buffer("attended", _WIDTH)
-        self.table = self.file.matrix("table", VOCAB, HIDDEN)
-        self.ops: list[p.Op] = [p.Embed(self.x, self.table)]
-
-    def norm(self, name: str) -> None:
-        self.ops.append(p.Norm(self.h, self.x, self.file.vector(name, HIDDEN)))
-
-    def linear(self, outs: Sequence[p.Buffer], x: p.Buffer, name: str) -> None:
-        weights = tuple(self.file.matrix(f"{name}.{i}", out.width, x.width) for i, out in enumerate(outs))
-        self.ops.append(p.Linear(tuple(outs), x, weights))
-
-    def attend(
-        self, name: str, state: int, *, stores: bool = True, kv_heads: int = KV_HEADS, dim: int = HEAD_DIM
-    ) -> None:
-        """Reads the norm, adds to x."""
-        heads = _WIDTH // dim
-        q = self.q
-        if stores:
-            k, v = (p.Buffer(f"{part}{kv_heads}x{dim}", kv_heads * dim) for part in "kv")
-            self.linear((q, k, v), self.h, name)
-            self.ops += [p.Rope(q, dim, inv_freq(dim)), p.Rope(k, dim, inv_freq(dim))]
-        else:
-            k = v = None
-            self.linear((q,), self.h, name)
-            self.ops.append(p.Rope(q, dim, inv_freq(dim)))
-        self.ops.append(
-            p.Attend(self.attended, q, k, v, state, heads, kv_heads, dim, dim, scale=dim**-0.5, stores=stores)
-        )
-        self.linear((self.out,), self.attended, f"{name}.o")
-        self.ops.append(p.Add(self.x, self.x, self.out))
-
-    def program(self, name: str, states: Sequence[p.State], num_layers: int = 2) -> p.Program:
-        self.norm("last")
-        self.ops.append(p.Head(self.h, self.table, scale=2.0))
-        return p.Program(name, self.ops, num_layers, HIDDEN, VOCAB, 16384, states=tuple(states))
-
-
-def decay(path: Path) -> p.Program:
-    m = _Maker(path)
-    m.norm("norm0")
-    m.attend("attend0", 0)
-    m.norm("norm1")
-    m.linear((m.out,), m.h, "in")
-    m.ops.append(p.Accumulate(m.out, m.out, 1, 0.875))
-    m.ops.append(p.Scale(m.out, m.out, 0.25))
-    m.ops.append(p.Add(m.x, m.x, m.out))
-    return m.program("decay", (p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM), p.Record("sum", 4 * HIDDEN)))
-
-
-def widths(path: Path) -> p.Program:
-    m = _Maker(path)
-    m.norm("norm0")
-    m.attend("wide0", 0, dim=64)
-    m.attend("narrow0", 1, kv_heads=2, dim=16)
-    m.norm("norm1")
-    m.attend("attend1", 2)
-    return m.program("widths", (p.Pages(1, 64, 64), p.Pages(2, 16, 16), p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM)))
-
-
-def earlier(path: Path) -> p.Program:
-    m = _Maker(path)
-    m.norm("norm0")
-    m.attend("attend0", 0)
-    m.norm("norm1")
-    m.attend("attend1", 0, stores=False)
-    return m.program("earlier", (p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM),))
-
-
-def source(path: Path) -> p.Program:
-    m = _Maker(path)
-    m.norm("norm0")
-    m.attend("attend0", 0)
-    m.norm("norm1")
-    m.attend("cross1", 1, stores=False)
-    return m.program(
-        "source", (p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM), p.Source(KV_HEADS, HEAD_DIM, HEAD_DIM, MAX_SOURCE_ROWS))
-    )
-
+_HEAD_DIM = 64  # that of a KV preset
 
 PROGRAMS: dict[str, Callable[[Path], p.Program]] = {
-    "decay": decay, "widths": widths, "earlier": earlier, "source": source,
-}  # fmt: skip
+    name: partial(make, vocab=VOCAB, head_dim=_HEAD_DIM) for name, make in native_state.PROGRAMS.items()
+}
 
 
 def sources_of(program: p.Program, seed: int = 0) -> Sources | None:
     """Rows for the program's sources; None when it has none."""
-    rng = np.random.default_rng(seed)
-    rows = [
-        (
-            number,
-            rng.standard_normal((SOURCE_ROWS, _KV_WIDTH)).astype(np.float32),
-            rng.standard_normal((SOURCE_ROWS, _KV_WIDTH)).astype(np.float32),
-        )
-        for number, state in enumerate(program.states)
-        if isinstance(state, p.Source)
-    ]
+    rows = source_rows(program, seed)
     return Sources(tuple(rows)) if rows else None
 
 

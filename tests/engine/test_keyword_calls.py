@@ -7,21 +7,19 @@ import ast
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.engine.forms.json_schema import Checker, Keywords, compile_schema
+from kamado.engine.forms.json_schema import Keywords, compile_schema
 from kamado.engine.forms.json_schema.compiled import _compile, _Form, in_worker
-from kamado.engine.forms.json_schema.document import Document, plain
 from kamado.engine.turns.chat_types import ReasoningDelta, TextDelta, ToolCallDelta
 from kamado.engine.turns.tool_format import pythonic
 from kamado.engine.turns.tool_format.keyword_reader import KeywordReader
 from kamado.engine.turns.tool_format.syntax import Call, Marks
 
 from .chat_families import FamilyTokenizer
-from .test_tagged_calls import GOOD, SCHEMAS, Bound, calls_in, places, tags_of
+from .test_tagged_calls import GOOD, SCHEMAS, Bound, calls_in, check_walks, places, tags_of
 from .test_tool_parser import NAMES, cut, cut_events, events, json_values
 
 SYNTAXES = dict(zip(("olmo", "lfm-shown", "lfm"), pythonic.FORMAT.syntaxes, strict=True))
@@ -164,23 +162,7 @@ def test_a_long_text_is_read_once() -> None:
 @pytest.mark.parametrize("name", SYNTAXES)
 @pytest.mark.parametrize("is_token", [False, True])
 def test_what_the_grammar_lets_through_is_read_back_and_matches(name, is_token) -> None:
-    rng = np.random.default_rng(0)
-    num_calls = 0
-    for schema in SCHEMAS.values():
-        made = Bound(SYNTAXES[name], schema, specials=TOKENS if is_token else (), tools=1)
-        root = plain(made.schema)
-        checker = Checker(Document(root))
-        for _ in range(4):
-            text = made.walk(rng)
-            if text is None:
-                continue
-            found = made.events(text)
-            assert not [e for e in found if isinstance(e, TextDelta)], text
-            for called, arguments in calls_in(found):
-                num_calls += 1
-                assert called == "f"
-                assert not list(checker.violations(root, arguments)), (text, arguments)
-    assert num_calls >= 20
+    check_walks(SYNTAXES[name], TOKENS if is_token else ())
 
 
 def grown(schemas: dict) -> dict:

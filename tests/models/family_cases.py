@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import tiny_sizes
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCAB = tiny_sizes.WIDTHS
@@ -86,6 +88,17 @@ def shared_experts(width: int) -> Any:
     return shapes
 
 
+TRAINED = ("A_log", "dt_bias")  # ends of names of what `as_trained` draws
+
+
+def as_trained(name: str, shares: Any) -> Any:
+    """A delta rule's decays of 0.01 to 16 and time steps of 0.001 to 1, where the shares of the ways there lie."""
+    if name.endswith("A_log"):
+        return np.log(0.01) + shares * np.log(16 / 0.01)
+    steps = 0.001 ** (1 - shares)
+    return steps + np.log(-np.expm1(-steps))  # what softplus makes them of
+
+
 @dataclass(frozen=True)
 class Wrapper:
     """A multimodal config.json: the model_type of its `text_config`, and what stands beside that."""
@@ -96,12 +109,16 @@ class Wrapper:
 
 _EYE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
 
+_QWEN_EYE = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+_QWEN_TOKENS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+
 WRAPPERS = {
     "gemma3": Wrapper("gemma3_text", {"vision_config": _EYE, "image_token_index": 90}),
     "mistral3": Wrapper("mistral", {"vision_config": {**_EYE, "head_dim": 8}, "image_token_index": 90}),
     "step3p7": Wrapper(
         "step3p5", {"vision_config": {**_EYE, "patch_size": 14, "mlp_ratio": 1.0}, "image_token_id": 90}
     ),
+    **{name: Wrapper(f"{name}_text", {"vision_config": _QWEN_EYE, **_QWEN_TOKENS}) for name in ("qwen3_5", "qwen3_5_moe")},
 }
 
 
@@ -118,6 +135,25 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Gguf:
+    """How a converter makes a GGUF file of it."""
+
+    member: str  # of gguf.MODEL_ARCH, whose names of tensors it takes
+    architecture: str | None = None  # what the file calls itself, where that is not the member's name
+    permuted: bool = False  # q and k are stored in the order of interleaved pairs
+    settings: Callable[[Any, dict[str, Any]], None] | None = None  # (gguf writer, config.json) beyond the usual
+    names: Mapping[str, str] = field(default_factory=dict)  # ends of names that it changes first
+    # (name, values, config.json) -> what it writes in the place of a tensor, before it looks the names up
+    converted: Callable[[str, Any, dict[str, Any]], Mapping[str, Any]] | None = None
+    keys: Mapping[str, Any] = field(default_factory=dict)  # what converters write beyond gguf_export.py
+
+    @property
+    def called(self) -> str:
+        """The architecture of its files."""
+        return self.architecture or gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[self.member]]
+
+
+@dataclass(frozen=True)
 class Family:
     """A tiny model of the family, its text, how it becomes a GGUF file, and comparisons with transformers."""
 
@@ -126,21 +162,20 @@ class Family:
     attention: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of a layer beyond Llama's
     layers: str = "layers"  # what stands before the number of a layer
     without: tuple[str, ...] = ()  # tensors of a layer that Llama has and this has not
-    ffn: Callable[[int, int], Shapes] = mlp  # (hidden, layer) -> tensors
+    ffn: Callable[[int, int], Shapes] = mlp  # (hidden, layer) -> tensors; a shape of () leaves one out
     number: int | None = None  # of the random numbers; None makes one from the name
     norm_base: float = 1.0  # 0: files store the norms' weights less 1
+    plain_norms: tuple[str, ...] = ()  # ends of names of those that they store as they are
+    last_norm: str = "norm"
     golden: tuple[int, list[int]] | None = None  # seed and greedy text, from test_models_golden.py
     heading: str = f"layers 0-{LAYERS - 1}"  # in the program's text, of layers that are alike
-    gguf: str | None = None  # the member of gguf.MODEL_ARCH whose names the converter takes
-    architecture: str | None = None  # in GGUF, where it is not that member's
-    permuted: bool = False  # q and k are stored in the order of interleaved pairs
-    gguf_settings: Callable[[Any, dict[str, Any]], None] | None = None  # (gguf writer, config.json) beyond the usual
-    gguf_names: Mapping[str, str] = field(default_factory=dict)  # ends of names that the converter changes first
-    # (name, values, config.json) -> what the converter writes in its place, before it looks the names up
-    converted: Callable[[str, Any, dict[str, Any]], Mapping[str, Any]] | None = None
+    gguf: Gguf | None = None  # None: there is no GGUF of it
     cases: tuple[Case, ...] = ()
     published: Mapping[str, Any] = field(default_factory=dict)  # what config.json in the wild has beyond `tiny`
-    converted_keys: Mapping[str, Any] = field(default_factory=dict)  # what converters write beyond gguf_export.py
+
+    def base_of(self, norm: str) -> float:
+        """What the weights of a norm lie around."""
+        return 1.0 if norm.endswith(self.plain_norms) else self.norm_base
 
     @property
     def has_reference(self) -> bool:

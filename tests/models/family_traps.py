@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy_executor import NumpyExecutor
 
 from kamado import program as p
 
@@ -24,8 +25,21 @@ def _rope_width(op: p.Rope, share: float) -> p.Rope:
     return replace(op, inv_freq=theta ** (-np.arange(0, width, 2) / width))
 
 
+def _other_map(op: p.DeltaScan) -> p.DeltaScan:
+    return replace(op, heads="tiled" if op.heads == "grouped" else "grouped")
+
+
+def _is_mapped(op: p.DeltaScan) -> bool:
+    return 1 < op.num_k_heads < op.num_v_heads
+
+
+def _is_in_halves(op: p.Linear) -> bool:
+    return len(op.weights) > 1 and op.weights[0].blocks is not None and op.weights[0].shape == op.weights[1].shape
+
+
 _OTHER_ACTIVATION = {
     "silu": "gelu_erf", "gelu_erf": "silu", "gelu_tanh": "silu", "relu": "silu", "relu2": "relu", "sigmoid": "silu",
+    "none": "silu",
 }  # fmt: skip
 
 # (name, kind of operation, whether it is in danger, what becomes of it)
@@ -57,6 +71,17 @@ CHANGES: tuple[tuple[str, type[Any], Callable[[Any], bool], Change], ...] = (
     ("activation", p.Gate, lambda _: True, lambda op: replace(op, activation=_OTHER_ACTIVATION[op.activation])),
     ("a gate without its limit", p.Gate, lambda op: op.limit is not None, lambda op: replace(op, limit=None)),
     ("experts without their limit", p.Experts, lambda op: op.limit is not None, lambda op: replace(op, limit=None)),
+    ("activation of a convolution", p.Conv, lambda op: op.activation != "none", lambda op: replace(op, activation="none")),
+    ("other key heads", p.DeltaScan, _is_mapped, _other_map),
+    ("keys for queries", p.DeltaScan, lambda _: True, lambda op: replace(op, q=op.k, k=op.q)),
+    ("beta for the decay", p.DeltaScan, lambda _: True, lambda op: replace(op, a=op.b, b=op.a)),
+    ("scale of what is read", p.DeltaScan, lambda _: True, lambda op: replace(op, scale=op.scale * 1.25, beta_scale=0.9)),
+    ("betas up to 1", p.DeltaScan, lambda op: op.beta_scale != 1, lambda op: replace(op, beta_scale=1.0)),
+    ("logarithm of the decay", p.DeltaScan, lambda op: op.decay_is_log, lambda op: replace(op, decay_is_log=False)),
+    (
+        "two matrices of one exchanged", p.Linear, _is_in_halves,
+        lambda op: replace(op, weights=(op.weights[1], op.weights[0], *op.weights[2:])),
+    ),
     ("embedding's factor", p.Embed, lambda op: op.scale != 1, lambda op: replace(op, scale=1.0)),
     ("factor", p.Scale, lambda _: True, lambda op: replace(op, factor=1.0)),
     ("logits' factor", p.Head, lambda op: op.scale != 1, lambda op: replace(op, scale=1.0)),
@@ -80,13 +105,18 @@ def broken(program: p.Program) -> Iterator[tuple[str, p.Program]]:
         ("no positions", lambda op: isinstance(op, p.Rope)),
         ("queries not tempered", lambda op: isinstance(op, p.Temper)),
         ("q and k not normed", lambda op: isinstance(op, p.Norm) and op.out.name in ("q", "k")),
+        ("q and k of the delta rule not normed", lambda op: isinstance(op, p.Norm) and op.kind == "l2"),
         ("a gate left out", lambda op: isinstance(op, p.Gate) and op.out.name.startswith("attn")),
+        ("a gate of the delta rule left out", lambda op: isinstance(op, p.Gate) and op.out.name == "delta"),
+        ("a gate before a convolution left out", lambda op: isinstance(op, p.Gate) and op.out.name == "conv_b"),
+        ("a gate behind a convolution left out", lambda op: isinstance(op, p.Gate) and op.out.name == "conv_c"),
+        ("a shared expert's gate left out", lambda op: isinstance(op, p.Gate) and op.group == op.out.width),
         ("what is added not normed", lambda op: isinstance(op, p.Norm) and op.x.name == op.out.name == "h"),
     ):
         ops = [op for op in program.ops if not is_left_out(op)]
         if len(ops) < len(program.ops):
             yield name, replace(program, ops=ops)
-    head_dim = next(op.head_dim for op in program.ops if isinstance(op, p.Attend))
+    head_dim = next((op.head_dim for op in program.ops if isinstance(op, p.Attend)), 0)
     ops = [_normed_by_heads(op, head_dim) if _norms_a_row(op) else op for op in program.ops]
     if any(_norms_a_row(op) for op in program.ops):
         yield "q and k normed head by head", replace(program, ops=ops)
@@ -110,6 +140,47 @@ def broken(program: p.Program) -> Iterator[tuple[str, p.Program]]:
             ops[i], ops[i + 1] = other, one
     if ops != list(program.ops):
         yield "norm on the other side of the rotation", replace(program, ops=ops)
+    ops = list(program.ops)
+    for i, (one, other) in enumerate(itertools.pairwise(program.ops)):
+        if isinstance(one, p.Norm) and isinstance(other, p.Gate) and one.out == other.out == other.b:
+            ops[i], ops[i + 1] = other, one
+    if ops != list(program.ops):
+        yield "gate before the norm", replace(program, ops=ops)
+
+
+class _Reversed(NumpyExecutor):
+    """Takes the taps of a convolution in the other order."""
+
+    def _conv(self, op: p.Conv, x: Any, sequence: Any) -> Any:
+        taps = self._get(op.weight)
+        self._tensors[op.weight.name] = taps[:, ::-1]
+        rows = super()._conv(op, x, sequence)
+        self._tensors[op.weight.name] = taps
+        return rows
+
+
+class _Forgetful(NumpyExecutor):
+    """A convolution that does not see the rows of the call before."""
+
+    def _conv(self, op: p.Conv, x: Any, sequence: Any) -> Any:
+        sequence.records.pop(op.state, None)
+        return super()._conv(op, x, sequence)
+
+
+class _Additive(NumpyExecutor):
+    """Adds to what is there, and takes nothing out of it first."""
+
+    def _replaced(self, state: Any, key: Any) -> Any:
+        return np.zeros_like(super()._replaced(state, key))
+
+
+def misread(program: p.Program) -> Iterator[tuple[str, type[NumpyExecutor]]]:
+    """(what is wrong, executors that do it so) for mistakes that no program can say."""
+    if any(isinstance(op, p.Conv) for op in program.ops):
+        yield "taps reversed", _Reversed
+        yield "rows before a chunk forgotten", _Forgetful
+    if any(isinstance(op, p.DeltaScan) for op in program.ops):
+        yield "delta rule without its minus", _Additive
 
 
 def _norms_a_row(op: Any) -> bool:

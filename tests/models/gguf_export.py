@@ -11,7 +11,7 @@ from typing import Any
 
 import gguf
 import numpy as np
-from family_cases import Family, families
+from family_cases import Family, Gguf, families
 from safetensors.numpy import load_file
 
 # Where the converter gathers the experts of a layer before it looks the name up.
@@ -24,17 +24,18 @@ def export(directory: Path, path: Path, also: Callable[[gguf.GGUFWriter], None] 
     config = config.get("text_config", config)
     family = families()[config["model_type"]]
     assert family.gguf is not None
-    architecture = gguf.MODEL_ARCH[family.gguf]
-    writer = gguf.GGUFWriter(path, family.architecture or gguf.MODEL_ARCH_NAMES[architecture])
-    _settings(writer, config, family)
+    architecture = gguf.MODEL_ARCH[family.gguf.member]
+    writer = gguf.GGUFWriter(path, family.gguf.called)
+    _settings(writer, config, family.gguf)
     if also is not None:
         also(writer)
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
-    for name, values in _tensors(load_file(directory / "model.safetensors"), config, family).items():
+    state = load_file(directory / "model.safetensors")
+    for name, values in _tensors(state, config, family).items():
         if name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
             mapped: str | None = name
         else:
-            for end, other in family.gguf_names.items():
+            for end, other in family.gguf.names.items():
                 name = name.removesuffix(end) + other if name.endswith(end) else name
             mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert mapped is not None, name
@@ -46,23 +47,24 @@ def export(directory: Path, path: Path, also: Callable[[gguf.GGUFWriter], None] 
     return path
 
 
-def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
+def _settings(w: gguf.GGUFWriter, c: dict[str, Any], form: Gguf) -> None:
     heads = c["num_attention_heads"]
     head_dim = c.get("head_dim")
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
     w.add_block_count(c["num_hidden_layers"])
     w.add_context_length(c["max_position_embeddings"])
     w.add_embedding_length(c["hidden_size"])
-    w.add_feed_forward_length(c["intermediate_size"])
+    if "intermediate_size" in c:
+        w.add_feed_forward_length(c["intermediate_size"])
     w.add_head_count(heads)
     w.add_head_count_kv(c["num_key_value_heads"])
-    w.add_layer_norm_rms_eps(c["rms_norm_eps"])
+    w.add_layer_norm_rms_eps(c.get("rms_norm_eps") or c["norm_eps"])
     if head_dim:
         w.add_key_length(head_dim)
         w.add_value_length(head_dim)
     if "partial_rotary_factor" in rope:
         w.add_rope_dimension_count(int((head_dim or c["hidden_size"] // heads) * rope["partial_rotary_factor"]))
-    if family.permuted:
+    if form.permuted:
         w.add_vocab_size(c["vocab_size"])
         w.add_rope_dimension_count(head_dim or c["hidden_size"] // heads)
     full = rope.get("full_attention", rope)
@@ -78,8 +80,8 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
     w.add_rope_freq_base(theta)
     if "sliding_attention" in rope:
         w.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
-    if family.gguf_settings is not None:
-        family.gguf_settings(w, c)
+    if form.settings is not None:
+        form.settings(w, c)
     elif c.get("sliding_window") and c.get("use_sliding_window", True):
         w.add_sliding_window(c["sliding_window"])  # the converter leaves it out; older files have it
     experts = c.get("num_local_experts", c.get("num_experts", c.get("n_routed_experts")))
@@ -93,14 +95,16 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], family: Family) -> None:
 def _tensors(state: dict[str, np.ndarray], c: dict[str, Any], family: Family) -> dict[str, np.ndarray]:
     result: dict[str, np.ndarray] = {}
     experts: dict[str, dict[int, np.ndarray]] = {}
-    if family.converted is not None:
-        state = {n: v for name, values in state.items() for n, v in family.converted(name, values, c).items()}
+    form = family.gguf
+    assert form is not None
+    if form.converted is not None:
+        state = {n: v for name, values in state.items() for n, v in form.converted(name, values, c).items()}
     state = {name: values for name, values in state.items() if not name.startswith(("vision_model.", "vit_large_"))}
     for name, values in sorted(state.items()):
-        if family.permuted and re.search(r"\.[qk]_proj\.", name):
+        if form.permuted and re.search(r"\.[qk]_proj\.", name):
             values = _permute(values, c["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])
         if name.endswith("norm.weight"):
-            values = values + np.float32(1.0 - family.norm_base)
+            values = values + np.float32(1.0 - family.base_of(name))
         if match := re.fullmatch(r"(.*\.layers\.\d+\.)(.*)\.experts\.(\d+)\.(\w+)\.weight", name):
             layer, block, expert, part = match.groups()
             if part in _MERGED:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from family_cases import WRAPPERS, Case, cases
+from family_cases import TRAINED, WRAPPERS, Case, as_trained, cases, families
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 211,
@@ -39,13 +39,17 @@ def build_model(case: Case, seed: int = 0) -> Any:
         else:
             config = transformers.AutoConfig.for_model(case.family, **{**_SMALL, **case.config})
             model = transformers.AutoModelForCausalLM.from_config(config)
+    base_of = families()[WRAPPERS[case.family].text if case.family in WRAPPERS else case.family].base_of
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         buffers = [(name, value) for name, value in model.named_buffers() if name.endswith("_bias")]
         for name, value in sorted([*model.named_parameters(), *buffers]):
+            if name.endswith(TRAINED):
+                value.copy_(torch.from_numpy(as_trained(name, torch.rand(value.shape, generator=generator).numpy())))
+                continue
             noise = torch.randn(value.shape, generator=generator)
             if "norm" in name and name.endswith("weight"):
-                value.copy_((0.0 if case.family.startswith(("gemma", "step3p")) else 1.0) + 0.2 * noise)
+                value.copy_(base_of(name) + 0.2 * noise)
             elif name.endswith("bias"):
                 value.copy_(0.5 * noise)
             elif "embed_tokens" in name:

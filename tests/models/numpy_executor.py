@@ -192,15 +192,16 @@ class NumpyExecutor:
         s = sequence.records.get(op.state, np.zeros((heads, op.k_dim, op.v_dim), self.dtype))
         rows = []
         for t in range(n):
-            s = self._written(s * kept[t, :, :, None], k[t], v[t], beta[t])
+            s = s * kept[t, :, :, None]
+            s = s + np.einsum("hk,hv->hkv", k[t], beta[t, :, None] * (v[t] - self._replaced(s, k[t])))
             rows.append(np.einsum("hkv,hk->hv", s, q[t]) * op.scale)
         sequence.records[op.state] = s
         return np.stack(rows).reshape(n, -1)
 
-    def _written(self, state: Array, key: Array, value: Array, beta: Array) -> Array:
-        """The delta rule's state with a token's value in the place of what its key had."""
-        replaced = np.einsum("hkv,hk->hv", state, key)
-        return state + np.einsum("hk,hv->hkv", key, beta[:, None] * (value - replaced))
+    def _replaced(self, state: Array, key: Array) -> Array:
+        """What is read under a key before a value is written there."""
+        replaced: Array = np.einsum("hkv,hk->hv", state, key)
+        return replaced
 
     def set_source(self, sequence: Sequence, state: int, k: Array, v: Array) -> None:
         """Keys and values of a Source, [rows, heads · dimensions]."""

@@ -12,7 +12,7 @@ import pytest
 
 from kamado.files import open_checkpoint
 from kamado.models import build_program
-from kamado.program import Program
+from kamado.program import DeltaScan, Program
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -39,7 +39,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path,
             model = build_model(case).to(getattr(torch, dtype))
             directory = tmp_path_factory.mktemp(case.name)
             with quiet():
-                model.save_pretrained(directory)
+                # In the original form of OLMo hybrid it cuts one tensor of three widths into three of one.
+                model.save_pretrained(directory, save_original_format=case.family != "olmo_hybrid")
             tokens = np.random.default_rng(7).integers(0, 200, NUM_TOKENS).tolist()
             known[case.name, dtype] = directory, tokens, reference_logits(directory, tokens)
         return known[case.name, dtype]
@@ -125,13 +126,15 @@ def test_half_precision_files_agree(family: str, dtype: str, saved: Any) -> None
 @pytest.mark.parametrize("case", [case for case in CASES if case.gguf], ids=lambda case: case.name)
 def test_a_gguf_file_gives_the_same_logits(case: Case, saved: Any, tmp_path: Path) -> None:
     directory, tokens, reference = saved(case)
-    one = NumpyExecutor(program_of(directory, tokens)).forward(tokens)
+    program = program_of(directory, tokens)
+    one = NumpyExecutor(program).forward(tokens)
     other = NumpyExecutor(program_of(export(directory, tmp_path / "model.gguf"), tokens)).forward(tokens)
     if case.exact:
         assert np.array_equal(one, other)
     else:
-        # Permuted heads add up in another order; factors and bases of the rotation are float32.
-        limit = 1e-5 if "llama3" in case.name or "alpha" in case.name else 1e-10
+        # Permuted heads add up in another order; factors and bases of the rotation are float32, and decays.
+        has_decays = any(isinstance(op, DeltaScan) for op in program.ops)
+        limit = 1e-5 if "llama3" in case.name or "alpha" in case.name or has_decays else 1e-10
         assert np.abs(one - other).max() <= limit * reference.std()
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import gguf_export
 import numpy as np
 import peer
@@ -30,9 +29,7 @@ from kamado.models.config import Config
 HF_FAMILIES = (*sorted(tiny_models.CONFIGS), *WRAPPERS, "bert")
 # What is exported for each architecture of GGUF, the first by name of several; of llama the one with experts.
 GGUF_SOURCES = {
-    case.architecture or gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[case.gguf]]: name
-    for name, case in sorted(tiny_models.FAMILIES.items(), reverse=True)
-    if case.gguf is not None
+    case.gguf.called: name for name, case in sorted(tiny_models.FAMILIES.items(), reverse=True) if case.gguf is not None
 } | {"llama": "mixtral", "bert": "bert"}
 # Families that transformers has.
 REFERENCES = [name for name in HF_FAMILIES if name in ("bert", *WRAPPERS) or tiny_models.FAMILIES[name].has_reference]
@@ -195,7 +192,7 @@ def test_load_takes_keys_to_leave_out(write_tiny: Callable[..., Path]) -> None:
 
 # --- what files in the wild have --------------------------------------------------------------------------------------
 
-_CONVERTED = {  # beside what tests/models/gguf_export.py writes, and `converted_keys` in families/
+_CONVERTED = {  # beside what tests/models/gguf_export.py writes, and `Gguf.keys` in families/
     "llama": {
         "vocab_size": 97,
         "rope.dimension_count": 16,
@@ -223,7 +220,7 @@ _CONVERTED = {  # beside what tests/models/gguf_export.py writes, and `converted
 @pytest.mark.parametrize("family", GGUF_SOURCES)
 def test_what_converters_write_is_taken(family: str, checkpoints: Any) -> None:
     case = tiny_models.FAMILIES.get(GGUF_SOURCES[family])
-    written = {**_CONVERTED.get(family, {}), **(case.converted_keys if case else {})}
+    written = {**_CONVERTED.get(family, {}), **(case.gguf.keys if case and case.gguf else {})}
     assert build_program(with_keys(checkpoints("gguf", family), written)).overridden == ()
 
 

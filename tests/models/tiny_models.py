@@ -11,7 +11,20 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
-from family_cases import EXPERTS, FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, VOCAB, Shapes, families
+from family_cases import (
+    EXPERTS,
+    FFN,
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    LAYERS,
+    TRAINED,
+    VOCAB,
+    Shapes,
+    as_trained,
+    families,
+)
 from safetensors.numpy import save_file
 
 __all__ = ["CONFIGS", "EXPERTS", "FAMILIES", "FFN", "HEADS", "HEAD_DIM", "HIDDEN", "KV_HEADS", "LAYERS", "VOCAB"]
@@ -24,7 +37,7 @@ def shapes(family: str) -> Shapes:
     """Tensor names and shapes of a tiny model."""
     case, config = FAMILIES[family], CONFIGS[family]
     hidden, q, kv = config["hidden_size"], HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
-    result: Shapes = {"model.embed_tokens.weight": (VOCAB, hidden), "model.norm.weight": (hidden,)}
+    result: Shapes = {"model.embed_tokens.weight": (VOCAB, hidden), f"model.{case.last_norm}.weight": (hidden,)}
     if not config.get("tie_word_embeddings", family == "gemma3_text"):
         result["lm_head.weight"] = (VOCAB, hidden)
     for i in range(config["num_hidden_layers"]):
@@ -39,15 +52,19 @@ def shapes(family: str) -> Shapes:
             **case.ffn(hidden, i),
         }
         result |= {
-            f"model.{case.layers}.{i}.{name}": shape for name, shape in layer.items() if name not in case.without
+            f"model.{case.layers}.{i}.{name}": shape
+            for name, shape in layer.items()
+            if shape and name not in case.without
         }
     return result
 
 
 def random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator, *, norm_base: float) -> np.ndarray:
     """Values large enough that every part of the network shows in the logits."""
+    if name.endswith(TRAINED):
+        return as_trained(name, rng.random(shape)).astype(np.float32)
     values = rng.standard_normal(shape)
-    if name == "model.norm.weight":
+    if name in ("model.norm.weight", "model.embedding_norm.weight"):
         # Random signs, or a tied head would only echo its input.
         return (np.sign(values) * (1.0 + 0.2 * rng.standard_normal(shape)) - (1.0 - norm_base)).astype(np.float32)
     if name.endswith("norm.weight"):
@@ -65,7 +82,7 @@ def write(directory: Path, family: str, seed: int = 0, **changes: Any) -> Path:
     case = FAMILIES[family]
     rng = np.random.default_rng([seed, crc32(family.encode()) if case.number is None else case.number])
     tensors = {
-        name: random_tensor(name, shape, rng, norm_base=case.norm_base) for name, shape in shapes(family).items()
+        name: random_tensor(name, shape, rng, norm_base=case.base_of(name)) for name, shape in shapes(family).items()
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     config = {"model_type": family, **CONFIGS[family], **changes}

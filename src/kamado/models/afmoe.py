@@ -24,7 +24,6 @@ _GLOBAL_EVERY = 4
     },
     tensors={
         "attn_gate": "layers.{i}.self_attn.gate_proj",
-        "post_attention_norm": "layers.{i}.post_attention_layernorm",
         "ffn_norm": "layers.{i}.pre_mlp_layernorm",
         "post_ffw_norm": "layers.{i}.post_mlp_layernorm",
         "ffn_gate_inp": "layers.{i}.mlp.router.gate",

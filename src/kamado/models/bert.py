@@ -8,9 +8,10 @@ from dataclasses import replace
 from ..program import Embed, Op, Pool
 from . import settings as read
 from .config import MAX_CONTEXT, MAX_VOCAB
-from .decoder import Attention, Block, Mlp, Stream, assemble, attention, mlp
+from .decoder import Attention, Block, Mlp, assemble, attention, mlp
 from .pooling import read_pooling
 from .registry import Config, Family, Program, Weights
+from .stream import Stream
 
 # Heads for training and the pooler in front of classifiers: no embedding model reads them.
 _UNUSED_TENSORS = r"(^|\.)(pooler|embeddings\.position_ids)\b|^cls\b"
@@ -74,7 +75,7 @@ def build(c: Config, w: Weights) -> Program:
 
 def _block(s: Stream, a: Attention, m: Mlp, i: int) -> Iterator[Op]:
     """x = norm(x + attention(x)); x = norm(x + mlp(x))"""
-    yield from attention(s, a, s.x, i, i)
+    yield from attention(s, a, s.x, i)
     yield from s.added(s.h)
     yield s.normed(s.x, s.x, "attn_output_norm", i)
     yield from mlp(s, m, s.x, s.h, i)

@@ -7,14 +7,16 @@ defaults here. What it needs beyond them becomes a field here, if other families
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from .. import program as op
 from ..program import Activation, Buffer, Op, Pooling, Program
 from .config import MAX_VOCAB, Config
 from .pooling import read_pooling
+from .recurrent import DeltaNet, ShortConv, delta_net, short_conv
 from .rope import RopeTable, context_length
+from .stream import Stream
 from .weights import Weights
 
 
@@ -34,7 +36,9 @@ class Attention:
     causal: bool = True
     norm_after_rope: bool = False  # of q and k, when there is one
     temper: tuple[float, int, int] | None = None  # beta, length and offset of program.Temper, for q
-    gate: Literal["value", "head"] | None = None  # what each sigmoid of `attn_gate` multiplies in what comes out
+    # What each sigmoid of `attn_gate` multiplies in what comes out; "query": a value, and its rows lie behind each
+    # head's in `attn_q`.
+    gate: Literal["value", "head", "query"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class Moe:
     shared: int = 0  # width of the shared expert, 0 when there is none
     shared_bias: bool = False
     shared_fused: bool = False  # its gate and up are one matrix, called `ffn_up_shexp`
+    shared_gate: bool = False  # what comes out of it is multiplied by a sigmoid a row, of `ffn_gate_inp_shexp`
     norm_eps: float = 0.0
     norm_min: float = 0.0
     limit: float | None = None  # of program.Experts
@@ -74,84 +79,30 @@ class Moe:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """x += attention(norm(x)); x += ffn(norm(x)); with `post_norms` what is added is normed too."""
+    """x += mixer(norm(x)); x += ffn(norm(x)); with `post_norms` what is added is normed too."""
 
-    attention: Attention
+    mixer: Attention | ShortConv | DeltaNet
     ffn: Mlp | Moe
     post_norms: bool = False
     pre_norms: bool = True  # False: each part sees the stream as it is
     ffn_norm: str = "ffn_norm"  # role of the norm before the ffn
 
 
-@dataclass(slots=True)
-class Stream:
-    """What all layers share: the weights, the rows, and how rows are normed."""
-
-    w: Weights
-    hidden: int
-    eps: float
-    norm: Literal["rms", "layer"] = "rms"
-    norm_offset: float = 0.0  # added to the norms' weights
-    norm_offsets: Mapping[str, float] = field(default_factory=dict)  # by role, where they differ
-    residual_scale: float = 1.0
-    _widths: dict[str, int] = field(default_factory=dict)
-
-    def buffer(self, name: str, width: int | None = None) -> Buffer:
-        """The rows called `name`, which layers use again; another width than at first makes another buffer."""
-        width = width or self.hidden
-        is_usual = self._widths.setdefault(name, width) == width
-        return Buffer(name if is_usual else f"{name}{width}", width)
-
-    @property
-    def x(self) -> Buffer:
-        """The residual stream."""
-        return self.buffer("x")
-
-    @property
-    def h(self) -> Buffer:
-        """The normed input of a part, then its output."""
-        return self.buffer("h")
-
-    def normed(self, out: Buffer, x: Buffer, role: str, i: int | None = None, group: int | None = None) -> op.Norm:
-        """out = norm(x), by groups of values when `group` is set."""
-        width = group or x.width
-        bias = self.w.vector(role, width, i, end="bias") if self.norm == "layer" else None
-        weight = self.w.vector(role, width, i)
-        offset = self.norm_offsets.get(role, self.norm_offset)
-        return op.Norm(out, x, weight, bias, self.eps, self.norm, group, offset)
-
-    def linear(
-        self,
-        outs: Sequence[tuple[str, Buffer]],
-        x: Buffer,
-        bias: bool | None,
-        i: int | None = None,
-        fused: str | None = None,
-    ) -> op.Linear:
-        """Each out = x · the matrix of its role, with its bias. `fused`: the role of one matrix that has them all."""
-        if fused is not None:
-            weights = self.w.parts(fused, [out.width for _, out in outs], x.width, i)
-        else:
-            weights = tuple(self.w.matrix(role, out.width, x.width, i) for role, out in outs)
-        biases = tuple(self.w.bias(role, out.width, i, bias) for role, out in outs)
-        return op.Linear(tuple(out for _, out in outs), x, weights, biases if any(biases) else ())
-
-    def added(self, out: Buffer) -> Iterator[Op]:
-        """x += out · residual_scale"""
-        if self.residual_scale != 1.0:
-            yield op.Scale(out, out, self.residual_scale)
-        yield op.Add(self.x, self.x, out)
-
-
-def attention(s: Stream, a: Attention, x: Buffer, i: int, state: int) -> Iterator[Op]:
-    """h = attention(x) · output, by the weights of layer i on the keys and values of `state`"""
+def attention(s: Stream, a: Attention, x: Buffer, i: int) -> Iterator[Op]:
+    """h = attention(x) · output, by the weights of layer i on keys and values of its own"""
     wide, narrow = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     q, k, v, out = s.buffer("q", wide), s.buffer("k", narrow), s.buffer("v", narrow), s.buffer("attn", wide)
-    fused = "attn_qkv" if s.w.is_fused("attn_qkv", i) else None
-    yield s.linear((("attn_q", q), ("attn_k", k), ("attn_v", v)), x, a.bias, i, fused)
-    gate = s.buffer("attn_gate", wide if a.gate == "value" else a.num_heads)
-    if a.gate:
-        yield s.linear((("attn_gate", gate),), x, False, i)
+    gate = s.buffer("attn_gate", a.num_heads if a.gate == "head" else wide)
+    if a.gate == "query":
+        whole = s.w.matrix("attn_q", 2 * wide, x.width, i)
+        halves = (whole.row_blocks(first, a.head_dim, 2 * a.head_dim, a.num_heads) for first in (0, a.head_dim))
+        others = (s.w.matrix(role, narrow, x.width, i) for role in ("attn_k", "attn_v"))
+        yield op.Linear((q, gate, k, v), x, (*halves, *others))
+    else:
+        fused = "attn_qkv" if s.w.is_fused("attn_qkv", i) else None
+        yield s.linear((("attn_q", q), ("attn_k", k), ("attn_v", v)), x, a.bias, i, fused)
+        if a.gate:
+            yield s.linear((("attn_gate", gate),), x, False, i)
     for role, rows in (("attn_q_norm", q), ("attn_k_norm", k)):
         norm = [s.normed(rows, rows, role, i, a.head_dim if a.qk_norm == "head" else None)] if a.qk_norm else []
         if not a.norm_after_rope:
@@ -162,6 +113,8 @@ def attention(s: Stream, a: Attention, x: Buffer, i: int, state: int) -> Iterato
             yield from norm
     if a.temper:
         yield op.Temper(q, q, *a.temper)
+    sizes = a.num_kv_heads, a.head_dim, a.head_dim
+    state = s.keep(op.Window(*sizes, a.window) if a.causal and a.window else op.Pages(*sizes))
     yield op.Attend(
         out, q, k, v, state, a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim, a.scale, a.window, causal=a.causal
     )
@@ -193,15 +146,30 @@ def moe(s: Stream, m: Moe, x: Buffer, i: int) -> Iterator[Op]:
         shared = s.buffer("shared")
         every = Mlp(m.shared, m.activation, m.shared_bias, fused=m.shared_fused, limit=m.shared_limit)
         yield from mlp(s, every, x, shared, i, "_shexp")
+        if m.shared_gate:
+            gate = s.buffer("shared_gate", 1)
+            yield op.Linear((gate,), x, (s.w.row("ffn_gate_inp_shexp", s.hidden, i),))
+            yield op.Gate(shared, gate, shared, "sigmoid", group=s.hidden)
         yield op.Add(out, out, shared)
 
 
-def block(s: Stream, b: Block, i: int, state: int) -> Iterator[Op]:
-    """x += attention(norm(x)); x += ffn(norm(x)), by the weights of layer i on the keys and values of `state`"""
+def mixed(s: Stream, m: Attention | ShortConv | DeltaNet, x: Buffer, i: int) -> Iterator[Op]:
+    """h = mixer(x), by the weights of layer i: the part that looks at other rows"""
+    match m:
+        case Attention():
+            yield from attention(s, m, x, i)
+        case ShortConv():
+            yield from short_conv(s, m, x, i)
+        case DeltaNet():
+            yield from delta_net(s, m, x, i)
+
+
+def block(s: Stream, b: Block, i: int) -> Iterator[Op]:
+    """x += mixer(norm(x)); x += ffn(norm(x)), by the weights of layer i"""
     x = s.h if b.pre_norms else s.x
     if b.pre_norms:
         yield s.normed(s.h, s.x, "attn_norm", i)
-    yield from attention(s, b.attention, x, i, state)
+    yield from mixed(s, b.mixer, x, i)
     if b.post_norms:
         yield s.normed(s.h, s.h, "post_attention_norm", i)
     yield from s.added(s.h)
@@ -226,6 +194,7 @@ def model(
     norm_offset: float = 0.0,
     norm_offsets: Mapping[str, float] | None = None,
     head_bias: bool = False,
+    last_norm: str = "output_norm",
     num_loops: int = 1,
     norm_between_loops: bool = False,
     ignored: str | None = None,
@@ -233,8 +202,8 @@ def model(
 ) -> Program:
     """The whole pass from token to logits, or to a vector in a base model without an output matrix.
 
-    `norm_offset` is added to the norms' weights (`norm_offsets`: by role, where they differ), `ignored` matches tensors
-    that the pass has no use for. With `num_loops` the layers run so often, on the same weights but keys and values of
+    `norm_offset` is added to the norms' weights (`norm_offsets`: by role, where they differ), `last_norm` is the role of
+    that before the output, `ignored` matches tensors that the pass has no use for. With `num_loops` the layers run so often, on the same weights but keys and values of
     their own, and with `norm_between_loops` the last norm stands between them too.
     """
     eps = c.number("attention.layer_norm_rms_epsilon")
@@ -251,10 +220,10 @@ def model(
     ops: list[Op] = [op.Embed(s.x, table, embedding_scale)]
     for loop in range(num_loops):
         if loop and norm_between_loops:
-            ops.append(s.normed(s.x, s.x, "output_norm"))
+            ops.append(s.normed(s.x, s.x, last_norm))
         for i, b in enumerate(blocks):
-            ops += block(s, b, i, loop * len(blocks) + i)
-    ops.append(s.normed(s.h, s.x, "output_norm"))
+            ops += block(s, b, i)
+    ops.append(s.normed(s.h, s.x, last_norm))
     if tied is False and w.is_base_model:
         # Vectors of decoders are those of their last row, unless the file says otherwise (E5-Mistral, GTE-Qwen2).
         pooling = pooling or "last"
@@ -282,5 +251,5 @@ def assemble(
     s.w.finish(ignored)
     experts = next((b.ffn for b in blocks if isinstance(b.ffn, Moe)), None)
     num_experts, top_k = (experts.num_experts, experts.top_k) if experts else (0, 0)
-    architecture = s.w.checkpoint.architecture
-    return Program(architecture, ops, len(blocks), s.hidden, vocab_size, context, num_experts, top_k, pooling, notes)
+    sizes = len(blocks), s.hidden, vocab_size, context, num_experts, top_k
+    return Program(s.w.checkpoint.architecture, ops, *sizes, pooling, notes, states=tuple(s.states))

@@ -16,10 +16,6 @@ _LAYERS_OF_32B = 64
 @Family(
     gguf=("exaone4",),
     hf=("exaone4",),
-    tensors={
-        "post_attention_norm": "layers.{i}.post_attention_layernorm",
-        "post_ffw_norm": "layers.{i}.post_feedforward_layernorm",
-    },
     defaults={
         "max_position_embeddings": 2048,
         "num_key_value_heads": 32,

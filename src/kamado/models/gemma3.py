@@ -18,11 +18,7 @@ _LAYERS_OF_27B = 62
     gguf=("gemma3",),
     hf=("gemma3", "gemma3_text"),
     keys={"hidden_act": "hidden_activation"},
-    tensors={
-        "post_attention_norm": "layers.{i}.post_attention_layernorm",
-        "ffn_norm": "layers.{i}.pre_feedforward_layernorm",
-        "post_ffw_norm": "layers.{i}.post_feedforward_layernorm",
-    },
+    tensors={"ffn_norm": "layers.{i}.pre_feedforward_layernorm"},
     defaults={
         "num_hidden_layers": 26,
         "hidden_size": 2304,

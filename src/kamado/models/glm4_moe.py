@@ -25,7 +25,6 @@ def glm_moe(c: Config) -> Moe:
 @Family(
     gguf=("glm4moe",),
     hf=("glm4_moe",),
-    tensors={"post_attention_norm": "layers.{i}.post_attention_layernorm"},
     defaults={
         "first_k_dense_replace": 1,
         "max_position_embeddings": 131072,

@@ -55,6 +55,8 @@ _NORMING_Q: Final = _families(
     "qwen3 qwen3_moe gemma3 gemma3_text olmoe hunyuan_v1_dense hunyuan_v1_moe minimax_m2 exaone4 olmo2 olmo3 afmoe "
     "step3p5 step3p7"
 )
+_LFM2: Final = _families("lfm2 lfm2_moe")
+_QWEN3_5: Final = _families("qwen3_5 qwen3_5_text qwen3_5_moe qwen3_5_moe_text")
 _OFF: Final = (False, 0, 1)  # of a scale 0 stands for "none" and 1 for itself; of a count of passes 1 is the plain one
 
 GGUF: Final = (
@@ -226,6 +228,31 @@ CONFIG_JSON: Final = (
     Row("max_seq_len", "positions are max_position_embeddings", None, _STEP),
     Row("mtp_layer_types mtp_mlp_layer_types", "of layers that draft, which are not run", None, _STEP),
     Row("vision_config image_token_id projector_bias", "of pictures, which are not taken", None, _families("step3p7")),
+    Row(
+        "block_dim block_mlp_init_scale block_norm_eps block_out_init_scale block_use_swiglu block_use_xavier_init "
+        "conv_dim conv_dim_out conv_use_xavier_init num_heads theta use_pos_enc",
+        "of Liquid AI's training code; the classes of transformers read none of it",
+        None,
+        _LFM2,
+    ),
+    Row("conv_bias", "false: no bias, and one in the file that has no place would be refused", (False,), _LFM2),
+    Row("attn_output_gate", "true: what this family does", (True,), _QWEN3_5 | {"qwen3_next"}),
+    Row("mamba_ssm_dtype", "what a sequence keeps is float32 here", None, _QWEN3_5),
+    Row("mtp_use_dedicated_embeddings", "of layers that draft, which are not run", None, _QWEN3_5),
+    Row("mlp_only_layers", "empty: what every layer has is the same", (), _QWEN3_5),
+    Row("norm_topk_prob", "true: what this family does", (True,), _families("qwen3_5_moe qwen3_5_moe_text")),
+    Row(
+        "vision_config image_token_id video_token_id vision_start_token_id vision_end_token_id",
+        "of pictures, which are not taken",
+        None,
+        _families("qwen3_5 qwen3_5_moe"),
+    ),
+    Row(
+        "linear_a_log_min linear_a_log_max linear_dt_min linear_dt_max linear_dt_init_floor",
+        "of weights before training",
+        None,
+        _families("olmo_hybrid"),
+    ),
     Row("load_balance_coeff use_grouped_mm", "of training, and of the code that runs it", None, _families("afmoe")),
     Row(
         "use_mrope rope_interleaved use_sliding_window use_bidirectional_attention "

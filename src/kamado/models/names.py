@@ -1,7 +1,7 @@
 """What tensors and settings are called: GGUF's names are the canonical ones, these are what transformers calls them.
 
 A tensor's role is its name in GGUF without `blk.{i}.` and without `.weight` or `.bias`; a name in safetensors that has
-no such ending says so by a `$`.
+no such ending says so by a `$`; where files of one family differ, a `|` stands between their names.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ HF_KEYS: Final[Mapping[str, str | tuple[str, ...]]] = {
     "nextn_predict_layers": "num_nextn_predict_layers",
     "rope.freq_base": "rope_theta",
     "rope.freq_base_swa": "rope_local_base_freq",
+    "ssm.conv_kernel": "linear_conv_kernel_dim",
+    "ssm.group_count": "linear_num_key_heads",
+    "ssm.state_size": "linear_key_head_dim",
+    "ssm.time_step_rank": "linear_num_value_heads",
 }
 
 _LAYER: Final = "layers.{i}."
@@ -55,10 +59,12 @@ HF_TENSORS: Final[Mapping[str, str]] = {
     "attn_k_norm": _ATTENTION + "k_norm",
     "attn_v": _ATTENTION + "v_proj",
     "attn_output": _ATTENTION + "o_proj",
-    "ffn_norm": _LAYER + "post_attention_layernorm",
+    "post_attention_norm": _LAYER + "post_attention_layernorm",
+    "ffn_norm": _LAYER + "post_attention_layernorm",  # the same: most families have one of the two
     "ffn_gate": _MLP + "gate_proj",
     "ffn_up": _MLP + "up_proj",
     "ffn_down": _MLP + "down_proj",
+    "post_ffw_norm": _LAYER + "post_feedforward_layernorm",
     "ffn_gate_shexp": _MLP + "shared_experts.gate_proj",
     "ffn_up_shexp": _MLP + "shared_experts.up_proj",
     "ffn_down_shexp": _MLP + "shared_experts.down_proj",

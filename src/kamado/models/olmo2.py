@@ -10,11 +10,6 @@ from .decoder import Block, model
 from .registry import Config, Family, Program, Weights
 from .rope import RopeTable
 
-OLMO_TENSORS = {
-    "post_attention_norm": "layers.{i}.post_attention_layernorm",
-    "post_ffw_norm": "layers.{i}.post_feedforward_layernorm",
-}
-
 
 def olmo(c: Config, w: Weights, ropes: tuple[RopeTable, RopeTable], windows: Sequence[int | None]) -> Program:
     """What OLMo 2 and 3 have in common: layers with a window are turned without the scaling for long contexts."""
@@ -26,12 +21,7 @@ def olmo(c: Config, w: Weights, ropes: tuple[RopeTable, RopeTable], windows: Seq
     return model(c, w, [Block(layer, mlp, post_norms=True, pre_norms=False) for layer in layers])
 
 
-@Family(
-    gguf=("olmo2",),
-    hf=("olmo2",),
-    tensors=OLMO_TENSORS,
-    defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
-)
+@Family(gguf=("olmo2",), hf=("olmo2",), defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5})
 def build(c: Config, w: Weights) -> Program:
     """The program of an `olmo2` checkpoint; GGUF files of OLMo 3 say so too, and have a window."""
     if c.is_gguf:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from . import settings as read
-from .olmo2 import OLMO_TENSORS, olmo
+from .olmo2 import olmo
 from .registry import Config, Family, Program, Weights
 
 
 @Family(
     hf=("olmo3",),
-    tensors=OLMO_TENSORS,
     defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "sliding_window": 4096},
 )
 def build(c: Config, w: Weights) -> Program:

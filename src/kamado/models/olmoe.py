@@ -11,12 +11,7 @@ from .registry import Config, Family, Program, Weights
     gguf=("olmoe",),
     hf=("olmoe",),
     keys={"expert_feed_forward_length": "intermediate_size"},
-    defaults={
-        "num_experts": 64,
-        "num_experts_per_tok": 8,
-        "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-    },
+    defaults={"num_experts": 64, "num_experts_per_tok": 8, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
 )
 def build(c: Config, w: Weights) -> Program:
     """The program of an `olmoe` checkpoint."""

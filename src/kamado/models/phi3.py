@@ -15,10 +15,7 @@ from .rope import RopeTable
 @Family(
     gguf=("phi3",),
     hf=("phi3",),
-    tensors={
-        "attn_qkv": "layers.{i}.self_attn.qkv_proj",
-        "ffn_up": "layers.{i}.mlp.gate_up_proj",
-    },
+    tensors={"attn_qkv": "layers.{i}.self_attn.qkv_proj", "ffn_up": "layers.{i}.mlp.gate_up_proj"},
     defaults={"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
 )
 def build(c: Config, w: Weights) -> Program:

@@ -17,10 +17,7 @@ _OFFSETS = {"post_attention_norm": 1 / 5, "post_ffw_norm": 1 / 5**1.5}
 @Family(
     gguf=("plamo3",),
     hf=("plamo3",),
-    keys={
-        "attention.sliding_window": ("window_size", "sliding_window"),
-        "rope.freq_base_swa": "rope_local_theta",
-    },
+    keys={"attention.sliding_window": ("window_size", "sliding_window"), "rope.freq_base_swa": "rope_local_theta"},
     tensors={
         "attn_norm": _LAYER + "pre_mixer_norm",
         "attn_qkv": _LAYER + "mixer.qkv_proj",

@@ -15,17 +15,14 @@ from .registry import Config, Family, Program, Weights
 )
 def build(c: Config, w: Weights) -> Program:
     """The program of a `qwen3moe` checkpoint; in config.json some layers may have an MLP in the place of experts."""
-    layers = range(read.num_layers(c))
     bias = read.stated_bias(c, "attention_bias")
     normalize = c.flag("expert_weights_norm", default=c.is_gguf)
     experts = read.moe(c, "expert_feed_forward_length", normalize=normalize)
-    window, has_experts = None, [True] * len(layers)
+    window = None
     if not c.is_gguf:
         window = c.optional_integer("sliding_window", high=MAX_CONTEXT)
         window = window if c.flag("use_sliding_window", default=False) else None
-        step, dense = c.integer("decoder_sparse_step", default=1), c.sequence("mlp_only_layers") or []
-        has_experts = [i not in dense and (i + 1) % step == 0 for i in layers]
     attention = read.attention(c, read.rope(c), window=window, qk_norm="head", bias=bias, out_bias=bias)
     has_width = not c.is_gguf or c.has("feed_forward_length")  # of layers without experts, which GGUF does not know
     mlp = read.mlp(c) if has_width else experts
-    return model(c, w, [Block(attention, experts if is_moe else mlp) for is_moe in has_experts])
+    return model(c, w, [Block(attention, experts if is_sparse else mlp) for is_sparse in read.sparse_layers(c)])

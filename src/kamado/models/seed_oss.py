@@ -10,7 +10,6 @@ from .registry import Config, Family, Program, Weights
 @Family(
     gguf=("seed_oss",),
     hf=("seed_oss",),
-    tensors={"post_attention_norm": "layers.{i}.post_attention_layernorm"},
     defaults={
         "attention_bias": True,
         "head_dim": 128,

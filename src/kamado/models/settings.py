@@ -37,7 +37,7 @@ def draft_tensors(c: Config) -> str | None:
 
 
 # For `model(ignored=…)`.
-VISION_TENSORS: Final = r"^(model\.)?(vision_tower|vision_model|multi_modal_projector|vit_large_projector)\."
+VISION_TENSORS: Final = r"^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|vit_large_projector)\."
 
 
 def vision_notes(w: Weights) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ def head_dim(c: Config) -> int:
     key = "attention.key_length"
     width = c.optional_integer(key, high=MAX_HEAD_DIM) or (None if c.has(key) else c.default(key))
     if width is None:
-        hidden, num_heads = c.integer("embedding_length"), head_counts(c)[0]
+        hidden, num_heads = c.integer("embedding_length"), c.integer("attention.head_count", high=MAX_HEADS)
         if hidden % num_heads or hidden // num_heads > MAX_HEAD_DIM:
             raise c.invalid(
                 "embedding_length",
@@ -233,6 +233,15 @@ def shared_width(c: Config, expert_width: int) -> int:
     if width > MAX_WIDTH:
         raise c.invalid("expert_shared_count", f"makes a shared expert {width} wide")
     return width
+
+
+def sparse_layers(c: Config) -> list[bool]:
+    """Which layers have experts by Qwen's rule: some may have an MLP in their place. GGUF knows no such files."""
+    layers = range(num_layers(c))
+    if c.is_gguf:
+        return [True] * len(layers)
+    step, dense = c.integer("decoder_sparse_step", default=1), c.sequence("mlp_only_layers") or []
+    return [i not in dense and (i + 1) % step == 0 for i in layers]
 
 
 def check_normalized(c: Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -32,7 +33,7 @@ def _hf_names(checkpoint: Checkpoint, stems: Mapping[str, str]) -> dict[str, str
     present = {*checkpoint.tensors, *getattr(checkpoint.tensors, "unsupported", ())}
     probes = (f"{stems['token_embd']}.weight", f"{norm}.weight")
     prefix = _one_prefix(checkpoint, present, probes, "model." if writes_text else "")
-    names = {role: prefix + stem for role, stem in stems.items()}
+    names = {role: "|".join(prefix + one for one in stem.split("|")) for role, stem in stems.items()}
     if writes_text:
         head = stems["output"]
         names["output"] = _one_prefix(checkpoint, present, (f"{head}.weight",), "") + head
@@ -64,11 +65,12 @@ class Weights:
 
     def name(self, role: str, layer: int | None = None, expert: int | None = None, end: str = "weight") -> str:
         """The file's name for `role`."""
-        stem = (role if layer is None else f"blk.{{i}}.{role}") if self._hf is None else self._hf[role]
-        stem = stem.format(i=layer, e=expert)
-        if self._hf is None and stem in self.checkpoint.tensors:
-            return stem  # norms of PLaMo, whose converter looks them up with their ending
-        return stem.removesuffix("$") if stem.endswith("$") else f"{stem}.{end}"
+        stems = (role if layer is None else f"blk.{{i}}.{role}") if self._hf is None else self._hf[role]
+        first, *others = stems.format(i=layer, e=expert).split("|")
+        if self._hf is None and first in self.checkpoint.tensors:
+            return first  # norms of PLaMo, whose converter looks them up with their ending; decays of the delta rule
+        names = [one.removesuffix("$") if one.endswith("$") else f"{one}.{end}" for one in (first, *others)]
+        return next((name for name in names[1:] if name in self.checkpoint.tensors), names[0])
 
     def has(self, role: str, layer: int | None = None, expert: int | None = None, end: str = "weight") -> bool:
         """Whether the format has a name for `role` and the file has the tensor."""
@@ -104,6 +106,26 @@ class Weights:
         ends = list(itertools.accumulate(rows))
         return tuple(whole.row_range(end - count, end) for count, end in zip(rows, ends, strict=True))
 
+    def row(self, role: str, cols: int, layer: int | None = None) -> TensorRef:
+        """A matrix of one row, which GGUF files keep as a vector."""
+        name = self.name(role, layer)
+        if self.checkpoint.has(name) and self.checkpoint.tensor(name).shape == (cols,):
+            return replace(self._tensor(name, (cols,)), shape=(1, cols))
+        return self.matrix(role, 1, cols, layer)
+
+    def taps(self, role: str, channels: int, taps: int, layer: int) -> TensorRef:
+        """The (channels, taps) of a convolution, in safetensors as torch has it: (channels, 1, taps).
+
+        Raises UnsupportedError for the order that MLX has, whose norms are other numbers too.
+        """
+        name = self.name(role, layer)
+        if self.checkpoint.has(name) and self.checkpoint.tensor(name).shape == (channels, taps, 1) and taps > 1:
+            raise UnsupportedError(
+                f"{self.checkpoint.path}: tensor {name!r} has shape {(channels, taps, 1)}, as MLX writes it: "
+                "such directories have other numbers in other places too; take the model as published, or GGUF"
+            )
+        return self._tensor(name, (channels, taps) if self._hf is None else (channels, 1, taps)).as_matrix()
+
     def vector(self, role: str, length: int, layer: int | None = None, end: str = "weight") -> TensorRef:
         """A vector of unquantised values. Some files keep it as a matrix of one row."""
         name = self.name(role, layer, end=end)
@@ -137,7 +159,9 @@ class Weights:
     ) -> tuple[tuple[TensorRef, ...], tuple[TensorRef, ...], tuple[TensorRef, ...]]:
         """Gate, up and down of every expert, however packed: stacked, gate on up stacked, or one tensor each."""
         down = self._expert_part("down", layer, num_experts, hidden, width)
-        if self.has("ffn_gate_up_exps", layer) or (self._hf is not None and "ffn_gate_up_exps" in self._hf):
+        named = self._hf is not None and "ffn_gate_up_exps" in self._hf
+        # Directories of one family may have either, since transformers 5 joins what it reads.
+        if self.has("ffn_gate_up_exps", layer) or (named and not self._has_single_experts(layer)):
             both = self._tensor(self.name("ffn_gate_up_exps", layer), (num_experts, 2 * width, hidden))
             slices = [both.index(e) for e in range(num_experts)]
             gate = tuple(s.row_range(0, width) for s in slices)
@@ -148,12 +172,16 @@ class Weights:
             down,
         )
 
+    def _has_single_experts(self, layer: int) -> bool:
+        return any(self.has(f"ffn_{part}.{{e}}", layer, 0) for part in ("gate", "up", "down"))
+
     def _expert_part(
         self, part: Literal["gate", "up", "down"], layer: int, num_experts: int, rows: int, cols: int
     ) -> tuple[TensorRef, ...]:
         one, all_of_them = f"ffn_{part}.{{e}}", f"ffn_{part}_exps"
         # In GGUF only Mixtral files of December 2023 have one tensor an expert.
-        if self.has(one, layer, 0) if self._hf is None else all_of_them not in self._hf:
+        is_single = self.has(one, layer, 0) if self._hf is None else self._has_single_experts(layer)
+        if is_single or (self._hf is not None and all_of_them not in self._hf):
             return tuple(self._tensor(self.name(one, layer, e), (rows, cols)) for e in range(num_experts))
         stacked = self._tensor(self.name(all_of_them, layer), (num_experts, rows, cols))
         return tuple(stacked.index(e) for e in range(num_experts))

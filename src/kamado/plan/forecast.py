@@ -343,8 +343,8 @@ class _Planner:
         self._program = program
         self._given_rows = max_rows
         self._given_logit_rows = max_logit_rows
-        self._kv_tokens = kv_tokens
         self._default_kv_tokens = 0 if program.is_causal else _ENCODER_KV_TOKENS
+        self._kv_tokens = kv_tokens
         self._scratch = sizes.scratch_needs(program)
         self._given_sequences = max_sequences
         self.kv: KvNeeds = kv_needs(program, kv)

@@ -180,7 +180,7 @@ class DeltaScan(Recurrent):
 
     def text(self, show: Show) -> str:
         decay = f"-exp({show(self.decay)})" if self.decay_is_log else show(self.decay)
-        line = f"{self.out.sized} = delta rule on state {self.state}: {self.q.name}, {self.k.name}, {self.v.name}"
+        line = f"{self.out.sized} = delta rule: {self.q.name}, {self.k.name}, {self.v.name}"
         line += f", beta {self.b.name}, decay {self.a.name}{plus(show, self.dt_bias)} by {decay}"
         line += f", {self.num_v_heads} heads on {self.num_k_heads} {self.heads} of {self.k_dim} and {self.v_dim}"
         return line + given(scale=self.scale, beta_scale=unless(1.0, self.beta_scale))

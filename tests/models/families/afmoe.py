@@ -15,6 +15,7 @@ from family_cases import (
     TOP_K,
     Case,
     Family,
+    Gguf,
     Shapes,
     heads,
     mlp,
@@ -64,9 +65,7 @@ FAMILY = Family(
     ffn=_ffn,
     heading="layers 1-2",
     golden=(1, [58, 44, 72, 81, 39, 64, 43, 39, 64, 58, 8, 86, 0, 64, 59, 18, 94, 86, 82, 72, 49, 77, 95, 10]),
-    gguf="AFMOE",
-    gguf_settings=_gguf_settings,
-    gguf_names={"mlp.expert_bias": "mlp.expert_bias.bias"},
+    gguf=Gguf("AFMOE", settings=_gguf_settings, names={"mlp.expert_bias": "mlp.expert_bias.bias"}),
     cases=(
         Case(
             "afmoe-gqa8",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import BASE, FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, Case, Family, Shapes, heads, mlp
+from family_cases import BASE, FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, Case, Family, Gguf, Shapes, heads, mlp
 
 BIASES: Shapes = {
     "self_attn.q_proj.bias": (HEADS * HEAD_DIM,),
@@ -31,8 +31,7 @@ FAMILY = Family(
     attention=BIASES,
     ffn=mlp_with_biases,
     golden=(11, [62, 8, 29, 8, 29, 6, 28, 8, 29, 87, 68, 68, 68, 5, 94, 87, 40, 59, 8, 29, 85, 85, 85, 85]),
-    gguf="ERNIE4_5",
-    gguf_settings=gguf_settings,
+    gguf=Gguf("ERNIE4_5", settings=gguf_settings),
     cases=(
         Case("ernie-gqa8-tied", heads(8, 1, head_dim=16), exact=True),
         Case(

@@ -12,6 +12,7 @@ from family_cases import (
     TOP_K,
     Case,
     Family,
+    Gguf,
     Shapes,
     experts,
     heads,
@@ -55,9 +56,7 @@ FAMILY = Family(
     ffn=_ffn,
     heading="layers 1-2",
     golden=(0, [93, 56, 45, 91, 86, 41, 68, 73, 86, 9, 2, 73, 86, 86, 37, 42, 10, 41, 86, 86, 86, 86, 86, 86]),
-    gguf="ERNIE4_5_MOE",
-    gguf_settings=_gguf_settings,
-    gguf_names=SCORE_BIAS,
+    gguf=Gguf("ERNIE4_5_MOE", settings=_gguf_settings, names=SCORE_BIAS),
     cases=(
         Case("ernie-moe-shared", heads(6, 2, **_MOE, hidden_size=96), exact=True),
         Case(

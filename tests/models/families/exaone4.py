@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import BASE, HIDDEN, LLAMA3, QK_NORMS, Case, Family, heads
+from family_cases import BASE, HIDDEN, LLAMA3, QK_NORMS, Case, Family, Gguf, heads
 
 _KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 
@@ -23,8 +23,7 @@ FAMILY = Family(
     without=("input_layernorm.weight",),
     heading="layer 1",
     golden=(0, [70, 13, 25, 45, 13, 68, 1, 73, 73, 4, 4, 4, 1, 11, 59, 1, 70, 95, 58, 95, 67, 0, 0, 76]),
-    gguf="EXAONE4",
-    gguf_settings=_gguf_settings,
+    gguf=Gguf("EXAONE4", settings=_gguf_settings),
     cases=(
         Case("exaone4-every-fourth", heads(6, 2, head_dim=16, num_hidden_layers=5, sliding_window=33), exact=True),
         Case(

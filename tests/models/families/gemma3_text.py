@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import BASE, HEAD_DIM, HIDDEN, QK_NORMS, Case, Family, heads
+from family_cases import BASE, HEAD_DIM, HIDDEN, QK_NORMS, Case, Family, Gguf, heads
 
 _ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
@@ -39,8 +39,7 @@ FAMILY = Family(
     number=0,
     golden=(0, [59, 31, 71, 8, 46, 69, 88, 33, 69, 12, 14, 64, 29, 46, 31, 33, 70, 33, 70, 33, 55, 34, 89, 11]),
     heading="layers 0, 2",
-    gguf="GEMMA3",
-    gguf_settings=_gguf_settings,
+    gguf=Gguf("GEMMA3", settings=_gguf_settings),
     cases=(
         Case(
             "gemma3-gqa3-window",

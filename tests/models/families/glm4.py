@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from family_cases import BASE, FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LINEAR, YARN, Case, Family, Shapes, heads
+from family_cases import BASE, FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LINEAR, YARN, Case, Family, Gguf, Shapes, heads
 
 _ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 
@@ -23,7 +23,7 @@ FAMILY = Family(
     },
     ffn=_mlp,
     golden=(0, [18, 17, 7, 17, 7, 0, 3, 11, 6, 91, 58, 39, 26, 71, 9, 17, 71, 11, 6, 71, 11, 6, 71, 11]),
-    gguf="GLM4",
+    gguf=Gguf("GLM4"),
     cases=(
         Case("glm4-gqa8", heads(8, 1, head_dim=20, hidden_size=80, rope_parameters=_ROPE), exact=True),
         Case(

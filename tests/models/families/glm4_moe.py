@@ -16,6 +16,7 @@ from family_cases import (
     TOP_K,
     Case,
     Family,
+    Gguf,
     Shapes,
     heads,
     mlp,
@@ -60,9 +61,7 @@ FAMILY = Family(
     ffn=_ffn,
     heading="layers 1-2",
     golden=(0, [56, 93, 20, 81, 85, 75, 37, 85, 36, 81, 48, 93, 85, 2, 84, 85, 36, 6, 17, 85, 6, 17, 10, 42]),
-    gguf="GLM4_MOE",
-    gguf_settings=_gguf_settings,
-    gguf_names=SCORE_BIAS,
+    gguf=Gguf("GLM4_MOE", settings=_gguf_settings, names=SCORE_BIAS),
     cases=(
         Case(
             "glm4moe-norms-biases",

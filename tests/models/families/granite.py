@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import NO_HEAD_DIM, Case, Family, heads
+from family_cases import NO_HEAD_DIM, Case, Family, Gguf, heads
 
 MULTIPLIERS = {
     "embedding_multiplier": 1.5,
@@ -26,9 +26,7 @@ FAMILY = Family(
     "granite",
     tiny={**NO_HEAD_DIM, **MULTIPLIERS, "tie_word_embeddings": True},
     golden=(4, [69, 40, 92, 57, 77, 48, 41, 41, 21, 47, 92, 57, 77, 48, 41, 55, 57, 71, 41, 92, 15, 86, 15, 86]),
-    gguf="GRANITE",
-    permuted=True,
-    gguf_settings=gguf_settings,
+    gguf=Gguf("GRANITE", permuted=True, settings=gguf_settings, keys={"rope.scaling.finetuned": True}),
     cases=(
         Case("granite-multipliers", heads(6, 2, hidden_size=96, tie_word_embeddings=True, **MULTIPLIERS)),
         Case(
@@ -36,5 +34,4 @@ FAMILY = Family(
         ),
     ),
     published={"attention_bias": False, "mlp_bias": False, "rope_scaling": None},
-    converted_keys={"rope.scaling.finetuned": True},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from family_cases import EXPERTS, FFN, NO_HEAD_DIM, TOP_K, Case, Family, Shapes, heads
+from family_cases import EXPERTS, FFN, NO_HEAD_DIM, TOP_K, Case, Family, Gguf, Shapes, heads
 
 from .granite import gguf_settings
 
@@ -38,9 +38,7 @@ FAMILY = Family(
     ffn=experts,
     number=1,
     golden=(1, [0, 69, 80, 82, 32, 35, 82, 32, 35, 82, 35, 82, 29, 34, 53, 66, 2, 31, 43, 82, 29, 82, 29, 82]),
-    gguf="GRANITE_MOE",
-    permuted=True,
-    gguf_settings=gguf_settings,
+    gguf=Gguf("GRANITE_MOE", permuted=True, settings=gguf_settings),
     cases=(
         Case(
             "granitemoe-multipliers",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import FFN, NO_HEAD_DIM, Case, Family, Shapes, heads
+from family_cases import FFN, NO_HEAD_DIM, Case, Family, Gguf, Shapes, heads
 
 from . import granite
 
@@ -42,10 +42,7 @@ FAMILY = Family(
     },
     ffn=_ffn,
     golden=(8, [62, 68, 27, 37, 13, 0, 13, 68, 13, 68, 13, 68, 83, 10, 33, 54, 27, 37, 83, 38, 58, 38, 58, 10]),
-    gguf="GRANITE",
-    permuted=True,
-    gguf_settings=_gguf_settings,
-    converted=_converted,
+    gguf=Gguf("GRANITE", permuted=True, settings=_gguf_settings, converted=_converted),
     cases=(
         Case(
             "granite4-dense-gqa3",

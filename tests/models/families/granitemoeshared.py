@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import EXPERTS, NO_HEAD_DIM, TOP_K, Case, Family, Shapes, heads
+from family_cases import EXPERTS, NO_HEAD_DIM, TOP_K, Case, Family, Gguf, Shapes, heads
 
 from . import granite, granitemoe
 
@@ -44,10 +44,13 @@ FAMILY = Family(
     },
     ffn=_ffn,
     golden=(5, [71, 84, 31, 62, 89, 25, 62, 61, 55, 35, 93, 45, 9, 52, 66, 84, 60, 64, 79, 92, 36, 60, 61, 22]),
-    gguf="GRANITE_MOE",
-    permuted=True,
-    gguf_settings=_gguf_settings,
-    converted=_converted,
+    gguf=Gguf(
+        "GRANITE_MOE",
+        permuted=True,
+        settings=_gguf_settings,
+        converted=_converted,
+        keys={"rope.scaling.finetuned": False},
+    ),
     cases=(
         Case(
             "granitemoeshared-multipliers",
@@ -61,5 +64,4 @@ FAMILY = Family(
         ),
     ),
     published={"output_router_logits": True, "attention_bias": False},
-    converted_keys={"rope.scaling.finetuned": False},
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from family_cases import BASE, HEAD_DIM, Case, Family, Shapes, heads
+from family_cases import BASE, HEAD_DIM, Case, Family, Gguf, Shapes, heads
 
 QK_LAYER_NORMS: Shapes = {
     "self_attn.query_layernorm.weight": (HEAD_DIM,),
@@ -15,7 +15,7 @@ FAMILY = Family(
     tiny={**BASE, "rope_parameters": ALPHA},
     attention=QK_LAYER_NORMS,
     golden=(2, [38, 83, 85, 82, 69, 12, 45, 12, 8, 82, 81, 29, 36, 39, 6, 8, 12, 28, 23, 8, 21, 58, 51, 28]),
-    gguf="HUNYUAN_DENSE",
+    gguf=Gguf("HUNYUAN_DENSE"),
     cases=(
         Case("hunyuan-alpha", heads(6, 2, head_dim=24, rope_parameters=ALPHA)),
         Case("hunyuan-plain-gqa8", heads(8, 1, head_dim=16, tie_word_embeddings=True), exact=True),

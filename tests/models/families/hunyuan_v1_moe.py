@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import BASE, EXPERTS, FFN, TOP_K, Case, Family, Shapes, experts, heads, mlp
+from family_cases import BASE, EXPERTS, FFN, TOP_K, Case, Family, Gguf, Shapes, experts, heads, mlp
 
 from .hunyuan_v1_dense import ALPHA, QK_LAYER_NORMS
 
@@ -26,8 +26,7 @@ FAMILY = Family(
     attention=QK_LAYER_NORMS,
     ffn=_ffn,
     golden=(0, [47, 26, 7, 4, 3, 12, 76, 2, 2, 2, 2, 55, 36, 34, 76, 64, 47, 36, 88, 33, 94, 63, 6, 6]),
-    gguf="HUNYUAN_MOE",
-    gguf_settings=_gguf_settings,
+    gguf=Gguf("HUNYUAN_MOE", settings=_gguf_settings),
     cases=(
         Case(
             "hunyuan-moe-alpha",

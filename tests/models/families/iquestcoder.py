@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from family_cases import BASE, Case, Family, heads
+from family_cases import BASE, Case, Family, Gguf, heads
 
 FAMILY = Family(
     "iquestcoder",
     tiny=BASE,
     golden=(2, [31, 58, 39, 3, 0, 58, 64, 80, 64, 80, 69, 2, 2, 2, 2, 2, 88, 80, 84, 31, 67, 56, 56, 3]),
-    gguf="LLAMA",
-    permuted=True,
+    gguf=Gguf("LLAMA", permuted=True),
     cases=(
         Case("iquest-gqa8", heads(8, 1, head_dim=16)),
         Case(

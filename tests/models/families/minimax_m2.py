@@ -15,6 +15,7 @@ from family_cases import (
     TOP_K,
     Case,
     Family,
+    Gguf,
     Shapes,
     experts,
     heads,
@@ -48,9 +49,12 @@ FAMILY = Family(
     },
     ffn=_ffn,
     golden=(2, [85, 85, 10, 22, 80, 19, 19, 49, 89, 19, 56, 79, 90, 79, 90, 79, 15, 52, 45, 22, 79, 90, 79, 90]),
-    gguf="MINIMAXM2",
-    gguf_settings=_gguf_settings,
-    gguf_names=SCORE_BIAS,
+    gguf=Gguf(
+        "MINIMAXM2",
+        settings=_gguf_settings,
+        names=SCORE_BIAS,
+        keys={"expert_feed_forward_length": 64, "vocab_size": 97},
+    ),
     cases=(
         Case(
             "minimax-m2-half-turned",
@@ -71,5 +75,4 @@ FAMILY = Family(
         "use_mtp": True, "num_mtp_modules": 3, "mtp_transformer_layers": 1, "attn_window_size": None,
         "output_router_logits": False, "router_aux_loss_coef": 0.001, "router_jitter_noise": 0.0,
     },
-    converted_keys={"expert_feed_forward_length": 64, "vocab_size": 97},
 )  # fmt: skip

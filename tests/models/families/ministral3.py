@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import BASE, YARN, Case, Family, heads
+from family_cases import BASE, YARN, Case, Family, Gguf, heads
 
 _ROPE = {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5}
 _SHORT = {**_ROPE, "original_max_position_embeddings": 8, "factor": 16.0}
@@ -19,9 +19,7 @@ FAMILY = Family(
     "ministral3",
     tiny={**BASE, "rope_parameters": {**_ROPE, "original_max_position_embeddings": 16}},
     golden=(2, [43, 13, 80, 80, 73, 13, 51, 70, 27, 70, 70, 29, 32, 80, 70, 73, 62, 80, 43, 69, 13, 54, 13, 54]),
-    gguf="MISTRAL3",
-    permuted=True,
-    gguf_settings=_gguf_settings,
+    gguf=Gguf("MISTRAL3", permuted=True, settings=_gguf_settings),
     cases=(
         Case("ministral3-gqa8", heads(8, 1, head_dim=12, rope_parameters=_ROPE)),
         Case(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from family_cases import HEAD_DIM, HEADS, KV_HEADS, NO_HEAD_DIM, YARN, Case, Family, Shapes, heads
+from family_cases import HEAD_DIM, HEADS, KV_HEADS, NO_HEAD_DIM, YARN, Case, Family, Gguf, Shapes, heads
 
 NORMS: Shapes = {
     "self_attn.q_norm.weight": (HEADS * HEAD_DIM,),
@@ -16,7 +16,7 @@ FAMILY = Family(
     attention=NORMS,
     without=("input_layernorm.weight",),
     golden=(10, [33, 84, 84, 84, 84, 41, 21, 45, 21, 72, 47, 45, 52, 47, 13, 45, 38, 45, 45, 45, 47, 51, 47, 35]),
-    gguf="OLMO2",
+    gguf=Gguf("OLMO2"),
     cases=(
         Case("olmo2-gqa1", heads(4, 4, hidden_size=80), exact=True),
         Case("olmo2-gqa8-yarn", heads(8, 1, hidden_size=96, rope_parameters=YARN, num_hidden_layers=2), exact=True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import NO_HEAD_DIM, YARN, Case, Family, heads
+from family_cases import NO_HEAD_DIM, YARN, Case, Family, Gguf, heads
 
 from .olmo2 import NORMS
 
@@ -33,8 +33,7 @@ FAMILY = Family(
     without=("input_layernorm.weight",),
     heading="layers 0, 2",
     golden=(2, [59, 8, 12, 12, 12, 8, 57, 76, 4, 4, 4, 4, 86, 47, 90, 31, 31, 2, 7, 80, 85, 85, 76, 80]),
-    gguf="OLMO2",
-    gguf_settings=_gguf_settings,
+    gguf=Gguf("OLMO2", settings=_gguf_settings),
     cases=(
         Case(
             "olmo3-gqa8-yarn-factor",  # GGUF has no key of one meaning for the factor

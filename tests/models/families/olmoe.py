@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from family_cases import EXPERTS, FFN, HEAD_DIM, HEADS, KV_HEADS, NO_HEAD_DIM, TOP_K, Case, Family, experts, heads
+from family_cases import EXPERTS, FFN, HEAD_DIM, HEADS, KV_HEADS, NO_HEAD_DIM, TOP_K, Case, Family, Gguf, experts, heads
 
 FAMILY = Family(
     "olmoe",
@@ -18,7 +18,7 @@ FAMILY = Family(
     ffn=experts(FFN),
     number=5,
     golden=(6, [89, 59, 52, 61, 52, 16, 37, 59, 34, 50, 91, 18, 61, 65, 29, 44, 18, 24, 52, 29, 34, 29, 52, 29]),
-    gguf="OLMOE",
+    gguf=Gguf("OLMOE"),
     cases=(
         Case("olmoe-gqa1", {"num_experts": 8, "num_experts_per_tok": 3, "norm_topk_prob": False}, exact=True),
         Case(

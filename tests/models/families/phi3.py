@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from family_cases import FFN, HEAD_DIM, HEADS, KV_HEADS, NO_HEAD_DIM, Case, Family, Shapes, heads
+from family_cases import FFN, HEAD_DIM, HEADS, KV_HEADS, NO_HEAD_DIM, Case, Family, Gguf, Shapes, heads
 
 _QKV = "self_attn.qkv_proj.weight"
 
@@ -46,8 +46,11 @@ FAMILY = Family(
     without=tuple(f"self_attn.{part}_proj.weight" for part in "qkv"),
     ffn=_mlp,
     golden=(6, [29, 62, 21, 47, 33, 29, 62, 18, 74, 54, 30, 62, 31, 67, 29, 46, 54, 90, 44, 38, 44, 74, 75, 50]),
-    gguf="PHI3",
-    gguf_settings=_gguf_settings,
+    gguf=Gguf(
+        "PHI3",
+        settings=_gguf_settings,
+        keys={"rope.scaling.type": "longrope", "attention.sliding_window": 262144},
+    ),
     cases=(
         Case(
             "phi3-short-three-quarters",
@@ -66,5 +69,4 @@ FAMILY = Family(
         "mlp_bias": False, "attention_bias": False, "sliding_window": 262144,
         "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
     },
-    converted_keys={"rope.scaling.type": "longrope", "attention.sliding_window": 262144},
-)  # fmt: skip
+    )  # fmt: skip

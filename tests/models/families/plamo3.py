@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from family_cases import BASE, FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, Family, Shapes
+from family_cases import BASE, FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, Family, Gguf, Shapes
 
 _OFFSETS = {"post_mixer_norm": 1 / 5, "post_mlp_norm": 1 / 5**1.5}
 
@@ -61,7 +61,5 @@ FAMILY = Family(
     norm_base=0.0,
     heading="layers 0, 2",
     golden=(2, [1, 25, 58, 58, 58, 58, 58, 58, 58, 58, 92, 23, 23, 44, 9, 20, 80, 38, 5, 80, 92, 87, 92, 92]),
-    gguf="PLAMO3",
-    gguf_settings=_gguf_settings,
-    converted=_converted,
+    gguf=Gguf("PLAMO3", settings=_gguf_settings, converted=_converted),
 )

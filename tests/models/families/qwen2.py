@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from family_cases import BASE, HEAD_DIM, HEADS, KV_HEADS, Case, Family, heads
+from family_cases import BASE, HEAD_DIM, HEADS, KV_HEADS, Case, Family, Gguf, heads
 
 FAMILY = Family(
     "qwen2",
@@ -14,7 +14,7 @@ FAMILY = Family(
     },
     number=6,
     golden=(6, [6, 72, 6, 66, 75, 76, 37, 75, 80, 53, 66, 69, 80, 44, 58, 76, 80, 44, 58, 76, 72, 41, 65, 46]),
-    gguf="QWEN2",
+    gguf=Gguf("QWEN2"),
     cases=(
         Case("qwen2-gqa6-tied", heads(6, 1, hidden_size=96, tie_word_embeddings=True), exact=True),
         Case("qwen2-gqa1-untied", exact=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from family_cases import BASE, EXPERT_WIDTH, EXPERTS, QK_NORMS, TOP_K, Case, Family, experts, heads
+from family_cases import BASE, EXPERT_WIDTH, EXPERTS, QK_NORMS, TOP_K, Case, Family, Gguf, experts, heads
 
 FAMILY = Family(
     "qwen3_moe",
@@ -17,7 +17,7 @@ FAMILY = Family(
     ffn=experts(EXPERT_WIDTH),
     number=8,
     golden=(2, [52, 22, 52, 22, 20, 52, 22, 12, 22, 22, 22, 22, 31, 6, 6, 14, 22, 40, 76, 16, 46, 46, 46, 17]),
-    gguf="QWEN3MOE",
+    gguf=Gguf("QWEN3MOE"),
     cases=(
         Case(
             "qwen3moe-gqa8-top3",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from family_cases import BASE, HEAD_DIM, HEADS, KV_HEADS, Case, Family, heads
+from family_cases import BASE, HEAD_DIM, HEADS, KV_HEADS, Case, Family, Gguf, heads
 
 FAMILY = Family(
     "seed_oss",
@@ -13,7 +13,7 @@ FAMILY = Family(
         "self_attn.v_proj.bias": (KV_HEADS * HEAD_DIM,),
     },
     golden=(6, [91, 26, 60, 61, 82, 61, 75, 82, 61, 69, 70, 22, 93, 26, 87, 12, 61, 91, 36, 82, 70, 22, 4, 93]),
-    gguf="SEED_OSS",
+    gguf=Gguf("SEED_OSS", keys={"vocab_size": 97}),
     cases=(
         Case("seed-oss-gqa3", heads(6, 2, head_dim=24, rope_parameters={"rope_theta": 1e7}), exact=True),
         Case(
@@ -27,5 +27,4 @@ FAMILY = Family(
         "attention_bias": True, "attention_out_bias": False, "mlp_bias": False, "residual_dropout": 0.1,
         "pretraining_tp": 1, "rope_scaling": {"rope_type": "default"},
     },
-    converted_keys={"vocab_size": 97},
-)  # fmt: skip
+    )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import BASE, EXPERT_WIDTH, EXPERTS, SCORE_BIAS, TOP_K, Case, Family, heads, shared_experts
+from family_cases import BASE, EXPERT_WIDTH, EXPERTS, SCORE_BIAS, TOP_K, Case, Family, Gguf, heads, shared_experts
 
 _MOE = {
     "n_routed_experts": EXPERTS,
@@ -30,9 +30,7 @@ FAMILY = Family(
     tiny={**BASE, **_MOE, "rope_theta": 1e4},
     ffn=shared_experts(EXPERT_WIDTH),
     golden=(0, [10, 33, 35, 67, 86, 68, 82, 42, 16, 38, 92, 38, 92, 38, 92, 38, 42, 66, 50, 42, 66, 50, 92, 47]),
-    gguf="GLM4_MOE",
-    gguf_settings=_gguf_settings,
-    gguf_names=SCORE_BIAS,
+    gguf=Gguf("GLM4_MOE", settings=_gguf_settings, names=SCORE_BIAS),
     cases=(
         Case("solar-open-gqa3", heads(6, 2, **_MOE, head_dim=16, rope_parameters={"rope_theta": 1e4}), exact=True),
         Case(

@@ -16,6 +16,7 @@ from family_cases import (
     TOP_K,
     Case,
     Family,
+    Gguf,
     Shapes,
     mlp,
 )
@@ -101,9 +102,7 @@ FAMILY = Family(
     norm_base=0.0,
     heading="layer 1",
     golden=(2, [89, 56, 22, 20, 89, 89, 59, 54, 22, 89, 89, 52, 54, 22, 18, 95, 4, 81, 15, 12, 89, 48, 0, 0]),
-    gguf="STEP35",
-    gguf_settings=_gguf_settings,
-    gguf_names={"moe.router_bias": "moe.router_bias.bias"},
+    gguf=Gguf("STEP35", settings=_gguf_settings, names={"moe.router_bias": "moe.router_bias.bias"}),
     cases=(
         Case(
             "step3p7-llama3",

@@ -75,10 +75,10 @@ class _Reader:
     ) -> None:
         self._folder = folder
         self._candidate = candidate
+        self._num_files = len(candidate.page_keys) + 1
         self._sizes = sizes
         self._budget_bytes = budget_bytes
         self._notify = notify
-        self._num_files = len(candidate.page_keys) + 1
         self._state = threading.Condition()  # guards all below
         self._next = 0  # file that is read next
         self._num_taken = 0
@@ -198,11 +198,11 @@ class Restore:
         self._folder = folder
         self._owner = owner
         self._candidates = candidates
+        self._sequence: CachedSequence | None = None
         self._least_tokens = least_tokens
         self._budget_bytes = budget_bytes
         self._stats = stats
         self._notify = notify
-        self._sequence: CachedSequence | None = None
         self._reader: _Reader | None = None
         self._num_pages = 0  # taken of the present candidate
         self._started_at = time.perf_counter()

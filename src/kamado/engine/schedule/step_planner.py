@@ -77,9 +77,9 @@ class StepPlanner:
         self._admission = admission
         self._waiting = waiting
         self._live = live
-        self._leave = leave
-        self._max_rows = max_rows
         self._max_logit_rows = min(max_logit_rows, max_rows)
+        self._max_rows = max_rows
+        self._leave = leave
         self._counters = counters
         self._alone: deque[Request] = deque()  # to be run one by one, since a step of several failed
         self._row_seconds = 0.0  # of prompts, lately; 0: none was measured

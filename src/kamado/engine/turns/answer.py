@@ -40,10 +40,10 @@ class AnswerEvents(Iterator[ContentEvent | Finish]):
         """`choice` marks the events; `schemas` are those that the finished answer is checked against."""
         self._generation = generation
         self._token_bytes = token_bytes
+        self._texts: list[str] = []
         self._choice = choice
         self._has_logprobs = has_logprobs
         self._schemas = schemas
-        self._texts: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, tuple[ToolCallStart, list[str]]] = {}
         self._ended: set[int] = set()  # calls that are whole

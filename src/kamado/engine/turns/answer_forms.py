@@ -37,9 +37,9 @@ class Forms:
         self._tokenizer = tokenizer
         self._scheduler = scheduler
         self._plan = plan
-        self._vocab_size = vocab_size
-        self._reserve = reserve
         self.unplanned: dict[str, int] = {}  # by owner: reserved since, and what experts lost for it
+        self._reserve = reserve
+        self._vocab_size = vocab_size
 
     @cached_property
     def _compiler(self) -> ConstraintCompiler:

@@ -73,11 +73,11 @@ class AsgiRequest:
     ) -> None:
         """`on_end` is called when the answer is complete, or when the application has left it incomplete."""
         self._scope = scope
+        self.closes = scope["http_version"] < "1.1" or closes_connection(scope["headers"])
         self._line = line
         self._default_headers = default_headers
         self._expects_continue = expects_continue
         self._on_end = on_end
-        self.closes = scope["http_version"] < "1.1" or closes_connection(scope["headers"])
         self.is_complete = False
         self.is_begun = False  # something of the answer is on the line
         self._is_gone = False
