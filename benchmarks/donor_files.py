@@ -93,9 +93,7 @@ def write_shape(donor: Donor, shape: Shape, experts: Experts, path: Path, seed: 
     return made
 
 
-def _drafts(
-    fitted: Fitted, layers: int, sizes: Sizes
-) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Array]]]:
+def _drafts(fitted: Fitted, layers: int, sizes: Sizes) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Array]]]:
     """Layers behind the others that draft tokens: whole ones, all noise."""
     rng, width = np.random.default_rng((fitted.seed, layers)), fitted.width
     norms = dict.fromkeys(("enorm", "hnorm", "shared_head_norm"), (width,))

@@ -49,9 +49,7 @@ class Shape:
         if self.between is None:
             return [(i, True) for i in range(layers)]
         return [
-            (i, is_own)
-            for i in range(layers)
-            for is_own in ((False, True) if i % (ONE_FURTHER - 1) == 0 else (True,))
+            (i, is_own) for i in range(layers) for is_own in ((False, True) if i % (ONE_FURTHER - 1) == 0 else (True,))
         ]
 
 
@@ -70,7 +68,7 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """How many there are. Picked by sigmoid: two a pair, one with score ½, one with score 1; by softmax: all in pairs."""
+    """How many there are. By sigmoid two a pair are picked, one with score ½, one with score 1; by softmax pairs only."""
 
     count: int
     pairs: int

@@ -4,8 +4,8 @@
     python benchmarks/donors.py --shape glm4moe --json found.json
 
 The donor, SmolLM2-135M, dequantised to float32, is the baseline; donor_files.py writes it as GLM-4.5 to 4.7
-(`glm4moe`), MiniMax M2 (`minimax-m2`), LFM2 8B-A1B (`lfm2moe`) and Qwen3.5 with experts (`qwen35moe`) and says how. Keys
-and values are float32 in all runs. Checks of a shape:
+(`glm4moe`), MiniMax M2 (`minimax-m2`), LFM2 8B-A1B (`lfm2moe`) and Qwen3.5 with experts (`qwen35moe`), and says how.
+Keys and values are float32 in all runs. Checks of a shape:
 
 - Given text: 20 texts of 200 tokens. The likeliest token is the same wherever the baseline's two best differ by more
   than 1e-3; the divergence is printed.
@@ -151,9 +151,7 @@ def _last(program: p.Program, before: int, kind: type[p.Op]) -> int:
     return max(i for i, op in enumerate(program.ops[:before]) if isinstance(op, kind))
 
 
-def _router_mistakes(
-    program: p.Program, at: int, picked: list[int], pairs: int
-) -> Iterator[tuple[str, p.Program]]:
+def _router_mistakes(program: p.Program, at: int, picked: list[int], pairs: int) -> Iterator[tuple[str, p.Program]]:
     """Of the router and of the experts' order; the experts are the operation `at`."""
     index = _last(program, at, p.Route)
     route = program.ops[index]
@@ -197,8 +195,9 @@ def _gate_mistakes(program: p.Program, at: int) -> Iterator[tuple[str, p.Program
     end = next(i for i, op in enumerate(program.ops) if i > at and isinstance(op, p.Add) and op.a == program.ops[0].out)
     gates = [i for i in range(at + 1, end) if isinstance(program.ops[i], p.Gate)]
     if gates:
-        yield "shared expert's gate left out", _changed(
-            program, gates[0], lambda op: replace(op, a=op.b, b=None, activation="none")
+        yield (
+            "shared expert's gate left out",
+            _changed(program, gates[0], lambda op: replace(op, a=op.b, b=None, activation="none")),
         )
         yield "shared expert left out", _changed(program, end - 1, lambda op: p.Scale(op.out, op.a, 1.0))
     if len(gates) > 1:

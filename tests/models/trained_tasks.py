@@ -41,7 +41,10 @@ class Texts:
         return float((chosen[self.is_asked] == self.answers).mean())
 
 
-_KEYS, _VALUES = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8), np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", np.uint8)
+Array = NDArray[np.uint8]
+_KEYS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8)
+_VALUES = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", np.uint8)
+_QUESTION = ord("?")
 _OTHERS = np.frombuffer(b" .,;:-+0123456789", np.uint8)
 _NUM_KEYS, _SAID_BYTES, _ASKED_BYTES = 8, 112, 40
 RECALL_BYTES = _SAID_BYTES + DISTANCE[0] + _ASKED_BYTES
@@ -58,24 +61,43 @@ def _with_others(rng: np.random.Generator, words: list[bytes], length: int) -> b
     return b"".join([*parts, others[begin:].tobytes()])
 
 
-def _recall(rng: np.random.Generator, said_before: int | None) -> tuple[bytes, list[int]]:
+def _said(rng: np.random.Generator, keys: Array, values: dict[int, Array]) -> list[bytes]:
+    """All keys in any order, each three times with its first value before it has its last one."""
+    order = rng.permutation(np.repeat(keys, SAID_BEFORE + 1)).tolist()
+    return [bytes([key, values[key][0 if key in order[i + 1 :] else 1]]) for i, key in enumerate(order)]
+
+
+def _said_and_asked(rng: np.random.Generator, keys: Array, values: dict[int, Array]) -> list[bytes]:
+    """A word about every key, and words and questions in any order; `values` gets what was said last."""
+    words: list[bytes] = []
+    for i in range(4 * _NUM_KEYS - 4):
+        key = int(keys[i] if i < _NUM_KEYS else rng.choice(keys))
+        if i >= _NUM_KEYS and rng.random() < 0.6:
+            words.append(bytes([_QUESTION, key, values[key][1]]))
+        else:
+            values[key][1] = rng.choice(_VALUES)
+            words.append(bytes([key, values[key][1]]))
+    return words
+
+
+def _recall(rng: np.random.Generator, said: Callable[..., list[bytes]]) -> tuple[bytes, list[int]]:
     keys = rng.choice(_KEYS, _NUM_KEYS, replace=False)
     values = {int(key): rng.choice(_VALUES, 2, replace=False) for key in keys}
-    times = rng.integers(0, SAID_BEFORE + 1, _NUM_KEYS) if said_before is None else np.full(_NUM_KEYS, said_before)
-    order = rng.permutation(np.repeat(keys, times + 1)).tolist()
-    said = []
-    for i, key in enumerate(order):
-        before, last = values[key]
-        said.append(bytes([key, before if key in order[i + 1 :] else last]))
-    asked = [bytes([ord("?"), key, values[int(key)][1]]) for key in rng.permutation(keys)]
+    words = said(rng, keys, values)
+    asked = [bytes([_QUESTION, key, values[int(key)][1]]) for key in rng.permutation(keys)]
     between = rng.choice(_OTHERS, DISTANCE[0]).tobytes()
-    text = _with_others(rng, said, _SAID_BYTES) + between + _with_others(rng, asked, _ASKED_BYTES)
-    return text, [i + 1 for i, byte in enumerate(text) if byte == ord("?")]
+    text = _with_others(rng, words, _SAID_BYTES) + between + _with_others(rng, asked, _ASKED_BYTES)
+    return text, [i + 1 for i, byte in enumerate(text) if byte == _QUESTION]
 
 
-def recall(rng: np.random.Generator, count: int, said_before: int | None = SAID_BEFORE) -> Texts:
-    """Eight keys a text, each said, asked and answered. `said_before` None: each of another value up to three times."""
-    return _texts([_recall(rng, said_before) for _ in range(count)])
+def recall(rng: np.random.Generator, count: int) -> Texts:
+    """Eight keys a text, each said, asked far behind, and answered; each had another value three times before."""
+    return _texts([_recall(rng, _said) for _ in range(count)])
+
+
+def recall_lessons(rng: np.random.Generator, count: int) -> Texts:
+    """Texts with questions near by too."""
+    return _texts([_recall(rng, _said_and_asked) for _ in range(count)])
 
 
 COPY_BYTES = 64
@@ -157,7 +179,7 @@ class Task:
 
 
 TASKS = {
-    "recall": Task(RECALL_CONFIG, lambda rng, count: recall(rng, count, None), recall),
+    "recall": Task(RECALL_CONFIG, recall_lessons, recall),
     "copying": Task(COPYING_CONFIG, copying, copying),
 }
 
