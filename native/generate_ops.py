@@ -130,6 +130,8 @@ def _ops() -> list[str]:
     names = [f"{op.__name__}Op" for op in ops.OPERATIONS]
     visits = "\n".join(f"  visit({name}{{}});" for name in names)
     parts = [_struct(op) for op in ops.OPERATIONS if not op.IS_ROW_WISE]
+    most = max(len(_inputs(op)) for op in ops.OPERATIONS if op.RECORD is not None)
+    parts.append(f"inline constexpr int32_t kMaxRecordInputs = {most};")
     parts.append(f"template <class... More>\nusing AnyOf = std::variant<{', '.join(names)}, More...>;")
     parts.append(f"template <class Visit>\nvoid for_each_op(Visit&& visit) {{\n{visits}\n}}")
     for op in ROW_WISE:

@@ -1,9 +1,12 @@
-"""Four small programs, one for each kind of state beside a layer's own pages.
+"""Small programs, for each kind of state beside a layer's own pages.
 
 decay    a running sum with decay in the last layer: a record, written after the last attention
 widths   pages of two widths in one layer
 earlier  an attention that reads the pages of an earlier layer and stores none
 source   an attention that reads keys and values made once, beside pages
+conv     a convolution between two gates: a record of the last rows
+delta    a gated delta rule behind convolutions of q, k and v: four records, the heads tiled
+channels the same with a decay for each row of S, the logarithm of it stored, the heads grouped and betas up to 2
 """
 
 from __future__ import annotations
@@ -105,8 +108,67 @@ def source(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Progra
     return m.program("source", p.Source(KV_HEADS, head_dim, head_dim, MOST_SOURCE_ROWS), m.pages)
 
 
+def conv(path: Path, vocab: int = VOCAB) -> p.Program:
+    m = _Maker(path, vocab)
+    m.norm("norm0")
+    m.attend("attend0", 0)
+    m.norm("norm1")
+    b, c, seen = (p.Buffer(name, HIDDEN) for name in ("b", "c", "seen"))
+    m.linear((b, c, m.out), m.h, "in")
+    m.ops.append(p.Gate(m.out, b, m.out, "none"))
+    m.ops.append(p.Conv(seen, m.out, m.file.matrix("conv", HIDDEN, 3), 1, m.file.vector("bias", HIDDEN, 0.0)))
+    m.ops.append(p.Gate(seen, c, seen, "none"))
+    m.linear((m.out,), seen, "out")
+    m.ops.append(p.Add(m.x, m.x, m.out))
+    return m.program("conv", PAGES, p.Record("conv", 4 * 2 * HIDDEN))
+
+
+def _delta(path: Path, vocab: int, name: str, k_dim: int, v_dim: int, by_channel: bool) -> p.Program:
+    """Key heads half as many as value heads."""
+    m = _Maker(path, vocab)
+    m.norm("norm0")
+    m.attend("attend0", 0)
+    m.norm("norm1")
+    q, k, v, z, a, b, qc, kc, vc = (
+        p.Buffer(it, width)
+        for it, width in [
+            ("q1", 2 * k_dim), ("k1", 2 * k_dim), ("v1", 4 * v_dim), ("z", 4 * v_dim),
+            ("a", 4 * k_dim if by_channel else 4), ("b", 4),
+            ("qc", 2 * k_dim), ("kc", 2 * k_dim), ("vc", 4 * v_dim),
+        ]
+    )  # fmt: skip
+    m.linear((q, k, v, z, a, b), m.h, "in")
+    taps = m.file.matrix("conv", q.width + k.width + v.width, 4)
+    convs: list[p.Conv] = []
+    for number, (out, rows) in enumerate([(qc, q), (kc, k), (vc, v)], start=1):
+        begin = sum(op.x.width for op in convs)
+        convs.append(p.Conv(out, rows, taps.row_range(begin, begin + rows.width), number, activation="silu"))
+    m.ops += convs
+    m.ops += [p.Norm(rows, rows, None, kind="l2", group=k_dim) for rows in (qc, kc)]
+    rate = np.abs(m.file.rng.standard_normal(4)) + 0.1
+    scan = p.DeltaScan(
+        v, qc, kc, vc, a, b, m.file.add("rate", np.log(rate) if by_channel else -rate),
+        m.file.vector("dt", a.width, -2.0), 4, 2, 4, k_dim, v_dim, k_dim**-0.5,
+        heads="grouped" if by_channel else "tiled", beta_scale=2.0 if by_channel else 1.0, decay_is_log=by_channel,
+    )  # fmt: skip
+    m.ops += [scan, p.Norm(v, v, m.file.vector("norm", v_dim), group=v_dim), p.Gate(v, z, v, "silu")]
+    m.linear((m.out,), v, "out")
+    m.ops.append(p.Add(m.x, m.x, m.out))
+    records = [p.Record(f"record{op.state}", op.record_bytes) for op in (*convs, scan)]
+    return m.program(name, PAGES, *records)
+
+
+def delta(path: Path, vocab: int = VOCAB) -> p.Program:
+    return _delta(path, vocab, "delta", 16, 72, by_channel=False)
+
+
+def channels(path: Path, vocab: int = VOCAB) -> p.Program:
+    return _delta(path, vocab, "channels", 9, 40, by_channel=True)
+
+
 PROGRAMS: dict[str, Callable[..., p.Program]] = {
-    "decay": decay, "widths": widths, "earlier": earlier, "source": source,
+    "decay": decay, "widths": widths, "earlier": earlier, "source": source, "conv": conv,
+    "delta": delta, "channels": channels,
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import native_state
 import numpy as np
 import pytest
 from native_programs import dense, moe, random_tokens, step
@@ -47,6 +48,9 @@ PROGRAMS: dict[str, Callable[[Path], p.Program]] = {
     "moe": moe,
     "dense-limit": lambda path: limited(dense(path, layers=2)),
     "moe-limit": lambda path: limited(moe(path)),
+    "conv": native_state.conv,
+    "delta": native_state.delta,
+    "channels": native_state.channels,
     "moe-q4_0": lambda path: moe(path, width=64, layout=Layout.Q4_0, down_layout=Layout.Q5_1),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from native_state import MOST_SOURCE_ROWS, PAGES, PROGRAMS, source_rows
 from kamado import _native
 from kamado import program as p
 from kamado.errors import NativeError
+from kamado.files.types import TensorRef
 from kamado.lower import build_executor
 
 OPTIONS: dict[str, Any] = {
@@ -335,10 +337,25 @@ def test_marking_and_forking_copy_nothing(folder: Path) -> None:
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
+def taps_of(rows: int, cols: int) -> Callable[[p.Program], TensorRef]:
+    """Other numbers of the program's file."""
+
+    def make(program: p.Program) -> TensorRef:
+        ref = next(p.tensors(program.ops[0]))
+        return dataclasses.replace(ref, nbytes=4 * rows * cols, shape=(rows, cols))
+
+    return make
+
+
+def vector_of(length: int) -> Callable[[p.Program], TensorRef]:
+    return lambda program: dataclasses.replace(taps_of(1, length)(program), shape=(length,))
+
+
 def changed(program: p.Program, states: tuple[p.State, ...] | None = None, **fields: Any) -> p.Program:
-    """The program with other states, or with another Attend or Accumulate in the place of the last one."""
+    """The program with other states, or with another operation in the place of the last one that names a state."""
     ops = list(program.ops)
-    last = max(i for i, op in enumerate(ops) if isinstance(op, p.Attend | p.Accumulate))
+    last = max(i for i, op in enumerate(ops) if hasattr(op, "state"))
+    fields = {name: made(program) if callable(made) else made for name, made in fields.items()}
     ops[last] = dataclasses.replace(ops[last], **fields)
     return dataclasses.replace(program, ops=ops, states=program.states if states is None else states)
 
@@ -346,6 +363,34 @@ def changed(program: p.Program, states: tuple[p.State, ...] | None = None, **fie
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
+        ("conv", {"states": (PAGES, p.Record("conv", 4 * 64))}, "state 1"),
+        ("conv", {"weight": vector_of(7)}, "shape"),
+        ("conv", {"weight": taps_of(64, 1)}, "1 taps, not 2 to 64"),
+        ("conv", {"weight": taps_of(64, 65)}, "65 taps, not 2 to 64"),
+        ("conv", {"weight": taps_of(63, 3)}, "shape"),
+        ("conv", {"weight": taps_of(64, 4)}, "state 1"),
+        ("conv", {"bias": vector_of(65)}, "65"),
+        ("conv", {"x": p.Buffer("short", 32)}, "short"),
+        ("conv", {"out": p.Buffer("out", 64)}, "both input and output"),
+        ("conv", {"activation": "tanh"}, "activation"),
+        ("delta", {"num_v_heads": 3}, "3 heads on 2"),
+        ("delta", {"num_k_heads": 0}, "4 heads on 0"),
+        ("delta", {"num_v_heads": 0}, "0 heads on 2"),
+        ("delta", {"k_dim": -16}, "of -16 and"),
+        ("delta", {"k_dim": 2**31 - 1}, "width"),
+        ("delta", {"v_dim": 2**31 - 1}, "width"),
+        ("delta", {"v_dim": 71}, "width"),
+        ("delta", {"scale": float("nan")}, "scale"),
+        ("delta", {"beta_scale": 0.0}, "beta_scale 0 is not above 0"),
+        ("delta", {"heads": "other"}, "heads"),
+        ("delta", {"b": p.Buffer("a", 4), "a": p.Buffer("z", 288)}, "288 decays for 4 heads of 16"),
+        ("delta", {"decay": vector_of(5)}, "5"),
+        ("delta", {"dt_bias": vector_of(64)}, "64"),
+        ("delta", {"out": p.Buffer("vc", 288)}, "both input and output"),
+        ("delta", {"state": 3}, "state 3"),
+        ("delta", {"state": 0}, "state 0"),
+        ("delta", {"states": (PAGES, *(p.Record("", n) for n in (384, 384, 3456, 4 * 4 * 16 * 71)))}, "state 4"),
+        ("channels", {"a": p.Buffer("b", 4)}, "expected 4"),
         ("decay", {"state": 2}, "state 2 of a program with 2|the id 2"),
         ("decay", {"state": 0}, "state 0"),
         ("decay", {"states": (PAGES, p.Record("sum", 260))}, "state 1"),

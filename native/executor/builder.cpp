@@ -184,7 +184,7 @@ class OpRules {
       check_id(field, value, builder_.program_.buffers.size(), "buffer");
       if (value == -1 || !is_read(role) || builder_.is_written_[static_cast<size_t>(value)]) return;
       refuse("buffer ", name(value), " is read before it is written");
-    } else if constexpr (role == Role::kMatrix || role == Role::kTable) {
+    } else if constexpr (role == Role::kMatrix || role == Role::kTable || role == Role::kTaps) {
       check_id(field, value, builder_.program_.matrices.size(), "matrix");
     } else if constexpr (role == Role::kVector) {
       check_id(field, value, builder_.program_.vectors.size(), "vector");
@@ -247,8 +247,12 @@ class OpRules {
     if (state.kind == StateKind::kWindow) return op.causal && op.window > 0 && op.window <= state.tokens;
     return state.kind == StateKind::kPages;
   }
-  bool fits(const AccumulateOp& op, const StateSpec& state) const {
-    return state.kind == StateKind::kRecord && state.num_bytes == width(op.out) * int64_t{sizeof(float)};
+  // The widths of its buffers, which check_rules compared, bound what is multiplied.
+  template <class T>
+    requires T::kIsRecurrent
+  bool fits(const T& op, const StateSpec& state) const {
+    return state.kind == StateKind::kRecord && state.num_bytes % int64_t{sizeof(float)} == 0 &&
+           state.num_bytes / int64_t{sizeof(float)} == record_values(op, *this);
   }
 
   const std::string& name(int32_t buffer) const { return entry(builder_.program_.buffers, buffer).name; }
@@ -304,6 +308,8 @@ void ProgramBuilder::accept(const Op& op) {
         routed_.erase(id);  // a routing result belongs to the logits it was made from
       } else if constexpr (role == Role::kMatrix) {
         program_.matrices[static_cast<size_t>(id)].is_packed = true;
+      } else if constexpr (role == Role::kTaps) {
+        program_.matrices[static_cast<size_t>(id)].is_widened = true;
       }
     });
     for_each_value(concrete, [&](auto field, const auto& value) {
@@ -339,7 +345,7 @@ bool writes(const Op& op, int32_t buffer) {
 
 bool writes_state(const Op& op) {
   if (const auto* attend = std::get_if<AttendOp>(&op)) return attend->stores;
-  return std::holds_alternative<AccumulateOp>(op);
+  return std::visit([](const auto& concrete) { return concrete.kIsRecurrent; }, op);
 }
 
 int32_t ProgramBuilder::state(const StateSpec& spec) {

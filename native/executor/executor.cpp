@@ -241,6 +241,7 @@ std::vector<std::pair<std::string, double>> Executor::stats() const {
       {"seconds_attend", times.seconds(Timed::kAttend)},
       {"seconds_encode", times.encode()},
       {"seconds_experts", times.seconds(Timed::kExperts)},
+      {"seconds_records", times.seconds(Timed::kRecords)},
       {"seconds_head", times.seconds(Timed::kHead)},
       {"seconds_rows", times.seconds(Timed::kRows)},
   };

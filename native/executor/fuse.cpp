@@ -196,15 +196,20 @@ class Fuser {
     row(RowKind::kEmbed, &op, width(o.out)).out = out;
   }
 
-  // A row-wise operation: inputs in the order of its fields.
+  // What an operation reads, in the order of its fields.
   template <class T>
-    requires T::kIsRowWise
-  void emit(const Op& op, const T& o) {
+  static std::vector<int32_t> inputs_of(const T& o) {
     std::vector<int32_t> inputs;
     T::fields(o, [&inputs](auto field, auto value) {
       if constexpr (decltype(field)::role == Role::kReads) inputs.push_back(value);
     });
-    RowOp& entry = row_of(RowKind::kKernel, op, o.out, inputs);
+    return inputs;
+  }
+
+  template <class T>
+    requires T::kIsRowWise
+  void emit(const Op& op, const T& o) {
+    RowOp& entry = row_of(RowKind::kKernel, op, o.out, inputs_of(o));
     entry.kernel = call_kernel<T>;
     entry.guards = T::kGuards;
   }
@@ -297,13 +302,17 @@ class Fuser {
     part_->nodes.push_back(std::move(node));
   }
 
-  void emit(const Op& op, const AccumulateOp& o) {
+  template <class T>
+    requires T::kIsRecurrent
+  void emit(const Op& op, const T& o) {
     Node node{NodeKind::kRecord};
-    node.record.op = &op;
-    node.record.record = program_.states[static_cast<size_t>(o.state)].index;
-    node.record.num_columns = width(o.out);
-    node.record.x = value_of(o.x);
-    node.record.out = output(o.out, {o.x});
+    RecordNode& record = node.record;
+    record.op = &op;
+    record.record = program_.states[static_cast<size_t>(o.state)].index;
+    record.num_columns = width(o.out);
+    const std::vector<int32_t> inputs = inputs_of(o);
+    for (const int32_t input : inputs) record.in[record.num_inputs++] = value_of(input);
+    record.out = output(o.out, inputs);
     part_->nodes.push_back(std::move(node));
   }
 

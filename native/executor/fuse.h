@@ -44,7 +44,7 @@ void for_each_input(AnyNode& node, Visit&& visit) {
   visit(node.attend.v, node.attend.v_at);
   for (int i = 0; i < kNumActKinds; ++i) visit(node.experts.acts[i], node.experts.acts_at[i]);
   visit(node.experts.routing, node.experts.routing_at);
-  visit(node.record.x, node.record.x_at);
+  for (int32_t i = 0; i < node.record.num_inputs; ++i) visit(node.record.in[i], node.record.in_at[i]);
 }
 template <class AnyNode, class Visit>
 void for_each_output(AnyNode& node, Visit&& visit) {

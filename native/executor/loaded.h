@@ -20,6 +20,16 @@ class LoadedModel {
   const Program& program() const { return program_; }
   const KernelTable& kernels() const { return kernels_; }
   const float* vector(int32_t id) const { return id == -1 ? nullptr : weights_.vectors[static_cast<size_t>(id)]; }
+  // Of a convolution: tap j of channel i at [j * stride + i].
+  struct Taps {
+    const float* values;
+    size_t stride;
+    int32_t count;
+  };
+  Taps taps(int32_t id) const {
+    const MatrixSpec& spec = program_.matrices[static_cast<size_t>(id)];
+    return {weights_.taps[static_cast<size_t>(id)], align_up(static_cast<size_t>(spec.rows), 16), spec.cols};
+  }
   const PackedMatrix& matrix(int32_t id) const { return weights_.matrices[static_cast<size_t>(id)]; }
   // Part 0, 1, 2: gate, up, down.
   const PackedMatrix& expert_matrix(const ExpertsNode& node, int32_t expert, int32_t part) const {

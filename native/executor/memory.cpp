@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "executor/records.h"
 #include "kamado/align.h"
 #include "kamado/refuse.h"
 
@@ -55,6 +56,7 @@ StepMemory::StepMemory(const Program& program, const Plan& plan, const ExecutorO
       }
     }
   }
+  kernel_scratch = std::max(kernel_scratch, record_scratch_bytes(program));
   const size_t max_queries = std::max<size_t>(kMaxQueries, max_group);
   if (max_heads > 0) {
     kernel_scratch =

@@ -100,10 +100,12 @@ struct AttendNode {
 // An operation that replaces a record: threads share its columns, and each takes the rows of a sequence in order.
 struct RecordNode {
   const Op* op = nullptr;
-  int32_t record = -1;  // StateSpec::index
-  int32_t num_columns = 0;
-  int32_t x = -1, out = -1;
-  Operand x_at, out_at;
+  int32_t record = -1;      // StateSpec::index
+  int32_t num_columns = 0;  // of out
+  int32_t num_inputs = 0;
+  int32_t in[kMaxRecordInputs] = {};  // in the order of the operation's fields
+  int32_t out = -1;
+  Operand in_at[kMaxRecordInputs], out_at;
 };
 
 struct ExpertsNode {

@@ -33,7 +33,8 @@ void RowWork::run(const RowOp& op, int32_t row, const Segment& segment, Worker& 
           math.layer_norm(a + begin, model_.vector(norm.weight), model_.vector(norm.bias), group, norm.eps,
                           out + begin);
         } else {
-          math.rms_norm(a + begin, model_.vector(norm.weight), group, norm.eps, out + begin);
+          const auto kernel = norm.kind == NormKind::kL2 ? math.l2_norm : math.rms_norm;
+          kernel(a + begin, model_.vector(norm.weight), group, norm.eps, out + begin);
         }
       }
       break;

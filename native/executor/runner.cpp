@@ -16,8 +16,9 @@ Timed timed(const Node& node) {
       return Timed::kAttend;
     case NodeKind::kExperts:
       return Timed::kExperts;
-    case NodeKind::kRow:
     case NodeKind::kRecord:
+      return Timed::kRecords;
+    case NodeKind::kRow:
       break;
   }
   return Timed::kRows;
@@ -42,7 +43,7 @@ StepRunner::StepRunner(const LoadedModel& model, const Plan& plan, const Executo
       linear_(model, memory, team),
       attend_(plan, model.kernels(), sequences, memory, team, step_, measures_),
       experts_(model, memory, team, step_, measures_),
-      records_(*model.kernels().vector, sequences.cache(), memory, team, step_) {
+      records_(model, sequences.cache(), memory, team, step_) {
   if (model.stream() != nullptr && !model.program().is_ahead.empty()) ahead_ = AheadControl(options.look_ahead);
   step_.positions.resize(memory.max_rows());
   step_.is_wanted.resize(memory.max_rows());

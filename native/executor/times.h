@@ -5,8 +5,8 @@
 
 namespace kamado {
 
-enum class Timed { kRows, kLinear, kAttend, kExperts, kHead };
-constexpr int kNumTimed = 5;
+enum class Timed { kRows, kLinear, kAttend, kExperts, kHead, kRecords };
+constexpr int kNumTimed = 6;
 
 class StepTimes {
  public:

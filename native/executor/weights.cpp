@@ -96,9 +96,15 @@ struct Load {
   }
 };
 
-void load_vectors(const Program& program, Weights& weights) {
+size_t taps_floats(const MatrixSpec& spec) {
+  return spec.is_widened ? static_cast<size_t>(spec.cols) * align_up(static_cast<size_t>(spec.rows), 16) : 0;
+}
+
+// Vectors, and the taps of convolutions, of which columns are used and therefore lie together.
+void load_floats(const Program& program, Weights& weights) {
   size_t count = 0;
   for (const VectorSpec& spec : program.vectors) count += align_up(static_cast<size_t>(spec.length), 16);
+  for (const MatrixSpec& spec : program.matrices) count += taps_floats(spec);
   weights.floats = Memory(count * sizeof(float));
   weights.bytes += count * sizeof(float);
   auto* values = reinterpret_cast<float*>(weights.floats.data());
@@ -112,6 +118,20 @@ void load_vectors(const Program& program, Weights& weights) {
     }
     weights.vectors.push_back(values);
     values += align_up(static_cast<size_t>(spec.length), 16);
+  }
+  std::vector<float> row;
+  for (const MatrixSpec& spec : program.matrices) {
+    weights.taps.push_back(spec.is_widened ? values : nullptr);
+    if (!spec.is_widened) continue;
+    const size_t stored_row = row_bytes(spec.layout, spec.cols), rows = static_cast<size_t>(spec.rows);
+    stored.resize(stored_row * rows);
+    spec.file->read(spec.offset, stored.data(), stored.size());
+    row.resize(static_cast<size_t>(spec.cols));
+    for (size_t i = 0; i < rows; ++i) {
+      dequantize_row(spec.layout, stored.data() + i * stored_row, row.data(), spec.cols);
+      for (size_t j = 0; j < row.size(); ++j) values[j * align_up(rows, 16) + i] = row[j];
+    }
+    values += taps_floats(spec);
   }
 }
 
@@ -167,7 +187,7 @@ Weights load_weights(const Program& program, const LinearKernels& kernels, Pool&
     // Nothing is read ahead but what is asked for here, and single rows of the tables that stay in the file.
     for (const MatrixSpec& spec : program.matrices) spec.file->advise_random();
   }
-  load_vectors(program, weights);
+  load_floats(program, weights);
   Load load{program, kernels, progress, weights, {}, {}, options.drops_cache};
   size_t tile_total = 0, stage_bytes = kStageBytes;
   for (size_t i = 0; i < program.matrices.size(); ++i) {

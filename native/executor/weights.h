@@ -13,7 +13,8 @@ namespace kamado {
 struct Weights {
   std::vector<PackedMatrix> matrices;  // data is nullptr for those that no product uses
   std::vector<const float*> vectors;
-  size_t bytes = 0;  // of packed tiles and vectors
+  std::vector<const float*> taps;  // by matrix, nullptr but for a convolution's: [cols][rows, rounded up to 16]
+  size_t bytes = 0;                // of packed tiles and vectors
 
   Memory tiles, floats;
 };

@@ -19,8 +19,8 @@ constexpr int kNumTiers = 3;
 constexpr const char* kTierNames[kNumTiers] = {"scalar", "avx2", "avx512"};  // each includes those before it
 
 const KernelTable& scalar_table() {
-  static const KernelTable table = {kTierNames[0], linear_kernels_ref(), vector_kernels_ref(), attention_kernels_ref(),
-                                    kv_codec_kernels_ref()};
+  static const KernelTable table = {kTierNames[0],           linear_kernels_ref(),   vector_kernels_ref(),
+                                    attention_kernels_ref(), kv_codec_kernels_ref(), scan_kernels_ref()};
   return table;
 }
 
@@ -32,8 +32,9 @@ const KernelTable* supported(int tier) {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
     return nullptr;
   if (tier == 1) {
-    static const KernelTable table = {kTierNames[1], linear_kernels_avx2(), vector_kernels_avx2(),
-                                      attention_kernels_avx2(), kv_codec_kernels_avx2()};
+    static const KernelTable table = {kTierNames[1],           linear_kernels_avx2(),
+                                      vector_kernels_avx2(),   attention_kernels_avx2(),
+                                      kv_codec_kernels_avx2(), scan_kernels_avx2()};
     return &table;
   }
 #endif
@@ -41,8 +42,12 @@ const KernelTable* supported(int tier) {
   if (tier == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vnni")) {
-    static const KernelTable table = {kTierNames[2], linear_kernels_avx512(), vector_kernels_avx512(),
-                                      attention_kernels_avx512(), kv_codec_kernels_avx512()};
+    static const KernelTable table = {kTierNames[2],
+                                      linear_kernels_avx512(),
+                                      vector_kernels_avx512(),
+                                      attention_kernels_avx512(),
+                                      kv_codec_kernels_avx512(),
+                                      scan_kernels_avx512()};
     return &table;
   }
 #endif
@@ -50,7 +55,8 @@ const KernelTable* supported(int tier) {
 }
 
 bool is_complete(const KernelTable& table) {
-  return table.linear != nullptr && table.vector != nullptr && table.attention != nullptr && table.kv_codec != nullptr;
+  return table.linear != nullptr && table.vector != nullptr && table.attention != nullptr &&
+         table.kv_codec != nullptr && table.scan != nullptr;
 }
 
 // --- self-test: a tier must give the reference's bits before it is used (about 1 ms in all)
@@ -136,6 +142,7 @@ bool vector_agrees(const VectorKernels& ref, const VectorKernels& wide) {
       return rows;
     };
     v.rms_norm(a, weight, kWidth, 1e-5f, next());
+    v.l2_norm(a, weight, kWidth, 1e-5f, next());
     v.layer_norm(a, weight, b, kWidth, 1e-5f, next());
     v.rope(next(a), 2, 40, 36, b, weight, false);
     v.rope(next(a), 2, 40, 36, b, weight, true);
@@ -229,6 +236,35 @@ bool kv_codec_agrees(const KvCodecKernels& ref, const KvCodecKernels& wide) {
   return true;
 }
 
+bool scan_agrees(const ScanKernels& ref, const ScanKernels& wide) {
+  constexpr int32_t kRows = 3, kDim = 5, kWidth = 83;
+  uint32_t state = 5;
+  float x[kRows * kWidth], weight[4 * kWidth];
+  fill(x, kRows * kWidth, state);
+  fill(weight, 4 * kWidth, state);
+  const ScanKernels* kernels[2] = {&ref, &wide};
+  constexpr size_t kBlock = size_t{kDim} * kScanColumns;
+  Bytes outs[2] = {Bytes(3 * 4096), Bytes(3 * 4096)};
+  for (int k = 0; k < 2; ++k) {
+    float* out = outs[k].floats();
+    const float* rows[kRows] = {x, x + kWidth, x + kWidth + 1};
+    kernels[k]->conv(rows, weight, kWidth, kRows, weight + 3 * kWidth, kWidth - 1, out);
+    kernels[k]->decay(x, -0.3f, kWidth, out += 96);
+    out += 96;
+    for (const bool has_channels : {false, true}) {
+      for (const int32_t columns : {kScanColumns, kScanColumns - 3}) {  // out: kRows rows, then S
+        DeltaBlock block{kRows,  kDim, columns, x,           x + 7,       x + 20,       out,   kWidth, kWidth,
+                         kWidth, 32,   weight,  weight + 40, weight + 80, has_channels, false, 0.5f};
+        kernels[k]->delta(block, weight, out + kRows * 32);
+        out += kRows * 32 + kBlock;
+      }
+    }
+    DeltaBlock block{1, kDim, kScanColumns, x, x + 7, x + 20, out, 0, 0, 0, 0, weight, nullptr, weight, false, true, 1};
+    kernels[k]->delta(block, weight, out + 32);
+  }
+  return outs[0] == outs[1];
+}
+
 int cap_from_environment() {
   const char* name = std::getenv("KAMADO_TIER");
   if (name == nullptr || *name == '\0') return kNumTiers - 1;
@@ -245,7 +281,8 @@ const KernelTable& choose() {
     if (linear_agrees(*scalar_table().linear, *table->linear) &&
         vector_agrees(*scalar_table().vector, *table->vector) &&
         attention_agrees(*scalar_table().attention, *table->attention) &&
-        kv_codec_agrees(*scalar_table().kv_codec, *table->kv_codec)) {
+        kv_codec_agrees(*scalar_table().kv_codec, *table->kv_codec) &&
+        scan_agrees(*scalar_table().scan, *table->scan)) {
       return *table;
     }
     std::fprintf(stderr, "kamado: the %s kernels differ from the reference on this CPU: falling back\n",

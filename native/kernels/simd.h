@@ -160,6 +160,11 @@ KAMADO_INLINE float f32_from_f16(uint16_t h) {
 
 // ---- F8 ----
 
+// Before what was streamed may be read by another thread.
+KAMADO_INLINE void stream_fence() {
+  _mm_sfence();
+}
+
 // Lane l is all ones for l < n.
 KAMADO_INLINE __m256i first_lanes8(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -183,6 +188,7 @@ struct F8 {
   }
   KAMADO_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
   KAMADO_INLINE void store_first(float* p, int n) const { _mm256_maskstore_ps(p, first_lanes8(n), v); }
+  KAMADO_INLINE void stream(float* p) const { _mm256_stream_ps(p, v); }  // past the caches; aligned
 };
 
 KAMADO_ARITHMETIC(F8, 256)
@@ -219,6 +225,10 @@ struct F8x2 {
   KAMADO_INLINE void store_first(float* p, int n) const {
     lo.store_first(p, n);
     if (n > 8) hi.store_first(p + 8, n - 8);
+  }
+  KAMADO_INLINE void stream(float* p) const {
+    lo.stream(p);
+    hi.stream(p + 8);
   }
   KAMADO_INLINE void store_f16(uint16_t* p) const {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(lo.v, _MM_FROUND_TO_NEAREST_INT));
@@ -356,6 +366,7 @@ struct F16 {
   }
   KAMADO_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   KAMADO_INLINE void store_first(float* p, int n) const { _mm512_mask_storeu_ps(p, first_lanes16(n), v); }
+  KAMADO_INLINE void stream(float* p) const { _mm512_stream_ps(p, v); }
   KAMADO_INLINE void store_f16(uint16_t* p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }

@@ -37,8 +37,18 @@ struct VectorTier {
   }
 
   static void rms_norm(const float* x, const float* weight, int32_t n, float eps, float* out) {
+    norm_by(static_cast<float>(n), x, weight, n, eps, out);
+  }
+
+  static void l2_norm(const float* x, const float* weight, int32_t n, float eps, float* out) {
+    norm_by(1.0f, x, weight, n, eps, out);
+  }
+
+  // By the root of the sum of squares / divisor + eps.
+  static KAMADO_INLINE void norm_by(float divisor, const float* x, const float* weight, int32_t n, float eps,
+                                    float* out) {
     const V sum = fold(x, n, V::set1(0.0f), [](V v, V total) { return fma(v, v, total); });
-    const V inverse = V::set1(1.0f / __builtin_sqrtf(reduce_sum(sum) / static_cast<float>(n) + eps));
+    const V inverse = V::set1(1.0f / __builtin_sqrtf(reduce_sum(sum) / divisor + eps));
     if (weight) {
       map(x, weight, n, out, [inverse](V v, V w) { return v * inverse * w; });
     } else {

@@ -32,9 +32,18 @@ float max_of(const float* x, int32_t n) {
 
 struct Scalar {
   static void rms_norm(const float* x, const float* weight, int32_t n, float eps, float* out) {
+    norm_by(static_cast<float>(n), x, weight, n, eps, out);
+  }
+
+  static void l2_norm(const float* x, const float* weight, int32_t n, float eps, float* out) {
+    norm_by(1.0f, x, weight, n, eps, out);
+  }
+
+  // By the root of the sum of squares / divisor + eps.
+  static void norm_by(float divisor, const float* x, const float* weight, int32_t n, float eps, float* out) {
     float lane[kVirtualLanes] = {};
     for (int32_t i = 0; i < n; ++i) lane[i % kVirtualLanes] = std::fma(x[i], x[i], lane[i % kVirtualLanes]);
-    const float inverse = 1.0f / std::sqrt(sum_lanes(lane) / static_cast<float>(n) + eps);
+    const float inverse = 1.0f / std::sqrt(sum_lanes(lane) / divisor + eps);
     for (int32_t i = 0; i < n; ++i) out[i] = weight ? x[i] * inverse * weight[i] : x[i] * inverse;
   }
 

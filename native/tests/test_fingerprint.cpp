@@ -146,6 +146,7 @@ void rows(const VectorKernels& v, Fingerprint& out) {
   };
   const float *x = a.as<float>(), *y = b.as<float>(), *z = c.as<float>();
   run("rms_norm", [&] { v.rms_norm(x, y, kWidth, 0x1p-16f, row); });
+  run("l2_norm", [&] { v.l2_norm(x, y, kWidth, 0x1p-16f, row); });
   run("layer_norm", [&] { v.layer_norm(x, y, z, kWidth, 0x1p-16f, row); });
   run("rope", [&] { v.rope(row, 2, 40, 36, y, z, false); });
   run("rope interleaved", [&] { v.rope(row, 2, 40, 36, y, z, true); });
@@ -167,6 +168,34 @@ void rows(const VectorKernels& v, Fingerprint& out) {
     for (int32_t i = 0; i < kMaxRowInputs; ++i) in[i] = !is_there[i] ? nullptr : i == 0 ? x : i == 1 ? y : z;
     run(T::kName, [&] { run_row_kernel(v, op, in, kWidth, row); });
   });
+}
+
+// Rows through a block of S and through the block that is left of 40 columns.
+void scans(const ScanKernels& scan, Fingerprint& out) {
+  constexpr int32_t kRows = 9, kDim = 24, kTaps = 4;
+  Random random{4};
+  const Bytes x = random.floats(kRows * 3 * kDim, 1.0f), w = random.floats(size_t{kDim} * kScanColumns, 1.0f);
+  const auto *values = x.as<float>(), *weight = w.as<float>();
+  const float* seen[kTaps] = {values, values + 1, values + 2, values + 3};
+  const Bytes result(sizeof(float) * (kRows + kDim) * kScanColumns);
+  scan.conv(seen, weight, kDim, kTaps, weight + kTaps * kDim, kDim, result.as<float>());
+  out["scan conv"] = fnv1a(result.get(), sizeof(float) * kDim);
+  const Bytes kept(sizeof(float) * kRows * kDim);
+  scan.decay(values, -0.25f, kRows * kDim, kept.as<float>());
+  out["scan decay"] = kept.hash();
+  for (const bool has_channels : {false, true}) {
+    for (const int32_t columns : {kScanColumns, 8}) {
+      float* const s = result.as<float>() + kRows * kScanColumns;
+      const DeltaBlock block{
+          kRows,        kDim,  columns, values,       values + 7,       values + 20,   result.as<float>(),
+          kDim,         kDim,  kDim,    kScanColumns, kept.as<float>(), values + kDim, kept.as<float>() + kDim,
+          has_channels, false, 0.25f};
+      scan.delta(block, weight, s);
+      const std::string name = std::string("scan delta") + (has_channels ? " by channel" : "");
+      uint64_t& hash = out.try_emplace(name, fnv1a(nullptr, 0)).first->second;
+      hash = fnv1a(result.get(), result.size, hash);
+    }
+  }
 }
 
 // Two pages, of which a query each sees a part; merged and finished.
@@ -268,6 +297,7 @@ Fingerprint fingerprint_of(const KernelTable& table) {
   Fingerprint out;
   linear(*table.linear, out);
   rows(*table.vector, out);
+  scans(*table.scan, out);
   attention(*table.attention, out);
   kv_codes(*table.kv_codec, out);
   executor(table.tier, out);

@@ -194,6 +194,13 @@ void test_norms(const VectorKernels& k) {
       ok &= std::abs(static_cast<double>(out[i]) - exact) <= bound * std::abs(exact);
     }
     CHECK_MSG(ok, ("rms_norm " + std::to_string(n)).c_str());
+    k.l2_norm(x.data(), w.data(), n, 1e-6f, out.data());
+    ok = true;
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double exact = static_cast<double>(x[i]) / std::sqrt(mean_square * n + 1e-6) * static_cast<double>(w[i]);
+      ok &= std::abs(static_cast<double>(out[i]) - exact) <= bound * std::abs(exact);
+    }
+    CHECK_MSG(ok, ("l2_norm " + std::to_string(n)).c_str());
     if (n == 1) continue;  // its variance is nothing but eps
     k.layer_norm(x.data(), w.data(), b.data(), n, 1e-5f, out.data());
     ok = true;
@@ -341,6 +348,9 @@ void test_same_bits(const VectorKernels& ref, const VectorKernels& k, const std:
       got.assign(x, x + n);
       k.rms_norm(got.data(), nullptr, n, 1e-6f, got.data());
       CHECK_MSG(same(expect, got), ("rms_norm in place " + what).c_str());
+      ref.l2_norm(x, w, n, 1e-6f, expect.data());
+      k.l2_norm(x, w, n, 1e-6f, got.data());
+      CHECK_MSG(same(expect, got), ("l2_norm " + what).c_str());
       for (int mask = 0; mask < 4; ++mask) {
         ref.layer_norm(x, mask & 1 ? w : nullptr, mask & 2 ? b : nullptr, n, 1e-5f, expect.data());
         k.layer_norm(x, mask & 1 ? w : nullptr, mask & 2 ? b : nullptr, n, 1e-5f, got.data());

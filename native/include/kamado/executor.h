@@ -43,10 +43,11 @@ struct MatrixSpec {
   // So many rows lie one behind the other, the next as many so many rows after those began: what each head has in a
   // matrix that holds several things a head. Both are `rows` where all lie together.
   int32_t block_rows, block_stride;
-  bool is_packed = false;  // a product uses it; otherwise only Embed does, and its rows are read one by one
+  bool is_packed = false;   // a product uses it; otherwise only Embed does, and its rows are read one by one
+  bool is_widened = false;  // a convolution's taps: in memory as float32
 
   bool is_in_blocks() const { return block_rows < rows; }
-  uint64_t at(int32_t row) const;                                  // where it lies in the file
+  uint64_t at(int32_t row) const;                               // where it lies in the file
   void read(int32_t begin, int32_t count, uint8_t* out) const;  // rows [begin, begin + count) of the file, together
 };
 
@@ -73,6 +74,7 @@ struct PredictOp {
 
   static constexpr bool kIsLast = false;
   static constexpr bool kIsRowWise = false;
+  static constexpr bool kIsRecurrent = false;
   template <class Self, class Visit>
   static void fields(Self& op, Visit&& visit) {
     visit(Field<Role::kRoutes>{"logits"}, op.route.logits);

@@ -14,8 +14,8 @@ constexpr bool is_buffer(Role role) {
   return is_read(role) || is_written(role) || role == Role::kRouted;
 }
 constexpr bool is_operand(Role role) {
-  return is_buffer(role) || role == Role::kTable || role == Role::kMatrix || role == Role::kVector ||
-         role == Role::kConstants;
+  return is_buffer(role) || role == Role::kTable || role == Role::kMatrix || role == Role::kTaps ||
+         role == Role::kVector || role == Role::kConstants;
 }
 
 // Calls visit(field, value) for each field, of a list for each entry.

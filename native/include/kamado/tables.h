@@ -3,6 +3,7 @@
 #include "kamado/attention.h"
 #include "kamado/kv_codec.h"
 #include "kamado/linear.h"
+#include "kamado/scan.h"
 #include "kamado/vector.h"
 
 namespace kamado {
@@ -13,6 +14,7 @@ struct KernelTable {
   const VectorKernels* vector;
   const AttentionKernels* attention;
   const KvCodecKernels* kv_codec;
+  const ScanKernels* scan;
 };
 
 // The best tier this CPU (and its OS) runs. The environment variable KAMADO_TIER can only lower it; an unknown value

@@ -13,6 +13,8 @@ namespace kamado {
 struct VectorKernels : RowKernels {
   // out = x / sqrt(mean(x^2) + eps) * weight (nullptr: 1). out may be x.
   void (*rms_norm)(const float* x, const float* weight, int32_t n, float eps, float* out);
+  // out = x / sqrt(sum of x^2 + eps) * weight, as rms_norm.
+  void (*l2_norm)(const float* x, const float* weight, int32_t n, float eps, float* out);
   // out = (x - mean) / sqrt(var + eps) * weight + bias (either nullptr).
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int32_t n, float eps, float* out);
   // In place on n_heads heads; cos/sin hold rot_dim/2 values each. interleaved: pairs (2i, 2i+1), else (i, i+rot/2).
@@ -33,8 +35,8 @@ struct VectorKernels : RowKernels {
 // The table of a tier, whose kernels have these names.
 template <class Tier, double (*kLogSumExp)(const float*, int32_t)>
 constexpr VectorKernels vector_kernels() {
-  return {row_kernels<Tier>(), Tier::rms_norm, Tier::layer_norm, Tier::rope,     Tier::axpy,     Tier::accumulate,
-          Tier::softmax,       kLogSumExp,     Tier::to_f16,     Tier::from_f16, Tier::is_finite};
+  return {row_kernels<Tier>(), Tier::rms_norm, Tier::l2_norm, Tier::layer_norm, Tier::rope,     Tier::axpy,
+          Tier::accumulate,    Tier::softmax,  kLogSumExp,    Tier::to_f16,     Tier::from_f16, Tier::is_finite};
 }
 
 const VectorKernels* vector_kernels_ref();

@@ -152,7 +152,8 @@ class Config:
         names = [name for key in keys for name in self._spellings(key)]
         found = [(name, value) for name in names if (value := self.get(name)) is not None]
         if len({repr(v) for _, v in found}) > 1:
-            raise self.invalid(found[0][0], f"is {found[0][1]!r} while {self.name(found[1][0])} is {found[1][1]!r}")
+            (one, other) = (f"{self.prefix + name!r} is {value!r}" for name, value in found[:2])
+            raise MetadataError(f"{self.checkpoint.path}: {one} while {other}")
         return found[0] if found else (names[0], None)
 
     def _otherwise(self, key: str, default: _T | Required) -> _T:

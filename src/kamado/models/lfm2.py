@@ -101,6 +101,7 @@ def _kv_heads(c: Config, count: int) -> Sequence[int]:
 def _width(c: Config) -> int:
     """Of the MLP: the one that config.json names, or two thirds of it, rounded up."""
     width = c.optional_integer("block_ff_dim") or c.integer("feed_forward_length")
+    c.known({"intermediate_size"})
     step = c.integer("block_multiple_of", default=256)
     share = c.number("block_ffn_dim_multiplier", default=1.0, high=1024.0)
     if not c.flag("block_auto_adjust_ff_dim", default=True):

@@ -118,7 +118,7 @@ class Conv(Recurrent):
     bias: Vector | None = None
     activation: Activation = "none"
 
-    RULES = {"weight.cols >= 2": "{weight.cols} taps reach no row before"}
+    RULES = {"2 <= weight.cols <= 64": "{weight.cols} taps, not 2 to 64"}
     SHAPES = {"x": "out.width", "weight": "out.width, _", "bias": "out.width"}
     RECORD = "(weight.cols - 1) * out.width"
 

@@ -17,7 +17,7 @@ _LINEAR: dict[str, Any] = {
     "linear_num_key_heads": _K_HEADS,
     "linear_num_value_heads": HEADS,
 }
-_IDS = {"pad_token_id": None, "eos_token_id": None}
+_IDS = {"pad_token_id": 0, "eos_token_id": 2}
 _WIDTHS = {"q": _K_HEADS * _K_DIM, "k": _K_HEADS * _K_DIM, "v": HEADS * _V_DIM}
 
 
