@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from donor_shapes import CERTAIN, CHOSEN, LARGEST_ROW, LOGIT_STD, OTHERS_BIAS, SMALL, Array, Fitted, Tensors, noise
+from donor_shapes import (
+    CERTAIN, CHOSEN, LARGEST_ROW, LOGIT_STD, OSS_ALPHA, OSS_UP, OTHERS_BIAS, SINK, SMALL, Array, Fitted, Tensors, noise,
+)  # fmt: skip
 
 CONV_TAPS = {"conv": 3, "delta": 4}
 DELTA_KEY_HEADS, DELTA_VALUE_HEADS, DELTA_DIM = 2, 4, 64
@@ -49,6 +51,9 @@ class Layer:
             return found | {f"ffn_{part}.weight": lambda part=part: self._dense(part, None) for part in _PARTS}
         found |= {"ffn_gate_inp.weight": self._router}
         found |= {f"ffn_{part}_exps.weight": lambda part=part: self._experts(part) for part in _PARTS}
+        if self.shape.has_biases:
+            found |= {"ffn_gate_inp.bias": self._bias}
+            found |= {f"ffn_{part}_exps.bias": lambda part=part: self._expert_biases(part) for part in _PARTS}
         if self.shape.router == "sigmoid":
             found |= {"exp_probs_b.bias": self._bias}
         if self.shape.shared:
@@ -61,11 +66,23 @@ class Layer:
     def _mixer(self) -> Tensors:
         """What mixes a row with those before it: attention."""
         donor = self.donor
-        return {
+        found: Tensors = {
             "attn_q.weight": self._queries,
             "attn_k.weight": lambda: self._turned("attn_k", donor.kv_heads),
             "attn_v.weight": self._values,
             "attn_output.weight": self._output,
+        }
+        if self.shape.has_biases:
+            widths = {"q": self.fitted.heads * self.fitted.head_dim, "k": donor.kv_heads * self.fitted.head_dim}
+            zeros: Tensors = {
+                f"attn_{part}.bias": lambda width=width: np.zeros(width, np.float32) for part, width in widths.items()
+            }
+            return found | zeros | {
+                "attn_v.bias": self._value_bias,
+                "attn_output.bias": self._output_bias,
+                "attn_sinks.weight": lambda: np.full(self.fitted.heads, SINK, np.float32),
+            }  # fmt: skip
+        return found | {
             "attn_q_norm.weight": lambda: self._qk_norm(
                 self.fitted.heads, np.sqrt(self.fitted.head_dim / donor.head_dim)
             ),
@@ -117,7 +134,7 @@ class Layer:
         elif role == "attn_q":
             further = noise(self._rng("q heads"), self.donor.kv_heads * self.donor.head_dim, rows.shape[1])
             rows = self._with_spare_heads(rows, further)
-        return self._reading(rows * np.float32(SMALL), role)
+        return self._reading(rows * np.float32(1 if self.shape.has_biases else SMALL), role)
 
     def _queries(self) -> Array:
         """With rows of zeros behind each head where there is a gate: σ(0) = ½."""
@@ -130,6 +147,16 @@ class Layer:
     def _values(self) -> Array:
         own = self._own("attn_v")
         return self._reading(self._by_heads(own, self.donor.kv_heads, None) if self.shape.wide_heads else own, "v")
+
+    def _value_bias(self) -> Array:
+        return noise(self._rng("v bias"), self.donor.kv_heads * self.fitted.head_dim)
+
+    def _output_bias(self) -> Array:
+        """Takes away what the bias of v brings: the weights of attention have the sum 1."""
+        of_heads = self._value_bias().reshape(self.donor.kv_heads, -1)
+        group = self.fitted.heads // self.donor.kv_heads
+        brought = self._output().astype(np.float64) @ np.repeat(of_heads, group, axis=0).ravel()
+        return (-brought).astype(np.float32)
 
     def _qk_norm(self, heads: int, factor: float) -> Array:
         eps = float(np.float32(self.fitted.eps))
@@ -165,11 +192,23 @@ class Layer:
             expert = found[self.ids[at]]
             if part == "down":
                 expert[:] = 0  # also for the neurons that fill the width
-                expert[: len(neurons), :hidden] = own[:, neurons].T.astype(np.float64) / self._weight(at)
+                share = self._weight(at) * self._factor("gate") * self._factor("up")
+                expert[: len(neurons), :hidden] = own[:, neurons].T.astype(np.float64) / share
             else:
-                expert[: len(neurons), :hidden] = own[neurons]
+                expert[: len(neurons), :hidden] = own[neurons] * np.float32(self._factor(part))
                 expert[:, hidden] = 0
         return np.ascontiguousarray(found.transpose(0, 2, 1)) if part == "down" else found
+
+    def _factor(self, part: str) -> float:
+        """silu(g) · u = 1.702 · (g / 1.702) · σ(1.702 · (g / 1.702)) · u: what gate and up are multiplied by."""
+        return {"gate": 1 / OSS_ALPHA, "up": OSS_UP}[part] if self.shape.has_biases else 1.0
+
+    def _expert_biases(self, part: str) -> Array:
+        """Of the picked experts none, but for the 1 that is added to what up gives."""
+        width = self.fitted.width if part == "down" else self.fitted.expert_width
+        found = noise(self._rng(f"experts {part} bias"), self.experts.count, width)
+        found[self.ids[: self.experts.top_k]] = -1 if part == "up" else 0
+        return found
 
     def _weight(self, at: int) -> float:
         """What the router gives the neurons of the picked expert `at`, both of a pair together."""
@@ -200,7 +239,8 @@ class Layer:
         if self.shape.router == "softmax":
             picked = self.ids[: self.experts.top_k]
             rows[picked[2:]] = rows[np.tile(picked[:2], pairs)]
-            rows[self.ids[self.experts.top_k :], donor.hidden] = -certain
+            if not self.shape.has_biases:
+                rows[self.ids[self.experts.top_k :], donor.hidden] = -certain
             return rows
         rows[self.ids[1 : 2 * pairs : 2]] = -rows[self.ids[0 : 2 * pairs : 2]]
         rows[self.ids[2 * pairs : 2 * pairs + 2]] = 0
@@ -209,7 +249,11 @@ class Layer:
 
     def _bias(self) -> Array:
         bias = self._rng("bias").random(self.experts.count, np.float32) * np.float32(OTHERS_BIAS)
-        bias[self.ids[: self.experts.top_k]] += np.float32(CHOSEN)
+        picked = self.ids[: self.experts.top_k]
+        if self.shape.has_biases:
+            bias[picked] = CERTAIN  # the same for all: pairs have the same share of the sum
+        else:
+            bias[picked] += np.float32(CHOSEN)
         return bias
 
 

@@ -22,6 +22,9 @@ LOGIT_STD = 1.5  # of a router's logits over rows
 CERTAIN = 30.0  # σ of it is 1 in float32
 CHOSEN = 1.5  # choice bias of picked experts: above any score of the others and their bias
 OTHERS_BIAS = 0.2  # others have up to so much
+SINK = -1e4  # so far below all scores that nothing of it is left
+OSS_ALPHA = float(np.float32(1.702))
+OSS_UP = 2.0**-6  # what up gives is so much smaller, so that its limit of 7 is out of the way
 ONE_FURTHER = 3  # one of so many layers is a further one, in shapes that have such
 
 
@@ -32,6 +35,7 @@ class Shape:
     architecture: str
     row_norm: bool = False  # q and k are normed whole, not head by head
     wide_heads: bool = True  # each twice as wide as the donor's; else one more query head for each of keys
+    has_biases: bool = False  # gpt-oss: of everything, sinks, gates of its own, and no norms of q and k
     router: Literal["sigmoid", "softmax"] = "sigmoid"  # softmax: no choice bias
     dense: int = 0  # layers at the beginning without experts
     shared: int = 0  # neurons of the donor that the shared expert takes
@@ -61,6 +65,10 @@ SHAPES = {
     ),
     "qwen35moe": Shape(
         "qwen35moe", router="softmax", shared=256, gated=True, between="delta", ffn_norm="post_attention_norm",
+        has_output=True,
+    ),
+    "gpt-oss": Shape(
+        "gpt-oss", wide_heads=False, has_biases=True, router="softmax", wider=192, ffn_norm="post_attention_norm",
         has_output=True,
     ),
 }  # fmt: skip

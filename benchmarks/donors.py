@@ -179,17 +179,25 @@ def _router_mistakes(program: p.Program, at: int, picked: list[int], pairs: int)
         yield "softmax router", routed(score="softmax")
         yield "weights not divided by their sum", routed(normalize=False)
     else:
+        if program.ops[index - 1].biases:
+            yield "router's bias dropped", _changed(program, index - 1, lambda op: replace(op, biases=()))
         yield "two picked experts exchanged", exchanged(picked[0], picked[3])
         yield "sigmoid router", routed(score="sigmoid")
         yield "one expert less", routed(top_k=route.top_k - 1)
     if route.scale != 1:
         yield "router's factor dropped", routed(scale=1.0)
-    yield "experts' gate not activated", _changed(program, at, lambda op: replace(op, activation="none"))
+    if getattr(program.ops[at], "alpha", None):
+        yield "experts' gate is a silu", _changed(program, at, lambda op: replace(op, alpha=None))
+        yield "experts' biases dropped", _changed(program, at, lambda op: replace(op, up_biases=()))
+    else:
+        yield "experts' gate not activated", _changed(program, at, lambda op: replace(op, activation="none"))
 
 
 def _gate_mistakes(program: p.Program, at: int) -> Iterator[tuple[str, p.Program]]:
     """Of the gates of attention before, and of the shared expert after, the experts at `at`."""
     attend = _last(program, at, p.Attend)
+    if isinstance(program.ops[attend + 1], p.Linear) and program.ops[attend + 1].biases:
+        yield "bias of attention's output dropped", _changed(program, attend + 1, lambda op: replace(op, biases=()))
     if isinstance(program.ops[attend + 1], p.Gate):
         yield "attention's gate left out", _changed(program, attend + 1, _ungated)
     end = next(i for i, op in enumerate(program.ops) if i > at and isinstance(op, p.Add) and op.a == program.ops[0].out)

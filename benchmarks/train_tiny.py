@@ -43,7 +43,12 @@ def build(config: dict[str, Any]) -> Any:
     with torch.no_grad():
         for name, value in model.named_parameters():
             if "conv" in name and value.dim() == 3:
-                value.normal_(std=value.shape[-1] ** -0.5)
+                # Where taps have one sign, queries and keys of one byte are alike from the beginning.
+                value.normal_(mean=0.5 if "linear_attn" in name else 0.0, std=value.shape[-1] ** -0.5)
+            if name.endswith("in_proj_qkv.weight"):
+                # So they are when the matrices of queries and of keys begin as one.
+                rows = config["linear_num_key_heads"] * config["linear_key_head_dim"]
+                value[:rows] = value[rows : 2 * rows]
             if name.endswith("A_log"):
                 # From one token to the next a state keeps .9 to .999 of itself.
                 steps = torch.logspace(-3, -1, value.numel()) / value.exp()

@@ -1,7 +1,7 @@
 """What the two small models in trained/ were taught (benchmarks/train_tiny.py): texts, a token a byte, in which some
 bytes follow from what stands some way before, and from nothing else.
 
-recall   "…aX….aX.bM..aB…………?aB…": a letter's value is what was said of it last; asked 40 to 200 bytes later. The memory
+recall   "…aX….aX.bM..aB…………?aB…": a letter's value is what was said of it last, asked 40 to 200 bytes later. The memory
          of the delta rule: a word said again must replace the one before, and nothing else.
 copying  "dkaf3kbe1e…": behind a digit j stands the byte j before the digit. The reach of convolutions, two a layer.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 FOLDER = Path(__file__).parent / "trained"
 VOCAB = 128
-DISTANCE = (40, 200)  # between what was said last of a key and the question
+BETWEEN = (40, 104)  # bytes at least between what was said last of a key and the question; 88 more at most
 SAID_BEFORE = 3  # how often another value stands before the last one
 COPY_LAYERS, REACH = 4, 8
 
@@ -46,8 +46,7 @@ _KEYS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8)
 _VALUES = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", np.uint8)
 _QUESTION = ord("?")
 _OTHERS = np.frombuffer(b" .,;:-+0123456789", np.uint8)
-_NUM_KEYS, _SAID_BYTES, _ASKED_BYTES = 8, 112, 40
-RECALL_BYTES = _SAID_BYTES + DISTANCE[0] + _ASKED_BYTES
+_NUM_KEYS, _SAID_BYTES, _ASKED_BYTES = 6, 64, 24
 
 
 def _with_others(rng: np.random.Generator, words: list[bytes], length: int) -> bytes:
@@ -70,7 +69,7 @@ def _said(rng: np.random.Generator, keys: Array, values: dict[int, Array]) -> li
 def _said_and_asked(rng: np.random.Generator, keys: Array, values: dict[int, Array]) -> list[bytes]:
     """A word about every key, and words and questions in any order; `values` gets what was said last."""
     words: list[bytes] = []
-    for i in range(4 * _NUM_KEYS - 4):
+    for i in range(4 * _NUM_KEYS - 2):
         key = int(keys[i] if i < _NUM_KEYS else rng.choice(keys))
         if i >= _NUM_KEYS and rng.random() < 0.6:
             words.append(bytes([_QUESTION, key, values[key][1]]))
@@ -80,24 +79,25 @@ def _said_and_asked(rng: np.random.Generator, keys: Array, values: dict[int, Arr
     return words
 
 
-def _recall(rng: np.random.Generator, said: Callable[..., list[bytes]]) -> tuple[bytes, list[int]]:
+def _recall(rng: np.random.Generator, said: Callable[..., list[bytes]], between: int) -> tuple[bytes, list[int]]:
     keys = rng.choice(_KEYS, _NUM_KEYS, replace=False)
     values = {int(key): rng.choice(_VALUES, 2, replace=False) for key in keys}
     words = said(rng, keys, values)
     asked = [bytes([_QUESTION, key, values[int(key)][1]]) for key in rng.permutation(keys)]
-    between = rng.choice(_OTHERS, DISTANCE[0]).tobytes()
-    text = _with_others(rng, words, _SAID_BYTES) + between + _with_others(rng, asked, _ASKED_BYTES)
+    others = rng.choice(_OTHERS, between).tobytes()
+    text = _with_others(rng, words, _SAID_BYTES) + others + _with_others(rng, asked, _ASKED_BYTES)
     return text, [i + 1 for i, byte in enumerate(text) if byte == _QUESTION]
 
 
-def recall(rng: np.random.Generator, count: int) -> Texts:
-    """Eight keys a text, each said, asked far behind, and answered; each had another value three times before."""
-    return _texts([_recall(rng, _said) for _ in range(count)])
+def recall(rng: np.random.Generator, count: int, between: int = BETWEEN[1]) -> Texts:
+    """Six keys a text, each said, asked far behind, and answered; each had another value three times before."""
+    return _texts([_recall(rng, _said, between) for _ in range(count)])
 
 
 def recall_lessons(rng: np.random.Generator, count: int) -> Texts:
-    """Texts with questions near by too."""
-    return _texts([_recall(rng, _said_and_asked) for _ in range(count)])
+    """Texts with questions near by too, one in four of the greater length."""
+    between = BETWEEN[int(rng.random() < 0.25)]
+    return _texts([_recall(rng, _said_and_asked, between) for _ in range(count)])
 
 
 COPY_BYTES = 64
