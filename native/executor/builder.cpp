@@ -168,12 +168,14 @@ class OpRules {
     if (spec.length == wanted) return;
     refuse("vector ", spec.name, " has ", spec.length, " values, expected ", wanted);
   }
-  // Rows of -1: any number.
+  // Of -1: any number.
   void expect_matrix(int32_t matrix, int64_t wanted_rows, int64_t wanted_cols) const {
     const MatrixSpec& spec = entry(builder_.program_.matrices, matrix);
-    if ((wanted_rows == -1 || spec.rows == wanted_rows) && spec.cols == wanted_cols) return;
-    refuse("matrix ", spec.name, " has shape ", spec.rows, " x ", spec.cols, ", expected ",
-           (wanted_rows == -1 ? "any" : text(wanted_rows)), " x ", wanted_cols);
+    const auto fits = [](int64_t wanted, int64_t has) { return wanted == -1 || wanted == has; };
+    if (fits(wanted_rows, spec.rows) && fits(wanted_cols, spec.cols)) return;
+    const auto number = [this](int64_t wanted) { return wanted == -1 ? "any" : text(wanted); };
+    refuse("matrix ", spec.name, " has shape ", spec.rows, " x ", spec.cols, ", expected ", number(wanted_rows), " x ",
+           number(wanted_cols));
   }
 
   // What the kind of a field asks of its value, or of one entry of it, whatever the others are.

@@ -125,7 +125,7 @@ void load_floats(const Program& program, Weights& weights) {
     if (!spec.is_widened) continue;
     const size_t stored_row = row_bytes(spec.layout, spec.cols), rows = static_cast<size_t>(spec.rows);
     stored.resize(stored_row * rows);
-    spec.file->read(spec.offset, stored.data(), stored.size());
+    spec.read(0, spec.rows, stored.data());
     row.resize(static_cast<size_t>(spec.cols));
     for (size_t i = 0; i < rows; ++i) {
       dequantize_row(spec.layout, stored.data() + i * stored_row, row.data(), spec.cols);

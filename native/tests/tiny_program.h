@@ -52,6 +52,28 @@ struct Weights {
   }
 };
 
+// x += a gated delta rule of two heads of 16 x 72 values, queries and keys behind a convolution: states 4 and 5.
+inline void append_scan(ProgramBuilder& b, Weights& weights, int32_t x, int32_t seen, int32_t q, int32_t k) {
+  constexpr int32_t kHeads = 2, kKeys = kHidden / kHeads, kValues = 72;
+  const int32_t v = b.buffer("values", kHeads * kValues), read = b.buffer("read", kHeads * kValues);
+  const int32_t decays = b.buffer("decays", kHeads), betas = b.buffer("betas", kHeads);
+  const StateSpec rows{StateKind::kRecord, 0, 0, 0, 0, 3 * kHidden * int64_t{sizeof(float)}};
+  const StateSpec matrices{StateKind::kRecord, 0, 0, 0, 0, kHeads * kKeys * kValues * int64_t{sizeof(float)}};
+  CHECK(b.state(rows) == 4 && b.state(matrices) == 5);
+  b.append(ConvOp{seen, x, weights.matrix(b, kHidden, 4), 4, weights.vector(b, kHidden), Activation::kSilu});
+  b.append(LinearOp{{q, k, v, decays, betas},
+                    seen,
+                    {weights.matrix(b, kHidden, kHidden), weights.matrix(b, kHidden, kHidden),
+                     weights.matrix(b, kHeads * kValues, kHidden), weights.matrix(b, kHeads, kHidden),
+                     weights.matrix(b, kHeads, kHidden)},
+                    {}});
+  for (const int32_t rows_of : {q, k}) b.append(NormOp{rows_of, rows_of, -1, -1, 1e-6f, NormKind::kL2, kKeys});
+  b.append(DeltaScanOp{read, q, k, v, decays, betas, weights.vector(b, kHeads), weights.vector(b, kHeads), 5, kHeads,
+                       kHeads, kKeys, kValues, 0.25f, HeadMap::kGrouped, 1.0f, true});
+  b.append(LinearOp{{q}, read, {weights.matrix(b, kHidden, kHeads * kValues)}, {}});
+  b.append(AddOp{x, x, q});
+}
+
 inline Program make_program(Weights& weights) {
   weights.offset = 0;
   ProgramBuilder b;
@@ -99,6 +121,7 @@ inline Program make_program(Weights& weights) {
   CHECK(b.state(record) == 2 && b.state({StateKind::kSource, 2, 8, 8, kSourceTokens}) == 3);
   b.append(AccumulateOp{out, x, 2, 0.75f});
   b.append(AddOp{x, x, out});
+  append_scan(b, weights, x, out, q, h);
   b.append(LinearOp{{q}, x, {weights.matrix(b, kHidden, kHidden)}, {}});
   for (const int32_t state : {0, 3}) {  // in the tail: an earlier layer's pages, and the source
     b.append(AttendOp{out, q, -1, -1, state, 4, 2, 8, 8, 0.35f, 0, 0, true, false});

@@ -10,13 +10,13 @@ import pytest
 from kamado.errors import MemoryBudgetError, UsageError
 from kamado.files import open_checkpoint
 from kamado.files.gguf_writer import GgufWriter
-from kamado.files.types import Checkpoint
+from kamado.files.types import Checkpoint, Layout, TensorRef
 from kamado.models import build_program
 from kamado.plan import sizes
 from kamado.plan.forecast import LEAST_CONTEXT, Plan, plan
 from kamado.plan.machine import DeviceProfile, Machine
 from kamado.plan.overhead import CONSTRAINT_LIBRARY_BYTES
-from kamado.program import Accumulate, Experts, Linear, Program, Record, validate
+from kamado.program import Accumulate, Buffer, Conv, Experts, Linear, Program, Record, validate
 from kamado.synth.synthesize import synthesize
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -233,6 +233,31 @@ def test_records_that_fit_are_part_of_the_plan(dense: tuple[Checkpoint, Program]
     least = plan(checkpoint, with_record, on=here(), context=512, max_sequences=4, memory=much.least_bytes)
     assert least.fits
     assert least.max_records == 2 * 4 + least.kv_reuse_points
+
+
+def test_scans_take_their_share_of_a_prefill(dense: tuple[Checkpoint, Program]) -> None:
+    """What no product does goes by the float32 rate, where that was measured; its record is read and written."""
+    checkpoint, program = dense
+    x = program.ops[0].out
+    out = Buffer("seen", x.width)
+    taps = TensorRef("taps", Path("none"), 0, 8 * x.width, (x.width, 4), Layout.F16)
+    conv = Conv(out, x, taps, len(program.states))
+    ops = [*program.ops[:-1], conv, program.ops[-1]]
+    with_conv = dataclasses.replace(program, ops=ops, states=(*program.states, Record("conv", conv.record_bytes)))
+    validate(with_conv)
+    profile = DeviceProfile("test", 2, "avx2", 20e9, 1e12, f32_ops_per_second=1e9)
+    unknown = dataclasses.replace(profile, f32_ops_per_second=None)
+
+    def seconds(model: Program, profile: DeviceProfile) -> tuple[float, float]:
+        told = plan(checkpoint, model, profile=profile, on=here())
+        assert told.prefill_tokens_per_second is not None
+        assert told.decode_tokens_per_second is not None
+        return 1 / told.prefill_tokens_per_second, 1 / told.decode_tokens_per_second
+
+    assert seconds(with_conv, unknown)[0] == seconds(program, unknown)[0] == seconds(program, profile)[0]
+    assert seconds(with_conv, profile)[0] - seconds(program, profile)[0] == pytest.approx(2 * 4 * x.width / 1e9)
+    record = 4096 * -(-conv.record_bytes // 4096)
+    assert seconds(with_conv, profile)[1] - seconds(program, profile)[1] == pytest.approx(2 * record / 20e9)
 
 
 def test_the_disk_bounds_the_speed_of_a_streamed_model(moe: tuple[Checkpoint, Program]) -> None:

@@ -10,6 +10,7 @@ from native_programs import VOCAB, dense, random_tokens, step
 from native_state import PROGRAMS, source_rows
 
 from kamado.lower import build_executor
+from kamado.plan import sizes
 from kamado.plan.kv_pages import PAGE_TOKENS, kv_layers, kv_needs, num_kv_layers, pages_for
 from kamado.plan.kv_presets import parse_kv
 from kamado.program import Attend, Program
@@ -91,3 +92,19 @@ def test_records_and_sources_take_what_the_formula_says(tmp_path: Path, name: st
     assert taken == 2 * needs.source_bytes if name == "source" else 8 * needs.record_bytes  # two sequences, six marks
     assert taken <= needs.records_bytes(2, needs.least_records(2, 3))
     assert ("record" in needs.formula()) == (name == "decay")
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_weights_are_counted_as_the_executor_has_them(tmp_path: Path, name: str) -> None:
+    program = PROGRAMS[name](tmp_path / "weights")
+    executor = build_executor(
+        program, num_threads=1, max_rows=64, max_logit_rows=1, max_kv_tokens=128, max_sequences=1, kv="f16"
+    )
+    assert sizes.dense_weight_bytes(program) == executor.stats()["weight_bytes"]
+
+
+def test_scans_and_convolutions_are_counted_beside_products(tmp_path: Path) -> None:
+    assert sizes.scan_ops(PROGRAMS["decay"](tmp_path / "decay")) == 0
+    assert sizes.scan_ops(PROGRAMS["conv"](tmp_path / "conv")) == 2 * 64 * 3
+    channels = 2 * 16 + 2 * 16 + 4 * 72
+    assert sizes.scan_ops(PROGRAMS["delta"](tmp_path / "delta")) == 7 * 4 * 16 * 72 + 2 * channels * 4

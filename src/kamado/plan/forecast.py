@@ -231,6 +231,8 @@ def plan(
             seconds = max(seconds, miss_bytes / disk_speed)
         decode_speed = 1 / seconds
         seconds = 2 * active_values / profile.int8_ops_per_second
+        if profile.f32_ops_per_second:
+            seconds += sizes.scan_ops(program) / profile.f32_ops_per_second
         if is_streamed and disk_speed:  # a full step needs nearly every expert
             seconds = max(seconds, needs.file_bytes / disk_speed / split.max_rows)
         prefill_speed = 1 / seconds

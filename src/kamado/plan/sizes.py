@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..files.layouts import TILE_ROWS
 from ..files.types import TensorRef
-from ..program import Embed, Experts, Program, reads, writes
+from ..program import Conv, DeltaScan, Embed, Experts, Program, reads, writes
 from ..program.operation import Kind, each, fields_of
 from .budget import round_up
 
@@ -182,6 +182,12 @@ def active_weights(program: Program) -> tuple[int, int]:
         num_bytes += ref.nbytes * share
         num_values += ref.num_values * share
     return max(1, int(num_bytes)), max(1, int(num_values))
+
+
+def scan_ops(program: Program) -> int:
+    """float32 operations, two a multiply-add, of one token in convolutions and scans, which no product does."""
+    scans = sum(7 * op.num_v_heads * op.k_dim * op.v_dim for op in program.ops if isinstance(op, DeltaScan))
+    return scans + sum(2 * op.weight.num_values for op in program.ops if isinstance(op, Conv))
 
 
 @dataclass(frozen=True, slots=True)
