@@ -45,6 +45,8 @@ def build(config: dict[str, Any]) -> Any:
             if "conv" in name and value.dim() == 3:
                 # Where taps have one sign, queries and keys of one byte are alike from the beginning.
                 value.normal_(mean=0.5 if "linear_attn" in name else 0.0, std=value.shape[-1] ** -0.5)
+            if kind == "qwen3_5_text" and name.endswith(("out_proj.weight", "down_proj.weight")):
+                value.mul_(0.2)  # what a layer adds is no larger than the embeddings
             if name.endswith("in_proj_qkv.weight"):
                 # So they are when the matrices of queries and of keys begin as one.
                 rows = config["linear_num_key_heads"] * config["linear_key_head_dim"]
