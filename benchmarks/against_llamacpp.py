@@ -4,8 +4,9 @@
     against_llamacpp.py --peer DIR MODEL.gguf…   (DIR holds llama-bench and kvdepth)
 
 The peer runs with flash attention, with and without run-time repacking; what is faster in the median counts. Both
-fill a deep cache by repeating 256 tokens' real keys and values. A run is one call of each program; who goes first
-alternates.
+fill a deep cache by repeating 256 tokens' real keys and values; with --deep llama-bench the peer computes them all, for
+models with a state beside attention, which kvdepth does not know. What a step at a depth takes above one at 0 has a
+table of its own. A run is one call of each program; who goes first alternates.
 """
 
 from __future__ import annotations
@@ -97,15 +98,22 @@ def run_kamado(options: argparse.Namespace, model: Path, threads: int, table: di
 def run_peer(options: argparse.Namespace, model: Path, threads: int, table: dict[Cell, Samples]) -> None:
     command = [
         str(tool(options.peer, "llama-bench")), "-m", str(model), "-t", str(threads), "-fa", "1", "-r", "1",
-        "-o", "json", "--repack", _join(options.repack), "-p", _join(options.prefill) or "0",
-        "-n", str(options.decode if 0 in options.depth else 0),
+        "-o", "json", "--repack", _join(options.repack),
     ]  # fmt: skip
-    for result in json.loads(call(command)):
-        kind, size = ("prefill", result["n_prompt"]) if result["n_prompt"] else ("decode", 0)
-        setting = f"repack {int(result['repack'])}"
-        table[Cell(model.name, kind, size, threads)].peer[setting].append(result["avg_ts"])
+    is_deep = options.deep == "llama-bench"
+    depths = options.depth if is_deep else [depth for depth in options.depth if depth == 0]
+    work = []
+    if options.prefill:
+        work.append(["-p", _join(options.prefill), "-n", "0"])
+    if depths and options.decode:
+        work.append(["-p", "0", "-n", str(options.decode), "-d", _join(depths)])
+    for words in work:
+        for result in json.loads(call([*command, *words])):
+            kind, size = ("prefill", result["n_prompt"]) if result["n_prompt"] else ("decode", result["n_depth"])
+            setting = f"repack {int(result['repack'])}"
+            table[Cell(model.name, kind, size, threads)].peer[setting].append(result["avg_ts"])
     for depth in options.depth:
-        if depth:
+        if depth and not is_deep:
             kvdepth = [
                 str(tool(options.peer, "kvdepth")),
                 str(model),
@@ -131,6 +139,32 @@ def run_peer(options: argparse.Namespace, model: Path, threads: int, table: dict
                 samples.peer["batched-bench"].append(json.loads(line)["speed_tg"])
 
 
+def above_depth_0(table: dict[Cell, Samples]) -> list[dict[str, Any]]:
+    """What a step at each depth takes above one of the same run and setting at 0, in milliseconds; medians."""
+    rows = []
+    for cell in sorted(table):
+        base = table.get(Cell(cell.model, "decode", 0, cell.threads))
+        if cell.kind != "decode" or not cell.size or base is None:
+            continue
+        deep = table[cell]
+        pairs = {"kamado": (base.kamado, deep.kamado)}
+        pairs |= {name: (base.peer[name], samples) for name, samples in deep.peer.items() if name in base.peer}
+        above = {
+            name: statistics.median(1000 / b - 1000 / a for a, b in zip(*pair, strict=True))
+            for name, pair in pairs.items()
+            if all(pair) and len(pair[0]) == len(pair[1])
+        }
+        own, theirs = above.pop("kamado", None), sorted(above.items(), key=lambda item: item[1])
+        if own is None or not theirs:
+            continue
+        setting, best = theirs[0]
+        rows.append({
+            "model": cell.model, "depth": cell.size, "threads": cell.threads, "kamado_ms": round(own, 3),
+            "peer_ms": round(best, 3), "peer_setting": setting, "ratio": round(own / best, 3) if best > 0 else None,
+        })  # fmt: skip
+    return rows
+
+
 def _join(values: Iterable[int]) -> str:
     return ",".join(map(str, values))
 
@@ -151,6 +185,14 @@ def markdown(rows: list[dict[str, Any]], document: dict[str, Any]) -> str:
         limits = f"{_cell(row['percent_of_bandwidth'])} | {_cell(row['percent_of_int8_peak'])}"
         cells = f"{row['model']} | {work} | {row['threads']} | {row['kamado']:.1f} | {peer} | **{row['ratio']:.2f}×**"
         lines.append(f"| {cells} | {limits} |")
+    if document["above_depth_0"]:
+        lines += ["", "| Model | Depth | Threads | Kamado, ms above depth 0 | llama.cpp | Ratio |"]
+        lines += ["|---|--:|--:|--:|--:|--:|"]
+    for row in document["above_depth_0"]:
+        peer = f"{row['peer_ms']:.2f} ({row['peer_setting']})"
+        ratio = "" if row["ratio"] is None else f"**{row['ratio']:.2f}**"
+        place = f"{row['model']} | {row['depth']} | {row['threads']}"
+        lines.append(f"| {place} | {row['kamado_ms']:.2f} | {peer} | {ratio} |")
     return "\n".join(lines) + "\n"
 
 
@@ -170,6 +212,12 @@ def main() -> int:
     parser.add_argument("--prefill", type=numbers, default=[512, 2048])
     parser.add_argument("--decode", type=int, default=64, help="tokens decoded in a run")
     parser.add_argument("--depth", type=numbers, default=[0], help="tokens already in the cache, e.g. 0,4096,16384")
+    parser.add_argument(
+        "--deep",
+        choices=("kvdepth", "llama-bench"),
+        default="kvdepth",
+        help="the peer's program for deep decode",
+    )
     parser.add_argument("--batch", type=numbers, default=[], help="sequences decoded together, e.g. 8")
     parser.add_argument("--threads", type=numbers, default=[1, 2])
     parser.add_argument("--repack", type=numbers, default=[0, 1])
@@ -177,7 +225,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write everything, every sample included")
     parser.add_argument("--markdown", type=Path, help="write the table here as well")
     options = parser.parse_args()
-    names = ["llama-bench"] + (["kvdepth"] if any(options.depth) else [])
+    names = ["llama-bench"] + (["kvdepth"] if any(options.depth) and options.deep == "kvdepth" else [])
     names += ["llama-batched-bench"] if options.batch else []
     peers = [tool(options.peer, name) for name in names]
     limits: dict[int, list[dict[str, Any]]] = {threads: [] for threads in options.threads}
@@ -201,6 +249,7 @@ def main() -> int:
         "idle": idle,
         "limits": limits,
         "results": rows,
+        "above_depth_0": above_depth_0(table),
     }
     text = markdown(rows, document)
     print(text, end="")

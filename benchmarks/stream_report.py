@@ -77,6 +77,7 @@ def _against_peer(runs: Sequence[Run]) -> list[Claim]:
         target = 10.0 if engine.endswith("as set") else 1.6
         if is_skewed and engine.endswith("tuned"):
             target = 3.0 if budget.startswith("6") else 2.0
+        target = theirs[-1].get("least_ratio", target)
 
         def per_disk(run: Run) -> float:
             return float(run["tokens_per_second"] / run["disk_bytes_per_second"])

@@ -54,7 +54,7 @@ class Runner:
         memory = parse_size(options.memory) if options.memory else None
         forecast = plan(
             self.checkpoint, program, context=context, threads=options.threads, memory=memory, max_logit_rows=16,
-            max_rows=options.chunk,
+            max_rows=options.chunk, max_sequences=1,
         )  # fmt: skip
         forecast.require_fit()
         expert_bytes = sizes.expert_needs(program).most_useful_bytes if options.all_slots else forecast.expert_bytes
@@ -65,6 +65,7 @@ class Runner:
         self.executor = build_executor(
             program, num_threads=forecast.num_threads, max_rows=forecast.max_rows,
             max_logit_rows=forecast.max_logit_rows, max_kv_tokens=forecast.kv_tokens, max_sequences=1, kv="f16",
+            kv_reuse_points=forecast.kv_reuse_points, max_records=forecast.max_records or None,
             expert_bytes=expert_bytes, look_ahead=options.look_ahead, drop_file_cache=is_strict,
         )  # fmt: skip
         self.watch.forget_files()
@@ -216,15 +217,16 @@ def forecast_only(options: argparse.Namespace) -> None:
     checkpoint = open_checkpoint(options.model)
     program = build_program(checkpoint)
 
-    def fits(mebibytes: int) -> bool:
-        return plan(checkpoint, program, context=options.context, threads=options.threads, memory=mebibytes << 20).fits
+    def within(num_bytes: int) -> Plan:
+        return plan(
+            checkpoint, program, context=options.context, threads=options.threads, max_sequences=1, memory=num_bytes
+        )
 
     low, high = 1, 1 << 20
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    found = plan(checkpoint, program, context=options.context, threads=options.threads, memory=high << 20)
-    in_memory = plan(checkpoint, program, context=options.context, threads=options.threads, memory=1 << 50)
+        low, high = (low, middle) if within(middle << 20).fits else (middle, high)
+    found, in_memory = within(high << 20), within(1 << 50)
     records = sizes.expert_needs(program)
     say(
         "end",

@@ -2,6 +2,7 @@
 """Everything that is claimed about models larger than memory, cell by cell, each from an empty page cache.
 
     benchmarks/streaming.py --out RESULTS.json --cell decode MODEL.gguf --peer DIR --budgets 6GiB,4GiB --rounds 3
+    benchmarks/streaming.py --out RESULTS.json --cell decode qwen35moe.gguf --peer DIR --budgets 6GiB --least-ratio 3
     benchmarks/streaming.py --out RESULTS.json --cell report --markdown OUT.md --svg OUT.svg --docs docs/streaming.md
 
 Runs are kept in RESULTS.json as they are made; what is there is not run again (--again: it is). kamado runs in a memory
@@ -202,6 +203,8 @@ class Bench:
             "total_seconds": round(run.seconds, 2),
             "probe_bytes_per_second": [before, self.probe()],
         }
+        if options.least_ratio is not None and kib is not None:
+            made["least_ratio"] = options.least_ratio
         try:
             samples = json.loads(run.stdout)[-1]["samples_ts"]
         except (ValueError, LookupError, TypeError):
@@ -468,6 +471,9 @@ def main() -> int:
     )
     parser.add_argument("--peer-tokens", type=int, default=16, metavar="N", help="a repetition; a quarter as set")
     parser.add_argument("--peer-repeat", type=int, default=3, metavar="N", help="the first is not counted")
+    parser.add_argument(
+        "--least-ratio", type=float, metavar="X", help="what the tuned peer must be beaten by; kept with its runs"
+    )
     parser.add_argument("--budgets", default="6GiB,4GiB", type=lambda text: text.split(","))
     parser.add_argument("--rounds", type=int, default=3, help="cold runs of each")
     parser.add_argument("--warm", type=int, default=64, metavar="N", help="tokens before measuring begins")

@@ -177,6 +177,8 @@ class _Translator:
                 return "(" + (" && " if isinstance(operator, ast.And) else " || ").join(map(self._of, values)) + ")"
             case ast.Compare(left=ast.Name(id=name), ops=[ast.Is()], comparators=[ast.Constant(value=None)]):
                 return f"(op.{name} == {-1 if self._fields[name].kind in IDS else 0})"
+            case ast.Compare(left=left, ops=[ast.IsNot()], comparators=[ast.Constant(value=None)] as none):
+                return f"!{self._of(ast.Compare(left, [ast.Is()], none))}"
             case ast.Compare(left=ast.Name(id=name), ops=[ast.Eq()], comparators=[ast.Constant(value=str(choice))]):
                 return f"(op.{name} == {self._fields[name].alias}::k{_camel(choice)})"
             case ast.Compare(left=left, ops=operators, comparators=others):

@@ -1,6 +1,7 @@
 """Small programs, for each kind of state beside a layer's own pages.
 
 decay    a running sum with decay in the last layer: a record, written after the last attention
+sums     two running sums and no attention: records of two widths alone
 widths   pages of two widths in one layer
 earlier  an attention that reads the pages of an earlier layer and stores none
 source   an attention that reads keys and values made once, beside pages
@@ -28,7 +29,7 @@ PAGES = p.Pages(KV_HEADS, HEAD_DIM, HEAD_DIM)  # of programs with the usual head
 class _Maker:
     """Writes weights and collects operations."""
 
-    def __init__(self, path: Path, vocab: int, head_dim: int) -> None:
+    def __init__(self, path: Path, vocab: int, head_dim: int = HEAD_DIM) -> None:
         self.file = TensorFile(path, seed=5)
         self.vocab = vocab
         self.head_dim, self.width = head_dim, 2 * head_dim
@@ -61,6 +62,15 @@ class _Maker:
         self.linear((self.out,), self.attended, f"{name}.o")
         self.ops.append(p.Add(self.x, self.x, self.out))
 
+    def sum(self, name: str, rows: p.Buffer, state: int, decay: float) -> None:
+        """Adds a running sum of `rows`, made of the norm, to x."""
+        self.norm(f"norm{name}")
+        self.linear((rows,), self.h, f"in{name}")
+        self.ops.append(p.Accumulate(rows, rows, state, decay))
+        if rows is not self.out:
+            self.linear((self.out,), rows, f"out{name}")
+        self.ops += [p.Scale(self.out, self.out, 0.25), p.Add(self.x, self.x, self.out)]
+
     def program(self, name: str, *states: p.State) -> p.Program:
         self.norm("last")
         self.ops.append(p.Head(self.h, self.table, scale=2.0))
@@ -71,12 +81,16 @@ def decay(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program
     m = _Maker(path, vocab, head_dim)
     m.norm("norm0")
     m.attend("attend0", 0)
-    m.norm("norm1")
-    m.linear((m.out,), m.h, "in")
-    m.ops.append(p.Accumulate(m.out, m.out, 1, 0.875))
-    m.ops.append(p.Scale(m.out, m.out, 0.25))
-    m.ops.append(p.Add(m.x, m.x, m.out))
+    m.sum("1", m.out, 1, 0.875)
     return m.program("decay", m.pages, p.Record("sum", 4 * HIDDEN))
+
+
+def sums(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program:
+    m = _Maker(path, vocab, head_dim)
+    wide = p.Buffer("wide", 3 * HIDDEN)
+    m.sum("0", wide, 0, 0.75)
+    m.sum("1", m.out, 1, 0.875)
+    return m.program("sums", p.Record("wide", 4 * wide.width), p.Record("sum", 4 * HIDDEN))
 
 
 def widths(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program:
@@ -108,8 +122,8 @@ def source(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Progra
     return m.program("source", p.Source(KV_HEADS, head_dim, head_dim, MOST_SOURCE_ROWS), m.pages)
 
 
-def conv(path: Path, vocab: int = VOCAB) -> p.Program:
-    m = _Maker(path, vocab)
+def conv(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program:
+    m = _Maker(path, vocab, head_dim)
     m.norm("norm0")
     m.attend("attend0", 0)
     m.norm("norm1")
@@ -120,12 +134,11 @@ def conv(path: Path, vocab: int = VOCAB) -> p.Program:
     m.ops.append(p.Gate(seen, c, seen, "none"))
     m.linear((m.out,), seen, "out")
     m.ops.append(p.Add(m.x, m.x, m.out))
-    return m.program("conv", PAGES, p.Record("conv", 4 * 2 * HIDDEN))
+    return m.program("conv", m.pages, p.Record("conv", 4 * 2 * HIDDEN))
 
 
-def _delta(path: Path, vocab: int, name: str, k_dim: int, v_dim: int, by_channel: bool) -> p.Program:
+def _delta(m: _Maker, name: str, k_dim: int, v_dim: int, by_channel: bool) -> p.Program:
     """Key heads half as many as value heads."""
-    m = _Maker(path, vocab)
     m.norm("norm0")
     m.attend("attend0", 0)
     m.norm("norm1")
@@ -155,19 +168,19 @@ def _delta(path: Path, vocab: int, name: str, k_dim: int, v_dim: int, by_channel
     m.linear((m.out,), v, "out")
     m.ops.append(p.Add(m.x, m.x, m.out))
     records = [p.Record(f"record{op.state}", op.record_bytes) for op in (*convs, scan)]
-    return m.program(name, PAGES, *records)
+    return m.program(name, m.pages, *records)
 
 
-def delta(path: Path, vocab: int = VOCAB) -> p.Program:
-    return _delta(path, vocab, "delta", 16, 72, by_channel=False)
+def delta(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program:
+    return _delta(_Maker(path, vocab, head_dim), "delta", 16, 72, by_channel=False)
 
 
-def channels(path: Path, vocab: int = VOCAB) -> p.Program:
-    return _delta(path, vocab, "channels", 9, 40, by_channel=True)
+def channels(path: Path, vocab: int = VOCAB, head_dim: int = HEAD_DIM) -> p.Program:
+    return _delta(_Maker(path, vocab, head_dim), "channels", 9, 40, by_channel=True)
 
 
 PROGRAMS: dict[str, Callable[..., p.Program]] = {
-    "decay": decay, "widths": widths, "earlier": earlier, "source": source, "conv": conv,
+    "decay": decay, "sums": sums, "widths": widths, "earlier": earlier, "source": source, "conv": conv,
     "delta": delta, "channels": channels,
 }  # fmt: skip
 

@@ -38,6 +38,13 @@ int32_t state(ProgramBuilder& builder, const std::string& kind, int32_t num_kv_h
   return builder.state({of, num_kv_heads, head_dim, v_dim, tokens, num_bytes});
 }
 
+int32_t matrix(ProgramBuilder& builder, const std::string& name, const std::string& path, uint64_t offset,
+               int32_t layout, int64_t rows, int64_t cols, int64_t block_rows, int64_t block_stride, bool is_by_column,
+               const std::string& scales_path, uint64_t scales_offset) {
+  const ProgramBuilder::Place place{block_rows, block_stride, is_by_column, scales_path, scales_offset};
+  return builder.matrix(name, path, offset, layout, rows, cols, place);
+}
+
 PyExecutor build(ProgramBuilder& builder, int32_t num_threads, int32_t max_rows, int32_t max_logit_rows,
                  int64_t max_kv_tokens, int32_t max_sequences, const std::string& kv, std::optional<std::string> tier,
                  const std::optional<nb::callable>& progress, std::optional<uint64_t> expert_bytes, int32_t num_readers,
@@ -114,9 +121,10 @@ void append(ProgramBuilder& self, const std::string& name, const nb::dict& field
 void bind_builder(nb::module_& m) {
   nb::class_<ProgramBuilder>(m, "Builder")
       .def(nb::init<>())
-      .def("matrix", &ProgramBuilder::matrix, "name"_a, "path"_a, "offset"_a, "layout"_a, "rows"_a, "cols"_a,
-           "block_rows"_a = 0, "block_stride"_a = 0)
-      .def("vector", &ProgramBuilder::vector, "name"_a, "path"_a, "offset"_a, "layout"_a, "length"_a, "add"_a = 0.0)
+      .def("matrix", &matrix, "name"_a, "path"_a, "offset"_a, "layout"_a, "rows"_a, "cols"_a, "block_rows"_a = 0,
+           "block_stride"_a = 0, "is_by_column"_a = false, "scales_path"_a = "", "scales_offset"_a = 0)
+      .def("vector", &ProgramBuilder::vector, "name"_a, "path"_a, "offset"_a, "layout"_a, "length"_a, "add"_a = 0.0,
+           "step"_a = 1)
       .def(
           "constant",
           [](ProgramBuilder& self, const Array<double>& values) { return self.constant(values.data(), values.size()); },

@@ -7,22 +7,14 @@
 #include "executor/attend.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
 namespace kamado {
-namespace {
 
-void clear(float* running, int32_t v_dim) {
-  running[0] = -std::numeric_limits<float>::infinity();
-  std::memset(running + 1, 0, static_cast<size_t>(v_dim + 1) * sizeof(float));
-}
-
-}  // namespace
-
-AttendWork::AttendWork(const Plan& plan, const KernelTable& kernels, const Sequences& sequences, StepMemory& memory,
+AttendWork::AttendWork(const LoadedModel& model, const Plan& plan, const Sequences& sequences, StepMemory& memory,
                        Team& team, const Step& step, Measures& measures)
-    : kernels_(kernels),
+    : model_(model),
+      kernels_(model.kernels()),
       cache_(sequences.cache()),
       codecs_(sequences.codecs()),
       memory_(memory),
@@ -43,6 +35,19 @@ void AttendWork::begin_step() {
 void AttendWork::begin_segment(const Segment& segment, bool is_first) {
   if (!is_first) epoch_ += epochs_;
   units_.begin_segment(segment);
+}
+
+// `running`, [group][partial_stride], before the first page: nothing, or the head's sink, which is a score without a
+// value.
+void AttendWork::begin_row(const AttendNode& node, int32_t head, float* running) const {
+  const AttendOp& op = *node.op;
+  const int32_t group = op.num_heads / op.num_kv_heads;
+  const float* sinks = model_.vector(op.sinks);
+  for (int32_t g = 0; g < group; ++g, running += room_.partial_stride) {
+    running[0] = sinks == nullptr ? -std::numeric_limits<float>::infinity() : sinks[head * group + g];
+    running[1] = sinks == nullptr ? 0.0f : 1.0f;
+    std::fill_n(running + 2, op.v_dim, 0.0f);
+  }
 }
 
 // A row's keys and values of one head into the cache, which makes finite numbers of all that it is given.
@@ -70,6 +75,9 @@ void AttendWork::run(const Node& node, int32_t thread) {
   Worker& worker = memory_.worker(thread);
   const int32_t heads = op.num_kv_heads;
   if (queries_.is_on() && thread == 0 && op.stores) queries_.keep(attend, memory_, worker);
+  if (const float* sinks = model_.vector(op.sinks); sinks != nullptr && thread == 0) {
+    memory_.note_damage(sinks, op.num_heads, "a sink of attention", worker);  // -infinity would say nothing else
+  }
   if (!list.stores.empty()) {
     Counter& counter = team_.counter(node.counter);
     const auto num_items = static_cast<int32_t>(list.stores.size()) * heads;
@@ -150,9 +158,10 @@ void AttendWork::attend_block(const AttendNode& node, const BlockUnit& unit, int
   const AttendOp& op = *node.op;
   const AttentionKernels& attention = *kernels_.attention;
   const int32_t group = op.num_heads / op.num_kv_heads, num_queries = unit.num_rows * group;
-  for (int32_t i = 0; i < unit.num_rows; ++i) check_queries(node, unit.row_begin + i, head, worker);
-  for (int32_t i = 0; i < num_queries; ++i)
-    clear(worker.running + static_cast<size_t>(i) * room_.partial_stride, op.v_dim);
+  for (int32_t i = 0; i < unit.num_rows; ++i) {
+    check_queries(node, unit.row_begin + i, head, worker);
+    begin_row(node, head, worker.running + static_cast<size_t>(i * group) * room_.partial_stride);
+  }
   const KeyRange first = visible(unit.position, unit.total, op.window, node.is_causal);
   const KeyRange last = visible(unit.position + unit.num_rows - 1, unit.total, op.window, node.is_causal);
   const KvCodec& codec = codecs_[static_cast<size_t>(node.layer)];
@@ -279,9 +288,7 @@ void AttendWork::finish_row(const AttendNode& node, int32_t row, int32_t head, c
 }
 
 void AttendWork::attend_single(const AttendNode& node, const SingleUnit& unit, int32_t head, Worker& worker) {
-  const AttendOp& op = *node.op;
-  for (int32_t g = 0; g < op.num_heads / op.num_kv_heads; ++g)
-    clear(worker.running + static_cast<size_t>(g) * room_.partial_stride, op.v_dim);
+  begin_row(node, head, worker.running);
   attend_pages(node, unit, head, unit.page_begin, unit.page_end, nullptr, worker.running, worker);
   finish_row(node, unit.row, head, worker.running, worker);
 }

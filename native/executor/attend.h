@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "executor/loaded.h"
 #include "executor/measure.h"
 #include "executor/memory.h"
 #include "executor/plan.h"
@@ -26,7 +27,7 @@ struct alignas(64) SplitHead {
 
 class AttendWork {
  public:
-  AttendWork(const Plan& plan, const KernelTable& kernels, const Sequences& sequences, StepMemory& memory, Team& team,
+  AttendWork(const LoadedModel& model, const Plan& plan, const Sequences& sequences, StepMemory& memory, Team& team,
              const Step& step, Measures& measures);
 
   void begin_step();
@@ -37,6 +38,7 @@ class AttendWork {
  private:
   // --- attend.cpp ---
   void run_encodes(const Node& node, const Units& list, int32_t thread);
+  void begin_row(const AttendNode& node, int32_t head, float* running) const;
   void check_queries(const AttendNode& node, int32_t row, int32_t head, Worker& worker) const;
   void store_row(const AttendNode& node, void* k_block, void* v_block, int32_t slot, int32_t row, int32_t head,
                  Worker& worker) const;
@@ -55,6 +57,7 @@ class AttendWork {
   void attend_item(const AttendNode& node, const SingleUnit& unit, int32_t head, int32_t item, int32_t pair,
                    uint64_t epoch, Worker& worker);
 
+  const LoadedModel& model_;
   const KernelTable& kernels_;
   StateCache& cache_;
   const std::vector<KvCodec>& codecs_;

@@ -1,10 +1,10 @@
 // ProgramBuilder: every id, shape and file range is checked here, so that the executor may trust the program.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <limits>
 
 #include "executor/file.h"
+#include "executor/op_checks.h"
 #include "kamado/bits.h"
 #include "kamado/executor.h"
 #include "kamado/op_rules.h"
@@ -15,10 +15,6 @@ namespace {
 
 std::string text(int64_t value) {
   return std::to_string(value);
-}
-
-bool contains(const std::vector<int32_t>& list, int32_t item) {
-  return std::find(list.begin(), list.end(), item) != list.end();
 }
 
 constexpr int64_t kMaxWidth = std::numeric_limits<int32_t>::max() / 4;  // row offsets in bytes fit an int32
@@ -44,15 +40,33 @@ void check_range(const std::string& name, const File& file, uint64_t offset, int
   }
 }
 
+// Refuses what the file or arithmetic does not allow of (before * step + last) items of `item_bytes` bytes.
+void check_bytes(const std::string& name, const File& file, uint64_t offset, int64_t before, int64_t step, int64_t last,
+                 size_t item_bytes) {
+  uint64_t items = 0, bytes = 0, end = 0;
+  if (__builtin_mul_overflow(static_cast<uint64_t>(before), static_cast<uint64_t>(step), &items) ||
+      __builtin_add_overflow(items, static_cast<uint64_t>(last), &items) ||
+      __builtin_mul_overflow(items, static_cast<uint64_t>(item_bytes), &bytes) ||
+      __builtin_add_overflow(offset, bytes, &end) || end > file.size()) {
+    refuse(name, ": what lies at byte ", offset, " reaches past the end of ", file.path(), " (", file.size(),
+           " bytes)");
+  }
+}
+
 }  // namespace
 
 // The file, which has all of such a tensor.
 std::shared_ptr<const File> ProgramBuilder::open(const std::string& name, const std::string& path, uint64_t offset,
                                                  int32_t layout, int64_t rows, int64_t cols) {
-  auto& file = files_[path];
-  if (file == nullptr) file = std::make_shared<const File>(path);
-  check_range(name, *file, offset, layout, rows, cols);
-  return file;
+  std::shared_ptr<const File> opened = file(path);
+  check_range(name, *opened, offset, layout, rows, cols);
+  return opened;
+}
+
+std::shared_ptr<const File> ProgramBuilder::file(const std::string& path) {
+  auto& opened = files_[path];
+  if (opened == nullptr) opened = std::make_shared<const File>(path);
+  return opened;
 }
 
 namespace {
@@ -73,7 +87,8 @@ std::string range_key(const std::string& path, uint64_t offset, int32_t layout, 
 }  // namespace
 
 int32_t ProgramBuilder::matrix(const std::string& name, const std::string& path, uint64_t offset, int32_t layout,
-                               int64_t rows, int64_t cols, int64_t block_rows, int64_t block_stride) {
+                               int64_t rows, int64_t cols, const Place& place) {
+  int64_t block_rows = place.block_rows, block_stride = place.block_stride;
   int64_t span = rows;  // from the first row to the last
   if (block_rows != 0 || block_stride != 0) {
     if (block_rows < 1 || block_stride < block_rows || rows > kMaxWidth || block_stride > kMaxWidth ||
@@ -82,32 +97,63 @@ int32_t ProgramBuilder::matrix(const std::string& name, const std::string& path,
     }
     span = (rows / block_rows - 1) * block_stride + block_rows;
   }
-  if (span == rows) block_rows = block_stride = rows;
-  const std::string key =
-      range_key(path, offset, layout, rows, cols) + ' ' + text(block_rows) + ' ' + text(block_stride);
+  if (block_rows == 0 || (span == rows && !place.is_by_column)) block_rows = block_stride = rows;
+  const std::string key = range_key(path, offset, layout, rows, cols) + ' ' + text(block_rows) + ' ' +
+                          text(block_stride) + ' ' + text(place.is_by_column) + ' ' +
+                          std::to_string(place.scales_offset) + place.scales_path;
   return once(matrix_ids_, key, program_.matrices, [&] {
-    return MatrixSpec{name,
-                      open(name, path, offset, layout, span, cols),
-                      offset,
-                      static_cast<Layout>(layout),
-                      static_cast<int32_t>(rows),
-                      static_cast<int32_t>(cols),
-                      static_cast<int32_t>(block_rows),
-                      static_cast<int32_t>(block_stride)};
+    MatrixSpec spec{name,
+                    nullptr,
+                    offset,
+                    static_cast<Layout>(layout),
+                    static_cast<int32_t>(rows),
+                    static_cast<int32_t>(cols),
+                    static_cast<int32_t>(block_rows),
+                    static_cast<int32_t>(block_stride)};
+    if (!place.is_by_column && place.scales_path.empty()) {
+      spec.file = open(name, path, offset, layout, span, cols);
+      return spec;
+    }
+    if (rows < 1 || cols < 1 || rows > kMaxWidth || cols > kMaxWidth || span > kMaxWidth) {
+      refuse(name, ": shape ", rows, " x ", cols, " is out of range");
+    }
+    if (block_rows > 1 && block_rows < rows) refuse(name, ": blocks of rows that do not lie one behind the other");
+    spec.file = file(path);
+    if (place.is_by_column) {
+      const LayoutInfo* info = layout_info(spec.layout);
+      if (info == nullptr || !info->is_float() || !place.scales_path.empty()) {
+        refuse(name, ": only unquantised values can lie column after column");
+      }
+      spec.is_by_column = true;
+      check_bytes(name, *spec.file, offset, cols - 1, rows / block_rows * block_stride, span, spec.item_bytes());
+    } else {
+      if (spec.layout != Layout::MXFP4 || cols % 32 != 0) refuse(name, ": no layout whose scales can lie apart");
+      spec.scales_file = file(place.scales_path);
+      spec.scales_offset = place.scales_offset;
+      check_bytes(name, *spec.file, offset, 0, 0, span, spec.item_bytes());
+      check_bytes(name, *spec.scales_file, place.scales_offset, 0, 0, span, spec.scale_row_bytes());
+    }
+    return spec;
   });
 }
 
 int32_t ProgramBuilder::vector(const std::string& name, const std::string& path, uint64_t offset, int32_t layout,
-                               int64_t length, double add) {
+                               int64_t length, double add, int64_t step) {
   const auto added = static_cast<float>(add);
-  const std::string key = range_key(path, offset, layout, 1, length) + ' ' + text(bit_cast<int32_t>(added));
+  if (length < 1 || length > kMaxWidth || step < 1 || step > kMaxWidth) {
+    refuse(name, ": ", length, " values, every ", step, ", are out of range");
+  }
+  const int64_t span = (length - 1) * step + 1;
+  const std::string key =
+      range_key(path, offset, layout, step, length) + ' ' + text(int64_t{bit_cast<int32_t>(added)});
   return once(vector_ids_, key, program_.vectors, [&] {
     return VectorSpec{name,
-                      open(name, path, offset, layout, 1, length),
+                      open(name, path, offset, layout, 1, span),
                       offset,
                       static_cast<Layout>(layout),
                       static_cast<int32_t>(length),
-                      added};
+                      added,
+                      static_cast<int32_t>(step)};
   });
 }
 
@@ -127,155 +173,6 @@ int32_t ProgramBuilder::buffer(const std::string& name, int64_t width) {
   return static_cast<int32_t>(program_.buffers.size() - 1);
 }
 
-// What check_rules asks of a program and says of an operation; every id that it is given was found to exist.
-class OpRules {
- public:
-  OpRules(const ProgramBuilder& builder, const char* op) : builder_(builder), op_(op) {}
-
-  template <class... Parts>
-  [[noreturn]] void refuse(const Parts&... problem) const {
-    kamado::refuse(op_, ": ", problem...);
-  }
-
-  std::string text(int64_t value) const { return std::to_string(value); }
-  std::string text(float value) const {
-    char digits[32];
-    std::snprintf(digits, sizeof digits, "%g", static_cast<double>(value));
-    return digits;
-  }
-  int64_t width(int32_t buffer) const { return entry(builder_.program_.buffers, buffer).width; }
-  int64_t rows(int32_t matrix) const { return entry(builder_.program_.matrices, matrix).rows; }
-  int64_t cols(int32_t matrix) const { return entry(builder_.program_.matrices, matrix).cols; }
-  int64_t size(int32_t constant) const {
-    return static_cast<int64_t>(entry(builder_.program_.constants, constant).size());
-  }
-  int64_t choices(int32_t buffer) const {
-    const auto routed = builder_.routed_.find(buffer);
-    return routed == builder_.routed_.end() ? 0 : routed->second;
-  }
-  int32_t at(const std::vector<int32_t>& list, size_t index) const {
-    if (index >= list.size()) refuse("a list has only ", list.size(), " entries");
-    return list[index];
-  }
-
-  void expect_buffer(int32_t buffer, int64_t wanted) const {
-    if (buffer == -1 || width(buffer) == wanted) return;
-    refuse("buffer ", name(buffer), " has width ", width(buffer), ", expected ", wanted);
-  }
-  void expect_vector(int32_t vector, int64_t wanted) const {
-    if (vector == -1) return;
-    const VectorSpec& spec = entry(builder_.program_.vectors, vector);
-    if (spec.length == wanted) return;
-    refuse("vector ", spec.name, " has ", spec.length, " values, expected ", wanted);
-  }
-  // Of -1: any number.
-  void expect_matrix(int32_t matrix, int64_t wanted_rows, int64_t wanted_cols) const {
-    const MatrixSpec& spec = entry(builder_.program_.matrices, matrix);
-    const auto fits = [](int64_t wanted, int64_t has) { return wanted == -1 || wanted == has; };
-    if (fits(wanted_rows, spec.rows) && fits(wanted_cols, spec.cols)) return;
-    const auto number = [this](int64_t wanted) { return wanted == -1 ? "any" : text(wanted); };
-    refuse("matrix ", spec.name, " has shape ", spec.rows, " x ", spec.cols, ", expected ", number(wanted_rows), " x ",
-           number(wanted_cols));
-  }
-
-  // What the kind of a field asks of its value, or of one entry of it, whatever the others are.
-  template <class FieldOf, class Value>
-  void check(FieldOf field, const Value& value) const {
-    constexpr Role role = FieldOf::role;
-    if constexpr (is_buffer(role)) {
-      check_id(field, value, builder_.program_.buffers.size(), "buffer");
-      if (value == -1 || !is_read(role) || builder_.is_written_[static_cast<size_t>(value)]) return;
-      refuse("buffer ", name(value), " is read before it is written");
-    } else if constexpr (role == Role::kMatrix || role == Role::kTable || role == Role::kTaps) {
-      check_id(field, value, builder_.program_.matrices.size(), "matrix");
-    } else if constexpr (role == Role::kVector) {
-      check_id(field, value, builder_.program_.vectors.size(), "vector");
-    } else if constexpr (role == Role::kConstants) {
-      check_id(field, value, builder_.program_.constants.size(), "constant");
-    } else if constexpr (role == Role::kChoice) {
-      const auto index = static_cast<int32_t>(value);
-      if (index < 0 || index >= field.num_choices) refuse(field.name, " is no choice");
-    } else if constexpr (role != Role::kBool) {
-      const bool is_in_range = std::isfinite(static_cast<double>(value)) && (!field.is_optional || value >= 0) &&
-                               (role != Role::kKeeps || value >= 0);
-      if (!is_in_range) refuse(field.name, " is not a number that it can be");
-    }
-  }
-
-  // Buffers that an operation fills differ from each other and, unless it works in place, from those that it reads.
-  template <class T>
-  void check_overlap(const T& op) const {
-    std::vector<int32_t> read, written;
-    for_each_operand(op, [&](auto field, int32_t id) {
-      if constexpr (decltype(field)::role == Role::kWrites) {
-        if (contains(written, id)) refuse("buffer ", name(id), " is written twice");
-        written.push_back(id);
-      } else if constexpr (is_buffer(decltype(field)::role)) {
-        read.push_back(id);
-      }
-    });
-    if (T::kIsInPlace) return;
-    for (const int32_t id : written) {
-      if (contains(read, id)) refuse("buffer ", name(id), " is both input and output");
-    }
-  }
-
-  // Experts are read tile by tile, each with one request.
-  void expect_together(const ExpertsOp& op) const {
-    for (const std::vector<int32_t>* list : {&op.gate, &op.up, &op.down}) {
-      for (const int32_t id : *list) {
-        const MatrixSpec& spec = entry(builder_.program_.matrices, id);
-        if (spec.is_in_blocks()) refuse("tensor ", spec.name, " lies in blocks, which an expert's must not");
-      }
-    }
-  }
-
-  // Written once, and before it is read; what an operation asks of its state.
-  template <class T>
-  void check_state(const T& op, int32_t number) const {
-    const StateSpec& state = entry(builder_.program_.states, number);
-    const bool is_written = builder_.is_state_written_[static_cast<size_t>(number)];
-    if (is_written && writes_state(op)) refuse("state ", number, " is written twice");
-    if (!is_written && !writes_state(op) && state.kind != StateKind::kSource) {
-      refuse("state ", number, " is read before it is written");
-    }
-    if (!fits(op, state)) refuse("state ", number, " is of another kind or shape");
-  }
-
- private:
-  static bool fits(const AttendOp& op, const StateSpec& state) {
-    if (state.num_kv_heads != op.num_kv_heads || state.head_dim != op.head_dim || state.v_dim != op.v_dim) return false;
-    if (state.kind == StateKind::kSource) return !op.stores && op.window == 0;
-    if (state.kind == StateKind::kWindow) return op.causal && op.window > 0 && op.window <= state.tokens;
-    return state.kind == StateKind::kPages;
-  }
-  // The widths of its buffers, which check_rules compared, bound what is multiplied.
-  template <class T>
-    requires T::kIsRecurrent
-  bool fits(const T& op, const StateSpec& state) const {
-    return state.kind == StateKind::kRecord && state.num_bytes % int64_t{sizeof(float)} == 0 &&
-           state.num_bytes / int64_t{sizeof(float)} == record_values(op, *this);
-  }
-
-  const std::string& name(int32_t buffer) const { return entry(builder_.program_.buffers, buffer).name; }
-
-  template <class T>
-  const T& entry(const std::vector<T>& list, int32_t id) const {
-    if (id < 0 || static_cast<size_t>(id) >= list.size()) refuse("nothing has the id ", id);
-    return list[static_cast<size_t>(id)];
-  }
-
-  template <class FieldOf>
-  void check_id(FieldOf field, int32_t id, size_t count, const char* what) const {
-    if (id == -1 && field.is_optional) return;
-    if (id >= 0 && static_cast<size_t>(id) < count) return;
-    refuse(field.name, ": no ", what, " has the id ", id);
-  }
-
-  const ProgramBuilder& builder_;
-  const std::string op_;
-};
-
 void ProgramBuilder::append(Op op) {
   const auto is_last = [](const auto& concrete) { return concrete.kIsLast; };
   if (!program_.ops.empty() && std::visit(is_last, program_.ops.back())) {
@@ -289,6 +186,7 @@ void ProgramBuilder::append(Op op) {
       for_each_value(concrete, [&rules](auto field, const auto& value) { rules.check(field, value); });
       rules.check_overlap(concrete);
       check_rules(concrete, rules);
+      if constexpr (std::is_same_v<T, EmbedOp>) rules.check_piece(concrete);
       if constexpr (std::is_same_v<T, ExpertsOp>) rules.expect_together(concrete);
       for_each_value(concrete, [&](auto field, const auto& value) {
         if constexpr (decltype(field)::role == Role::kKeeps) rules.check_state(concrete, value);

@@ -126,13 +126,13 @@ void RecordWork::delta_gates(const RecordNode& node, const DeltaScanOp& op, int3
     if (block.has_channels) {
       scan_.decay(steps, rate, width, steps);
       const float* k = row(node.in_at[1], rows.begin + i, worker) + key_offset(op, head);
-      math_.gate(k, steps, Activation::kNone, 0, 0, width, reads + static_cast<size_t>(i) * factors);
+      math_.gate(k, steps, Activation::kNone, 0, 0, 0, width, reads + static_cast<size_t>(i) * factors);
     }
     beta[i] = row(node.in_at[4], rows.begin + i, worker)[head];
   }
   if (!block.has_channels) scan_.decay(kept, rate, n, kept);
   memory_.note_damage(beta, n, "a gate", worker);
-  math_.gate(beta, nullptr, Activation::kSigmoid, 0, 0, n, beta);
+  math_.gate(beta, nullptr, Activation::kSigmoid, 0, 0, 0, n, beta);
   math_.scale(beta, op.beta_scale, n, beta);
   block.kept = kept;
   block.reads = reads;

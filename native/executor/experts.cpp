@@ -103,6 +103,7 @@ void ExpertsWork::run(const Node& node, const Segment& segment, int32_t thread) 
 // Ends with a barrier.
 void ExpertsWork::compute(const Node& node, const Segment& segment, int32_t thread, const Share& work) {
   const ExpertsNode& experts = node.experts;
+  const ExpertsOp& op = *experts.op;
   const VectorKernels& math = *kernels_.vector;
   const LinearKernels& linear = *kernels_.linear;
   Worker& worker = memory_.worker(thread);
@@ -110,6 +111,9 @@ void ExpertsWork::compute(const Node& node, const Segment& segment, int32_t thre
   Counter& down_counter = team_.counter(node.counter + 1);
   const int32_t top_k = experts.route->top_k, num_threads = team_.size(), wave = work.wave;
   const auto begin_of = [&](int32_t expert) { return std::max(worker.expert_begin[expert], wave); };
+  const auto bias_of = [&](const std::vector<int32_t>& biases, int32_t expert) {
+    return biases.empty() ? nullptr : model_.vector(biases[static_cast<size_t>(expert)]);
+  };
   const auto end_of = [&](int32_t expert) { return std::min(worker.expert_begin[expert + 1], work.wave_end); };
 
   // Calls run(expert, first place, places, first tile, last tile) for the items that this thread takes.
@@ -144,6 +148,8 @@ void ExpertsWork::compute(const Node& node, const Segment& segment, int32_t thre
             [&](int32_t expert, int32_t first, int32_t count, int32_t tile, int32_t tile_end) {
               const PackedMatrix& gate = model_.expert_matrix(experts, expert, 0);
               const PackedMatrix& up = model_.expert_matrix(experts, expert, 1);
+              const float* gate_bias = bias_of(op.gate_biases, expert);
+              const float* up_bias = bias_of(op.up_biases, expert);
               const int32_t begin = tile * kTileRows;
               const int32_t columns = std::min(tile_end * kTileRows, experts.expert_width) - begin;
               const auto gather = [&](Layout layout, int32_t from, int32_t rows) {
@@ -164,11 +170,13 @@ void ExpertsWork::compute(const Node& node, const Segment& segment, int32_t thre
                 linear.multiply(up, tile, tile_end, worker.acts, rows, worker.gate_outs, worker.scratch);
                 for (int32_t i = 0; i < rows; ++i) {
                   float* out = worker.outs[i] + begin;
-                  const float* up_values = worker.gate_outs[i] + begin;
-                  const float limit = experts.op->limit;
+                  float* up_values = worker.gate_outs[i] + begin;
+                  const float limit = op.limit;
+                  if (gate_bias != nullptr) math.add(out, gate_bias + begin, columns, out);
+                  if (up_bias != nullptr) math.add(up_values, up_bias + begin, columns, up_values);
                   memory_.note_damage(out, columns, "a gate of an expert", worker);
                   if (limit > 0) memory_.note_damage(up_values, columns, "a gate of an expert", worker);
-                  math.gate(out, up_values, experts.op->activation, limit, 0, columns, out);
+                  math.gate(out, up_values, op.activation, limit, 0, op.alpha, columns, out);
                 }
               }
             });
@@ -202,6 +210,9 @@ void ExpertsWork::compute(const Node& node, const Segment& segment, int32_t thre
             [&](int32_t expert, int32_t first, int32_t count, int32_t tile, int32_t tile_end) {
               const PackedMatrix& down = model_.expert_matrix(experts, expert, 2);
               const bool is_float = act_kind(down.layout) == ActKind::kF32;
+              const float* bias = bias_of(op.down_biases, expert);
+              const int32_t begin = tile * kTileRows;
+              const int32_t columns = std::min(tile_end * kTileRows, experts.width) - begin;
               for (int32_t done_rows = 0; done_rows < count; done_rows += kExpertRowBlock) {
                 const int32_t rows = std::min(kExpertRowBlock, count - done_rows);
                 for (int32_t i = 0; i < rows; ++i) {
@@ -211,6 +222,8 @@ void ExpertsWork::compute(const Node& node, const Segment& segment, int32_t thre
                   worker.outs[i] = reinterpret_cast<float*>(room_.expert_outs + index * room_.expert_out_stride);
                 }
                 linear.multiply(down, tile, tile_end, worker.acts, rows, worker.outs, worker.scratch);
+                for (int32_t i = 0; bias != nullptr && i < rows; ++i)
+                  math.add(worker.outs[i] + begin, bias + begin, columns, worker.outs[i] + begin);
               }
             });
   team_.barrier();

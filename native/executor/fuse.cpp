@@ -91,6 +91,7 @@ class Fuser {
     quantised_.clear();
     ropes_.clear();
     for (auto& [logits, routing] : routings_) routing.is_of_main = true;
+    for (auto& [table, stored] : fetched_) stored.is_of_main = true;
   }
 
   RowOp& row(RowKind kind, const Op* op, int32_t row_width) {
@@ -158,6 +159,7 @@ class Fuser {
       linear.has_gate_b = gate->b != -1;
       linear.activation = gate->activation;
       linear.limit = gate->limit;
+      linear.alpha = gate->alpha;
       // Part 0 is the gate's first input, part 1 its second.
       const auto bring = [&](int32_t buffer, size_t to) {
         const auto from = static_cast<size_t>(std::find(outs.begin(), outs.end(), buffer) - outs.begin());
@@ -192,8 +194,24 @@ class Fuser {
   }
 
   void emit(const Op& op, const EmbedOp& o) {
+    const int32_t stored = o.pieces > 1 ? fetch(op, o) : -1;
     const int32_t out = overwrite(o.out);
-    row(RowKind::kEmbed, &op, width(o.out)).out = out;
+    RowOp& entry = row(RowKind::kEmbed, &op, width(o.out));
+    entry.out = out;
+    entry.in[0] = stored;
+  }
+
+  // A row of the table as it is stored: read once for all its pieces, in the tail too.
+  int32_t fetch(const Op& op, const EmbedOp& o) {
+    Fetched& stored = fetched_[{o.table, o.index}];
+    if (stored.value == -1) {
+      const MatrixSpec& table = program_.matrices[static_cast<size_t>(o.table)];
+      stored.value = new_value(row_bytes(table.layout, table.cols));
+      row(RowKind::kFetch, &op, width(o.out)).out = stored.value;
+    } else if (stored.is_of_main) {
+      stored = {gather(stored.value), false};
+    }
+    return stored.value;
   }
 
   // What an operation reads, in the order of its fields.
@@ -227,6 +245,7 @@ class Fuser {
 
   void emit(const Op& op, const NormOp& o) { row_of(RowKind::kNorm, op, o.out, {o.x}); }
   void emit(const Op& op, const TemperOp& o) { row_of(RowKind::kTemper, op, o.out, {o.x}); }
+  void emit(const Op& op, const RescaleOp& o) { row_of(RowKind::kRescale, op, o.out, {o.x}); }
   void emit(const Op&, const LinearOp&) {}  // linear() does these
 
   void emit(const Op& op, const RopeOp& o) {
@@ -344,6 +363,10 @@ class Fuser {
     int32_t value;
     bool is_of_main;
   };
+  struct Fetched {
+    int32_t value = -1;
+    bool is_of_main = false;
+  };
 
   const Program& program_;
   Flat flat_;
@@ -354,6 +377,7 @@ class Fuser {
   std::map<std::pair<int32_t, ActKind>, int32_t> quantised_;
   std::map<std::pair<int32_t, double>, int32_t> ropes_;
   std::map<int32_t, Routing> routings_;  // logits buffer ->
+  std::map<std::pair<int32_t, EmbedIndex>, Fetched> fetched_;
   std::vector<Node> gathers_;
   int32_t num_experts_ops_ = 0;
   bool is_ahead_ = false;  // the operation at hand

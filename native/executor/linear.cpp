@@ -49,7 +49,7 @@ void LinearWork::run(const Node& node, const Segment& segment, int32_t thread) {
           if (gate_bias != nullptr) math.add(other, gate_bias + begin, count, other);
           // Without a limit the product of both would show it.
           if (other != nullptr && linear.limit > 0) memory_.note_damage(other, count, "a gate", worker);
-          math.gate(out, other, linear.activation, linear.limit, 0, count, out);
+          math.gate(out, other, linear.activation, linear.limit, 0, linear.alpha, count, out);
         }
         if (linear.is_head) memory_.note_damage(out, count, "a logit", worker);
         if (linear.is_head && linear.softcap > 0) math.softcap(out, linear.softcap, count, out);

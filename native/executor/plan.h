@@ -31,6 +31,7 @@ struct Operand {
 };
 
 enum class RowKind {
+  kFetch,  // a row of a table as it is stored, for Embeds of its pieces
   kEmbed,
   kNorm,
   kRopeTable,
@@ -41,6 +42,7 @@ enum class RowKind {
   kGather,
   kPredict,
   kTemper,
+  kRescale,
   kOutput
 };
 
@@ -80,7 +82,7 @@ struct LinearNode {
   bool is_gated = false;  // out of part 0 = activation(part 0) [* part 1]
   bool has_gate_b = false;
   Activation activation = Activation::kNone;
-  float limit = 0;  // of a gate
+  float limit = 0, alpha = 0;  // of a gate
   bool is_head = false;
   bool is_ahead = false;         // look-ahead's
   float scale = 1, softcap = 0;  // of a head

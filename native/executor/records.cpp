@@ -80,7 +80,7 @@ void RecordWork::conv(const RecordNode& node, const ConvOp& op, int32_t thread) 
       scan_.conv(seen, taps.values + begin, taps.stride, taps.count, bias == nullptr ? nullptr : bias + begin, width,
                  out);
       memory_.note_damage(out, width, "a convolution", worker);  // what is not finite in x is not finite here
-      if (op.activation != Activation::kNone) math_.gate(out, nullptr, op.activation, 0, 0, width, out);
+      if (op.activation != Activation::kNone) math_.gate(out, nullptr, op.activation, 0, 0, 0, width, out);
     }
     for (int32_t left = 0; left < rows.num_next; ++left) {
       float* record = after(rows, rows.count - left) + begin;

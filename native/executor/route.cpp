@@ -12,6 +12,9 @@ void Router::route(const RouteOp& op, const float* logits, uint8_t* out, Worker&
   if (const float* bias = model_.vector(op.bias)) {
     memory_.note_damage(bias, op.num_experts, "a router's bias", worker);
   }
+  if (const float* scale = model_.vector(op.expert_scale)) {
+    memory_.note_damage(scale, op.num_experts, "an expert's scale", worker);
+  }
   pick(op, logits, out, worker);
 }
 
@@ -74,6 +77,9 @@ void Router::pick(const RouteOp& op, const float* logits, uint8_t* out, Worker& 
   const float divisor = std::max(sum + op.norm_eps, op.norm_min);
   const bool divides = op.normalize && op.score != RouteScore::kTopkSoftmax && divisor > 0;
   for (int32_t i = 0; i < op.top_k; ++i) shares[i] = (divides ? picked[i] / divisor : picked[i]) * op.scale;
+  if (const float* scale = model_.vector(op.expert_scale)) {
+    for (int32_t i = 0; i < op.top_k; ++i) shares[i] *= scale[ids[i]];
+  }
 }
 
 void Router::predict(const PredictOp& op, const float* logits, uint8_t* out, Worker& worker) const {

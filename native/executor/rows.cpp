@@ -5,6 +5,15 @@
 
 namespace kamado {
 
+// The table's row for a row of the step, as the file has it.
+void RowWork::read_row(const EmbedOp& embed, int32_t source, uint8_t* out) const {
+  const MatrixSpec& table = model_.program().matrices[static_cast<size_t>(embed.table)];
+  const int32_t index = embed.index == EmbedIndex::kToken      ? step_.batch->tokens[static_cast<size_t>(source)]
+                        : embed.index == EmbedIndex::kPosition ? step_.positions[static_cast<size_t>(source)]
+                                                               : 0;
+  table.file->read(table.at(index), out, row_bytes(table.layout, table.cols));
+}
+
 void RowWork::run(const RowOp& op, int32_t row, const Segment& segment, Worker& worker) const {
   const Program& program = model_.program();
   const VectorKernels& math = *model_.kernels().vector;
@@ -12,16 +21,19 @@ void RowWork::run(const RowOp& op, int32_t row, const Segment& segment, Worker& 
   const float* a =
       op.in[0] == -1 || op.kind == RowKind::kGather ? nullptr : memory_.floats_at(op.in_at[0], row, worker);
   switch (op.kind) {
+    case RowKind::kFetch:
+      read_row(std::get<EmbedOp>(*op.op), segment.source[row], reinterpret_cast<uint8_t*>(out));
+      break;
     case RowKind::kEmbed: {
       const auto& embed = std::get<EmbedOp>(*op.op);
-      const MatrixSpec& table = program.matrices[static_cast<size_t>(embed.table)];
-      const size_t stored = row_bytes(table.layout, table.cols);
-      const auto source = static_cast<size_t>(segment.source[row]);
-      const int32_t index = embed.index == EmbedIndex::kToken      ? step_.batch->tokens[source]
-                            : embed.index == EmbedIndex::kPosition ? step_.positions[source]
-                                                                   : 0;
-      table.file->read(table.at(index), worker.table_row, stored);
-      dequantize_row(table.layout, worker.table_row, out, table.cols);
+      const Layout layout = program.matrices[static_cast<size_t>(embed.table)].layout;
+      const uint8_t* stored = worker.table_row;
+      if (op.in[0] == -1) {
+        read_row(embed, segment.source[row], worker.table_row);
+      } else {
+        stored = memory_.at(op.in_at[0], row, worker) + row_bytes(layout, int64_t{embed.piece} * op.width);
+      }
+      dequantize_row(layout, stored, out, op.width);
       if (embed.scale != 1) math.scale(out, embed.scale, op.width, out);
       break;
     }
@@ -65,6 +77,9 @@ void RowWork::run(const RowOp& op, int32_t row, const Segment& segment, Worker& 
       math.scale(a, static_cast<float>(1 + temper.beta * std::log(1 + begun)), op.width, out);
       break;
     }
+    case RowKind::kRescale:
+      math.scale(a, model_.vector(std::get<RescaleOp>(*op.op).weight)[0], op.width, out);
+      break;
     case RowKind::kKernel: {
       const float* in[kMaxRowInputs] = {};
       for (int32_t i = 0; i < kMaxRowInputs; ++i) {

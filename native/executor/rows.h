@@ -19,6 +19,8 @@ class RowWork {
   void run(const RowOp& op, int32_t row, const Segment& segment, Worker& worker) const;
 
  private:
+  void read_row(const EmbedOp& embed, int32_t source, uint8_t* out) const;
+
   const LoadedModel& model_;
   const StepMemory& memory_;
   const Step& step_;

@@ -41,7 +41,7 @@ StepRunner::StepRunner(const LoadedModel& model, const Plan& plan, const Executo
       identity_(memory.max_rows()),
       rows_(model, memory, step_, plan.hidden),
       linear_(model, memory, team),
-      attend_(plan, model.kernels(), sequences, memory, team, step_, measures_),
+      attend_(model, plan, sequences, memory, team, step_, measures_),
       experts_(model, memory, team, step_, measures_),
       records_(model, sequences.cache(), memory, team, step_) {
   if (model.stream() != nullptr && !model.program().is_ahead.empty()) ahead_ = AheadControl(options.look_ahead);

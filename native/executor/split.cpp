@@ -5,7 +5,6 @@
 //
 // Nothing is stored and read back but what helpers leave: at 32k tokens all partials are 1.6 MB a layer in the 1.5B.
 #include <algorithm>
-#include <limits>
 
 #include "executor/attend.h"
 
@@ -99,13 +98,7 @@ void AttendWork::attend_item(const AttendNode& node, const SingleUnit& unit, int
   const int32_t page_begin = unit.item_begin(item), page_end = unit.item_begin(item + 1);
   int32_t next;  // the first item that is not merged, once this thread is the one that merges
   if (try_enter(split, epoch, item)) {
-    if (item == 0) {
-      for (int32_t g = 0; g < group; ++g) {
-        float* first = running + static_cast<size_t>(g) * room_.partial_stride;
-        first[0] = -std::numeric_limits<float>::infinity();
-        std::fill_n(first + 1, op.v_dim + 1, 0.0f);
-      }
-    }
+    if (item == 0) begin_row(node, head, running);
     attend_pages(node, unit, head, page_begin, page_end, nullptr, running, worker);
     next = item + 1;
   } else {

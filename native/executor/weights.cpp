@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
+#include <map>
+
+#include "executor/stored.h"
 
 namespace kamado {
 namespace {
@@ -14,9 +18,17 @@ constexpr size_t kStageBytes = 256 << 10;
 // read-ahead may be 8 MiB a window and more.
 constexpr size_t kItemsAhead = 8;
 
+// Units [begin, end) of a matrix's run, which are those of another's too (-1: of none).
 struct Item {
-  int32_t matrix, tile_begin, tile_end;
+  int32_t matrix, twin, which, begin, end;
+  const File* file;
+  uint64_t offset;
 };
+
+// In blocks of several rows, which are put together when they are read.
+bool is_scattered(const MatrixSpec& spec) {
+  return spec.is_in_blocks() && spec.block_rows > 1;
+}
 
 struct Load {
   const Program& program;
@@ -31,16 +43,15 @@ struct Load {
   std::atomic<uint64_t> done_bytes{0};
   std::atomic<bool> is_stopped{false};
 
-  const File& file_of(const Item& item) const { return *program.matrices[static_cast<size_t>(item.matrix)].file; }
-
-  uint64_t begin_of(const Item& item) const {
-    return program.matrices[static_cast<size_t>(item.matrix)].at(item.tile_begin * kTileRows);
+  StoredRun run_of(const Item& item) const {
+    return stored_run(program.matrices[static_cast<size_t>(item.matrix)], item.which, item.twin != -1);
   }
 
   uint64_t bytes_of(const Item& item) const {
     const MatrixSpec& spec = program.matrices[static_cast<size_t>(item.matrix)];
-    const int32_t last = std::min(item.tile_end * kTileRows, spec.rows) - 1;
-    return spec.at(last) + row_bytes(spec.layout, spec.cols) - begin_of(item);
+    if (!is_scattered(spec)) return run_of(item).bytes_of(item.begin, item.end);
+    const int32_t last = std::min(item.end * kTileRows, spec.rows) - 1;
+    return spec.at(last) + spec.item_bytes() - item.offset;
   }
 
   // Reads ahead of item `index` and gives back what lies well behind it. Another thread may be a few items behind: what
@@ -52,25 +63,26 @@ struct Load {
     if (index + kItemsAhead < items.size()) will_need(items[index + kItemsAhead]);
     if (index % kItemsAhead != 0 || index < kItemsAhead) return;
     const Item& behind = items[index - kItemsAhead];
-    const uint64_t end = begin_of(behind);
-    if (end > 0) file_of(behind).drop_cache(0, end);
+    if (behind.offset > 0) behind.file->drop_cache(0, behind.offset);
   }
 
-  void will_need(const Item& item) const { file_of(item).will_need(begin_of(item), bytes_of(item)); }
+  void will_need(const Item& item) const { item.file->will_need(item.offset, bytes_of(item)); }
 
   void pack(const Item& item, uint8_t* stage) {
     const MatrixSpec& spec = program.matrices[static_cast<size_t>(item.matrix)];
-    const PackedMatrix& matrix = weights.matrices[static_cast<size_t>(item.matrix)];
-    const size_t stride = row_bytes(spec.layout, spec.cols);
-    const int32_t row_begin = item.tile_begin * kTileRows;
-    const int32_t row_end = std::min(item.tile_end * kTileRows, spec.rows);
-    const size_t count = static_cast<size_t>(row_end - row_begin) * stride;
-    spec.read(row_begin, row_end - row_begin, stage);
-    for (int32_t tile = item.tile_begin; tile < item.tile_end; ++tile) {
-      const int32_t row = tile * kTileRows;
-      kernels.pack_tile(spec.layout, stage + static_cast<size_t>(row - row_begin) * stride, stride,
-                        std::min(kTileRows, row_end - row), spec.cols,
-                        const_cast<uint8_t*>(matrix.data) + static_cast<size_t>(tile) * matrix.tile_bytes);
+    const StoredRun run = run_of(item);
+    const size_t count = run.bytes_of(item.begin, item.end);
+    if (is_scattered(spec)) {
+      spec.read(item.begin * kTileRows, std::min(item.end * kTileRows, spec.rows) - item.begin * kTileRows, stage);
+    } else {
+      item.file->read(item.offset, stage, count);
+    }
+    for (const int32_t matrix : {item.matrix, item.twin}) {
+      if (matrix == -1) continue;
+      const auto index = static_cast<size_t>(matrix);
+      pack_units(kernels, program.matrices[index], run, item.which, item.begin, item.end,
+                 stage + (matrix == item.twin ? run.item_bytes : 0),
+                 const_cast<uint8_t*>(weights.matrices[index].data));
     }
     done_bytes.fetch_add(count, std::memory_order_relaxed);
   }
@@ -110,8 +122,14 @@ void load_floats(const Program& program, Weights& weights) {
   auto* values = reinterpret_cast<float*>(weights.floats.data());
   std::vector<uint8_t> stored;
   for (const VectorSpec& spec : program.vectors) {
-    stored.resize(row_bytes(spec.layout, spec.length));
+    const size_t span = static_cast<size_t>(spec.length - 1) * static_cast<size_t>(spec.step) + 1;
+    stored.resize(row_bytes(spec.layout, static_cast<int64_t>(span)));
     spec.file->read(spec.offset, stored.data(), stored.size());
+    const size_t value = stored.size() / span;
+    for (int32_t i = 1; spec.step > 1 && i < spec.length; ++i) {
+      const size_t from = static_cast<size_t>(i) * static_cast<size_t>(spec.step) * value;
+      std::memmove(stored.data() + static_cast<size_t>(i) * value, stored.data() + from, value);
+    }
     dequantize_row(spec.layout, stored.data(), values, spec.length);
     if (spec.add != 0) {
       for (int32_t i = 0; i < spec.length; ++i) values[i] += spec.add;
@@ -137,13 +155,18 @@ void load_floats(const Program& program, Weights& weights) {
 
 }  // namespace
 
+size_t MatrixSpec::item_bytes() const {
+  if (is_by_column) return row_bytes(layout, 1);
+  return row_bytes(layout, cols) - (scales_file == nullptr ? 0 : scale_row_bytes());
+}
+
 uint64_t MatrixSpec::at(int32_t row) const {
   const int64_t from_first = int64_t{row / block_rows} * block_stride + row % block_rows;
-  return offset + static_cast<uint64_t>(from_first) * row_bytes(layout, cols);
+  return offset + static_cast<uint64_t>(from_first) * item_bytes();
 }
 
 void MatrixSpec::read(int32_t begin, int32_t count, uint8_t* out) const {
-  const size_t stride = row_bytes(layout, cols);
+  const size_t stride = item_bytes();
   for (int32_t row = begin; row < begin + count;) {
     const int32_t together = std::min(block_rows - row % block_rows, begin + count - row);
     file->read(at(row), out, static_cast<size_t>(together) * stride);
@@ -155,8 +178,11 @@ void MatrixSpec::read(int32_t begin, int32_t count, uint8_t* out) const {
 void drop_file_cache(const Program& program) {
   const File* last = nullptr;  // neighbours mostly lie in one file
   for (const MatrixSpec& spec : program.matrices) {
-    if (spec.file.get() != last) spec.file->drop_cache();
-    last = spec.file.get();
+    for (const File* file : {spec.file.get(), spec.scales_file.get()}) {
+      if (file == nullptr || file == last) continue;
+      file->drop_cache();
+      last = file;
+    }
   }
 }
 
@@ -177,6 +203,23 @@ std::vector<bool> resident_matrices(const Program& program, bool streams_experts
   return is_resident;
 }
 
+// By matrix: the other one that is read with it (stored.h), its own id when the other's reading serves it, -1 else.
+std::vector<int32_t> find_twins(const Program& program, const std::vector<bool>& is_resident) {
+  std::vector<int32_t> twins(program.matrices.size(), -1);
+  std::map<std::pair<const File*, uint64_t>, size_t> alternating;
+  for (size_t i = 0; i < twins.size(); ++i) {
+    const MatrixSpec& spec = program.matrices[i];
+    if (is_resident[i] && spec.is_in_blocks() && spec.block_rows == 1) alternating[{spec.file.get(), spec.offset}] = i;
+  }
+  for (const auto& [place, first] : alternating) {
+    const auto second = alternating.find({place.first, place.second + program.matrices[first].item_bytes()});
+    if (second == alternating.end() || !is_twin(program.matrices[first], program.matrices[second->second])) continue;
+    twins[first] = static_cast<int32_t>(second->second);
+    twins[second->second] = static_cast<int32_t>(second->second);
+  }
+  return twins;
+}
+
 }  // namespace
 
 Weights load_weights(const Program& program, const LinearKernels& kernels, Pool& pool, LoadOptions options,
@@ -185,25 +228,34 @@ Weights load_weights(const Program& program, const LinearKernels& kernels, Pool&
   const std::vector<bool> is_resident = resident_matrices(program, options.streams_experts);
   if (options.drops_cache) {
     // Nothing is read ahead but what is asked for here, and single rows of the tables that stay in the file.
-    for (const MatrixSpec& spec : program.matrices) spec.file->advise_random();
+    for (const MatrixSpec& spec : program.matrices) {
+      spec.file->advise_random();
+      if (spec.scales_file != nullptr) spec.scales_file->advise_random();
+    }
   }
   load_floats(program, weights);
   Load load{program, kernels, progress, weights, {}, {}, options.drops_cache};
+  const std::vector<int32_t> twins = find_twins(program, is_resident);
   size_t tile_total = 0, stage_bytes = kStageBytes;
   for (size_t i = 0; i < program.matrices.size(); ++i) {
     const MatrixSpec& spec = program.matrices[i];
     PackedMatrix matrix{spec.layout, spec.rows, spec.cols, nullptr, 0};
     if (is_resident[i]) {
       matrix.tile_bytes = packed_tile_bytes(spec.layout, spec.cols);
-      const size_t source = row_bytes(spec.layout, spec.cols) * kTileRows;
-      stage_bytes = std::max(stage_bytes, source);
-      const auto step = static_cast<int32_t>(std::max<size_t>(1, kStageBytes / source));
-      for (int32_t tile = 0; tile < matrix.num_tiles(); tile += step) {
-        load.items.push_back({static_cast<int32_t>(i), tile, std::min(tile + step, matrix.num_tiles())});
-      }
       tile_total += matrix.tile_bytes * static_cast<size_t>(matrix.num_tiles());
-      load.total_bytes += static_cast<uint64_t>(row_bytes(spec.layout, spec.cols)) * static_cast<uint64_t>(spec.rows);
-      if (!options.drops_cache) spec.file->advise_sequential();
+      const auto id = static_cast<int32_t>(i);
+      const int32_t twin = twins.at(i);
+      for (int32_t which = 0; twin != id && which < num_runs(spec); ++which) {
+        const StoredRun run = stored_run(spec, which, twin != -1);
+        stage_bytes = std::max(stage_bytes, run.unit_step);
+        const auto step = static_cast<int32_t>(std::max<size_t>(1, kStageBytes / run.unit_step));
+        for (int32_t unit = 0; unit < run.num_units; unit += step) {
+          const uint64_t from = is_scattered(spec) ? spec.at(unit * kTileRows) : run.begin_of(unit);
+          load.items.push_back({id, twin, which, unit, std::min(unit + step, run.num_units), run.file, from});
+        }
+        load.total_bytes += run.bytes();
+        if (!options.drops_cache) run.file->advise_sequential();
+      }
     }
     weights.matrices.push_back(matrix);
   }
@@ -216,12 +268,9 @@ Weights load_weights(const Program& program, const LinearKernels& kernels, Pool&
     matrix.data = at;
     at += matrix.tile_bytes * static_cast<size_t>(matrix.num_tiles());
   }
-  std::stable_sort(load.items.begin(), load.items.end(), [&program](const Item& a, const Item& b) {
-    const MatrixSpec& x = program.matrices[static_cast<size_t>(a.matrix)];
-    const MatrixSpec& y = program.matrices[static_cast<size_t>(b.matrix)];
-    const int order = x.file->path().compare(y.file->path());
-    if (order != 0) return order < 0;
-    return x.offset != y.offset ? x.offset < y.offset : a.tile_begin < b.tile_begin;
+  std::stable_sort(load.items.begin(), load.items.end(), [](const Item& a, const Item& b) {
+    const int order = a.file->path().compare(b.file->path());
+    return order != 0 ? order < 0 : a.offset < b.offset;
   });
   for (int32_t i = 0; i < pool.size(); ++i) load.stages.emplace_back(stage_bytes);
   pool.run([](void* context, int32_t thread) { static_cast<Load*>(context)->work(thread); }, &load);

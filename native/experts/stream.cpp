@@ -1,11 +1,11 @@
 // What an Experts operation needs, what is on its way, what may be given up.
 #include <algorithm>
-#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <map>
 
 #include "executor/file.h"
+#include "executor/stored.h"
 #include "kamado/experts.h"
 #include "kamado/refuse.h"
 #include "os/os_memory.h"
@@ -33,30 +33,9 @@ size_t whole_pages(size_t bytes, bool rounds_up) {
   return rounds_up ? align_up(bytes, page) : bytes / page * page;
 }
 
-size_t stored_bytes(const MatrixSpec& spec, int32_t tile_begin, int32_t tile_end) {
-  const int32_t rows = std::min(tile_end * kTileRows, spec.rows) - tile_begin * kTileRows;
-  return static_cast<size_t>(rows) * row_bytes(spec.layout, spec.cols);
+int32_t units_a_pack_item(const StoredRun& run) {
+  return static_cast<int32_t>(std::max<size_t>(1, kPackItemBytes / run.unit_step));
 }
-
-int32_t num_tiles(const MatrixSpec& spec) {
-  return (spec.rows + kTileRows - 1) / kTileRows;
-}
-
-int32_t tiles_a_pack_item(const MatrixSpec& spec) {
-  return static_cast<int32_t>(std::max<size_t>(1, kPackItemBytes / (kTileRows * row_bytes(spec.layout, spec.cols))));
-}
-
-// 64-bit hash of 8-byte words: FNV-1a's steps with a rotation, so that high bits reach low ones.
-uint64_t hash_bytes(const uint8_t* data, size_t count, uint64_t state) {
-  for (size_t i = 0; i < count; i += sizeof(uint64_t)) {
-    uint64_t word = 0;
-    std::memcpy(&word, data + i, std::min(count - i, sizeof word));
-    state = std::rotl((state ^ word) * 0x100000001b3u, 29);
-  }
-  return state;
-}
-
-constexpr uint64_t kHashSeed = 0xcbf29ce484222325u;
 
 }  // namespace
 
@@ -81,23 +60,28 @@ ExpertStream::ExpertStream(const Program& program, const LinearKernels& kernels,
       record.expert = e;
       size_t slot_bytes = 0, in_file = 0, requests = 0;
       const std::vector<int32_t>* lists[3] = {&experts->gate, &experts->up, &experts->down};
+      for (int p = 0; p < 3; ++p) record.ids[p] = (*lists[p])[static_cast<size_t>(e)];
+      const bool has_twins = is_twin(spec_of(record, 0), spec_of(record, 1));
       for (int p = 0; p < 3; ++p) {
-        const int32_t id = (*lists[p])[static_cast<size_t>(e)];
-        const MatrixSpec& spec = program.matrices[static_cast<size_t>(id)];
-        const auto known = file_of.try_emplace(spec.file.get(), static_cast<int32_t>(files_.size()));
-        if (known.second) files_.push_back(spec.file);
-        const int32_t tiles = num_tiles(spec);
-        const size_t bytes = stored_bytes(spec, 0, tiles), tile = kTileRows * row_bytes(spec.layout, spec.cols);
-        const auto at_most =
-            static_cast<int32_t>(std::clamp<size_t>(kRequestBytes / tile, 1, static_cast<size_t>(tiles)));
-        const int32_t pieces = (tiles + at_most - 1) / at_most;
-        record.parts[p] = {id, known.first->second, (tiles + pieces - 1) / pieces};
+        const MatrixSpec& spec = spec_of(record, p);
         record.matrices[p] = {spec.layout, spec.rows, spec.cols, nullptr, packed_tile_bytes(spec.layout, spec.cols)};
         record.slot_offsets[p] = slot_bytes;
-        slot_bytes += align_up(record.matrices[p].tile_bytes * static_cast<size_t>(tiles));
-        in_file += bytes;
-        requests += static_cast<size_t>(pieces);
-        largest_request = std::max(largest_request, stored_bytes(spec, 0, record.parts[p].tiles_per_request));
+        slot_bytes += align_up(record.matrices[p].tile_bytes * static_cast<size_t>(record.matrices[p].num_tiles()));
+        for (int32_t which = 0; !(p == 1 && has_twins) && which < num_runs(spec); ++which) {
+          Run& run = record.runs[record.num_runs++];
+          run = {p, which, p == 0 && has_twins, 0, 0};
+          const StoredRun stored = this->stored(record, run);
+          const auto known = file_of.try_emplace(stored.file, static_cast<int32_t>(files_.size()));
+          if (known.second) files_.push_back(which == 0 ? spec.file : spec.scales_file);
+          run.file = known.first->second;
+          const auto at_most = static_cast<int32_t>(
+              std::clamp<size_t>(kRequestBytes / stored.unit_step, 1, static_cast<size_t>(stored.num_units)));
+          const int32_t pieces = (stored.num_units + at_most - 1) / at_most;
+          run.units_per_request = (stored.num_units + pieces - 1) / pieces;
+          in_file += stored.bytes();
+          requests += static_cast<size_t>(pieces);
+          largest_request = std::max(largest_request, stored.bytes_of(0, run.units_per_request));
+        }
       }
       slot_bytes = align_up(slot_bytes, kSlotAlign);
       const auto known = class_of.try_emplace(slot_bytes, static_cast<int32_t>(classes.size()));
@@ -163,6 +147,14 @@ ExpertStream::~ExpertStream() {
   if (readers_ != nullptr && !readers_->is_of_this_process()) (void)readers_.release();
 }
 
+const MatrixSpec& ExpertStream::spec_of(const Record& record, int32_t part) const {
+  return program_.matrices[static_cast<size_t>(record.ids[part])];
+}
+
+StoredRun ExpertStream::stored(const Record& record, const Run& run) const {
+  return stored_run(spec_of(record, run.part), run.which, run.feeds_next);
+}
+
 // Takes a slot and requests the record; false when all slots of its class are pinned.
 bool ExpertStream::start(Record& record, bool is_urgent) {
   const auto id = static_cast<int32_t>(&record - records_.data());
@@ -174,16 +166,14 @@ bool ExpertStream::start(Record& record, bool is_urgent) {
   record.slot = slot;
   record.ticket = ++next_ticket_;
   record.requests_left = 0;
-  for (int p = 0; p < 3; ++p) {
-    const Part& part = record.parts[p];
-    const MatrixSpec& spec = program_.matrices[static_cast<size_t>(part.matrix)];
-    record.matrices[p].data = arena_->data(slot) + record.slot_offsets[p];
-    const int32_t tiles = num_tiles(spec);
-    for (int32_t tile = 0; tile < tiles; tile += part.tiles_per_request) {
-      const int32_t end = std::min(tile + part.tiles_per_request, tiles);
-      const uint64_t from = static_cast<uint64_t>(tile) * kTileRows * row_bytes(spec.layout, spec.cols);
-      readers_->submit({part.file, spec.offset + from, stored_bytes(spec, tile, end), id, p, tile, end, record.ticket},
-                       is_urgent);
+  for (int p = 0; p < 3; ++p) record.matrices[p].data = arena_->data(slot) + record.slot_offsets[p];
+  for (int32_t i = 0; i < record.num_runs; ++i) {
+    const Run& run = record.runs[i];
+    const StoredRun stored = this->stored(record, run);
+    for (int32_t unit = 0; unit < stored.num_units; unit += run.units_per_request) {
+      const int32_t end = std::min(unit + run.units_per_request, stored.num_units);
+      readers_->submit(
+          {run.file, stored.begin_of(unit), stored.bytes_of(unit, end), id, i, unit, end, record.ticket}, is_urgent);
       ++record.requests_left;
     }
   }
@@ -305,9 +295,8 @@ bool ExpertStream::collect() {
       readers_->release(arrival.buffer);
       fail(arrival);
     }
-    const MatrixSpec& spec = program_.matrices[static_cast<size_t>(record.parts[arrival.request.part].matrix)];
-    const int32_t step = tiles_a_pack_item(spec);
-    const int32_t items = (arrival.request.tile_end - arrival.request.tile_begin + step - 1) / step;
+    const int32_t step = units_a_pack_item(stored(record, record.runs[arrival.request.run]));
+    const int32_t items = (arrival.request.unit_end - arrival.request.unit_begin + step - 1) / step;
     items_left_[batch_.pieces.size()].store(items, std::memory_order_relaxed);
     batch_.num_pack_items += items;
     batch_.pieces.push_back(arrival);
@@ -380,16 +369,15 @@ void ExpertStream::pack(int32_t item) {
   const ReadArrival& arrival = batch_.pieces[piece];
   const ReadRequest& request = arrival.request;
   const Record& record = records_[static_cast<size_t>(request.record)];
-  const MatrixSpec& spec = program_.matrices[static_cast<size_t>(record.parts[request.part].matrix)];
-  const PackedMatrix& matrix = record.matrices[request.part];
-  const size_t stride = row_bytes(spec.layout, spec.cols);
-  const int32_t step = tiles_a_pack_item(spec);
-  const int32_t begin = request.tile_begin + item * step, end = std::min(begin + step, request.tile_end);
-  for (int32_t tile = begin; tile < end; ++tile) {
-    const int32_t row = tile * kTileRows;
-    kernels_.pack_tile(spec.layout, arrival.data + static_cast<size_t>(row - request.tile_begin * kTileRows) * stride,
-                       stride, std::min(kTileRows, spec.rows - row), spec.cols,
-                       const_cast<uint8_t*>(matrix.data) + static_cast<size_t>(tile) * matrix.tile_bytes);
+  const Run& run = record.runs[request.run];
+  const StoredRun stored = this->stored(record, run);
+  const int32_t step = units_a_pack_item(stored);
+  const int32_t begin = request.unit_begin + item * step, end = std::min(begin + step, request.unit_end);
+  const uint8_t* data = arrival.data + static_cast<size_t>(begin - request.unit_begin) * stored.unit_step;
+  for (int32_t twin = 0; twin <= (run.feeds_next ? 1 : 0); ++twin) {
+    const int32_t part = run.part + twin;
+    pack_units(kernels_, spec_of(record, part), stored, run.which, begin, end,
+               data + static_cast<size_t>(twin) * stored.item_bytes, const_cast<uint8_t*>(record.matrices[part].data));
   }
   // The piece's last item gives the buffer back.
   if (items_left_[piece].fetch_sub(1, std::memory_order_acq_rel) == 1) readers_->release(arrival.buffer);
@@ -455,22 +443,20 @@ void ExpertStream::shrink(size_t bytes) {
 
 // Reads the record again and packs it anew; the executor's thread does it, since this is no way to run fast.
 void ExpertStream::verify(const Record& record) {
-  std::vector<uint8_t> stored, tile;
+  std::vector<uint8_t> stored, tiles;
   for (int p = 0; p < 3; ++p) {
-    const MatrixSpec& spec = program_.matrices[static_cast<size_t>(record.parts[p].matrix)];
+    const MatrixSpec& spec = spec_of(record, p);
     const PackedMatrix& matrix = record.matrices[p];
-    const size_t stride = row_bytes(spec.layout, spec.cols);
-    tile.resize(matrix.tile_bytes);
-    uint64_t wanted = kHashSeed;
-    for (int32_t t = 0; t < num_tiles(spec); ++t) {
-      stored.resize(stored_bytes(spec, t, t + 1));
-      spec.file->read(spec.offset + static_cast<uint64_t>(t) * kTileRows * stride, stored.data(), stored.size());
-      kernels_.pack_tile(spec.layout, stored.data(), stride, static_cast<int>(stored.size() / stride), spec.cols,
-                         tile.data());
-      wanted = hash_bytes(tile.data(), tile.size(), wanted);
+    tiles.assign(matrix.tile_bytes * static_cast<size_t>(matrix.num_tiles()), 0);
+    for (int32_t which = 0; which < num_runs(spec); ++which) {
+      const StoredRun run = stored_run(spec, which);
+      for (int32_t unit = 0; unit < run.num_units; ++unit) {
+        stored.resize(run.bytes_of(unit, unit + 1));
+        run.file->read(run.begin_of(unit), stored.data(), stored.size());
+        pack_units(kernels_, spec, run, which, unit, unit + 1, stored.data(), tiles.data());
+      }
     }
-    const size_t bytes = matrix.tile_bytes * static_cast<size_t>(num_tiles(spec));
-    if (hash_bytes(matrix.data, bytes, kHashSeed) != wanted) {
+    if (std::memcmp(matrix.data, tiles.data(), tiles.size()) != 0) {
       const std::string& path = spec.file->path();
       throw ReadError(
           EBADMSG, path,
@@ -481,7 +467,7 @@ void ExpertStream::verify(const Record& record) {
 
 std::string ExpertStream::name_of(const Record& record) const {
   return joined("expert ", record.expert, " of MoE layer ", record.layer, " (",
-                program_.matrices[static_cast<size_t>(record.parts[0].matrix)].name, ")");
+                spec_of(record, 0).name, ")");
 }
 
 void ExpertStream::fail(const ReadArrival& arrival) const {

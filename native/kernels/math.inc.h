@@ -77,6 +77,12 @@ KAMADO_INLINE V silu_f32(V x) {
   return x / (V::set1(1.0f) + exp_f32(V::set1(0.0f) - x));
 }
 
+// x * sigmoid(alpha x)
+template <class V>
+KAMADO_INLINE V swish_f32(V x, V alpha) {
+  return x / (V::set1(1.0f) + exp_f32(V::set1(0.0f) - alpha * x));
+}
+
 // 0.5 x (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3), written as x / (1 + e^(-2u)): no cancellation for x < 0.
 template <class V>
 KAMADO_INLINE V gelu_tanh_f32(V x) {

@@ -131,7 +131,17 @@ struct VectorTier {
     }
   }
 
-  static void gate(const float* a, const float* b, Activation act, float limit, int32_t group, int32_t n, float* out) {
+  // Clamped before the activation; b counts one more.
+  static void swish_gate(const float* a, const float* b, float limit, float alpha, int32_t n, float* out) {
+    const V top = V::set1(limit > 0 ? limit : __builtin_inff()), bottom = V::set1(0.0f) - top, factor = V::set1(alpha);
+    map(a, b, n, out, [&](V x, V y) {
+      return swish_f32(min(top, x), factor) * (min(top, max(bottom, y)) + V::set1(1.0f));
+    });
+  }
+
+  static void gate(const float* a, const float* b, Activation act, float limit, int32_t group, float alpha, int32_t n,
+                   float* out) {
+    if (alpha > 0 && b) return swish_gate(a, b, limit, alpha, n, out);
     switch (act) {
       case Activation::kNone:
         return gate_with(a, b, limit, group, n, out, [](V x) { return x; });

@@ -110,6 +110,48 @@ void pack_tile_all_tiers(Layout layout, const uint8_t* rows, size_t row_stride, 
   }
 }
 
+void pack_paired_codes(Layout layout, const uint8_t* rows, size_t row_stride, int n_rows, int64_t cols, uint8_t* tile) {
+  const LayoutInfo& info = *layout_info(layout);
+  uint8_t codes[kTileRows][16] = {};  // missing rows stay zero
+  for (int64_t b = 0; b < cols / 32; ++b) {
+    for (int r = 0; r < n_rows; ++r) {
+      const uint8_t* pairs = rows + static_cast<size_t>(r) * row_stride + b * 16;
+      const auto code = [pairs](int k) { return pairs[k / 2] >> (k % 2 * 4) & 15; };
+      for (int k = 0; k < 16; ++k) codes[r][k] = static_cast<uint8_t>(code(k) | code(k + 16) << 4);
+    }
+    uint8_t* planes = tile + tile_planes_offset(info.tile, b);
+    pack_field<Layout::MXFP4, low_plane>(codes[0], sizeof codes[0], kTileRows, 4, planes);
+  }
+}
+
+void pack_scales(Layout layout, const uint8_t* rows, size_t row_stride, int n_rows, int64_t cols, uint8_t* tile) {
+  const TileGeometry& g = layout_info(layout)->tile;
+  const int64_t blocks = cols / 32, groups = (blocks + g.group_blocks - 1) / g.group_blocks;
+  for (int64_t b = 0; b < groups * g.group_blocks; ++b) {
+    uint8_t* header = tile + tile_header_offset(g, b) + b % g.group_blocks * kTileRows;
+    for (int r = 0; r < kTileRows; ++r)
+      header[r] = b < blocks && r < n_rows ? rows[static_cast<size_t>(r) * row_stride + static_cast<size_t>(b)] : 0;
+  }
+}
+
+void pack_column(Layout layout, const uint8_t* values, size_t stride, int32_t rows, int64_t cols, int64_t col,
+                 uint8_t* tiles) {
+  const size_t bytes = row_bytes(layout, 1), tile_bytes = packed_tile_bytes(layout, cols);
+  const auto at = static_cast<size_t>(col) * kTileRows * bytes;
+  for (int32_t row = 0; row < rows; row += kTileRows, tiles += tile_bytes) {
+    for (int32_t r = 0; r < kTileRows; ++r) {
+      uint8_t* out = tiles + at + static_cast<size_t>(r) * bytes;
+      if (row + r < rows) {
+        std::memcpy(out, values + static_cast<size_t>(row + r) * stride, bytes);
+      } else {
+        std::memset(out, 0, bytes);
+      }
+    }
+    const size_t end = at + kTileRows * bytes;  // what fills the last line
+    if (col + 1 == cols) std::memset(tiles + end, 0, tile_bytes - end);
+  }
+}
+
 ActKind act_kind(Layout layout) {
   switch (layout_info(layout)->block_values) {
     case 32:

@@ -100,8 +100,17 @@ struct Scalar {
     return x;
   }
 
-  static void gate(const float* a, const float* b, Activation act, float limit, int32_t group, int32_t n, float* out) {
+  static void gate(const float* a, const float* b, Activation act, float limit, int32_t group, float alpha, int32_t n,
+                   float* out) {
     const F1 top{limit}, bottom{-limit};
+    if (alpha > 0 && b) {
+      for (int32_t i = 0; i < n; ++i) {
+        const F1 g = limit > 0 ? min(top, F1{a[i]}) : F1{a[i]};
+        const F1 u = limit > 0 ? min(top, max(bottom, F1{b[i]})) : F1{b[i]};
+        out[i] = swish_f32(g, F1{alpha}).v * (u.v + 1.0f);
+      }
+      return;
+    }
     for (int32_t i = 0; i < n; ++i) {
       F1 y = activate(act, F1{a[group > 1 ? i / group : i]});
       F1 other{b ? b[i] : 1.0f};

@@ -443,8 +443,11 @@ size_t StateCache::bytes_used() const {
 KvUsage StateCache::usage() const {
   const Impl& impl = *impl_;
   KvUsage usage{0, impl.codes.bytes_used() + impl.sinks.bytes_used(), impl.records.bytes_used(),
-                impl.codes.num_shared(), 0};
-  if (impl.has_records()) usage.bytes_records -= impl.records.page_bytes();  // the zeros
+                impl.codes.num_shared(), 0, impl.points_given_up, 0};
+  if (impl.has_records()) {
+    usage.bytes_records -= impl.records.page_bytes();  // the zeros
+    usage.records_used = impl.records.num_used() - 1;
+  }
   for (const SourceKind& source : impl.sources) usage.bytes_records += source.arena.bytes_used();
   for (const ExactKind& kind : impl.kinds) {
     usage.bytes_exact += kind.arena.bytes_used();

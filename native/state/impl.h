@@ -170,6 +170,7 @@ struct StateCache::Impl {
   std::vector<size_t> record_offsets;  // within a slot
   int32_t zero_record = kNoPage;       // of a sequence without tokens; kNoPage: there are no records
   int32_t record_rows = 1;
+  int64_t points_given_up = 0;
   std::vector<Holders> holders;  // [records]: scratch of give_up_record
   std::vector<SourceKind> sources;
 };

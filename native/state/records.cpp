@@ -136,6 +136,7 @@ bool StateCache::Impl::give_up_record() {
     if (oldest == kNoPage || holders[i].last_used < holders[static_cast<size_t>(oldest)].last_used) oldest = record;
   }
   if (oldest == kNoPage) return false;
+  ++points_given_up;
   for (Sequence& s : sequences) {
     for (size_t i = s.points.size(); i-- > 0;) {
       if (s.points[i].record == oldest) drop_point(s, i);

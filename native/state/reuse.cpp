@@ -106,6 +106,7 @@ bool StateCache::Impl::give_up_point(size_t kind) {
   }
   if (oldest == nullptr) return false;
   drop_point(*oldest, index);
+  ++points_given_up;
   return true;
 }
 

@@ -95,7 +95,7 @@ void test_activations(const VectorKernels& k) {
     for (int i = -200000; i <= 200000; ++i) {
       const float x = static_cast<float>(i) * 5e-4f;
       float y;
-      k.gate(&x, nullptr, c.act, 0, 0, 1, &y);
+      k.gate(&x, nullptr, c.act, 0, 0, 0, 1, &y);
       const double exact = c.exact(static_cast<double>(x));
       // About eight roundings, and up to five in the exponent u, which the exponential multiplies by |u|.
       const double bound = (8 + 5 * std::abs(c.exponent(static_cast<double>(x)))) * kEps;
@@ -128,7 +128,7 @@ void test_exp(const VectorKernels& k) {
   CHECK(std::abs(exp_of(-0x1.5d589ep+6f) / 0x1p-126 - 1.0) < 8e-6);
   CHECK(exp_of(-0x1.5d58a0p+6f) == 0.0);
   float silu_of[2] = {-0x1.62e42ep+6f, -0x1.62e430p+6f};  // x / (1 + e^-x)
-  k.gate(silu_of, nullptr, Activation::kSilu, 0, 0, 2, silu_of);
+  k.gate(silu_of, nullptr, Activation::kSilu, 0, 0, 0, 2, silu_of);
   CHECK(std::abs(static_cast<double>(silu_of[0]) / (-88.72283 / static_cast<double>(FLT_MAX)) - 1.0) < 1e-5);
   CHECK(silu_of[1] == 0.0f);
   CHECK(exp_of(0.0f) == 1.0);
@@ -164,17 +164,25 @@ void test_gate(const VectorKernels& k) {
   float b[40], out[40];
   for (int i = 0; i < 40; ++i) b[i] = static_cast<float>(i) - 20.0f;
   bool ok = true;
-  k.gate(a, b, Activation::kRelu2, 0, 17, 40, out);  // groups that end in a vector's middle; the last is short
+  k.gate(a, b, Activation::kRelu2, 0, 17, 0, 40, out);  // groups that end in a vector's middle; the last is short
   for (int i = 0; i < 40; ++i) ok &= out[i] == (i < 17 ? 0.0f : i < 34 ? 9.0f : 0.25f) * b[i];
-  k.gate(a, nullptr, Activation::kRelu2, 4, 17, 40, out);
+  k.gate(a, nullptr, Activation::kRelu2, 4, 17, 0, 40, out);
   for (int i = 0; i < 40; ++i) ok &= out[i] == (i < 17 ? 0.0f : i < 34 ? 4.0f : 0.25f);
   CHECK(ok);
   // The activation's result is clamped from above only, its input not at all.
   const float gates[5] = {-2.0f, 3.0f, 100.0f, 7.0f, kNan}, ups[5] = {9.0f, -8.0f, 0.5f, kNan, 1.0f};
-  k.gate(gates, ups, Activation::kNone, 7, 0, 5, out);
+  k.gate(gates, ups, Activation::kNone, 7, 0, 0, 5, out);
   CHECK(out[0] == -14.0f && out[1] == -21.0f && out[2] == 3.5f && std::isnan(out[3]) && std::isnan(out[4]));
-  k.gate(gates, nullptr, Activation::kSilu, 7, 0, 3, out);
+  k.gate(gates, nullptr, Activation::kSilu, 7, 0, 0, 3, out);
   CHECK(std::abs(out[0] + 0.238405844f) < 1e-7f && std::abs(out[1] - 2.85772238f) < 1e-6f && out[2] == 7.0f);
+  // With alpha the inputs are clamped, and the second counts one more: x / (1 + e^(-alpha x)) * (y + 1).
+  const float swish[6] = {-2.0f, 3.0f, 100.0f, 1.0f, kNan, 1.0f}, more[6] = {9.0f, -8.0f, 0.5f, -1.0f, 1.0f, kNan};
+  k.gate(swish, more, Activation::kSilu, 7, 0, 1.702f, 6, out);
+  const auto gate = [](double x, double y) { return static_cast<float>(x / (1 + std::exp(-1.702 * x)) * (y + 1)); };
+  CHECK(std::abs(out[0] - gate(-2, 7)) < 1e-6f && std::abs(out[1] - gate(3, -7)) < 1e-5f);
+  CHECK(std::abs(out[2] - gate(7, 0.5)) < 1e-5f && out[3] == 0.0f && std::isnan(out[4]) && std::isnan(out[5]));
+  k.gate(swish, more, Activation::kSilu, 0, 0, 1.702f, 3, out);  // without a limit
+  CHECK(std::abs(out[0] - gate(-2, 9)) < 1e-6f && std::abs(out[2] - 150.0f) < 1e-4f);
 }
 
 void test_norms(const VectorKernels& k) {
@@ -385,8 +393,8 @@ void test_same_bits(const VectorKernels& ref, const VectorKernels& k, const std:
   }
   std::vector<float> expect(awkward.size()), got(awkward.size());
   for (const auto act : {Activation::kSilu, Activation::kGeluTanh, Activation::kGeluErf, Activation::kSigmoid}) {
-    ref.gate(awkward.data(), nullptr, act, 0, 0, static_cast<int32_t>(awkward.size()), expect.data());
-    k.gate(awkward.data(), nullptr, act, 0, 0, static_cast<int32_t>(awkward.size()), got.data());
+    ref.gate(awkward.data(), nullptr, act, 0, 0, 0, static_cast<int32_t>(awkward.size()), expect.data());
+    k.gate(awkward.data(), nullptr, act, 0, 0, 0, static_cast<int32_t>(awkward.size()), got.data());
     CHECK_MSG(same(expect, got), ("all awkward values " + tier).c_str());
   }
 }

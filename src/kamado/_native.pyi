@@ -45,8 +45,23 @@ class Builder:
     """
 
     def __init__(self) -> None: ...
-    def matrix(self, name: str, path: str, offset: int, layout: int, rows: int, cols: int) -> int: ...
-    def vector(self, name: str, path: str, offset: int, layout: int, length: int, add: float = 0.0) -> int: ...
+    def matrix(
+        self,
+        name: str,
+        path: str,
+        offset: int,
+        layout: int,
+        rows: int,
+        cols: int,
+        block_rows: int = 0,
+        block_stride: int = 0,
+        is_by_column: bool = False,
+        scales_path: str = "",
+        scales_offset: int = 0,
+    ) -> int: ...
+    def vector(
+        self, name: str, path: str, offset: int, layout: int, length: int, add: float = 0.0, step: int = 1
+    ) -> int: ...
     def constant(self, values: NDArray[np.float64]) -> int: ...
     def buffer(self, name: str, width: int) -> int: ...
     def state(
@@ -233,7 +248,8 @@ class Executor:
         """May be called from any thread: the running (or next) step raises Cancelled."""
     def stats(self) -> dict[str, float]:
         """weight_bytes, kv_bytes (in use) and its parts kv_bytes_exact and kv_bytes_encoded, kv_pages_shared (pages of
-        any kind that several sequences hold), kv_reuse_points (of all sequences), records_bytes (with sources),
+        any kind that several sequences hold), kv_reuse_points (of all sequences), kv_points_given_up (since it was
+        built, when pages or records ran out), records_used, records_free, records_bytes (with sources),
         scratch_bytes, steps, rows,
         seconds_total and its parts: seconds_linear, _attend, _experts, _head, _rows (norms, rope, quantisation), each
         with the waiting that follows it; seconds_encode (part of _attend)."""

@@ -158,10 +158,14 @@ class _Lowering:
                 f"no whole number of {layout.name} blocks of {layout.block_values}"
             )
         place = ref.name, self.path(ref.file), ref.offset, int(layout), ref.rows, ref.cols
-        return self.builder.matrix(*place, *(ref.blocks or ()))
+        scales, scales_offset = ref.scales or (None, 0)
+        scales_path = "" if scales is None else self.path(scales)
+        return self.builder.matrix(*place, *(ref.blocks or (0, 0)), ref.by_column, scales_path, scales_offset)
 
     def vector(self, ref: TensorRef, add: float) -> int:
-        return self.builder.vector(ref.name, self.path(ref.file), ref.offset, int(ref.layout), ref.num_values, add)
+        step = ref.blocks[1] if ref.blocks else 1
+        place = ref.name, self.path(ref.file), ref.offset, int(ref.layout), ref.num_values
+        return self.builder.vector(*place, add, step)
 
     def constants(self, values: NDArray[np.float64]) -> int:
         values = np.ascontiguousarray(values, dtype=np.float64)

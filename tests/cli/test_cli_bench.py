@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -209,11 +210,15 @@ def test_cost_counts_head_and_cache() -> None:
     from pathlib import Path
 
     from kamado.files.types import Layout, TensorRef
-    from kamado.program import Attend, Buffer, Head, Program
+    from kamado.program import Attend, Buffer, Head, Program, Record
 
     x = Buffer("x", 8)
     head = TensorRef("head", Path("f"), 0, 4 * 8 * 10, (10, 8), Layout.F32)
     attend = Attend(x, x, x, x, 0, num_heads=2, num_kv_heads=1, head_dim=4, v_dim=4, scale=1.0, window=16)
     program = Program("a", (attend, Head(x, head)), 1, 8, 10, 64)
     cost = cost_of(program, 320, 1000, "exact")
-    assert (cost.head_ops, cost.ops_without_head, cost.kv_bytes(100)) == (160, 840, 16 * 16)
+    assert (cost.head_ops, cost.ops_without_head, cost.sequence_bytes(100)) == (160, 840, 16 * 16)
+    # A state is read and written whole, whatever the depth.
+    kept = dataclasses.replace(program, states=(*program.states, Record("state", 4096)))
+    deep = cost_of(kept, 320, 1000, "exact")
+    assert (deep.state_bytes, deep.sequence_bytes(100)) == (8192, 16 * 16 + 8192)

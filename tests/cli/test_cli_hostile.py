@@ -93,12 +93,18 @@ COMMANDS = [
     ("pull", HOSTILE),
     (HOSTILE,),
     ("plan", "M", "--memory", HOSTILE),
+    ("plan", "M", "--device", "D"),
     ("plan", "M", "--kv", HOSTILE),
 ]
 
 
 def words_of(command: tuple[str, ...], hostile: Path, unknown: Path) -> list[str]:
-    return [{"M": str(hostile), "U": str(unknown)}.get(word, word) for word in command]
+    device = unknown.with_name("device.toml")
+    escaped = "".join(f"\\U{ord(letter):08x}" for letter in HOSTILE)
+    figures = {"memory_bytes": 1 << 33, "threads": 2, "memory_bytes_per_second": 1e10, "f32_ops_per_second": 1e12}
+    lines = [f'{name} = {{ value = {value}, source = "{escaped}" }}' for name, value in figures.items()]
+    device.write_text("\n".join([f'name = "{escaped}"', *lines]))
+    return [{"M": str(hostile), "U": str(unknown), "D": str(device)}.get(word, word) for word in command]
 
 
 @pytest.mark.parametrize(
@@ -116,8 +122,8 @@ def test_no_command_lets_it_through(command: tuple[str, ...], hostile: Path, unk
 
 @pytest.mark.parametrize(
     "command",
-    [("plan", "M"), ("show", "M"), ("show", "U"), ("show", "U", "--tensors"), ("show", "U", "--template"), ("list",),
-     ("sessions", "list"), ("doctor",)],
+    [("plan", "M"), ("plan", "M", "--device", "D"), ("show", "M"), ("show", "U"), ("show", "U", "--tensors"),
+     ("show", "U", "--template"), ("list",), ("sessions", "list"), ("doctor",)],
 )  # fmt: skip
 def test_json_keeps_every_character_and_shows_none_that_acts(
     command: tuple[str, ...], hostile: Path, unknown: Path

@@ -81,6 +81,35 @@ def test_plan_keeps_its_contract(synthetic: Path) -> None:
     assert kamado("plan", synthetic, "--kv", "nonsense").exit_code == 2
 
 
+def test_plan_for_another_machine(synthetic: Path, tmp_path: Path) -> None:
+    """What is printed says whose figures they are and where each is from."""
+    page = (Path(__file__).parents[2] / "docs" / "plan-device.md").read_text()
+    device = tmp_path / "device.toml"
+    device.write_text(page.partition("```toml\n")[2].partition("```")[0])
+    shown = kamado("plan", synthetic, "--device", device).stdout
+    assert f"figures of A workstation ({device}):" in shown
+    assert "80 GB/s  measured with stream, 16 threads" in shown
+    assert "3 sizes  measured with fio" in shown
+    assert "speed at most: prefill" in shown
+    assert "16 threads" in shown
+    document = json.loads(kamado("plan", synthetic, "--device", device, "--json").stdout)
+    assert document["device"]["name"] == "A workstation"
+    assert document["device"]["file"] == str(device)
+    assert document["device"]["figures"]["threads"] == {"value": 16, "source": "its data sheet"}
+    assert document["memory_bytes"] == 60_000_000_000
+    assert document["decode_tokens_per_second"] > 0
+    more = json.loads(kamado("plan", synthetic, "--device", device, "--json", "--memory", "1TiB").stdout)
+    assert (more["memory_bytes"], more["memory_limited_by"]) == (68_719_476_736, "A workstation")
+    here = json.loads(kamado("plan", synthetic, "--json").stdout)["device"]
+    assert here["file"] is None
+    assert here["figures"]["memory_bytes"]["source"].startswith("this machine")
+    device.write_text("name = 'x'")
+    wrong = kamado("plan", synthetic, "--device", device)
+    assert wrong.exit_code == 2
+    assert f"{device}: memory_bytes, threads, memory_bytes_per_second missing" in wrong.stderr
+    assert kamado("plan", synthetic, "--device", tmp_path / "none.toml").exit_code == 2
+
+
 def test_bench_keeps_its_contract(synthetic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {}
 

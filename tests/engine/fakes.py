@@ -20,8 +20,9 @@ from kamado.engine.cache.prefix_saver import PrefixSaver
 from kamado.engine.cache.prefix_store import PrefixStore
 from kamado.engine.model import Model
 from kamado.files.types import Checkpoint, TokenizerSource
-from kamado.plan.forecast import Plan, round_to_pages
+from kamado.plan.forecast import Plan
 from kamado.plan.kv_pages import PAGE_TOKENS, pages_for
+from kamado.plan.planner import round_to_pages
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>")
 BOS, EOS, IM_START, IM_END = range(256, 260)
@@ -156,6 +157,8 @@ class FakeExecutor:
         self.sequences[fork] = (tokens[:num_tokens], shared)
         self.sources[fork] = dict(self.sources.get(sequence, {}))
         self._reserve(fork, num_tokens)
+        if not self.can_reuse_anywhere:
+            self.mark_reuse(fork)
         return fork
 
     def truncate(self, sequence: int, num_tokens: int) -> None:
@@ -188,6 +191,13 @@ class FakeExecutor:
         while len(self._marks) > self.num_points:
             owner, length = self._marks.pop(0)
             self.points[owner].remove(length)
+
+    def unmark_reuse(self, sequence: int, num_tokens: int) -> None:
+        self._check_thread()
+        if num_tokens not in self.points[sequence]:
+            raise ValueError("no point")
+        self.points[sequence].remove(num_tokens)
+        self._marks.remove((sequence, num_tokens))
 
     def last_reusable(self, sequence: int, num_tokens: int) -> int:
         length = self.length(sequence)

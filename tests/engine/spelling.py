@@ -61,9 +61,11 @@ class PairTokenizer(FamilyTokenizer):
 class Speller:
     """A model that says what it is told, a byte a token. `say` before each answer."""
 
-    def __init__(self, template: str, specials: tuple[str, ...] = (), **kwargs) -> None:
+    def __init__(self, template: str, specials: tuple[str, ...] = (), *, keeps_record: bool = False, **kwargs) -> None:
         self.tokenizer = PairTokenizer(specials)
-        self.executor = FakeExecutor(vocab_size=self.tokenizer.vocab_size, logits_of=self._logits)
+        self.executor = FakeExecutor(
+            vocab_size=self.tokenizer.vocab_size, logits_of=self._logits, keeps_record=keeps_record, num_points=64
+        )
         self.answer: list[int] = []
         self.begin = 0
         plan = {"context": 4096, **kwargs}

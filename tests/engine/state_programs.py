@@ -50,8 +50,9 @@ def state_model(
     reuse_points: int = 8,
     max_records: int | None = None,
     store: PrefixStore | None = None,
+    template: str = CHATML,
 ) -> Model:
-    """A model of the program with a byte tokenizer and ChatML."""
+    """A model of the program with a byte tokenizer."""
     plan = make_plan(context=min(kv_tokens, 8192), kv_tokens=kv_tokens, max_rows=max_rows, max_logit_rows=16)
     executor = build_executor(
         program,
@@ -70,7 +71,7 @@ def state_model(
     return Model(
         checkpoint=Checkpoint(
             path=path, files=(path,), format="gguf", architecture="state", metadata={}, tensors={},
-            tokenizer=TokenizerSource("gguf", {}, path), chat_template=CHATML, sampling={},
+            tokenizer=TokenizerSource("gguf", {}, path), chat_template=template, sampling={},
         ),
         plan=plan,
         executor=executor,

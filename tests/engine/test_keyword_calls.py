@@ -19,7 +19,7 @@ from kamado.engine.turns.tool_format.keyword_reader import KeywordReader
 from kamado.engine.turns.tool_format.syntax import Call, Marks
 
 from .chat_families import FamilyTokenizer
-from .test_tagged_calls import GOOD, SCHEMAS, Bound, calls_in, check_walks, places, tags_of
+from .test_tagged_calls import BAD, GOOD, SCHEMAS, Bound, calls_in, check_walks, places, tags_of
 from .test_tool_parser import NAMES, cut, cut_events, events, json_values
 
 SYNTAXES = dict(zip(("olmo", "lfm-shown", "lfm"), pythonic.FORMAT.syntaxes, strict=True))
@@ -192,23 +192,7 @@ def test_the_grammar_takes_what_matches_however_it_is_spelled(name, is_token) ->
 
 @pytest.mark.parametrize("name", SYNTAXES)
 @pytest.mark.parametrize(
-    ("schema", "arguments"),
-    [
-        ("texts", {"a": "x", "c": "6"}),
-        ("texts", {"a": "x", "c": "x", "e": "1"}),
-        ("texts", {"a": "x", "c": "x", "e": "12345"}),
-        ("texts", {"c": "x"}),
-        ("texts", {"a": "x", "b": "four", "c": "x"}),
-        ("texts", {"a": "x", "c": "x", "z": "more"}),
-        ("numbers", {"a": 21, "b": 1}),
-        ("numbers", {"a": 1.5, "b": 1}),
-        ("words", {"a": "yes"}),
-        ("words", {"a": "True"}),
-        ("nested", {"a": ["q", "r", "s"], "b": {"x": 1}}),
-        ("nothing", {"a": 1}),
-        ("given", {"a": "x", "b": 2}),
-        ("either", {"a": None, "b": 7, "c": "x", "d": "b"}),
-    ],
+    ("schema", "arguments"), [*BAD, ("words", {"a": "True"}), ("either", {"a": None, "b": 7, "c": "x", "d": "b"})]
 )
 def test_the_grammar_refuses_what_does_not_match(name, schema, arguments) -> None:
     made = Bound(SYNTAXES[name], SCHEMAS[schema])

@@ -11,6 +11,8 @@ import kamado
 from kamado.engine.measure.kv_attention import (
     QUERY_STRIDE,
     AttentionProbe,
+    _Exact,
+    _Sums,
     delicate_layers,
     layers_text,
     spoiling_layers,
@@ -21,7 +23,7 @@ from kamado.errors import NativeError
 from kamado.files import open_checkpoint
 from kamado.models import build_program
 from kamado.plan.kv_presets import parse_kv
-from kamado.program import Attend
+from kamado.program import Attend, Buffer
 
 LENGTH = 450  # three whole pages, of which a query at the end reads two as codes
 CODED = 256
@@ -109,6 +111,32 @@ def test_the_divergence_is_the_real_one(delicate_checkpoint: Path) -> None:
             pytest.approx(divergences.max(), rel=1e-3),
         )
         assert rows[layer].output_error == pytest.approx(error / power, rel=1e-3)
+
+
+def test_a_sink_takes_its_share_of_the_weights_and_of_the_divergence() -> None:
+    """Against a softmax over keys and sink in float64: 2 query heads on 1 of keys, 3 pages, the first as codes."""
+    rng = np.random.default_rng(4)
+    q, rows = (Buffer(name, 16) for name in ("q", "rows"))
+    op = Attend(q, q, rows, rows, 0, 2, 1, 8, 8, scale=0.35)
+    sinks, positions = np.array([1.0, -2.0], np.float32), np.array([300, 383], np.int32)
+    queries = rng.standard_normal((2, 2, 8)).astype(np.float32)
+    k, v = rng.standard_normal((2, 1, 384, 8)).astype(np.float32)
+    coded_k, coded_v = (x + 0.3 * rng.standard_normal(x.shape).astype(np.float32) for x in (k, v))
+    sums = _Sums(2)
+    _Exact(op, sinks, positions, queries, k, v).compare(coded_k, coded_v, sums)
+    divergences, error, power = np.zeros(2), 0.0, 0.0
+    for i, position in enumerate(positions):
+        end, border = position + 1, (position // 128 - 1) * 128
+        read_k, read_v = (np.concatenate([c[0, :border], x[0, border:end]]) for c, x in ((coded_k, k), (coded_v, v)))
+        for head in range(2):
+            query = queries[i, head].astype(float) * 0.35
+            p, r = (softmax(np.append(keys @ query, sinks[head])) for keys in (k[0, :end], read_k))
+            divergences[head] += (p * np.log(p / r)).sum()
+            out = p[:-1] @ v[0, :end]
+            error += ((r[:-1] @ read_v - out) ** 2).sum()
+            power += (out**2).sum()
+    assert sums.divergence == pytest.approx(divergences, rel=1e-4)
+    assert (sums.error, sums.power) == (pytest.approx(error, rel=1e-3), pytest.approx(power, rel=1e-4))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

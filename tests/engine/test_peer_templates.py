@@ -16,8 +16,10 @@ from kamado.engine.turns.tool_format import AnswerParser, choose_format
 from kamado.engine.turns.tool_format.syntax import Call
 from kamado.engine.turns.turn import TurnMaker
 
-from .chat_families import FamilyTokenizer
+from .chat_families import Family, FamilyTokenizer
 from .peer_templates import TrustedTemplate
+from .test_tagged_calls import check_walks
+from .test_turn import NO_SAMPLING, REQUIRED, TOOLS, calls_of, check_arguments, family_model, run
 
 pytestmark = pytest.mark.slow
 
@@ -115,6 +117,8 @@ WEATHER = ct.Tool(
     },
 )
 ASK = ct.Message("user", (ct.TextPart("How is the weather?"),))
+WITH_CALLS = [name for name, expected in TEMPLATES.items() if not expected.is_refused]
+WITH_BOTH = [name for name in WITH_CALLS if TEMPLATES[name].tags is not None]
 
 
 class StopTokenizer(FamilyTokenizer):
@@ -172,7 +176,7 @@ def test_prompts_render_and_open_reasoning_or_not(name) -> None:
         assert "Weather of a city" in prepared(maker, system, ASK, tools=(WEATHER,))[1]
 
 
-@pytest.mark.parametrize("name", [name for name, expected in TEMPLATES.items() if not expected.is_refused])
+@pytest.mark.parametrize("name", WITH_CALLS)
 def test_calls_of_every_type_go_round_and_results_are_told(name) -> None:
     expected = TEMPLATES[name]
     maker = maker_of(name)
@@ -205,6 +209,61 @@ def test_calls_of_every_type_go_round_and_results_are_told(name) -> None:
     assert after.index(expected.result) < after.index("It rains 0.") < after.index("It rains 1.")
     assert ("Because of reasons." in text) == expected.goes_back
     assert after.lstrip().startswith((*expected.stops, "<|eos|>"))
+
+
+def peer_model(name: str, answer: str | None = None):
+    """A model that says `answer` after prompts by the template."""
+    expected, template = TEMPLATES[name], sources()[name]
+    tokenizer = StopTokenizer(expected)
+    ids = None if answer is None else tokenizer.encode(answer, special=True)
+    model = family_model(Family(expected.form, template), ids, tokenizer=tokenizer, context=32768)
+    model._prompts.encoder = ChatEncoder(tokenizer, TrustedTemplate(template))
+    return model
+
+
+@pytest.mark.parametrize("name", WITH_CALLS)
+def test_whatever_the_logits_required_calls_are_whole_and_fit_their_schema(name) -> None:
+    with peer_model(name) as model:
+        for seed in range(2):
+            turn = model.prepare_chat((ASK,), tools=TOOLS, tool_choice=REQUIRED, think=ct.Think(enabled=False))
+            found = run(model, turn, seed=seed, temperature=2.0, top_k=0, top_p=1.0, max_tokens=4000)
+            assert found[-1].reason == "tool_calls"
+            calls = calls_of(found)
+            assert calls
+            for called, arguments in calls:
+                check_arguments(called, arguments)
+
+
+@pytest.mark.parametrize("name", ["Qwen3-Coder", "Qwen3.5-4B", "LFM2-8B-A1B", "LFM2.5-8B-A1B", "LFM2.5-Instruct"])
+def test_what_the_grammar_lets_through_is_read_back_and_matches(name) -> None:
+    with peer_model(name) as model:
+        check_walks(model.chat_format.syntax, TEMPLATES[name].specials)
+
+
+@pytest.mark.parametrize("name", WITH_BOTH)
+@pytest.mark.parametrize("is_closed", [True, False])
+@pytest.mark.parametrize("text", ["", "I look.\n\n"])
+def test_calls_come_after_reasoning_that_is_closed_or_left_open(name, is_closed, text) -> None:
+    with peer_model(name) as model:
+        chat = model.chat_format
+        opened = "" if model.prepare_chat((ASK,), tools=TOOLS).is_reasoning else chat.tags.open
+        written = chat.syntax.render([Call("add", {"a": 7})])
+        if not is_closed and (text or not chat.syntax.ends_reasoning):
+            pytest.skip("nothing says that the reasoning is over")
+    with peer_model(name, f"{opened}Because.{chat.tags.close * is_closed}\n\n{text}{written}") as model:
+        turn = model.prepare_chat((ASK,), tools=TOOLS)
+        found = run(model, turn, **NO_SAMPLING)
+        assert found[0] == ct.ReasoningDelta("Because.")
+        assert calls_of(found) == [("add", {"a": 7})]
+        assert "".join(e.text for e in found if isinstance(e, ct.TextDelta)).strip() == text.strip()
+        assert found[-1] == ct.Finish("tool_calls")
+
+
+@pytest.mark.parametrize("name", WITH_BOTH)
+def test_an_answer_without_reasoning_is_text_where_it_is_switched_off(name) -> None:
+    with peer_model(name, "It rains.") as model:
+        turn = model.prepare_chat((ASK,), tools=TOOLS, think=ct.Think(enabled=False))
+        assert run(model, turn, **NO_SAMPLING) == [ct.TextDelta("It rains."), ct.Finish("stop")]
 
 
 def test_seed_is_told_its_budget() -> None:

@@ -85,7 +85,7 @@ def test_forks_and_what_is_reused(case: Case) -> None:
         again = case.check(model, range(len(PROMPTS)))
     assert reused[:3] == [0, 299, 0] if case.program.has_record else [0, 300, 0]
     assert reused[5] >= 512, "the same prompt again"
-    assert all(reused >= len(tokens) // 2 for reused, tokens in zip(again, PROMPTS, strict=True))
+    assert all(reused >= len(tokens) // 2 for reused, tokens in zip(again, PROMPTS, strict=True) if len(tokens) > 32)
 
 
 def test_aborted_steps(case: Case) -> None:

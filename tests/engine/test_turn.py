@@ -48,11 +48,12 @@ def user(text: str) -> ct.Message:
 ASK = (user("How is the weather?"),)
 
 
-def family_model(family: Family, answer: list[int] | None = None, **kwargs):
+def family_model(family: Family, answer: list[int] | None = None, *, tokenizer=None, **kwargs):
     """A model of a family whose logits prefer `answer`, token by token, wherever its prompt ends."""
-    tokenizer = FamilyTokenizer(family.specials)
+    tokenizer = tokenizer or FamilyTokenizer(family.specials)
     executor = FakeExecutor(vocab_size=tokenizer.vocab_size)
-    model = make_model(executor, tokenizer=tokenizer, template=family.template, context=4096, **kwargs)
+    plan = {"context": 4096, **kwargs}
+    model = make_model(executor, tokenizer=tokenizer, template=family.template, **plan)
     model.begin = 0  # set by `run` to the prompt's length
 
     def logits_of(tokens) -> np.ndarray:

@@ -33,6 +33,12 @@ BASE: dict[str, Any] = {
 NO_HEAD_DIM = {**{k: v for k, v in BASE.items() if k != "head_dim"}, "hidden_size": HEADS * HEAD_DIM}
 QK_NORMS: Shapes = {"self_attn.q_norm.weight": (HEAD_DIM,), "self_attn.k_norm.weight": (HEAD_DIM,)}
 
+QKV_BIASES: Shapes = {
+    "self_attn.q_proj.bias": (HEADS * HEAD_DIM,),
+    "self_attn.k_proj.bias": (KV_HEADS * HEAD_DIM,),
+    "self_attn.v_proj.bias": (KV_HEADS * HEAD_DIM,),
+}
+
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -165,6 +171,7 @@ class Family:
     ffn: Callable[[int, int], Shapes] = mlp  # (hidden, layer) -> tensors; a shape of () leaves one out
     number: int | None = None  # of the random numbers; None makes one from the name
     norm_base: float = 1.0  # 0: files store the norms' weights less 1
+    stretched: Mapping[str, float] = field(default_factory=dict)  # ends of names whose values are so many times larger
     plain_norms: tuple[str, ...] = ()  # ends of names of those that they store as they are
     last_norm: str = "norm"
     golden: tuple[int, list[int]] | None = None  # seed and greedy text, from test_models_golden.py

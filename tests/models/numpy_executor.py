@@ -6,7 +6,8 @@ Nothing is fused, shared out or reordered. float64 by default, so that its own r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ Array = NDArray[Any]
 
 def read_tensor(ref: TensorRef) -> Array:
     """The values as float32. Quantised layouts go through the gguf package's reference."""
+    if ref.by_column or (len(ref.shape) == 1 and ref.blocks):
+        return _read_columns(ref)
+    if ref.scales is not None:
+        return _read_pairs(ref)
     if ref.blocks is None:
         raw = np.fromfile(ref.file, dtype=np.uint8, count=ref.nbytes, offset=ref.offset)
     else:
@@ -39,6 +44,34 @@ def read_tensor(ref: TensorRef) -> Array:
             rows = raw.reshape(-1, ref.layout.nbytes(ref.cols))
             values = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(int(ref.layout)))
     return values.reshape(ref.shape)
+
+
+def _read_columns(ref: TensorRef) -> Array:
+    """A matrix that lies as its transpose does, or a vector: of all that lies there every so many are its own."""
+    step = ref.blocks[1] if ref.blocks else 1
+    width, lines = ref.shape[0] * step, ref.shape[1] if len(ref.shape) == 2 else 1
+    count = width * lines - step + 1  # nothing may lie behind the last value
+    there = replace(ref, blocks=None, by_column=False, nbytes=count * ref.layout.block_bytes, shape=(count,))
+    values = np.pad(read_tensor(there), (0, step - 1)).reshape(lines, width)[:, ::step]
+    return np.ascontiguousarray(values.T if len(ref.shape) == 2 else values[0])
+
+
+_FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def _read_pairs(ref: TensorRef) -> Array:
+    """MXFP4 as OCP and transformers have it: two codes a byte, the lower one first; a scale is 2^(e - 127)."""
+    assert ref.scales is not None
+    rows, blocks = ref.rows, ref.cols // 32
+    step = ref.blocks[1] if ref.blocks else 1
+
+    def raw(file: Path, offset: int, width: int) -> Array:
+        begins = (offset + row * step * width for row in range(rows))
+        return np.stack([np.fromfile(file, np.uint8, width, offset=begin) for begin in begins])
+
+    codes, scales = raw(ref.file, ref.offset, blocks * 16), raw(*ref.scales, blocks)
+    pairs = np.stack([codes & 15, codes >> 4], axis=-1).reshape(rows, blocks, 32)
+    return (_FP4[pairs] * np.exp2(scales.astype(np.float32) - 127)[..., None]).reshape(rows, ref.cols)
 
 
 @dataclass
@@ -76,7 +109,8 @@ class NumpyExecutor:
             match op:
                 case p.Embed():
                     index = {"token": ids, "position": positions, "first": np.zeros_like(ids)}[op.index]
-                    buffers[op.out.name] = self._get(op.table)[index] * self.dtype(op.scale)
+                    columns = slice(op.piece * op.out.width, (op.piece + 1) * op.out.width)
+                    buffers[op.out.name] = self._get(op.table)[index, columns] * self.dtype(op.scale)
                 case p.Norm():
                     buffers[op.out.name] = self._norm(op, buffers[op.x.name])
                 case p.Linear():
@@ -98,7 +132,7 @@ class NumpyExecutor:
                 case p.Gate():
                     b = None if op.b is None else buffers[op.b.name]
                     a = np.repeat(buffers[op.a.name], op.group or 1, axis=-1)
-                    buffers[op.out.name] = _gate(op.activation, a, b, op.limit)
+                    buffers[op.out.name] = _gate(op.activation, a, b, op.limit, op.alpha)
                 case p.Route():
                     routes[op.logits.name] = self._route(op, buffers[op.logits.name])
                 case p.Experts():
@@ -107,6 +141,8 @@ class NumpyExecutor:
                     buffers[op.out.name] = buffers[op.a.name] + buffers[op.b.name]
                 case p.Scale():
                     buffers[op.out.name] = buffers[op.x.name] * self.dtype(op.factor)
+                case p.Rescale():
+                    buffers[op.out.name] = buffers[op.x.name] * self._get(op.weight)
                 case p.Temper():
                     steps = np.floor_divide(positions + op.offset, op.length).astype(np.float64)
                     factors = (1 + op.beta * np.log(1 + steps)).astype(self.dtype)
@@ -232,9 +268,17 @@ class NumpyExecutor:
         if op.window is not None:
             seen &= where > positions[:, None] - op.window
         scores = np.where(seen[:, None, None, :], scores, -np.inf)
+        if op.sinks is not None:  # a key of that score, whose value is nothing
+            sinks = self._get(op.sinks).reshape(1, op.num_kv_heads, group, 1)
+            scores = np.concatenate([scores, np.broadcast_to(sinks, (*scores.shape[:-1], 1))], axis=-1)
+            v = np.concatenate([v, self._sink_value(v)])
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
         return np.einsum("nkgm,mkd->nkgd", weights, v).reshape(n, -1)
+
+    def _sink_value(self, v: Array) -> Array:
+        """That of the key that a sink is: it carries none."""
+        return np.zeros_like(v[:1])
 
     def _route(self, op: p.Route, logits: Array) -> tuple[Array, Array]:
         if op.score == "softmax":
@@ -258,17 +302,23 @@ class NumpyExecutor:
         elif op.normalize:
             sums = np.maximum(weights.sum(-1, keepdims=True) + op.norm_eps, op.norm_min)
             weights = np.divide(weights, sums, out=np.zeros_like(weights), where=sums > 0)
-        return picked, weights * self.dtype(op.scale)
+        weights = weights * self.dtype(op.scale)
+        return picked, weights if op.expert_scale is None else weights * self._get(op.expert_scale)[picked]
 
     def _experts(self, op: p.Experts, x: Array, picked: Array, weights: Array) -> Array:
         out = np.zeros_like(x)
         for e in range(len(op.gate)):
             rows, slots = np.nonzero(picked == e)
             if rows.size:
-                gate, up = x[rows] @ self._get(op.gate[e]).T, x[rows] @ self._get(op.up[e]).T
-                inner = _gate(op.activation, gate, up, op.limit)
-                out[rows] += weights[rows, slots, None] * (inner @ self._get(op.down[e]).T)
+                gate = self._product(x[rows], op.gate[e], op.gate_biases, e)
+                up = self._product(x[rows], op.up[e], op.up_biases, e)
+                inner = _gate(op.activation, gate, up, op.limit, op.alpha)
+                out[rows] += weights[rows, slots, None] * self._product(inner, op.down[e], op.down_biases, e)
         return out
+
+    def _product(self, x: Array, weight: TensorRef, biases: tuple[TensorRef, ...], e: int) -> Array:
+        y = x @ self._get(weight).T
+        return y + self._get(biases[e]) if biases else y
 
 
 def _softmax(x: Array) -> Array:
@@ -276,7 +326,12 @@ def _softmax(x: Array) -> Array:
     return e / e.sum(-1, keepdims=True)
 
 
-def _gate(activation: str, a: Array, b: Array | None, limit: float | None) -> Array:
+def _gate(activation: str, a: Array, b: Array | None, limit: float | None, alpha: float | None) -> Array:
+    if alpha is not None:
+        assert b is not None
+        top = np.inf if limit is None else limit
+        g, u = np.minimum(a, top), np.clip(b, -top, top)
+        return g / (1.0 + np.exp(-alpha * g)) * (u + 1.0)
     y = _activate(activation, a)
     if limit is not None:
         y, b = np.minimum(y, limit), None if b is None else np.clip(b, -limit, limit)

@@ -26,6 +26,7 @@ _PARTS = {
     "ministral3": r"q_proj",
     "afmoe": r"(self_attn\.(gate|o)_proj|router|shared_experts|expert_bias)",
     "step3p5": r"(g_proj|k_norm|moe\.gate\.|router_bias|share_expert)",
+    "gpt_oss": r"(sinks|router|[qko]_proj)",
 }
 
 

@@ -61,8 +61,8 @@ def test_tensors_of_gguf_files(family: str, opened: Open) -> None:
         else:
             assert _may_be_left_out(name, checkpoint), name
     extra = next(iter(checkpoint.tensors.values()))
-    more = {**checkpoint.tensors, "blk.0.attn_sinks.weight": extra}
-    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_sinks"):
+    more = {**checkpoint.tensors, "blk.0.attn_spare.weight": extra}
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_spare"):
         build_program(dataclasses.replace(checkpoint, tensors=more))
 
 

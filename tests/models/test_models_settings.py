@@ -158,8 +158,8 @@ def test_every_tensor_is_needed_and_no_other_is_taken(family: str, tmp_path: Pat
         with pytest.raises(MissingTensorError, match=name.replace(".", r"\.")):
             build_program(dataclasses.replace(checkpoint, tensors=fewer))
     extra = next(iter(checkpoint.tensors.values()))
-    more = {**checkpoint.tensors, "model.layers.0.self_attn.sinks": extra}
-    with pytest.raises(UnsupportedError, match=r"model\.layers\.0\.self_attn\.sinks"):
+    more = {**checkpoint.tensors, "model.layers.0.self_attn.spare": extra}
+    with pytest.raises(UnsupportedError, match=r"model\.layers\.0\.self_attn\.spare"):
         build_program(dataclasses.replace(checkpoint, tensors=more))
 
 

@@ -84,6 +84,10 @@ def write(directory: Path, family: str, seed: int = 0, **changes: Any) -> Path:
     tensors = {
         name: random_tensor(name, shape, rng, norm_base=case.base_of(name)) for name, shape in shapes(family).items()
     }
+    for name in tensors:
+        for end, times in case.stretched.items():
+            if name.endswith(end):
+                tensors[name] *= np.float32(times)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     config = {"model_type": family, **CONFIGS[family], **changes}
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")

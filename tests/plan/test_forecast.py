@@ -13,9 +13,10 @@ from kamado.files.gguf_writer import GgufWriter
 from kamado.files.types import Checkpoint, Layout, TensorRef
 from kamado.models import build_program
 from kamado.plan import sizes
-from kamado.plan.forecast import LEAST_CONTEXT, Plan, plan
+from kamado.plan.forecast import Plan, plan
 from kamado.plan.machine import DeviceProfile, Machine
 from kamado.plan.overhead import CONSTRAINT_LIBRARY_BYTES
+from kamado.plan.planner import LEAST_CONTEXT
 from kamado.program import Accumulate, Buffer, Conv, Experts, Linear, Program, Record, validate
 from kamado.synth.synthesize import synthesize
 
@@ -235,6 +236,76 @@ def test_records_that_fit_are_part_of_the_plan(dense: tuple[Checkpoint, Program]
     assert least.max_records == 2 * 4 + least.kv_reuse_points
 
 
+def with_record(program: Program, num_bytes: int) -> Program:
+    """The program with a state of so many bytes, which only a plan looks at."""
+    return dataclasses.replace(program, states=(*program.states, Record("state", num_bytes)))
+
+
+@pytest.mark.parametrize("record_bytes", [0, 8 * MIB])
+def test_conversations_that_fit_are_counted(dense: tuple[Checkpoint, Program], record_bytes: int) -> None:
+    """As many as another plan has room for; a conversation takes its pages and two records."""
+    checkpoint = dense[0]
+    program = with_record(dense[1], record_bytes) if record_bytes else dense[1]
+    budget = plan(checkpoint, program, context=2048, max_sequences=1, on=here()).peak_bytes + 40 * MIB
+    made = plan(checkpoint, program, context=2048, memory=budget, on=here())
+    pages = 2048 * 2 * 2 * 2 * 64 * 2  # layers, keys and values, heads, values of each, bytes
+    assert made.conversation_bytes == pages + 2 * record_bytes
+    assert made.reuse_point_bytes == made.record_bytes == record_bytes
+    count = made.num_conversations
+    assert 1 < count < 64
+
+    def with_conversations(number: int) -> Plan:
+        return plan(
+            checkpoint, program, context=2048, kv_tokens=2048 * number, max_sequences=number,
+            max_rows=made.max_rows, max_logit_rows=made.max_logit_rows, memory=budget, on=here(),
+        )  # fmt: skip
+
+    assert with_conversations(count).fits
+    assert not with_conversations(count + 1).fits
+
+
+def test_large_records_are_fewer_where_memory_is_short(moe: tuple[Checkpoint, Program]) -> None:
+    """Two a sequence, one a reuse point: at most an eighth of the budget; at the least one sequence and two points."""
+    checkpoint, program = moe[0], with_record(moe[1], 16 * MIB)
+    kept = {}
+    for budget in (8 * GIB, 2 * GIB, GIB, GIB // 2):
+        made = plan(checkpoint, program, memory=budget, on=here())
+        assert made.fits
+        kept[budget] = (made.max_sequences, made.kv_reuse_points)
+        assert made.max_records >= 2 * made.max_sequences + made.kv_reuse_points
+        assert made.bytes_by_owner["records"] == (made.max_records + 1) * 16 * MIB
+    assert kept == {8 * GIB: (4, 8), 2 * GIB: (2, 4), GIB: (1, 2), GIB // 2: (1, 2)}
+    assert plan(checkpoint, program, memory=GIB, max_sequences=3, on=here()).max_sequences == 3
+    least = plan(checkpoint, program, memory=MIB, on=here())
+    assert plan(checkpoint, program, memory=least.least_bytes, on=here()).fits
+    assert not plan(checkpoint, program, memory=least.least_bytes - 4096, on=here()).fits
+
+
+def test_state_is_read_and_written_for_every_token(dense: tuple[Checkpoint, Program]) -> None:
+    profile = DeviceProfile("test", 2, "avx2", 20e9, 1e12)
+    without = plan(*dense, profile=profile, on=here())
+    having = plan(dense[0], with_record(dense[1], 10 * MIB), profile=profile, on=here())
+    assert (without.state_bytes_per_token, having.state_bytes_per_token) == (0, 20 * MIB)
+    assert without.decode_tokens_per_second is not None
+    assert having.decode_tokens_per_second is not None
+    more = 1 / having.decode_tokens_per_second - 1 / without.decode_tokens_per_second
+    assert more == pytest.approx(20 * MIB / 20e9)
+    assert having.decode_limited_by == "memory"
+    assert having.prefill_limited_by == "arithmetic"
+
+
+def test_reads_are_as_fast_as_their_size_allows(moe: tuple[Checkpoint, Program]) -> None:
+    """Experts here are read in pieces of 36 KiB, far below where this disk is fast."""
+    curve = ((4096, 10e6), (1 << 20, 1e9))
+    profile = DeviceProfile("test", 2, "avx2", 20e9, 1e12, disk_curve=curve)
+    slow = plan(*moe, memory=least_of(moe), profile=profile, on=here())
+    needs = sizes.expert_needs(moe[1])
+    assert 36 * 1024 <= needs.request_bytes <= 40 * 1024
+    rate = profile.disk_speed(needs.request_bytes)
+    assert rate is not None
+    assert 10e6 < rate < 100e6
+    assert slow.decode_tokens_per_second == pytest.approx(rate / slow.miss_bytes_per_token)
+    assert slow.decode_limited_by == slow.prefill_limited_by == "disk"
 def test_scans_take_their_share_of_a_prefill(dense: tuple[Checkpoint, Program]) -> None:
     """What no product does goes by the float32 rate, where that was measured; its record is read and written."""
     checkpoint, program = dense

@@ -12,7 +12,7 @@ from kamado.synth.quantise import quantize, random_blocks
 gguf = pytest.importorskip("gguf")
 
 EXACT = [Layout.F32, Layout.F16, Layout.BF16, Layout.Q8_0, Layout.Q4_0, Layout.Q4_1, Layout.Q5_0, Layout.Q5_1]
-RANDOM = [*EXACT, Layout.Q4_K, Layout.Q5_K, Layout.Q6_K]
+RANDOM = [*EXACT, Layout.Q4_K, Layout.Q5_K, Layout.Q6_K, Layout.MXFP4]
 # 4- and 6-bit codes with 6- and 8-bit scales on normal numbers: rounding error / signal, with a margin of a fifth
 ERROR = {Layout.Q4_K: 0.09, Layout.Q6_K: 0.022}
 
@@ -69,10 +69,18 @@ def test_q8_codes_leave_out_the_one_the_quantiser_never_writes() -> None:
     assert (codes.min(), codes.max()) == (-127, 127)
 
 
+@pytest.mark.parametrize("std", [1.0, 0.37, 3e-3, 0.0])
+def test_scales_of_mxfp4_are_powers_of_two_around_the_wanted_one(std: float) -> None:
+    blocks = random_blocks(Layout.MXFP4, 1 << 14, std, np.random.default_rng(3))
+    assert np.ptp(blocks[:, 0].astype(int)) <= 1
+    assert not np.isin(np.concatenate([blocks[:, 1:] & 15, blocks[:, 1:] >> 4]), [8]).any()  # -0
+    assert decode(blocks, Layout.MXFP4).std() == pytest.approx(std, rel=0.02, abs=1e-6)
+
+
 def test_refusals() -> None:
     with pytest.raises(UnsupportedError, match="no quantiser for IQ4_XS"):
         quantize(np.zeros((1, 256), np.float32), Layout.IQ4_XS)
-    with pytest.raises(UnsupportedError, match="no random MXFP4 blocks"):
-        random_blocks(Layout.MXFP4, 1, 1.0, np.random.default_rng(0))
+    with pytest.raises(UnsupportedError, match="no random IQ4_XS blocks"):
+        random_blocks(Layout.IQ4_XS, 1, 1.0, np.random.default_rng(0))
     with pytest.raises(ValueError, match="no whole number of Q8_0 blocks"):
         quantize(np.zeros((1, 33), np.float32), Layout.Q8_0)

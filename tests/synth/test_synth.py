@@ -22,8 +22,7 @@ from kamado.synth.families import SHAPES, shape_of
 from kamado.synth.synthesize import SynthReport, synthesize
 from kamado.synth.tensors import LAYOUTS, tensors_of
 
-SMALL: dict[str, Any] = {"layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64}
-MOE: dict[str, Any] = SMALL | {"experts": 32, "top_k": 4, "expert_width": 64}
+from .small import small
 
 
 @pytest.fixture
@@ -37,8 +36,8 @@ def make(tmp_path: Path, tokenizer: Checkpoint) -> Callable[..., SynthReport]:
     """synthesize() into the test's directory, small unless told otherwise."""
 
     def run(family: str, **settings: Any) -> SynthReport:
-        sizes = (MOE if SHAPES[family].experts else SMALL) | ({"ffn": 512} if SHAPES[family].ffn else {})
-        return synthesize(tmp_path / "out.gguf", family, tokenizer_from=tokenizer, **(sizes | settings))
+        sizes: dict[str, Any] = {**small(family, experts=32, top_k=4, expert_width=64), **settings}
+        return synthesize(tmp_path / "out.gguf", family, tokenizer_from=tokenizer, **sizes)
 
     return run
 
@@ -49,7 +48,7 @@ def test_every_family_opens_with_its_tokenizer(make: Callable[..., SynthReport],
     report = make(family, layout="q8_0", progress=lambda done, total: seen.append((done, total)))
     checkpoint = open_checkpoint(report.path)
     assert checkpoint.architecture == SHAPES[family].architecture
-    assert checkpoint.metadata[f"{checkpoint.architecture}.block_count"] == 4
+    assert checkpoint.metadata[f"{checkpoint.architecture}.block_count"] == report.shape.layers
     assert checkpoint.tokenizer is not None
     expected = tokenizer_metadata(512)
     assert {key: checkpoint.tokenizer.data[key] for key in expected} == expected
@@ -61,14 +60,18 @@ def test_every_family_opens_with_its_tokenizer(make: Callable[..., SynthReport],
 
 @pytest.mark.parametrize("family", SHAPES)
 def test_every_family_has_a_program(make: Callable[..., SynthReport], family: str) -> None:
-    program = build_program(open_checkpoint(make(family, layout="f16").path))
-    assert program.num_layers == 4
+    report = make(family, layout="f16")
+    assert build_program(open_checkpoint(report.path)).num_layers == report.shape.layers
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_is_written(make: Callable[..., SynthReport], layout: str) -> None:
-    checkpoint = open_checkpoint(make("llama", layout=layout, layers=1).path)
-    assert checkpoint.tensor("blk.0.attn_q.weight").layout is LAYOUTS[layout][0]
+    checkpoint = open_checkpoint(make("qwen3moe", layout=layout, layers=1).path)
+    wanted = LAYOUTS[layout][0]
+    assert checkpoint.tensor("blk.0.ffn_gate_exps.weight").layout is wanted
+    # As llama-quantize makes a file of MXFP4: of experts alone.
+    others = Layout.Q8_0 if wanted is Layout.MXFP4 else wanted
+    assert checkpoint.tensor("blk.0.attn_q.weight").layout is others
     assert checkpoint.tensor("blk.0.attn_norm.weight").layout is Layout.F32
 
 
@@ -175,7 +178,8 @@ def test_an_interrupt_leaves_no_file(make: Callable[..., SynthReport], tmp_path:
 def test_the_skew_is_what_a_forward_pass_shows(tmp_path: Path, family: str, skew: float) -> None:
     gguf = pytest.importorskip("gguf")
     tokenizer = open_checkpoint(write_gguf(tmp_path / "tokenizer.gguf", tokenizer_metadata(2048)))
-    report = synthesize(tmp_path / "m.gguf", family, tokenizer_from=tokenizer, layout="q8_0", skew=skew, **MOE)
+    sizes: dict[str, Any] = {**small(family, experts=32, top_k=4, expert_width=64)}
+    report = synthesize(tmp_path / "m.gguf", family, tokenizer_from=tokenizer, layout="q8_0", skew=skew, **sizes)
     assert report.hot_share is not None
     assert abs(report.hot_share - skew) < 0.01
     counts, hidden = route(gguf, open_checkpoint(report.path), report)

@@ -18,11 +18,13 @@ from kamado.files.types import Checkpoint
 from kamado.measure import program_of
 from kamado.models import build_program
 from kamado.plan.forecast import plan
-from kamado.program import Program
+from kamado.program import Attend, Conv, DeltaScan, Op, Program
 from kamado.synth.families import SHAPES, shape_of
 from kamado.synth.shapes import metadata_of
 from kamado.synth.synthesize import synthesize
 from kamado.synth.tensors import tensors_of
+
+from .small import small
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 
@@ -35,9 +37,9 @@ PARAMETERS = {
     "afmoe": 26, "ernie4_5": 0.36, "ernie4_5-moe": 21, "hunyuan-dense": 7.5, "hunyuan-moe": 80, "mistral-small": 24,
     "ministral3": 8.4, "smollm3": 3.1, "phi4": 14.7, "phi4-mini": 3.8, "olmo2": 7.3, "olmo3": 7.3, "seed_oss": 36,
     "arcee": 4.6, "nanbeige": 3.9, "plamo3": 2.0, "iquestcoder": 40, "granite": 8.2, "glm4": 9.4, "exaone4": 32,
+    "lfm2": 1.17, "lfm2-8b-a1b": 8.3, "qwen35": 4.2, "qwen35moe": 35, "qwen35moe-397b": 397, "qwen3next": 80,
 }  # fmt: skip
 SPARSE = [name for name, shape in SHAPES.items() if shape.experts]
-TINY: dict[str, int] = {"layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64}
 
 Make = Callable[..., Path]
 
@@ -55,12 +57,7 @@ def make(tmp_path: Path) -> Make:
 
 def tiny(family: str) -> dict[str, int]:
     """Sizes of a small model of the family, with experts whose rows are whole blocks of every layout."""
-    shape = SHAPES[family]
-    return (
-        TINY
-        | ({"experts": 16, "top_k": 4, "expert_width": 256} if shape.experts else {})
-        | ({"ffn": 512} if shape.ffn else {})
-    )
+    return small(family, experts=16, top_k=4, expert_width=256)
 
 
 @pytest.mark.parametrize("family", SHAPES)
@@ -84,18 +81,30 @@ def test_a_header_alone_makes_a_program(family: str, make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "cache"), [("glm4moe", 2 * 92 * 8 * 128 * 2), ("glm4moe-air", 2 * 46 * 8 * 128 * 2),
-                          ("minimax-m2", 2 * 62 * 8 * 128 * 2)]
-)  # fmt: skip
-def test_large_models_are_planned_from_a_header(family: str, cache: int, make: Make) -> None:
-    """All of the published layers and vocabulary, in 16 GB; bytes of a token's keys and values worked out by hand."""
+    ("family", "cache", "record"),
+    [
+        ("glm4moe", 2 * 92 * 8 * 128 * 2, 0),
+        ("glm4moe-air", 2 * 46 * 8 * 128 * 2, 0),
+        ("minimax-m2", 2 * 62 * 8 * 128 * 2, 0),
+        # A matrix of 128 by 128 a value head, and three rows of the convolved keys, queries and values.
+        ("qwen35moe", 2 * 10 * 2 * 256 * 2, 30 * 4 * (32 * 128 * 128 + 3 * (2 * 16 + 32) * 128)),
+        ("qwen35moe-397b", 2 * 15 * 2 * 256 * 2, 45 * 4 * (64 * 128 * 128 + 3 * (2 * 16 + 64) * 128)),
+        ("qwen3next", 2 * 12 * 2 * 256 * 2, 36 * 4 * (32 * 128 * 128 + 3 * (2 * 16 + 32) * 128)),
+    ],
+)
+def test_large_models_are_planned_from_a_header(family: str, cache: int, record: int, make: Make) -> None:
+    """All of the published layers and vocabulary, in 16 GB; what a conversation keeps was worked out by hand."""
     shape = SHAPES[family]
     checkpoint = open_checkpoint(make(family, header_only=True, layout="q4_k_m", part=1.0))
     program = program_of(checkpoint, ())
     assert program.vocab_size == shape.vocab
     forecast = plan(checkpoint, program, memory=16 << 30, context=4096, kv="exact")
     assert forecast.fits
-    assert forecast.kv_formula == f"{cache:,} B a token"
+    assert forecast.kv_formula.partition(" + ")[0] == f"{cache:,} B a token"
+    assert forecast.record_bytes == record
+    assert forecast.reuse_point_bytes == record
+    assert forecast.conversation_bytes == 4096 * cache + 2 * record
+    assert forecast.state_bytes_per_token == 2 * record
     assert 0 < forecast.bytes_by_owner["experts"] < 14 << 30
 
 
@@ -167,6 +176,75 @@ def test_a_part_keeps_the_proportions(make: Make) -> None:
     program = build_program(open_checkpoint(make("glm4moe-air", header_only=True, part=part)))
     assert (program.num_layers, program.vocab_size) == (round(46 * part), 151552 * part)
     assert (program.hidden, program.num_experts) == (whole.hidden, whole.experts)
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "layers", "kinds"),
+    [
+        # Whole patterns of four, and as much of the vocabulary as of the layers.
+        ("qwen35moe", 0.5, 20, "dddA" * 5),
+        ("qwen35moe", 0.44, 16, "dddA" * 4),
+        ("qwen35moe-397b", 0.25, 16, "dddA" * 4),
+        ("qwen3next", 0.01, 4, "dddA"),
+        ("qwen35", 1.0, 32, "dddA" * 8),
+        # No pattern: as many of a kind, and about where they are.
+        ("lfm2", 1.0, 16, "ccAccAccAcAcAcAc"),
+        ("lfm2", 0.5, 8, "ccAccAcA"),
+        ("lfm2-8b-a1b", 0.5, 12, "cccAcccAccAc"),
+    ],
+)
+def test_a_part_keeps_what_kinds_of_layers_there_are(
+    family: str, part: float, layers: int, kinds: str, make: Make
+) -> None:
+    program = build_program(open_checkpoint(make(family, header_only=True, part=part)))
+    assert program.num_layers == layers
+    if kinds[0] == "d":
+        assert program.vocab_size == round(SHAPES[family].vocab * layers / SHAPES[family].layers)
+    assert "".join(map(_letter, program.ops)).replace("c", "c" if "d" not in kinds else "") == kinds
+
+
+def _letter(op: Op) -> str:
+    """Of an operation that a layer has one of; "" of all others."""
+    if isinstance(op, Attend):
+        return "l" if op.window else "A" if op.stores else "s"
+    return "d" if isinstance(op, DeltaScan) else "c" if isinstance(op, Conv) else ""
+
+
+def test_more_layers_than_were_chosen_repeat_them() -> None:
+    keys = dict(metadata_of(shape_of("lfm2", {"layers": 20}), 512))
+    assert keys["lfm2.attention.head_count_kv"] == [0, 0, 8, 0, 0, 8, 0, 0, 8, 0, 8, 0, 8, 0, 8, 0, 0, 0, 8, 0]
+
+
+def test_q4_k_m_of_layers_that_have_no_values() -> None:
+    """llama-quantize counts the tensors of values, not the layers: of six in sixteen layers the third and the
+    last get more bits. Taps and decays stay as they are."""
+    plans = {plan.name: plan for plan in tensors_of(shape_of("lfm2", {}), 512, "q4_k_m")}
+    values = [plan.layout.name for name, plan in plans.items() if name.endswith("attn_v.weight")]
+    assert " ".join(values) == "Q4_K Q4_K Q6_K Q4_K Q4_K Q6_K"
+    assert plans["blk.0.shortconv.conv.weight"].layout.name == "F32"
+    delta = {plan.name: plan for plan in tensors_of(shape_of("qwen35moe", {"layers": 8}), 512, "q4_k_m")}
+    assert [delta[f"blk.{i}.attn_qkv.weight"].layout.name for i in (0, 1, 2)] == ["Q6_K", "Q4_K", "Q4_K"]
+    assert delta["blk.3.attn_v.weight"].layout.name == "Q6_K"
+    assert delta["blk.0.ssm_conv1d.weight"].layout.name == delta["blk.0.ssm_a"].layout.name == "F32"
+    assert delta["blk.0.ffn_gate_inp_shexp.weight"].shape == (2048,)
+    assert delta["blk.0.ssm_alpha.weight"].layout.name == "Q4_K"
+
+
+@pytest.mark.parametrize("family", ["qwen35", "qwen3next"])
+def test_decays_are_as_trained_ones(family: str, make: Make) -> None:
+    """Of a head a step: from half an hour's talk to a word, so that no state grows or dies at once."""
+    checkpoint = open_checkpoint(make(family, **tiny(family)))
+
+    def floats(name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        ref = checkpoint.tensor(name)
+        return np.fromfile(ref.file, np.float32, ref.num_values, offset=ref.offset)
+
+    decay = np.concatenate([floats(f"blk.{i}.ssm_a") for i in range(3)])
+    step = np.log1p(np.exp(np.concatenate([floats(f"blk.{i}.ssm_dt.bias") for i in range(3)])))
+    assert (decay >= -16).all()
+    assert (decay <= -0.01).all()
+    assert ((step > 0.0009) & (step < 0.11)).all()
+    assert np.ptp(np.log(-decay)) > 3
 
 
 @pytest.mark.parametrize(

@@ -43,11 +43,19 @@ struct MatrixSpec {
   // So many rows lie one behind the other, the next as many so many rows after those began: what each head has in a
   // matrix that holds several things a head. Both are `rows` where all lie together.
   int32_t block_rows, block_stride;
+  // Not rows but columns lie one behind the other, and blocks are of their values (unquantised layouts only).
+  bool is_by_column = false;
+  // Of MXFP4 whose scales lie apart, from that of the first row on; the codes then hold values 2i and 2i + 1 in a byte.
+  std::shared_ptr<const File> scales_file = nullptr;
+  uint64_t scales_offset = 0;
   bool is_packed = false;   // a product uses it; otherwise only Embed does, and its rows are read one by one
   bool is_widened = false;  // a convolution's taps: in memory as float32
 
   bool is_in_blocks() const { return block_rows < rows; }
-  uint64_t at(int32_t row) const;                               // where it lies in the file
+  bool is_plain() const { return !is_by_column && scales_file == nullptr; }
+  size_t scale_row_bytes() const { return static_cast<size_t>(cols / 32); }
+  size_t item_bytes() const;  // of a row as it lies in `file`, or of a value where columns lie one behind the other
+  uint64_t at(int32_t row) const;                                  // where it lies in the file
   void read(int32_t begin, int32_t count, uint8_t* out) const;  // rows [begin, begin + count) of the file, together
 };
 
@@ -57,7 +65,8 @@ struct VectorSpec {
   uint64_t offset;
   Layout layout;
   int32_t length;
-  float add;  // added to each value when it is read
+  float add;     // added to each value when it is read
+  int32_t step;  // every so many values of the file are these
 };
 
 struct BufferSpec {
@@ -113,11 +122,21 @@ struct Program {
 // shape) is one matrix. Paths are opened at the first mention.
 class ProgramBuilder {
  public:
-  // Rows lie in blocks of `block_rows` that begin every `block_stride` rows; 0: all together.
+  // Where a matrix's rows do not simply lie one behind the other: see MatrixSpec. Blocks of 0: all together.
+  struct Place {
+    int64_t block_rows = 0, block_stride = 0;
+    bool is_by_column = false;
+    std::string scales_path = {};  // empty: the scales are in the blocks
+    uint64_t scales_offset = 0;
+  };
   int32_t matrix(const std::string& name, const std::string& path, uint64_t offset, int32_t layout, int64_t rows,
-                 int64_t cols, int64_t block_rows = 0, int64_t block_stride = 0);
+                 int64_t cols, const Place& place);
+  int32_t matrix(const std::string& name, const std::string& path, uint64_t offset, int32_t layout, int64_t rows,
+                 int64_t cols) {
+    return matrix(name, path, offset, layout, rows, cols, Place{});
+  }
   int32_t vector(const std::string& name, const std::string& path, uint64_t offset, int32_t layout, int64_t length,
-                 double add);
+                 double add, int64_t step = 1);
   int32_t constant(const double* values, size_t count);
   int32_t buffer(const std::string& name, int64_t width);
   int32_t state(const StateSpec& spec);  // its number; before the operations that name it
@@ -128,6 +147,7 @@ class ProgramBuilder {
  private:
   friend class OpRules;  // builder.cpp
 
+  std::shared_ptr<const File> file(const std::string& path);
   std::shared_ptr<const File> open(const std::string& name, const std::string& path, uint64_t offset, int32_t layout,
                                    int64_t rows, int64_t cols);
   void accept(const Op& op);

@@ -32,7 +32,8 @@
 
 namespace kamado {
 
-class Memory;  // native/executor/file.h
+class Memory;      // native/executor/file.h
+struct StoredRun;  // native/executor/stored.h
 
 // A read of an expert that failed. `code` is an errno: ESTALE when the file is not the one that was opened any more
 // (its size or time of change differ), EBADMSG when verify_slots found other bytes in a slot than in the file.
@@ -53,7 +54,7 @@ struct ReadRequest {
   uint64_t offset;
   size_t bytes;
   // The owner's:
-  int32_t record, part, tile_begin, tile_end;
+  int32_t record, run, unit_begin, unit_end;
   uint32_t ticket;
 };
 
@@ -282,13 +283,17 @@ class ExpertStream {
   void swap_slots_for_test(int32_t layer, int32_t a, int32_t b);
 
  private:
-  struct Part {
-    int32_t matrix;  // id in the program
+  // What is read in one go (executor/stored.h): a matrix's run, whose units may be those of the matrix behind it too.
+  struct Run {
+    int32_t part, which;
+    bool feeds_next;
     int32_t file;
-    int32_t tiles_per_request;
+    int32_t units_per_request;
   };
   struct Record {
-    Part parts[3];
+    Run runs[6];
+    int32_t num_runs = 0;
+    int32_t ids[3];  // of its matrices in the program
     PackedMatrix matrices[3];
     size_t slot_offsets[3];
     int32_t layer, expert, size_class;
@@ -301,6 +306,8 @@ class ExpertStream {
   };
   enum class Need : uint8_t { kNone, kMissing, kReading, kReady, kDone };
 
+  const MatrixSpec& spec_of(const Record& record, int32_t part) const;
+  StoredRun stored(const Record& record, const Run& run) const;
   Record& record_of(int32_t expert) { return records_[static_cast<size_t>(layers_[layer_].first + expert)]; }
   bool start(Record& record, bool is_urgent);
   void drop(Record& record);

@@ -50,6 +50,15 @@ ActKind act_kind(Layout layout);
 size_t act_bytes(ActKind kind, int64_t cols);           // bytes of one quantised row, multiple of 64
 size_t packed_tile_bytes(Layout layout, int64_t cols);  // multiple of 64
 
+// Tiles from what lies otherwise in a file than row after row of whole blocks; the same bits as from those.
+// MXFP4: 16 bytes for each 32 values, two values beside each other in a byte, without the scales ...
+void pack_paired_codes(Layout layout, const uint8_t* rows, size_t row_stride, int n_rows, int64_t cols, uint8_t* tile);
+// ... and the scales, a byte each.
+void pack_scales(Layout layout, const uint8_t* rows, size_t row_stride, int n_rows, int64_t cols, uint8_t* tile);
+// Column `col` of an unquantised matrix into all of its tiles.
+void pack_column(Layout layout, const uint8_t* values, size_t stride, int32_t rows, int64_t cols, int64_t col,
+                 uint8_t* tiles);
+
 struct LinearKernels {
   // Quantises one row of `cols` floats into act_bytes(kind, cols) bytes (64-byte aligned). kF32 copies.
   void (*quantize)(ActKind kind, const float* x, int64_t cols, uint8_t* out);

@@ -50,7 +50,8 @@ struct KvCodeBlock {
 
 struct KvUsage {
   size_t bytes_exact, bytes_encoded, bytes_records;  // the last: of records and sources
-  int64_t pages_shared, reuse_points;
+  int64_t pages_shared, reuse_points, points_given_up;  // the last: since it was made, when room ran out
+  int64_t records_used;                                 // of sequences, points and the step at hand
 };
 
 // How far an import has come: settled pages below next_page are filled.

@@ -251,6 +251,7 @@ def _measure_model(
             "weight_bytes": checkpoint.weight_bytes,
             "weight_bytes_per_token": cost.weight_bytes,
             "kv_bytes_per_token": forecast.kv_bytes_per_token,
+            "state_bytes_per_token": forecast.state_bytes_per_token,
             "tier": here.tier,
             "kv": forecast.kv,
             "chunk": chunk,

@@ -73,6 +73,9 @@ class ExecutorProtocol(Protocol):
     def mark_reuse(self, sequence: int) -> None:
         """The present length becomes a reuse point, kept while exact pages and records last. Copies nothing."""
 
+    def unmark_reuse(self, sequence: int, num_tokens: int) -> None:
+        """That length is no reuse point any more; ValueError when it is none, or was given up."""
+
     def last_reusable(self, sequence: int, num_tokens: int) -> int:
         """The greatest length up to `num_tokens` that may be forked, truncated to or exported."""
 

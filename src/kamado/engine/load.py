@@ -36,6 +36,11 @@ MAX_THREADS = 1024
 PREFIX_STORE_BYTES = 32 << 20
 
 
+def prefix_store_bytes(program: Program) -> int:
+    """What a prefix store takes in memory: its queue, and a prefix's records twice, on their way in and out."""
+    return PREFIX_STORE_BYTES + 2 * program.record_bytes
+
+
 def load(
     model: str | Path,
     memory: str | int | None = None,
@@ -132,7 +137,7 @@ def load(
         max_rows=max_rows,
         max_logit_rows=max_logit_rows,
         kv_recommended=recommended_for(checkpoint, kv),
-        reserved_bytes=PREFIX_STORE_BYTES if cap_bytes else 0,
+        reserved_bytes=prefix_store_bytes(program) if cap_bytes else 0,
         constraints=constraints and not program.is_encoder,
         profile=load_device_profile(here.cpu_model, num_threads, here.tier),
         on=here,
@@ -147,7 +152,7 @@ def load(
     keeps = None
     if cap_bytes:
         prefixes = PrefixStore(cap_bytes=cap_bytes, keeps_cached=not is_strict)
-        keeps = _saver_maker(prefixes, checkpoint, identity, plan, positions, program.has_record)
+        keeps = _saver_maker(prefixes, checkpoint, identity, plan, positions, program)
     return _build(checkpoint, program, plan, watch, tier=tier, trace=trace, make_saver=keeps, progress=progress)
 
 
@@ -159,7 +164,7 @@ def _prefix_cap(prefix_cache: str | int | None) -> int:
 
 
 def _saver_maker(
-    store: PrefixStore, checkpoint: Checkpoint, identity: str, plan: Plan, positions: str, has_record: bool
+    store: PrefixStore, checkpoint: Checkpoint, identity: str, plan: Plan, positions: str, program: Program
 ) -> Callable[[ExecutorProtocol, str, MemoryGuard], PrefixSaver]:
     """What makes the saver once there is an executor: prefixes are bound to the file, the build and the format.
 
@@ -178,7 +183,7 @@ def _saver_maker(
         about = {"model": plan.model, "kv": plan.kv}
         return PrefixSaver(
             store, executor, binding=binding, about=about,
-            spare_bytes=lambda: guard.spare_bytes + PREFIX_STORE_BYTES // 2, has_record=has_record,
+            spare_bytes=lambda: guard.spare_bytes + prefix_store_bytes(program) // 2, has_record=program.has_record,
         )  # fmt: skip
 
     return make

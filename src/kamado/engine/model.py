@@ -167,11 +167,12 @@ class Model(Measured):
             form = self._taken_form(options)
             for other in _OF_TURNS & options.keys():
                 raise UsageError(f"{other} goes with tools= or think=, with which events are the answer")
-            tokens, starts = self._prompts.encoded(said, owner)
-            tokens = self._prompt_tokens(tokens, special=False)
+            encoded = self._prompts.encoded(said, owner)
+            tokens = self._prompt_tokens(encoded.tokens, special=False)
             keep = None if name is None else self._conversations.recorder(name, self.name, said, owner)
             return self._answer(
-                tokens, cast("AnswerOptions", options), starts=starts, continues=False, form=form, session=name,
+                tokens, cast("AnswerOptions", options), starts=encoded.starts, answer_at=encoded.answer_at,
+                continues=False, form=form, session=name,
                 on_end=None if keep is None else lambda text: keep({"role": "assistant", "content": text}),
             )  # fmt: skip
         given = cast("TurnOptions", {key: options.pop(key) for key in _OF_TURNS & options.keys()})
@@ -234,7 +235,7 @@ class Model(Measured):
             keep = self._conversations.recorder(session, self.name, said, options.get("owner", ""))
         generation = self._answer(
             list(turn.tokens), cast("AnswerOptions", options), continues=turn.is_continued, form=turn.compiled,
-            turn=turn, starts=turn.starts, session=session,
+            turn=turn, starts=turn.starts, answer_at=turn.answer_at, session=session,
         )  # fmt: skip
         return TurnStream(
             turn,
@@ -262,9 +263,10 @@ class Model(Measured):
         on_end: Callable[[str], None] | None = None,
         turn: Turn | None = None,
         starts: Sequence[int] | None = None,
+        answer_at: int = 0,
     ) -> Generation:
         """Starts an answer. `continues`: its text goes on from the prompt's, so a leading space belongs to it.
-        `starts`: where the prompt's turns begin; None: it has none."""
+        `starts`: where the prompt's turns begin; None: it has none. `answer_at`: see Request."""
         self._require_generator()
         check_options(options)
         sampling = sampling_from(self._checkpoint.sampling, options)
@@ -289,7 +291,8 @@ class Model(Measured):
             is_background=options.get("background", False),
             owner=owner,
             label="" if session is None else conversation_label(session, owner),
-            marks=wanted_marks(len(tokens), starts) if self._has_record else (),
+            marks=wanted_marks(len(tokens), starts, answer_at) if self._has_record else (),
+            answer_at=answer_at if self._has_record else 0,
         )
         remember = None if continues and turn is None else partial(self._transcripts.remember, owner)
         schema = form.grammar.schema if isinstance(form, Form) else None
@@ -306,7 +309,7 @@ class Model(Measured):
     def encode_chat(self, messages: Sequence[AnyMessage], *, owner: str = "") -> list[int]:
         """The token ids that `chat` would send for `messages` alone: those of the template's text, but where the model
         said that text to `owner` before, those that it generated. Raises as `chat` does."""
-        return self._prompts.encoded(asked.plain_messages(messages), owner)[0]
+        return self._prompts.encoded(asked.plain_messages(messages), owner).tokens
 
     def renamed(self, name: str, chat_template: str | None = None) -> Model:
         """The same weights, cache and running answers under another name, with a chat template of its own if one is

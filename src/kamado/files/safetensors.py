@@ -2,13 +2,15 @@
 
 The header parser is our own: caps first, then every offset against the file, tensors contiguous and without holes
 (the format asks for that, and it leaves no bytes in which anything could hide). Paths in an index never leave the
-directory. Layouts other than BF16, F16 and F32 are refused when a program asks for the tensor.
+directory. Layouts other than BF16, F16 and F32 are refused when a program asks for the tensor, but for MXFP4, whose
+blocks and scales are tensors of their own.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ def open_safetensors(path: Path) -> Checkpoint:
     files, where = _weight_files(path)
     tensors: dict[str, TensorRef] = {}
     unsupported: dict[str, str] = {}
+    bytes_of: dict[str, _Bytes] = {}  # tensors of plain bytes
     for file in files:
         for name, (dtype, shape, offset, nbytes) in read_header(file).items():
             if where is not None and where.get(name) != file.name:
@@ -57,7 +60,11 @@ def open_safetensors(path: Path) -> Checkpoint:
                 tensors[name] = TensorRef(name, file, offset, nbytes, shape, _LAYOUTS[dtype])
             else:
                 unsupported[name] = dtype
-    if where is not None and (lost := where.keys() - tensors.keys() - unsupported.keys()):
+                if dtype == "U8":
+                    bytes_of[name] = _Bytes(file, offset, nbytes, shape)
+    listed = {*tensors, *unsupported}
+    tensors |= _joined_mxfp4(path, config, tensors, unsupported, bytes_of)
+    if where is not None and (lost := where.keys() - listed):
         name = min(lost)
         raise CorruptFileError(f"{path / where[name]}: tensor {name!r} is missing, though {_INDEX} lists it")
     extra = {name: json_object(path / name) for name in _TOKENIZER_FILES if is_there(path / name)}
@@ -79,6 +86,55 @@ def open_safetensors(path: Path) -> Checkpoint:
         name=_name(path, config),
         suppressed=suppressed(path, generation, config),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Bytes:
+    """Where a tensor of U8 lies."""
+
+    file: Path
+    offset: int
+    nbytes: int
+    shape: tuple[int, ...]
+
+
+def _joined_mxfp4(
+    path: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorRef],
+    unsupported: dict[str, str],
+    bytes_of: Mapping[str, _Bytes],
+) -> dict[str, TensorRef]:
+    """Matrices whose codes are in NAME_blocks and whose scales are in NAME_scales, as NAME.
+
+    Only where config.json says that the model is quantised so. Both halves are then no tensors of their own any more.
+    """
+    quantised = config.get("quantization_config")
+    if not isinstance(quantised, Mapping) or quantised.get("quant_method") != "mxfp4":
+        return {}
+    codes = Layout.MXFP4.block_bytes - 1
+    found: dict[str, TensorRef] = {}
+    for name in sorted(bytes_of):
+        stem = name.removesuffix("_blocks")
+        if stem == name:
+            continue
+        blocks, scales = bytes_of[name], bytes_of.get(f"{stem}_scales")
+        if scales is None:
+            raise CorruptFileError(f"{path}: tensor {name!r} has no {stem + '_scales'!r} of U8 beside it")
+        if len(blocks.shape) < 3 or blocks.shape != (*scales.shape, codes) or scales.nbytes * codes != blocks.nbytes:
+            raise CorruptFileError(
+                f"{path}: tensor {name!r} has shape {blocks.shape}, its scales {scales.shape}: "
+                f"MXFP4 has {codes} bytes for each scale"
+            )
+        if stem in tensors or stem in unsupported:
+            raise CorruptFileError(f"{path}: tensor {stem!r} is there, and {name!r} too")
+        shape = (*scales.shape[:-1], scales.shape[-1] * Layout.MXFP4.block_values)
+        found[stem] = TensorRef(
+            stem, blocks.file, blocks.offset, blocks.nbytes, shape, Layout.MXFP4, scales=(scales.file, scales.offset)
+        )
+    for stem in found:
+        del unsupported[f"{stem}_blocks"], unsupported[f"{stem}_scales"]
+    return found
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:

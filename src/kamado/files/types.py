@@ -16,6 +16,8 @@ class TensorRef:
     """Where one tensor lies. `shape` is row-major as NumPy has it: a matrix is (rows, cols), cols contiguous.
 
     With `blocks` the rows do not all lie together: so many do, and each such block begins so many rows after the last.
+    A matrix `by_column` lies as its transpose does, whose columns are its rows. `scales` are those of MXFP4 blocks that
+    lie apart, a byte each: the codes then lie in pairs, values 2i and 2i + 1 in a byte.
     """
 
     name: str
@@ -25,6 +27,13 @@ class TensorRef:
     shape: tuple[int, ...]
     layout: Layout
     blocks: tuple[int, int] | None = None  # rows of a block, rows from one to the next
+    by_column: bool = False
+    scales: tuple[Path, int] | None = None  # file, and where the first row's begin
+
+    @property
+    def scales_nbytes(self) -> int:
+        """Bytes of scales that lie apart, beside the `nbytes` of codes."""
+        return self.num_values // self.layout.block_values if self.scales else 0
 
     @property
     def num_values(self) -> int:
@@ -45,22 +54,22 @@ class TensorRef:
         """The i-th slice along the first axis, e.g. one expert of a stacked (experts, rows, cols) tensor."""
         if len(self.shape) < 2 or self.blocks is not None or not 0 <= i < self.shape[0]:
             raise IndexError(f"{self.name} has shape {self.shape}: no slice {i}")
-        nbytes = self.nbytes // self.shape[0]
-        return TensorRef(f"{self.name}[{i}]", self.file, self.offset + i * nbytes, nbytes, self.shape[1:], self.layout)
+        return self._part(f"{self.name}[{i}]", i, 1, self.shape[1:])
 
     def row_range(self, begin: int, end: int) -> TensorRef:
         """Rows [begin, end) of a matrix, e.g. the keys of a fused query-key-value projection."""
-        if len(self.shape) != 2 or self.blocks is not None or not 0 <= begin < end <= self.shape[0]:
+        is_whole = self.blocks is None and not self.by_column
+        if len(self.shape) != 2 or not is_whole or not 0 <= begin < end <= self.shape[0]:
             raise IndexError(f"{self.name} has shape {self.shape}: no rows {begin}:{end}")
-        row_nbytes = self.nbytes // self.shape[0]
-        return TensorRef(
-            f"{self.name}[{begin}:{end}]",
-            self.file,
-            self.offset + begin * row_nbytes,
-            (end - begin) * row_nbytes,
-            (end - begin, self.shape[1]),
-            self.layout,
-        )
+        return self._part(f"{self.name}[{begin}:{end}]", begin, end - begin, (end - begin, self.shape[1]))
+
+    def _part(self, name: str, begin: int, count: int, shape: tuple[int, ...]) -> TensorRef:
+        """`count` entries of the first axis, which lie together."""
+        nbytes, scales = self.nbytes // self.shape[0], self.scales
+        if scales is not None:
+            scales = scales[0], scales[1] + begin * (self.scales_nbytes // self.shape[0])
+        offset = self.offset + begin * nbytes
+        return replace(self, name=name, offset=offset, nbytes=count * nbytes, shape=shape, scales=scales)
 
     def row_blocks(self, first: int, length: int, stride: int, count: int) -> TensorRef:
         """`count` blocks of `length` rows, from row `first` on every `stride` rows: one thing of several that a head has.
@@ -79,6 +88,30 @@ class TensorRef:
             shape=(length * count, span.cols),
             blocks=(length, stride),
         )
+
+    def every(self, step: int, first: int) -> TensorRef:
+        """The rows, or of a vector the values, `first`, `first + step` and so on, as many as of each other beginning.
+
+        [first::step] in the name.
+        """
+        count = self.shape[0] // step
+        if self.blocks is not None or self.shape[0] % step or not 0 <= first < step or len(self.shape) > 2:
+            raise IndexError(f"{self.name} has shape {self.shape}: not every {step} of its rows from {first} on")
+        name, shape = f"{self.name}[{first}::{step}]", (count, *self.shape[1:])
+        if len(shape) == 2 and not self.by_column:
+            begin = self.row_range(first, first + 1)
+            offset, scales = begin.offset, begin.scales
+        else:
+            offset, scales = self.offset + first * self.layout.block_bytes, None
+        blocks = (1, step) if count > 1 or self.by_column else None
+        nbytes = self.nbytes // step
+        return replace(self, name=name, offset=offset, nbytes=nbytes, shape=shape, blocks=blocks, scales=scales)
+
+    def transposed(self) -> TensorRef:
+        """The last two axes exchanged; none but unquantised tensors."""
+        if len(self.shape) < 2 or not self.layout.is_float or self.blocks is not None or self.by_column:
+            raise IndexError(f"{self.name} has shape {self.shape} in {self.layout.name}: it has no transpose")
+        return replace(self, shape=(*self.shape[:-2], self.shape[-1], self.shape[-2]), by_column=True)
 
     def as_matrix(self) -> TensorRef:
         """The first axis as rows, the others as one, e.g. the (channels, 1, taps) of a convolution."""
@@ -121,7 +154,7 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(t.nbytes for t in self.tensors.values())
+        return sum(t.nbytes + t.scales_nbytes for t in self.tensors.values())
 
     def tensor(self, name: str, shape: Sequence[int | None] | None = None) -> TensorRef:
         """The tensor called `name`. Raises MissingTensorError when absent or of another shape (None fits all)."""

@@ -8,7 +8,7 @@ choice of a context.
     measure_kv       what smaller KV caches cost on a model, recorded; `is_safe` and `delicate_layers` judge it, and
                      `recommended_for` is what `kv="auto"` then takes
     kept_schema_bytes, KEPT_SCHEMA_BYTES   what compiled schemas take in this process, and the most they may
-    PREFIX_STORE_BYTES                     what a prefix store takes in memory
+    prefix_store_bytes                     what a program's prefix store takes in memory
 
 Perplexity is `Model.perplexity`.
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .._native import Executor
     from ..engine.forms.json_schema import KEPT_BYTES as KEPT_SCHEMA_BYTES
     from ..engine.forms.json_schema import kept_bytes as kept_schema_bytes
-    from ..engine.load import PREFIX_STORE_BYTES
+    from ..engine.load import prefix_store_bytes
     from ..engine.measure.kv_attention import delicate_layers
     from ..engine.measure.kv_measure import MAX_DIVERGENCE, MAX_RISE_PERCENT, is_safe, measure_kv
     from ..engine.measure.kv_results import KvLayerRow, recommended_for
@@ -40,7 +40,6 @@ __all__ = [
     "KEPT_SCHEMA_BYTES",
     "MAX_DIVERGENCE",
     "MAX_RISE_PERCENT",
-    "PREFIX_STORE_BYTES",
     "WARM_UP_STEPS",
     "Bench",
     "Cost",
@@ -56,6 +55,7 @@ __all__ = [
     "is_safe",
     "kept_schema_bytes",
     "measure_kv",
+    "prefix_store_bytes",
     "program_of",
     "read_ledger",
     "recommended_for",
@@ -74,7 +74,7 @@ _LAZY = {
     "MAX_DIVERGENCE": ("..engine.measure.kv_measure", "MAX_DIVERGENCE"),
     "MAX_RISE_PERCENT": ("..engine.measure.kv_measure", "MAX_RISE_PERCENT"),
     "Measurement": (".speed", "Measurement"),
-    "PREFIX_STORE_BYTES": ("..engine.load", "PREFIX_STORE_BYTES"),
+    "prefix_store_bytes": ("..engine.load", "prefix_store_bytes"),
     "Tracer": ("..engine.measure.trace", "Tracer"),
     "WARM_UP_STEPS": (".speed", "WARM_UP_STEPS"),
     "cost_of": (".speed", "cost_of"),

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.schedule.ledger import Ledger, LedgerRow
-from ..plan.forecast import kv_read_bytes
-from ..plan.kv_pages import KvLayer, kv_layers, num_kv_layers
+from ..plan.kv_pages import KvLayer, kv_layers, kv_needs, num_kv_layers
 from ..plan.kv_presets import parse_kv
 from ..plan.machine import DeviceProfile
+from ..plan.speed import kv_read_bytes
 from ..program import Head, Program
 
 if TYPE_CHECKING:
@@ -43,17 +43,19 @@ class Cost:
     ops_without_head: int  # integer operations of one prefilled token, two a product
     head_ops: int
     kv_layers: tuple[KvLayer, ...]
+    state_bytes: int = 0  # of records, read and written for one decoded token
 
-    def kv_bytes(self, depth: float) -> float:
-        """Cache bytes that a decoded token at `depth` reads."""
-        return kv_read_bytes(self.kv_layers, depth)
+    def sequence_bytes(self, depth: float) -> float:
+        """What a decoded token at `depth` reads and writes of its own sequence: cache and records."""
+        return kv_read_bytes(self.kv_layers, depth) + self.state_bytes
 
 
 def cost_of(program: Program, weight_bytes: int, ops: int, kv: str) -> Cost:
     """The cost of a token, from the plan's `weight_bytes_per_token` and `ops_per_token`."""
     head_ops = sum(2 * op.weight.num_values for op in program.ops if isinstance(op, Head))
-    layers = kv_layers(program, parse_kv(kv, num_kv_layers(program)))
-    return Cost(weight_bytes, ops - head_ops, head_ops, tuple(layers))
+    plan = parse_kv(kv, num_kv_layers(program))
+    state_bytes = kv_needs(program, plan).state_traffic_bytes
+    return Cost(weight_bytes, ops - head_ops, head_ops, tuple(kv_layers(program, plan)), state_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +209,8 @@ class Bench:
         rate = statistics.median(samples)
         added = self._added(before)
         num_steps = len(samples) * (tokens + (0 if is_cold else WARM_UP_STEPS))
-        # A step reads the weights once and each sequence's cache; a batch may read more experts than are counted here.
-        step_bytes = self.cost.weight_bytes + batch * self.cost.kv_bytes(depth + tokens / 2)
+        # A step reads the weights once and what each sequence keeps; a batch may read more experts than counted here.
+        step_bytes = self.cost.weight_bytes + batch * self.cost.sequence_bytes(depth + tokens / 2)
         profile = self.profile
         return Measurement(
             kind,

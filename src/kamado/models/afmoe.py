@@ -30,17 +30,11 @@ _GLOBAL_EVERY = 4
         "exp_probs_b": "layers.{i}.mlp.expert_bias$",
     },
     defaults={
-        "head_dim": 128,
-        "max_position_embeddings": 16384,
-        "moe_intermediate_size": 1408,
-        "num_dense_layers": 1,
-        "num_experts": 64,
-        "num_experts_per_tok": 6,
-        "num_shared_experts": 2,
-        "rms_norm_eps": 1e-5,
+        "head_dim": 128, "max_position_embeddings": 16384, "moe_intermediate_size": 1408, "num_dense_layers": 1,
+        "num_experts": 64, "num_experts_per_tok": 6, "num_shared_experts": 2, "rms_norm_eps": 1e-5,
         "sliding_window": 1024,
     },
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of an `afmoe` checkpoint. llama.cpp turns all but each fourth layer, whichever have the window."""
     bias = read.stated_bias(c, "attention_bias")

@@ -35,17 +35,11 @@ _UNUSED_TENSORS = r"(^|\.)(pooler|embeddings\.position_ids)\b|^cls\b"
         "layer_output_norm": "encoder.layer.{i}.output.LayerNorm",
     },
     defaults={
-        "num_hidden_layers": 12,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 512,
-        "type_vocab_size": 2,
-        "layer_norm_eps": 1e-12,
-        "vocab_size": 30522,
+        "num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
+        "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12, "vocab_size": 30522,
     },
     classes=("BertModel", "BertForMaskedLM", "BertForPreTraining"),
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of a `bert` checkpoint. All tokens are of type 0: the texts are single, not pairs."""
     _check_encoder(c)

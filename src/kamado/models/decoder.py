@@ -39,6 +39,7 @@ class Attention:
     # What each sigmoid of `attn_gate` multiplies in what comes out; "query": a value, and its rows lie behind each
     # head's in `attn_q`.
     gate: Literal["value", "head", "query"] | None = None
+    sinks: bool = False  # `attn_sinks`, a logit a head; see program.Attend
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,9 @@ class Moe:
     norm_min: float = 0.0
     limit: float | None = None  # of program.Experts
     shared_limit: float | None = None
+    alpha: float | None = None  # of program.Experts
+    router_bias: bool = False
+    biases: bool = False  # of gate, up and down
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +119,8 @@ def attention(s: Stream, a: Attention, x: Buffer, i: int) -> Iterator[Op]:
         yield op.Temper(q, q, *a.temper)
     sizes = a.num_kv_heads, a.head_dim, a.head_dim
     state = s.keep(op.Window(*sizes, a.window) if a.causal and a.window else op.Pages(*sizes))
-    yield op.Attend(
-        out, q, k, v, state, a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim, a.scale, a.window, causal=a.causal
-    )
+    sinks = s.w.vector("attn_sinks", a.num_heads, i) if a.sinks else None
+    yield op.Attend(out, q, k, v, state, a.num_heads, *sizes, a.scale, a.window, causal=a.causal, sinks=sinks)
     if a.gate:
         yield op.Gate(out, gate, out, "sigmoid", group=a.head_dim if a.gate == "head" else None)
     yield s.linear((("attn_output", s.h),), out, a.out_bias, i)
@@ -135,13 +138,15 @@ def mlp(s: Stream, m: Mlp, x: Buffer, out: Buffer, i: int, part: str = "") -> It
 def moe(s: Stream, m: Moe, x: Buffer, i: int) -> Iterator[Op]:
     """moe = Σ over the experts that the router picks of weight · expert(x), + shared expert(x)"""
     router = s.buffer("router", m.num_experts)
-    yield s.linear((("ffn_gate_inp", router),), x, False, i)
+    yield s.linear((("ffn_gate_inp", router),), x, m.router_bias, i)
     bias = s.w.bias("exp_probs_b", m.num_experts, i, m.choice_bias)
     groups, guards = (m.num_groups, m.top_groups), (m.norm_eps, m.norm_min)
     yield op.Route(router, m.num_experts, m.top_k, m.score, m.normalize, bias, *groups, m.scale, *guards)
     # The input must survive until the last expert.
     out = s.buffer("moe")
-    yield op.Experts(out, x, router, *s.w.experts(i, m.num_experts, m.width, s.hidden), m.activation, m.limit)
+    matrices = s.w.experts(i, m.num_experts, m.width, s.hidden)
+    biases = s.w.expert_biases(i, m.num_experts, m.width, s.hidden) if m.biases else ()
+    yield op.Experts(out, x, router, *matrices, m.activation, m.limit, m.alpha, *biases)
     if m.shared:
         shared = s.buffer("shared")
         every = Mlp(m.shared, m.activation, m.shared_bias, fused=m.shared_fused, limit=m.shared_limit)

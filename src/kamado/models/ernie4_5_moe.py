@@ -23,16 +23,10 @@ from .registry import Config, Family, Program, Weights
     },
     tensors={"exp_probs_b": "layers.{i}.mlp.moe_statics.e_score_correction_bias$"},
     defaults={
-        **DEFAULTS,
-        "moe_intermediate_size": 1536,
-        "moe_k": 6,
-        "moe_layer_interval": 1,
-        "moe_layer_start_index": 1,
-        "moe_num_experts": 64,
-        "moe_num_shared_experts": 2,
-        "num_key_value_heads": 4,
+        **DEFAULTS, "moe_intermediate_size": 1536, "moe_k": 6, "moe_layer_interval": 1, "moe_layer_start_index": 1,
+        "moe_num_experts": 64, "moe_num_shared_experts": 2, "num_key_value_heads": 4,
     },
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of an `ernie4_5-moe` checkpoint. config.json may also say which layer with experts is the last."""
     layers = range(read.num_layers(c))

@@ -17,12 +17,9 @@ _LAYERS_OF_32B = 64
     gguf=("exaone4",),
     hf=("exaone4",),
     defaults={
-        "max_position_embeddings": 2048,
-        "num_key_value_heads": 32,
-        "rms_norm_eps": 1e-5,
-        "sliding_window": _WINDOW,
+        "max_position_embeddings": 2048, "num_key_value_heads": 32, "rms_norm_eps": 1e-5, "sliding_window": _WINDOW,
     },
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of an `exaone4` checkpoint: one with a window has positions in its local layers alone."""
     attention = read.attention(c, read.rope(c, w), qk_norm="head")

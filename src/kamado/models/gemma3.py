@@ -20,21 +20,12 @@ _LAYERS_OF_27B = 62
     keys={"hidden_act": "hidden_activation"},
     tensors={"ffn_norm": "layers.{i}.pre_feedforward_layernorm"},
     defaults={
-        "num_hidden_layers": 26,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256.0,
-        "sliding_window": 4096,
-        "max_position_embeddings": 131072,
-        "rms_norm_eps": 1e-6,
-        "vocab_size": 262208,
-        "tie_word_embeddings": True,
+        "num_hidden_layers": 26, "hidden_size": 2304, "intermediate_size": 9216, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256.0, "sliding_window": 4096,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "vocab_size": 262208, "tie_word_embeddings": True,
     },
     has_text_config=True,
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of a `gemma3` (GGUF; multimodal safetensors) or `gemma3_text` checkpoint."""
     local, full = read.ropes(c, theta=1e6, local_theta=10000.0)

@@ -18,14 +18,10 @@ from .registry import Config, Family, Program, Weights
         "post_ffw_norm": "layers.{i}.post_mlp_layernorm",
     },
     defaults={
-        "attention_bias": True,
-        "head_dim": 128,
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 2,
-        "partial_rotary_factor": 0.5,
-        "rms_norm_eps": 0.00000015625,
+        "attention_bias": True, "head_dim": 128, "max_position_embeddings": 131072, "num_key_value_heads": 2,
+        "partial_rotary_factor": 0.5, "rms_norm_eps": 0.00000015625,
     },
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of a `glm4` checkpoint."""
     rope = read.rope(c, interleaved=True, partial=True)

@@ -26,15 +26,10 @@ def glm_moe(c: Config) -> Moe:
     gguf=("glm4moe",),
     hf=("glm4_moe",),
     defaults={
-        "first_k_dense_replace": 1,
-        "max_position_embeddings": 131072,
-        "n_shared_experts": 1,
-        "num_experts_per_tok": 8,
-        "num_key_value_heads": 8,
-        "partial_rotary_factor": 0.5,
-        "rms_norm_eps": 1e-5,
+        "first_k_dense_replace": 1, "max_position_embeddings": 131072, "n_shared_experts": 1,
+        "num_experts_per_tok": 8, "num_key_value_heads": 8, "partial_rotary_factor": 0.5, "rms_norm_eps": 1e-5,
     },
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of a `glm4moe` checkpoint. Which of them norm q and k, and have biases, GGUF says by its tensors."""
     norms_q = w.has("attn_q_norm", 0) if c.is_gguf else c.flag("use_qk_norm", default=False)

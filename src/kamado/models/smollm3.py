@@ -15,13 +15,10 @@ from .registry import Config, Family, Program, Weights
     gguf=("smollm3",),
     hf=("smollm3",),
     defaults={
-        "max_position_embeddings": 32768,
-        "num_key_value_heads": 4,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 2e6,
+        "max_position_embeddings": 32768, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 2e6,
         "tie_word_embeddings": True,
     },
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of a `smollm3` checkpoint. GGUF files do not say which layers have no positions: each fourth."""
     layers = range(read.num_layers(c))

@@ -11,16 +11,10 @@ from .registry import Config, Family, Program, Weights
 @Family(
     hf=("solar_open",),
     defaults={
-        "head_dim": 128,
-        "max_position_embeddings": 131072,
-        "n_shared_experts": 1,
-        "n_routed_experts": 128,
-        "num_experts_per_tok": 8,
-        "num_key_value_heads": 8,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 1e6,
+        "head_dim": 128, "max_position_embeddings": 131072, "n_shared_experts": 1, "n_routed_experts": 128,
+        "num_experts_per_tok": 8, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
     },
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of a `solar_open` checkpoint."""
     attention = read.attention(c, read.rope(c), bias=read.stated_bias(c, "attention_bias"))

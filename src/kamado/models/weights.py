@@ -10,8 +10,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from ..errors import CorruptFileError, MissingTensorError, UnsupportedError
-from ..files.plain_file import open_regular
+from ..errors import MissingTensorError, UnsupportedError
+from ..files.numbers import read_vector
 from ..files.types import Checkpoint, Layout, TensorRef
 from .config import MAX_VOCAB
 
@@ -133,7 +133,10 @@ class Weights:
             ref = self._tensor(name, (1, length)).index(0)
         else:
             ref = self._tensor(name, (length,))
-        if ref.layout not in (Layout.F32, Layout.F16, Layout.BF16):
+        return self._unquantised(ref)
+
+    def _unquantised(self, ref: TensorRef) -> TensorRef:
+        if not ref.layout.is_float:
             raise UnsupportedError(
                 f"{self.checkpoint.path}: tensor {ref.name!r} is {ref.layout.name}, a vector must not be"
             )
@@ -157,7 +160,15 @@ class Weights:
     def experts(
         self, layer: int, num_experts: int, width: int, hidden: int
     ) -> tuple[tuple[TensorRef, ...], tuple[TensorRef, ...], tuple[TensorRef, ...]]:
-        """Gate, up and down of every expert, however packed: stacked, gate on up stacked, or one tensor each."""
+        """Gate, up and down of every expert, however packed.
+
+        Stacked, gate on up stacked, or one tensor each. Where the file's names have `ffn_gate_up_pairs`, rows of gate
+        and up alternate, in blocks of MXFP4, or as the transpose of all that is not quantised (gpt-oss).
+        """
+        if self._hf is not None and "ffn_gate_up_pairs" in self._hf:
+            pairs = self._turned("ffn_gate_up_pairs", layer, (num_experts, 2 * width, hidden))
+            gate, up = (tuple(pair.every(2, first) for pair in pairs) for first in (0, 1))
+            return gate, up, self._turned("ffn_down_exps", layer, (num_experts, hidden, width))
         down = self._expert_part("down", layer, num_experts, hidden, width)
         named = self._hf is not None and "ffn_gate_up_exps" in self._hf
         # Directories of one family may have either, since transformers 5 joins what it reads.
@@ -171,6 +182,34 @@ class Weights:
             self._expert_part("up", layer, num_experts, width, hidden),
             down,
         )
+
+    def _turned(self, role: str, layer: int, shape: tuple[int, int, int]) -> tuple[TensorRef, ...]:
+        """Matrices of `shape` that lie in one tensor, and transposed unless they are in blocks."""
+        name = self.name(role, layer)
+        if self.checkpoint.tensor(name).layout.is_float:
+            whole = self._tensor(name, (shape[0], shape[2], shape[1])).transposed()
+        else:
+            whole = self._tensor(name, shape)
+        return tuple(whole.index(e) for e in range(shape[0]))
+
+    def expert_biases(
+        self, layer: int, num_experts: int, width: int, hidden: int
+    ) -> tuple[tuple[TensorRef, ...], tuple[TensorRef, ...], tuple[TensorRef, ...]]:
+        """Biases of gate, up and down of every expert; those of gate and up alternate where their rows do."""
+        if self._hf is not None and "ffn_gate_up_pairs.bias" in self._hf:
+            pairs = self._stacked(self.name("ffn_gate_up_pairs.bias", layer), num_experts, 2 * width)
+            gate, up = (tuple(pair.every(2, first) for pair in pairs) for first in (0, 1))
+            return gate, up, self._stacked(self.name("ffn_down_exps.bias", layer), num_experts, hidden)
+        gate, up, down = (
+            self._stacked(self.name(f"ffn_{part}_exps", layer, end="bias"), num_experts, length)
+            for part, length in (("gate", width), ("up", width), ("down", hidden))
+        )
+        return gate, up, down
+
+    def _stacked(self, name: str, num_experts: int, length: int) -> tuple[TensorRef, ...]:
+        """A vector of every expert, which lie in one tensor."""
+        whole = self._unquantised(self._tensor(name, (num_experts, length)))
+        return tuple(whole.index(e) for e in range(num_experts))
 
     def _has_single_experts(self, layer: int) -> bool:
         return any(self.has(f"ffn_{part}.{{e}}", layer, 0) for part in ("gate", "up", "down"))
@@ -191,15 +230,7 @@ class Weights:
         ref = self._tensor(self.name(role), (length,))
         if ref.layout is not Layout.F32:
             raise UnsupportedError(f"{self.checkpoint.path}: tensor {ref.name!r} is {ref.layout.name}, needed as F32")
-        try:
-            with open_regular(ref.file) as file:
-                file.seek(ref.offset)
-                raw = file.read(ref.nbytes)
-        except OSError as error:
-            raise CorruptFileError(f"{ref.file}: cannot be read: {error.strerror or error}") from error
-        if len(raw) != ref.nbytes:
-            raise CorruptFileError(f"{ref.file}: ends inside tensor {ref.name!r}")
-        return np.frombuffer(raw, dtype="<f4", count=length).astype(np.float64)
+        return read_vector(ref)
 
     def finish(self, ignored: str | None = None) -> None:
         """Raises UnsupportedError when the file has tensors that nothing asked for, but for names matching `ignored`.

@@ -56,6 +56,26 @@ class KvNeeds:
         return num_slots * self.record_bytes + max_sequences * self.source_bytes
 
     @property
+    def state_traffic_bytes(self) -> int:
+        """Of records, read and written for a decoded token."""
+        return 2 * self.record_bytes
+
+    @property
+    def reuse_point_bytes(self) -> int:
+        """What a place costs to which a conversation can go back; 0 where it can go back anywhere."""
+        windows = sum((pages_for(window - 1) + 1) * page_bytes for window, page_bytes in self.windows)
+        return 2 * self.recent_page_bytes + windows + self.record_bytes
+
+    def conversation_bytes(self, num_tokens: int) -> int:
+        """The most that one sequence of so many tokens takes, reuse points aside: pages, both records of a step, and
+        sources."""
+        pages = pages_for(num_tokens)
+        total = pages * (self.kept_page_bytes + self.code_page_bytes) + 2 * self.record_bytes + self.source_bytes
+        if self.code_page_bytes:
+            total += min(pages, 3) * self.recent_page_bytes + self.sink_bytes
+        return total + sum(min(pages, pages_for(window - 1) + 1) * size for window, size in self.windows)
+
+    @property
     def token_bytes(self) -> float:
         """Bytes that one more token of a long sequence takes for good."""
         return (self.kept_page_bytes + self.code_page_bytes) / PAGE_TOKENS

@@ -110,7 +110,7 @@ def usable_bytes(root: Path = Path("/")) -> int:
     available = kib_fields(root / "proc/meminfo").get("MemAvailable", 0)
     if not available:
         return 0
-    least = min(total_bytes, available + own) - _margin(total_bytes)
+    least = min(total_bytes, available + own) - margin_bytes(total_bytes)
     for directory in _cgroup_directories(root, "memory"):
         limits = (_as_int(_read(directory / name), 0) for name in _LIMIT_FILES)
         limit = min((n for n in limits if n > 0), default=_NO_LIMIT)
@@ -120,7 +120,7 @@ def usable_bytes(root: Path = Path("/")) -> int:
         stat = cgroup_stat(directory)
         prefix = "total_" if "total_inactive_file" in stat else ""  # v1, children included
         cached = sum(stat.get(f"{prefix}{name}_file", 0) for name in ("active", "inactive"))
-        least = min(least, limit - max(0, used - cached - own) - _margin(limit))
+        least = min(least, limit - max(0, used - cached - own) - margin_bytes(limit))
     return max(1, least)
 
 
@@ -139,8 +139,8 @@ def cgroup_stat(directory: Path) -> dict[str, int]:
     return {name: _as_int(value, 0) for name, value in pairs}
 
 
-def _margin(limit_bytes: int) -> int:
-    """What is left to the kernel's own pages and to what grows beside us."""
+def margin_bytes(limit_bytes: int) -> int:
+    """Of a limit, what is left to the kernel's own pages and to what grows beside us."""
     return max(_LEAST_MARGIN_BYTES, limit_bytes // 32)
 
 
@@ -227,9 +227,14 @@ def _as_int(text: str, default: int) -> int:
         return default
 
 
+# (bytes of a read, bytes a second of such reads), by rising size
+DiskCurve = tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
-    """This machine's limits as `kamado bench --limits` measured them, for one processor, thread count and tier."""
+    """A machine's limits: as `kamado bench --limits` measured this one, for one processor, thread count and tier, or as
+    a file states them (device.py)."""
 
     cpu_model: str
     num_threads: int
@@ -239,6 +244,26 @@ class DeviceProfile:
     measured_at: str = ""  # UTC, ISO 8601
     f32_ops_per_second: float | None = None  # multiply-adds in registers, two operations each
     disk_bytes_per_second: float | None = None  # reads of about 1 MiB at random places of a model's file
+    disk_curve: DiskCurve = ()  # of stated machines, in the place of the figure above
+
+    def disk_speed(self, request_bytes: int) -> float | None:
+        """Bytes a second of reads of that size, several at once; None when the disk is not known.
+
+        Between two points of the curve the time of a read grows evenly with its size. A smaller read than the first
+        takes as long as that one; a larger one than the last is as fast.
+        """
+        if not self.disk_curve or request_bytes <= 0:
+            return self.disk_bytes_per_second
+        small_bytes, small_rate = self.disk_curve[0]
+        if request_bytes <= small_bytes:
+            return request_bytes / small_bytes * small_rate
+        for large_bytes, large_rate in self.disk_curve[1:]:
+            if request_bytes <= large_bytes:
+                part = (request_bytes - small_bytes) / (large_bytes - small_bytes)
+                begin, end = small_bytes / small_rate, large_bytes / large_rate
+                return request_bytes / (begin + part * (end - begin))
+            small_bytes, small_rate = large_bytes, large_rate
+        return small_rate
 
 
 def profile_path() -> Path:
@@ -309,7 +334,7 @@ def _load_all(path: Path) -> list[DeviceProfile]:
         document = json.loads(path.read_text())
         if document["version"] != _PROFILE_VERSION:
             return []
-        names = {f.name for f in fields(DeviceProfile)}
+        names = {f.name for f in fields(DeviceProfile)} - {"disk_curve"}
         profiles = [DeviceProfile(**{k: v for k, v in p.items() if k in names}) for p in document["profiles"]]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []  # a cache: what cannot be read is measured again

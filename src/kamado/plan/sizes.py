@@ -52,6 +52,11 @@ class ExpertNeeds:
     least_slots_bytes: int = 0  # of `least_bytes`, the slots
     most_buffers: int = _LEAST_BUFFERS
 
+    @property
+    def request_bytes(self) -> int:
+        """Of the largest read, rounded up to whole pages; 0 for a dense program."""
+        return max(0, self.buffer_bytes - FILE_PAGE_BYTES)
+
     def slots_of(self, expert_bytes: int) -> int:
         """Bytes that are left for slots of `expert_bytes`."""
         if expert_bytes >= HUGE_PAGE_BYTES:
@@ -69,6 +74,9 @@ class ExpertNeeds:
     def cycle_expert_bytes(self) -> int:
         """`expert_bytes` whose slots hold what one token picks."""
         return self.cycle_bytes + max(_LEAST_BUFFERS * self.buffer_bytes, self.cycle_bytes // 12) + HUGE_PAGE_BYTES
+
+
+_RESIDENT = frozenset({Kind.MATRIX, Kind.TAPS, Kind.VECTOR})
 
 
 def constraint_bytes(vocab_size: int, *, is_peak: bool = True) -> int:
@@ -102,7 +110,7 @@ def expert_needs(program: Program) -> ExpertNeeds:
     for op in layers:
         alike = _alike(op)
         sizes = [slot_bytes(*record) for record in alike]
-        files = [sum(ref.nbytes for ref in record) for record in alike]
+        files = [sum(ref.nbytes + ref.scales_nbytes for ref in record) for record in alike]
         counts = alike.values()
         num += len(op.gate)
         stored += sum(size * count for size, count in zip(files, counts, strict=True))
@@ -113,7 +121,7 @@ def expert_needs(program: Program) -> ExpertNeeds:
         cycle_file += picks * max(files)
         largest = max(largest, *files)
         for record in alike:
-            pieces = [_pieces(ref) for ref in record]
+            pieces = list(_pieces(*record))
             requests = max(requests, sum(count for count, _ in pieces))
             request = max(request, *(largest for _, largest in pieces))
         classes[max(sizes)] = max(classes.get(max(sizes), 0), picks)
@@ -134,28 +142,33 @@ def _alike(op: Experts) -> dict[tuple[TensorRef, TensorRef, TensorRef], int]:
     first: dict[tuple[object, ...], tuple[TensorRef, TensorRef, TensorRef]] = {}
     counts: Counter[tuple[object, ...]] = Counter()
     for gate, up, down in zip(op.gate, op.up, op.down, strict=True):
-        size = (gate.layout, gate.shape, up.layout, up.shape, down.layout, down.shape)
+        size = tuple((ref.layout, ref.shape, ref.blocks, ref.by_column) for ref in (gate, up, down))
         first.setdefault(size, (gate, up, down))
         counts[size] += 1
     return {record: counts[size] for size, record in first.items()}
 
 
-def _pieces(ref: TensorRef) -> tuple[int, int]:
-    """Number of reads of one matrix, and bytes of the largest."""
-    row = ref.layout.nbytes(ref.cols)
-    tiles = -(-ref.rows // TILE_ROWS)
-    at_most = min(max(_REQUEST_BYTES // (TILE_ROWS * row), 1), tiles)
-    count = -(-tiles // at_most)
-    return count, min(-(-tiles // count) * TILE_ROWS, ref.rows) * row
+def _pieces(gate: TensorRef, up: TensorRef, down: TensorRef) -> Iterator[tuple[int, int]]:
+    """Of each run of an expert's bytes in a file: number of reads, and bytes of the largest (executor/stored.h)."""
+    alternate = gate.blocks is not None  # of both one read takes all
+    for ref, times in ((gate, 2), (down, 1)) if alternate else ((gate, 1), (up, 1), (down, 1)):
+        units = ref.cols if ref.by_column else -(-ref.rows // TILE_ROWS)
+        items = ref.cols if ref.by_column else ref.rows
+        for nbytes in filter(None, (ref.nbytes, ref.scales_nbytes)):
+            unit = times * nbytes // items * (1 if ref.by_column else TILE_ROWS)
+            at_most = min(max(_REQUEST_BYTES // unit, 1), units)
+            count = -(-units // at_most)
+            yield count, min(-(-units // count) * unit, times * nbytes)
 
 
 def dense_weight_bytes(program: Program) -> int:
-    """Bytes of all weights but the experts', packed, and of vectors as floats."""
+    """Bytes of all weights but the experts', packed, and of vectors as floats, the experts' biases among them."""
     packed: dict[tuple[str, int], int] = {}
     vectors: dict[str, int] = {}
     for op in program.ops:
-        for field in fields_of(type(op)) if not isinstance(op, Experts) else ():
-            for ref in each(op, field) if field.kind in (Kind.MATRIX, Kind.TAPS, Kind.VECTOR) else ():
+        resident = _RESIDENT - {Kind.MATRIX} if isinstance(op, Experts) else _RESIDENT
+        for field in fields_of(type(op)):
+            for ref in each(op, field) if field.kind in resident else ():
                 if field.kind is Kind.MATRIX:
                     packed[ref.name, ref.offset] = packed_bytes(ref)
                 elif field.kind is Kind.TAPS:
@@ -179,7 +192,7 @@ def active_weights(program: Program) -> tuple[int, int]:
     """Bytes and values of the weights that one token multiplies with."""
     num_bytes = num_values = 0.0
     for ref, share in _matrices(program):
-        num_bytes += ref.nbytes * share
+        num_bytes += (ref.nbytes + ref.scales_nbytes) * share
         num_values += ref.num_values * share
     return max(1, int(num_bytes)), max(1, int(num_values))
 

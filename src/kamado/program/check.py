@@ -109,7 +109,7 @@ def _problems(op: Operation, written: tuple[Buffer, ...], program: Program, know
     if isinstance(op, Embed | Head):
         yield from _unlike(op, program)
     if isinstance(op, Experts):
-        scattered = (ref for ref in (*op.gate, *op.up, *op.down) if ref.blocks is not None)
+        scattered = (ref for ref in (*op.gate, *op.up, *op.down) if ref.blocks is not None and ref.blocks[0] > 1)
         yield from (f"tensor {ref.name!r} lies in blocks, which an expert's must not" for ref in scattered)
 
 

@@ -52,6 +52,11 @@ class Program:
         return any(isinstance(state, Record) for state in self.states)
 
     @property
+    def record_bytes(self) -> int:
+        """Of what steps replace, at one length of a sequence."""
+        return sum(state.num_bytes for state in self.states if isinstance(state, Record))
+
+    @property
     def attends_by_kv_layer(self) -> tuple[tuple[Attend, ...], ...]:
         """The Attends on each KV layer, the one that stores first: the states that grow with a sequence, in order.
 

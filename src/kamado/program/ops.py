@@ -30,18 +30,24 @@ class Embed(Operation):
     """out[r] = table[token[r]] · scale. `table` is (vocabulary, width).
 
     `index` "position": the row's position in its sequence instead of its token; "first": row 0 of the table for all.
+    `pieces`: rows of the table are so many pieces of out.width values, of which out is number `piece`. All operations
+    on pieces of a table together read a row once; pieces begin where blocks of its layout do.
     """
 
     out: Writes
     table: Table
     scale: float = 1.0
     index: EmbedIndex = "token"
+    pieces: int = 1
+    piece: int = 0
 
-    SHAPES = {"table": "_, out.width"}
+    RULES = {"0 <= piece < pieces": "piece {piece} of {pieces}"}
+    SHAPES = {"table": "_, pieces * out.width"}
 
     def text(self, show: Show) -> str:
         scale = f" · {self.scale:g}" if self.scale != 1.0 else ""
-        return f"{self.out.sized} = {show(self.table)}[{self.index}]{scale}"
+        piece = f", a piece of {self.pieces}" if self.pieces > 1 else ""  # which one: that of the layer
+        return f"{self.out.sized} = {show(self.table)}[{self.index}]{scale}{piece}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +143,9 @@ class Gate(RowWise):
     `limit` clamps after the activation (Step 3.5): min(activation(a), limit) · clamp(b, -limit, limit). `group`: a has
     one value for so many of b, out[j] = activation(a[j // group]) · b[j] (a gate a head, or one for the whole row).
     relu2 is relu(a)².
+
+    `alpha` (gpt-oss) makes another gate of silu, whose limit clamps before it and whose b counts one more:
+    g · sigmoid(alpha · g) · (clamp(b, -limit, limit) + 1) with g = min(a, limit).
     """
 
     out: Writes
@@ -145,14 +154,22 @@ class Gate(RowWise):
     activation: Activation
     limit: float | None = None
     group: int | None = None
+    alpha: float | None = None
 
-    RULES = {"out.width % (group or 1) == 0": "groups of {group} in {out.width} values"}
+    RULES = {
+        "out.width % (group or 1) == 0": "groups of {group} in {out.width} values",
+        "alpha is None or (activation == 'silu' and b is not None and group is None)": (
+            "alpha {alpha} is of silu with a second input, without groups"
+        ),
+    }
     SHAPES = {"a": "out.width // (group or 1)"}
     GUARDS = "a gate"  # activations take -infinity to 0, a limit any infinity to itself
 
     def text(self, show: Show) -> str:
         line = f"{self.out.sized} = {self.activation}({self.a.name})" + (f" · {self.b.name}" if self.b else "")
-        return line + given(limit=self.limit, groups=None if self.group is None else f"of {self.group}")
+        return line + given(
+            limit=self.limit, groups=None if self.group is None else f"of {self.group}", alpha=self.alpha
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +180,8 @@ class Route(Operation):
     added for the choice only (DeepSeek-style). `num_groups`/`top_groups` restrict the choice to the best groups, a
     group's rank being the sum of its two best (biased) scores. Weights are the unbiased scores of the picked, divided
     by max(their sum + norm_eps, norm_min) when `normalize`, times `scale`; where that divisor is 0 the weights are 0
-    too. The result (ids ascending, weights) lives beside the buffer named `logits`.
+    too. `expert_scale`: a number for each expert, by which its weight is multiplied in the end (Gemma 4). The result
+    (ids ascending, weights) lives beside the buffer named `logits`.
 
     The guards decide where all picked scores are tiny: sigmoids of logits below -46 have a sum below 1e-20, and without
     the `norm_eps` of their family they would get weights of 1 / top_k in the place of almost none.
@@ -180,6 +198,7 @@ class Route(Operation):
     scale: float = 1.0
     norm_eps: float = 0.0
     norm_min: float = 0.0
+    expert_scale: Vector | None = None
 
     RULES = {
         "1 <= top_k <= num_experts == logits.width": "top {top_k} of {num_experts} experts, {logits.width} logits",
@@ -189,7 +208,7 @@ class Route(Operation):
         ),
         "norm_eps >= 0 and norm_min >= 0": "guards {norm_eps} and {norm_min} of the sum: one is negative",
     }
-    SHAPES = {"bias": "num_experts"}
+    SHAPES = {"bias": "num_experts", "expert_scale": "num_experts"}
 
     def text(self, show: Show) -> str:
         line = f"top {self.top_k} of {self.num_experts} by {self.logits.name}, {self.score}"
@@ -197,7 +216,8 @@ class Route(Operation):
         line += plus(show, self.bias)
         line += f", {self.top_groups} of {self.num_groups} groups" if self.num_groups > 1 else ""
         guards = given(norm_eps=unless(0.0, self.norm_eps), norm_min=unless(0.0, self.norm_min))
-        return line + guards + given(scale=unless(1.0, self.scale))
+        line += guards + given(scale=unless(1.0, self.scale))
+        return line + ("" if self.expert_scale is None else f", weights · {show(self.expert_scale)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +225,8 @@ class Experts(Operation):
     """out = Σ over the row's picked experts, ascending id, of weight · down(activation(gate(x)) · up(x)).
 
     One tuple entry an expert; gate and up are (expert_width, width), down is (width, expert_width). `logits` names
-    the Route whose result is used. `limit` clamps as Gate's does. out is not x.
+    the Route whose result is used. `limit` and `alpha` are Gate's. Biases are empty or have one entry an expert: they
+    are added to what gate, up and down give, so that of down is weighted too. out is not x.
     """
 
     out: Writes
@@ -216,22 +237,35 @@ class Experts(Operation):
     down: tuple[Matrix, ...]
     activation: Activation = "silu"
     limit: float | None = None
+    alpha: float | None = None
+    gate_biases: tuple[Vector, ...] = ()
+    up_biases: tuple[Vector, ...] = ()
+    down_biases: tuple[Vector, ...] = ()
 
     RULES = {
         "logits.choices == len(gate) > 0": "{len(gate)} experts without a route over as many",
         "len(gate) == len(up) == len(down)": "{len(gate)} gates, {len(up)} ups, {len(down)} downs",
+        "len(gate_biases) == 0 or len(gate_biases) == len(gate)": "{len(gate_biases)} biases of {len(gate)} gates",
+        "len(up_biases) == 0 or len(up_biases) == len(up)": "{len(up_biases)} biases of {len(up)} ups",
+        "len(down_biases) == 0 or len(down_biases) == len(down)": "{len(down_biases)} biases of {len(down)} downs",
+        "alpha is None or activation == 'silu'": "alpha {alpha} is of silu",
     }
     SHAPES = {
         "out": "x.width",
         "gate": "gate[0].rows, x.width",
         "up": "gate[0].rows, x.width",
         "down": "x.width, gate[0].rows",
+        "gate_biases": "gate[0].rows",
+        "up_biases": "gate[0].rows",
+        "down_biases": "x.width",
     }
 
     def text(self, show: Show) -> str:
-        x, first = self.x.name, [show(self.gate[0]), show(self.up[0]), show(self.down[0])]
+        x = self.x.name
+        parts = ((self.gate, self.gate_biases), (self.up, self.up_biases), (self.down, self.down_biases))
+        first = [show(matrices[0]) + (" + bias" if biases else "") for matrices, biases in parts]
         line = f"{self.out.sized} = Σ {self.logits.name} · down({self.activation}(gate({x})) · up({x}))"
-        line += given(limit=self.limit)
+        line += given(limit=self.limit, alpha=self.alpha)
         return f"{line}, {len(self.gate)} × gate {first[0]}, up {first[1]}, down {first[2]}"
 
 
@@ -257,6 +291,21 @@ class Scale(RowWise):
 
     def text(self, show: Show) -> str:
         return f"{self.out.sized} = {self.x.name} · {self.factor:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rescale(Operation):
+    """out = x · weight, one number of the file for all values (out may be x)."""
+
+    out: Writes
+    x: Reads
+    weight: Vector
+
+    IN_PLACE = True
+    SHAPES = {"x": "out.width", "weight": "1"}
+
+    def text(self, show: Show) -> str:
+        return f"{self.out.sized} = {self.x.name} · {show(self.weight)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from .model import Program
 from .operation import tensors
 
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+_ROWS = re.compile(r"\[\d+:\d+\]")  # of a tensor that has those of all layers, one below the other
 
 
 def format_program(program: Program, *, fold: bool = True) -> str:
@@ -21,16 +22,11 @@ def format_program(program: Program, *, fold: bool = True) -> str:
         """A tensor with its shape and layout; none stands for ones."""
         if ref is None:
             return "1"
-        name = _LAYER.sub("{i}", ref.name, count=1) if fold else ref.name
+        name = (_LAYER if _LAYER.search(ref.name) else _ROWS).sub("{i}", ref.name, count=1) if fold else ref.name
         return f"{name} ({'×'.join(map(str, ref.shape))} {ref.layout.name})"
 
     sections: list[tuple[int | None, list[str]]] = []  # (layer, lines)
-    layer: int | None = None
-    for op in program.ops:
-        ref = next(tensors(op), None)
-        if ref is not None:
-            number = _LAYER.search(ref.name)
-            layer = int(number.group()) if number else None
+    for op, layer in zip(program.ops, _layers(program), strict=True):
         if not sections or sections[-1][0] != layer:
             sections.append((layer, []))
         sections[-1][1].append(f"{op.label():<7} {op.text(show)}")
@@ -50,6 +46,24 @@ def format_program(program: Program, *, fold: bool = True) -> str:
             lines.append(f"{'layer' if len(numbers) == 1 else 'layers'} {_ranges(numbers)}")
         lines += [("  " if numbers[0] >= 0 else "") + line for line in body]
     return "\n".join(lines)
+
+
+def _layers(program: Program) -> list[int | None]:
+    """The layer of each operation: that of its first tensor's name. One without a tensor is where the one before is,
+    and one whose tensor belongs to no layer (a table for all) is in the layer in the midst of which it stands."""
+    named: list[int | str | None] = []  # "": of no layer
+    for op in program.ops:
+        ref = next(tensors(op), None)
+        number = _LAYER.search(ref.name) if ref is not None else None
+        named.append(int(number.group()) if number else None if ref is None else "")
+    after: list[int | str | None] = []  # the next one that is in a layer
+    for item in reversed(named):
+        after.append(item if isinstance(item, int) else after[-1] if after else None)
+    layers: list[int | None] = []
+    for item, following in zip(named, reversed(after), strict=True):
+        before = layers[-1] if layers else None
+        layers.append(item if isinstance(item, int) else before if item is None or following == before else None)
+    return layers
 
 
 def _ranges(numbers: list[int]) -> str:

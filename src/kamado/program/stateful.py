@@ -27,7 +27,9 @@ class Attend(Operation):
 
     q is heads × head_dim, k kv_heads × head_dim, v kv_heads × v_dim, out heads × v_dim. `window` counts keys,
     the row's own included: key j is seen from position p when p - window < j ≤ p. Without `stores` there is no k and v:
-    it reads what another Attend stored earlier in the step, or a Source, whole (`causal` says nothing there).
+    it reads what another Attend stored earlier in the step, or a Source, whole (`causal` says nothing there). `sinks`
+    (gpt-oss) has a logit a head that takes its share of the softmax and carries no value: a row's running sum begins as
+    {logit, 1, 0} in the place of {-inf, 0, 0}, and pages are merged to that as ever.
     """
 
     out: Writes
@@ -44,6 +46,7 @@ class Attend(Operation):
     softcap: float | None = None
     causal: bool = True
     stores: bool = True
+    sinks: Vector | None = None
 
     RULES = {
         "(k is None) != stores and (v is None) != stores": "keys and values are given exactly where they are stored",
@@ -56,6 +59,7 @@ class Attend(Operation):
         "k": "num_kv_heads * head_dim",
         "v": "num_kv_heads * v_dim",
         "out": "num_heads * v_dim",
+        "sinks": "num_heads",
     }
 
     @property
@@ -80,6 +84,7 @@ class Attend(Operation):
         line += f", {self.num_heads} heads on {self.num_kv_heads} of {self.head_dim}"
         line += f" and {self.v_dim}" if self.v_dim != self.head_dim else ""
         line += given(scale=self.scale, window=self.window, softcap=self.softcap)
+        line += "" if self.sinks is None else f", sinks {show(self.sinks)}"
         return line + ("" if self.causal else ", not causal")
 
 

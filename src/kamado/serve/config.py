@@ -19,7 +19,6 @@ import ipaddress
 import math
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,10 +27,10 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import UsageError
+from ..files.toml_file import read_toml
 from ..plan.budget import given_size
 
 ENV_PREFIX = "KAMADO_SERVE_"
-_MAX_FILE_BYTES = 1 << 20
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)(?:s)?)?(?:(\d+)ms)?")
 
 _BODIES_BYTES = 128 << 20
@@ -152,7 +151,7 @@ def load_config(
     sources: list[str] = []
     path = file if file is not None else config_file()
     if file is not None or path.is_file():
-        values.update(_checked(_read_file(path), str(path)))
+        values.update(_checked(read_toml(path), str(path)))
         sources.append(str(path))
     from_environment = _from_environment(environment)
     if from_environment:
@@ -182,7 +181,7 @@ def exposed_keys(path: Path, config: ServeConfig) -> str:
         return ""
     try:
         found = path.stat()
-        if not found.st_mode & 0o077 or not any(entry.get("key") for entry in _read_file(path).get("api_keys", ())):
+        if not found.st_mode & 0o077 or not any(entry.get("key") for entry in read_toml(path).get("api_keys", ())):
             return ""
     except (OSError, UsageError, AttributeError):
         return ""
@@ -202,16 +201,6 @@ def config_dir() -> Path:
     import platformdirs
 
     return platformdirs.user_config_path("kamado", appauthor=False)
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        UsageError.when(path.stat().st_size > _MAX_FILE_BYTES, f"{path}: too large for settings")
-        return tomllib.loads(path.read_text("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: {error}") from None
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from None
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from ..errors import UsageError
-from .shapes import ByLayer, Shape, Share, Value, changed
+from .shapes import ByLayer, Chosen, Shape, Share, Value, changed
 
 _HEADS: Final[Mapping[str, Value]] = {"rope.dimension_count": Share("head_dim")}
 _LLAMA: Final[Mapping[str, Value]] = {"vocab_size": Share("vocab"), **_HEADS}  # what the converter adds for Llama's kin
 _BIASES: Final = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
 _QK_NORMS: Final = ("attn_q_norm.weight", "attn_k_norm.weight")
+_DECAYS: Final = ("ssm_a",)  # whose name has no ending
 _GLM: Final[Mapping[str, Value]] = {
     "rope.dimension_count": Share("head_dim", 0.5),
     "expert_gating_func": 2,  # sigmoid
@@ -24,6 +25,29 @@ _GLM: Final[Mapping[str, Value]] = {
     "expert_weights_norm": True,
     "expert_group_count": 1,
     "expert_group_used_count": 1,
+}
+# Gated delta rule in three layers of four: key heads of half an attention head's width; values in as many heads of that
+# width as attention is wide, which `ssm.inner_size` says.
+_DELTA: Final[Mapping[str, Value]] = {
+    "attention.recurrent_layers": ByLayer((True, True, True, False)),
+    "full_attention_interval": 4,
+    "rope.dimension_count": Share("head_dim", 0.25),
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": Share("head_dim", 0.5),
+    "ssm.group_count": Share("heads"),
+    "ssm.time_step_rank": Share("heads", 2),
+    "ssm.inner_size": Share("attention_width"),
+}
+_QWEN35: Final[Mapping[str, Value]] = {**_DELTA, "rope.dimension_sections": (11, 11, 10, 0)}
+_SHARED_EXPERT: Final[Mapping[str, Value]] = {"expert_shared_feed_forward_length": Share("expert_width")}
+_GPT_OSS: Final[Mapping[str, Value]] = {
+    "attention.sliding_window": 128,
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 32.0,
+    "rope.scaling.original_context_length": 4096,
+    "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_beta_slow": 1.0,
+    "expert_feed_forward_length": Share("expert_width"),
 }
 _LOCAL_3_OF_4: Final[Mapping[str, Value]] = {
     "attention.sliding_window": 4096,
@@ -235,6 +259,54 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "glm4": Shape(
         "glm4", 4096, 40, 32, 2, 128, ffn=13696, vocab=151552, context=131072, rope_base=1e4, eps=1.5625e-7,
         states_head_dim=True, keys={"rope.dimension_count": Share("head_dim", 0.5)}, optional=_BIASES,
+    ),
+    # LFM2 1.2B and 8B-A1B: which layers attend by card, widths of the latter by class, the rest card. Only those have
+    # key-value heads.
+    "lfm2": Shape(
+        "lfm2", 2048, 16, 32, 8, 64, ffn=8192, vocab=65536, context=128000, eps=1e-5, tied=True,
+        keys={
+            "attention.head_count_kv": Chosen(tuple(float(i in (2, 5, 8, 10, 12, 14)) for i in range(16)), "kv_heads"),
+            "shortconv.l_cache": 3,
+            "vocab_size": Share("vocab"),
+        },
+    ),
+    "lfm2-8b-a1b": Shape(
+        "lfm2moe", 2048, 24, 32, 8, 64, ffn=7168, experts=32, top_k=4, expert_width=1792, dense=2, vocab=65536,
+        context=128000, eps=1e-5, tied=True,
+        keys={
+            "attention.head_count_kv": Chosen(tuple(float(i in (2, 6, 10, 14, 18, 21)) for i in range(24)), "kv_heads"),
+            "expert_gating_func": 2,
+            "shortconv.l_cache": 3,
+            "vocab_size": Share("vocab"),
+        },
+    ),
+    # Qwen3.5 4B: width by peer, that of the feed-forward part chosen for 4 billion parameters, the rest class (of 9B)
+    "qwen35": Shape(
+        "qwen35", 2560, 32, 16, 4, 256, ffn=9216, vocab=248320, context=262144, rope_base=1e7, tied=True,
+        states_head_dim=True, keys=_QWEN35, optional=_DECAYS,
+    ),
+    # Qwen3.5 35B-A3B: class; 397B-A17B: layers by peer, the rest card; base and context of both: card
+    "qwen35moe": Shape(
+        "qwen35moe", 2048, 40, 16, 2, 256, experts=256, top_k=8, expert_width=512, vocab=248320, context=262144,
+        rope_base=1e7, states_head_dim=True,
+        keys={**_QWEN35, **_SHARED_EXPERT,
+            "expert_feed_forward_length": Share("expert_width"), "feed_forward_length": None,
+        },
+        optional=_DECAYS,
+    ),
+    "qwen35moe-397b": Shape(
+        "qwen35moe", 4096, 60, 32, 2, 256, experts=512, top_k=10, expert_width=1024, vocab=248320, context=262144,
+        rope_base=1e7, states_head_dim=True,
+        keys={**_QWEN35, **_SHARED_EXPERT,
+            "expert_feed_forward_length": Share("expert_width"), "feed_forward_length": None,
+            "ssm.group_count": Share("heads", 0.5),
+        },
+        optional=_DECAYS,
+    ),
+    # Qwen3-Coder-Next 80B-A3B: class; base and context: card
+    "qwen3next": Shape(
+        "qwen3next", 2048, 48, 16, 2, 256, ffn=5632, experts=512, top_k=10, expert_width=512, vocab=151936,
+        context=262144, rope_base=1e7, states_head_dim=True, keys={**_DELTA, **_SHARED_EXPERT}, optional=_DECAYS,
     ),
     # EXAONE 4.0 32B: vocabulary and window by class, layers by peer, the rest card
     "exaone4": Shape(

@@ -229,6 +229,18 @@ def _random_q6_k(blocks: Bytes, std: float, rng: np.random.Generator) -> None:
     blocks[:, 208:210] = _f16(np.array([std / _STD[6] / rms]))
 
 
+def _random_mxfp4(blocks: Bytes, std: float, rng: np.random.Generator) -> None:
+    """Scales are powers of two: the one below the wanted scale and the one above, so often that variances agree."""
+    magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    wanted = max(std, 1e-30) / float(np.mean(magnitudes**2)) ** 0.5
+    below = int(np.floor(np.log2(wanted)))
+    share = ((wanted / 2.0**below) ** 2 - 1) / 3
+    blocks[:, 0] = np.clip(127 + below + (rng.random(len(blocks)) < share), 0, 254)
+    codes = blocks[:, 1:]
+    codes[codes & 15 == 8] &= 0xF0  # -0, which no quantiser writes
+    codes[codes >> 4 == 8] &= 0x0F
+
+
 _RANDOM: dict[Layout, Callable[[Bytes, float, np.random.Generator], None]] = {
     Layout.Q8_0: _random_q8_0,
     Layout.Q4_0: partial(_random_centred, bits=4),
@@ -238,4 +250,5 @@ _RANDOM: dict[Layout, Callable[[Bytes, float, np.random.Generator], None]] = {
     Layout.Q4_K: partial(_random_k_scales, bits=4),
     Layout.Q5_K: partial(_random_k_scales, bits=5),
     Layout.Q6_K: _random_q6_k,
+    Layout.MXFP4: _random_mxfp4,
 }

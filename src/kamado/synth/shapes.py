@@ -6,13 +6,16 @@ the tensors come from the family's own program: see tensors.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any, Final
 
 from ..errors import UsageError
 
 MAX_WIDTH: Final = 1 << 20
+_STILL: Final = 1e30  # what the converter divides the frequencies of pairs by that shall not turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,49 @@ class ByLayer:
     values: tuple[float | bool, ...]
     of: str | None = None
 
+    def by_layer(self, layers: int) -> list[float | bool]:
+        """The values of so many layers."""
+        return [self.values[i % len(self.values)] for i in range(layers)]
 
-Value = bool | int | float | str | Share | ByLayer
+
+@dataclass(frozen=True, slots=True)
+class Chosen(ByLayer):
+    """The same for a model whose layers come in no pattern: `values` has one for each published layer. Of fewer layers
+    those that have a value keep their share, and about their places."""
+
+    def by_layer(self, layers: int) -> list[float | bool]:
+        """The values of so many layers: where the number of values so far, scaled, reaches the next whole one."""
+        published = len(self.values)
+        if layers > published:
+            return ByLayer.by_layer(self, layers)
+        value = next(value for value in self.values if value)
+        before = [
+            sum(map(bool, self.values[: i * published // layers])) * layers // published for i in range(layers + 1)
+        ]
+        return [value if after > so_far else 0.0 for so_far, after in pairwise(before)]
+
+
+@dataclass(frozen=True, slots=True)
+class LastLayers:
+    """Layers at the end, about that share of all, behind whole patterns of `step`: their number, or a key's value as a
+    list by layer: the shape's size `of`, and in those layers `factor` times that."""
+
+    share: float
+    step: int
+    of: str | None = None
+    factor: float = 1.0
+
+    def count(self, layers: int) -> int:
+        """Of so many layers."""
+        return max(0, layers - self.step * max(1, round(layers * (1 - self.share) / self.step)))
+
+    def by_layer(self, layers: int) -> list[float]:
+        """The values of so many layers, as shares of the size."""
+        return [1.0] * (layers - self.count(layers)) + [self.factor] * self.count(layers)
+
+
+# None: the family's converter does not write the key, although others do. A tuple is a list of numbers.
+Value = bool | int | float | str | Share | ByLayer | LastLayers | tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +103,34 @@ class Shape:
     # Roles of tensors that a program asks for when the file has them ("attn_q.bias").
     optional: tuple[str, ...] = ()
     divisors: tuple[str, ...] = ()  # tensors outside the blocks that divide the frequencies of a head
+    turning: float = 1.0  # the share of those frequencies that is left; all others are divided to nothing
+
+    @property
+    def attention_width(self) -> int:
+        """Of all query heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def pattern(self) -> int:
+        """Layers after which their kinds come again, where whole patterns make up the published model; else 1."""
+        found = [len(value.values) for value in self.keys.values() if type(value) is ByLayer]
+        interval = self.keys.get("full_attention_interval")
+        length = math.lcm(*found, interval if isinstance(interval, int) else 1)
+        return 1 if self.layers % length else length
 
 
 def part_of(shape: Shape, share: float) -> dict[str, int]:
-    """Layers and vocabulary of a model cut to `share` of both: all that a token costs shrinks by the same factor.
+    """Layers and vocabulary of a model cut to `share` of both: all that a token costs shrinks by the same factor. Where
+    kinds of layers come in a pattern, that is a whole number of patterns, and the share changes with it.
 
     Raises UsageError when `share` is not above 0 and at most 1, or leaves no layer behind those without experts.
     """
     if not 0 < share <= 1:
         raise UsageError(f"a part of {share:g} is out of range: above 0, at most 1")
     layers = round(shape.layers * share)
+    if shape.pattern > 1:
+        layers = shape.pattern * max(1, round(layers / shape.pattern))
+        share = layers / shape.layers
     if layers <= (shape.dense or 0):
         raise UsageError(f"a part of {share:g} leaves {layers} of {shape.layers} layers: too few")
     return {"layers": layers, "vocab": round(shape.vocab * share)}
@@ -125,23 +187,34 @@ def metadata_of(shape: Shape, vocab_size: int) -> Iterator[tuple[str, Any]]:
         if shape.dense is not None:
             found["leading_dense_block_count"] = min(shape.dense, shape.layers)
     found |= {key: _resolved(value, shape) for key, value in shape.keys.items()}
-    yield from ((f"{shape.architecture}.{key}", value) for key, value in found.items())
+    yield from ((f"{shape.architecture}.{key}", value) for key, value in found.items() if value is not None)
 
 
 def _resolved(value: Value, shape: Shape) -> Any:
     if isinstance(value, Share):
         return round(getattr(shape, value.of) * value.share)
-    if isinstance(value, ByLayer):
-        whole = 1 if value.of is None else getattr(shape, value.of)
-        items = [value.values[i % len(value.values)] for i in range(shape.layers)]
-        return items if value.of is None else [round(whole * item) for item in items]
-    return value
+    if isinstance(value, LastLayers) and value.of is None:
+        return value.count(shape.layers)
+    if isinstance(value, (ByLayer, LastLayers)):
+        items = value.by_layer(shape.layers)
+        if value.of is None:
+            return items
+        whole = getattr(shape, value.of)
+        return [max(1, round(whole * item)) if item else 0 for item in items]
+    return list(value) if isinstance(value, tuple) else value
 
 
 def turned_values(shape: Shape) -> int:
     """Values of each head that positions turn."""
     stated = shape.keys.get("rope.dimension_count")
     return int(_resolved(stated, shape)) if stated is not None else shape.head_dim
+
+
+def divisors_of(shape: Shape) -> list[float]:
+    """What the frequencies of a head are divided by, in shapes that have such tensors."""
+    count = turned_values(shape) // 2
+    kept = round(count * shape.turning)
+    return [1.0] * kept + [_STILL] * (count - kept)
 
 
 def described(shape: Shape, family: str) -> str:

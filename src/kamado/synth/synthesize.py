@@ -26,7 +26,7 @@ from ..files.types import Checkpoint, Layout
 from .families import shape_of
 from .quantise import quantize, random_blocks
 from .routing import RouterPlan, plan_router, residual_growth, router_rows, shared_norm
-from .shapes import Shape, described, metadata_of, part_of
+from .shapes import Shape, described, divisors_of, metadata_of, part_of
 from .tensors import LAYOUTS, Blueprint, TensorPlan, blueprint_of
 from .vocabulary import Entry, resized
 
@@ -35,6 +35,9 @@ _T = TypeVar("_T")
 _CHUNK_BYTES = 8 << 20
 _DENSE_GROWTH = 4.0  # variance that all layers together add to an embedding's, in models without a router to steer
 _GATED_STD = 0.6  # of silu(g) * u for normal g and u of variance 1
+# Of trained delta rules, roughly: how fast a head forgets, from within a few tokens to within ten thousand.
+_DECAYS = (0.01, 16.0)
+_TIME_STEPS = (0.001, 0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def synthesize(
     out = Path(out).absolute()
     if header_only:
         # The divisors are all that a program looks at.
-        writer.write_hollow(out, {name: np.ones(writer.tensors[name][0], np.float32) for name in shape.divisors})
+        writer.write_hollow(out, {name: np.array(divisors_of(shape), np.float32) for name in shape.divisors})
     else:
         source = _Weights(shape, blueprint, skew or 0.5, routers, rng)
         _write(
@@ -230,6 +233,17 @@ class _Weights:
             yield np.zeros(plan.shape, np.float32)
         elif plan.kind == "bias":
             yield self.rng.standard_normal(plan.shape, np.float32) * np.float32(0.1)
+        elif plan.kind == "divisors":
+            yield np.array(divisors_of(self.shape), np.float32)
+        elif plan.kind == "routed":  # what the router sees is divided by that
+            yield np.full(plan.shape, self.shape.hidden**0.5, np.float32)
+        elif plan.kind == "taps":
+            yield self.rng.standard_normal(plan.shape, np.float32) * np.float32(plan.shape[-1] ** -0.5)
+        elif plan.kind == "decay":
+            yield -_log_uniform(_DECAYS, plan.shape, self.rng)
+        elif plan.kind == "dt_bias":
+            steps = _log_uniform(_TIME_STEPS, plan.shape, self.rng)
+            yield np.log(np.expm1(steps))  # softplus of it is the step
         elif plan.kind == "router":
             yield router_rows(self.routers[plan.layer], self.direction, self.rng)
         elif plan.kind == "embedding" and self.shared:
@@ -267,3 +281,10 @@ class _Weights:
             rows += shared
             rows *= scale
             yield quantize(rows, plan.layout)
+
+
+def _log_uniform(
+    ends: tuple[float, float], shape: tuple[int, ...], rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    low, high = np.log(ends)
+    return np.exp(rng.uniform(low, high, shape)).astype(np.float32)

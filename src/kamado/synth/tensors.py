@@ -15,7 +15,10 @@ from ..files.types import Checkpoint, Layout, TensorRef
 from ..models import build_program
 from .shapes import Shape, metadata_of, turned_values
 
-Kind = Literal["embedding", "ones", "out_norm", "bias", "zeros", "inward", "outward", "router", "head"]
+Kind = Literal[
+    "embedding", "ones", "out_norm", "bias", "zeros", "inward", "outward", "router", "routed", "head", "taps", "decay",
+    "dt_bias", "divisors",
+]  # fmt: skip
 
 # our layout names -> (layout, llama.cpp's file type)
 LAYOUTS: Final[Mapping[str, tuple[Layout, int]]] = {
@@ -26,6 +29,7 @@ LAYOUTS: Final[Mapping[str, tuple[Layout, int]]] = {
     "q8_0": (Layout.Q8_0, 7),
     "q4_0": (Layout.Q4_0, 2),
     "q4_1": (Layout.Q4_1, 3),
+    "mxfp4": (Layout.MXFP4, 38),  # of experts; all else is Q8_0
     "f16": (Layout.F16, 1),
     "bf16": (Layout.BF16, 32),
     "f32": (Layout.F32, 0),
@@ -33,7 +37,10 @@ LAYOUTS: Final[Mapping[str, tuple[Layout, int]]] = {
 # what llama.cpp takes instead when a row is no whole number of 256-value blocks
 _FALLBACK: Final = {Layout.Q4_K: Layout.Q5_0, Layout.Q5_K: Layout.Q5_1, Layout.Q6_K: Layout.Q8_0}
 _LAYERS_OF_70B: Final = 80  # in which the quantiser recognises Llama 70B, whose values it gives more bits
-_ADDED: Final = ("h", "moe", "shared")  # buffers of what layers add to the stream
+_ADDED: Final = ("h", "moe", "shared", "dense")  # buffers of what layers add to the stream
+_VALUES: Final = ("attn_v.weight", "attn_qkv.weight")
+_TABLES: Final = ("token_embd.weight", "per_layer_token_embd.weight")
+_KEPT: Final = ("per_layer_model_proj.weight",)  # which the quantiser leaves as they are
 _DENSE: Final = ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
 
 
@@ -104,15 +111,16 @@ def blueprint_of(shape: Shape, vocab_size: int, layout: str) -> Blueprint:
     for name, kind in _kinds(program.ops):
         kinds.setdefault(name, kind)
     assert kinds.keys() == tensors.keys(), kinds.keys() ^ tensors.keys()
-    plans = [_planned(name, tensors[name].shape, kind, shape, layout) for name, kind in kinds.items()]
+    values = [name for name in kinds if _split(name)[1] in _VALUES]
+    plans = [_planned(name, tensors[name].shape, kind, shape, layout, values) for name, kind in kinds.items()]
     divided = (turned_values(shape) // 2,)
-    plans += [TensorPlan(name, divided, Layout.F32, "ones") for name in shape.divisors]
+    plans += [TensorPlan(name, divided, Layout.F32, "divisors") for name in shape.divisors]
     table = program.ops[0]
     assert isinstance(table, op.Embed)
     return Blueprint(
         tuple(plans),
         table.scale,
-        next((step.factor for step in program.ops if isinstance(step, op.Scale)), 1.0),
+        next((step.factor for step in program.ops if isinstance(step, op.Scale) and _stem(step.out) in _ADDED), 1.0),
         next((step.scale for step in program.ops if isinstance(step, op.Route)), 1.0),
         any(kind == "out_norm" for kind in kinds.values()),
     )
@@ -130,16 +138,32 @@ def _kinds(steps: Sequence[op.Op]) -> Iterator[tuple[str, Kind]]:
             case op.Embed(table=table):
                 yield _whole(table), "embedding"
             case op.Norm(out=out, x=x, weight=weight) if weight is not None:
-                yield _whole(weight), "out_norm" if out.name == x.name and _stem(out) in _ADDED else "ones"
+                is_last = out.name == x.name and _stem(out) in _ADDED
+                yield _whole(weight), "out_norm" if is_last else "routed" if _stem(out) == "routed" else "ones"
             case op.Linear(outs=outs, weights=weights, biases=biases):
                 for out, weight in zip(outs, weights, strict=True):
                     yield _whole(weight), _linear_kind(_stem(out))
                 yield from ((_whole(bias), "bias") for bias in biases if bias is not None)
-            case op.Route(bias=bias) if bias is not None:
-                yield _whole(bias), "zeros"  # another one would move picks away from the planned share
-            case op.Experts(gate=gate, up=up, down=down):
+            case op.Conv(weight=weight, bias=bias):
+                yield _whole(weight), "taps"
+                if bias is not None:
+                    yield _whole(bias), "bias"
+            case op.DeltaScan(decay=decay, dt_bias=dt_bias):
+                yield _whole(decay), "decay"
+                yield _whole(dt_bias), "dt_bias"
+            case op.Route(bias=bias, expert_scale=scale):
+                if bias is not None:
+                    yield _whole(bias), "zeros"  # another one would move picks away from the planned share
+                if scale is not None:
+                    yield _whole(scale), "ones"
+            case op.Rescale(weight=weight):
+                yield _whole(weight), "ones"
+            case op.Attend(sinks=sinks) if sinks is not None:
+                yield _whole(sinks), "zeros"
+            case op.Experts(gate=gate, up=up, down=down, gate_biases=one, up_biases=two, down_biases=three):
                 yield from ((_whole(part[0]), "inward") for part in (gate, up))
                 yield _whole(down[0]), "outward"
+                yield from ((_whole(part[0]), "bias") for part in (one, two, three) if part)
             case op.Head(weight=weight):
                 yield _whole(weight), "head"
 
@@ -158,23 +182,34 @@ def _linear_kind(out: str) -> Kind:
     return "router" if out == "router" else "outward" if out in _ADDED else "inward"
 
 
-def _planned(name: str, dims: tuple[int, ...], kind: Kind, shape: Shape, layout: str) -> TensorPlan:
+def _planned(
+    name: str, dims: tuple[int, ...], kind: Kind, shape: Shape, layout: str, values: Sequence[str]
+) -> TensorPlan:
+    """One tensor; `values`: names of all those that make values of attention, which the quantiser counts."""
     layer, role = _split(name)
-    is_vector = len(dims) == 1 or kind == "router"
-    chosen = Layout.F32 if is_vector else _layout(layout, role, dims[-1], shape, layer)
-    return TensorPlan(name, dims, chosen, kind, layer)
+    if dims[:-1] == (1,):  # the converter writes a row as a vector
+        dims = dims[1:]
+    if len(dims) == 1 or kind in ("router", "taps", "bias") or not role.endswith(".weight"):
+        return TensorPlan(name, dims, Layout.F32, kind, layer)
+    if role in _KEPT:
+        return TensorPlan(name, dims, Layout.F32 if layout == "f32" else Layout.BF16, kind, layer)
+    at = (values.index(name), len(values)) if name in values else (layer, shape.layers)
+    return TensorPlan(name, dims, _layout(layout, role, dims, shape, at), kind, layer)
 
 
-def _layout(layout: str, role: str, cols: int, shape: Shape, i: int) -> Layout:
-    """The layout of one matrix, as llama.cpp's quantiser decides for the same file type."""
-    chosen = LAYOUTS[layout][0]
+def _layout(layout: str, role: str, dims: tuple[int, ...], shape: Shape, at: tuple[int, int]) -> Layout:
+    """The layout of one matrix, as llama.cpp's quantiser decides for the same file type. `at`: (which one, of how
+    many) of its kind."""
+    chosen, cols = LAYOUTS[layout][0], dims[-1]
+    if chosen is Layout.MXFP4 and len(dims) < 3:
+        chosen = Layout.Q8_0
     if layout == "q4_k_m":
-        n = shape.layers
+        i, n = at
         if role.startswith("ffn_down"):
             loops = shape.keys.get("num_loops", 1)  # it counts layers as often as they run, here
             n *= loops if isinstance(loops, int) else 1
         more_bits = i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
-        if role == "output.weight" or (role == "token_embd.weight" and shape.tied):
+        if role == "output.weight" or (role in _TABLES and shape.tied):
             chosen = Layout.Q6_K
         elif shape.experts == 8 and role in ("attn_k.weight", "attn_v.weight"):
             chosen = Layout.Q8_0

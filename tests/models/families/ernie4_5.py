@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import BASE, FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, Case, Family, Gguf, Shapes, heads, mlp
+from family_cases import (
+    BASE,
+    FFN,
+    HIDDEN,
+    QKV_BIASES,
+    Case,
+    Family,
+    Gguf,
+    Shapes,
+    heads,
+    mlp,
+)
 
 BIASES: Shapes = {
-    "self_attn.q_proj.bias": (HEADS * HEAD_DIM,),
-    "self_attn.k_proj.bias": (KV_HEADS * HEAD_DIM,),
-    "self_attn.v_proj.bias": (KV_HEADS * HEAD_DIM,),
+    **QKV_BIASES,
     "self_attn.o_proj.bias": (HIDDEN,),
 }
 

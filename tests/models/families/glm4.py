@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from family_cases import BASE, FFN, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LINEAR, YARN, Case, Family, Gguf, Shapes, heads
+from family_cases import (
+    BASE,
+    FFN,
+    HIDDEN,
+    LINEAR,
+    QKV_BIASES,
+    YARN,
+    Case,
+    Family,
+    Gguf,
+    Shapes,
+    heads,
+)
 
 _ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 
@@ -17,9 +29,7 @@ FAMILY = Family(
     attention={
         "post_self_attn_layernorm.weight": (HIDDEN,),
         "post_mlp_layernorm.weight": (HIDDEN,),
-        "self_attn.q_proj.bias": (HEADS * HEAD_DIM,),
-        "self_attn.k_proj.bias": (KV_HEADS * HEAD_DIM,),
-        "self_attn.v_proj.bias": (KV_HEADS * HEAD_DIM,),
+        **QKV_BIASES,
     },
     ffn=_mlp,
     golden=(0, [18, 17, 7, 17, 7, 0, 3, 11, 6, 91, 58, 39, 26, 71, 9, 17, 71, 11, 6, 71, 11, 6, 71, 11]),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from family_cases import BASE, HEAD_DIM, HEADS, KV_HEADS, Case, Family, Gguf, heads
+from family_cases import BASE, QKV_BIASES, Case, Family, Gguf, heads
 
 FAMILY = Family(
     "qwen2",
     tiny={**BASE, "tie_word_embeddings": True},
     attention={
-        "self_attn.q_proj.bias": (HEADS * HEAD_DIM,),
-        "self_attn.k_proj.bias": (KV_HEADS * HEAD_DIM,),
-        "self_attn.v_proj.bias": (KV_HEADS * HEAD_DIM,),
+        **QKV_BIASES,
     },
     number=6,
     golden=(6, [6, 72, 6, 66, 75, 76, 37, 75, 80, 53, 66, 69, 80, 44, 58, 76, 80, 44, 58, 76, 72, 41, 65, 46]),

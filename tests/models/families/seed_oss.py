@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from family_cases import BASE, HEAD_DIM, HEADS, KV_HEADS, Case, Family, Gguf, heads
+from family_cases import BASE, QKV_BIASES, Case, Family, Gguf, heads
 
 FAMILY = Family(
     "seed_oss",
     tiny={**BASE, "rope_theta": 1e4},
     attention={
-        "self_attn.q_proj.bias": (HEADS * HEAD_DIM,),
-        "self_attn.k_proj.bias": (KV_HEADS * HEAD_DIM,),
-        "self_attn.v_proj.bias": (KV_HEADS * HEAD_DIM,),
+        **QKV_BIASES,
     },
     golden=(6, [91, 26, 60, 61, 82, 61, 75, 82, 61, 69, 70, 22, 93, 26, 87, 12, 61, 91, 36, 82, 70, 22, 4, 93]),
     gguf=Gguf("SEED_OSS", keys={"vocab_size": 97}),

@@ -31,10 +31,13 @@ def model_identity(checkpoint: Checkpoint) -> str:
         tensors = sorted(checkpoint.tensors.values(), key=lambda t: (str(t.file), t.offset))
         step = max(1, len(tensors) // _MAX_SAMPLED_TENSORS)
         for tensor in tensors[::step]:
-            fd = handles.get(tensor.file, -1)
-            if fd >= 0:
-                for third in (1, 2):
-                    state.update(_read(fd, _SAMPLE_BYTES, tensor.offset + tensor.nbytes * third // 3))
+            places = [(tensor.file, tensor.offset, tensor.nbytes)]
+            places += [(*tensor.scales, tensor.scales_nbytes)] if tensor.scales else []
+            for path, offset, nbytes in places:
+                fd = handles.get(path, -1)
+                if fd >= 0:
+                    for third in (1, 2):
+                        state.update(_read(fd, _SAMPLE_BYTES, offset + nbytes * third // 3))
     finally:
         for fd in handles.values():
             os.close(fd)

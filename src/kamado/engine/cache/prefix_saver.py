@@ -59,6 +59,7 @@ class _Entry:
     folder: PrefixFolder
     tokens: bytes
     keys: list[bytes]
+    is_place: bool = False
     next_page: int = 0
     written: list[bytes] = field(default_factory=list)  # keys of pages that this entry wrote
     has_failed: bool = False  # set by the writer: the rest is passed over
@@ -103,8 +104,9 @@ class PrefixSaver:
 
     # Saving; the scheduler's thread.
 
-    def save(self, sequence: CachedSequence, length: int, label: str = "") -> None:
-        """Queues the sequence's first `length` tokens unless hardly more than what is stored already."""
+    def save(self, sequence: CachedSequence, length: int, label: str = "", *, is_place: bool = False) -> None:
+        """Queues the sequence's first `length` tokens unless hardly more than what is stored already. `is_place`: one
+        from which the conversation may have to go on, also when it has gone on from a later one."""
         tokens = prefix_file.token_bytes(sequence.tokens[:length])
         folder = self._folder(sequence.owner)
         for entry in self._entries:
@@ -127,10 +129,10 @@ class PrefixSaver:
             return
         # An answer that went on from a queued place makes the shorter one pointless, unless others start there too.
         for entry in [e for e in self._entries if e.sequence is sequence and e.next_page == 0 and e.length < length]:
-            if not entry.label or entry.label == label:
+            if not entry.is_place and (not entry.label or entry.label == label):
                 self._entries.remove(entry)
         keys = prefix_file.chain(folder.binding, tokens)
-        self._entries.append(_Entry(sequence, length, label, folder, tokens, keys))
+        self._entries.append(_Entry(sequence, length, label, folder, tokens, keys, is_place))
         self._start_writer()
 
     @property

@@ -14,7 +14,7 @@ belongs to the scheduler's thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
@@ -201,6 +201,11 @@ class SequenceCache:
         """The sequence's present length is a place that others may start from."""
         if not self._is_exact and sequence.tokens:
             self.executor.mark_reuse(sequence.id)
+
+    def unmark(self, sequence: CachedSequence, length: int) -> None:
+        """That length need not be kept any longer; it may have been given up."""
+        with suppress(ValueError):
+            self.executor.unmark_reuse(sequence.id, length)
 
     def release(self, sequence: CachedSequence) -> None:
         """The sequence is idle: kept for reuse until its pages are needed."""

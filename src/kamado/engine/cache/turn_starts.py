@@ -19,18 +19,39 @@ from .prefix_tree import common_prefix
 
 # Between marks of a prompt that has no turns: 4,096 tokens of a 1.5B model take half a minute on two cores.
 RAW_MARK_TOKENS = 4096
+# Between marks of an answer, of which the last one stays: one that is left, or cut by a stop string, has a few tokens
+# more than the next prompt has of it.
+ANSWER_MARK_TOKENS = 64
+# To compute so few tokens costs hardly more than one does: what is so near to another place is none of its own.
+NEAR_TOKENS = 32
 # Texts between two contents whose border is remembered: roles in pairs, and calls, which are all different.
 _MAX_SPLITS = 256
 
 Span = tuple[int, int]  # of characters, end excluded
 
 
-def wanted_marks(num_tokens: int, starts: Sequence[int] | None) -> list[int]:
-    """Lengths at which others may want to start from a prompt of so many tokens, ascending: the `starts` of its turns
-    (None: it has none), and one token before its end, from where the same prompt can be answered again."""
+def wanted_marks(num_tokens: int, starts: Sequence[int] | None, answer_at: int = 0) -> list[int]:
+    """Lengths at which others may want to start from a prompt of so many tokens, ascending; the last one is that from
+    which the same prompt can be answered again.
+
+    `starts`: where its turns begin, ascending; None: it has none. Records are few, so of many turns the first is taken
+    (what comes before it is shared), the last two, that of the answer among them, `answer_at`, and between them one
+    every RAW_MARK_TOKENS. Where no turn begins near the end, one token before it is a place as well."""
     last = num_tokens - 1
-    places = range(RAW_MARK_TOKENS, last, RAW_MARK_TOKENS) if starts is None else starts
-    return sorted({place for place in (*places, last) if 0 < place <= last})
+    if starts is None:
+        wanted = set(range(RAW_MARK_TOKENS, last, RAW_MARK_TOKENS))
+    else:
+        starts = [place for place in starts if place >= NEAR_TOKENS]
+        wanted = {answer_at, *starts[:1], *starts[-2:]}
+        before = 0
+        for place in starts:
+            if place in wanted or place - before >= RAW_MARK_TOKENS:
+                wanted.add(place)
+                before = place
+    wanted = {place for place in wanted if 0 < place <= last}
+    if last > 0 and last - max(wanted, default=0) >= NEAR_TOKENS:
+        wanted.add(last)
+    return sorted(wanted)
 
 
 def moved(places: Sequence[int], before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
@@ -48,7 +69,7 @@ class TurnStarts:
     """Finds where turns begin in prompts of one template. Thread-safe."""
 
     def __init__(self) -> None:
-        self._splits: dict[str, int] = {}
+        self._splits: dict[tuple[str, int], int] = {}
 
     def find(
         self,
@@ -60,46 +81,65 @@ class TurnStarts:
         *,
         render: Callable[[int], str],
         has_tools: bool,
-    ) -> tuple[int, ...]:
-        """Numbers of tokens of `ids` before which a turn begins, ascending.
+        empty: Sequence[int] = (),
+    ) -> dict[int, int]:
+        """Numbers of tokens of `ids` before which a turn begins, by the turn's number, ascending.
 
         `text` is the prompt with unguessable words for its contents, `contents` ("": a turn without), and `literals`
         are its special tokens, in the same order as those in `ids`, among `special_ids`. `render(n)`: the text of the
-        first n turns alone. With `has_tools` the first turn counts too: what comes before it is worth a mark.
+        first n turns alone. With `has_tools` the first turn counts too: what comes before it is worth a mark. `empty`:
+        turns that count though they have no content; one more than there are is that of the answer.
         """
         special_at = [i for i, token in enumerate(ids) if token in special_ids]
         num_before = len(special_at) - len(literals)  # the tokenizer puts one before all text, perhaps
         if num_before not in (0, 1):
-            return ()
-        places: set[int] = set()
-        end = 0  # of the content before
-        for i, content in enumerate(contents):
-            at = text.find(content, end) if content else -1
-            if at < 0:
+            return {}
+        spans = _spans(text, contents)
+        located = list(spans)
+        places: dict[int, int] = {}
+        for i in sorted({*located, *empty}):
+            here = bisect_left(located, i)
+            begin, end = 0, spans[located[here]][0] if here < len(located) else len(text)
+            border = end
+            if here > 0:
+                before = located[here - 1]
+                begin = spans[before][1]
+                border = begin + self._split(text[begin:end], contents[before], i, i - before, render)
+            elif i not in spans or (i == 0 and not has_tools):
                 continue
-            border = at if i == 0 else end + self._split(text, (end, at), lambda n=i: render(n))  # type: ignore[misc]
             after = bisect_left(literals, (border, border))
-            if i == 0 and not has_tools:
-                pass
-            elif after < len(literals) and literals[after][0] == border:
-                places.add(special_at[num_before + after])
-            elif after > 0 and literals[after - 1][0] >= end:
-                places.add(special_at[num_before + after - 1] + 1)
-            end = at + len(content)
-        return tuple(sorted(places))
+            if after < len(literals) and literals[after][0] == border:
+                places[i] = special_at[num_before + after]
+            elif after > 0 and literals[after - 1][0] >= begin:
+                places[i] = special_at[num_before + after - 1] + 1
+        return places
 
-    def _split(self, text: str, gap: Span, render: Callable[[], str]) -> int:
-        """Characters of the gap between two contents that belong to the turn before."""
-        end, at = gap
-        between = text[end:at]
-        split = self._splits.get(between)
+    def _split(self, between: str, content: str, num_turns: int, num_between: int, render: Callable[[int], str]) -> int:
+        """Characters of the text after a turn's content that belong to the first `num_turns` turns, of which the last
+        `num_between` begin there."""
+        key = (between, num_between)
+        split = self._splits.get(key)
         if split is None:
             try:
-                before = render()
+                before = render(num_turns)
             except TemplateError:  # it wants a conversation to end otherwise
-                before = ""
-            split = common_prefix(before[end:], between) if before[:end] == text[:end] else 0
+                return 0
+            # Not where the text has it: a turn that is the last may be written otherwise, reasoning for one.
+            _, found, rest = before.partition(content)
+            split = common_prefix(rest, between) if found else 0
             if len(self._splits) >= _MAX_SPLITS:
                 self._splits.clear()
-            self._splits[between] = split
+            self._splits[key] = split
         return split
+
+
+def _spans(text: str, contents: Sequence[str]) -> dict[int, Span]:
+    """Where contents lie in the text, by the numbers of their turns."""
+    found: dict[int, Span] = {}
+    end = 0
+    for i, content in enumerate(contents):
+        at = text.find(content, end) if content else -1
+        if at >= 0:
+            end = at + len(content)
+            found[i] = at, end
+    return found

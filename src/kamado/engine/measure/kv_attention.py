@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ...files.numbers import read_vector
 from ...plan.kv_pages import PAGE_TOKENS
 from ...plan.kv_presets import Bits
 from ...program import Attend, Program
@@ -46,6 +47,7 @@ class AttentionProbe:
     def __init__(self, program: Program, presets: Mapping[str, Sequence[Bits]]) -> None:
         """`presets`: bits of each KV layer, (0, 0) where it stays exact."""
         self._layers = [attends[0] for attends in program.attends_by_kv_layer]
+        self._sinks = [None if op.sinks is None else read_vector(op.sinks).astype(np.float32) for op in self._layers]
         self._presets = presets
         self._sums: dict[tuple[int, Bits], _Sums] = {
             (layer, bits[layer]): _Sums(op.num_heads)
@@ -71,7 +73,8 @@ class AttentionProbe:
             positions, queries = executor.recorded_queries(layer)
             is_late = positions >= 2 * PAGE_TOKENS  # others read nothing that is encoded
             if is_late.any():
-                exact = _Exact(op, positions[is_late], queries[is_late], *executor.read_kv(sequence, layer, 0, 0))
+                kept = executor.read_kv(sequence, layer, 0, 0)
+                exact = _Exact(op, self._sinks[layer], positions[is_late], queries[is_late], *kept)
                 for bits in wanted:
                     exact.compare(*executor.read_kv(sequence, layer, *bits), self._sums[layer, bits])
         executor.record_queries(0)
@@ -93,8 +96,10 @@ class AttentionProbe:
 class _Exact:
     """One layer's attention of one text as it is; queries of a KV head's group lie behind one another."""
 
-    def __init__(self, op: Attend, positions: NDArray[np.int32], queries: Floats, k: Floats, v: Floats) -> None:
-        """queries [n, heads, dim]; k and v [kv_heads, tokens, dim]."""
+    def __init__(
+        self, op: Attend, sinks: Floats | None, positions: NDArray[np.int32], queries: Floats, k: Floats, v: Floats
+    ) -> None:
+        """sinks [heads]; queries [n, heads, dim]; k and v [kv_heads, tokens, dim]."""
         self._op = op
         self._group = op.num_heads // op.num_kv_heads
         self._num_queries = len(positions)
@@ -105,35 +110,37 @@ class _Exact:
         pages = places // PAGE_TOKENS
         self._is_coded = np.tile(pages < positions[:, None] // PAGE_TOKENS - 1, (self._group, 1))
         self._scores = [q @ keys.T for q, keys in zip(self._queries, k, strict=True)]
-        self._logs = [_log_weights(op, scores, self._hidden) for scores in self._scores]
-        self._outs = [np.exp(logs) @ values for logs, values in zip(self._logs, v, strict=True)]
+        none = np.full(op.num_heads, -np.inf, np.float32)
+        self._sinks = np.repeat(none if sinks is None else sinks, len(positions)).reshape(op.num_kv_heads, -1)
+        self._logs = [self._log_weights(head, scores) for head, scores in enumerate(self._scores)]
+        self._outs = [np.exp(logs[:, 1:]) @ values for logs, values in zip(self._logs, v, strict=True)]
         self._v = v
 
     def compare(self, k: Floats, v: Floats, sums: _Sums) -> None:
         """Adds what encoded keys and values change."""
         for head, (exact, out) in enumerate(zip(self._logs, self._outs, strict=True)):
             scores = np.where(self._is_coded, self._queries[head] @ k[head].T, self._scores[head])
-            coded = _log_weights(self._op, scores, self._hidden)
-            difference = np.subtract(exact, coded, where=~self._hidden, out=np.zeros_like(exact))
+            coded = self._log_weights(head, scores)
+            difference = np.subtract(exact, coded, where=np.isfinite(exact), out=np.zeros_like(exact))
             divergences = (np.exp(exact) * difference).sum(axis=1, dtype=np.float64)
             first = head * self._group
             sums.divergence[first : first + self._group] += divergences.reshape(self._group, -1).sum(axis=1)
-            weights = np.exp(coded)
+            weights = np.exp(coded[:, 1:])
             change = (weights * self._is_coded) @ (v[head] - self._v[head]) + weights @ self._v[head] - out
             sums.error += float((change**2).sum(dtype=np.float64))
             sums.power += float((out**2).sum(dtype=np.float64))
         sums.num_queries += self._num_queries
 
-
-def _log_weights(op: Attend, scores: Floats, hidden: NDArray[np.bool_]) -> Floats:
-    """Logarithms of the softmax of scores [n, tokens]; -inf where hidden."""
-    scores = scores * np.float32(op.scale)
-    if op.softcap:
-        scores = np.float32(op.softcap) * np.tanh(scores / np.float32(op.softcap))
-    scores = np.where(hidden, np.float32(-np.inf), scores)
-    scores -= scores.max(axis=1, keepdims=True)
-    result: Floats = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
-    return result
+    def _log_weights(self, head: int, scores: Floats) -> Floats:
+        """Logarithms of the softmax of scores [n, tokens], -inf where hidden, behind that of the sink, -inf without."""
+        scores = scores * np.float32(self._op.scale)
+        if self._op.softcap:
+            scores = np.float32(self._op.softcap) * np.tanh(scores / np.float32(self._op.softcap))
+        scores = np.where(self._hidden, np.float32(-np.inf), scores)
+        scores = np.concatenate([self._sinks[head][:, None], scores], axis=1)
+        scores -= scores.max(axis=1, keepdims=True)
+        result: Floats = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        return result
 
 
 def delicate_layers(rows: Sequence[KvLayerRow]) -> list[int]:

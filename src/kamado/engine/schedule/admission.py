@@ -61,6 +61,7 @@ class Admission:
                 request.output.end(error)
                 continue
             self._waiting.remove(request)
+            request.begun_at = request.num_cached
             self._plan_mark(request, shared)
             if request.num_reused is None:
                 request.num_reused = request.num_cached
@@ -133,7 +134,7 @@ class Admission:
         if self._saver is not None:
             num_shared = max(num_shared, self._saver.num_shared(request.tokens, request.owner))
         # A prompt that comes again needs one token less, which may need exact pages that its end does not.
-        if request.num_prompt % PAGE_TOKENS <= 1:
+        if request.num_prompt % PAGE_TOKENS <= 1 and not request.marks:
             request.end_mark_at = request.num_prompt - 1
         place = request.place_before(min(num_shared, request.num_prompt - 1))
         request.mark_at = place if place - request.num_cached >= PAGE_TOKENS else None

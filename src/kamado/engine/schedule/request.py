@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...options import Sampling
 from ...plan.kv_pages import PAGE_TOKENS
 from ..cache.sequences import CachedSequence, Sources
+from ..cache.turn_starts import ANSWER_MARK_TOKENS, NEAR_TOKENS
 from ..forms.stops import StopMatcher
 from ..forms.token_rule import TokenRule
 from ..piece import FinishReason, Piece, Usage
@@ -85,11 +86,13 @@ class Request:
         owner: str = "",
         label: str = "",
         marks: Sequence[int] = (),
+        answer_at: int = 0,
         sources: Sources | None = None,
     ) -> None:
         """`owner`: whose cached prefixes it may use and adds to. `label`: the named session it belongs to. `marks`:
         lengths of the prompt at which others may start, ascending, where a step replaces what came before it; the
-        last one is that from which the same prompt can be answered again."""
+        last one is that from which the same prompt can be answered again. `answer_at`: the one from which the
+        conversation goes on when the template leaves out of it what was thought since; it is stored as well."""
         self.tokens = list(prompt)  # the prompt, then what was picked
         self.num_prompt = len(self.tokens)
         self.end = self.num_prompt + max_tokens  # length of `tokens` at which the answer is cut
@@ -106,6 +109,10 @@ class Request:
         self.has_looked = False  # in the prefix store
         self.mark_at: int | None = None  # a length at which other conversations part from this one
         self.marks = marks
+        self.answer_at = answer_at
+        self.answer_mark_at = 0  # the last length of the answer that was marked
+        self.is_ended = False  # the model ended its turn
+        self.begun_at = 0  # tokens that were cached when it became live: a mark right after them is worth no step
         self.end_mark_at = marks[-1] if marks else self.num_prompt  # from where the same prompt can be answered again
         self.last_served = 0
         self.num_reused: int | None = None  # set at the first admission
@@ -138,12 +145,20 @@ class Request:
         begin = self.num_cached
         if begin >= self.num_prompt:
             return num_rows
-        marks = (self.mark_at, self.end_mark_at, *self.marks[bisect_right(self.marks, begin) :][:1])
+        marks: list[int | None] = [self.mark_at]
+        if self.marks:
+            marks += self.marks[bisect_right(self.marks, max(begin, self.begun_at + NEAR_TOKENS - 1)) :][:1]
+        else:
+            marks.append(self.end_mark_at)
         return min([num_rows, *(mark - begin for mark in marks if mark is not None and mark > begin)])
 
     def is_marked(self, length: int) -> bool:
         """Whether others may want to start at this length."""
         return length in (self.mark_at, self.end_mark_at) or length in self.marks
+
+    def is_answer_marked(self, length: int) -> bool:
+        """Whether this length of the answer is the next to be marked, instead of the one before."""
+        return bool(self.marks) and length - max(self.num_prompt, self.answer_mark_at) >= ANSWER_MARK_TOKENS
 
     def place_before(self, length: int) -> int:
         """The best place to part at, up to `length`: a mark that is wanted anyway, or the end of a page."""
@@ -164,6 +179,7 @@ class Request:
         self.tokens.append(token)
         finish: FinishReason | None = None
         if token in self._stop_ids:
+            self.is_ended = True
             text = self._stops.push(self._text.flush()) + self._stops.flush()
             finish = "stop"
         else:

@@ -20,6 +20,7 @@ from ..cache.sequences import NoRoomError, SequenceCache
 from ..executor_protocol import ExecutorProtocol
 from .admission import Admission
 from .job import Job
+from .marks import mark_end, mark_reached
 from .request import Outbox, Request
 from .stats import Counters, Snapshot, snapshot_of
 from .step_planner import Chunk, StepPlanner, executor_arrays
@@ -298,7 +299,7 @@ class Scheduler:
         """A live request is done: what it has cached is kept for the next that begins so."""
         self._live.remove(request)
         if request.sequence is not None:
-            self._sequences.mark(request.sequence)
+            mark_end(self._sequences, request)
             self._save(request)
             self._sequences.release(request.sequence)
             request.sequence = None
@@ -306,8 +307,13 @@ class Scheduler:
 
     def _save(self, request: Request) -> None:
         """Hands the request's sequence to the prefix store as far as it is."""
-        if self._saver is not None and request.sequence is not None and request.sequence.tokens:
-            self._saver.save(request.sequence, request.sequence.length, request.label)
+        sequence = request.sequence
+        if self._saver is None or sequence is None or not sequence.tokens:
+            return
+        self._saver.save(sequence, sequence.length, request.label)
+        answer_at = request.answer_at
+        if 0 < answer_at < sequence.length and self._sequences.usable(sequence, answer_at) == answer_at:
+            self._saver.save(sequence, answer_at, request.label, is_place=True)
 
     def _fail(self, request: Request, error: Exception) -> None:
         self._live.remove(request)
@@ -357,10 +363,8 @@ class Scheduler:
             self._sequences.extend(request.sequence, chunk.tokens)
             self._num_served += 1
             request.last_served = self._num_served
-            if request.is_marked(request.sequence.length):
-                self._sequences.mark(request.sequence)
-                if request.sequence.length == request.mark_at:
-                    self._save(request)
+            if mark_reached(self._sequences, request):
+                self._save(request)
             if not chunk.is_last:
                 continue
             row = logits[next_logits]

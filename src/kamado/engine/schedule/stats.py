@@ -59,6 +59,9 @@ class Stats:
     num_steps: int
     num_aborted_steps: int
     num_preempted: int
+    # Lengths that sequences can be gone back to: held now; given_up since the model was loaded, when room ran out.
+    reuse_points: dict[str, int] = field(default_factory=dict)
+    records: dict[str, int] = field(default_factory=dict)  # used, free; empty where steps replace no state
     budget_bytes: int = 0  # what the plan promised not to exceed
     has_held: bool = True  # whether the peak is within it
     planned_by_owner: dict[str, int] = field(default_factory=dict)
@@ -127,6 +130,7 @@ def make_stats(
     owners["kernel"] = use.kernel_bytes
     if "worker" in plan.bytes_by_owner:
         owners["worker"] = use.worker_bytes
+    records = _counts(snapshot.executor, used="records_used", free="records_free")
     executor_seconds = {
         name.removeprefix("seconds_"): value for name, value in snapshot.executor.items() if name.startswith("seconds_")
     }
@@ -148,6 +152,8 @@ def make_stats(
         num_steps=c.num_steps,
         num_aborted_steps=c.num_aborted_steps,
         num_preempted=c.num_preempted,
+        reuse_points=_counts(snapshot.executor, held="kv_reuse_points", given_up="kv_points_given_up"),
+        records=records if any(records.values()) else {},
         budget_bytes=watch.budget_bytes,
         has_held=watch.has_held,
         planned_by_owner=dict(plan.bytes_by_owner)
@@ -158,3 +164,8 @@ def make_stats(
         ledger=snapshot.ledger,
         prefix_store=None if saver is None else dataclasses.asdict(saver.stats),
     )
+
+
+def _counts(executor: Mapping[str, float], **names: str) -> dict[str, int]:
+    """Of what the executor counted, that of these names; nothing of those it does not count."""
+    return {key: int(executor[name]) for key, name in names.items() if name in executor}

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import ContextOverflowError, TemplateError, UsageError
 from ...text.tokenizer.special import SpecialMatcher
-from ..cache.turn_starts import TurnStarts
+from ..cache.turn_starts import TurnStarts, moved
 from .mixed_text import MixedText
 
 if TYPE_CHECKING:
@@ -65,11 +65,19 @@ def _check_message(i: int, message: object) -> dict[str, str]:
 
 
 class EncodedChat(NamedTuple):
-    """A prompt, the last characters of its text, and where its turns begin, if that was asked for."""
+    """A prompt, the last characters of its text, and where its turns begin, if that was asked for: `answer_at` is the
+    start of what follows the last user's message, 0 when it is not known."""
 
     tokens: list[int]
     tail: str
     starts: tuple[int, ...] = ()
+    answer_at: int = 0
+
+    def respelled(self, tokens: list[int]) -> EncodedChat:
+        """The same text with other ids."""
+        starts = moved(self.starts, self.tokens, tokens)
+        (answer_at,) = moved((self.answer_at,), self.tokens, tokens) or (0,)
+        return EncodedChat(tokens, self.tail, starts, answer_at)
 
 
 class ChatEncoder:
@@ -134,8 +142,10 @@ class ChatEncoder:
         tokens = None if has_literals or text is not guarded else self._encode_whole(text, wanted)
         if tokens is None:
             tokens = self._encode_parts(text, words)
-        starts: tuple[int, ...] = ()
+        starts: dict[int, int] = {}
+        answers: tuple[int, ...] = ()
         if self._turn_starts is not None:
+            answers = _answers(turns, continue_last)
             starts = self._turn_starts.find(
                 opaque,
                 contents,
@@ -146,8 +156,11 @@ class ChatEncoder:
                     opaque_turns[:n], tools=tools, add_generation_prompt=False, **options
                 ),
                 has_tools=bool(tools),
+                empty=answers,
             )
-        return EncodedChat(tokens, words.restore(text[-_TAIL_CHARACTERS:]), starts)
+        tail = words.restore(text[-_TAIL_CHARACTERS:])
+        answer_at = starts.get(answers[0], 0) if answers else 0
+        return EncodedChat(tokens, tail, tuple(sorted(set(starts.values()))), answer_at)
 
     def _check_beginning(self, text: str, most_tokens: int) -> None:
         """Raises ContextOverflowError for a long text whose beginning has twice the tokens already: words that stand
@@ -244,6 +257,13 @@ class ChatEncoder:
         if self._tokenizer.add_bos and bos is not None and ids[:1] != [bos]:  # most templates write it themselves
             return [bos, *ids]
         return ids
+
+
+def _answers(turns: Sequence[Mapping[str, Any]], continue_last: bool) -> tuple[int, ...]:
+    """The number of the turn after the last user's, from where templates leave reasoning out once the user says more,
+    and that of the answer to come."""
+    after_user = max((i + 1 for i, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns))
+    return (after_user,) if continue_last or after_user == len(turns) else (after_user, len(turns))
 
 
 class _Words:

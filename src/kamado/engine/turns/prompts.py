@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import TemplateError
 from ...files.types import Checkpoint
-from ..cache.turn_starts import moved
-from .chat import ChatEncoder
+from .chat import ChatEncoder, EncodedChat
 from .same_text import SameText
 from .tool_format import choose_format
 from .transcripts import Transcripts
@@ -76,11 +75,10 @@ class Prompts:
             prompt = self.encoder.encode([{"role": "user", "content": "Q"}])
         return SameText(self._tokenizer(), self._vocab_size, self.turns.format, prompt)
 
-    def encoded(self, messages: Sequence[Mapping[str, Any]], owner: str) -> tuple[list[int], tuple[int, ...]]:
+    def encoded(self, messages: Sequence[Mapping[str, Any]], owner: str) -> EncodedChat:
         """The ids of messages of role and content, and where turns begin in them if the model keeps a record."""
         encoded = self.encoder.encode_turns(messages)
-        tokens = self.respelled(encoded.tokens, owner)
-        return tokens, moved(encoded.starts, encoded.tokens, tokens)
+        return encoded.respelled(self.respelled(encoded.tokens, owner))
 
     def respelled(self, tokens: list[int], owner: str, names: frozenset[str] = frozenset()) -> list[int]:
         """The same text with the ids that are cached, if it fits so; `names` are the prompt's tools."""

@@ -150,7 +150,16 @@ class SameText:
         if end_wanted == len(wanted):
             return None
         theirs = self._read(wanted[begin_wanted:end_wanted], names)
-        return (end_wanted, end) if theirs is not None and theirs == self._read(known[begin:end], names) else None
+        if theirs is None:
+            return None
+        if theirs == self._read(known[begin:end], names):
+            return end_wanted, end
+        # What was computed lacks the last id that was picked, if the answer's form ended it with that.
+        if end == len(known) and begin_wanted < end_wanted:
+            whole = [*known[begin:end], wanted[end_wanted - 1]]
+            if theirs == self._read(whole, names):
+                return end_wanted - 1, end
+        return None
 
     def _read(self, ids: Sequence[int], names: frozenset[str]) -> _Answer | None:
         """What a turn says; None when a call in it is not whole, or has an id, which later results may refer to."""

@@ -17,7 +17,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConstraintError, UsageError
-from ..cache.turn_starts import moved
 from ..forms.grammar import Grammar
 from ..forms.json_schema import CompiledSchema
 from ..forms.stops import StopMatcher
@@ -73,6 +72,7 @@ class Turn:
     schemas: Mapping[str, CompiledSchema] = field(default_factory=dict)  # of tools by name; "": of the answer's form
     compiled: Form | None = None  # of `form`
     starts: tuple[int, ...] = ()  # where in the prompt a turn begins, if the model keeps a record
+    answer_at: int = 0  # of those, where what follows the last user's message begins
 
     @property
     def kinds(self) -> Mapping[str, Kinds]:
@@ -135,9 +135,8 @@ class TurnMaker:
         )
         tags = chat.tags
         is_reasoning = tags is not None and encoded.tail.rstrip().endswith(tags.open)
-        respelled = respell(encoded.tokens, frozenset(tool.name for tool in shown))
-        starts = moved(encoded.starts, encoded.tokens, respelled)
-        tokens = tuple(respelled)
+        encoded = encoded.respelled(respell(encoded.tokens, frozenset(tool.name for tool in shown)))
+        tokens = tuple(encoded.tokens)
         if tags is not None and is_reasoning and think.enabled is False:
             tokens += tuple(self._encoder.encode_literals(f"\n{tags.close}\n\n"))
             is_reasoning = False
@@ -173,7 +172,8 @@ class TurnMaker:
             think_tokens=think.max_tokens if bound is not None else None,
             plain_tags=tags,
             compiled=compiled,
-            starts=starts,
+            starts=encoded.starts,
+            answer_at=encoded.answer_at,
             schemas=schemas,
         )
 

@@ -153,7 +153,7 @@ class EngineLoader:
         """Plans by (context, tokens of the cache); the header is read once. `memory_bytes`: without what all models of
         the server share, which a plan counts."""
         from ...files import open_checkpoint
-        from ...measure import PREFIX_STORE_BYTES, program_of
+        from ...measure import prefix_store_bytes, program_of
         from ...plan import forecast
         from ...plan.machine import machine
 
@@ -173,7 +173,7 @@ class EngineLoader:
                 threads=options.threads or self._settings.threads,
                 memory=budget,
                 kv_tokens=kv_tokens,
-                reserved_bytes=PREFIX_STORE_BYTES if self._settings.prefix_cache_bytes else 0,
+                reserved_bytes=prefix_store_bytes(program) if self._settings.prefix_cache_bytes else 0,
                 constraints=not program.is_encoder,
                 on=here,
             )

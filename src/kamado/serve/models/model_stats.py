@@ -41,6 +41,8 @@ def register_model_stats(metrics: Registry, read: AllStats, own: Callable[[], Ma
     counter, gauge = metrics.read_counter, metrics.gauge
     kinds = "Tokens by kind: prompt, reused from the cache, computed in prefill and in decode."
     pages = "Pages of the KV cache by state: live, kept for reuse, free, lost (0 unless there is a fault)."
+    records = "Records (state that steps replace): used by conversations and reuse points, free."
+    points = "Lengths that conversations can be gone back to: held now, given_up (a total) when room ran out."
     store = "Totals of the prefix store since the model was loaded."
     for add, name, text, samples, *label in (
         (counter, "kamado_engine_tokens_total", kinds, by_key("tokens"), "kind"),
@@ -52,6 +54,8 @@ def register_model_stats(metrics: Registry, read: AllStats, own: Callable[[], Ma
         (gauge, "kamado_memory_bytes", "Memory by owner; the server's own has no model.", by_owner, "owner"),
         (gauge, "kamado_engine_requests", "Requests by state.", by_key("requests"), "state"),
         (gauge, "kamado_kv_pages", pages, by_key("kv_pages"), "state"),
+        (gauge, "kamado_records", records, by_key("records"), "state"),
+        (gauge, "kamado_reuse_points", points, by_key("reuse_points"), "state"),
         (gauge, "kamado_prefix_store", store, by_key("prefix_store"), "what"),
         (counter, "kamado_engine_steps_total", "Steps of the executor.", single("num_steps")),
         (

@@ -9,14 +9,9 @@ from .formats import ToolFormat
 from .syntax import ArgumentTags, CallSyntax
 
 _LINES = CallSyntax(
-    begin="<tool_call>",
-    head="",
-    middle="\n",
-    tail="</tool_call>",
-    between="\n<tool_call>",
-    arguments=ArgumentTags("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
-    ends_reasoning=True,
-)
+    begin="<tool_call>", head="", middle="\n", tail="</tool_call>", between="\n<tool_call>",
+    arguments=ArgumentTags("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"), ends_reasoning=True,
+)  # fmt: skip
 _DENSE = replace(  # the first key follows the name, or the end
     _LINES,
     middle="",
@@ -24,16 +19,11 @@ _DENSE = replace(  # the first key follows the name, or the end
     arguments=ArgumentTags("<arg_key>", "</arg_key><arg_value>", "</arg_value>"),
 )
 _HUNYUAN = CallSyntax(
-    begin="<tool_calls:opensource>",
-    open="\n",
-    head="<tool_call:opensource>",
-    middle="<tool_sep:opensource>\n",
-    tail="</tool_call:opensource>\n",
-    between="",
-    close="</tool_calls:opensource>",
+    begin="<tool_calls:opensource>", open="\n", head="<tool_call:opensource>", middle="<tool_sep:opensource>\n",
+    tail="</tool_call:opensource>\n", between="", close="</tool_calls:opensource>",
     arguments=ArgumentTags(
         "<arg_key:opensource>", "</arg_key:opensource>\n<arg_value:opensource>", "</arg_value:opensource>\n"
     ),
-)
+)  # fmt: skip
 
 FORMAT = ToolFormat("glm", (_LINES, _DENSE, _HUNYUAN))

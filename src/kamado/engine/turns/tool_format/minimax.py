@@ -6,15 +6,9 @@ from .formats import ToolFormat
 from .syntax import ArgumentTags, CallSyntax
 
 _INVOKE = CallSyntax(
-    begin="<minimax:tool_call>",
-    open="\n",
-    head='<invoke name="',
-    middle='">\n',
-    tail="</invoke>\n",
-    between="",
-    close="</minimax:tool_call>",
-    arguments=ArgumentTags('<parameter name="', '">', "</parameter>\n"),
+    begin="<minimax:tool_call>", open="\n", head='<invoke name="', middle='">\n', tail="</invoke>\n", between="",
+    close="</minimax:tool_call>", arguments=ArgumentTags('<parameter name="', '">', "</parameter>\n"),
     ends_reasoning=True,
-)
+)  # fmt: skip
 
 FORMAT = ToolFormat("minimax", (_INVOKE,))

@@ -9,25 +9,13 @@ from .formats import ToolFormat
 from .syntax import CallSyntax, KeywordArguments
 
 _OLMO = CallSyntax(
-    begin="<function_calls>",
-    head="",
-    middle="(",
-    tail=")",
-    between="\n",
-    close="</function_calls>",
+    begin="<function_calls>", head="", middle="(", tail=")", between="\n", close="</function_calls>",
     arguments=KeywordArguments("json"),
-)
+)  # fmt: skip
 _LFM = CallSyntax(
-    begin="<|tool_call_start|>",
-    open="[",
-    head="",
-    middle="(",
-    tail=")",
-    between=", ",
-    close="]<|tool_call_end|>",
-    arguments=KeywordArguments("python"),
-    ends_reasoning=True,
-)
+    begin="<|tool_call_start|>", open="[", head="", middle="(", tail=")", between=", ", close="]<|tool_call_end|>",
+    arguments=KeywordArguments("python"), ends_reasoning=True,
+)  # fmt: skip
 
 FORMAT = ToolFormat("pythonic", (_OLMO, replace(_LFM, arguments=KeywordArguments("shown")), _LFM),
     unwritten=_LFM, told=_LFM.begin)  # fmt: skip
