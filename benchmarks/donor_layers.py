@@ -6,7 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 from donor_shapes import (
-    CERTAIN, CHOSEN, LARGEST_ROW, LOGIT_STD, OSS_ALPHA, OSS_UP, OTHERS_BIAS, SINK, SMALL, Array, Fitted, Tensors, noise,
+    CERTAIN,
+    CHOSEN,
+    LARGEST_ROW,
+    LOGIT_STD,
+    OSS_ALPHA,
+    OSS_UP,
+    OTHERS_BIAS,
+    SINK,
+    SMALL,
+    Array,
+    Fitted,
+    Tensors,
+    noise,
 )  # fmt: skip
 
 CONV_TAPS = {"conv": 3, "delta": 4}

@@ -76,7 +76,7 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """How many there are. By sigmoid two a pair are picked, one with score ½, one with score 1; by softmax pairs only."""
+    """How many there are. Picked by a sigmoid: two a pair, one with score ½, one with 1; by a softmax: pairs only."""
 
     count: int
     pairs: int

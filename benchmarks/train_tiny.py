@@ -140,9 +140,8 @@ def main() -> int:
         path = store(name, model, options.folder / name)
         right = share(model, TASKS[name].held_out(np.random.default_rng(HELD_OUT), 100))
         count = sum(value.numel() for value in model.parameters())
-        print(
-            f"{name}: {count / 1e6:.2f} M parameters, {path.stat().st_size / 2**20:.2f} MiB, {seconds:.0f} s, {right:.2%}"
-        )
+        size = f"{count / 1e6:.2f} M parameters, {path.stat().st_size / 2**20:.2f} MiB"
+        print(f"{name}: {size}, {seconds:.0f} s of CPU, {right:.2%}")
     return 0
 
 
