@@ -19,7 +19,7 @@ from donor_shapes import (
     Fitted,
     Tensors,
     noise,
-)  # fmt: skip
+)
 
 CONV_TAPS = {"conv": 3, "delta": 4}
 DELTA_KEY_HEADS, DELTA_VALUE_HEADS, DELTA_DIM = 2, 4, 64
