@@ -16,7 +16,7 @@ import pytest
 from native_runner import append, build, native_logits, needs_native
 from numpy_executor import Array, NumpyExecutor
 from safetensors.numpy import load_file, save_file
-from trained_tasks import COPY_LAYERS, FOLDER, REACH, TASKS, Texts, copying, recall, write_config
+from trained_tasks import BETWEEN, COPY_LAYERS, FOLDER, REACH, TASKS, Texts, copying, recall, write_config
 
 from kamado import program as p
 from kamado.files import open_checkpoint
@@ -95,6 +95,12 @@ def test_copies_from_each_distance(distance: int) -> None:
     assert REACH == 2 * COPY_LAYERS
     texts = copying(np.random.default_rng(SEED), 4, distance)
     assert _share(_program(FOLDER / "copying"), texts) >= WANTED["copying"]
+
+
+@needs_native
+def test_recalls_from_nearer() -> None:
+    texts = recall(np.random.default_rng(SEED), NUM_TEXTS, BETWEEN[0])
+    assert _share(_program(FOLDER / "recall"), texts) >= WANTED["recall"]
 
 
 @needs_native
