@@ -16,7 +16,7 @@ DONORS = Path(__file__).resolve().parents[2] / "benchmarks" / "donors.py"
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("name", "mistakes"), [("glm4moe", 13), ("lfm2moe", 10), ("qwen35moe", 12)])
+@pytest.mark.parametrize(("name", "mistakes"), [("glm4moe", 13), ("lfm2moe", 10), ("qwen35moe", 11)])
 def test_smollm2_says_the_same_in_another_shape(
     name: str, mistakes: int, real_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
