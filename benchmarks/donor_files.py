@@ -18,8 +18,8 @@ How each part of the family is made to say the donor's words, all weights F32:
 - A softmax (Qwen3.5) has no bias of the choice: all experts are in pairs, whose logits l and m are the same for every
   pair, so that each pair has the same share of the sum; the logits of the others are far below.
 - gpt-oss: a gate g · σ(1.702 g) · (u + 1) is made a silu by factors and a bias of −1, its limits are out of the way but
-  for the gate's (11.9 in the donor's own), which donors.py takes out of the program; sinks are far below all scores, o's bias takes away what v's brings, and the
-  router's bias picks.
+  for the gate's (11.9 in the donor's own), which donors.py takes out of the program; sinks are far below all scores,
+  o's bias takes away what v's brings, and the router's bias picks.
 - Gates of attention and of the shared expert (Qwen3.5): their rows are zero, σ is ½, what they multiply is doubled.
 - Layers with a record in the place of attention (convolutions, the delta rule): further ones, every third, which hold
   noise and add nothing. This shows where their tensors and states lie, not what they compute: that is shown by

@@ -36,7 +36,7 @@ def builder() -> _native.Builder:
     made.buffer("empty", 8)
     made.constant(np.ones(4))
     table = made.matrix("table", __file__, 0, 0, 2, 8)
-    made.append("embed", {"out": 0, "table": table, "scale": 1.0, "index": "token"})
+    made.append("embed", {"out": 0, "table": table, "scale": 1.0, "index": "token", "pieces": 1, "piece": 0})
     return made
 
 

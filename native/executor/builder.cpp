@@ -144,8 +144,7 @@ int32_t ProgramBuilder::vector(const std::string& name, const std::string& path,
     refuse(name, ": ", length, " values, every ", step, ", are out of range");
   }
   const int64_t span = (length - 1) * step + 1;
-  const std::string key =
-      range_key(path, offset, layout, step, length) + ' ' + text(int64_t{bit_cast<int32_t>(added)});
+  const std::string key = range_key(path, offset, layout, step, length) + ' ' + text(int64_t{bit_cast<int32_t>(added)});
   return once(vector_ids_, key, program_.vectors, [&] {
     return VectorSpec{name,
                       open(name, path, offset, layout, 1, span),

@@ -1,4 +1,4 @@
-// The checks of one operation as it is handed to the builder: by the rules of its definition, and by what these leave out.
+// The checks of one operation as it is handed to the builder: the rules of its definition, and what these leave out.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -123,7 +123,8 @@ class OpRules {
     for (const std::vector<int32_t>* list : {&op.gate, &op.up, &op.down}) {
       for (const int32_t id : *list) {
         const MatrixSpec& spec = entry(builder_.program_.matrices, id);
-        if (spec.is_in_blocks() && spec.block_rows > 1) refuse("tensor ", spec.name, " lies in blocks, which an expert's must not");
+        if (spec.is_in_blocks() && spec.block_rows > 1)
+          refuse("tensor ", spec.name, " lies in blocks, which an expert's must not");
       }
     }
   }

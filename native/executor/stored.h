@@ -1,8 +1,8 @@
 // How a matrix lies in its files: runs of equal units, each of which can be read and packed by itself.
 //
-//   rows after another         one run, its units are the rows of a tile; where the rows of two matrices alternate, what
-//                              is read for one serves both
-//   columns after another      one run, its units are the columns
+//   row after row              one run, whose units are the rows of a tile; where those of two matrices alternate, one
+//                              read serves both
+//   column after column        one run, whose units are the columns
 //   MXFP4 with scales apart    two runs of rows: of codes (16 bytes for 32 values, in pairs) and of scales
 #pragma once
 #include <algorithm>
@@ -36,8 +36,6 @@ struct StoredRun {
  private:
   bool is_by_column() const { return items_a_unit == num_items; }
 };
-
-constexpr int32_t kMaxRuns = 2;
 
 int32_t num_runs(const MatrixSpec& spec);
 StoredRun stored_run(const MatrixSpec& spec, int32_t run, bool has_twin = false);

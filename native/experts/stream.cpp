@@ -172,8 +172,8 @@ bool ExpertStream::start(Record& record, bool is_urgent) {
     const StoredRun stored = this->stored(record, run);
     for (int32_t unit = 0; unit < stored.num_units; unit += run.units_per_request) {
       const int32_t end = std::min(unit + run.units_per_request, stored.num_units);
-      readers_->submit(
-          {run.file, stored.begin_of(unit), stored.bytes_of(unit, end), id, i, unit, end, record.ticket}, is_urgent);
+      readers_->submit({run.file, stored.begin_of(unit), stored.bytes_of(unit, end), id, i, unit, end, record.ticket},
+                       is_urgent);
       ++record.requests_left;
     }
   }
@@ -466,8 +466,7 @@ void ExpertStream::verify(const Record& record) {
 }
 
 std::string ExpertStream::name_of(const Record& record) const {
-  return joined("expert ", record.expert, " of MoE layer ", record.layer, " (",
-                spec_of(record, 0).name, ")");
+  return joined("expert ", record.expert, " of MoE layer ", record.layer, " (", spec_of(record, 0).name, ")");
 }
 
 void ExpertStream::fail(const ReadArrival& arrival) const {

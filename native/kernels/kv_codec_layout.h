@@ -20,8 +20,8 @@ namespace kamado {
 namespace {
 
 constexpr int32_t kGroupDims = 32;
-constexpr int32_t kMaxGroups = 8;
-constexpr int32_t kMaxDim = 256;
+constexpr int32_t kMaxGroups = 16;
+constexpr int32_t kMaxDim = 512;
 constexpr int32_t kChunkRegisters = 8;
 constexpr size_t kGainBytes = 64;  // of one group
 constexpr size_t kScaleBytes = 2 * kPageTokens;
@@ -52,7 +52,8 @@ constexpr int32_t code_level(int32_t bits, int32_t code) {
   return code >= half ? kLevels[bits][code - half] : -kLevels[bits][half - 1 - code];
 }
 
-// 255 * 2^((i - 15) / 12), rounded: they fit a byte, and a gain times a group's dot product fits 32 bits.
+// 255 * 2^((i - 15) / 12), rounded: they fit a byte, and the sum of all groups' dot products times gains fits 32 bits:
+// 512 values of 8 bits make at most 512 * 127 * 127 * 255 = 2.1e9 < 2^31.
 constexpr int32_t kNumGains = 16;
 constexpr uint8_t kGains[kNumGains] = {107, 114, 120, 127, 135, 143, 152, 161, 170, 180, 191, 202, 214, 227, 241, 255};
 // The gain of the group with the largest root mean square when nothing else speaks: room for its search above.
@@ -306,8 +307,10 @@ constexpr float hadamard_scale(int32_t dim) {
       return 0.08838834764831845f;
     case 192:
       return 0.07216878364870323f;
-    default:
+    case 256:
       return 0.0625f;
+    default:
+      return 0.04419417382415922f;
   }
 }
 

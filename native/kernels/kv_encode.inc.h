@@ -1,5 +1,5 @@
 // Encoding of a page, over 16-lane floats: lanes are tokens, so nothing is shuffled and every lane does what the
-// reference does. 16 tokens go through rotation and the search for gains at a time (16 KiB at 256 dimensions).
+// reference does. 16 tokens go through rotation and the search for gains at a time (32 KiB at 512 dimensions).
 #pragma once
 #include "kernels/kv_ints.inc.h"
 #include "kernels/kv_rotate.inc.h"

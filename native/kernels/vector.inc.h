@@ -134,9 +134,8 @@ struct VectorTier {
   // Clamped before the activation; b counts one more.
   static void swish_gate(const float* a, const float* b, float limit, float alpha, int32_t n, float* out) {
     const V top = V::set1(limit > 0 ? limit : __builtin_inff()), bottom = V::set1(0.0f) - top, factor = V::set1(alpha);
-    map(a, b, n, out, [&](V x, V y) {
-      return swish_f32(min(top, x), factor) * (min(top, max(bottom, y)) + V::set1(1.0f));
-    });
+    map(a, b, n, out,
+        [&](V x, V y) { return swish_f32(min(top, x), factor) * (min(top, max(bottom, y)) + V::set1(1.0f)); });
   }
 
   static void gate(const float* a, const float* b, Activation act, float limit, int32_t group, float alpha, int32_t n,

@@ -419,7 +419,7 @@ constexpr KvCodecKernels kKernels = {encode_page, rotate_query, attend_page, unr
 }  // namespace
 
 bool is_codec_dim(int32_t dim) {
-  return dim == 64 || dim == 80 || dim == 96 || dim == 128 || dim == 192 || dim == 256;
+  return dim == 64 || dim == 80 || dim == 96 || dim == 128 || dim == 192 || dim == 256 || dim == 512;
 }
 
 bool is_valid_codec(const KvCodec& codec) {

@@ -442,8 +442,13 @@ size_t StateCache::bytes_used() const {
 
 KvUsage StateCache::usage() const {
   const Impl& impl = *impl_;
-  KvUsage usage{0, impl.codes.bytes_used() + impl.sinks.bytes_used(), impl.records.bytes_used(),
-                impl.codes.num_shared(), 0, impl.points_given_up, 0};
+  KvUsage usage{0,
+                impl.codes.bytes_used() + impl.sinks.bytes_used(),
+                impl.records.bytes_used(),
+                impl.codes.num_shared(),
+                0,
+                impl.points_given_up,
+                0};
   if (impl.has_records()) {
     usage.bytes_records -= impl.records.page_bytes();  // the zeros
     usage.records_used = impl.records.num_used() - 1;

@@ -237,7 +237,7 @@ void kv_codes(const KvCodecKernels& kernels, Fingerprint& out) {
   constexpr int32_t kQueries = 3;
   for (const int32_t bits : {1, 2, 3, 4, 8}) {
     uint64_t codes = fnv1a(nullptr, 0), attended = codes;
-    for (const int32_t dim : {64, 80, 96, 128, 192, 256}) {
+    for (const int32_t dim : {64, 80, 96, 128, 192, 256, 512}) {
       const KvCodec codec{dim, dim, bits, bits};
       Random random{static_cast<uint32_t>(dim)};
       const auto values = static_cast<size_t>(dim * kPageTokens);

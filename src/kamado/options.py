@@ -40,6 +40,7 @@ class AnswerOptions(SamplingOptions, total=False):
     max_tokens: int | None  # None: until the model ends its turn or the context is full
     stop: str | Sequence[str] | None  # strings that end the answer and are not part of it
     logprobs: int | None  # log-probabilities of the token and of the n most likely, n from 0 to MAX_LOGPROBS
+    stop_on_repeat: int | None  # the answer ends when its last n tokens only repeat themselves; None: it does not
     background: bool  # interactive requests go first
     owner: str  # what was computed for one owner is never reused for another; "": the local user
 
@@ -120,6 +121,7 @@ RANGES: Mapping[str, Range] = {f.name: f.metadata["range"] for f in fields(Sampl
 _LIMITS: Mapping[str, Range] = {
     "max_tokens": Range(int, 1, help="Length of the answer at most."),
     "logprobs": Range(int, 0, MAX_LOGPROBS),
+    "stop_on_repeat": Range(int, 8, 4096, help="End an answer whose last N tokens only repeat themselves."),
 }
 ANSWER_RANGES: Mapping[str, Range] = {**_LIMITS, **RANGES}
 _TOKEN, _BIAS = Range(int, 0), Range(float, -100, 100)

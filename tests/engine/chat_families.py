@@ -187,6 +187,60 @@ SMOL = LFM_UNWRITTEN.replace("tools", "xml_tools").replace(
     "<|im_end|>\n{% endif %}",
     1,
 )
+# An answer is messages with headers: one call a turn, its tool named before the channel; reasoning only where calls
+# follow. And several calls in a message, each with an id of ten characters.
+HARMONY = (
+    "<|start|>system<|message|>Reasoning: {{ reasoning_effort or 'medium' }}<|end|>"
+    "{% if tools %}<|start|>developer<|message|>Tools:\n" + _LISTED + "<|end|>{% endif %}"
+    "{% set last = namespace(tool='') %}{% for m in messages %}"
+    "{% if m.role == 'tool' %}<|start|>functions.{{ last.tool }} to=assistant<|channel|>commentary<|message|>"
+    "{{ m.content | tojson }}<|end|>"
+    "{% elif m.role != 'assistant' %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>"
+    "{% elif m.tool_calls %}"
+    "{% if m.thinking and m.content %}{{ raise_exception('thinking or content') }}{% endif %}"
+    "{% if m.thinking or m.content %}<|start|>assistant<|channel|>analysis<|message|>"
+    "{{ m.thinking or m.content }}<|end|>{% endif %}{% set last.tool = m.tool_calls[0].function.name %}"
+    "<|start|>assistant to=functions.{{ last.tool }}<|channel|>commentary json<|message|>"
+    "{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
+    "{% else %}{% if m.thinking and loop.last and not add_generation_prompt %}"
+    "<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{% endif %}"
+    "<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
+    "{{ '<|end|>' if add_generation_prompt or not loop.last else '<|return|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+SOLAR = (
+    "<|begin|>system<|content|>{% if tools %}Tools:\n" + _LISTED + "{% endif %}<|end|>{% for m in messages %}"
+    "{% if m.role == 'tool' %}<|begin|>tool<|tool_response|><|tool_response:begin|>{{ m.tool_call_id }}"
+    "<|tool_response:result|>{{ m.content }}<|tool_response:end|><|end|>"
+    "{% elif m.role != 'assistant' %}<|begin|>{{ m.role }}<|content|>{{ m.content }}<|end|>"
+    "{% else %}{% if m.reasoning %}<|begin|>assistant<|think|>{{ m.reasoning }}<|end|>{% endif %}"
+    "{% if m.tool_calls %}<|begin|>assistant<|tool_calls|>{% for c in m.tool_calls %}<|tool_call:begin|>{{ c.id }}"
+    "<|tool_call:name|>{{ c.function.name }}<|tool_call:args|>{{ c.function.arguments | tojson }}<|tool_call:end|>"
+    "{% endfor %}<|calls|>{% else %}<|begin|>assistant<|content|>{{ m.content }}<|end|>{% endif %}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{% if reasoning_effort == 'minimal' %}<|begin|>assistant<|think|><|end|>{% endif %}"
+    "<|begin|>assistant{% endif %}"
+)
+# Bare keys in their order, texts between two of one token; results inside of the model's turn.
+GEMMA4 = (
+    "{% macro value(v) %}{% if v is string %}<|\"|>{{ v }}<|\"|>{% elif v is mapping %}{{ '{' }}"
+    "{% for k, x in v | dictsort %}"
+    "{{ k }}:{{ value(x) }}{% if not loop.last %},{% endif %}{% endfor %}{{ '}' }}{% elif v is boolean %}"
+    "{{ 'true' if v else 'false' }}{% elif v is sequence %}[{% for x in v %}{{ value(x) }}"
+    "{% if not loop.last %},{% endif %}{% endfor %}]{% else %}{{ v }}{% endif %}{% endmacro %}"
+    "<|turn>system\n{% if enable_thinking %}<|think|>{% endif %}{% if tools %}" + _LISTED + "{% endif %}<turn|>\n"
+    "{% set last = namespace(role='') %}{% for m in messages %}"
+    "{% if m.role == 'tool' %}<|tool_response>response:{{ m.name }}{{ '{' }}value:{{ value(m.content) }}"
+    "{{ '}' }}<tool_response|>"
+    "{% else %}{% if last.role != 'tool' %}<|turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{% endif %}"
+    "{% if m.tool_calls %}{% if m.reasoning_content %}<|channel>thought\n{{ m.reasoning_content }}\n<channel|>"
+    "{% endif %}"
+    "{{ m.content }}{% for c in m.tool_calls %}<|tool_call>call:{{ c.function.name }}{{ value(c.function.arguments) }}"
+    "<tool_call|>{% endfor %}{% if loop.last %}<|tool_response>{% endif %}{% else %}{{ m.content }}<turn|>\n{% endif %}"
+    "{% endif %}{% set last.role = m.role %}{% endfor %}"
+    "{% if add_generation_prompt and last.role != 'tool' %}<|turn>model\n"
+    "{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}{% endif %}"
+)
 LISTS = GRANITE.replace("<|tool_call|>[", "<tool_calls>[").replace("]<|im_end|>", "]</tool_calls><|im_end|>")
 # Shows tools, and writes calls in a form that nobody knows.
 UNKNOWN = QWEN.replace("<tool_call>\n", "<call>").replace("\n</tool_call>", "</call>")
@@ -203,6 +257,7 @@ class Family:
     specials: tuple[str, ...] = ()
     is_parallel: bool = True
     tags: tuple[str, str] | None = None
+    opening: str = ""  # what stands before an answer's text
 
     @property
     def opens_reasoning(self) -> bool:
@@ -214,7 +269,19 @@ GLM_TOKENS = (
     "<|user|>", "<|assistant|>", "<|observation|>", "<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>",
     "</arg_key>", "<arg_value>", "</arg_value>",
 )  # fmt: skip
-_STOPS = frozenset(("<end_of_turn>", "<|user|>", "<|observation|>", "[e~[", "<seed:eos>"))
+_STOPS = frozenset(
+    ("<end_of_turn>", "<|user|>", "<|observation|>", "[e~[", "<seed:eos>", "<|call|>", "<|return|>", "<|calls|>",
+     "<|flush|>", "<turn|>", "<|tool_response>")
+)  # fmt: skip
+HARMONY_TOKENS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>")
+SOLAR_TOKENS = (
+    "<|begin|>", "<|end|>", "<|content|>", "<|think|>", "<|tool_calls|>", "<|tool_call:begin|>", "<|tool_call:name|>",
+    "<|tool_call:args|>", "<|tool_call:end|>", "<|calls|>", "<|flush|>", "<|tool_response|>",
+)  # fmt: skip
+GEMMA4_TOKENS = (
+    "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
+    "<tool_response|>", '<|"|>', "<|think|>",
+)  # fmt: skip
 
 FAMILIES = {
     "qwen": Family("hermes", QWEN),
@@ -273,6 +340,16 @@ FAMILIES = {
     "lfm_unwritten": Family("pythonic", LFM_UNWRITTEN, ("<|tool_call_start|>", "<|tool_call_end|>")),
     "smol": Family("hermes", SMOL),
     "smol_tokens": Family("hermes", SMOL, ("<tool_call>", "</tool_call>")),
+    "harmony": Family(
+        "harmony",
+        HARMONY,
+        HARMONY_TOKENS,
+        is_parallel=False,
+        tags=("<|channel|>analysis<|message|>", "<|end|>"),
+        opening="<|channel|>final<|message|>",
+    ),
+    "solar": Family("solar", SOLAR, SOLAR_TOKENS, tags=("<|think|>", "<|end|>"), opening="<|content|>"),
+    "gemma4": Family("gemma4", GEMMA4, GEMMA4_TOKENS, tags=("<|channel>thought\n", "<channel|>")),
     "gemma": Family("gemma", GEMMA, ("<start_of_turn>", "<end_of_turn>"), is_parallel=False),
     "generic": Family("generic", CHATML),
 }

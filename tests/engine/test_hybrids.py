@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peer
 import pytest
 
 import kamado
+from kamado.engine.turns.chat import ChatEncoder
 from kamado.files import open_checkpoint
 from kamado.measure import measure_kv, prefix_store_bytes, program_of
 from kamado.plan.forecast import plan
@@ -17,8 +19,12 @@ from kamado.synth.synthesize import synthesize
 
 from .fakes import CHATML
 from .lives import Life
+from .peer_templates import TrustedTemplate
 
 pytestmark = pytest.mark.slow
+
+# Capital letters alone, whose text has one spelling: an answer goes on to its limit, and says something.
+PLAIN = {"logit_bias": dict.fromkeys((*range(ord("A")), *range(ord("Z") + 1, 261)), -100.0)}
 
 TINY = {"layers": 4, "hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64}
 EXPERTS = {"experts": 8, "top_k": 2, "expert_width": 256}
@@ -104,3 +110,39 @@ def test_a_cache_is_measured_on_layers_that_have_one(file_of, load) -> None:
     assert all(row.num_tokens > 100 for row in found.rows)
     assert found.rows[1].bytes_per_token < found.rows[0].bytes_per_token
     assert {row.layer for row in found.layers} == {0}, "one layer of four attends"
+
+
+@pytest.mark.parametrize(("family", "template"), [("qwen35", "Qwen3.5-4B"), ("lfm2-8b-a1b", "LFM2-8B-A1B")])
+def test_a_conversation_goes_on_in_memory_and_after_a_restart(family, template, load) -> None:
+    """By its own template, which leaves out what Qwen3.5 thought: it goes on behind the user's message, LFM2 behind
+    its own answer, and both say what a model says that computes all of it."""
+    source = peer.templates()[template]
+    settings = {"chat_template": source, "context": 4096}
+    system = {"role": "system", "content": "You speak of rivers and of nothing else. " * 5}
+    talk: list[Any] = [system, {"role": "user", "content": "Where does the water come from? " * 10}]
+    drawn = {"max_tokens": 70, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "logprobs": 2, **PLAIN}
+    think = kamado.Think(max_tokens=24)
+
+    def say(model: kamado.Model, seed: int) -> tuple[list[Any], kamado.Message, int]:
+        model._prompts.encoder = ChatEncoder(model._tokenizer, TrustedTemplate(source), finds_turns=True)
+        stream = model.chat(talk, think=think, seed=seed, **drawn)
+        logprobs = [one for event in stream for one in getattr(event, "logprobs", ())]
+        return logprobs, stream.message, stream.usage.num_reused_tokens
+
+    places = []
+    for seed in range(3):
+        with load(family, prefix_cache="256MiB", **settings) as model:
+            stored, message, reused = say(model, seed)
+            assert reused == (places[-1] if places else 0)
+            turn = model.prepare_chat(talk, think=think)
+            again, _, reused = say(model, seed)
+            assert again == stored
+            assert len(stored) > 40
+            assert turn.starts[-1] == reused == turn.answer_at, "asked again"
+        with load(family, **settings) as model:
+            fresh, _, reused = say(model, seed)
+            assert (fresh, reused) == (stored, 0)
+        thinks = turn.tags is not None
+        assert bool(message.reasoning) == thinks
+        places.append(turn.answer_at if thinks else turn.num_prompt_tokens + drawn["max_tokens"] - 1)
+        talk += [message, {"role": "user", "content": f"And where does it go, {seed}? " * 10}]

@@ -4,7 +4,7 @@ is found, a call and its result go round, reasoning is found and goes back."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import peer
@@ -12,11 +12,12 @@ import pytest
 
 from kamado.engine.turns import chat_types as ct
 from kamado.engine.turns.chat import ChatEncoder
-from kamado.engine.turns.tool_format import AnswerParser, choose_format
+from kamado.engine.turns.tool_format import choose_format
 from kamado.engine.turns.tool_format.syntax import Call
+from kamado.engine.turns.tool_format.template_turns import call_id
 from kamado.engine.turns.turn import TurnMaker
 
-from .chat_families import Family, FamilyTokenizer
+from .chat_families import GEMMA4_TOKENS, HARMONY_TOKENS, SOLAR_TOKENS, Family, FamilyTokenizer
 from .peer_templates import TrustedTemplate
 from .test_tagged_calls import check_walks
 from .test_turn import NO_SAMPLING, REQUIRED, TOOLS, calls_of, check_arguments, family_model, run
@@ -37,8 +38,14 @@ class Expected:
     result: str = "<tool_response>"  # what stands before a result
     specials: tuple[str, ...] = ()
     is_refused: bool = False
+    num_calls: int = 2  # of a message
 
 
+GEMMA4 = Expected(
+    "gemma4", ("<|channel>thought\n", "<channel|>"), ("<|tool_response>", "<turn|>"), goes_back=True,
+    off="<|turn>model\n<|channel>thought\n<channel|>", result="<|tool_response>",
+    specials=tuple(text for text in GEMMA4_TOKENS if text not in ("<|tool_response>", "<turn|>")),
+)  # fmt: skip
 TEMPLATES = {
     "Qwen3-Coder": Expected("qwen_xml"),
     "Qwen3.5-4B": Expected("qwen_xml", THINK, is_open=True, goes_back=True, off="<think>\n\n</think>\n\n"),
@@ -95,7 +102,18 @@ TEMPLATES = {
     "ibm-granite-granite-3.3-2B-Instruct": Expected(
         "granite", THINK, ("<|end_of_text|>",), result="<|start_of_role|>tool", specials=("<|tool_call|>",)
     ),
-    "upstage-Solar-Open-100B": Expected("none", is_refused=True),
+    "upstage-Solar-Open-100B": Expected(
+        "solar", ("<|think|>", "<|end|>"), ("<|calls|>", "<|flush|>"), goes_back=True,
+        off="<|begin|>assistant<|think|><|end|><|begin|>assistant", result="<|tool_response:begin|>",
+        specials=tuple(text for text in SOLAR_TOKENS if text not in ("<|calls|>", "<|flush|>")),
+    ),
+    "openai-gpt-oss-120b": Expected(
+        "harmony", ("<|channel|>analysis<|message|>", "<|end|>"), ("<|call|>", "<|return|>"), goes_back=True,
+        off="Reasoning: low", result="<|start|>functions.get_weather to=assistant", num_calls=1,
+        specials=tuple(text for text in HARMONY_TOKENS if text not in ("<|call|>", "<|return|>")),
+    ),
+    "google-gemma-4-31B-it": GEMMA4,
+    "google-gemma-4-31B-it-interleaved": GEMMA4,
 }  # fmt: skip
 
 CITY = 'Zürich \\ "x"\n</a> [1]'
@@ -157,7 +175,7 @@ def test_the_form_and_the_tags_are_found(name) -> None:
     chat = maker_of(name).format
     assert (chat.name, bool(chat.refusal)) == (expected.form, expected.is_refused)
     assert (chat.tags and (chat.tags.open, chat.tags.close)) == expected.tags
-    assert chat.is_parallel is not expected.is_refused
+    assert chat.is_parallel is (expected.num_calls > 1 and not expected.is_refused)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -194,17 +212,21 @@ def test_calls_of_every_type_go_round_and_results_are_told(name) -> None:
         for i, call in enumerate(answer.tool_calls)
     ]
     turn, text = prepared(maker, ASK, answer, *results, tools=(WEATHER,))
-    calls = [Call("get_weather", ARGUMENTS, "a1B2c3D4e"), Call("get_weather", {"city": "Bern"}, "f5G6h7I8j")]
+    ids = [call_id(call.id, chat.tools) if expected.form == "solar" else call.id for call in answer.tool_calls]
+    calls = [Call("get_weather", ARGUMENTS, ids[0]), Call("get_weather", {"city": "Bern"}, ids[1])]
+    if expected.num_calls == 1:
+        assert chat.syntax.render(calls[1:]) in text
+        calls = calls[:1]
     written = chat.syntax.render(calls)
     assert written in text
-    parser = AnswerParser(syntax=chat.syntax.bind(chat.marks), names=turn.names, kinds=turn.kinds)
+    parser = replace(chat, tags=None).parser(has_tools=True, names=turn.names, kinds=turn.kinds)
     events = [e for c in chat.marks.encode(written) for e in parser.push(c)] + parser.finish()
     assert not [e for e in events if isinstance(e, ct.TextDelta | ct.ReasoningDelta)]
     read = ["", ""]
     for event in events:
         if isinstance(event, ct.ToolCallDelta):
             read[event.index] += event.arguments
-    assert [json.loads(arguments) for arguments in read] == [call.arguments for call in calls]
+    assert [json.loads(arguments) for arguments in read if arguments] == [call.arguments for call in calls]
     after = text[text.index(written) + len(written) :]
     assert after.index(expected.result) < after.index("It rains 0.") < after.index("It rains 1.")
     assert ("Because of reasons." in text) == expected.goes_back
@@ -247,10 +269,14 @@ def test_calls_come_after_reasoning_that_is_closed_or_left_open(name, is_closed,
     with peer_model(name) as model:
         chat = model.chat_format
         opened = "" if model.prepare_chat((ASK,), tools=TOOLS).is_reasoning else chat.tags.open
-        written = chat.syntax.render([Call("add", {"a": 7})])
+        written = chat.syntax.render([Call("add", {"a": 7}, "a1b2c3d4e5" if chat.syntax.id_first else "")])
         if not is_closed and (text or not chat.syntax.ends_reasoning):
             pytest.skip("nothing says that the reasoning is over")
-    with peer_model(name, f"{opened}Because.{chat.tags.close * is_closed}\n\n{text}{written}") as model:
+    answer = f"{opened}Because.{chat.tags.close * is_closed}\n\n{text}{written}"
+    if chat.channels is not None:
+        said = f"{(*chat.channels.asides, *chat.channels.finals)[0]}{text}{chat.channels.end}{chat.channels.start}"
+        answer = f"{opened}Because.{chat.channels.end}{chat.channels.start}{said if text else ''}{written}"
+    with peer_model(name, answer) as model:
         turn = model.prepare_chat((ASK,), tools=TOOLS)
         found = run(model, turn, **NO_SAMPLING)
         assert found[0] == ct.ReasoningDelta("Because.")
@@ -261,7 +287,9 @@ def test_calls_come_after_reasoning_that_is_closed_or_left_open(name, is_closed,
 
 @pytest.mark.parametrize("name", WITH_BOTH)
 def test_an_answer_without_reasoning_is_text_where_it_is_switched_off(name) -> None:
-    with peer_model(name, "It rains.") as model:
+    with peer_model(name) as model:
+        channels = model.chat_format.channels
+    with peer_model(name, f"{'' if channels is None else channels.finals[0]}It rains.") as model:
         turn = model.prepare_chat((ASK,), tools=TOOLS, think=ct.Think(enabled=False))
         assert run(model, turn, **NO_SAMPLING) == [ct.TextDelta("It rains."), ct.Finish("stop")]
 

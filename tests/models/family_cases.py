@@ -120,11 +120,22 @@ _QWEN_TOKENS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_
 
 WRAPPERS = {
     "gemma3": Wrapper("gemma3_text", {"vision_config": _EYE, "image_token_index": 90}),
+    "gemma4": Wrapper(
+        "gemma4_text",
+        {
+            "vision_config": {**_EYE, "num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 64},
+            "audio_config": None,
+            "image_token_id": 90,
+        },
+    ),
     "mistral3": Wrapper("mistral", {"vision_config": {**_EYE, "head_dim": 8}, "image_token_index": 90}),
     "step3p7": Wrapper(
         "step3p5", {"vision_config": {**_EYE, "patch_size": 14, "mlp_ratio": 1.0}, "image_token_id": 90}
     ),
-    **{name: Wrapper(f"{name}_text", {"vision_config": _QWEN_EYE, **_QWEN_TOKENS}) for name in ("qwen3_5", "qwen3_5_moe")},
+    **{
+        name: Wrapper(f"{name}_text", {"vision_config": _QWEN_EYE, **_QWEN_TOKENS})
+        for name in ("qwen3_5", "qwen3_5_moe")
+    },
 }
 
 
@@ -168,6 +179,7 @@ class Family:
     attention: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of a layer beyond Llama's
     layers: str = "layers"  # what stands before the number of a layer
     without: tuple[str, ...] = ()  # tensors of a layer that Llama has and this has not
+    outside: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of no layer, beyond Llama's
     ffn: Callable[[int, int], Shapes] = mlp  # (hidden, layer) -> tensors; a shape of () leaves one out
     number: int | None = None  # of the random numbers; None makes one from the name
     norm_base: float = 1.0  # 0: files store the norms' weights less 1

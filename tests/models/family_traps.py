@@ -43,7 +43,7 @@ _OTHER_ACTIVATION = {
 }  # fmt: skip
 
 # (name, kind of operation, whether it is in danger, what becomes of it)
-CHANGES: tuple[tuple[str, type[Any], Callable[[Any], bool], Change], ...] = (
+CHANGES: tuple[tuple[str, type[Any], Callable[[Any], Any], Change], ...] = (
     ("rope pairs", p.Rope, lambda _: True, lambda op: replace(op, interleaved=not op.interleaved)),
     ("rope of the whole head", p.Rope, lambda op: 2 * op.inv_freq.size < op.head_dim, lambda op: _rope_width(op, 1.0)),
     ("rope of half the head", p.Rope, lambda op: 2 * op.inv_freq.size == op.head_dim, lambda op: _rope_width(op, 0.5)),
@@ -71,6 +71,12 @@ CHANGES: tuple[tuple[str, type[Any], Callable[[Any], bool], Change], ...] = (
     ("activation", p.Gate, lambda _: True, lambda op: replace(op, activation=_OTHER_ACTIVATION[op.activation])),
     ("a gate without its limit", p.Gate, lambda op: op.limit is not None, lambda op: replace(op, limit=None)),
     ("experts without their limit", p.Experts, lambda op: op.limit is not None, lambda op: replace(op, limit=None)),
+    ("no scales of experts", p.Route, lambda op: op.expert_scale, lambda op: replace(op, expert_scale=None)),
+    ("pairs that stand still turn", p.Rope, lambda op: op.inv_freq[-1] == 0, lambda op: _rope_width(op, 1.0)),
+    (
+        "another piece of a row", p.Embed, lambda op: op.pieces > 1,
+        lambda op: replace(op, piece=op.pieces - 1 - op.piece),
+    ),
     ("a plain gate of experts", p.Experts, lambda op: op.alpha is not None, lambda op: replace(op, alpha=None)),
     ("another alpha", p.Experts, lambda op: op.alpha is not None, lambda op: replace(op, alpha=1.0)),
     (
@@ -80,11 +86,14 @@ CHANGES: tuple[tuple[str, type[Any], Callable[[Any], bool], Change], ...] = (
     ("down without its bias", p.Experts, lambda op: bool(op.down_biases), lambda op: replace(op, down_biases=())),
     ("products without biases", p.Linear, lambda op: bool(op.biases), lambda op: replace(op, biases=())),
     ("no sinks", p.Attend, lambda op: op.sinks is not None, lambda op: replace(op, sinks=None)),
-    ("activation of a convolution", p.Conv, lambda op: op.activation != "none", lambda op: replace(op, activation="none")),
+    (
+        "activation of a convolution", p.Conv, lambda op: op.activation != "none",
+        lambda op: replace(op, activation="none"),
+    ),
     ("other key heads", p.DeltaScan, _is_mapped, _other_map),
     ("keys for queries", p.DeltaScan, lambda _: True, lambda op: replace(op, q=op.k, k=op.q)),
     ("beta for the decay", p.DeltaScan, lambda _: True, lambda op: replace(op, a=op.b, b=op.a)),
-    ("scale of what is read", p.DeltaScan, lambda _: True, lambda op: replace(op, scale=op.scale * 1.25, beta_scale=0.9)),
+    ("scale of the betas", p.DeltaScan, lambda _: True, lambda op: replace(op, beta_scale=0.9)),
     ("betas up to 1", p.DeltaScan, lambda op: op.beta_scale != 1, lambda op: replace(op, beta_scale=1.0)),
     ("logarithm of the decay", p.DeltaScan, lambda op: op.decay_is_log, lambda op: replace(op, decay_is_log=False)),
     (
@@ -106,6 +115,8 @@ def _is_branch(op: Any) -> bool:
 def broken(program: p.Program) -> Iterator[tuple[str, p.Program]]:
     """(what is wrong, the program with that mistake in all layers) for all mistakes that it can have."""
     for name, kind, is_in_danger, change in CHANGES:
+        if name == "weights over their sum" and _are_experts_normed(program):
+            continue
         ops = [change(op) if isinstance(op, kind) and is_in_danger(op) else op for op in program.ops]
         if any(a is not b for a, b in zip(ops, program.ops, strict=True)):
             yield name, replace(program, ops=ops)
@@ -116,6 +127,8 @@ def broken(program: p.Program) -> Iterator[tuple[str, p.Program]]:
         ("q and k not normed", lambda op: isinstance(op, p.Norm) and op.out.name in ("q", "k")),
         ("q and k of the delta rule not normed", lambda op: isinstance(op, p.Norm) and op.kind == "l2"),
         ("a gate left out", lambda op: isinstance(op, p.Gate) and op.out.name.startswith("attn")),
+        ("values not normed", lambda op: isinstance(op, p.Norm) and op.out.name == op.x.name == "v"),
+        ("the stream not scaled", lambda op: isinstance(op, p.Rescale)),
         ("a gate of the delta rule left out", lambda op: isinstance(op, p.Gate) and op.out.name == "delta"),
         ("a gate before a convolution left out", lambda op: isinstance(op, p.Gate) and op.out.name == "conv_b"),
         ("a gate behind a convolution left out", lambda op: isinstance(op, p.Gate) and op.out.name == "conv_c"),
@@ -143,6 +156,8 @@ def broken(program: p.Program) -> Iterator[tuple[str, p.Program]]:
         ops = [replace(op, window=window) if isinstance(op, p.Attend) else op for op in program.ops]
         if ops != list(program.ops):
             yield "a window in all layers", replace(program, ops=ops)
+    yield from _exchanged(program)
+    yield from _others_keys(program)
     ops = list(program.ops)
     for i, (one, other) in enumerate(itertools.pairwise(program.ops)):
         if {type(one), type(other)} == {p.Norm, p.Rope} and _target(one) == _target(other):
@@ -192,6 +207,12 @@ def misread(program: p.Program) -> Iterator[tuple[str, type[NumpyExecutor]]]:
         yield "delta rule without its minus", _Additive
 
 
+def _are_experts_normed(program: p.Program) -> bool:
+    """Whether a norm takes every factor away that all weights of a row have in common."""
+    pairs = itertools.pairwise(program.ops)
+    return any(isinstance(one, p.Experts) and isinstance(other, p.Norm) and other.x == one.out for one, other in pairs)
+
+
 def _norms_a_row(op: Any) -> bool:
     return isinstance(op, p.Norm) and op.out.name in ("q", "k") and op.group is None
 
@@ -206,7 +227,7 @@ def _turned_everywhere(program: p.Program) -> Iterator[Any]:
     """The operations with a rotation in layers that have none; nothing when all layers have one, or none has."""
     rope = next((op for op in program.ops if isinstance(op, p.Rope)), None)
     turned = [op.x.name for op in program.ops if isinstance(op, p.Rope)]
-    if rope is None or len(turned) == 2 * sum(isinstance(op, p.Attend) for op in program.ops):
+    if rope is None or len(turned) == sum(1 + op.stores for op in program.ops if isinstance(op, p.Attend)):
         return
     is_turned = False
     for op in program.ops:
@@ -216,6 +237,37 @@ def _turned_everywhere(program: p.Program) -> Iterator[Any]:
             is_turned = False
         is_turned = is_turned or isinstance(op, p.Rope)
         yield op
+
+
+def _exchanged(program: p.Program) -> Iterator[tuple[str, p.Program]]:
+    """With two operations in the other order: a scale on the branch alone, values from keys that are normed already."""
+    branch, values = list(program.ops), list(program.ops)
+    for i, (one, other) in enumerate(itertools.pairwise(program.ops)):
+        if isinstance(one, p.Add) and isinstance(other, p.Rescale):
+            branch[i : i + 2] = [replace(other, out=one.b, x=one.b), one]
+        if isinstance(one, p.Norm) and one.out.name == "v" != one.x.name:
+            after = next(k for k in range(i, len(values)) if isinstance(values[k], p.Attend))
+            values[i:after] = [*values[i + 1 : after], one]
+    for name, ops in (("the branch alone scaled", branch), ("values of turned keys", values)):
+        if ops != list(program.ops):
+            yield name, replace(program, ops=ops)
+
+
+def _others_keys(program: p.Program) -> Iterator[tuple[str, p.Program]]:
+    """Layers that attend to the first layer of their kind, not to the last; routers that see what experts see."""
+    kinds = {op.state: (op.window, op.head_dim) for op in program.ops if isinstance(op, p.Attend) and op.stores}
+    first = {kind: min(state for state, other in kinds.items() if other == kind) for kind in kinds.values()}
+    keys = [
+        replace(op, state=first[kinds[op.state]]) if isinstance(op, p.Attend) and not op.stores else op
+        for op in program.ops
+    ]
+    seen = [
+        replace(op, x=p.Buffer("h", op.x.width)) if isinstance(op, p.Linear) and op.x.name == "routed" else op
+        for op in program.ops
+    ]
+    for name, ops in (("keys of another layer", keys), ("a router that sees what its experts see", seen)):
+        if ops != list(program.ops):
+            yield name, replace(program, ops=ops)
 
 
 def _target(op: Any) -> str:

@@ -32,7 +32,7 @@ def export(directory: Path, path: Path, also: Callable[[gguf.GGUFWriter], None] 
     names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
     state = load_file(directory / "model.safetensors")
     for name, values in _tensors(state, config, family).items():
-        if name in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
+        if name.startswith(("rope_freqs.", "rope_factors_", "blk.")):
             mapped: str | None = name
         else:
             for end, other in family.gguf.names.items():
@@ -87,8 +87,8 @@ def _settings(w: gguf.GGUFWriter, c: dict[str, Any], form: Gguf) -> None:
     experts = c.get("num_local_experts", c.get("num_experts", c.get("n_routed_experts")))
     if experts:
         w.add_expert_count(experts)
-        w.add_expert_used_count(c.get("num_experts_per_tok") or c["moe_topk"])
-    if "moe_intermediate_size" in c:
+        w.add_expert_used_count(c.get("num_experts_per_tok") or c.get("moe_topk") or c["top_k_experts"])
+    if c.get("moe_intermediate_size"):
         w.add_expert_feed_forward_length(c["moe_intermediate_size"])
 
 

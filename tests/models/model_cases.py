@@ -42,7 +42,7 @@ def build_model(case: Case, seed: int = 0) -> Any:
     base_of = families()[WRAPPERS[case.family].text if case.family in WRAPPERS else case.family].base_of
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        buffers = [(name, value) for name, value in model.named_buffers() if name.endswith("_bias")]
+        buffers = [(name, value) for name, value in model.named_buffers() if name.endswith(("_bias", "layer_scalar"))]
         for name, value in sorted([*model.named_parameters(), *buffers]):
             if name.endswith(TRAINED):
                 value.copy_(torch.from_numpy(as_trained(name, torch.rand(value.shape, generator=generator).numpy())))
@@ -50,6 +50,8 @@ def build_model(case: Case, seed: int = 0) -> Any:
             noise = torch.randn(value.shape, generator=generator)
             if "norm" in name and name.endswith("weight"):
                 value.copy_(base_of(name) + 0.2 * noise)
+            elif name.endswith(("scale", "scalar")):
+                value.copy_(1.0 + 0.2 * noise)
             elif name.endswith("bias"):
                 value.copy_(0.5 * noise)
             elif "embed_tokens" in name:

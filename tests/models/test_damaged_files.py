@@ -26,8 +26,11 @@ _PARTS = {
     "ministral3": r"q_proj",
     "afmoe": r"(self_attn\.(gate|o)_proj|router|shared_experts|expert_bias)",
     "step3p5": r"(g_proj|k_norm|moe\.gate\.|router_bias|share_expert)",
+    "gemma4_text": r"(layer_scalar|router|per_layer|layernorm_[12]|q_norm|k_proj)",
     "gpt_oss": r"(sinks|router|[qko]_proj)",
 }
+# Of layers that keep a record: their third layer.
+_RECURRENT = {"lfm2": r"\.conv\.", "qwen3_5_moe_text": r"(linear_attn|shared_expert_gate)"}
 
 
 def _damage(folder: Path, name: str, value: float) -> None:
@@ -37,9 +40,9 @@ def _damage(folder: Path, name: str, value: float) -> None:
     save_file(tensors, path)
 
 
-def _names(family: str) -> list[str]:
+def _names(family: str, layer: int = 1) -> list[str]:
     """One layer's tensors, and those outside of the layers."""
-    names = [name for name in tiny_models.shapes(family) if ".layers." not in name or ".layers.1." in name]
+    names = [name for name in tiny_models.shapes(family) if ".layers." not in name or f".layers.{layer}." in name]
     return [name for name in names if ".experts." not in name and not re.search(r"\.moe\.\w+_proj\.", name)]
 
 
@@ -47,7 +50,8 @@ def _names(family: str) -> list[str]:
 @pytest.mark.parametrize(
     ("family", "name"),
     [(f, n) for f in ("llama", "qwen2", "qwen3_moe", "granitemoe") for n in _names(f)]
-    + [(f, n) for f, part in _PARTS.items() for n in _names(f) if re.search(part, n)],
+    + [(f, n) for f, part in _PARTS.items() for n in _names(f) if re.search(part, n)]
+    + [(f, n) for f, part in _RECURRENT.items() for n in _names(f, 2) if re.search(part, n)],
 )
 def test_answers(tmp_path: Path, family: str, name: str, value: float) -> None:
     folder = tiny_models.write(tmp_path, family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,17 @@ from kamado.program import Program
 pytestmark = needs_native
 
 FAMILIES = sorted(tiny_models.FAMILIES)
-SPARSE = [name for name in FAMILIES if "num_experts_per_tok" in tiny_models.CONFIGS[name]]
+# With layers that keep a record, and what their scans and convolutions are computed in elsewhere: chunks of 64.
+RECURRENT = [
+    name for name in FAMILIES if {"conv", "linear_attention"} & {*tiny_models.CONFIGS[name].get("layer_types", ())}
+]
+LENGTHS = (1, 63, 64, 65, 130, 300)
+SPARSE = [name for name in FAMILIES if {"num_experts_per_tok", "top_k_experts"} & tiny_models.CONFIGS[name].keys()]
 LENGTH = 150  # more than one 128-token page
 RNG = np.random.default_rng(3)
 TOKENS = RNG.integers(0, tiny_models.VOCAB, LENGTH).tolist()
 OTHER = RNG.integers(0, tiny_models.VOCAB, LENGTH).tolist()
+LONG = RNG.integers(0, tiny_models.VOCAB, LENGTHS[-1]).tolist()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -113,3 +120,28 @@ def test_restart(program: Program, whole: np.ndarray) -> None:
     after.import_tail(restored, memoryview(tail))
     assert np.array_equal(append(after, [(restored, TOKENS[length:])]), whole[length:])
     after.close()
+
+
+@pytest.mark.parametrize("program", RECURRENT, indirect=True)
+def test_records_over_long_texts(program: Program) -> None:
+    """In one chunk, one by one, at the lengths where chunked forms change, at random, with cancelled steps between."""
+    from kamado import _native
+
+    executor = build(program, max_rows=320)
+    rng = np.random.default_rng(8)
+    whole = append(executor, [(executor.create_sequence(), LONG)])
+    drawn = sorted({int(end) for end in rng.integers(1, len(LONG), 12)} | {len(LONG)})
+    for ends in (LENGTHS, tuple(range(1, len(LONG) + 1)), tuple(drawn)):
+        sequence = executor.create_sequence()
+        for begin, end in itertools.pairwise((0, *ends)):
+            if end % 3 == 0:
+                executor.cancel()
+                with pytest.raises(_native.Cancelled):
+                    append(executor, [(sequence, OTHER[:5])])
+            assert np.array_equal(append(executor, [(sequence, LONG[begin:end])]), whole[begin:end])
+        executor.free_sequence(sequence)
+    for length in LENGTHS:
+        sequence = executor.create_sequence()
+        assert np.array_equal(append(executor, [(sequence, LONG[:length])]), whole[:length])
+        executor.free_sequence(sequence)
+    executor.close()

@@ -52,7 +52,8 @@ def test_tensors_of_gguf_files(family: str, opened: Open) -> None:
     for name in checkpoint.tensors:
         fewer = {key: ref for key, ref in checkpoint.tensors.items() if key != name}
         # Of a fused matrix the first of those that it stands for is named.
-        stem = name.replace("attn_qkv", "attn_q").removesuffix(".weight").removesuffix(".bias")
+        stem = name.removesuffix(".weight").removesuffix(".bias")
+        stem = stem.replace("attn_qkv", "attn_q").replace("gate_up_exps", "gate_exps")
         try:
             build_program(dataclasses.replace(checkpoint, tensors=fewer))
         except CheckpointError as fault:

@@ -60,7 +60,8 @@ def _reshaped(tensor: TensorRef) -> Iterator[tuple[int, ...]]:
     for axis, length in enumerate(tensor.shape):
         for other in (length + 1, length - 1):
             yield (*tensor.shape[:axis], other, *tensor.shape[axis + 1 :])
-    yield (*tensor.shape, 1)
+    if tensor.shape != (1,):  # vectors may be matrices of one row
+        yield (*tensor.shape, 1)
     yield ()
 
 

@@ -174,10 +174,11 @@ def test_the_same_bits_from_both_formats_and_at_every_budget(written: tuple[Path
         for expert_bytes in (least, 2 * least):
             executor = build(program(folder), expert_bytes=expert_bytes, num_threads=2, verify_slots=True)
             streamed = append(executor, [(executor.create_sequence(), TOKENS)])
-            ledger = executor.ledger()
+            ledger, resident_bytes = executor.ledger(), executor.stats()["weight_bytes"]
             executor.close()
             assert np.array_equal(streamed, resident)
             assert sizes.expert_needs(program(folder)).least_bytes == least
+            assert sizes.dense_weight_bytes(program(folder)) == resident_bytes  # biases of experts among them
             assert ledger["expert_record_bytes"] == sizes.expert_needs(program(folder)).largest_record_bytes
 
 

@@ -1,4 +1,4 @@
-"""What families with convolutions and delta rules read in a way of their own: which layers, whose rows, what is left."""
+"""What families with convolutions and delta rules read in a way of their own: layers, rows, what is left out."""
 
 from __future__ import annotations
 
@@ -108,7 +108,8 @@ def test_the_gate_of_the_shared_expert_is_a_row_or_a_vector(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("family", "name"), [("qwen3_5_text", "linear_attn.conv1d"), ("lfm2", "conv.conv"), ("qwen3_next", "linear_attn.conv1d")]
+    ("family", "name"),
+    [("qwen3_5_text", "linear_attn.conv1d"), ("lfm2", "conv.conv"), ("qwen3_next", "linear_attn.conv1d")],
 )
 def test_directories_of_mlx_are_refused(family: str, name: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny_models.write(tmp_path, family))
@@ -125,7 +126,11 @@ def test_directories_of_mlx_are_refused(family: str, name: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("family", "changes", "named"),
     [
-        ("qwen3_5_text", {"linear_num_value_heads": 5}, "'linear_num_value_heads' is 5, no multiple of the 2 key heads"),
+        (
+            "qwen3_5_text",
+            {"linear_num_value_heads": 5},
+            "'linear_num_value_heads' is 5, no multiple of the 2 key heads",
+        ),
         ("qwen3_5_text", {"attention_bias": True}, "'attention_bias' is True"),
         ("qwen3_5_text", {"attn_output_gate": False}, "'attn_output_gate' is False"),
         ("qwen3_5_text", {"mlp_only_layers": [1]}, r"'mlp_only_layers' is \[1\]"),

@@ -267,6 +267,11 @@ _PUBLISHED = {
         "boi_token_index": 5, "eoi_token_index": 6, "image_token_index": 7, "mm_tokens_per_image": 256,
         "vision_config": {"hidden_size": 16}, "tie_word_embeddings": True, "text_config.torch_dtype": "bfloat16",
     },
+    "gemma4": {
+        "audio_config": {"hidden_size": 16}, "audio_token_id": 5, "boa_token_id": 6, "boi_token_id": 7,
+        "eoa_token_index": 8, "eoi_token_id": 9, "video_token_id": 10, "vision_soft_tokens_per_image": 280,
+        "tie_word_embeddings": True, "text_config.dtype": "bfloat16",
+    },
     "mistral3": {
         "vision_config": {"hidden_size": 16}, "image_token_index": 10, "multimodal_projector_bias": False,
         "projector_hidden_act": "gelu", "spatial_merge_size": 2, "vision_feature_layer": -1,
@@ -402,8 +407,9 @@ def _attributes(family: str) -> dict[str, Any]:
     import transformers
 
     config = transformers.AutoConfig.for_model(family)
-    names = {*config.to_dict(), *config.attribute_map, *(key for key in vars(config) if not key.startswith("_"))}
-    return {key: getattr(config, key, None) for key in sorted(names)}
+    stated = config.to_dict()  # of Gemma 4 what differs from layer to layer can be asked for in no other way
+    names = {*stated, *config.attribute_map, *(key for key in vars(config) if not key.startswith("_"))}
+    return {key: stated[key] if key in stated else getattr(config, key, None) for key in sorted(names)}
 
 
 @pytest.mark.parity
@@ -448,6 +454,7 @@ _TWO: dict[str, tuple[Any, Any]] = {
     "pad_token_id": (0, 5),
     "hidden_act": ("silu", "gelu"),
     "vision_config": ({"layer_norm_eps": 1e-6}, {"layer_norm_eps": 0.5}),
+    "audio_config": ({"layer_norm_eps": 1e-6}, {"layer_norm_eps": 0.5}),
     "projector_hidden_act": ("gelu", "silu"),
     "vision_feature_layer": (-1, 0),
     "spatial_merge_size": (1, 2),
@@ -457,6 +464,7 @@ _TWO: dict[str, tuple[Any, Any]] = {
     "image_token_index": (91, 92),
     "image_token_id": (93, 94),
     "video_token_id": (93, 94),
+    "audio_token_id": (93, 94),
     "vision_start_token_id": (93, 94),
     "vision_end_token_id": (93, 94),
     "suppress_tokens": ([], [1]),
@@ -474,7 +482,8 @@ _COUNTS = (  # noqa: SIM905
     "bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id "
     "pretraining_tp max_window_layers chunk_size_feed_forward top_k num_beams num_beam_groups num_return_sequences "
     "max_length min_length no_repeat_ngram_size encoder_no_repeat_ngram_size boi_token_index eoi_token_index "
-    "boi_token_id eoi_token_id forced_bos_token_id forced_eos_token_id eod_token_id"
+    "boi_token_id eoi_token_id boa_token_id eoa_token_id eoa_token_index "
+    "vision_soft_tokens_per_image forced_bos_token_id forced_eos_token_id eod_token_id"
 ).split()
 
 
@@ -501,7 +510,7 @@ class _Reference:
         small = dict(family or tiny_bert.CONFIG)
         if "mlp_layer_types" in small:  # a list of as many
             small["layer_types"] = None
-        else:
+        elif "num_kv_shared_layers" not in small:  # of few layers none would be left to share
             small["num_hidden_layers"] = 2
             small["layer_types"] = (small.get("layer_types") or [])[:2] or None
         small = {key: value for key, value in small.items() if value is not None and key != "model_type"}

@@ -38,6 +38,7 @@ def shapes(family: str) -> Shapes:
     case, config = FAMILIES[family], CONFIGS[family]
     hidden, q, kv = config["hidden_size"], HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
     result: Shapes = {"model.embed_tokens.weight": (VOCAB, hidden), f"model.{case.last_norm}.weight": (hidden,)}
+    result |= {f"model.{name}": shape for name, shape in case.outside.items()}
     if not config.get("tie_word_embeddings", family == "gemma3_text"):
         result["lm_head.weight"] = (VOCAB, hidden)
     for i in range(config["num_hidden_layers"]):
@@ -69,6 +70,8 @@ def random_tensor(name: str, shape: tuple[int, ...], rng: np.random.Generator, *
         return (np.sign(values) * (1.0 + 0.2 * rng.standard_normal(shape)) - (1.0 - norm_base)).astype(np.float32)
     if name.endswith("norm.weight"):
         return (norm_base + 0.2 * values).astype(np.float32)
+    if name.endswith(("norm_1.weight", "norm_2.weight", "scale", "scalar")):
+        return (1.0 + 0.2 * values).astype(np.float32)
     if name.endswith((".bias", "_bias")):
         return (0.2 * values).astype(np.float32)
     if "embed_tokens" in name:

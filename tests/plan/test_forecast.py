@@ -306,6 +306,8 @@ def test_reads_are_as_fast_as_their_size_allows(moe: tuple[Checkpoint, Program])
     assert 10e6 < rate < 100e6
     assert slow.decode_tokens_per_second == pytest.approx(rate / slow.miss_bytes_per_token)
     assert slow.decode_limited_by == slow.prefill_limited_by == "disk"
+
+
 def test_scans_take_their_share_of_a_prefill(dense: tuple[Checkpoint, Program]) -> None:
     """What no product does goes by the float32 rate, where that was measured; its record is read and written."""
     checkpoint, program = dense

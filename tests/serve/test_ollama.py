@@ -174,6 +174,7 @@ HONOURED_OPTIONS: list[tuple[str, Any, Callable[[Any], Any], Any]] = [
     ("repeat_last_n", -1, lambda r: r.options.get("penalty_window"), -1),
     ("repeat_last_n", 0, lambda r: r.options.get("penalty_window"), 0),
     ("repeat_last_n", 64, lambda r: r.options.get("penalty_window"), 64),
+    ("stop_on_repeat", 64, lambda r: r.options.get("stop_on_repeat"), 64),
     ("repeat_penalty", 0, lambda r: r.options.get("repetition_penalty"), None),
     ("top_k", -1, lambda r: r.options.get("top_k"), 0),
     ("top_k", 5.0, lambda r: r.options.get("top_k"), 5),

@@ -38,6 +38,7 @@ PARAMETERS = {
     "ministral3": 8.4, "smollm3": 3.1, "phi4": 14.7, "phi4-mini": 3.8, "olmo2": 7.3, "olmo3": 7.3, "seed_oss": 36,
     "arcee": 4.6, "nanbeige": 3.9, "plamo3": 2.0, "iquestcoder": 40, "granite": 8.2, "glm4": 9.4, "exaone4": 32,
     "lfm2": 1.17, "lfm2-8b-a1b": 8.3, "qwen35": 4.2, "qwen35moe": 35, "qwen35moe-397b": 397, "qwen3next": 80,
+    "gpt-oss": 20.9, "gpt-oss-120b": 117, "gemma4-e2b": 4.6, "gemma4-26b-a4b": 25.2,
 }  # fmt: skip
 SPARSE = [name for name, shape in SHAPES.items() if shape.experts]
 
@@ -191,6 +192,9 @@ def test_a_part_keeps_the_proportions(make: Make) -> None:
         ("lfm2", 1.0, 16, "ccAccAccAcAcAcAc"),
         ("lfm2", 0.5, 8, "ccAccAcA"),
         ("lfm2-8b-a1b", 0.5, 12, "cccAcccAccAc"),
+        ("gpt-oss", 0.5, 12, "lAlAlAlAlAlA"),
+        ("gemma4-26b-a4b", 0.5, 12, "lllllAlllllA"),  # two patterns: 2.5 rounds to even
+        ("gemma4-e2b", 0.3, 10, "llllAlllls"),  # local ones that read another's keys have a window too
     ],
 )
 def test_a_part_keeps_what_kinds_of_layers_there_are(
@@ -208,6 +212,23 @@ def _letter(op: Op) -> str:
     if isinstance(op, Attend):
         return "l" if op.window else "A" if op.stores else "s"
     return "d" if isinstance(op, DeltaScan) else "c" if isinstance(op, Conv) else ""
+
+
+def test_layers_that_share_keys_stand_behind_whole_patterns() -> None:
+    """llama.cpp takes the keys of the last layer before them for global ones, of the one before it for local ones."""
+    for layers, sharing in ((35, 20), (20, 10), (15, 10), (10, 5), (5, 0)):
+        keys = dict(metadata_of(shape_of("gemma4-e2b", {"layers": layers}), 512))
+        assert keys["gemma4.attention.shared_kv_layers"] == sharing
+        assert keys["gemma4.feed_forward_length"] == [6144] * (layers - sharing) + [12288] * sharing
+        assert (layers - sharing) % 5 == 0
+
+
+def test_of_global_heads_a_quarter_turns(make: Make) -> None:
+    checkpoint = open_checkpoint(make("gemma4-e2b", header_only=True))
+    ref = checkpoint.tensor("rope_freqs.weight", (256,))
+    divisors = np.fromfile(ref.file, np.float32, 256, offset=ref.offset)
+    assert (divisors[:64] == 1).all()
+    assert (divisors[64:] == np.float32(1e30)).all()
 
 
 def test_more_layers_than_were_chosen_repeat_them() -> None:

@@ -55,7 +55,7 @@ struct MatrixSpec {
   bool is_plain() const { return !is_by_column && scales_file == nullptr; }
   size_t scale_row_bytes() const { return static_cast<size_t>(cols / 32); }
   size_t item_bytes() const;  // of a row as it lies in `file`, or of a value where columns lie one behind the other
-  uint64_t at(int32_t row) const;                                  // where it lies in the file
+  uint64_t at(int32_t row) const;                               // where it lies in the file
   void read(int32_t begin, int32_t count, uint8_t* out) const;  // rows [begin, begin + count) of the file, together
 };
 

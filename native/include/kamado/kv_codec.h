@@ -24,7 +24,7 @@ namespace kamado {
 constexpr int kSinkTokens = 4;
 
 struct KvCodec {
-  int32_t head_dim, v_dim;  // each 64, 80, 96, 128, 192 or 256
+  int32_t head_dim, v_dim;  // each 64, 80, 96, 128, 192, 256 or 512
   int32_t k_bits, v_bits;   // each 1, 2, 3, 4 or 8
 };
 

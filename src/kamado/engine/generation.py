@@ -10,6 +10,7 @@ from typing import Protocol
 from ..errors import ClosedError, ExpertReadError, KamadoError, ModelChangedError, NativeError
 from .forms.json_schema import CompiledSchema
 from .piece import Piece, Usage
+from .schedule.repeats import Repeat
 from .schedule.request import Request
 from .schedule.scheduler import Scheduler
 
@@ -33,16 +34,19 @@ class Generation(Iterator[Piece]):
         *,
         on_end: Callable[[str], None] | None = None,
         on_tokens: Callable[[Sequence[int]], None] | None = None,
+        on_repeat: Callable[[Repeat, Sequence[int]], None] | None = None,
         schema: CompiledSchema | None = None,
     ) -> None:
         """When the answer has ended or was stopped, `on_end` is called once with the text that was taken, `on_tokens`
-        with the prompt's ids and those that were generated, if any were. `schema`: what the answer is held to."""
+        with the prompt's ids and those that were generated, if any were, and `on_repeat` with these if they only
+        repeat themselves. `schema`: what the answer is held to."""
         self._request = request
         self._scheduler = scheduler
         self._owner = owner  # the model must not be closed by garbage collection while an answer runs
         self._is_done = False
         self._on_end = on_end
         self._on_tokens = on_tokens
+        self._on_repeat = on_repeat
         self._texts: list[str] = []
         self.schema = schema
         scheduler.submit(request)
@@ -110,6 +114,9 @@ class Generation(Iterator[Piece]):
         on_tokens, self._on_tokens = self._on_tokens, None
         if on_tokens is not None and self._request.num_generated:
             on_tokens(self._request.tokens)
+        on_repeat, self._on_repeat = self._on_repeat, None
+        if on_repeat is not None and self._request.repeats.found is not None:
+            on_repeat(self._request.repeats.found, self._request.tokens)
         if self._on_end is not None:
             on_end, self._on_end = self._on_end, None
             on_end("".join(self._texts))

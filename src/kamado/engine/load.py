@@ -15,6 +15,7 @@ from ..plan.budget import given_size, parse_size
 from ..plan.forecast import Plan
 from ..plan.kv_presets import check_kv
 from ..plan.machine import load_device_profile, machine
+from ..plan.sizes import rows_until_forgotten
 from ..plan.usage import BudgetWatch
 from ..plan.watch import LimitWatch
 from ..program import Program
@@ -236,6 +237,7 @@ def _build(
             tokenizer=reader.result(),
             cancelled_error=_native.Cancelled,
             watch=watch,
+            forget_after=rows_until_forgotten(program, plan.context),
             max_sequences=plan.max_sequences,
             saver=saver,
             pooling=program.pooling,

@@ -47,6 +47,7 @@ class Loaded:
         cancelled_error: type[BaseException],
         max_sequences: int = MAX_SEQUENCES,
         watch: BudgetWatch | None = None,
+        forget_after: int | None = None,
         saver: PrefixSaver | None = None,
         conversations: ConversationStore | None = None,
         pooling: Pooling | None = None,
@@ -55,9 +56,10 @@ class Loaded:
         before_step: Callable[[], None] | None = None,
         reserve: Callable[[int, str, str], int] | None = None,
     ) -> None:
-        """`saver`: the prefix store's, if prefixes outlive the process. `conversations`: where sessions are kept.
-        `before_step` is called before each step; `reserve(num_bytes, what, advice)` makes room for what was not planned
-        for, between steps, and returns what experts lost for it: see guard.py."""
+        """`forget_after`: rows after which `watch` forgets its files. `saver`: the prefix store's, if prefixes outlive
+        the process. `conversations`: where sessions are kept. `before_step` is called before each step;
+        `reserve(num_bytes, what, advice)` makes room for what was not planned for, between steps, and returns what
+        experts lost for it: see guard.py."""
         self._saver = saver
         self._conversations = conversations or ConversationStore()
         self._checkpoint = checkpoint
@@ -79,7 +81,7 @@ class Loaded:
             max_sequences=max_sequences,
             max_live=MAX_LIVE,
             cancelled_error=cancelled_error,
-            after_rows=(plan.context, self._watch.forget_files) if self._watch.files else None,
+            after_rows=(forget_after or plan.context, self._watch.forget_files) if self._watch.files else None,
             saver=saver,
             before_step=before_step,
         )

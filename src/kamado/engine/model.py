@@ -11,16 +11,18 @@ from typing import Any, Unpack, cast, overload
 
 from ..errors import ContextOverflowError, UsageError
 from ..options import AnswerOptions, check_options, sampling_from
+from . import repeat_causes
 from .cache.turn_starts import wanted_marks
 from .forms.constraint import Form
 from .forms.grammar import Grammar, Schema, make_grammar
 from .forms.stops import check_stops
 from .generation import Generation
 from .measured import Measured
-from .schedule.request import Request
+from .schedule.request import Request, TextStream
 from .turns import asked
-from .turns.asked import AnyMessage, AnyThink, AnyTool, EventOptions, PieceOptions, TurnOptions
+from .turns.asked import AnyMessage, AnyThink, AnyTool, EventOptions, FormOptions, PieceOptions, TurnOptions
 from .turns.conversations import check_name, conversation_label
+from .turns.final_text import FinalText
 from .turns.tool_format import ChatFormat
 from .turns.turn import Turn, TurnStream
 
@@ -130,10 +132,10 @@ class Model(Measured):
         """Answers a conversation by the model's own chat template: `Message`s, or dictionaries of role and content.
 
         Without `tools` and `think` it yields one Piece a token, as `generate` does, reasoning in the text as the model
-        writes it. With one of them (also an empty list of tools) it yields events: ReasoningDelta, TextDelta,
-        ToolCallStart, ToolCallDelta, ToolCallEnd, and Finish as the last; `message` is then the answer so far, to be
-        appended to the messages. Special tokens inside contents are plain text to the model. The beginning that earlier
-        turns share is not computed again.
+        writes it; where an answer is several messages (gpt-oss), the final one's text. With one of them (also an empty
+        list of tools) it yields events: ReasoningDelta, TextDelta, ToolCallStart, ToolCallDelta, ToolCallEnd, and
+        Finish as the last; `message` is then the answer so far, to be appended to the messages. Special tokens inside
+        contents are plain text to the model. The beginning that earlier turns share is not computed again.
 
         tools     functions that the model may call: `Tool`s, or dictionaries of name, description and parameters (JSON
                   Schema). Whatever the model does, calls are whole and their arguments match
@@ -164,15 +166,24 @@ class Model(Measured):
         name = None if session is None else check_name(session)
         if tools is None and think is None:
             said = asked.plain_messages(messages)
-            form = self._taken_form(options)
+            asked_form = {key: options.pop(key) for key in FormOptions.__annotations__ if key in options}
             for other in _OF_TURNS & options.keys():
                 raise UsageError(f"{other} goes with tools= or think=, with which events are the answer")
-            encoded = self._prompts.encoded(said, owner)
-            tokens = self._prompt_tokens(encoded.tokens, special=False)
             keep = None if name is None else self._conversations.recorder(name, self.name, said, owner)
+            turn = None
+            form: Grammar | Form | None
+            if self._prompts.has_channels:
+                turn = self.prepare_chat(said, owner=owner, **cast("FormOptions", asked_form))
+                tokens, starts, answer_at, form = list(turn.tokens), turn.starts, turn.answer_at, turn.compiled
+            else:
+                form = self._taken_form(asked_form)
+                encoded = self._prompts.encoded(said, owner)
+                tokens, starts, answer_at = encoded.tokens, encoded.starts, encoded.answer_at
+                tokens = self._prompt_tokens(tokens, special=False)
             return self._answer(
-                tokens, cast("AnswerOptions", options), starts=encoded.starts, answer_at=encoded.answer_at,
-                continues=False, form=form, session=name,
+                tokens, cast("AnswerOptions", options), starts=starts, answer_at=answer_at, continues=False, form=form,
+                session=name, turn=turn,
+                text=None if turn is None else FinalText(self.chat_format, self._require_tokenizer()),
                 on_end=None if keep is None else lambda text: keep({"role": "assistant", "content": text}),
             )  # fmt: skip
         given = cast("TurnOptions", {key: options.pop(key) for key in _OF_TURNS & options.keys()})
@@ -264,9 +275,11 @@ class Model(Measured):
         turn: Turn | None = None,
         starts: Sequence[int] | None = None,
         answer_at: int = 0,
+        text: TextStream | None = None,
     ) -> Generation:
         """Starts an answer. `continues`: its text goes on from the prompt's, so a leading space belongs to it.
-        `starts`: where the prompt's turns begin; None: it has none. `answer_at`: see Request."""
+        `starts`: where the prompt's turns begin; None: it has none. `answer_at`: see Request. `text`: what turns its
+        tokens into text."""
         self._require_generator()
         check_options(options)
         sampling = sampling_from(self._checkpoint.sampling, options)
@@ -283,7 +296,7 @@ class Model(Measured):
             vocab_size=self.vocab_size,
             suppressed=self._suppressed,
             max_tokens=room if max_tokens is None else min(int(max_tokens), room),
-            text=self._tokenizer.stream(continuation=continues) if self._tokenizer else None,
+            text=text or (self._tokenizer.stream(continuation=continues) if self._tokenizer else None),
             stops=stops,
             stop_ids=self._tokenizer.stop_ids if self._tokenizer else frozenset(),
             logprobs=None if logprobs is None else int(logprobs),
@@ -293,10 +306,14 @@ class Model(Measured):
             label="" if session is None else conversation_label(session, owner),
             marks=wanted_marks(len(tokens), starts, answer_at) if self._has_record else (),
             answer_at=answer_at if self._has_record else 0,
+            stop_on_repeat=options.get("stop_on_repeat"),
         )
         remember = None if continues and turn is None else partial(self._transcripts.remember, owner)
         schema = form.grammar.schema if isinstance(form, Form) else None
-        return Generation(request, self._scheduler, self, on_end=on_end, on_tokens=remember, schema=schema)
+        return Generation(
+            request, self._scheduler, self, on_end=on_end, on_tokens=remember, schema=schema,
+            on_repeat=partial(repeat_causes.tell, self._checkpoint, self._tokenizer),
+        )  # fmt: skip
 
     def conversation(self, session: str, *, owner: str = "") -> list[dict[str, Any]]:
         """The messages of a named conversation, to be continued with `chat(..., session=...)`; none if it is new.

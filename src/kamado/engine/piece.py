@@ -14,7 +14,7 @@ class Piece(NamedTuple):
 
     `text` may be empty: characters come when they are whole, and text that may begin a stop string is held back. The
     texts of all pieces together are the answer. The last piece has a `finish_reason`: "stop" (the model ended its turn,
-    or a stop string came) or "length" (`max_tokens`, or the context is full).
+    or a stop string came) or "length" (`max_tokens`, the context is full, or it repeated itself and was to end then).
     """
 
     text: str

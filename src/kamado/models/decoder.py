@@ -6,7 +6,7 @@ defaults here. What it needs beyond them becomes a field here, if other families
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +39,9 @@ class Attention:
     # What each sigmoid of `attn_gate` multiplies in what comes out; "query": a value, and its rows lie behind each
     # head's in `attn_q`.
     gate: Literal["value", "head", "query"] | None = None
+    v_norm: bool = False  # over each head, without weights
+    v_of_k: bool = False  # v is k as it comes from its matrix
+    keys_of: int | None = None  # layer on whose keys and values it attends: it has none of its own
     sinks: bool = False  # `attn_sinks`, a logit a head; see program.Attend
 
 
@@ -74,6 +77,7 @@ class Moe:
     shared_gate: bool = False  # what comes out of it is multiplied by a sigmoid a row, of `ffn_gate_inp_shexp`
     norm_eps: float = 0.0
     norm_min: float = 0.0
+    expert_scale: str | None = None  # role of program.Route's, in the file's own words
     limit: float | None = None  # of program.Experts
     shared_limit: float | None = None
     alpha: float | None = None  # of program.Experts
@@ -104,10 +108,13 @@ def attention(s: Stream, a: Attention, x: Buffer, i: int) -> Iterator[Op]:
         yield op.Linear((q, gate, k, v), x, (*halves, *others))
     else:
         fused = "attn_qkv" if s.w.is_fused("attn_qkv", i) else None
-        yield s.linear((("attn_q", q), ("attn_k", k), ("attn_v", v)), x, a.bias, i, fused)
+        parts = (("attn_q", q), ("attn_k", k), ("attn_v", v))[: 1 if a.keys_of is not None else 2 if a.v_of_k else 3]
+        yield s.linear(parts, x, a.bias, i, fused)
         if a.gate:
             yield s.linear((("attn_gate", gate),), x, False, i)
-    for role, rows in (("attn_q_norm", q), ("attn_k_norm", k)):
+    if a.v_norm and a.keys_of is None:
+        yield op.Norm(v, k if a.v_of_k else v, None, None, s.eps, group=a.head_dim)
+    for role, rows in (("attn_q_norm", q), ("attn_k_norm", k))[: 1 if a.keys_of is not None else 2]:
         norm = [s.normed(rows, rows, role, i, a.head_dim if a.qk_norm == "head" else None)] if a.qk_norm else []
         if not a.norm_after_rope:
             yield from norm
@@ -118,9 +125,16 @@ def attention(s: Stream, a: Attention, x: Buffer, i: int) -> Iterator[Op]:
     if a.temper:
         yield op.Temper(q, q, *a.temper)
     sizes = a.num_kv_heads, a.head_dim, a.head_dim
-    state = s.keep(op.Window(*sizes, a.window) if a.causal and a.window else op.Pages(*sizes))
+    stores = a.keys_of is None
+    if stores:
+        s.kv_of_layer[i] = s.keep(op.Window(*sizes, a.window) if a.causal and a.window else op.Pages(*sizes))
+    state = s.kv_of_layer[i if a.keys_of is None else a.keys_of]
     sinks = s.w.vector("attn_sinks", a.num_heads, i) if a.sinks else None
-    yield op.Attend(out, q, k, v, state, a.num_heads, *sizes, a.scale, a.window, causal=a.causal, sinks=sinks)
+    own_k, own_v = (k, v) if stores else (None, None)
+    yield op.Attend(
+        out, q, own_k, own_v, state, a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim, a.scale, a.window,
+        causal=a.causal, stores=stores, sinks=sinks,
+    )  # fmt: skip
     if a.gate:
         yield op.Gate(out, gate, out, "sigmoid", group=a.head_dim if a.gate == "head" else None)
     yield s.linear((("attn_output", s.h),), out, a.out_bias, i)
@@ -135,13 +149,17 @@ def mlp(s: Stream, m: Mlp, x: Buffer, out: Buffer, i: int, part: str = "") -> It
     yield s.linear(((f"ffn_down{part}", out),), gate, m.bias, i)
 
 
-def moe(s: Stream, m: Moe, x: Buffer, i: int) -> Iterator[Op]:
-    """moe = Σ over the experts that the router picks of weight · expert(x), + shared expert(x)"""
+def moe(s: Stream, m: Moe, x: Buffer, i: int, routed: Buffer | None = None) -> Iterator[Op]:
+    """moe = Σ over the experts that the router picks of weight · expert(x), + shared expert(x)
+
+    `routed`: what the router sees, where that is not x.
+    """
     router = s.buffer("router", m.num_experts)
-    yield s.linear((("ffn_gate_inp", router),), x, m.router_bias, i)
+    yield s.linear((("ffn_gate_inp", router),), routed or x, m.router_bias, i)
     bias = s.w.bias("exp_probs_b", m.num_experts, i, m.choice_bias)
     groups, guards = (m.num_groups, m.top_groups), (m.norm_eps, m.norm_min)
-    yield op.Route(router, m.num_experts, m.top_k, m.score, m.normalize, bias, *groups, m.scale, *guards)
+    by = s.w.vector(m.expert_scale, m.num_experts, i) if m.expert_scale else None
+    yield op.Route(router, m.num_experts, m.top_k, m.score, m.normalize, bias, *groups, m.scale, *guards, by)
     # The input must survive until the last expert.
     out = s.buffer("moe")
     matrices = s.w.experts(i, m.num_experts, m.width, s.hidden)
@@ -169,8 +187,8 @@ def mixed(s: Stream, m: Attention | ShortConv | DeltaNet, x: Buffer, i: int) -> 
             yield from delta_net(s, m, x, i)
 
 
-def block(s: Stream, b: Block, i: int) -> Iterator[Op]:
-    """x += mixer(norm(x)); x += ffn(norm(x)), by the weights of layer i"""
+def attended(s: Stream, b: Block, i: int) -> Iterator[Op]:
+    """x += mixer(norm(x)), by the weights of layer i"""
     x = s.h if b.pre_norms else s.x
     if b.pre_norms:
         yield s.normed(s.h, s.x, "attn_norm", i)
@@ -178,6 +196,11 @@ def block(s: Stream, b: Block, i: int) -> Iterator[Op]:
     if b.post_norms:
         yield s.normed(s.h, s.h, "post_attention_norm", i)
     yield from s.added(s.h)
+
+
+def fed(s: Stream, b: Block, i: int) -> Iterator[Op]:
+    """x += ffn(norm(x)), by the weights of layer i"""
+    x = s.h if b.pre_norms else s.x
     if b.pre_norms:
         yield s.normed(s.h, s.x, b.ffn_norm, i)
     yield from moe(s, b.ffn, x, i) if isinstance(b.ffn, Moe) else mlp(s, b.ffn, x, s.h, i)
@@ -187,11 +210,21 @@ def block(s: Stream, b: Block, i: int) -> Iterator[Op]:
     yield from s.added(out)
 
 
+def block(s: Stream, b: Block, i: int) -> Iterator[Op]:
+    """x += mixer(norm(x)); x += ffn(norm(x)), by the weights of layer i"""
+    yield from attended(s, b, i)
+    yield from fed(s, b, i)
+
+
+Layer = Callable[[Stream, Block, int], Iterator[Op]]
+
+
 def model(
     c: Config,
     w: Weights,
     blocks: Sequence[Block],
     *,
+    layer: Layer = block,
     embedding_scale: float = 1.0,
     residual_scale: float = 1.0,
     logit_scale: float = 1.0,
@@ -207,9 +240,11 @@ def model(
 ) -> Program:
     """The whole pass from token to logits, or to a vector in a base model without an output matrix.
 
-    `norm_offset` is added to the norms' weights (`norm_offsets`: by role, where they differ), `last_norm` is the role of
-    that before the output, `ignored` matches tensors that the pass has no use for. With `num_loops` the layers run so often, on the same weights but keys and values of
-    their own, and with `norm_between_loops` the last norm stands between them too.
+    `layer` makes the operations of a layer, where that is more than its block.
+    `norm_offset` is added to the norms' weights (`norm_offsets`: by role, where they differ), `last_norm` is the role
+    of that before the output, `ignored` matches tensors that the pass has no use for. With `num_loops` the layers run
+    so often, on the same weights but keys and values of their own, and with `norm_between_loops` the last norm stands
+    between them too.
     """
     eps = c.number("attention.layer_norm_rms_epsilon")
     hidden = c.integer("embedding_length")
@@ -227,7 +262,7 @@ def model(
         if loop and norm_between_loops:
             ops.append(s.normed(s.x, s.x, last_norm))
         for i, b in enumerate(blocks):
-            ops += block(s, b, i)
+            ops += layer(s, b, i)
     ops.append(s.normed(s.h, s.x, last_norm))
     if tied is False and w.is_base_model:
         # Vectors of decoders are those of their last row, unless the file says otherwise (E5-Mistral, GTE-Qwen2).

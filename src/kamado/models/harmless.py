@@ -53,7 +53,7 @@ _ENCODERS: Final = _families("bert")
 _STEP: Final = _families("step3p5 step3p7")
 _NORMING_Q: Final = _families(
     "qwen3 qwen3_moe gemma3 gemma3_text olmoe hunyuan_v1_dense hunyuan_v1_moe minimax_m2 exaone4 olmo2 olmo3 afmoe "
-    "step3p5 step3p7"
+    "step3p5 step3p7 gemma4 gemma4_text"
 )
 _LFM2: Final = _families("lfm2 lfm2_moe")
 _QWEN3_5: Final = _families("qwen3_5 qwen3_5_text qwen3_5_moe qwen3_5_moe_text")
@@ -160,7 +160,7 @@ CONFIG_JSON: Final = (
         None,
         _families("qwen3_moe smollm3"),
     ),
-    Row("hidden_act", "its activation is hidden_activation", None, _families("gemma3 gemma3_text")),
+    Row("hidden_act", "its activation is hidden_activation", None, _families("gemma3 gemma3_text gemma4 gemma4_text")),
     Row(
         "vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index boi_token_id eoi_token_id "
         "image_token_id",
@@ -174,6 +174,13 @@ CONFIG_JSON: Final = (
         "of pictures, which are not taken",
         None,
         _families("mistral3"),
+    ),
+    Row(
+        "vision_config audio_config boi_token_id eoi_token_id image_token_id video_token_id boa_token_id eoa_token_id "
+        "eoa_token_index audio_token_id vision_soft_tokens_per_image",
+        "of pictures and sound, which are not taken",
+        None,
+        _families("gemma4"),
     ),
     Row(
         "directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "

@@ -1,4 +1,4 @@
-"""OLMo hybrid: delta-rule layers normed before each part, attention layers normed behind it, positions where a base is."""
+"""OLMo hybrid: delta rule normed before its parts, attention normed behind them, positions where there is a base."""
 
 from __future__ import annotations
 

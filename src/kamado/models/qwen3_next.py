@@ -1,4 +1,4 @@
-"""Qwen3-Next and Qwen3-Coder-Next: delta rule in three layers of four, gated attention, experts with a gated shared one."""
+"""Qwen3-Next and Qwen3-Coder-Next: the delta rule in three layers of four, gated attention, a gated shared expert."""
 
 from __future__ import annotations
 

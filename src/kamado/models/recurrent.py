@@ -60,16 +60,16 @@ def delta_net(s: Stream, m: DeltaNet, x: Buffer, i: int) -> Iterator[Op]:
     raw = {name: s.buffer(f"delta_{name}_raw" if name in "qkv" else f"delta_{name}", n) for name, n in widths.items()}
     weights = _projections(s, m, x.width, i)
     yield op.Linear(tuple(raw[name] for name in weights), x, tuple(weights.values()))
-    rows = {name: s.buffer(f"delta_{name}", widths[name]) for name in "qkv"}
-    for (name, out), taps in zip(rows.items(), _taps(s, m, [out.width for out in rows.values()], i), strict=True):
-        yield _conv(s, out, raw[name], taps, m.activation)
-    for name in "qk":
-        yield op.Norm(rows[name], rows[name], None, None, _L2_EPS, "l2", m.k_dim)
+    q, k, v = rows = [s.buffer(f"delta_{name}", widths[name]) for name in "qkv"]
+    for name, row, taps in zip("qkv", rows, _taps(s, m, [row.width for row in rows], i), strict=True):
+        yield _conv(s, row, raw[name], taps, m.activation)
+    for row in (q, k):
+        yield op.Norm(row, row, None, None, _L2_EPS, "l2", m.k_dim)
     out = s.buffer("delta", value_width)
     decay, dt_bias = s.w.vector("ssm_a", m.num_v_heads, i), s.w.vector("ssm_dt", m.num_v_heads, i, end="bias")
     state = s.keep(Record(f"delta{i}", 4 * m.num_v_heads * m.k_dim * m.v_dim))
     yield op.DeltaScan(
-        out, *rows.values(), raw["decay"], raw["beta"], decay, dt_bias, state,
+        out, q, k, v, raw["decay"], raw["beta"], decay, dt_bias, state,
         m.num_k_heads, m.num_v_heads, m.k_dim, m.v_dim, m.k_dim**-0.5, m.heads, m.beta_scale, m.decay_is_log,
     )  # fmt: skip
     yield s.normed(out, out, "ssm_norm", i, m.v_dim, m.norm_eps)

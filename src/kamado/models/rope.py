@@ -25,9 +25,11 @@ _KEYS: dict[str, frozenset[str]] = {
             "mscale", "mscale_all_dim", "truncate", "finetuned",
         }
     ),
+    "proportional": frozenset({"rope_theta", "factor", "partial_rotary_factor"}),
 }  # fmt: skip
 
 _SHARE: Final = "partial_rotary_factor"
+_STILL: Final = 1e30  # the divisor by which GGUF files say that a pair does not turn at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,13 @@ def base_frequencies(theta: float, head_dim: int) -> NDArray[np.float64]:
     """theta^(-2i / head_dim) in double; the references round to float32, 6e-8 of the angle."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
     freqs: NDArray[np.float64] = np.power(theta, -exponents)
+    return freqs
+
+
+def proportional_frequencies(theta: float, head_dim: int, share: float) -> NDArray[np.float64]:
+    """Those of the whole head, of which only the first ones turn: the others are 0."""
+    freqs = base_frequencies(theta, head_dim)
+    freqs[int(share * head_dim // 2) :] = 0.0
     return freqs
 
 
@@ -119,7 +128,7 @@ def gguf_rope(
         divisors = weights.values("rope_freqs", num_factors or head_dim // 2)[: head_dim // 2]
         if not (np.isfinite(divisors).all() and (divisors > 0).all()):
             raise config.invalid("rope_freqs.weight", "has values that are not positive numbers")
-        freqs /= divisors
+        freqs = np.where(divisors < _STILL, freqs / divisors, 0.0)
     return RopeTable(freqs, attention_factor, interleaved)
 
 
@@ -248,6 +257,13 @@ def hf_rope_section(
     if kind not in _KEYS:
         raise rope.unsupported("rope_type", f"is {kind!r}; supported are {', '.join(_KEYS)}")
     theta = rope.number("rope_theta", default=default_theta, low=1.0)
+    if kind == "proportional":
+        if partial:
+            raise rope.unsupported("rope_type", "is 'proportional' in a family that turns a share of each head anyway")
+        share = rope.number(_SHARE, default=1.0, high=1.0)
+        factor = rope.number("factor", default=1.0, low=1e-6)
+        rope.refuse_unread()
+        return RopeTable(proportional_frequencies(theta, head_dim, share) / factor)
     if not partial and rope.number("partial_rotary_factor", default=1.0) != 1.0:
         raise rope.unsupported("partial_rotary_factor", "is not 1")
     rope.known(_KEYS[kind])

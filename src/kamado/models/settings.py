@@ -40,10 +40,10 @@ def draft_tensors(c: Config) -> str | None:
 VISION_TENSORS: Final = r"^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|vit_large_projector)\."
 
 
-def vision_notes(w: Weights) -> tuple[str, ...]:
-    """What `model(notes=…)` says of a file with pictures."""
-    vision = any(re.search(VISION_TENSORS, name) for name in w.checkpoint.tensors)
-    return ("text only: the file's vision tower is not used",) if vision else ()
+def vision_notes(w: Weights, tensors: str = VISION_TENSORS, what: str = "vision tower is") -> tuple[str, ...]:
+    """What `model(notes=…)` says of a file with pictures, `tensors` being the names of their part."""
+    has_more = any(re.search(tensors, name) for name in w.checkpoint.tensors)
+    return (f"text only: the file's {what} not used",) if has_more else ()
 
 
 def leading_dense(c: Config) -> int:
@@ -85,6 +85,24 @@ def head_dim(c: Config) -> int:
     if width % 2:
         raise c.invalid(key, f"gives heads of width {width}: rotary positions need an even one")
     return int(width)
+
+
+def own_of_layers(c: Config, layers: int, key: str, usual: int, high: int) -> list[int] | None:
+    """A number a layer, as transformers 5 writes it: `usual`, but for layers with their own in `per_layer_config`.
+
+    None for a file without that.
+    """
+    own = c.section("per_layer_config")
+    if own is None:
+        return None
+    numbers = [usual] * layers
+    for name in own.present():
+        if not name.isdecimal() or len(name) > 4 or int(name) >= layers:
+            raise c.invalid("per_layer_config", f"names layer {shown(name)} of {layers}")
+        entry = own.section(name)
+        if entry is not None:
+            numbers[int(name)] = entry.integer(key, default=usual, high=high)
+    return numbers
 
 
 def inverse_sqrt(value: float) -> float:

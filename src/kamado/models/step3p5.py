@@ -107,28 +107,13 @@ def _heads(c: Config, windows: Windows, spare: int) -> tuple[list[int], list[int
     else:
         usual = c.integer(query, high=MAX_HEADS)
         local = _local_heads(c, usual)
-        own = _own_heads(c, layers, usual)
+        own = read.own_of_layers(c, layers, "num_attention_heads", usual, MAX_HEADS)
         heads = own or [usual if window is None else local for window in windows]
         kv_heads = [c.integer(key, high=MAX_HEADS)] * layers
     for one, other in zip(heads, kv_heads, strict=True):
         if one % other:
             raise c.invalid(query, f"is {one} in a layer, no multiple of {c.name(key)}, {other}")
     return heads, kv_heads
-
-
-def _own_heads(c: Config, layers: int, usual: int) -> list[int]:
-    """Query heads as `per_layer_config` has them, which transformers writes; empty without it."""
-    own = c.section("per_layer_config")
-    if own is None:
-        return []
-    heads = [usual] * layers
-    for name in own.present():
-        if not name.isdecimal() or len(name) > 4 or int(name) >= layers:
-            raise c.invalid("per_layer_config", f"names layer {shown(name)} of {layers}")
-        entry = own.section(name)
-        if entry is not None:
-            heads[int(name)] = entry.integer("num_attention_heads", default=usual, high=MAX_HEADS)
-    return heads
 
 
 def _local_heads(c: Config, usual: int) -> int:

@@ -1,4 +1,4 @@
-"""What the layers of a model share while its operations are written down: weights, rows, norms, what a sequence keeps."""
+"""What the layers of a model share while its operations are written down: weights, rows, norms, kept states."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Stream:
     norm_offsets: Mapping[str, float] = field(default_factory=dict)  # by role, where they differ
     residual_scale: float = 1.0
     states: list[State] = field(default_factory=list)
+    kv_of_layer: dict[int, int] = field(default_factory=dict)  # the number of each layer's keys and values
     _widths: dict[str, int] = field(default_factory=dict)
 
     def buffer(self, name: str, width: int | None = None) -> Buffer:
@@ -47,7 +48,13 @@ class Stream:
         return len(self.states) - 1
 
     def normed(
-        self, out: Buffer, x: Buffer, role: str, i: int | None = None, group: int | None = None, eps: float | None = None
+        self,
+        out: Buffer,
+        x: Buffer,
+        role: str,
+        i: int | None = None,
+        group: int | None = None,
+        eps: float | None = None,
     ) -> op.Norm:
         """out = norm(x), by groups of values when `group` is set; `eps` where it is not that of the others."""
         width = group or x.width

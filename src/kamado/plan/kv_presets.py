@@ -10,7 +10,7 @@ from ..errors import UsageError
 from ..program import Attend, Program
 
 CODE_BITS = (1, 2, 3, 4, 8)  # 1: a control for quality tests, of no other use
-CODE_DIMS = (64, 80, 96, 128, 192, 256)  # head sizes that can be rotated
+CODE_DIMS = (64, 80, 96, 128, 192, 256, 512)  # head sizes that can be rotated
 AUTO = "auto"
 
 Bits = tuple[int, int]  # of keys and of values; (0, 0): exact

@@ -31,6 +31,7 @@ _CONSTRAINT_TOKEN_BYTES = 500
 # Ids of conversations that may come back: sixteen times what the cache holds.
 _TRANSCRIPT_TOKEN_BYTES = 64
 _MAX_TRANSCRIPT_BYTES = 8 << 20
+_TABLE_CACHE_BYTES = 128 << 20  # of rows in the page cache: Gemma 4's own embeddings have 11 KB a token
 _THREAD_BYTES = 1 << 20  # stack and kernel scratch of one thread, touched part
 
 
@@ -142,7 +143,10 @@ def _alike(op: Experts) -> dict[tuple[TensorRef, TensorRef, TensorRef], int]:
     first: dict[tuple[object, ...], tuple[TensorRef, TensorRef, TensorRef]] = {}
     counts: Counter[tuple[object, ...]] = Counter()
     for gate, up, down in zip(op.gate, op.up, op.down, strict=True):
-        size = tuple((ref.layout, ref.shape, ref.blocks, ref.by_column) for ref in (gate, up, down))
+        size = (
+            gate.layout, gate.shape, gate.blocks, gate.by_column, up.layout, up.shape, up.blocks, up.by_column,
+            down.layout, down.shape, down.blocks, down.by_column,
+        )  # fmt: skip
         first.setdefault(size, (gate, up, down))
         counts[size] += 1
     return {record: counts[size] for size, record in first.items()}
@@ -180,12 +184,21 @@ def dense_weight_bytes(program: Program) -> int:
 
 def table_page_bytes(program: Program, context: int) -> int:
     """Cached file pages of embedding tables, which are read row by row: at worst each token is another row."""
-    tables: dict[str, int] = {}
-    for op in program.ops:
-        if isinstance(op, Embed):
-            row_pages = -(-op.table.layout.nbytes(op.table.cols) // FILE_PAGE_BYTES) + 1
-            tables[op.table.name] = min(op.table.nbytes, context * row_pages * FILE_PAGE_BYTES)
-    return sum(tables.values())
+    rows = rows_until_forgotten(program, context)
+    return sum(min(table.nbytes, rows * _row_page_bytes(table)) for table in _tables(program))
+
+
+def rows_until_forgotten(program: Program, context: int) -> int:
+    """Tokens after which a model under a limit gives back what the page cache has of its tables."""
+    return max(1, min(context, _TABLE_CACHE_BYTES // max(1, sum(map(_row_page_bytes, _tables(program))))))
+
+
+def _tables(program: Program) -> list[TensorRef]:
+    return list({op.table.name: op.table for op in program.ops if isinstance(op, Embed)}.values())
+
+
+def _row_page_bytes(table: TensorRef) -> int:
+    return (-(-table.layout.nbytes(table.cols) // FILE_PAGE_BYTES) + 1) * FILE_PAGE_BYTES
 
 
 def active_weights(program: Program) -> tuple[int, int]:
@@ -239,9 +252,12 @@ def scratch_needs(program: Program) -> ScratchNeeds:
 
 
 def _matrices(program: Program) -> Iterator[tuple[TensorRef, float]]:
-    """Every matrix that is multiplied with, and the share of it that one token uses."""
+    """Every matrix that is multiplied with, and the share of it that one token uses: of experts that are alike one."""
     for op in program.ops:
-        share = program.top_k / max(1, len(op.gate)) if isinstance(op, Experts) else 1.0
+        if isinstance(op, Experts) and op.gate:
+            for record, count in _alike(op).items():
+                yield from ((ref, program.top_k * count / len(op.gate)) for ref in record)
+            continue
         for field in fields_of(type(op)):
             if field.kind is Kind.MATRIX:
-                yield from ((ref, share) for ref in each(op, field))
+                yield from ((ref, 1.0) for ref in each(op, field))

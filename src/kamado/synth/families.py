@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from ..errors import UsageError
-from .shapes import ByLayer, Chosen, Shape, Share, Value, changed
+from .shapes import ByLayer, Chosen, LastLayers, Shape, Share, Value, changed
 
 _HEADS: Final[Mapping[str, Value]] = {"rope.dimension_count": Share("head_dim")}
 _LLAMA: Final[Mapping[str, Value]] = {"vocab_size": Share("vocab"), **_HEADS}  # what the converter adds for Llama's kin
@@ -48,6 +48,15 @@ _GPT_OSS: Final[Mapping[str, Value]] = {
     "rope.scaling.yarn_beta_fast": 32.0,
     "rope.scaling.yarn_beta_slow": 1.0,
     "expert_feed_forward_length": Share("expert_width"),
+}
+# Heads of local layers are half as wide; of the global ones a quarter turns, by divisors.
+_GEMMA4: Final[Mapping[str, Value]] = {
+    "attention.key_length_swa": Share("head_dim", 0.5),
+    "attention.value_length_swa": Share("head_dim", 0.5),
+    "rope.dimension_count": Share("head_dim"),
+    "rope.dimension_count_swa": Share("head_dim", 0.5),
+    "rope.freq_base_swa": 1e4,
+    "final_logit_softcapping": 30.0,
 }
 _LOCAL_3_OF_4: Final[Mapping[str, Value]] = {
     "attention.sliding_window": 4096,
@@ -307,6 +316,42 @@ SHAPES: Final[Mapping[str, Shape]] = {
     "qwen3next": Shape(
         "qwen3next", 2048, 48, 16, 2, 256, ffn=5632, experts=512, top_k=10, expert_width=512, vocab=151936,
         context=262144, rope_base=1e7, states_head_dim=True, keys={**_DELTA, **_SHARED_EXPERT}, optional=_DECAYS,
+    ),
+    # Gemma 4 E2B: layers by peer, heads and window by class, the rest card. Layers at the end attend to what earlier
+    # ones stored, and their feed-forward parts are twice as wide.
+    "gemma4-e2b": Shape(
+        "gemma4", 1536, 35, 8, 1, 512, ffn=6144, vocab=262144, context=131072, tied=True, states_head_dim=True,
+        keys={**_GEMMA4,
+            "feed_forward_length": LastLayers(20 / 35, 5, "ffn", 2.0),
+            "attention.shared_kv_layers": LastLayers(20 / 35, 5),
+            "attention.sliding_window": 512,
+            "attention.sliding_window_pattern": ByLayer((True, True, True, True, False)),
+            "embedding_length_per_layer_input": 256,
+        },
+        optional=("attn_v.weight", "layer_output_scale.weight"), divisors=("rope_freqs.weight",), turning=0.25,
+    ),
+    # Gemma 4 26B-A4B: layers by peer, the rest card. In global layers values are keys, of a quarter of the heads.
+    "gemma4-26b-a4b": Shape(
+        "gemma4", 2816, 30, 16, 8, 512, ffn=2112, experts=128, top_k=8, expert_width=704, vocab=262144, context=262144,
+        tied=True, states_head_dim=True,
+        keys={**_GEMMA4,
+            "attention.head_count_kv": ByLayer((1.0, 1.0, 1.0, 1.0, 1.0, 0.25), "kv_heads"),
+            "attention.shared_kv_layers": 0,
+            "attention.sliding_window": 1024,
+            "attention.sliding_window_pattern": ByLayer((True, True, True, True, True, False)),
+            "embedding_length_per_layer_input": 0,
+        },
+        optional=("layer_output_scale.weight", "ffn_gate_up_exps.weight"), divisors=("rope_freqs.weight",),
+        turning=0.25,
+    ),
+    # gpt-oss 20b: layers and experts by card, and 120b: class
+    "gpt-oss": Shape(
+        "gpt-oss", 2880, 24, 64, 8, 64, experts=32, top_k=4, expert_width=2880, vocab=201088, context=131072,
+        rope_base=150000.0, eps=1e-5, states_head_dim=True, keys=_GPT_OSS,
+    ),
+    "gpt-oss-120b": Shape(
+        "gpt-oss", 2880, 36, 64, 8, 64, experts=128, top_k=4, expert_width=2880, vocab=201088, context=131072,
+        rope_base=150000.0, eps=1e-5, states_head_dim=True, keys=_GPT_OSS,
     ),
     # EXAONE 4.0 32B: vocabulary and window by class, layers by peer, the rest card
     "exaone4": Shape(

@@ -34,6 +34,7 @@ _T = TypeVar("_T")
 
 _CHUNK_BYTES = 8 << 20
 _DENSE_GROWTH = 4.0  # variance that all layers together add to an embedding's, in models without a router to steer
+_BIAS_STD = 0.1  # against what it is added to
 _GATED_STD = 0.6  # of silu(g) * u for normal g and u of variance 1
 # Of trained delta rules, roughly: how fast a head forgets, from within a few tokens to within ten thousand.
 _DECAYS = (0.01, 16.0)
@@ -231,8 +232,9 @@ class _Weights:
             yield np.full(plan.shape, value, np.float32)
         elif plan.kind == "zeros":
             yield np.zeros(plan.shape, np.float32)
-        elif plan.kind == "bias":
-            yield self.rng.standard_normal(plan.shape, np.float32) * np.float32(0.1)
+        elif plan.kind in ("bias", "out_bias"):
+            std = _BIAS_STD * (self.added_std if plan.kind == "out_bias" else 1.0)
+            yield self.rng.standard_normal(plan.shape, np.float32) * np.float32(std)
         elif plan.kind == "divisors":
             yield np.array(divisors_of(self.shape), np.float32)
         elif plan.kind == "routed":  # what the router sees is divided by that

@@ -17,7 +17,7 @@ from .shapes import Shape, metadata_of, turned_values
 
 Kind = Literal[
     "embedding", "ones", "out_norm", "bias", "zeros", "inward", "outward", "router", "routed", "head", "taps", "decay",
-    "dt_bias", "divisors",
+    "dt_bias", "divisors", "out_bias",
 ]  # fmt: skip
 
 # our layout names -> (layout, llama.cpp's file type)
@@ -41,6 +41,8 @@ _ADDED: Final = ("h", "moe", "shared", "dense")  # buffers of what layers add to
 _VALUES: Final = ("attn_v.weight", "attn_qkv.weight")
 _TABLES: Final = ("token_embd.weight", "per_layer_token_embd.weight")
 _KEPT: Final = ("per_layer_model_proj.weight",)  # which the quantiser leaves as they are
+# Another bias of a router would move picks away from the planned share.
+_BIAS_KINDS: Final[Mapping[str, Kind]] = {"router": "zeros", "outward": "out_bias", "inward": "bias"}
 _DENSE: Final = ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
 
 
@@ -143,7 +145,9 @@ def _kinds(steps: Sequence[op.Op]) -> Iterator[tuple[str, Kind]]:
             case op.Linear(outs=outs, weights=weights, biases=biases):
                 for out, weight in zip(outs, weights, strict=True):
                     yield _whole(weight), _linear_kind(_stem(out))
-                yield from ((_whole(bias), "bias") for bias in biases if bias is not None)
+                for out, bias in zip(outs, biases, strict=False):
+                    if bias is not None:
+                        yield _whole(bias), _BIAS_KINDS[_linear_kind(_stem(out))]
             case op.Conv(weight=weight, bias=bias):
                 yield _whole(weight), "taps"
                 if bias is not None:
@@ -163,7 +167,9 @@ def _kinds(steps: Sequence[op.Op]) -> Iterator[tuple[str, Kind]]:
             case op.Experts(gate=gate, up=up, down=down, gate_biases=one, up_biases=two, down_biases=three):
                 yield from ((_whole(part[0]), "inward") for part in (gate, up))
                 yield _whole(down[0]), "outward"
-                yield from ((_whole(part[0]), "bias") for part in (one, two, three) if part)
+                yield from ((_whole(part[0]), "bias") for part in (one, two) if part)
+                if three:
+                    yield _whole(three[0]), "out_bias"
             case op.Head(weight=weight):
                 yield _whole(weight), "head"
 
@@ -178,7 +184,7 @@ def _stem(rows: op.Buffer) -> str:
     return rows.name.rstrip("0123456789")
 
 
-def _linear_kind(out: str) -> Kind:
+def _linear_kind(out: str) -> Literal["router", "outward", "inward"]:
     return "router" if out == "router" else "outward" if out in _ADDED else "inward"
 
 
@@ -189,7 +195,7 @@ def _planned(
     layer, role = _split(name)
     if dims[:-1] == (1,):  # the converter writes a row as a vector
         dims = dims[1:]
-    if len(dims) == 1 or kind in ("router", "taps", "bias") or not role.endswith(".weight"):
+    if len(dims) == 1 or kind in ("router", "taps", "bias", "out_bias") or not role.endswith(".weight"):
         return TensorPlan(name, dims, Layout.F32, kind, layer)
     if role in _KEPT:
         return TensorPlan(name, dims, Layout.F32 if layout == "f32" else Layout.BF16, kind, layer)

@@ -47,7 +47,9 @@ FAMILY = Family(
     cases=(
         Case(
             "olmohybrid-no-positions",
-            heads(8, 1, hidden_size=96, layer_types=_KINDS, rope_parameters={"rope_theta": None, "rope_type": "default"}),
+            heads(
+                8, 1, hidden_size=96, layer_types=_KINDS, rope_parameters={"rope_theta": None, "rope_type": "default"}
+            ),
             gguf=False,
         ),
         Case(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from family_cases import HEAD_DIM, HEADS, KV_HEADS, Case, Family, Gguf, Shapes, heads, mlp
+from family_cases import HEAD_DIM, HEADS, KV_HEADS, Case, Family, Gguf, heads, mlp
 
 from . import qwen3_next as base
 

@@ -1,4 +1,4 @@
-"""Qwen3-Next: delta rule between gated attention, rows of a key head's q, k, v and gate in turns, gated shared expert."""
+"""Qwen3-Next: delta rule between gated attention, a key head's rows in turns, a gated shared expert."""
 
 from __future__ import annotations
 

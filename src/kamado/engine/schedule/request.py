@@ -18,6 +18,7 @@ from ..cache.turn_starts import ANSWER_MARK_TOKENS, NEAR_TOKENS
 from ..forms.stops import StopMatcher
 from ..forms.token_rule import TokenRule
 from ..piece import FinishReason, Piece, Usage
+from .repeats import RepeatWatch
 from .sampler import Sampler, log_probabilities
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Request:
         marks: Sequence[int] = (),
         answer_at: int = 0,
         sources: Sources | None = None,
+        stop_on_repeat: int | None = None,
     ) -> None:
         """`owner`: whose cached prefixes it may use and adds to. `label`: the named session it belongs to. `marks`:
         lengths of the prompt at which others may start, ascending, where a step replaces what came before it; the
@@ -97,6 +99,7 @@ class Request:
         self.num_prompt = len(self.tokens)
         self.end = self.num_prompt + max_tokens  # length of `tokens` at which the answer is cut
         self.sampler = Sampler(sampling, vocab_size, self.tokens, suppressed)
+        self.repeats = RepeatWatch(stop_on_repeat)
         self.is_background = is_background
         self.output = Outbox()
         self.is_cancelled = False
@@ -177,6 +180,7 @@ class Request:
             constraint.accept(token)
         logprob, top = (None, ()) if self._logprobs is None else log_probabilities(logits, token, self._logprobs)
         self.tokens.append(token)
+        is_repeating = self.repeats.accept(token, logits)
         finish: FinishReason | None = None
         if token in self._stop_ids:
             self.is_ended = True
@@ -185,7 +189,7 @@ class Request:
         else:
             text = self._stops.push(self._text.push(token))
             is_complete = constraint is not None and constraint.is_complete
-            if not self._stops.is_stopped and (is_complete or len(self.tokens) >= self.end):
+            if not self._stops.is_stopped and (is_complete or is_repeating or len(self.tokens) >= self.end):
                 finish = "stop" if is_complete else "length"
                 text += self._stops.push(self._text.flush())
                 text += self._stops.flush()

@@ -12,6 +12,7 @@ from ...files.types import Checkpoint
 from .chat import ChatEncoder, EncodedChat
 from .same_text import SameText
 from .tool_format import choose_format
+from .tool_format.channels import find_channels
 from .transcripts import Transcripts
 from .turn import TurnMaker
 
@@ -59,6 +60,11 @@ class Prompts:
         )
         template = ChatTemplate(source, bos_token=bos, eos_token=eos)
         return ChatEncoder(tokenizer, template, finds_turns=self._finds_turns)
+
+    @cached_property
+    def has_channels(self) -> bool:
+        """Whether answers are several messages with headers. Raises as `encoder` does."""
+        return find_channels(self.encoder.template.source, self._tokenizer()) is not None
 
     @cached_property
     def turns(self) -> TurnMaker:

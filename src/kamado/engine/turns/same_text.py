@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .chat_types import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
-from .tool_format import AnswerParser, ChatFormat
+from .tool_format import ChatFormat
 from .tool_format.reasoning import ReasoningTags
 from .tool_format.syntax import without_marks
 
@@ -58,15 +58,15 @@ class SameText:
         self._special = tokenizer.special_ids
         # Special tokens that no answer has inside: they begin and end turns.
         self._is_border = np.zeros(vocab_size, np.bool_)
-        ids = [i for i in self._special if 0 <= i < vocab_size and not chat.marks.of_token(i)]
+        begin = chat.channels.borders(chat.marks) if chat.channels is not None else frozenset("")
+        ids = [i for i in self._special if 0 <= i < vocab_size and _is_border(chat.marks.of_token(i), begin)]
         self._is_border[ids] = True
         borders = self._borders(prompt)
         # None: the template begins turns with no special token, so that nothing is found to be an assistant's.
         self._header = list(prompt[borders[-1] + 1 :]) if borders else None
-        self._tags: ReasoningTags | None = None
+        self._tags: ReasoningTags | None = chat.bound_tags
         self._opens_reasoning = False
-        if chat.tags is not None:
-            self._tags = ReasoningTags(chat.marks.encode(chat.tags.open), chat.marks.encode(chat.tags.close))
+        if self._tags is not None:
             self._opens_reasoning = self._text(self._header or []).rstrip().endswith(self._tags.open)
 
     def common(
@@ -166,14 +166,12 @@ class SameText:
         text = self._text(ids)
         syntax = self._chat.syntax if names else None
         syntax = None if syntax is None else syntax.bind(self._chat.marks)
-        if syntax is not None and any(one and one in text for one in (syntax.id_key, syntax.id_before)):
-            return None
-        parser = AnswerParser(
-            tags=self._tags,
-            is_reasoning=self._opens_reasoning,
-            syntax=syntax,
-            names=names,
-            new_id=lambda: "",
+        if syntax is not None:
+            ids_of_calls = (syntax.id_key, syntax.id_before, syntax.id_first)
+            if any(one and one in text for one in ids_of_calls):
+                return None
+        parser = self._chat.parser(
+            has_tools=bool(names), is_reasoning=self._opens_reasoning, names=names, new_id=lambda: ""
         )
         reasoning = ""
         items: list[tuple[str, str]] = []
@@ -216,6 +214,11 @@ class SameText:
             else:
                 plain += self._tokenizer.token_bytes(token)
         return "".join(parts) + without_marks(plain.decode("utf-8", "replace"))
+
+
+def _is_border(mark: str, borders: frozenset[str]) -> bool:
+    """Whether a special token begins or ends turns: it is no mark, or one of these."""
+    return not mark or mark in borders
 
 
 def _equal_run(a: Sequence[int], i: int, b: Sequence[int], j: int) -> int:

@@ -10,13 +10,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ConstraintError, UsageError
+from ...errors import ConstraintError, MemoryBudgetError, MissingPackageError, UsageError
 from ..forms.grammar import Grammar
 from ..forms.json_schema import CompiledSchema
 from ..forms.stops import StopMatcher
@@ -38,12 +39,13 @@ from .chat_types import (
     ToolCallEnd,
     ToolChoice,
 )
-from .tool_format import AnswerParser, ChatFormat
+from .tool_format import ChatFormat
 from .tool_format.argument_readers import Kinds
 from .tool_format.call_grammar import AnswerGrammar
+from .tool_format.channel_grammar import ChannelGrammar
 from .tool_format.reasoning import BUDGET, ReasoningTags, reads, switch_of
 from .tool_format.syntax import CallSyntax, without_marks
-from .tool_format.template_turns import check_tools, make_turns
+from .tool_format.template_turns import check_tools, make_turns, one_call_each
 
 if TYPE_CHECKING:
     from ...text.tokenizer import Tokenizer
@@ -51,7 +53,8 @@ if TYPE_CHECKING:
 
 _OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _TAKEN = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
-_OF_PARSERS = ("tags", "is_reasoning", "syntax", "names", "kinds", "is_required", "is_continued")  # fields of a Turn
+_OF_PARSERS = ("is_reasoning", "names", "kinds", "is_required", "is_continued")  # fields of a Turn
+_log = logging.getLogger("kamado.chat")
 _ROLES = frozenset(("system", "user", "assistant", "tool"))
 
 
@@ -93,6 +96,7 @@ class TurnMaker:
         self.format = chat_format
         self._switch = switch_of(template_source)
         self._has_budget = reads(template_source, BUDGET)
+        self._has_warned = False
 
     def prepare(
         self,
@@ -119,6 +123,8 @@ class TurnMaker:
             raise UsageError("an answer that goes on from a given beginning cannot have a form")
         if is_continued and tool_choice.mode == "required":
             raise UsageError("an answer that goes on from a given beginning is text: no call can be required of it")
+        if chat.channels is not None and chat.channels.joins_text:
+            messages = one_call_each(messages)
         shown = tools if offered else ()
         turns, objects = make_turns(
             messages, shown, chat.tools, chat.syntax, chat.system_in_user, chat.reasoning, in_content=chat.in_content
@@ -140,7 +146,7 @@ class TurnMaker:
         if tags is not None and is_reasoning and think.enabled is False:
             tokens += tuple(self._encoder.encode_literals(f"\n{tags.close}\n\n"))
             is_reasoning = False
-        bound = _bound_tags(chat)
+        bound = chat.bound_tags
         syntax = chat.syntax.bind(chat.marks) if chat.syntax is not None and offered else None
         may_reason = bound if is_reasoning or think.enabled is not False else None
         if is_continued:
@@ -148,18 +154,26 @@ class TurnMaker:
             is_reasoning = False
             if syntax is not None and syntax.is_whole_message:
                 syntax = None  # what began as text is no call
+        kind: Callable[..., AnswerGrammar] = partial(AnswerGrammar, tags=may_reason, is_reasoning=is_reasoning)
+        if chat.channels is not None:
+            channels = chat.channels.bind(chat.marks)
+            kind = partial(ChannelGrammar, channels, may_reason=think.enabled is not False, is_continued=is_continued)
         make = partial(
-            AnswerGrammar,
-            chat.marks,
-            tags=may_reason,
-            is_reasoning=is_reasoning,
+            kind,
+            marks=chat.marks,
             syntax=syntax,
             tools=offered,
             is_required=tool_choice.mode == "required",
             is_parallel=tool_choice.parallel and chat.is_parallel,
             output=output,
         )
-        form, compiled, schemas = _compiled(make, offered, output, compile_form)
+        try:
+            form, compiled, schemas = _compiled(make, offered, output, compile_form)
+        except (MissingPackageError, MemoryBudgetError) as error:
+            if offered or output.kind != "text":
+                raise
+            self._warn_unbound(str(error))  # headers alone: answers that nobody asked to be bound
+            form, compiled, schemas = None, None, {}
         return Turn(
             tokens=tokens,
             form=form,
@@ -176,6 +190,13 @@ class TurnMaker:
             answer_at=encoded.answer_at,
             schemas=schemas,
         )
+
+    def _warn_unbound(self, reason: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "the headers of this model's messages are not bound, so that some may be malformed: %s", reason
+            )
 
     def _offered(self, tools: Sequence[Tool], choice: ToolChoice) -> tuple[Tool, ...]:
         """The tools that may be called."""
@@ -198,8 +219,11 @@ class TurnMaker:
             chosen.setdefault(self._switch, think.enabled)
         if self._has_budget and (think.enabled is False or think.max_tokens is not None):
             chosen.setdefault(BUDGET, 0 if think.enabled is False else think.max_tokens)
-        if think.effort is not None:
-            chosen.setdefault("reasoning_effort", think.effort)
+        effort: str | None = think.effort
+        if self.format.channels is not None and (effort == "minimal" or think.enabled is False):
+            effort = self.format.channels.off
+        if effort is not None:
+            chosen.setdefault("reasoning_effort", effort)
         return chosen
 
 
@@ -236,12 +260,6 @@ def _compiled(
         return form, compile_form(form), maker.schemas
 
 
-def _bound_tags(chat: ChatFormat) -> ReasoningTags | None:
-    if chat.tags is None:
-        return None
-    return ReasoningTags(chat.marks.encode(chat.tags.open), chat.marks.encode(chat.tags.close))
-
-
 def _check_messages(messages: Sequence[Message], continue_last: bool) -> None:
     if not messages:
         raise UsageError("messages must not be empty")
@@ -273,7 +291,8 @@ class TurnStream(AnswerEvents):
             generation, tokenizer.token_bytes, choice=choice, has_logprobs=has_logprobs, schemas=turn.schemas
         )
         self._marks = chat.marks
-        self._parser = AnswerParser(**{name: getattr(turn, name) for name in _OF_PARSERS}, choice=choice)
+        known = {name: getattr(turn, name) for name in _OF_PARSERS}
+        self._parser = chat.parser(has_tools=turn.syntax is not None, **known, choice=choice)
         self._may_be_text = not turn.is_required  # what comes next; no protocol has a place for calls' logprobs
         self._stops = StopMatcher(stops)
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text has not come out yet

@@ -17,8 +17,8 @@ OF_OLLAMA = {"repetition_penalty": "repeat_penalty", "penalty_window": "repeat_l
 def body_options(body: object, **own: Unpack[AnswerOptions]) -> AnswerOptions:
     """What a body of OpenAI's or Anthropic's protocol says; `own`: what endpoints say in different words. Raises
     RequestError."""
-    sampling = {name: getattr(body, _OF_BODIES.get(name, name), None) for name in SamplingOptions.__annotations__}
-    return _said({**sampling, **own})
+    names = (*SamplingOptions.__annotations__, "stop_on_repeat")
+    return _said({**{name: getattr(body, _OF_BODIES.get(name, name), None) for name in names}, **own})
 
 
 def ollama_options(given: Mapping[str, Any], **own: Unpack[AnswerOptions]) -> AnswerOptions:

@@ -51,6 +51,7 @@ _RANGES: Mapping[str, _Allowed] = {
     "top_k": (_whole(-1, _MAX_INTEGER), "a whole number; 0 and -1: off"),
     "seed": (_whole(-(1 << 63), (1 << 64) - 1), "a whole number"),
     "num_predict": (_whole(-2, 1 << 31), "a whole number: tokens, or -1 or -2 for no limit"),
+    "stop_on_repeat": (_whole(8, 4096), "a whole number of tokens from 8 to 4096"),
     "num_ctx": (_whole(0, _MAX_INTEGER), "a whole number of tokens; 0: as the server was told"),
     "num_keep": (_whole(-1, 1 << 31), "a whole number of tokens"),
     "repeat_last_n": (_whole(-1, _MAX_INTEGER), "a whole number of tokens; -1: the whole text, 0: no penalties"),

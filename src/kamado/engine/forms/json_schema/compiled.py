@@ -17,11 +17,12 @@ from typing import Any
 
 from ....errors import BusyError, ConstraintError
 from ....isolated import WORKER, Limits, WorkerEndedError
+from .bare import BareEmitter
 from .document import Document, Node, plain
 from .emit import Emitter
 from .normal import Normaliser, TooLongError
 from .python import PythonEmitter
-from .tagged import Keywords, Tagged
+from .tagged import Bare, Keywords, Tagged
 from .values import Checker, CheckError
 
 _MAX_KEPT = 256
@@ -103,7 +104,7 @@ def open_schema(
     key_separator: str = ":",
     *,
     is_object: bool = False,
-    tagged: Tagged | Keywords | None = None,
+    tagged: Tagged | Keywords | Bare | None = None,
 ) -> CompiledSchema:
     """Any JSON, or any object: nothing else of the schema is enforced, for `reason`. The finished answer is checked."""
     is_object |= isinstance(schema, Mapping) and schema.get("type") == "object"
@@ -119,7 +120,7 @@ def compile_schema(
     key_separator: str = ":",
     *,
     is_object: bool = False,
-    tagged: Tagged | Keywords | None = None,
+    tagged: Tagged | Keywords | Bare | None = None,
 ) -> CompiledSchema:
     """The grammar of a schema; `is_object`: of its values that are objects; `tagged`: of these, written between tags or
     as arguments of a Python call.
@@ -188,7 +189,7 @@ class _Form:
     item_separator: str
     key_separator: str
     is_object: bool
-    tagged: Tagged | Keywords | None
+    tagged: Tagged | Keywords | Bare | None
 
 
 def _worked_out(schema: Mapping[str, Any] | bool, text: str, form: _Form, key: str) -> CompiledSchema | str:
@@ -225,10 +226,17 @@ def in_worker(request: Any) -> Any:
     """Works a schema out, in the worker process: what `_compile` gives."""
     text, tagged = request.pop("text"), request.pop("tagged")
     if tagged is not None and "between" in tagged:
-        tagged = Keywords(**tagged)
+        tagged = (Bare if "quote" in tagged else Keywords)(**tagged)
     elif tagged is not None:
         tagged = Tagged(**{**tagged, "tokens": tuple((c, token) for c, token in tagged["tokens"])})
     return _compile(json.loads(text), _Form(**request, tagged=tagged))
+
+
+def _emitter(normaliser: Normaliser, form: _Form) -> Emitter:
+    if isinstance(form.tagged, Bare):
+        return BareEmitter(normaliser, form.item_separator, form.key_separator, form.tagged.quote)
+    is_python = isinstance(form.tagged, Keywords) and form.tagged.is_python
+    return (PythonEmitter if is_python else Emitter)(normaliser, form.item_separator, form.key_separator)
 
 
 def _compile(schema: object, form: _Form, most_seconds: float | None = None) -> Mapping[str, Any] | str:
@@ -239,12 +247,11 @@ def _compile(schema: object, form: _Form, most_seconds: float | None = None) -> 
         if root is False:
             return "the schema is false, which nothing matches"
         normaliser = Normaliser(Document(root), most_seconds)
-        is_python = isinstance(form.tagged, Keywords) and form.tagged.is_python
-        emitter = (PythonEmitter if is_python else Emitter)(normaliser, form.item_separator, form.key_separator)
+        emitter = _emitter(normaliser, form)
         conjunction = normaliser.of(root, {"type": "object"} if form.is_object else True)
         if form.tagged is None:
             lark = emitter.grammar(conjunction)
-        elif isinstance(form.tagged, Keywords):
+        elif isinstance(form.tagged, Keywords | Bare):
             lark = emitter.as_arguments(conjunction, form.tagged)
         else:
             lark, kinds = emitter.tagged(conjunction, form.tagged)

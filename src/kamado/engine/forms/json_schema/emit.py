@@ -20,7 +20,7 @@ from .normal import Normaliser
 from .numbers import Range
 from .rules import Literal, Name, Row, Rules, Symbol, Times
 from .shapes import ANYTHING, EVERY, IMPOSSIBLE, Array, Atom, Conjunction, Const, Number, Object, Text, together
-from .tagged import Keywords, Tagged, TaggedMembers
+from .tagged import Bare, Keywords, Tagged, TaggedMembers
 from .trees import ANY, Tree, alt, both, inverse, is_nothing, literal
 from .values import number_of
 
@@ -59,9 +59,9 @@ class Emitter:
         members = TaggedMembers(self, self._rules, self._all, tagged)
         return self._objects(conjunction, members), members.kinds
 
-    def as_arguments(self, conjunction: Conjunction, keywords: Keywords) -> str | None:
-        """Lark's notation of all objects that match, their members as arguments of a Python call."""
-        return self._objects(conjunction, KeywordMembers(self, self._rules, keywords.between))
+    def as_arguments(self, conjunction: Conjunction, keywords: Keywords | Bare) -> str | None:
+        """Lark's notation of all objects that match, their members as arguments of a call."""
+        return self._objects(conjunction, KeywordMembers(self, self._rules, keywords.between, keywords.assign))
 
     def _objects(self, conjunction: Conjunction, members: Members) -> str | None:
         rule = self._rules.new("v")
@@ -101,7 +101,7 @@ class Emitter:
         rule = self._rules.new("v")
         self._values[conjunction] = Name(rule)
         scalars = [
-            text for a in atoms if isinstance(a, Const) and not _is_container(a.value) for text in self._texts(a.value)
+            text for a in atoms if isinstance(a, Const) and not self._is_row(a.value) for text in self._texts(a.value)
         ]
         if len(scalars) == 1:
             self._rules.add(rule, Literal(scalars[0]))
@@ -109,7 +109,7 @@ class Emitter:
             self._rules.add(rule, self._rules.terminal(" | ".join(json.dumps(s, ensure_ascii=False) for s in scalars)))
         for atom in atoms:
             if isinstance(atom, Const):
-                if _is_container(atom.value):
+                if self._is_row(atom.value):
                     self._rules.add(rule, *self.const(atom.value))
             else:
                 outer, self._now = self._now, conjunction
@@ -143,6 +143,10 @@ class Emitter:
             for atom in (Number(), Text(), Array(), Object()):
                 self._atom(rule, atom)
         return self._any
+
+    def _is_row(self, value: Any) -> bool:
+        """Whether a given value has several symbols, and is in no terminal with others."""
+        return isinstance(value, list | Mapping)
 
     def _scalar(self, value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
@@ -477,10 +481,6 @@ class Emitter:
             elif isinstance(atom, Text):
                 ways.append(atom.language())
         return alt(*ways)
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, list | Mapping)
 
 
 def _common_step(steps: Sequence[Decimal]) -> Decimal:

@@ -1,5 +1,5 @@
-"""Objects that are written as the arguments of a Python call: `name=value, name=value`, each value JSON or, with
-the emitter of python.py, a Python literal."""
+"""Objects that are written as the arguments of a call: `name=value, name=value`, each value JSON or, with the emitter
+of python.py, a Python literal; or `name:value,name:value` with that of bare.py."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ class KeywordMembers:
     opening: Row = ()
     closing: Row = ()
 
-    def __init__(self, values: Values, rules: Rules, between: str) -> None:
+    def __init__(self, values: Values, rules: Rules, between: str, assign: str) -> None:
         self._writer = values
         self._rules = rules
+        self._assign = assign
         self.comma: Row = (Literal(between),)
 
     def member(self, name: str, conjunction: Conjunction) -> Row | None:
-        """See Members. None for a name that cannot stand before `=`."""
+        """See Members. None for a name that cannot stand there."""
         if not matches(repeat(Chars(_NAME_CHARACTERS), 1, None), name):
             return None
-        return (Literal(f"{name}="), self._writer.value(conjunction))
+        return (Literal(name + self._assign), self._writer.value(conjunction))
 
     def other(self, names: Tree, conjunction: Conjunction) -> Row | None:
         """See Members."""
         tree = both(names, repeat(Chars(_NAME_CHARACTERS), 1, _MAX_NAME))
         if is_nothing(tree):
             return None
-        name = self._rules.terminal(trees.write(seq(tree, literal("=")), False))
+        name = self._rules.terminal(trees.write(seq(tree, literal(self._assign)), False))
         return (name, self._writer.value(conjunction))
 
     def const(self, value: Mapping[str, Any]) -> Row | None:
@@ -48,5 +49,5 @@ class KeywordMembers:
         for name, item in value.items():
             if not matches(repeat(Chars(_NAME_CHARACTERS), 1, None), name):
                 return None
-            out += [*(self.comma if out else ()), Literal(f"{name}="), *self._writer.const(item)]
+            out += [*(self.comma if out else ()), Literal(name + self._assign), *self._writer.const(item)]
         return tuple(out)

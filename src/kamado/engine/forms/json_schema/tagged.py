@@ -61,6 +61,16 @@ class Keywords:
 
     between: str
     is_python: bool
+    assign: str = "="
+
+
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """Members with bare keys (bare.py): what stands between them and behind a key, and the token around a text."""
+
+    between: str
+    assign: str
+    quote: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,16 +18,17 @@ from typing import Any
 
 from ....errors import ConstraintError, UsageError
 from ...forms.grammar import Grammar, check_length
-from ...forms.json_schema import CompiledSchema, Keywords, Tagged, compile_schema, open_schema
+from ...forms.json_schema import Bare, CompiledSchema, Keywords, Tagged, compile_schema, open_schema
 from ..chat_types import OutputFormat, Tool
 from .reasoning import ReasoningTags
-from .syntax import MARK_BASE, MAX_MARKS, CallSyntax, KeywordArguments, Marks, is_mark
+from .syntax import MARK_BASE, MAX_MARKS, BareArguments, CallSyntax, KeywordArguments, Marks, is_mark
 
 _NO_MARKS = rf"\x{{{MARK_BASE:X}}}-\x{{{MARK_BASE + MAX_MARKS - 1:X}}}"
-_ANY = f"[^{_NO_MARKS}]"
+ANY_TEXT = f"[^{_NO_MARKS}]"
 _VISIBLE = rf"[^ \t\r\n{_NO_MARKS}]"
-_TEXT = f"({_VISIBLE}{_ANY}*)"
+_TEXT = f"({_VISIBLE}{ANY_TEXT}*)"
 _MAX_LARK = 1 << 19
+_MAX_ORDERED_DEPTH = 128
 
 _OBJECT: Mapping[str, Any] = {"type": "object"}
 _EMPTY: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -76,7 +77,12 @@ class AnswerGrammar:
         if self._tags is not None and self._syntax is not None and self._syntax.ends_reasoning:
             opening = "" if self._is_reasoning else f"{self._literal(self._tags.open)} "
             starts.append(f"{opening}{self._thought_call(self._syntax)}")
-        rules = [f"start: {' | '.join(starts)}", f"answer: {answer}", r"SPACE: /[ \t\r\n]{1,4}/", *self._rules]
+        return self._grammar(
+            [f"start: {' | '.join(starts)}", f"answer: {answer}", r"SPACE: /[ \t\r\n]{1,4}/", *self._rules]
+        )
+
+    def _grammar(self, rules: Sequence[str]) -> Grammar:
+        """These rules, with the parts that they name."""
         top = {"name": "answer", "lark_grammar": "\n".join(rules)}
         text = json.dumps({"grammars": [top, *self._parts]}, ensure_ascii=False)
         if len(text) > _MAX_LARK:
@@ -89,19 +95,19 @@ class AnswerGrammar:
             return ""
         if is_mark(self._tags.close[0]):
             self._rules.append(f"reasoning: REASONING? {self._literal(self._tags.close)}")
-            self._rules.append(f"REASONING: /{_ANY}+/")
+            self._rules.append(f"REASONING: /{ANY_TEXT}+/")
         else:
-            self._rules.append(f"reasoning[lazy]: /{_ANY}*/ {self._literal(self._tags.close)}")
+            self._rules.append(f"reasoning[lazy]: /{ANY_TEXT}*/ {self._literal(self._tags.close)}")
         return "reasoning " if self._is_reasoning else f"({self._literal(self._tags.open)} reasoning)? "
 
     def _thought_call(self, syntax: CallSyntax) -> str:
         """Reasoning that a call ends, and the calls."""
         if is_mark(syntax.begin[0]):
-            self._rules.append(f"thought_call: /{_ANY}+/? {self._literal(syntax.begin)}")
+            self._rules.append(f"thought_call: /{ANY_TEXT}+/? {self._literal(syntax.begin)}")
             return "thought_call calls"
         # Models speak of calls while they think, so only a beginning with all of its head is one.
         begin = self._literal(syntax.begin + syntax.open + syntax.head)
-        self._rules.append(f"thought_call[lazy]: /{_ANY}*/ {begin}")
+        self._rules.append(f"thought_call[lazy]: /{ANY_TEXT}*/ {begin}")
         return f"thought_call {self._calls(syntax, 'named')}"
 
     def _answers(self) -> list[str]:
@@ -124,11 +130,11 @@ class AnswerGrammar:
             return [f"{begin} calls", "@form"]
         text = f"/{_TEXT}/"
         if self._tags is not None and not self._is_reasoning and not is_mark(self._tags.open[0]):
-            text += f" & ~/{_regex(self._tags.open)}{_ANY}*/"
+            text += f" & ~/{_regex(self._tags.open)}{ANY_TEXT}*/"
         if syntax.is_whole_message:
             names = "|".join(_regex(tool.name) for tool in self._tools)
             head = _regex(syntax.open + syntax.head) + f"({names})" + _regex(syntax.middle)
-            self._rules.append(f"TEXT: {text} & ~/{head}{_ANY}*/")
+            self._rules.append(f"TEXT: {text} & ~/{head}{ANY_TEXT}*/")
             return ["TEXT?", "calls"]
         self._rules.append(f"TEXT: {text}")
         # The first `begin` ends these rules, whatever else the text might have been: so a call must follow.
@@ -166,20 +172,24 @@ class AnswerGrammar:
             self._rules.append(f"call_{i}: {begin} @arguments_{i} {self._literal(syntax.tail)}")
             if syntax.bare:
                 self._rules.append(f"bare_{i}: {begin} @arguments_{i} {self._literal(syntax.bare_tail)}")
-            compiled = self._compiled(
-                tool.parameters or _EMPTY,
-                tool.name,
-                tool.strict,
-                *syntax.separators,
-                is_object=True,
-                tagged=self._tagged(syntax),
-            )
-            self._add_schema(f"arguments_{i}", tool.name, compiled)
+            self._add_arguments(i, tool, syntax)
 
-    def _tagged(self, syntax: CallSyntax) -> Tagged | Keywords | None:
+    def _add_arguments(self, i: int, tool: Tool, syntax: CallSyntax) -> None:
+        """The part `arguments_i` for the arguments of a tool."""
+        schema = tool.parameters or _EMPTY
+        if isinstance(syntax.arguments, BareArguments):
+            schema = _in_order(schema)
+        compiled = self._compiled(
+            schema, tool.name, tool.strict, *syntax.separators, is_object=True, tagged=self._tagged(syntax)
+        )
+        self._add_schema(f"arguments_{i}", tool.name, compiled)
+
+    def _tagged(self, syntax: CallSyntax) -> Tagged | Keywords | Bare | None:
         tags = syntax.arguments
         if tags is None:
             return None
+        if isinstance(tags, BareArguments):
+            return Bare(*syntax.separators, self._marks.token(tags.quote))
         if isinstance(tags, KeywordArguments):
             return Keywords(", ", tags.literals != "json")
         marks = sorted({c for text in (tags.before, tags.middle, tags.after) for c in text if is_mark(c)})
@@ -212,7 +222,7 @@ class AnswerGrammar:
         key_separator: str = ":",
         *,
         is_object: bool = False,
-        tagged: Tagged | Keywords | None = None,
+        tagged: Tagged | Keywords | Bare | None = None,
     ) -> CompiledSchema:
         """The schema of tool `owner`, or of the form (""), left open as a whole where it cannot be used."""
         form = (item_separator, key_separator)
@@ -258,6 +268,16 @@ class AnswerGrammar:
             else:
                 out.append(json.dumps("".join(run), ensure_ascii=False))
         return " ".join(out)
+
+
+def _in_order(schema: Any, depth: int = 0) -> Any:
+    """A schema with every object's keys in order, as a template writes arguments that sorts them: the order of keys
+    says nothing in JSON Schema. What is too deep to be compiled stays as it is."""
+    if depth > _MAX_ORDERED_DEPTH:
+        return schema
+    if isinstance(schema, Mapping):
+        return {key: _in_order(schema[key], depth + 1) for key in sorted(schema, key=lambda key: str(key).lower())}
+    return [_in_order(item, depth + 1) for item in schema] if isinstance(schema, list | tuple) else schema
 
 
 def _regex(text: str) -> str:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 from ....errors import TemplateError, UsageError
 from ....text.template_bounds import PassedLimitError
 from ..chat_types import Message, TextPart, Tool, ToolCall, ToolCallDelta, ToolCallEnd, ToolCallStart
-from . import gemma, generic, glm, granite, hermes, lists, llama3, minimax, mistral, pythonic, qwen_xml
+from . import gemma, gemma4, generic, glm, granite, harmony, hermes, lists, llama3, minimax, mistral, pythonic, qwen_xml
+from .argument_readers import Kinds
+from .channel_parser import ChannelParser
+from .channels import HARMONY, Channels, find_channels
 from .formats import ToolFormat
-from .parser import AnswerParser
+from .parser import AnswerParser, new_call_id
 from .reasoning import PARTS, WAYS, ReasoningTags, find_tags, reads, tags_around
-from .syntax import Call, CallSyntax, Marks
-from .template_turns import make_turns, tool_objects
+from .syntax import BareArguments, Call, CallSyntax, Marks, is_mark
+from .template_turns import call_id, make_turns, tool_objects
 
 if TYPE_CHECKING:
     from ....text.template import ChatTemplate
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 _NATIVE = (
     hermes.FORMAT, qwen_xml.FORMAT, glm.FORMAT, minimax.FORMAT, qwen_xml.SEED, mistral.FORMAT, lists.FORMAT,
-    pythonic.FORMAT, granite.FORMAT, llama3.FORMAT,
+    pythonic.FORMAT, gemma4.FORMAT, gemma4.FIRST, granite.FORMAT, llama3.FORMAT,
 )  # fmt: skip
 
 # Variables in which templates take tools; SmolLM3's first version knows the second alone.
@@ -61,11 +64,54 @@ class ChatFormat:
     reasoning: str = WAYS[0]  # how the template takes reasoning of earlier messages
     in_content: bool = False  # the template shows tools and writes no calls: they go into the messages' text
     tools_name: str = "tools"  # the variable in which the template takes tools
+    channels: Channels | None = None  # as text; an answer is several messages
 
     @property
     def name(self) -> str:
         """Of the tool format, or "none"."""
         return self.tools.name if self.tools else "none"
+
+    def parser(
+        self,
+        *,
+        has_tools: bool,
+        names: frozenset[str] = frozenset(),
+        kinds: Mapping[str, Kinds] | None = None,
+        is_reasoning: bool = False,
+        is_required: bool = False,
+        is_continued: bool = False,
+        choice: int = 0,
+        new_id: Callable[[], str] = new_call_id,
+    ) -> AnswerParser | ChannelParser:
+        """What reads an answer; see AnswerParser."""
+        if self.channels is not None:
+            return ChannelParser(
+                self.channels.bind(self.marks),
+                names=names if has_tools else frozenset(),
+                is_required=is_required,
+                is_continued=is_continued,
+                choice=choice,
+                new_id=new_id,
+            )
+        syntax = self.syntax.bind(self.marks) if has_tools and self.syntax is not None else None
+        if is_continued and syntax is not None and syntax.is_whole_message:
+            syntax = None  # what began as text is no call
+        return AnswerParser(
+            tags=None if is_continued else self.bound_tags,
+            is_reasoning=is_reasoning,
+            syntax=syntax,
+            names=names,
+            kinds=kinds,
+            is_required=is_required,
+            is_continued=is_continued,
+            choice=choice,
+            new_id=new_id,
+        )
+
+    @property
+    def bound_tags(self) -> ReasoningTags | None:
+        """The tags with special tokens as marks."""
+        return None if self.tags is None else self.tags.bind(self.marks.encode)
 
 
 def choose_format(template: ChatTemplate, tokenizer: Tokenizer) -> ChatFormat:
@@ -75,17 +121,25 @@ def choose_format(template: ChatTemplate, tokenizer: Tokenizer) -> ChatFormat:
     render = _Renderer(template)
     shows_tools = render.shows_tools()
     way, shown = render.reasoning()
-    tags = find_tags(template.source, tokenizer, shown)
-    tag_texts = (tags.open, tags.close) if tags else ()
-    none = ChatFormat(tags, None, None, Marks(tokenizer, tag_texts), reasoning=way, tools_name=render.tools_name)
-    if shows_tools:
+    channels = find_channels(template.source, tokenizer)
+    tags = channels.tags if channels is not None else find_tags(template.source, tokenizer, shown)
+    tag_texts: tuple[str, ...] = (tags.open, tags.close) if tags else ()
+    native: tuple[ToolFormat, ...] = _NATIVE
+    if channels is not None:
+        tag_texts = channels.texts()
+        native = (harmony.FORMAT if channels.name == HARMONY.name else harmony.SOLAR,)
+    marks = Marks(tokenizer, tag_texts)
+    none = ChatFormat(tags, None, None, marks, reasoning=way, tools_name=render.tools_name, channels=channels)
+    if shows_tools or channels is not None:
         proved: ChatFormat | None = None
-        for tools in _NATIVE:
+        for tools in native:
             for syntax in tools.syntaxes:
                 if proved is not None and (tools is not proved.tools or syntax.between is None):
                     continue  # another way to part calls may be the template's
                 for one in syntax.variants():
                     marks = Marks(tokenizer, (*tag_texts, *one.texts()))
+                    if isinstance(one.arguments, BareArguments) and not is_mark(marks.encode(one.arguments.quote)[0]):
+                        continue
                     chosen = replace(none, tools=tools, syntax=one, marks=marks)
                     if not render.proves(chosen, tokenizer):
                         continue
@@ -173,7 +227,8 @@ class _Renderer:
         """Whether a call (or two) and its result come through the template and back."""
         assert chosen.tools is not None
         assert chosen.syntax is not None
-        calls = [Call(_NAME, _ARGUMENTS, _IDS[0]), Call(_NAME, _OTHER, _IDS[1])][: 1 + two]
+        ids = [call_id(given, chosen.tools) if chosen.syntax.id_first else given for given in _IDS]
+        calls = [Call(_NAME, _ARGUMENTS, ids[0]), Call(_NAME, _OTHER, ids[1])][: 1 + two]
         question = Message("user", (TextPart("Q"),))
         answer = Message("assistant", tool_calls=tuple(ToolCall(c.id, c.name, _json(c)) for c in calls))
         results = [Message("tool", (TextPart(f"{_RESULT}{i}"),), tool_call_id=c.id, name=_NAME)
@@ -195,6 +250,8 @@ class _Renderer:
         for tag in (chosen.tags.open, chosen.tags.close) if chosen.tags else ():
             gap = gap.replace(tag, "")
         if gap.strip():
+            return False
+        if chosen.tools.result_mark not in told.partition(expected)[2].partition(f"{_RESULT}0")[0]:
             return False
         rest = full[at + len(expected) :].lstrip()
         specials = [tokenizer.decode([i], skip_special=False) for i in tokenizer.stop_ids]
@@ -247,7 +304,7 @@ def _parsed(chosen: ChatFormat, text: str) -> list[tuple[str, Mapping[str, Any]]
     import json
 
     assert chosen.syntax is not None
-    parser = AnswerParser(syntax=chosen.syntax.bind(chosen.marks), names=frozenset({_NAME}))
+    parser = replace(chosen, tags=None).parser(has_tools=True, names=frozenset({_NAME}))
     calls: list[tuple[str, str]] = []
     num_ends = 0
     feed: list[Callable[[], Sequence[object]]] = [lambda c=c: parser.push(c) for c in chosen.marks.encode(text)]  # type: ignore[misc]

@@ -33,6 +33,8 @@ class ToolFormat:
     id_length: int | None = None  # templates that refuse ids of another length
     unwritten: CallSyntax | None = None  # of models whose template shows tools and leaves out calls: we write them
     told: str = ""  # what such a template says, or such a vocabulary has
+    result_mark: str = ""  # what must stand before a result; "": anything may
+    results_name: str = ""  # of the call's message, where the template takes its results there
 
     @property
     def is_prompted(self) -> bool:

@@ -34,6 +34,11 @@ _State = Literal["name", "equals", "value", "key", "colon", "after", "text"]
 class KeywordReader:
     """Reads up to the `)` of the call, which is left. See ArgumentReader."""
 
+    _end = ")"
+    _assign = "="  # what stands behind an argument's name
+    _quotes = "\"'"
+    _has_bare_keys = False  # inside of objects
+
     def __init__(self, item_separator: str, key_separator: str) -> None:
         self._separators = (item_separator, key_separator)
         self._state: _State = "name"
@@ -66,7 +71,7 @@ class KeywordReader:
     def _step(self, text: str, at: int, out: list[str]) -> int | None:
         c = text[at]
         if self._state in ("equals", "colon"):
-            if c != ("=" if self._state == "equals" else ":"):
+            if c != (self._assign if self._state == "equals" else ":"):
                 return self._break()
             out.append(self._separators[1])
             self._state = "value"
@@ -83,9 +88,9 @@ class KeywordReader:
             return self._close(c, at, out)
         if self._may_close and c in ")]}":
             return self._close(c, at, out)
-        if self._state == "name":
+        if self._state == "name" or (self._state == "key" and self._has_bare_keys and c not in self._quotes):
             return self._argument(text, at, out)
-        if c in "\"'":
+        if c in self._quotes:
             self._quote, self._is_key = c, self._state == "key"
             out.append(self._begin() + '"')
             self._state = "text"
@@ -169,7 +174,7 @@ class KeywordReader:
 
     def _close(self, c: str, at: int, out: list[str]) -> int | None:
         if not self._closers:
-            if c != ")":
+            if c != self._end:
                 return self._break()
             out.append("}" if self._before != "{" else "{}")
             self.is_done = True

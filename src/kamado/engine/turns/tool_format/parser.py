@@ -17,9 +17,10 @@ from typing import Literal
 
 from ..chat_types import ContentEvent, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallEnd, ToolCallStart
 from .argument_readers import ArgumentReader, Kinds, ObjectReader, TaggedReader
+from .bare_reader import BareReader
 from .keyword_reader import KeywordReader
 from .reasoning import ReasoningTags
-from .syntax import ArgumentTags, CallSyntax, KeywordArguments, overlap, shown_text
+from .syntax import ArgumentTags, BareArguments, CallSyntax, KeywordArguments, overlap, shown_text
 
 # White space before a closing tag or a call belongs to neither; so much of it is held back to be left out.
 _HELD_SPACE = 256
@@ -74,6 +75,7 @@ class AnswerParser:
         if syntax is not None and syntax.is_whole_message:
             self._starts = tuple(syntax.open + syntax.head + name + syntax.middle for name in sorted(names))
         self._begins = tuple(one for one in (syntax.begin, syntax.bare) if one) if syntax is not None else ()
+        self._recurring = tags.open if tags is not None and tags.recurs else ""
         self._call_start = syntax.begin + syntax.open + syntax.head if syntax and syntax.ends_reasoning else ""
         self._taken = ""  # of a call, before it was certain to be one
         self._is_bare = False  # the call that is read has begun without what should stand before it
@@ -116,10 +118,19 @@ class AnswerParser:
     def _start(self, is_end: bool) -> bool:
         text = self._held.lstrip(_SPACE)
         if self._tags is not None:
-            if text.startswith(self._tags.open):
-                self._held = text[len(self._tags.open) :]
+            opening, stray = self._tags.open, self._tags.stray
+            if stray:
+                while text.startswith(stray * 2):
+                    text = text[len(stray) :]
+                if text.startswith(bare := opening.removeprefix(stray) + self._tags.close):
+                    self._held = text[len(bare) :]
+                    return self._go("answer")
+                if bare.startswith(text) and self._waits(is_end):
+                    return False
+            if text.startswith(opening):
+                self._held = text[len(opening) :]
                 return self._go("reason")
-            if self._tags.open.startswith(text) and self._waits(is_end):
+            if opening.startswith(text) and self._waits(is_end):
                 return False
         return self._go("answer")
 
@@ -177,14 +188,18 @@ class AnswerParser:
     def _text(self, is_end: bool) -> bool:
         syntax = self._syntax
         found = [(at, one) for one in self._begins if (at := self._held.find(one)) >= 0]
-        if syntax is None or not syntax.begin or (is_end and not found):
+        again = self._held.find(self._recurring) if self._recurring else -1
+        if again >= 0 and not (found and min(found)[0] < again):
+            self._show_text(_without_space(self._held[:again]))
+            return self._go("reason", again + len(self._recurring))
+        if not (self._recurring or (syntax is not None and syntax.begin)) or (is_end and not found):
             size = self._begun() if self._is_cut else 0
             self._show_text(_without_space(self._held[:-size]) if size else self._held)
             self._held = ""
             return False
         if found:
             at, self._taken = min(found)
-            self._is_bare = self._taken != syntax.begin
+            self._is_bare = syntax is not None and self._taken != syntax.begin
             self._show_text(_without_space(self._held[:at]))
             return self._go("name" if self._is_bare else "open", at + len(self._taken))
         size = self._begun()
@@ -195,7 +210,7 @@ class AnswerParser:
 
     def _begun(self) -> int:
         """Length of what may be the beginning of a call at the end of `_held`."""
-        return max((overlap(self._held, one) for one in self._begins), default=0)
+        return max((overlap(self._held, one) for one in (*self._begins, self._recurring)), default=0)
 
     def _show_text(self, text: str) -> None:
         shown = shown_text(text)
@@ -250,6 +265,8 @@ class AnswerParser:
         self._reader = ObjectReader()
         if isinstance(syntax.arguments, KeywordArguments):
             self._reader = KeywordReader(*syntax.separators)
+        elif isinstance(syntax.arguments, BareArguments):
+            self._reader = BareReader(*syntax.separators, syntax.arguments.quote)
         elif syntax.arguments is not None:
             self._reader = TaggedReader(syntax, self._tail_text, self._kinds.get(name, {}))
         return self._go("arguments")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,10 +13,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningTags:
-    """What opens and closes reasoning. It stands at the beginning of an answer only."""
+    """What opens and closes reasoning. It stands at the beginning of an answer, with `recurs` also after other text.
+
+    `stray`: a mark at the beginning of `open` that models write where it means nothing, or leave out.
+    `again`: what stands before reasoning that begins once more, and what it begins with then: how it is kept from that
+    when its tokens are used up."""
 
     open: str
     close: str
+    recurs: bool = False
+    stray: str = ""
+    again: tuple[str, str] = ("", "")
+
+    def bind(self, encode: Callable[[str], str]) -> ReasoningTags:
+        """The same with special tokens as marks."""
+        return replace(self, open=encode(self.open), close=encode(self.close), stray=encode(self.stray))
 
 
 _KNOWN = (
@@ -25,6 +37,7 @@ _KNOWN = (
     ReasoningTags("<reasoning>", "</reasoning>"),
     ReasoningTags("<|START_THINKING|>", "<|END_THINKING|>"),
     ReasoningTags("<|inner_prefix|>", "<|inner_suffix|>"),
+    ReasoningTags("<|channel>thought\n", "<channel|>", recurs=True, stray="<|channel>"),  # Gemma 4
 )
 # Switches that templates read, by the name of the variable.
 SWITCHES = ("enable_thinking", "thinking")

@@ -3,7 +3,8 @@
     begin · open · call · between · call … close         with    call = head · name · middle · arguments · tail
 
 Arguments are a JSON object, or stand one by one between tags: before · key · middle · value · after, where a value that
-is a text is written as it is and any other as JSON; or they are those of a Python call: key=value, key=value.
+is a text is written as it is and any other as JSON; or they are those of a Python call: key=value, key=value; or they
+have bare keys and texts between marks: key:value,key:value.
 
 Parts may have special tokens in them, written as the vocabulary spells them. In a stream of text such a token is one
 character that text cannot hold (a Unicode noncharacter), so what is a mark and what only looks like one never mix.
@@ -100,6 +101,31 @@ class KeywordArguments:
         return {k: single_quoted(v)[1:-1] if isinstance(v, str) else v for k, v in arguments.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class BareArguments:
+    """Arguments with bare keys, in the order of these, and texts as they are between two of the token `quote`."""
+
+    quote: str
+
+    def render(self, arguments: Mapping[str, Any], separators: tuple[str, str]) -> str:
+        """All arguments."""
+        members = sorted(arguments.items(), key=lambda member: member[0].lower())
+        return separators[0].join(f"{key}{separators[1]}{self._value(value, separators)}" for key, value in members)
+
+    def _value(self, value: Any, separators: tuple[str, str]) -> str:
+        if isinstance(value, str):
+            return self.quote + value + self.quote
+        if isinstance(value, Mapping):
+            return "{" + self.render(value, separators) + "}"
+        if isinstance(value, list):
+            return f"[{separators[0].join(self._value(item, separators) for item in value)}]"
+        return str(value) if value is None or not isinstance(value, bool) else json.dumps(value)
+
+    def passed(self, arguments: Mapping[str, Any], separators: tuple[str, str]) -> Mapping[str, Any]:
+        """Arguments as the template gets them."""
+        return arguments
+
+
 def _python(value: Any, separators: tuple[str, str]) -> str:
     """A value as Python has it, texts in double quotes."""
     if value is None or isinstance(value, bool):
@@ -128,7 +154,8 @@ class CallSyntax:
     close: str = ""
     id_key: str = ""  # what stands between arguments and tail before an id, in what templates render; never asked for
     id_before: str = ""  # what stands between name and middle before an id, which the model may write
-    arguments: ArgumentTags | KeywordArguments | None = None  # None: they are a JSON object
+    id_first: str = ""  # what stands between an id and the name behind it, where a call begins with its id
+    arguments: ArgumentTags | KeywordArguments | BareArguments | None = None  # None: they are a JSON object
     bare: str = ""
     bare_tail: str = ""
     ends_reasoning: bool = False
@@ -172,12 +199,13 @@ class CallSyntax:
     def _render_one(self, call: Call) -> str:
         id_text = f'{self.id_key}"{call.id}"' if self.id_key and call.id else ""
         id_before = f"{self.id_before}{call.id}" if self.id_before and call.id else ""
-        return self.head + call.name + id_before + self.middle + self._arguments(call) + id_text + self.tail
+        name = f"{call.id}{self.id_first}{call.name}" if self.id_first else call.name
+        return self.head + name + id_before + self.middle + self._arguments(call) + id_text + self.tail
 
     def _arguments(self, call: Call) -> str:
         if self.arguments is None:
             return json.dumps(call.arguments, ensure_ascii=False, separators=self.separators)
-        if isinstance(self.arguments, KeywordArguments):
+        if isinstance(self.arguments, KeywordArguments | BareArguments):
             return self.arguments.render(call.arguments, self.separators)
         tags = self.arguments
         return "".join(tags.render(key, value, self.separators) for key, value in call.arguments.items())
@@ -186,8 +214,10 @@ class CallSyntax:
         """Every fixed part."""
         tags = self.arguments
         parts = (self.begin, self.open, self.head, self.middle, self.tail, self.between or "", self.close, self.id_key,
-                 self.id_before, self.bare, self.bare_tail)  # fmt: skip
-        return (*parts, tags.before, tags.middle, tags.after) if isinstance(tags, ArgumentTags) else parts
+                 self.id_before, self.id_first, self.bare, self.bare_tail)  # fmt: skip
+        if isinstance(tags, ArgumentTags):
+            return (*parts, tags.before, tags.middle, tags.after)
+        return (*parts, tags.quote) if isinstance(tags, BareArguments) else parts
 
     def bind(self, marks: Marks) -> CallSyntax:
         """The same with special tokens as marks."""
@@ -201,13 +231,20 @@ class CallSyntax:
             between=None if self.between is None else marks.encode(self.between),
             close=marks.encode(self.close),
             id_before=marks.encode(self.id_before),
+            id_first=marks.encode(self.id_first),
             bare=marks.encode(self.bare),
             bare_tail=marks.encode(self.bare_tail),
-            arguments=_bound(self.arguments, marks) if isinstance(self.arguments, ArgumentTags) else self.arguments,
+            arguments=_bound(self.arguments, marks),
         )
 
 
-def _bound(tags: ArgumentTags, marks: Marks) -> ArgumentTags:
+def _bound(
+    tags: ArgumentTags | KeywordArguments | BareArguments | None, marks: Marks
+) -> ArgumentTags | KeywordArguments | BareArguments | None:
+    if isinstance(tags, BareArguments):
+        return BareArguments(marks.encode(tags.quote))
+    if not isinstance(tags, ArgumentTags):
+        return tags
     before, middle, after = map(marks.encode, (tags.before, tags.middle, tags.after))
     return replace(tags, before=before, middle=middle, after=after)
 

@@ -6,10 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ....errors import UsageError
-from ..chat_types import ImagePart, Message, Tool
+from ..chat_types import ImagePart, Message, TextPart, Tool, ToolCall
 from ..cut_json import closed
 from ..mixed_text import MixedText
 from .formats import ToolFormat
@@ -47,6 +48,55 @@ def tool_objects(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 _NONE = {"type": "object", "properties": {}}
 
 
+def answered(messages: Sequence[Message]) -> list[Message]:
+    """The same with an id for every call, and with each result's own: protocols without ids (Ollama's) match results by
+    their tools and their order, templates by ids."""
+    out: list[Message] = []
+    waiting: list[ToolCall] = []  # calls whose result has not come
+    for i, message in enumerate(messages):
+        if message.role == "tool":
+            known = [call for call in waiting if call.id == message.tool_call_id]
+            named = [call for call in waiting if call.name == message.name]
+            if not message.tool_call_id and waiting:
+                known = (named or waiting)[:1]
+                message = replace(message, tool_call_id=known[0].id)
+            waiting = [call for call in waiting if call not in known]
+        else:
+            calls = tuple(replace(c, id=c.id or f"call{i}x{k}") for k, c in enumerate(message.tool_calls))
+            if calls != message.tool_calls:
+                message = replace(message, tool_calls=calls)
+            waiting = list(calls)
+        out.append(message)
+    return out
+
+
+def one_call_each(messages: Sequence[Message]) -> list[Message]:
+    """The same with one call a message, its result behind it, for templates that know no more. What was said before a
+    call goes to the reasoning, if there is some: such templates take one text."""
+    out: list[Message] = []
+    i = 0
+    while i < len(messages):
+        message = messages[i]
+        i += 1
+        if message.role != "assistant" or not message.tool_calls:
+            out.append(message)
+            continue
+        results = []
+        while i < len(messages) and messages[i].role == "tool":
+            results.append(messages[i])
+            i += 1
+        if message.reasoning and message.text:
+            others = tuple(part for part in message.parts if not isinstance(part, TextPart))
+            message = replace(message, parts=others, reasoning=f"{message.reasoning}\n\n{message.text}")
+        for k, call in enumerate(message.tool_calls):
+            out.append(replace(message, tool_calls=(call,)) if k == 0 else Message("assistant", tool_calls=(call,)))
+            place = next((n for n, result in enumerate(results) if result.tool_call_id == call.id), None)
+            if place is not None:
+                out.append(results.pop(place))
+        out += results
+    return out
+
+
 def make_turns(
     messages: Sequence[Message],
     tools: Sequence[Tool],
@@ -64,7 +114,12 @@ def make_turns(
     Raises UsageError for a message that cannot be put into this form: a picture, arguments that are no JSON object.
     """
     if tool_format is not None and not tool_format.is_prompted:
-        turns = [_native(i, message, tool_format, syntax, reasoning, in_content) for i, message in enumerate(messages)]
+        turns = [
+            _native(i, message, tool_format, syntax, reasoning, in_content)
+            for i, message in enumerate(answered(messages))
+        ]
+        if tool_format.results_name:
+            turns = _results_in_calls(turns, tool_format.results_name)
         return turns, tool_objects(tools) if tools else None
     turns = []
     is_result = False  # whether the last turn ends with what a tool returned
@@ -116,11 +171,24 @@ def _native(
         for call in message.tool_calls:
             arguments = _passed(arguments_of(i, call.name, call.arguments), syntax)
             function = {"name": call.name, "arguments": arguments}
-            calls.append({"id": _call_id(call.id, tool_format), "type": "function", "function": function})
+            calls.append({"id": call_id(call.id, tool_format), "type": "function", "function": function})
     if message.role == "tool":
         turn["name"] = message.name
-        turn["tool_call_id"] = _call_id(message.tool_call_id, tool_format)
+        turn["tool_call_id"] = call_id(message.tool_call_id, tool_format)
     return turn
+
+
+def _results_in_calls(turns: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Results as a part of the turn whose calls they answer; one that answers none stays a turn of its own."""
+    out: list[dict[str, Any]] = []
+    for turn in turns:
+        if turn["role"] == "tool" and out and out[-1].get("tool_calls"):
+            calls = [call for call in out[-1]["tool_calls"] if call["id"] == turn["tool_call_id"]]
+            tool = calls[0]["function"]["name"] if calls else turn["name"]
+            out[-1].setdefault(name, []).append({"name": tool, "response": turn["content"]})
+        else:
+            out.append(turn)
+    return out
 
 
 def _passed(arguments: Mapping[str, Any], syntax: CallSyntax | None) -> Mapping[str, Any]:
@@ -181,8 +249,8 @@ def arguments_of(i: int, name: str, text: str) -> Mapping[str, Any]:
     return value
 
 
-def _call_id(given: str, tool_format: ToolFormat) -> str:
-    """The id, or one of the length that the template insists on, made of it."""
+def call_id(given: str, tool_format: ToolFormat) -> str:
+    """The id of a call, or one of the length that the template insists on, made of it."""
     length = tool_format.id_length
     if length is None or (len(given) == length and given.isalnum()):
         return given

@@ -19,6 +19,7 @@ _NO_QUANTISING = "models are served as they are; nothing is quantised here"
 _ANSWER_OPTIONS = {
     "temperature": 0.5, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1, "repeat_last_n": 64,
     "presence_penalty": 0.5, "frequency_penalty": 0.5, "seed": 1, "stop": ["x"], "num_predict": 5, "num_keep": 4,
+    "stop_on_repeat": 64,
 }  # fmt: skip
 
 

@@ -64,6 +64,7 @@ class Extensions(Struct, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
     repeat_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None  # llama.cpp's name
     repeat_last_n: Annotated[int, Meta(ge=-1, le=1 << 31)] | None = None  # tokens that penalties look at; -1: all
+    stop_on_repeat: Annotated[int, Meta(ge=8, le=4096)] | None = None  # ends an answer that repeats so many tokens
     background: bool | None = None  # interactive requests go first
     deadline_seconds: Annotated[float, Meta(gt=0, le=86_400)] | None = None
     keep_alive: float | str | None = None

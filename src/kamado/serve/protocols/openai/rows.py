@@ -53,7 +53,7 @@ _SHARED = [
     ),
     # Of local servers: their names for what is here too.
     *honoured(_ALL, "top_k min_p repetition_penalty repeat_penalty repeat_last_n"),
-    *honoured(_ALL, "background deadline_seconds keep_alive ttl"),
+    *honoured(_ALL, "stop_on_repeat background deadline_seconds keep_alive ttl"),
     *part(_ALL, "top_k", "-1", "off"),
     *honoured(_TEXT, "n_predict", "llama.cpp's word for max_tokens"),
     *honoured(_TEXT, "json_schema", "llama.cpp's short form of response_format"),
