@@ -15,14 +15,13 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from peers import circumstances, idle_share, write_json
+from peers import called_object, circumstances, idle_share, write_json
 
 ANSWER_TOKENS = 8
 CAP = "16GiB"
@@ -66,12 +65,7 @@ def in_process(request: dict[str, Any], home: str) -> dict[str, Any]:
     """Runs `worker` in a process of its own, with a prefix store in `home`."""
     run = [sys.executable, __file__, "--worker", json.dumps(request)]
     environment = {**os.environ, "XDG_CACHE_HOME": home}
-    result = subprocess.run(run, capture_output=True, text=True, env=environment, check=False)
-    if result.returncode != 0:
-        sys.exit(result.stderr[-1500:])
-    value = json.loads(result.stdout.splitlines()[-1])
-    assert isinstance(value, dict)
-    return value
+    return called_object(run, environment)
 
 
 def forget(folder: Path) -> None:

@@ -15,14 +15,13 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from peers import call, circumstances, idle_share, tool, write_json
+from peers import call, called_object, circumstances, idle_share, tool, write_json
 
 PEER_TYPES = ("f16", "q4_0")
 
@@ -158,12 +157,7 @@ def slope(options: argparse.Namespace, model: Path, kv: str) -> dict[str, Any]:
 
 def _python(code: str, arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
     run = [sys.executable, "-c", code, *arguments]
-    result = subprocess.run(run, capture_output=True, text=True, env=environment, check=False)
-    if result.returncode != 0:
-        sys.exit(result.stderr[-1500:])
-    value = json.loads(result.stdout.splitlines()[-1])
-    assert isinstance(value, dict)
-    return value
+    return called_object(run, environment)
 
 
 def _numbers(text: str) -> list[int]:

@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 
-def call(command: list[str], *, timeout: float = 3600) -> str:
+def call(command: list[str], *, timeout: float = 3600, env: dict[str, str] | None = None) -> str:
     """stdout of a command; exits with its last lines of stderr when it fails."""
-    result = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, check=False)
     if result.returncode != 0:
         tail = "\n".join((result.stderr or result.stdout).splitlines()[-8:])
         sys.exit(f"{command[0]} failed with exit code {result.returncode}:\n{' '.join(command)}\n{tail}")
     return result.stdout
+
+
+def called_object(command: list[str], env: dict[str, str]) -> dict[str, Any]:
+    """The JSON object on the last line that a command prints."""
+    value = json.loads(call(command, env=env).splitlines()[-1])
+    assert isinstance(value, dict)
+    return value
 
 
 def sha256(path: Path) -> str:

@@ -5,13 +5,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <ctime>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "kamado/limits.h"
+#include "bench/bench.h"
 #include "kamado/state.h"
 #include "kamado/tables.h"
 
@@ -29,29 +28,6 @@ constexpr Shape kShapes[] = {
     {"gemma3 270m", 18, 1, 256, 4},  {"qwen3 moe", 16, 4, 128, 8},   {"head 80", 16, 4, 80, 5},
     {"one to one", 12, 12, 64, 1},   {"head 96", 12, 4, 96, 2},
 };
-
-double now() {
-  timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
-
-template <class Fn>
-double median_seconds(Fn fn) {
-  std::vector<double> times;
-  for (int i = 0; i < 5; ++i) {
-    const double start = now();
-    fn();
-    times.push_back(now() - start);
-  }
-  std::sort(times.begin(), times.end());
-  return times[2];
-}
-
-const LimitKernels* limits_of(const char* tier) {
-  if (std::strcmp(tier, "avx512") == 0) return limit_kernels_avx512();
-  return std::strcmp(tier, "avx2") == 0 ? limit_kernels_avx2() : limit_kernels_ref();
-}
 
 void measure(const KernelTable& table, const Shape& shape, KvType type, int64_t depth, int32_t rows) {
   const LimitKernels& limits = *limits_of(table.tier);

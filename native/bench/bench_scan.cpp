@@ -6,12 +6,11 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <ctime>
 #include <memory>
 #include <new>
 #include <vector>
 
-#include "kamado/limits.h"
+#include "bench/bench.h"
 #include "kamado/tables.h"
 
 namespace {
@@ -22,29 +21,6 @@ constexpr int32_t kDim = 128, kColumns = 128, kHeads = 32, kKeyHeads = 16, kRows
                   kBlocks = kColumns / kScanColumns;
 constexpr int32_t kLayers = 24;  // 48 MiB of S, twice
 constexpr size_t kHeadFloats = size_t{kDim} * kColumns, kLayerFloats = kHeads * kHeadFloats;
-
-double now() {
-  timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
-}
-
-template <class Fn>
-double median_seconds(Fn fn) {
-  std::vector<double> times;
-  for (int i = 0; i < 5; ++i) {
-    const double start = now();
-    fn();
-    times.push_back(now() - start);
-  }
-  std::sort(times.begin(), times.end());
-  return times[2];
-}
-
-const LimitKernels* limits_of(const char* tier) {
-  if (std::strcmp(tier, "avx512") == 0) return limit_kernels_avx512();
-  return std::strcmp(tier, "avx2") == 0 ? limit_kernels_avx2() : limit_kernels_ref();
-}
 
 struct Floats {
   explicit Floats(size_t count) : data(new (std::align_val_t{4096}) float[count]) {

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado.engine.forms.json_schema import Bare, Checker
+from kamado.engine.forms.json_schema import Bare
 from kamado.engine.forms.json_schema.compiled import _compile, _Form, in_worker
-from kamado.engine.forms.json_schema.document import Document, plain
 from kamado.engine.turns import chat_types as ct
 from kamado.engine.turns.tool_format import gemma4
 from kamado.engine.turns.tool_format.bare_reader import BareReader
@@ -21,7 +19,7 @@ from kamado.engine.turns.tool_format.syntax import Call, Marks
 
 from .chat_families import FAMILIES, GEMMA4_TOKENS, FamilyTokenizer
 from .test_keyword_calls import arguments_of_calls, grown
-from .test_tagged_calls import GOOD, SCHEMAS, Bound, calls_in, places
+from .test_tagged_calls import GOOD, SCHEMAS, Bound, calls_in, check_walks, places
 from .test_tool_parser import NAMES, cut, cut_events, events
 from .test_turn import ASK, NO_SAMPLING, family_model, run
 
@@ -127,23 +125,7 @@ def test_a_cut_answer_shows_no_half_mark() -> None:
 
 
 def test_what_the_grammar_lets_through_is_read_back_and_matches() -> None:
-    rng = np.random.default_rng(0)
-    num_calls = 0
-    for schema in SCHEMAS.values():
-        made = Bound(SYNTAX, schema, specials=GEMMA4_TOKENS, tools=1)
-        root = plain(made.schema)
-        checker = Checker(Document(root))
-        for _ in range(6):
-            text = made.walk(rng)
-            if text is None:
-                continue
-            found = made.events(text)
-            assert not [e for e in found if isinstance(e, ct.TextDelta)], text
-            for called, arguments in calls_in(found):
-                num_calls += 1
-                assert called == "f"
-                assert not list(checker.violations(root, arguments)), (text, arguments)
-    assert num_calls >= 30
+    check_walks(SCHEMAS, lambda schema: Bound(SYNTAX, schema, specials=GEMMA4_TOKENS, tools=1), 6, 30)
 
 
 def test_the_grammar_takes_what_matches_as_the_template_writes_it() -> None:

@@ -273,15 +273,15 @@ def calls_in(found) -> list[tuple[str, object]]:
     return list(zip([e.name for e in starts], arguments, strict=True))
 
 
-def check_walks(syntax, specials) -> None:
-    """What the grammar lets through parses and matches the schema."""
+def check_walks(schemas, bound, num_walks=4, least=20) -> None:
+    """What the grammar lets through parses and matches the schema. `bound`: (schema) -> Bound."""
     rng = np.random.default_rng(0)
     num_calls = 0
-    for schema in SCHEMAS.values():
-        made = Bound(syntax, schema, specials=specials, tools=1)
+    for schema in schemas.values():
+        made = bound(schema)
         root = plain(made.schema)
         checker = Checker(Document(root))
-        for _ in range(4):
+        for _ in range(num_walks):
             text = made.walk(rng)
             if text is None:
                 continue
@@ -291,13 +291,13 @@ def check_walks(syntax, specials) -> None:
                 num_calls += 1
                 assert called == "f"
                 assert not list(checker.violations(root, arguments)), (text, arguments)
-    assert num_calls >= 20
+    assert num_calls >= least
 
 
 @pytest.mark.parametrize(("name", "syntax"), SYNTAXES, ids=IDS)
 @pytest.mark.parametrize("is_token", [False, True])
 def test_what_the_grammar_lets_through_is_read_back_and_matches(name, syntax, is_token) -> None:
-    check_walks(syntax, TOKENS if is_token else ())
+    check_walks(SCHEMAS, lambda schema: Bound(syntax, schema, specials=TOKENS if is_token else (), tools=1))
 
 
 GOOD = {

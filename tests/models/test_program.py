@@ -91,7 +91,7 @@ def test_the_text_folds_equal_layers_and_shows_everything_on_demand(family: str,
     assert len(whole.splitlines()) >= len(folded.splitlines())
     for ref in {ref.name for op in built.ops if not isinstance(op, p.Experts) for ref in p.tensors(op)}:
         assert f"{ref} (" in whole
-    assert all(len(line) < 400 for line in whole.splitlines())
+    assert all(len(line) < 600 for line in whole.splitlines())  # six matrices share the input of a delta rule
     assert f"{tiny_models.FAMILIES[family].heading}\n" in folded
 
 

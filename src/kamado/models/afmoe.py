@@ -18,15 +18,12 @@ _GLOBAL_EVERY = 4
     gguf=("afmoe",),
     hf=("afmoe",),
     keys={
-        "expert_shared_count": "num_shared_experts",
-        "expert_weights_scale": "route_scale",
+        "expert_shared_count": "num_shared_experts", "expert_weights_scale": "route_scale",
         "leading_dense_block_count": "num_dense_layers",
     },
     tensors={
-        "attn_gate": "layers.{i}.self_attn.gate_proj",
-        "ffn_norm": "layers.{i}.pre_mlp_layernorm",
-        "post_ffw_norm": "layers.{i}.post_mlp_layernorm",
-        "ffn_gate_inp": "layers.{i}.mlp.router.gate",
+        "attn_gate": "layers.{i}.self_attn.gate_proj", "ffn_norm": "layers.{i}.pre_mlp_layernorm",
+        "post_ffw_norm": "layers.{i}.post_mlp_layernorm", "ffn_gate_inp": "layers.{i}.mlp.router.gate",
         "exp_probs_b": "layers.{i}.mlp.expert_bias$",
     },
     defaults={

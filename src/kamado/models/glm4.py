@@ -13,8 +13,7 @@ from .registry import Config, Family, Program, Weights
     gguf=("glm4",),
     hf=("glm4",),
     tensors={
-        "post_attention_norm": "layers.{i}.post_self_attn_layernorm",
-        "ffn_up": "layers.{i}.mlp.gate_up_proj",
+        "post_attention_norm": "layers.{i}.post_self_attn_layernorm", "ffn_up": "layers.{i}.mlp.gate_up_proj",
         "post_ffw_norm": "layers.{i}.post_mlp_layernorm",
     },
     defaults={

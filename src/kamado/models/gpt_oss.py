@@ -24,30 +24,18 @@ _ALPHA, _LIMIT = float(np.float32(1.702)), 7.0  # of the gate, in files that do 
         "expert_feed_forward_length": "intermediate_size",
     },
     tensors={
-        "attn_sinks": "layers.{i}.self_attn.sinks$",
-        "post_attention_norm": "layers.{i}.post_attention_layernorm",
-        "ffn_gate_inp": "layers.{i}.mlp.router",
-        "ffn_gate_up_pairs": _EXPERTS + "gate_up_proj$",
-        "ffn_gate_up_pairs.bias": _EXPERTS + "gate_up_proj_bias$",
-        "ffn_down_exps": _EXPERTS + "down_proj$",
+        "attn_sinks": "layers.{i}.self_attn.sinks$", "post_attention_norm": "layers.{i}.post_attention_layernorm",
+        "ffn_gate_inp": "layers.{i}.mlp.router", "ffn_gate_up_pairs": _EXPERTS + "gate_up_proj$",
+        "ffn_gate_up_pairs.bias": _EXPERTS + "gate_up_proj_bias$", "ffn_down_exps": _EXPERTS + "down_proj$",
         "ffn_down_exps.bias": _EXPERTS + "down_proj_bias$",
     },
     defaults={
-        "head_dim": 64,
-        "hidden_size": 2880,
-        "intermediate_size": 2880,
-        "max_position_embeddings": 131072,
-        "num_attention_heads": 64,
-        "num_experts_per_tok": 4,
-        "num_hidden_layers": 36,
-        "num_key_value_heads": 8,
-        "num_local_experts": 128,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 150000.0,
-        "sliding_window": 128,
+        "head_dim": 64, "hidden_size": 2880, "intermediate_size": 2880, "max_position_embeddings": 131072,
+        "num_attention_heads": 64, "num_experts_per_tok": 4, "num_hidden_layers": 36, "num_key_value_heads": 8,
+        "num_local_experts": 128, "rms_norm_eps": 1e-5, "rope_theta": 150000.0, "sliding_window": 128,
         "vocab_size": 201088,
     },
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of a `gpt-oss` checkpoint. GGUF has no keys for the numbers of its gate."""
     _check_quantisation(c)

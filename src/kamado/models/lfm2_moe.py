@@ -14,15 +14,10 @@ from .registry import Config, Family, Program, Weights
     keys=LFM2_KEYS,
     tensors=LFM2_TENSORS,
     defaults={
-        **LFM2_DEFAULTS,
-        "hidden_size": 2048,
-        "intermediate_size": 7168,
-        "moe_intermediate_size": 1792,
-        "num_dense_layers": 2,
-        "num_experts": 32,
-        "num_experts_per_tok": 4,
+        **LFM2_DEFAULTS, "hidden_size": 2048, "intermediate_size": 7168, "moe_intermediate_size": 1792,
+        "num_dense_layers": 2, "num_experts": 32, "num_experts_per_tok": 4,
     },
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of an `lfm2moe` checkpoint."""
     read.check_normalized(c)

@@ -28,16 +28,11 @@ def qwen3_5_delta(c: Config) -> DeltaNet:
     keys=QWEN3_5_KEYS,
     tensors=QWEN3_5_TENSORS,
     defaults={
-        **QWEN_DEFAULTS,
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_attention_heads": 16,
-        "num_hidden_layers": 32,
-        "num_key_value_heads": 4,
-        "vocab_size": 248320,
+        **QWEN_DEFAULTS, "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 16,
+        "num_hidden_layers": 32, "num_key_value_heads": 4, "vocab_size": 248320,
     },
     has_text_config=True,
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of a `qwen35` (GGUF), `qwen3_5` or `qwen3_5_text` checkpoint."""
     return qwen(c, w, qwen3_5_delta(c), [read.mlp(c)] * read.num_layers(c))

@@ -14,14 +14,11 @@ from .registry import Config, Family, Program, Weights
     keys={**QWEN3_5_KEYS, "expert_shared_feed_forward_length": "shared_expert_intermediate_size"},
     tensors=QWEN3_5_TENSORS,
     defaults={
-        **QWEN_MOE_DEFAULTS,
-        "num_experts": 256,
-        "num_experts_per_tok": 8,
-        "num_hidden_layers": 40,
+        **QWEN_MOE_DEFAULTS, "num_experts": 256, "num_experts_per_tok": 8, "num_hidden_layers": 40,
         "vocab_size": 248320,
     },
     has_text_config=True,
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of a `qwen35moe` (GGUF), `qwen3_5_moe` or `qwen3_5_moe_text` checkpoint."""
     read.check_normalized(c)

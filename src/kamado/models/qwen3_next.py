@@ -19,13 +19,10 @@ from .registry import Config, Family, Program, Weights
         "ssm_ba": "layers.{i}.linear_attn.in_proj_ba",
     },
     defaults={
-        **QWEN_MOE_DEFAULTS,
-        "intermediate_size": 5632,
-        "num_experts": 512,
-        "num_experts_per_tok": 10,
+        **QWEN_MOE_DEFAULTS, "intermediate_size": 5632, "num_experts": 512, "num_experts_per_tok": 10,
         "num_hidden_layers": 48,
     },
-)
+)  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
     """The program of a `qwen3next` checkpoint; in config.json some layers may have an MLP in the place of experts."""
     read.check_normalized(c)

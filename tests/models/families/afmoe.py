@@ -4,28 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import (
-    BASE,
-    EXPERT_WIDTH,
-    EXPERTS,
-    HEAD_DIM,
-    HEADS,
-    HIDDEN,
-    QK_NORMS,
-    TOP_K,
-    Case,
-    Family,
-    Gguf,
-    Shapes,
-    heads,
-    mlp,
-    shared_experts,
-)
+import family_cases as fc
 
 _MOE = {
-    "num_experts": EXPERTS,
-    "num_experts_per_tok": TOP_K,
-    "moe_intermediate_size": EXPERT_WIDTH,
+    "num_experts": fc.EXPERTS,
+    "num_experts_per_tok": fc.TOP_K,
+    "moe_intermediate_size": fc.EXPERT_WIDTH,
     "num_shared_experts": 2,
     "num_dense_layers": 1,
     "route_scale": 2.5,
@@ -34,12 +18,14 @@ _MOE = {
 _RENAMED = {"mlp.gate.weight": "mlp.router.gate.weight", "mlp.gate.e_score_correction_bias": "mlp.expert_bias"}
 
 
-def _ffn(hidden: int, layer: int) -> Shapes:
+def _ffn(hidden: int, layer: int) -> fc.Shapes:
     if layer == 0:
-        return mlp(hidden, layer)
-    shapes = {_RENAMED.get(name, name): shape for name, shape in shared_experts(EXPERT_WIDTH)(hidden, layer).items()}
+        return fc.mlp(hidden, layer)
+    shapes = {
+        _RENAMED.get(name, name): shape for name, shape in fc.shared_experts(fc.EXPERT_WIDTH)(hidden, layer).items()
+    }
     return {
-        name: tuple(2 * n if n == EXPERT_WIDTH and "shared" in name else n for n in shape)
+        name: tuple(2 * n if n == fc.EXPERT_WIDTH and "shared" in name else n for n in shape)
         for name, shape in shapes.items()
     }
 
@@ -53,29 +39,29 @@ def _gguf_settings(w: Any, c: dict[str, Any]) -> None:
     w.add_sliding_window(c["sliding_window"])
 
 
-FAMILY = Family(
+FAMILY = fc.Family(
     "afmoe",
-    tiny={**BASE, **_MOE, "num_hidden_layers": 4, "sliding_window": 7},
+    tiny={**fc.BASE, **_MOE, "num_hidden_layers": 4, "sliding_window": 7},
     attention={
-        **QK_NORMS,
-        "self_attn.gate_proj.weight": (HEADS * HEAD_DIM, HIDDEN),
-        "pre_mlp_layernorm.weight": (HIDDEN,),
-        "post_mlp_layernorm.weight": (HIDDEN,),
+        **fc.QK_NORMS,
+        "self_attn.gate_proj.weight": (fc.HEADS * fc.HEAD_DIM, fc.HIDDEN),
+        "pre_mlp_layernorm.weight": (fc.HIDDEN,),
+        "post_mlp_layernorm.weight": (fc.HIDDEN,),
     },
     ffn=_ffn,
     heading="layers 1-2",
     golden=(1, [58, 44, 72, 81, 39, 64, 43, 39, 64, 58, 8, 86, 0, 64, 59, 18, 94, 86, 82, 72, 49, 77, 95, 10]),
-    gguf=Gguf("AFMOE", settings=_gguf_settings, names={"mlp.expert_bias": "mlp.expert_bias.bias"}),
+    gguf=fc.Gguf("AFMOE", settings=_gguf_settings, names={"mlp.expert_bias": "mlp.expert_bias.bias"}),
     cases=(
-        Case(
+        fc.Case(
             "afmoe-gqa8",
-            heads(8, 1, **{**_MOE, "num_experts": 9, "num_experts_per_tok": 4}, head_dim=12, sliding_window=13)
+            fc.heads(8, 1, **{**_MOE, "num_experts": 9, "num_experts_per_tok": 4}, head_dim=12, sliding_window=13)
             | {"num_hidden_layers": 5},
             exact=True,
         ),
-        Case(
+        fc.Case(
             "afmoe-own-layers",
-            heads(6, 2, **{**_MOE, "mup_enabled": False, "num_dense_layers": 2}, head_dim=16, sliding_window=21)
+            fc.heads(6, 2, **{**_MOE, "mup_enabled": False, "num_dense_layers": 2}, head_dim=16, sliding_window=21)
             | {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "attention_bias": True},
             gguf=False,
         ),

@@ -4,39 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import (
-    EXPERT_WIDTH,
-    EXPERTS,
-    NO_HEAD_DIM,
-    SCORE_BIAS,
-    TOP_K,
-    Case,
-    Family,
-    Gguf,
-    Shapes,
-    experts,
-    heads,
-    mlp,
-)
+import family_cases as fc
 
 _MOE = {
-    "moe_num_experts": EXPERTS,
-    "moe_k": TOP_K,
-    "moe_intermediate_size": EXPERT_WIDTH,
+    "moe_num_experts": fc.EXPERTS,
+    "moe_k": fc.TOP_K,
+    "moe_intermediate_size": fc.EXPERT_WIDTH,
     "moe_num_shared_experts": 2,
     "moe_layer_start_index": 1,
 }
 
 
-def _ffn(hidden: int, layer: int) -> Shapes:
+def _ffn(hidden: int, layer: int) -> fc.Shapes:
     if layer == 0:
-        return mlp(hidden, layer)
+        return fc.mlp(hidden, layer)
     shared = {name.replace("mlp.", "mlp.shared_experts."): shape for name, shape in _shared(hidden).items()}
-    return {**experts(EXPERT_WIDTH)(hidden, layer), **shared, "mlp.moe_statics.e_score_correction_bias": (1, EXPERTS)}
+    return {
+        **fc.experts(fc.EXPERT_WIDTH)(hidden, layer),
+        **shared,
+        "mlp.moe_statics.e_score_correction_bias": (1, fc.EXPERTS),
+    }
 
 
-def _shared(hidden: int) -> Shapes:
-    inward, outward = (2 * EXPERT_WIDTH, hidden), (hidden, 2 * EXPERT_WIDTH)
+def _shared(hidden: int) -> fc.Shapes:
+    inward, outward = (2 * fc.EXPERT_WIDTH, hidden), (hidden, 2 * fc.EXPERT_WIDTH)
     return {"mlp.gate_proj.weight": inward, "mlp.up_proj.weight": inward, "mlp.down_proj.weight": outward}
 
 
@@ -50,16 +41,16 @@ def _gguf_settings(w: Any, c: dict[str, Any]) -> None:
         w.add_expert_shared_feed_forward_length(c["moe_num_shared_experts"] * c["moe_intermediate_size"])
 
 
-FAMILY = Family(
+FAMILY = fc.Family(
     "ernie4_5_moe",
-    tiny={**NO_HEAD_DIM, **_MOE, "tie_word_embeddings": True, "rope_theta": 500000.0},
+    tiny={**fc.NO_HEAD_DIM, **_MOE, "tie_word_embeddings": True, "rope_theta": 500000.0},
     ffn=_ffn,
     heading="layers 1-2",
     golden=(0, [93, 56, 45, 91, 86, 41, 68, 73, 86, 9, 2, 73, 86, 86, 37, 42, 10, 41, 86, 86, 86, 86, 86, 86]),
-    gguf=Gguf("ERNIE4_5_MOE", settings=_gguf_settings, names=SCORE_BIAS),
+    gguf=fc.Gguf("ERNIE4_5_MOE", settings=_gguf_settings, names=fc.SCORE_BIAS),
     cases=(
-        Case("ernie-moe-shared", heads(6, 2, **_MOE, hidden_size=96), exact=True),
-        Case(
+        fc.Case("ernie-moe-shared", fc.heads(6, 2, **_MOE, hidden_size=96), exact=True),
+        fc.Case(
             "ernie-moe-every-second",
             {
                 **_MOE, "num_hidden_layers": 5, "moe_layer_interval": 2, "moe_num_shared_experts": 0, "moe_k": 4,
@@ -68,7 +59,7 @@ FAMILY = Family(
             exact=True,
         ),
         # What GGUF does not know: a last layer with experts, biases.
-        Case(
+        fc.Case(
             "ernie-moe-last-dense",
             {**_MOE, "num_hidden_layers": 4, "moe_layer_end_index": 2, "use_bias": True},
             gguf=False,

@@ -4,27 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import family_cases as fc
 import numpy as np
-from family_cases import (
-    BASE,
-    EXPERT_WIDTH,
-    EXPERTS,
-    FFN,
-    HEAD_DIM,
-    HEADS,
-    HIDDEN,
-    KV_HEADS,
-    TOP_K,
-    VOCAB,
-    Case,
-    Family,
-    Gguf,
-    Shapes,
-    heads,
-)
 
-_FULL_DIM = 2 * HEAD_DIM
-_OWN = FFN // 4  # values of a layer's own embedding: a whole block in wide files
+_FULL_DIM = 2 * fc.HEAD_DIM
+_OWN = fc.FFN // 4  # values of a layer's own embedding: a whole block in wide files
 _LOCAL, _FULL = "sliding_attention", "full_attention"
 _KINDS = [_LOCAL, _LOCAL, _FULL, _LOCAL, _FULL]
 _SHARING = 2
@@ -35,16 +19,16 @@ _ROPES = {
 }
 
 
-def _layer(hidden: int, layer: int) -> Shapes:
+def _layer(hidden: int, layer: int) -> fc.Shapes:
     is_full = _KINDS[layer] == _FULL
-    dim, kv_heads = (_FULL_DIM, 1) if is_full else (HEAD_DIM, KV_HEADS)
-    width = FFN if layer < _FIRST_SHARING else 2 * FFN
+    dim, kv_heads = (_FULL_DIM, 1) if is_full else (fc.HEAD_DIM, fc.KV_HEADS)
+    width = fc.FFN if layer < _FIRST_SHARING else 2 * fc.FFN
     keys = (kv_heads * dim, hidden) if layer < _FIRST_SHARING else ()
     return {
-        "self_attn.q_proj.weight": (HEADS * dim, hidden),
+        "self_attn.q_proj.weight": (fc.HEADS * dim, hidden),
         "self_attn.k_proj.weight": keys,
         "self_attn.v_proj.weight": () if is_full else keys,
-        "self_attn.o_proj.weight": (hidden, HEADS * dim),
+        "self_attn.o_proj.weight": (hidden, fc.HEADS * dim),
         "self_attn.q_norm.weight": (dim,),
         "self_attn.k_norm.weight": (dim,) if keys else (),
         "mlp.gate_proj.weight": (width, hidden),
@@ -55,11 +39,11 @@ def _layer(hidden: int, layer: int) -> Shapes:
         "pre_feedforward_layernorm_2.weight": (hidden,),
         "post_feedforward_layernorm_1.weight": (hidden,),
         "post_feedforward_layernorm_2.weight": (hidden,),
-        "router.proj.weight": (EXPERTS, hidden),
+        "router.proj.weight": (fc.EXPERTS, hidden),
         "router.scale": (hidden,),
-        "router.per_expert_scale": (EXPERTS,),
-        "experts.gate_up_proj": (EXPERTS, 2 * EXPERT_WIDTH, hidden),
-        "experts.down_proj": (EXPERTS, hidden, EXPERT_WIDTH),
+        "router.per_expert_scale": (fc.EXPERTS,),
+        "experts.gate_up_proj": (fc.EXPERTS, 2 * fc.EXPERT_WIDTH, hidden),
+        "experts.down_proj": (fc.EXPERTS, hidden, fc.EXPERT_WIDTH),
         "per_layer_input_gate.weight": (_OWN, hidden),
         "per_layer_projection.weight": (hidden, _OWN),
         "post_per_layer_input_norm.weight": (hidden,),
@@ -116,9 +100,9 @@ def _converted(name: str, values: np.ndarray, c: dict[str, Any]) -> dict[str, np
 
 _MOE = {
     "enable_moe_block": True,
-    "num_experts": EXPERTS,
-    "top_k_experts": TOP_K,
-    "moe_intermediate_size": EXPERT_WIDTH,
+    "num_experts": fc.EXPERTS,
+    "top_k_experts": fc.TOP_K,
+    "moe_intermediate_size": fc.EXPERT_WIDTH,
 }
 _CASE: dict[str, Any] = {
     "head_dim": 16,
@@ -132,10 +116,10 @@ _CASE: dict[str, Any] = {
     "vocab_size_per_layer_input": 211,
 }
 
-FAMILY = Family(
+FAMILY = fc.Family(
     "gemma4_text",
     tiny={
-        **BASE,
+        **fc.BASE,
         **_MOE,
         "num_hidden_layers": len(_KINDS),
         "layer_types": _KINDS,
@@ -147,42 +131,42 @@ FAMILY = Family(
         "num_kv_shared_layers": _SHARING,
         "use_double_wide_mlp": True,
         "hidden_size_per_layer_input": _OWN,
-        "vocab_size_per_layer_input": VOCAB,
+        "vocab_size_per_layer_input": fc.VOCAB,
         "final_logit_softcapping": 30.0,
         "tie_word_embeddings": True,
     },
     outside={
-        "embed_tokens_per_layer.weight": (VOCAB, len(_KINDS) * _OWN),
-        "per_layer_model_projection.weight": (len(_KINDS) * _OWN, HIDDEN),
+        "embed_tokens_per_layer.weight": (fc.VOCAB, len(_KINDS) * _OWN),
+        "per_layer_model_projection.weight": (len(_KINDS) * _OWN, fc.HIDDEN),
         "per_layer_projection_norm.weight": (_OWN,),
     },
     ffn=_layer,
     stretched={"q_norm.weight": 0.25},  # where training puts the factor that attention has not
     heading="layers 0-1",
     golden=(0, [39, 63, 23, 60, 57, 28, 63, 83, 55, 39, 63, 83, 68, 14, 9, 29, 9, 29, 14, 89, 41, 31, 91, 28]),
-    gguf=Gguf("GEMMA4", settings=_gguf_settings, converted=_converted),
+    gguf=fc.Gguf("GEMMA4", settings=_gguf_settings, converted=_converted),
     published={"use_bidirectional_attention": "vision", "hidden_act": "gelu_pytorch_tanh", "attention_bias": False},
     cases=(
-        Case(
+        fc.Case(
             "gemma4-e",
-            heads(
+            fc.heads(
                 4,
                 2,
                 **_CASE | {"hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2, "use_double_wide_mlp": True},
             ),
         ),
-        Case(
+        fc.Case(
             "gemma4-31b",
-            heads(8, 4, **_CASE, attention_k_eq_v=True, num_global_key_value_heads=1),
+            fc.heads(8, 4, **_CASE, attention_k_eq_v=True, num_global_key_value_heads=1),
         ),
-        Case(
+        fc.Case(
             "gemma4-26b-a4b",
-            heads(6, 2, **_CASE, **_MOE, attention_k_eq_v=True, num_global_key_value_heads=2),
+            fc.heads(6, 2, **_CASE, **_MOE, attention_k_eq_v=True, num_global_key_value_heads=2),
         ),
         # The class's own ropes and kinds of layers, biases, no cap; one local layer's keys for three others.
-        Case(
+        fc.Case(
             "gemma4-defaults",
-            heads(
+            fc.heads(
                 8,
                 1,
                 head_dim=20,
@@ -196,9 +180,9 @@ FAMILY = Family(
             ),
             gguf=False,
         ),
-        Case(
+        fc.Case(
             "gemma4-multimodal",
-            heads(4, 2, **_CASE | {"hidden_size_per_layer_input": 8}, num_kv_shared_layers=2) | {"pad_token_id": 0},
+            fc.heads(4, 2, **_CASE | {"hidden_size_per_layer_input": 8}, num_kv_shared_layers=2) | {"pad_token_id": 0},
             gguf=False,
             family="gemma4",
         ),

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import (
-    BASE,
-    EXPERT_WIDTH,
-    EXPERTS,
-    HEAD_DIM,
-    HEADS,
-    KV_HEADS,
-    TOP_K,
-    YARN,
-    Case,
-    Family,
-    Gguf,
-    Shapes,
-    heads,
-)
+import family_cases as fc
 
-_MOE = {"num_local_experts": EXPERTS, "num_experts_per_tok": TOP_K, "intermediate_size": EXPERT_WIDTH}
-_YARN = {**YARN, "beta_fast": 32.0, "beta_slow": 1.0}
+_MOE = {"num_local_experts": fc.EXPERTS, "num_experts_per_tok": fc.TOP_K, "intermediate_size": fc.EXPERT_WIDTH}
+_YARN = {**fc.YARN, "beta_fast": 32.0, "beta_slow": 1.0}
 _UNTRUNCATED = {**_YARN, "rope_theta": 150000.0, "factor": 32.0, "truncate": False}
 
 
-def _ffn(hidden: int, layer: int) -> Shapes:
+def _ffn(hidden: int, layer: int) -> fc.Shapes:
     return {
-        "mlp.router.weight": (EXPERTS, hidden),
-        "mlp.router.bias": (EXPERTS,),
-        "mlp.experts.gate_up_proj": (EXPERTS, hidden, 2 * EXPERT_WIDTH),
-        "mlp.experts.gate_up_proj_bias": (EXPERTS, 2 * EXPERT_WIDTH),
-        "mlp.experts.down_proj": (EXPERTS, EXPERT_WIDTH, hidden),
-        "mlp.experts.down_proj_bias": (EXPERTS, hidden),
+        "mlp.router.weight": (fc.EXPERTS, hidden),
+        "mlp.router.bias": (fc.EXPERTS,),
+        "mlp.experts.gate_up_proj": (fc.EXPERTS, hidden, 2 * fc.EXPERT_WIDTH),
+        "mlp.experts.gate_up_proj_bias": (fc.EXPERTS, 2 * fc.EXPERT_WIDTH),
+        "mlp.experts.down_proj": (fc.EXPERTS, fc.EXPERT_WIDTH, hidden),
+        "mlp.experts.down_proj_bias": (fc.EXPERTS, hidden),
     }
 
 
@@ -60,24 +46,24 @@ def converted(name: str, values: Any, c: dict[str, Any]) -> dict[str, Any]:
     return {f"{stem}gate_proj{kind}": values[:, 0::2], f"{stem}up_proj{kind}": values[:, 1::2]}
 
 
-FAMILY = Family(
+FAMILY = fc.Family(
     "gpt_oss",
-    tiny={**BASE, **_MOE, "sliding_window": 7, "rope_parameters": _YARN},
+    tiny={**fc.BASE, **_MOE, "sliding_window": 7, "rope_parameters": _YARN},
     attention={
-        "self_attn.q_proj.bias": (HEADS * HEAD_DIM,),
-        "self_attn.k_proj.bias": (KV_HEADS * HEAD_DIM,),
-        "self_attn.v_proj.bias": (KV_HEADS * HEAD_DIM,),
-        "self_attn.o_proj.bias": (BASE["hidden_size"],),
-        "self_attn.sinks": (HEADS,),
+        "self_attn.q_proj.bias": (fc.HEADS * fc.HEAD_DIM,),
+        "self_attn.k_proj.bias": (fc.KV_HEADS * fc.HEAD_DIM,),
+        "self_attn.v_proj.bias": (fc.KV_HEADS * fc.HEAD_DIM,),
+        "self_attn.o_proj.bias": (fc.BASE["hidden_size"],),
+        "self_attn.sinks": (fc.HEADS,),
     },
     ffn=_ffn,
     stretched={"gate_up_proj": 5.0, "sinks": 4.0},  # so that its limit of 7 bites, and sinks are seen
     heading="layers 0, 2",
     golden=(0, [34, 60, 38, 60, 60, 6, 51, 60, 51, 46, 38, 1, 2, 51, 2, 34, 34, 34, 2, 95, 95, 39, 53, 72]),
-    gguf=Gguf("GPT_OSS", settings=_gguf_settings, converted=converted),
+    gguf=fc.Gguf("GPT_OSS", settings=_gguf_settings, converted=converted),
     published={
         "attention_bias": True,
-        "experts_per_token": TOP_K,
+        "experts_per_token": fc.TOP_K,
         "initial_context_length": 4096,
         "output_router_logits": False,
         "quantization_config": {
@@ -88,9 +74,9 @@ FAMILY = Family(
         "swiglu_limit": 7.0,
     },
     cases=(
-        Case(
+        fc.Case(
             "gpt-oss-gqa8-untruncated-yarn",
-            heads(
+            fc.heads(
                 8,
                 1,
                 **_MOE,
@@ -101,9 +87,9 @@ FAMILY = Family(
             ),
             gguf=False,
         ),
-        Case(
+        fc.Case(
             "gpt-oss-limits",
-            heads(
+            fc.heads(
                 6,
                 2,
                 **_MOE,
@@ -116,14 +102,16 @@ FAMILY = Family(
             ),
             gguf=False,
         ),
-        Case(
+        fc.Case(
             "gpt-oss-no-bias",
-            heads(4, 2, **_MOE, head_dim=16, attention_bias=False, sliding_window=9, rope_parameters=_YARN),
+            fc.heads(4, 2, **_MOE, head_dim=16, attention_bias=False, sliding_window=9, rope_parameters=_YARN),
             gguf=False,
         ),
-        Case(
+        fc.Case(
             "gpt-oss-mha",
-            heads(4, 4, **{**_MOE, "num_experts_per_tok": 4}, head_dim=24, sliding_window=128, rope_parameters=_YARN),
+            fc.heads(
+                4, 4, **{**_MOE, "num_experts_per_tok": 4}, head_dim=24, sliding_window=128, rope_parameters=_YARN
+            ),
             exact=True,
         ),
     ),

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import (
-    BASE,
-    EXPERTS,
-    FFN,
-    HEAD_DIM,
-    HEADS,
-    KV_HEADS,
-    SCORE_BIAS,
-    TOP_K,
-    Case,
-    Family,
-    Gguf,
-    Shapes,
-    experts,
-    heads,
-)
+import family_cases as fc
 
 
-def _ffn(hidden: int, layer: int) -> Shapes:
-    routed = experts(FFN, "block_sparse_moe.", ("w1", "w3", "w2"))(hidden, layer)
-    return {**routed, "block_sparse_moe.e_score_correction_bias": (EXPERTS,)}
+def _ffn(hidden: int, layer: int) -> fc.Shapes:
+    routed = fc.experts(fc.FFN, "block_sparse_moe.", ("w1", "w3", "w2"))(hidden, layer)
+    return {**routed, "block_sparse_moe.e_score_correction_bias": (fc.EXPERTS,)}
 
 
 def _gguf_settings(w: Any, c: dict[str, Any]) -> None:
@@ -34,36 +19,36 @@ def _gguf_settings(w: Any, c: dict[str, Any]) -> None:
         w.add_rope_dimension_count(c["rotary_dim"])
 
 
-FAMILY = Family(
+FAMILY = fc.Family(
     "minimax_m2",
     tiny={
-        **BASE,
-        "num_local_experts": EXPERTS,
-        "num_experts_per_tok": TOP_K,
+        **fc.BASE,
+        "num_local_experts": fc.EXPERTS,
+        "num_experts_per_tok": fc.TOP_K,
         "rotary_dim": 8,
         "rope_theta": 1e4,
     },
     attention={
-        "self_attn.q_norm.weight": (HEADS * HEAD_DIM,),
-        "self_attn.k_norm.weight": (KV_HEADS * HEAD_DIM,),
+        "self_attn.q_norm.weight": (fc.HEADS * fc.HEAD_DIM,),
+        "self_attn.k_norm.weight": (fc.KV_HEADS * fc.HEAD_DIM,),
     },
     ffn=_ffn,
     golden=(2, [85, 85, 10, 22, 80, 19, 19, 49, 89, 19, 56, 79, 90, 79, 90, 79, 15, 52, 45, 22, 79, 90, 79, 90]),
-    gguf=Gguf(
+    gguf=fc.Gguf(
         "MINIMAXM2",
         settings=_gguf_settings,
-        names=SCORE_BIAS,
+        names=fc.SCORE_BIAS,
         keys={"expert_feed_forward_length": 64, "vocab_size": 97},
     ),
     cases=(
-        Case(
+        fc.Case(
             "minimax-m2-half-turned",
-            heads(6, 2, num_local_experts=6, num_experts_per_tok=2, head_dim=16, rotary_dim=8, rope_theta=1e4),
+            fc.heads(6, 2, num_local_experts=6, num_experts_per_tok=2, head_dim=16, rotary_dim=8, rope_theta=1e4),
             exact=True,
         ),
-        Case(
+        fc.Case(
             "minimax-m2-gqa8-quarter",
-            heads(8, 1, num_local_experts=5, num_experts_per_tok=3, head_dim=24, tie_word_embeddings=True)
+            fc.heads(8, 1, num_local_experts=5, num_experts_per_tok=3, head_dim=24, tie_word_embeddings=True)
             | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.25}},
             exact=True,
         ),

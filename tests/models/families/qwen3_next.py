@@ -5,46 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import family_cases as fc
 import numpy as np
-from family_cases import (
-    BASE,
-    EXPERT_WIDTH,
-    EXPERTS,
-    HEAD_DIM,
-    HEADS,
-    KV_HEADS,
-    QK_NORMS,
-    TOP_K,
-    Case,
-    Family,
-    Gguf,
-    Shapes,
-    experts,
-    heads,
-)
 
 TAPS = 4
 KINDS = ["linear_attention", "full_attention", "linear_attention"]
-_KEYS, _VALUES = KV_HEADS * HEAD_DIM, HEADS * HEAD_DIM  # widths of q and k, of v and the gate
-SHARED_WIDTH = 2 * EXPERT_WIDTH
+_KEYS, _VALUES = fc.KV_HEADS * fc.HEAD_DIM, fc.HEADS * fc.HEAD_DIM  # widths of q and k, of v and the gate
+SHARED_WIDTH = 2 * fc.EXPERT_WIDTH
 LINEAR: dict[str, Any] = {
     "linear_conv_kernel_dim": TAPS,
-    "linear_key_head_dim": HEAD_DIM,
-    "linear_value_head_dim": HEAD_DIM,
-    "linear_num_key_heads": KV_HEADS,
-    "linear_num_value_heads": HEADS,
+    "linear_key_head_dim": fc.HEAD_DIM,
+    "linear_value_head_dim": fc.HEAD_DIM,
+    "linear_num_key_heads": fc.KV_HEADS,
+    "linear_num_value_heads": fc.HEADS,
 }
 OPTIONS: dict[str, Any] = {
-    **BASE,
+    **fc.BASE,
     **LINEAR,
     "rms_norm_eps": 1e-6,
     "layer_types": KINDS,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
 }
 MOE: dict[str, Any] = {
-    "num_experts": EXPERTS,
-    "num_experts_per_tok": TOP_K,
-    "moe_intermediate_size": EXPERT_WIDTH,
+    "num_experts": fc.EXPERTS,
+    "num_experts_per_tok": fc.TOP_K,
+    "moe_intermediate_size": fc.EXPERT_WIDTH,
     "shared_expert_intermediate_size": SHARED_WIDTH,
 }
 # Of the cases: head counts, widths of a head and taps that differ from each other.
@@ -58,31 +43,31 @@ ODD: dict[str, Any] = {
 PLAIN_NORMS = ("linear_attn.norm.weight",)
 
 
-def mixer(apart: Shapes) -> Callable[[int, int], Shapes]:
+def mixer(apart: fc.Shapes) -> Callable[[int, int], fc.Shapes]:
     """Gated attention, or the delta rule with the matrices `apart` for its input."""
 
-    def shapes(hidden: int, layer: int) -> Shapes:
+    def shapes(hidden: int, layer: int) -> fc.Shapes:
         if KINDS[layer] == "full_attention":
-            return {**QK_NORMS, "self_attn.q_proj.weight": (2 * HEADS * HEAD_DIM, hidden)}
+            return {**fc.QK_NORMS, "self_attn.q_proj.weight": (2 * fc.HEADS * fc.HEAD_DIM, hidden)}
         return {
             **{f"self_attn.{part}_proj.weight": () for part in "qkvo"},
             **{f"linear_attn.{name}.weight": (*rows, hidden) for name, rows in apart.items()},
             "linear_attn.conv1d.weight": (2 * _KEYS + _VALUES, 1, TAPS),
-            "linear_attn.dt_bias": (HEADS,),
-            "linear_attn.A_log": (HEADS,),
-            "linear_attn.norm.weight": (HEAD_DIM,),
+            "linear_attn.dt_bias": (fc.HEADS,),
+            "linear_attn.A_log": (fc.HEADS,),
+            "linear_attn.norm.weight": (fc.HEAD_DIM,),
             "linear_attn.out_proj.weight": (hidden, _VALUES),
         }
 
     return shapes
 
 
-def moe(hidden: int, layer: int) -> Shapes:
+def moe(hidden: int, layer: int) -> fc.Shapes:
     """One tensor an expert, as published, and the shared one with its gate."""
     inward, outward = (SHARED_WIDTH, hidden), (hidden, SHARED_WIDTH)
     shared = "mlp.shared_expert."
     return {
-        **experts(EXPERT_WIDTH)(hidden, layer),
+        **fc.experts(fc.EXPERT_WIDTH)(hidden, layer),
         f"{shared}gate_proj.weight": inward,
         f"{shared}up_proj.weight": inward,
         f"{shared}down_proj.weight": outward,
@@ -127,32 +112,32 @@ def converted(name: str, values: Any, c: dict[str, Any]) -> dict[str, Any]:
     return {f"{name}.weight" if name.endswith("experts.down_proj") else name: values}
 
 
-FAMILY = Family(
+FAMILY = fc.Family(
     "qwen3_next",
     tiny={**OPTIONS, **MOE},
     ffn=lambda hidden, layer: (
-        mixer({"in_proj_qkvz": (2 * _KEYS + 2 * _VALUES,), "in_proj_ba": (2 * HEADS,)})(hidden, layer)
+        mixer({"in_proj_qkvz": (2 * _KEYS + 2 * _VALUES,), "in_proj_ba": (2 * fc.HEADS,)})(hidden, layer)
         | moe(hidden, layer)
     ),
     norm_base=0.0,
     plain_norms=PLAIN_NORMS,
     heading="layers 0, 2",
     golden=(0, [8, 2, 36, 74, 45, 78, 6, 55, 55, 61, 85, 8, 36, 91, 77, 72, 33, 16, 49, 5, 55, 27, 6, 2]),
-    gguf=Gguf("QWEN3NEXT", settings=gguf_settings, converted=converted),
+    gguf=fc.Gguf("QWEN3NEXT", settings=gguf_settings, converted=converted),
     cases=(
-        Case(
+        fc.Case(
             "qwen3next-gqa8",
-            heads(8, 1, **{**MOE, "num_experts": 9, "num_experts_per_tok": 4}, **ODD, head_dim=24)
+            fc.heads(8, 1, **{**MOE, "num_experts": 9, "num_experts_per_tok": 4}, **ODD, head_dim=24)
             | {"num_hidden_layers": 4},
         ),
-        Case(
+        fc.Case(
             "qwen3next-grouped",
-            heads(6, 2, **MOE, head_dim=16, layer_types=KINDS)
+            fc.heads(6, 2, **MOE, head_dim=16, layer_types=KINDS)
             | {**ODD, "linear_num_key_heads": 2, "linear_num_value_heads": 8, "rope_theta": 1e6},
         ),
-        Case(
+        fc.Case(
             "qwen3next-some-mlps",
-            heads(4, 2, **MOE, **ODD, head_dim=32, mlp_only_layers=[1], norm_topk_prob=False, hidden_act="gelu")
+            fc.heads(4, 2, **MOE, **ODD, head_dim=32, mlp_only_layers=[1], norm_topk_prob=False, hidden_act="gelu")
             | {"full_attention_interval": 2, "partial_rotary_factor": 0.5},
             gguf=False,
         ),

@@ -4,35 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from family_cases import (
-    BASE,
-    EXPERT_WIDTH,
-    EXPERTS,
-    HEAD_DIM,
-    HEADS,
-    LAYERS,
-    LLAMA3,
-    QK_NORMS,
-    TOP_K,
-    Case,
-    Family,
-    Gguf,
-    Shapes,
-    mlp,
-)
+import family_cases as fc
 
 _DRAFTS = 2
-_LOCAL_HEADS = HEADS + 2
+_LOCAL_HEADS = fc.HEADS + 2
 _KINDS = ["full_attention", "sliding_attention", "full_attention"]
 _ROPES = {
-    "full_attention": {**LLAMA3, "partial_rotary_factor": 0.5},
+    "full_attention": {**fc.LLAMA3, "partial_rotary_factor": 0.5},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
 }
 _MOE = {
-    "n_routed_experts": EXPERTS,
-    "num_experts_per_tok": TOP_K,
-    "moe_intermediate_size": EXPERT_WIDTH,
-    "share_expert_dim": EXPERT_WIDTH + 8,
+    "n_routed_experts": fc.EXPERTS,
+    "num_experts_per_tok": fc.TOP_K,
+    "moe_intermediate_size": fc.EXPERT_WIDTH,
+    "share_expert_dim": fc.EXPERT_WIDTH + 8,
     "moe_router_scaling_factor": 3.0,
     "pad_token_id": 0,
 }
@@ -40,23 +25,23 @@ _MOE = {
 _LIMITS = {"swiglu_limits": [0.0, None, 0.3, 0.0, 0.0], "swiglu_limits_shared": [0.4, 0.2, 0.0, 0.0, 0.0]}
 
 
-def _ffn(hidden: int, layer: int) -> Shapes:
-    q = (_LOCAL_HEADS if _KINDS[layer] == "sliding_attention" else HEADS) * HEAD_DIM
-    attention: Shapes = {
+def _ffn(hidden: int, layer: int) -> fc.Shapes:
+    q = (_LOCAL_HEADS if _KINDS[layer] == "sliding_attention" else fc.HEADS) * fc.HEAD_DIM
+    attention: fc.Shapes = {
         "self_attn.q_proj.weight": (q, hidden),
-        "self_attn.g_proj.weight": (q // HEAD_DIM, hidden),
+        "self_attn.g_proj.weight": (q // fc.HEAD_DIM, hidden),
         "self_attn.o_proj.weight": (hidden, q),
     }
     if layer == 0:
-        return attention | mlp(hidden, layer)
-    shared = EXPERT_WIDTH + 8
+        return attention | fc.mlp(hidden, layer)
+    shared = fc.EXPERT_WIDTH + 8
     return {
         **attention,
-        "moe.gate.weight": (EXPERTS, hidden),
-        "moe.router_bias": (EXPERTS,),
-        "moe.gate_proj.weight": (EXPERTS, EXPERT_WIDTH, hidden),
-        "moe.up_proj.weight": (EXPERTS, EXPERT_WIDTH, hidden),
-        "moe.down_proj.weight": (EXPERTS, hidden, EXPERT_WIDTH),
+        "moe.gate.weight": (fc.EXPERTS, hidden),
+        "moe.router_bias": (fc.EXPERTS,),
+        "moe.gate_proj.weight": (fc.EXPERTS, fc.EXPERT_WIDTH, hidden),
+        "moe.up_proj.weight": (fc.EXPERTS, fc.EXPERT_WIDTH, hidden),
+        "moe.down_proj.weight": (fc.EXPERTS, hidden, fc.EXPERT_WIDTH),
         "share_expert.gate_proj.weight": (shared, hidden),
         "share_expert.up_proj.weight": (shared, hidden),
         "share_expert.down_proj.weight": (hidden, shared),
@@ -84,27 +69,27 @@ def _gguf_settings(w: Any, c: dict[str, Any]) -> None:
         w.add_array(f"step35.swiglu_clamp_{name}", limits)
 
 
-FAMILY = Family(
+FAMILY = fc.Family(
     "step3p5",
     tiny={
-        **BASE,
+        **fc.BASE,
         **_MOE,
         **_LIMITS,
         "layer_types": [*_KINDS, *["sliding_attention"] * _DRAFTS],
-        "mlp_layer_types": ["dense", *["sparse"] * (LAYERS - 1 + _DRAFTS)],
+        "mlp_layer_types": ["dense", *["sparse"] * (fc.LAYERS - 1 + _DRAFTS)],
         "num_nextn_predict_layers": _DRAFTS,
         "num_sliding_attention_heads": _LOCAL_HEADS,
         "sliding_window": 7,
         "rope_parameters": _ROPES,
     },
-    attention=QK_NORMS,
+    attention=fc.QK_NORMS,
     ffn=_ffn,
     norm_base=0.0,
     heading="layer 1",
     golden=(2, [89, 56, 22, 20, 89, 89, 59, 54, 22, 89, 89, 52, 54, 22, 18, 95, 4, 81, 15, 12, 89, 48, 0, 0]),
-    gguf=Gguf("STEP35", settings=_gguf_settings, names={"moe.router_bias": "moe.router_bias.bias"}),
+    gguf=fc.Gguf("STEP35", settings=_gguf_settings, names={"moe.router_bias": "moe.router_bias.bias"}),
     cases=(
-        Case(
+        fc.Case(
             "step3p7-llama3",
             {
                 **_MOE,
@@ -119,11 +104,11 @@ FAMILY = Family(
                 "sliding_window": 13,
                 "rope_theta": [5e5, 1e4, 5e5, 1e4, 1e4],
                 "partial_rotary_factors": [0.5, 1.0, 0.5, 1.0, 1.0],
-                "rope_scaling": {key: value for key, value in LLAMA3.items() if key != "rope_theta"},
+                "rope_scaling": {key: value for key, value in fc.LLAMA3.items() if key != "rope_theta"},
             },
             family="step3p7",
         ),
-        Case(
+        fc.Case(
             "step3p7-gqa8",
             {
                 **_MOE,
