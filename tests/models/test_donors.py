@@ -16,10 +16,13 @@ DONORS = Path(__file__).resolve().parents[2] / "benchmarks" / "donors.py"
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_smollm2_says_the_same_as_glm(real_model: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "mistakes"), [("glm4moe", 13), ("lfm2moe", 10), ("qwen35moe", 11)])
+def test_smollm2_says_the_same_in_another_shape(
+    name: str, mistakes: int, real_model: Callable[[str], Path], tmp_path: Path
+) -> None:
     found = tmp_path / "found.json"
     command = [
-        sys.executable, str(DONORS), "--shape", "glm4moe", "--donor", str(real_model("smollm2:135m")),
+        sys.executable, str(DONORS), "--shape", name, "--donor", str(real_model("smollm2:135m")),
         "--folder", str(tmp_path), "--texts", "3", "--length", "100", "--answers", "4", "--tokens", "24",
         "--broken-texts", "1", "--experts", "6", "--pairs", "1", "--json", str(found),
     ]  # fmt: skip
@@ -31,5 +34,5 @@ def test_smollm2_says_the_same_as_glm(real_model: Callable[[str], Path], tmp_pat
     (shape,) = json.loads(found.read_text())["results"]
     assert shape["largest_change"] < 1e-3
     assert shape["same_answers"] == shape["answers"] == 4
-    assert len(shape["mistakes"]) == 13
+    assert len(shape["mistakes"]) == mistakes
     assert all(row["seen"] for row in shape["mistakes"])
