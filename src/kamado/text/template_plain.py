@@ -17,7 +17,7 @@ _METHOD_NAMES = """
     capitalize join items keys values get isdigit isalpha isalnum isspace copy
 """
 _FILTER_NAMES = """
-    capitalize count d default e escape first float int items join last length list lower map reject rejectattr replace
+    capitalize count d default dictsort e escape first float int items join last length list lower map reject rejectattr replace
     reverse round safe select selectattr string title tojson trim upper
 """
 _TEST_NAMES = """
@@ -107,8 +107,10 @@ def _is_plain_filter(node: nodes.Filter) -> bool:
         return False
     if node.name == "trim":
         return all(map(_is_short, node.args)) and not node.kwargs
+    if node.name == "dictsort":  # by keys, which are texts of the request; many values may be one long text
+        return not node.args and not node.kwargs
     if node.name in ("map", "select", "reject"):  # they take a filter or a test by its name
-        names = _FILTERS - {"map", "trim", "select", "reject"} if node.name == "map" else _TESTS
+        names = _FILTERS - {"map", "trim", "dictsort", "select", "reject"} if node.name == "map" else _TESTS
         return not node.args or (isinstance(node.args[0], nodes.Const) and node.args[0].value in names)
     if node.name in ("selectattr", "rejectattr") and len(node.args) > 1:
         return isinstance(node.args[1], nodes.Const) and node.args[1].value in _TESTS
