@@ -17,8 +17,8 @@ _METHOD_NAMES = """
     capitalize join items keys values get isdigit isalpha isalnum isspace copy
 """
 _FILTER_NAMES = """
-    capitalize count d default dictsort e escape first float int items join last length list lower map reject rejectattr replace
-    reverse round safe select selectattr string title tojson trim upper
+    capitalize count d default dictsort e escape first float int items join last length list lower map reject
+    rejectattr replace reverse round safe select selectattr string title tojson trim upper
 """
 _TEST_NAMES = """
     defined undefined string mapping sequence iterable number integer float boolean none true false equalto eq == ne !=
