@@ -19,7 +19,7 @@ from kamado.engine.turns.turn import TurnMaker
 
 from .chat_families import GEMMA4_TOKENS, HARMONY_TOKENS, SOLAR_TOKENS, Family, FamilyTokenizer
 from .peer_templates import TrustedTemplate
-from .test_tagged_calls import check_walks
+from .test_tagged_calls import SCHEMAS, Bound, check_walks
 from .test_turn import NO_SAMPLING, REQUIRED, TOOLS, calls_of, check_arguments, family_model, run
 
 pytestmark = pytest.mark.slow
@@ -259,7 +259,8 @@ def test_whatever_the_logits_required_calls_are_whole_and_fit_their_schema(name)
 @pytest.mark.parametrize("name", ["Qwen3-Coder", "Qwen3.5-4B", "LFM2-8B-A1B", "LFM2.5-8B-A1B", "LFM2.5-Instruct"])
 def test_what_the_grammar_lets_through_is_read_back_and_matches(name) -> None:
     with peer_model(name) as model:
-        check_walks(model.chat_format.syntax, TEMPLATES[name].specials)
+        syntax, specials = model.chat_format.syntax, TEMPLATES[name].specials
+        check_walks(SCHEMAS, lambda schema: Bound(syntax, schema, specials=specials, tools=1))
 
 
 @pytest.mark.parametrize("name", WITH_BOTH)

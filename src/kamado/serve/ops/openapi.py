@@ -14,6 +14,12 @@ from ..protocols.openai.results import ErrorResult
 
 _EVERY = (400, 401, 403, 404, 405)  # what the gate itself may answer
 _BODY = (408, 413, 415, 429, 500, 503, 504)
+# Before 3.2, OpenAPI describes each event of a stream, not the stream.
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+}
 _REASONS = {
     400: "The request cannot be honoured.",
     401: "An API key is needed.",
@@ -107,7 +113,7 @@ def _responses(route: Route, of_type: Mapping[str, Any]) -> dict[str, Any]:
     elif route.body is not None and not route.is_empty:
         content["application/json"] = {"schema": {"type": "object"}}
     if route.streams is not None:
-        content[route.streams] = {"schema": {"type": "string"}}
+        content[route.streams] = {"schema": _EVENT if route.streams == "text/event-stream" else {"type": "string"}}
     found: dict[str, Any] = {"200": {"description": "The answer.", **({"content": content} if content else {})}}
     error = of_type[_key(ErrorResult)] if route.family.name == "openai" else {"type": "object"}
     statuses = {*_EVERY, *route.statuses, *(_BODY if route.body is not None else ()), 500, 503}
