@@ -12,6 +12,9 @@ from .registry import Config, Family, Program, Weights
 from .rope import RopeTable, yarn_attention_factor, yarn_frequencies
 
 _EXPERTS = "layers.{i}.mlp.experts."
+# The rotation of the configuration class, whose base stands beside it; its corners are not rounded.
+_FACTOR, _ORIGINAL = 32.0, 4096
+_YARN = {"rope_type": "yarn", "factor": _FACTOR, "original_max_position_embeddings": _ORIGINAL}
 _ALPHA, _LIMIT = float(np.float32(1.702)), 7.0  # of the gate, in files that do not say
 
 
@@ -33,7 +36,7 @@ _ALPHA, _LIMIT = float(np.float32(1.702)), 7.0  # of the gate, in files that do 
         "head_dim": 64, "hidden_size": 2880, "intermediate_size": 2880, "max_position_embeddings": 131072,
         "num_attention_heads": 64, "num_experts_per_tok": 4, "num_hidden_layers": 36, "num_key_value_heads": 8,
         "num_local_experts": 128, "rms_norm_eps": 1e-5, "rope_theta": 150000.0, "sliding_window": 128,
-        "vocab_size": 201088,
+        "vocab_size": 201088, "rope_parameters": _YARN,
     },
 )  # fmt: skip
 def build(c: Config, w: Weights) -> Program:
@@ -58,11 +61,11 @@ def _rope(c: Config) -> RopeTable:
     """GGUF files do not say that the corners of YaRN are not rounded, and llama.cpp rounds them."""
     if c.is_gguf or c.has("rope_scaling") or c.has("rope_parameters"):
         return read.rope(c)
-    theta, factor = c.number("rope_theta", low=1.0), 32.0
+    theta = c.number("rope_theta", low=1.0)
     if theta <= 1.0:
         raise c.invalid("rope_theta", f"must be above 1 for yarn, got {theta:g}")
-    table = yarn_frequencies(theta, read.head_dim(c), factor, 4096, 32.0, 1.0, truncate=False)
-    return RopeTable(table, yarn_attention_factor(factor))
+    table = yarn_frequencies(theta, read.head_dim(c), _FACTOR, _ORIGINAL, 32.0, 1.0, truncate=False)
+    return RopeTable(table, yarn_attention_factor(_FACTOR))
 
 
 def _check_quantisation(c: Config) -> None:

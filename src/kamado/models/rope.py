@@ -232,7 +232,9 @@ def context_length(config: Config) -> int:
         return _stretched(written, kind, original, factor)
     rope = config.joined_section("rope_scaling", "rope_parameters")
     if rope is None:
-        return written
+        assumed = config.default("rope_parameters") or {}
+        original, factor = assumed.get("original_max_position_embeddings"), assumed.get("factor")
+        return _stretched(written, assumed.get("rope_type", "default"), original, factor)
     kind = rope.text("rope_type", default=rope.text("type", default="default"))
     factor = rope.optional_number("factor")
     outer = config.optional_integer("original_max_position_embeddings", high=MAX_CONTEXT)
