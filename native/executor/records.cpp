@@ -18,6 +18,11 @@ RecordWork::Range RecordWork::share(int32_t num_items, int32_t thread) const {
   return {begin_of(thread), begin_of(thread + 1)};
 }
 
+RecordWork::Range RecordWork::columns(const RecordNode& node, int32_t thread) const {
+  const Range units = share((node.num_columns + kColumnUnit - 1) / kColumnUnit, thread);
+  return {units.begin * kColumnUnit, std::min(node.num_columns, units.end * kColumnUnit)};
+}
+
 const float* RecordWork::before(const Rows& rows) const {
   return reinterpret_cast<const float*>(cache_.record(rows.sequence, rows.record));
 }
@@ -40,9 +45,8 @@ void RecordWork::run(const RecordNode& node, int32_t thread) {
 // Columns do not meet, so threads share them.
 void RecordWork::accumulate(const RecordNode& node, const AccumulateOp& op, int32_t thread) {
   Worker& worker = memory_.worker(thread);
-  const Range units = share((node.num_columns + kColumnUnit - 1) / kColumnUnit, thread);
-  const int32_t begin = units.begin * kColumnUnit;
-  const int32_t width = std::min(node.num_columns, units.end * kColumnUnit) - begin;
+  const Range mine = columns(node, thread);
+  const int32_t begin = mine.begin, width = mine.end - begin;
   if (width <= 0) return;
   each_sequence(node, thread, [&](const Rows& rows) {
     const float* sum = before(rows) + begin;
@@ -59,9 +63,8 @@ void RecordWork::accumulate(const RecordNode& node, const AccumulateOp& op, int3
 // The record is the last rows of x, the oldest first.
 void RecordWork::conv(const RecordNode& node, const ConvOp& op, int32_t thread) {
   Worker& worker = memory_.worker(thread);
-  const Range units = share((node.num_columns + kColumnUnit - 1) / kColumnUnit, thread);
-  const int32_t begin = units.begin * kColumnUnit;
-  const int32_t width = std::min(node.num_columns, units.end * kColumnUnit) - begin;
+  const Range mine = columns(node, thread);
+  const int32_t begin = mine.begin, width = mine.end - begin;
   if (width <= 0) return;
   const LoadedModel::Taps taps = model_.taps(op.weight);
   const float* bias = model_.vector(op.bias);

@@ -42,6 +42,8 @@ class RecordWork {
   };
 
   Range share(int32_t num_items, int32_t thread) const;
+  // Of the node's columns, whole cache lines of them.
+  Range columns(const RecordNode& node, int32_t thread) const;
   template <class Fn>
   void each_sequence(const RecordNode& node, int32_t thread, Fn&& work);
   float* row(const Operand& operand, int32_t index, const Worker& worker) const {

@@ -50,7 +50,6 @@ class _PerLayer:
         "hidden_act": "hidden_activation",
     },
     tensors={
-        "post_attention_norm": "layers.{i}.post_attention_layernorm",
         "ffn_norm": "layers.{i}.pre_feedforward_layernorm", "post_ffw_norm": _FFN_NORM,
         "post_ffw_norm_1": _FFN_NORM + "_1", "post_ffw_norm_2": _FFN_NORM + "_2",
         "pre_ffw_norm_2": "layers.{i}.pre_feedforward_layernorm_2", "ffn_gate_inp": _ROUTER + "proj",

@@ -27,7 +27,7 @@ _ALPHA, _LIMIT = float(np.float32(1.702)), 7.0  # of the gate, in files that do 
         "expert_feed_forward_length": "intermediate_size",
     },
     tensors={
-        "attn_sinks": "layers.{i}.self_attn.sinks$", "post_attention_norm": "layers.{i}.post_attention_layernorm",
+        "attn_sinks": "layers.{i}.self_attn.sinks$",
         "ffn_gate_inp": "layers.{i}.mlp.router", "ffn_gate_up_pairs": _EXPERTS + "gate_up_proj$",
         "ffn_gate_up_pairs.bias": _EXPERTS + "gate_up_proj_bias$", "ffn_down_exps": _EXPERTS + "down_proj$",
         "ffn_down_exps.bias": _EXPERTS + "down_proj_bias$",
