@@ -62,6 +62,7 @@ class ModelState:
     is_loading: bool = False
     path: str = ""  # of its file; said to the same user only
     overridden: tuple[str, ...] = ()  # settings of the file that were left out
+    asked: Mapping[str, str] = field(default_factory=dict)  # what it was loaded with in place of the server's settings
     has_chat_template: bool = False
     is_encoder: bool = False
     embeds: bool = False  # the server makes vectors with it
