@@ -130,7 +130,7 @@ class Link:
             ServerError.when(len(content) > _MOST_ANSWER_BYTES, f"{self.what} answers nonsense: it has no end")
         return bytes(content)
 
-    def _object(self, content: bytes) -> Row:
+    def _object(self, content: bytes | bytearray) -> Row:
         try:
             found = json.loads(content)
         except (ValueError, RecursionError):

@@ -20,7 +20,9 @@ _NAMES = ("memory", "threads", "context", "kv", "allow_unknown")
 @model_argument
 @click.option("--pull", is_flag=True, help="Fetch the model first when it is not here.")
 @click.option(
-    "--keep-alive", metavar="TIME", help="Unload it when it is idle for so long.  [default: kept until its room is needed]"
+    "--keep-alive",
+    metavar="TIME",
+    help="Unload it when it is idle for so long.  [default: kept until its room is needed]",
 )
 @load_options
 def command(model: str, pull: bool, keep_alive: str | None, **values: Any) -> None:

@@ -95,7 +95,8 @@ class RemoteModel:
     @property
     def stats(self) -> Stats:
         """See Answering."""
-        return self._either(self._stats, lambda model: model.stats)
+        found: Stats = self._either(self._stats, lambda model: model.stats)
+        return found
 
     def _stats(self) -> Stats:
         return _stats_of(self._link.ask("POST", STATS_PATH, {"model": self.name}, has_work=True).get("stats"))
@@ -132,12 +133,13 @@ class RemoteModel:
             raise ServerError(f"{self._link.what} answers nonsense: no token ids")
         return tokens
 
-    def embed_counted(
-        self, texts: Sequence[str], *, dimensions: int | None = None, truncate: bool = False
-    ) -> Vectors:
+    def embed_counted(self, texts: Sequence[str], *, dimensions: int | None = None, truncate: bool = False) -> Vectors:
         """See Answering."""
         given: dict[str, Any] = {"dimensions": dimensions, "truncate": truncate}
-        return self._either(lambda: self._embed(texts, given), lambda model: model.embed_counted(texts, **given))
+        found: Vectors = self._either(
+            lambda: self._embed(texts, given), lambda model: model.embed_counted(texts, **given)
+        )
+        return found
 
     def _embed(self, texts: Sequence[str], given: Row) -> Vectors:
         import numpy as np

@@ -120,12 +120,12 @@ def command(
     )
     server = make_server(settings, library, loader, keys=keys)
     listener = bind(settings)
-    own, reason = listen_for_user()
+    beside, reason = listen_for_user()
     address = address_of(listener)
     if sources:
         note(f"settings from {', '.join(sources)}")
     note(f"kamado serves on {address} (OpenAI clients: {address}/v1)")
-    if own is None:
+    if beside is None:
         note(f"run, chat and embed do not find this server by themselves: {reason}")
 
     def load_settings() -> tuple[ServeConfig, KeyRing]:
@@ -133,7 +133,7 @@ def command(
         return found, make_keys(found, announce=None)
 
     watched = [config or config_file(), key_file()]
-    run(settings, server, listener, load_settings=load_settings, watched=watched, own=own, files=files)
+    run(settings, server, listener, load_settings=load_settings, watched=watched, own=beside, files=files)
 
 
 def _scopes() -> list[str]:

@@ -23,7 +23,7 @@ def command(models: tuple[str, ...], ends_server: bool) -> None:
     UsageError.when(bool(models) == ends_server, "name the models to unload, or give --server to end the server")
     with own_server() as link:
         if ends_server:
-            found = link.ask("POST", STOP_PATH, {})
+            found = link.ask("POST", STOP_PATH)
             echo(f"the server {found.get('stopping')} ends")
             return
         status = link.status()

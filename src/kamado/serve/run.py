@@ -73,7 +73,9 @@ def make_server(config: ServeConfig, library: Library, loader: Loader, *, keys: 
         aliases=config.aliases,
         metrics=metrics,
     )
-    return Server(config, service, metrics=metrics, keys=keys, routes=[*all_routes(), *own_routes()], family_of=family_of)
+    return Server(
+        config, service, metrics=metrics, keys=keys, routes=[*all_routes(), *own_routes()], family_of=family_of
+    )
 
 
 def key_file() -> Path:

@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ...errors import UsageError
 from ...local.documents import ModelState
 from .bridge import PrefillProgress, merge
-from .contract import Asked, ChatRequest, Done, Message, ModelInfo, Progress, ServedModel, Started, TextPart, TokenCounts
+from .contract import (
+    Asked,
+    ChatRequest,
+    Done,
+    Message,
+    ModelInfo,
+    Progress,
+    ServedModel,
+    Started,
+    TextPart,
+    TokenCounts,
+)
 from .modelfile_options import Options
 
 if TYPE_CHECKING:
@@ -50,7 +61,6 @@ class DirectAnswers:
     """The part of EngineModel that answers such calls."""
 
     info: ModelInfo
-    memory_bytes: int | property
     _model: Model
     _path: Path | None
     _defaults: Options
@@ -81,7 +91,8 @@ class DirectAnswers:
         messages: list[Any] = list(request.messages)
         recipe = self._with_recipe(ChatRequest(asker="", messages=_roles(request.messages)))
         messages[:0] = recipe.messages[: len(recipe.messages) - len(messages)]
-        return self._model.chat(messages, session=request.session, **options)
+        generation: Generation = self._model.chat(messages, session=request.session, **options)
+        return generation
 
     async def encode_chat(self, messages: tuple[Mapping[str, Any], ...], owner: str) -> list[int]:
         """The token ids that `chat` would send."""
@@ -138,8 +149,9 @@ def states(pool: ModelPool) -> tuple[ModelState, ...]:
 
 
 def _state(slot: Slot, expires_at: float | None) -> ModelState:
-    if isinstance(slot.model, DirectAnswers):
-        known = slot.model.state
+    model: object = slot.model
+    if isinstance(model, DirectAnswers):
+        known = model.state
     else:
         context = 0 if slot.model is None else slot.model.info.context
         known = ModelState(slot.name, kv="", threads=0, context=context, is_loading=slot.model is None)

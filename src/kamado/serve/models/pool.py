@@ -39,7 +39,7 @@ class Slot:
     is_doomed: bool = False  # unloaded when its work ends; no new work comes to it
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     version: str = ""  # ModelInfo.version when it was asked for
-    options: LoadOptions = LoadOptions()  # that it was asked to be loaded with
+    options: LoadOptions = field(default_factory=LoadOptions)  # that it was asked to be loaded with
     since: float = 0.0  # Unix seconds, when it was loaded
     is_pinned: bool = False  # loaded at the start: neither keep_alive nor another model ends it
 
@@ -174,7 +174,8 @@ class ModelPool:
     ) -> AsyncIterator[ServedModel]:
         """The model of this name for the time of the block; loaded first, with `options`, when it is not in memory.
 
-        Raises UsageError when it is there with other options than those that are given, ModelNotFoundError, MemoryBudgetError when it can never fit, OverloadedError when others hold the memory.
+        Raises UsageError when it is there with other options than those that are given, ModelNotFoundError,
+        MemoryBudgetError when it can never fit, OverloadedError when others hold the memory.
         """
         info = await self._library.get(name)
         if len(self._resolved) > 1000:
@@ -223,9 +224,7 @@ class ModelPool:
         if self._closers:
             await asyncio.gather(*self._closers, return_exceptions=True)
 
-    async def _slot(
-        self, name: str, version: str, keep_alive: float | None, wanted: LoadOptions | None = None
-    ) -> Slot:
+    async def _slot(self, name: str, version: str, keep_alive: float | None, wanted: LoadOptions | None = None) -> Slot:
         is_pinned, options = False, wanted or LoadOptions()
         while True:
             ClosedError.when(self._is_closed, "the server is going down")
@@ -236,7 +235,9 @@ class ModelPool:
                 self._replace(slot)
                 slot = None
             if slot is None:
-                slot = Slot(name, self._keep_alive if keep_alive is None else keep_alive, version=version, options=options)
+                slot = Slot(
+                    name, self._keep_alive if keep_alive is None else keep_alive, version=version, options=options
+                )
                 slot.is_pinned = is_pinned
                 self._slots[name] = slot
                 slot.load = asyncio.create_task(self._load(slot), name=f"load {name}")

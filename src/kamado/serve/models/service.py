@@ -167,9 +167,7 @@ class Service:
         """Continues texts."""
         return self._stream(name, request, lambda model, own: model.complete(own), keep_alive)
 
-    def answer(
-        self, name: str, request: AnswerRequest
-    ) -> AsyncGenerator[Started | Progress | PieceEvent | Done, None]:
+    def answer(self, name: str, request: AnswerRequest) -> AsyncGenerator[Started | Progress | PieceEvent | Done, None]:
         """Answers a call of the command line; see direct.py."""
         return self._stream(name, request, lambda model, own: directly(model).answer(own), None)
 

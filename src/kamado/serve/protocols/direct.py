@@ -157,9 +157,7 @@ async def _loading(call: Call[ModelBody]) -> AsyncGenerator[Mapping[str, Any], N
 async def _answer(call: Call[AnswerBody]) -> Response:
     body = call.body
     call.notes["model"] = body.model
-    RequestError.when(
-        (body.messages is None) == (body.prompt is None), "give messages or a prompt", param="messages"
-    )
+    RequestError.when((body.messages is None) == (body.prompt is None), "give messages or a prompt", param="messages")
     RequestError.when(
         body.session is not None and call.key is not LOCAL, "sessions are the local user's own", param="session"
     )
