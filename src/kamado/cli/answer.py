@@ -10,7 +10,8 @@ import click
 from .terminal import format_seconds, is_tty, printable
 
 if TYPE_CHECKING:
-    from .. import Generation, Usage
+    from .. import Usage
+    from .connection import Pieces
 
 
 class Answer:
@@ -20,7 +21,7 @@ class Answer:
         self.text = ""
         self.finish_reason: str | None = None
 
-    def stream(self, pieces: Generation) -> None:
+    def stream(self, pieces: Pieces) -> None:
         """Writes the pieces to stdout as they come, and a line end after them. The work is cancelled when this is left.
 
         On a terminal, control characters of the model's are left out; a pipe gets every byte.
