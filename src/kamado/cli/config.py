@@ -15,7 +15,7 @@ from .terminal import echo, echo_json, echo_table, note
 from .user_config import UserConfig, changed, config_path, read_config, written
 
 _TEMPLATE = """\
-# Settings of kamado: https://docs of this file are docs/config.md. "kamado config" shows what holds.
+# Your settings for kamado (docs/config.md describes them); "kamado config" shows what holds.
 # model = "smollm2:135m"
 # log_prompts = true
 

@@ -9,7 +9,7 @@ import click
 
 from ..errors import UsageError
 from ..files.toml_edit import shown_key
-from .options import LOAD_NAMES, SAMPLING_NAMES, answer_options, log_option
+from .options import LOAD_NAMES, SAMPLING_NAMES, answer_options
 from .user_config import CONFIGURED, Setting, UserConfig, option_name, user_config
 
 # What may be set for all calls: how a model is loaded, how it answers, and what is kept of it.
@@ -67,10 +67,17 @@ def checked_value(setting: Setting) -> Any:
             raise UsageError(f"{where} must be made of texts and numbers")
     command = click.Command("settings", params=[param])
     try:
-        param.type_cast_value(click.Context(command), [str(item) for item in value] if param.multiple else value)
+        param.type_cast_value(click.Context(command), _spelled(value, param))
     except click.BadParameter as error:
         raise UsageError(f"{where}: {error.message.rstrip('.')}") from None
     return value
+
+
+def _spelled(value: Any, param: click.Option) -> Any:
+    """As it would be typed: 2.5 is no whole number then."""
+    if param.is_flag:
+        return value
+    return [str(item) for item in value] if param.multiple else str(value)
 
 
 def check_options(config: UserConfig) -> None:
@@ -84,6 +91,6 @@ def _options() -> Mapping[str, click.Option]:
 
     def nothing() -> None: ...
 
-    params = getattr(log_option(answer_options(nothing)), "__click_params__")  # noqa: B009
+    params = getattr(answer_options(nothing), "__click_params__")  # noqa: B009
     system = click.Option(["--system"])
     return {param.name: param for param in [*params, system] if isinstance(param, click.Option) and param.name}

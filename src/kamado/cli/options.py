@@ -156,7 +156,7 @@ def _ranged(name: str, allowed: Range) -> Callable[[Function], Function]:
 
 def answer_options(function: Function) -> Function:
     """All that says how a model is loaded and answers."""
-    for options in (server_options, prefix_option, load_options, sampling_options, stats_options):
+    for options in (log_option, server_options, prefix_option, load_options, sampling_options, stats_options):
         function = options(function)
     return function
 

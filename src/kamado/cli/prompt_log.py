@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import KamadoError
 from ..files.atomic import PRIVATE, user_folder
@@ -295,6 +295,11 @@ class RecordedModel:
     def __init__(self, model: Answering, command: str, recorder: Recorder | None = None) -> None:
         self._model, self._command = model, command
         self._recorder = Recorder() if recorder is None else recorder
+
+    @classmethod
+    def around(cls, model: Answering, command: str) -> Answering:
+        """`model`, with every answer kept."""
+        return cast("Answering", cls(model, command))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
