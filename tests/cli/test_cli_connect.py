@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import socketserver
 import stat
@@ -120,14 +121,14 @@ def test_what_each_file_says(home: Path) -> None:
 def test_a_server_with_keys(home: Path) -> None:
     world = FakeWorld()
     keys = KeyRing()
-    keys.add("sk-right")
+    keys.add("sk-right-and-long")
     with running(world.library, world.loader, keys=keys) as up:
         result = kamado("connect", "codex", "--server", up.url, "--write")
         assert (result.exit_code, result.stderr.count("\n")) == (9, 1)
         assert "needs another API key" in result.stderr
         assert not (home / ".codex").exists(), "nothing is written that was not proved"
         for name in NAMES:
-            result = kamado("connect", name, "--server", up.url, "-m", "fake", "--api-key", "sk-right")
+            result = kamado("connect", name, "--server", up.url, "-m", "fake", "--api-key", "sk-right-and-long")
             assert result.exit_code == 0, result.output
     assert kamado("connect", "codex", "--api-key", "two words").exit_code == 2
 
@@ -231,6 +232,9 @@ class _Handler(socketserver.StreamRequestHandler):
             if not piece:
                 return
             head += piece
+        length = re.search(rb"content-length: (\d+)", head.lower())
+        while length is not None and len(head.partition(b"\r\n\r\n")[2]) < int(length[1]):
+            head += self.request.recv(65536)
         server.requests.append(head)
         path = head.split(b" ")[1].decode()
         with contextlib.suppress(OSError):
@@ -321,7 +325,8 @@ def test_a_stream_that_is_none(answer: bytes, says: str, lie: Callable[..., Liar
 @pytest.mark.parametrize(
     ("name", "answer", "says"),
     [
-        ("codex", stream(CHAT), "ended its stream in the middle"),
+        ("codex", stream(CHAT), "an event without a type"),
+        ("codex", stream(b"data: [DONE]\n\n"), "is no JSON object: [DONE]"),
         ("codex", stream(b'data: {"type":"response.failed","response":{"error":{"message":"sad"}}}\n\n'), "stream: sad"),
         ("codex", stream(b'data: {"type":"response.completed"}\n\n'), "without saying why"),
         ("claude-code", stream(b'event: error\ndata: {"type":"error","error":{"message":"sad"}}\n\n'), "stream: sad"),

@@ -219,7 +219,7 @@ def test_kamado_alone_says_what_to_do_next(tiny_checkpoint: Path) -> None:
     for line in ("kamado run mini:1", 'kamado run mini:1 "Why', "kamado serve mini:1", "1 model is here"):
         assert line in result.stdout
     assert "--pull" not in result.stdout
-    put(Store().root, "a second:1", tiny_checkpoint)
+    put(Store().root, "second:1", tiny_checkpoint)
     kamado("config", "set", "model", "a second:1")
     result = kamado()
     assert "kamado run 'a second:1'" in result.stdout

@@ -108,7 +108,7 @@ def _values(config: UserConfig) -> list[dict[str, Any]]:
     ]
 
     def add(key: tuple[str, ...], value: Any) -> None:
-        if isinstance(value, dict) and key[0] != "templates" or len(key) == 1 and isinstance(value, dict):
+        if isinstance(value, dict) and (key[0] != "templates" or len(key) == 1):
             for name, inner in value.items():
                 add((*key, name), inner)
             return

@@ -161,7 +161,7 @@ def _notes(program: Program, target: Target) -> list[str]:
     notes = list(program.notes)
     if target.context is not None and target.context < program.least_context:
         notes.append(
-            f"{program.title}'s first request needs {program.least_context} tokens and the context has {target.context}: "
+            f"{program.title}'s first request needs {program.least_context} tokens, the context has {target.context}: "
             f"kamado serve {target.model} --context {program.least_context}"
         )
     if target.key is not None and program.key_variable:

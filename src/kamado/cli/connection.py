@@ -81,9 +81,7 @@ class Answering(Protocol):
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The token ids that `chat` would send for `messages`: how full the context is."""
 
-    def embed_counted(
-        self, texts: Sequence[str], *, dimensions: int | None = None, truncate: bool = False
-    ) -> Vectors:
+    def embed_counted(self, texts: Sequence[str], *, dimensions: int | None = None, truncate: bool = False) -> Vectors:
         """See `kamado.Model.embed_counted`."""
 
 

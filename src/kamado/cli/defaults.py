@@ -18,7 +18,7 @@ SETTABLE = tuple(
 )
 
 
-def defaults_of(command: click.Command, name: str, words: Sequence[str]) -> dict[str, Any]:
+def defaults_of(parent: click.Context, command: click.Command, name: str, words: Sequence[str]) -> dict[str, Any]:
     """What click takes as `default_map` of a command that is called with `words`: what the user's settings say.
 
     Nothing is read for a command without such options, or when only its help is wanted. Raises UsageError that names
@@ -26,12 +26,13 @@ def defaults_of(command: click.Command, name: str, words: Sequence[str]) -> dict
     """
     if name not in CONFIGURED:
         return {}
-    context = click.Context(command, info_name=name, resilient_parsing=True)
+    context = click.Context(command, info_name=name, parent=parent, resilient_parsing=True)
     try:
         found, _, _ = command.make_parser(context).parse_args(list(words))
     except click.UsageError:  # the command itself says what is wrong
         return {}
-    if found.get("help"):
+    wants_help = command.get_help_option(context)
+    if wants_help is not None and found.get(wants_help.name or "") is True:
         return {}
     config = user_config()
     model = found.get("model")

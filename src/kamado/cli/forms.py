@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import KamadoError, UsageError
+from ..errors import ConstraintError, KamadoError, UsageError
 from .options import Function
 from .terminal import echo, is_tty, note, styled
 
@@ -82,7 +82,11 @@ def formed(model: Answering, messages: list[dict[str, Any]], form: Mapping[str, 
 
     if not isinstance(model, Model):  # a server parts thoughts and answer itself
         return model.chat(messages, **form, **options)
-    return _AnswerOnly(model.chat(messages, tools=[], **form, **options))
+    try:
+        return _AnswerOnly(model.chat(messages, tools=[], **form, **options))
+    except ConstraintError:
+        model.prepare_form(**form)  # says which form it is, and not that a turn's parts cannot be put together
+        raise
 
 
 def check_whole(text: str, finish_reason: str | None, form: Mapping[str, Any]) -> None:

@@ -12,7 +12,9 @@ _SHOWN = 44  # letters of a prompt and of an answer in the table
 
 @click.command("history")
 @click.argument("word", required=False)
-@click.option("--number", "-n", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--number", "-n", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="How many."
+)
 @click.option("--full", is_flag=True, help="Print prompts and answers whole.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, prompts and answers whole.")
 @click.option("--clear", is_flag=True, help="Forget everything that was kept.")

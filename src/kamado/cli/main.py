@@ -78,7 +78,7 @@ class KamadoGroup(click.Group):
             raise click.UsageError(f"no command {args[0]!r}: {hint}")
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and name is not None and not ctx.resilient_parsing:
-            ctx.default_map = {name: _defaults(command, name, rest)}
+            ctx.default_map = {name: _defaults(ctx, command, name, rest)}
         return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -124,7 +124,7 @@ class KamadoGroup(click.Group):
         sys.exit(code)
 
 
-def _defaults(command: click.Command, name: str, words: Sequence[str]) -> dict[str, Any]:
+def _defaults(ctx: click.Context, command: click.Command, name: str, words: Sequence[str]) -> dict[str, Any]:
     """What the user's settings say of a command's options."""
     from .user_config import CONFIGURED
 
@@ -132,7 +132,7 @@ def _defaults(command: click.Command, name: str, words: Sequence[str]) -> dict[s
         return {}
     from .defaults import defaults_of
 
-    return defaults_of(command, name, words)
+    return defaults_of(ctx, command, name, words)
 
 
 def _report(error: Exception) -> int:

@@ -1,7 +1,7 @@
 """What was asked and answered, in an SQLite file of the user's own: nothing is kept unless the user says so.
 
-The file is readable by its user alone and bounded: the oldest entries go. A fault of it never costs an answer. Words are
-found anywhere in a text, in any script: by FTS5's index of three letters each where SQLite has it, else by LIKE.
+The file is readable by its user alone and bounded: the oldest entries go. A fault of it never costs an answer. Words
+are found anywhere in a text, in any script: by FTS5's index of three letters each where SQLite has it, else by LIKE.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ class PromptLog:
         while count > 1 and (count > self._max_entries or nbytes > self._max_bytes):
             oldest = database.execute("SELECT id, prompt, answer, nbytes FROM answers ORDER BY id LIMIT 1").fetchone()
             if is_indexed:  # an index of another table's content is told what goes
-                database.execute("INSERT INTO words(words, rowid, prompt, answer) VALUES('delete', ?, ?, ?)", oldest[:3])
+                database.execute(
+                    "INSERT INTO words(words, rowid, prompt, answer) VALUES('delete', ?, ?, ?)", oldest[:3]
+                )
             database.execute("DELETE FROM answers WHERE id = ?", oldest[:1])
             count, nbytes = count - 1, nbytes - oldest[3]
 
@@ -176,7 +178,7 @@ class PromptLog:
             version = database.execute("PRAGMA user_version").fetchone()[0]
             if version > VERSION:
                 raise LogError(
-                    f"the log of prompts {self.path} was written by a later version of Kamado: use that, or move it away"
+                    f"the log of prompts {self.path} was written by a later Kamado: use that, or move it away"
                 )
             if version < VERSION:
                 database.execute("PRAGMA journal_mode = WAL")
@@ -315,6 +317,11 @@ class RecordedModel:
         """`pieces`, the answer to `messages`, kept when it has ended."""
         system = next((str(m["content"]) for m in messages if m["role"] == "system"), None)
         entry = Entry(
-            self._command, self._model.name, str(messages[-1]["content"]), system=system, session=session, options=options
+            self._command,
+            self._model.name,
+            str(messages[-1]["content"]),
+            system=system,
+            session=session,
+            options=options,
         )
         return RecordedPieces(pieces, entry, self._recorder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
@@ -37,10 +36,16 @@ def prompt_options(function: Function) -> Function:
     for option in reversed(
         (
             click.argument("prompt", nargs=-1),
-            click.option("--file", "-f", type=click.Path(exists=True, dir_okay=False), help="Read the prompt from a file."),
+            click.option(
+                "--file", "-f", type=click.Path(exists=True, dir_okay=False), help="Read the prompt from a file."
+            ),
             click.option("--system", metavar="TEXT", help="System message."),
-            click.option("--template", "-T", metavar="NAME", help="A template of your settings, which takes the prompt."),
-            click.option("--param", "-p", "params", multiple=True, metavar="FIELD=VALUE", help="A field of the template."),
+            click.option(
+                "--template", "-T", metavar="NAME", help="A template of your settings, which takes the prompt."
+            ),
+            click.option(
+                "--param", "-p", "params", multiple=True, metavar="FIELD=VALUE", help="A field of the template."
+            ),
             click.option(
                 "--session",
                 metavar="NAME",
@@ -49,7 +54,9 @@ def prompt_options(function: Function) -> Function:
             ),
             form_options,
             click.option("--raw", is_flag=True, help="No chat template: continue the prompt as it is."),
-            click.option("--plain", is_flag=True, help="With --raw: special tokens such as <|im_start|> are plain text."),
+            click.option(
+                "--plain", is_flag=True, help="With --raw: special tokens such as <|im_start|> are plain text."
+            ),
             click.option("--pull", is_flag=True, help="Fetch the model first when it is not here."),
         )
     ):

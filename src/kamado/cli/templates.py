@@ -130,7 +130,9 @@ def field_values(given: Sequence[str]) -> dict[str, str]:
         if not equals or not _FIELD.fullmatch(name):
             raise UsageError(f"{text[:60]!r} is no FIELD=VALUE, such as language=Japanese")
         if name == INPUT:
-            raise UsageError("the input is the prompt itself: give it as an argument, with --file, or on standard input")
+            raise UsageError(
+                "the input is the prompt itself: give it as an argument, with --file, or on standard input"
+            )
         if name in found:
             raise UsageError(f"the field {name} is given twice")
         found[name] = value

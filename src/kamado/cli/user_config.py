@@ -151,7 +151,7 @@ def user_config() -> UserConfig:
 
 
 def checked(path: Path, document: Mapping[str, Any], text: str) -> UserConfig:
-    """The settings that a document holds. Raises UsageError for a key that there is not, and for one of a wrong kind."""
+    """The settings that a document holds. Raises UsageError for a key that there is not, or is of a wrong kind."""
     config = UserConfig(path, document, toml_edit.lines(text))
 
     def check(is_right: bool, key: Key, message: str) -> None:

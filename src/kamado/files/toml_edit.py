@@ -143,7 +143,8 @@ def _plain(part: str) -> str:
 
 
 def _walk(text: str) -> Iterator[Statement]:
-    at, line, counted, table = 0, 1, 0, ()
+    at, line, counted = 0, 1, 0
+    table: Path = ()
     while True:
         blank = _BLANK.match(text, at)
         at = blank.end() if blank else at

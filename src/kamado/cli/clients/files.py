@@ -58,7 +58,9 @@ class SettingsFile:
         try:
             return self.changed(self.old_text() or "")
         except (UsageError, ValueError, RecursionError) as error:
-            raise UsageError(f"{self.path} cannot be changed from here ({error}): put in by hand what is shown") from None
+            raise UsageError(
+                f"{self.path} cannot be changed from here ({error}): put in by hand what is shown"
+            ) from None
 
     def difference(self) -> str:
         """What writing changes, as a unified diff; "": nothing."""
@@ -167,7 +169,7 @@ def yaml_file(path: Path, values: Mapping[str, str]) -> SettingsFile:
 
 
 def env_file(path: Path, values: Mapping[str, str]) -> SettingsFile:
-    """A list of variables, NAME=value. Programs disagree about quotation marks there, so that no value may need them."""
+    """A list of variables, NAME=value. Programs disagree about quotation marks there: no value may need them."""
     for name, value in values.items():
         UsageError.when(
             not re.fullmatch(r"[A-Za-z0-9._:/@+~%=-]*", value), f"{name} cannot stand in a list of variables: {value!r}"

@@ -89,8 +89,8 @@ def _vscode_folder(environment: Mapping[str, str]) -> Path:
 
 
 def _vscode(target: Target, environment: Mapping[str, str]) -> SettingsFile:
-    """The provider "Custom Endpoint" of VS Code 1.122 (microsoft/vscode#316916; its release notes of May 2026). It takes
-    the sum of both limits for the context. A real key is typed into its own window, which keeps it apart."""
+    """The provider "Custom Endpoint" of VS Code 1.122 (microsoft/vscode#316916; its release notes of May 2026). The
+    sum of both limits is the context to it. A real key is typed into its own window, which keeps it apart."""
     context = target.context or 8192
     answer = min(4096, context // 4)
     model = {

@@ -269,6 +269,15 @@ def _take_chat(proof: Proof, _name: str, data: str) -> None:
         proof.is_finished |= isinstance(choice.get("finish_reason"), str)
 
 
+def _typed_event(proof: Proof, name: str, data: str) -> tuple[str, dict[str, Any]]:
+    """An event that says what it is, as those of the responses and messages protocols do."""
+    event = _object(data, "an event of its stream")
+    kind = event.get("type", name)
+    if not isinstance(kind, str) or not kind:
+        raise ServerError(f"{proof.endpoint} sent an event without a type: {_short(data)}")
+    return kind, event
+
+
 def _responses(target: Target, has_tools: bool) -> Request:
     """Codex."""
     body: dict[str, Any] = {
@@ -285,15 +294,14 @@ def _responses(target: Target, has_tools: bool) -> Request:
 
 
 def _take_response(proof: Proof, name: str, data: str) -> None:
-    event = _object(data, "an event of its stream")
-    kind = event.get("type", name)
+    kind, event = _typed_event(proof, name, data)
     if kind in ("error", "response.failed"):
         response = event.get("response")
         said = json.dumps(response) if isinstance(response, dict) else data
         raise ServerError(f"{proof.endpoint} failed in its stream: {_message(said.encode())}")
     if kind == "response.output_text.delta":
         proof.text += _texts(event.get("delta"))
-    elif isinstance(kind, str) and kind.startswith("response.reasoning"):
+    elif kind.startswith("response.reasoning"):
         proof.thought += _texts(event.get("delta"))
     elif kind == "response.output_item.added":
         item = event.get("item")
@@ -320,8 +328,7 @@ def _messages(target: Target, has_tools: bool) -> Request:
 
 
 def _take_message(proof: Proof, name: str, data: str) -> None:
-    event = _object(data, "an event of its stream")
-    kind = event.get("type", name)
+    kind, event = _typed_event(proof, name, data)
     if kind == "error":
         raise ServerError(f"{proof.endpoint} failed in its stream: {_message(data.encode())}")
     if kind == "content_block_start":
