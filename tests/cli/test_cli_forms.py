@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from serve.stores import put
 from terminals import Terminal
 from test_cli_commands import kamado
 
-from kamado import Finish, ReasoningDelta, TextDelta
-from kamado.cli import forms
 from kamado.cli.forms import check_whole, form_of, read_schema
 from kamado.cli.main import COMMANDS, cli
 from kamado.engine.turns.conversations import ConversationStore
@@ -119,32 +116,6 @@ def test_without_the_package_the_pip_line_is_said(tiny_checkpoint: Path, monkeyp
     result = kamado("run", str(tiny_checkpoint), "hi", "--json", *SMALL)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "pip install 'kamado[schema]'" in result.stderr
-
-
-class Events:
-    """A turn's events, as a model that thinks aloud gives them."""
-
-    def __init__(self, *events: Any) -> None:
-        self._events = iter(events)
-        self.is_closed = False
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._events
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
-@pytest.mark.parametrize(("reason", "finish"), [("stop", "stop"), ("length", "length"), ("stop_sequence", "stop")])
-def test_thoughts_are_no_part_of_the_answer(
-    reason: Any, finish: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(forms, "is_tty", lambda _: True)
-    events = Events(ReasoningDelta("hm"), ReasoningDelta("m"), TextDelta("{"), TextDelta("}"), Finish(reason))
-    pieces = list(forms._AnswerOnly(events))  # type: ignore[arg-type]
-    assert "".join(piece.text for piece in pieces) == "{}"
-    assert pieces[-1].finish_reason == finish
-    assert capsys.readouterr().err == "hmm\n"
 
 
 def test_whole_and_cut_answers() -> None:

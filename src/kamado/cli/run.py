@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from ..errors import UsageError
 from .answer import Answer, summary
 from .connection import opened
-from .forms import check_whole, form_of, form_options, formed
+from .forms import check_whole, form_of, form_options
 from .options import (
     LOAD_NAMES,
     SAMPLING_NAMES,
@@ -129,10 +129,7 @@ def answer_prompt(model: str, values: Mapping[str, Any]) -> None:
         else:
             messages = [*_with_system(kept, system, was_typed), question]
             named = {} if session is None else {"session": session}
-            if form:
-                pieces = formed(loaded, messages, form, **named, **sampling)
-            else:
-                pieces = loaded.chat(messages, **named, **sampling)
+            pieces = loaded.chat(messages, **named, **form, **sampling)
         if values["log"]:
             name = click.get_current_context().info_name or "run"
             pieces = RecordedModel(loaded, name).kept(pieces, messages, session, {**sampling, **form})

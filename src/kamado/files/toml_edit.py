@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import UsageError
 
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 _PART = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
 _KEY = re.compile(rf"{_PART}(?:[ \t]*\.[ \t]*{_PART})*")
@@ -35,7 +35,7 @@ _TOKEN = re.compile(
 class Statement:
     """A header, or a key with its value. Offsets are characters of the text."""
 
-    path: Path
+    path: KeyPath
     is_header: bool
     is_list: bool  # [[header]]
     start: int
@@ -50,15 +50,15 @@ def statements(text: str) -> list[Statement]:
     return list(_walk(text))
 
 
-def lines(text: str) -> dict[Path, int]:
+def lines(text: str) -> dict[KeyPath, int]:
     """Where each key stands; of a table its first header."""
-    found: dict[Path, int] = {}
+    found: dict[KeyPath, int] = {}
     for statement in _walk(text):
         found.setdefault(statement.path, statement.line)
     return found
 
 
-def parse_key(key: str) -> Path:
+def parse_key(key: str) -> KeyPath:
     """`models."a.b".top_p` -> its parts. A part without quotation marks may have more letters than TOML's, no dot.
 
     Raises UsageError.
@@ -69,7 +69,7 @@ def parse_key(key: str) -> Path:
     return tuple(_plain(part) for part in parts)
 
 
-def with_value(text: str, path: Path, value: Any) -> str:
+def with_value(text: str, path: KeyPath, value: Any) -> str:
     """`text` with `value` at `path`. Raises UsageError where that takes a person."""
     expected = copy.deepcopy(tomllib.loads(text))
     table = expected
@@ -87,7 +87,7 @@ def with_value(text: str, path: Path, value: Any) -> str:
     raise UsageError(f"{shown_key(path)} stands in a form that cannot be changed from here: change it by hand")
 
 
-def without(text: str, path: Path) -> str:
+def without(text: str, path: KeyPath) -> str:
     """`text` without the key or the table at `path`. Raises UsageError when it is not there, or takes a person."""
     document = tomllib.loads(text)
     expected = copy.deepcopy(document)
@@ -128,7 +128,7 @@ def toml_value(value: Any) -> str:
     raise UsageError(f"a {type(value).__name__} cannot be written as TOML")
 
 
-def shown_key(path: Path) -> str:
+def shown_key(path: KeyPath) -> str:
     """A path as TOML writes it."""
     return ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else toml_value(part) for part in path)
 
@@ -144,7 +144,7 @@ def _plain(part: str) -> str:
 
 def _walk(text: str) -> Iterator[Statement]:
     at, line, counted = 0, 1, 0
-    table: Path = ()
+    table: KeyPath = ()
     while True:
         blank = _BLANK.match(text, at)
         at = blank.end() if blank else at
@@ -160,7 +160,7 @@ def _walk(text: str) -> Iterator[Statement]:
         key = _KEY.match(text, key_at)
         if key is None:  # not what tomllib takes
             return
-        path: Path = tuple(_plain(part) for part in _PARTS.findall(key[0]))
+        path: KeyPath = tuple(_plain(part) for part in _PARTS.findall(key[0]))
         if brackets:
             end = text.find("\n", key.end())
             end = len(text) if end < 0 else end + 1
@@ -196,7 +196,7 @@ def _trimmed(text: str, start: int, end: int) -> int:
     return end
 
 
-def _with_value(text: str, path: Path, value: str) -> Iterator[str]:
+def _with_value(text: str, path: KeyPath, value: str) -> Iterator[str]:
     """Texts that may say it, the best first."""
     found = statements(text)
     for statement in found:
