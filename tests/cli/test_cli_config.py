@@ -241,6 +241,13 @@ def test_a_file_that_cannot_be_read(model: FakeModel) -> None:
     assert str(config_path()) in result.stderr
 
 
+def test_doctor_looks_at_it() -> None:
+    write("[defaults]\nthreads = 0\n")
+    result = kamado("doctor")
+    assert result.exit_code == 1
+    assert "defaults.threads" in result.stdout
+
+
 # --- kamado config ----------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from ..errors import UsageError
 from .answer import Answer, summary
@@ -31,6 +32,15 @@ from .terminal import is_tty, note
 from .user_config import user_config
 
 
+def _complete_template(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of templates; never an error while a line is being typed."""
+    try:
+        names = list(user_config().templates)
+    except Exception:
+        names = []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 def prompt_options(function: Function) -> Function:
     """PROMPT and all that says what is asked, of `run` and `ask`."""
     for option in reversed(
@@ -41,7 +51,11 @@ def prompt_options(function: Function) -> Function:
             ),
             click.option("--system", metavar="TEXT", help="System message."),
             click.option(
-                "--template", "-T", metavar="NAME", help="A template of your settings, which takes the prompt."
+                "--template",
+                "-T",
+                metavar="NAME",
+                shell_complete=_complete_template,
+                help="A template of your settings, which takes the prompt.",
             ),
             click.option(
                 "--param", "-p", "params", multiple=True, metavar="FIELD=VALUE", help="A field of the template."
