@@ -25,7 +25,7 @@ from kamado.cli.clients import proof
 from kamado.cli.clients.files import json_file, json_list_file, toml_file, yaml_file
 from kamado.cli.clients.programs import Target, programs
 from kamado.cli.clients.proof import Connection, Served
-from kamado.cli.connect import address, choose
+from kamado.cli.connect import _reachable, address, choose, running_server
 from kamado.errors import ServerError, UsageError
 from kamado.serve.http.keys import KeyRing
 
@@ -389,6 +389,13 @@ def test_addresses() -> None:
     assert address("h:1") == "http://h:1"
     assert address("https://h/kamado/v1/") == "https://h/kamado"
     assert address("[::1]:80") == "http://[::1]:80"
+
+
+def test_where_the_server_here_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _reachable("0.0.0.0:8417") == "http://127.0.0.1:8417"
+    assert _reachable("http://[::]:1") == "http://127.0.0.1:1"
+    assert _reachable("10.0.0.2:8417") == "10.0.0.2:8417"
+    assert running_server() == "http://127.0.0.1:8417", "nobody is here: where one usually is"
 
 
 def test_which_model() -> None:

@@ -116,7 +116,15 @@ def running_server() -> str:
         raise ServerError(f"the server here does not say where it listens: {error}") from None
     finally:
         folder.close()
-    return address(found.address)
+    return address(_reachable(found.address))
+
+
+def _reachable(bound: str) -> str:
+    """An address to connect to for one that was bound: a server that listens everywhere listens here, too."""
+    parts = urlsplit(bound if "://" in bound else f"http://{bound}")
+    if parts.hostname in ("0.0.0.0", "::"):
+        return f"{parts.scheme}://127.0.0.1:{parts.port}"
+    return bound
 
 
 def choose(models: Sequence[Served], name: str | None, url: str) -> Served:
