@@ -16,7 +16,7 @@ from test_cli_commands import kamado
 from kamado.cli import terminal
 from kamado.cli.prompt_log import Entry, PromptLog
 from kamado.cli.terminal import echo, echo_json, one_line, printable, styled
-from kamado.cli.user_config import changed, config_path, written
+from kamado.cli.user_config import changed, config_path, write
 from kamado.engine.turns.conversations import ConversationStore
 from kamado.files.gguf_writer import GgufWriter
 from kamado.files.types import Layout
@@ -68,7 +68,7 @@ def damage_store(hostile: Path) -> None:
     data = json.loads(entry.read_text())
     entry.write_text(json.dumps({**data, "name": f"good:1{HOSTILE}", "source": {"kind": HOSTILE}}))
     ConversationStore().record("talk", HOSTILE, [{"role": "user", "content": HOSTILE}])
-    written(changed(config_path(), ("aliases", "a"), HOSTILE), ("aliases", "a"), HOSTILE)
+    write(config_path(), changed(config_path(), ("aliases", "a"), HOSTILE)[1])
     PromptLog().add(Entry("run", HOSTILE, HOSTILE, HOSTILE, session=HOSTILE))
 
 

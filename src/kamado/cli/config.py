@@ -8,11 +8,10 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from ..files.atomic import PRIVATE, write_atomically
 from ..files.toml_edit import parse_key, shown_key
 from .defaults import check_options
 from .terminal import echo, echo_json, echo_table, note
-from .user_config import UserConfig, changed, config_path, read_config, written
+from .user_config import UserConfig, changed, config_path, read_config, write
 
 _TEMPLATE = """\
 # Your settings for kamado (docs/config.md describes them); "kamado config" shows what holds.
@@ -72,9 +71,9 @@ def set_command(key: str, value: str) -> None:
     kamado config set 'models."smollm2:135m".temperature' 0.2
     """
     path = parse_key(key)
-    config = changed(config_path(), path, _read(path, value))
+    config, text = changed(config_path(), path, _read(path, value))
     check_options(config)
-    written(config, path, _read(path, value))
+    write(config.path, text)
     note(f"{shown_key(path)} is set in {config.path}")
 
 
@@ -83,8 +82,8 @@ def set_command(key: str, value: str) -> None:
 def unset_command(key: str) -> None:
     """Remove KEY, or a whole table."""
     path = parse_key(key)
-    config = changed(config_path(), path, is_removed=True)
-    written(config, path, is_removed=True)
+    config, text = changed(config_path(), path, is_removed=True)
+    write(config.path, text)
     note(f"{shown_key(path)} is not set any more")
 
 
@@ -93,8 +92,7 @@ def edit_command() -> None:
     """Open the settings in your editor (VISUAL, EDITOR) and check them afterwards."""
     path = config_path()
     if not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(path, _TEMPLATE, mode=PRIVATE)
+        write(path, _TEMPLATE)
     click.edit(filename=str(path))
     check_options(read_config(path))
 

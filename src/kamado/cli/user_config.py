@@ -186,24 +186,21 @@ def checked(path: Path, document: Mapping[str, Any], text: str) -> UserConfig:
     return config
 
 
-def changed(path: Path, change: Key, value: Any = None, *, is_removed: bool = False) -> UserConfig:
-    """Sets a key in the file, or removes it; comments stay. Raises UsageError and leaves the file when it is wrong."""
-    text = path.read_text(encoding="utf-8-sig") if path.exists() else ""
-    if path.exists():
-        read_config(path)
-    new = toml_edit.without(text, change) if is_removed else toml_edit.with_value(text, change, value)
+def changed(path: Path, key: Key, value: Any = None, *, is_removed: bool = False) -> tuple[UserConfig, str]:
+    """The settings with a key set or removed, and the file's new text, comments kept. Raises UsageError when the file
+    is wrong, or would be."""
+    read_config(path)
+    text = path.read_bytes().decode("utf-8-sig") if path.exists() else ""
+    new = toml_edit.without(text, key) if is_removed else toml_edit.with_value(text, key, value)
     if len(new.encode()) > MAX_BYTES:
         raise UsageError(f"{path} would be larger than {MAX_BYTES >> 20} MiB")
-    return checked(path, tomllib.loads(new), new)
+    return checked(path, tomllib.loads(new), new), new
 
 
-def written(config: UserConfig, change: Key, value: Any = None, *, is_removed: bool = False) -> None:
-    """Brings what `changed` allowed to the disk. Raises OSError."""
-    path = config.path
-    text = path.read_text(encoding="utf-8-sig") if path.exists() else ""
-    new = toml_edit.without(text, change) if is_removed else toml_edit.with_value(text, change, value)
+def write(path: Path, text: str) -> None:
+    """Brings the file's text to the disk, for the user alone if it is new. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomically(path.resolve(), new, mode=None if path.exists() else PRIVATE)
+    write_atomically(path.resolve(), text, mode=None if path.exists() else PRIVATE)
 
 
 def _listed() -> str:
