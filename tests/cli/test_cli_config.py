@@ -303,6 +303,16 @@ def test_a_wrong_value_is_not_written(key: str, value: str) -> None:
     assert path.read_text() == 'model = "m"\n'
 
 
+def test_a_wrong_key_can_be_taken_out() -> None:
+    path = write("modle = 1\nlog_prompts = true\n")
+    assert kamado("config").exit_code == 2
+    assert kamado("config", "unset", "modle").exit_code == 0
+    assert path.read_text() == "log_prompts = true\n"
+    path.write_text("model = \n")
+    result = kamado("config", "unset", "model")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+
+
 def test_edit_checks_what_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text("#!/bin/sh\necho 'modle = 1' >> \"$1\"\n")

@@ -73,7 +73,12 @@ def test_settings_are_printed_and_proved(name: str, server: Running) -> None:
 def test_settings_are_written_and_what_was_there_stays(name: str, server: Running, home: Path) -> None:
     target = Target(server.url, "fake", None, 4096)
     file = programs()[name].settings(target, {"HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config")})
-    old = {"json": '{\n    "mine": [1]\n}\n', "toml": '# mine\n[mine]\nx = 1\n', "yaml": "# mine\nmine: 1\n", "env": "MINE=1\n"}
+    old = {
+        "json": '{\n    "mine": [1]\n}\n',
+        "toml": "# mine\n[mine]\nx = 1\n",
+        "yaml": "# mine\nmine: 1\n",
+        "env": "MINE=1\n",
+    }
     text = '[{"name": "Other", "vendor": "x"}]' if name == "vscode" else old[file.format]
     file.path.parent.mkdir(parents=True, exist_ok=True)
     file.path.write_text(text)
@@ -327,7 +332,11 @@ def test_a_stream_that_is_none(answer: bytes, says: str, lie: Callable[..., Liar
     [
         ("codex", stream(CHAT), "an event without a type"),
         ("codex", stream(b"data: [DONE]\n\n"), "is no JSON object: [DONE]"),
-        ("codex", stream(b'data: {"type":"response.failed","response":{"error":{"message":"sad"}}}\n\n'), "stream: sad"),
+        (
+            "codex",
+            stream(b'data: {"type":"response.failed","response":{"error":{"message":"sad"}}}\n\n'),
+            "stream: sad",
+        ),
         ("codex", stream(b'data: {"type":"response.completed"}\n\n'), "without saying why"),
         ("claude-code", stream(b'event: error\ndata: {"type":"error","error":{"message":"sad"}}\n\n'), "stream: sad"),
         ("claude-code", stream(b'data: {"type":"content_block_delta","delta":3}\n\n'), "a delta that is none"),
@@ -378,7 +387,8 @@ def test_a_server_that_says_nothing_is_not_waited_for_for_ever() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ftp://h", "http://", "http://u:p@h", "h?q", "h#f", "h:99999", "h:x", "http://[::1", "a\nb", "x" * 2000]
+    "text",
+    ["", "ftp://h", "http://", "http://u:p@h", "h?q", "h#f", "h:99999", "h:x", "http://[::1", "a\nb", "x" * 2000],
 )
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(UsageError, match="is no address"):
@@ -399,7 +409,11 @@ def test_where_the_server_here_listens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_which_model() -> None:
-    a, b, vectors = Served("a", 1, False, ("chat",)), Served("b", 1, True, ("chat",)), Served("v", 1, True, ("embedding",))
+    a, b, vectors = (
+        Served("a", 1, False, ("chat",)),
+        Served("b", 1, True, ("chat",)),
+        Served("v", 1, True, ("embedding",)),
+    )
     assert choose([a, vectors], None, "u") is a
     assert choose([a, b], None, "u") is b, "the one in memory"
     assert choose([a, b, vectors], "v", "u") is vectors

@@ -116,7 +116,8 @@ texts = st.text(max_size=30)
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(texts, texts), max_size=4), st.text(min_size=1, max_size=4))
 def test_any_text_is_kept_and_found(
-    tmp_path_factory: pytest.TempPathFactory, said: list[tuple[str, str]], word: str) -> None:
+    tmp_path_factory: pytest.TempPathFactory, said: list[tuple[str, str]], word: str
+) -> None:
     log = PromptLog(tmp_path_factory.mktemp("log") / "p.sqlite")
     for prompt, answer in said:
         log.add(entry(prompt, answer))

@@ -48,7 +48,7 @@ def test_a_value_takes_the_place_of_the_old_one_and_comments_stay() -> None:
     ("path", "value", "line"),
     [
         (("log_prompts",), True, 'model = "a"  # the small one\nlog_prompts = true\n'),
-        (("aliases", "other"), "c", "\"with.dot\" = 'b'\nother = \"c\"\n"),
+        (("aliases", "other"), "c", '"with.dot" = \'b\'\nother = "c"\n'),
         (("aliases", "with.dot"), "c", '"with.dot" = "c"\n'),
         (("defaults", "top_p"), 0.5, "threads = 2\ntop_p = 0.5\n"),
         (("models", "qwen3:4b", "temperature"), 0, '\n[models."qwen3:4b"]\ntemperature = 0\n'),

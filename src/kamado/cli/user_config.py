@@ -187,10 +187,12 @@ def checked(path: Path, document: Mapping[str, Any], text: str) -> UserConfig:
 
 
 def changed(path: Path, key: Key, value: Any = None, *, is_removed: bool = False) -> tuple[UserConfig, str]:
-    """The settings with a key set or removed, and the file's new text, comments kept. Raises UsageError when the file
-    is wrong, or would be."""
-    read_config(path)
-    text = path.read_bytes().decode("utf-8-sig") if path.exists() else ""
+    """The settings with a key set or removed, and the file's new text, comments kept. Raises UsageError when that would
+    be wrong; a wrong key can be removed."""
+    text = ""
+    if path.exists():
+        read_toml(path)
+        text = path.read_bytes().decode("utf-8-sig")
     new = toml_edit.without(text, key) if is_removed else toml_edit.with_value(text, key, value)
     if len(new.encode()) > MAX_BYTES:
         raise UsageError(f"{path} would be larger than {MAX_BYTES >> 20} MiB")
