@@ -51,7 +51,7 @@ flowchart LR
 
 | Variable | Effect |
 |---|---|
-| `KAMADO_HOME` | one folder for models, your settings, profile, history and logs; settings and keys of `serve` stay where they are |
+| `KAMADO_HOME` | one folder for models, settings, profile, history; settings and keys of `serve` stay where they are |
 | `XDG_CONFIG_HOME` | where your settings lie otherwise ([config.md](config.md)) |
 | `VISUAL`, `EDITOR` | what `kamado config edit` opens |
 | `XDG_DATA_HOME`, `XDG_CACHE_HOME`, `XDG_STATE_HOME` | where these lie otherwise |

@@ -1,4 +1,4 @@
-"""What a person sets once: the default model, aliases, defaults of options, templates; and what is said of a wrong file."""
+"""What a person sets once: the default model, aliases, defaults of options, templates; what is said of a wrong file."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ def test_any_template_says_what_was_written(parts: list[str | Field], value: str
 def test_a_wrong_template_is_refused_and_no_other(text: str) -> None:
     try:
         template = Template("t", parse(text))
-    except UsageError as error:
-        assert "at character" in str(error)
+    except UsageError:
+        assert "{" in text or "}" in text
         return
     expected = text
     for name in sorted(template.names):
@@ -293,8 +293,8 @@ def test_set_and_unset_keep_what_a_person_wrote() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("nonsense", "1"), ("defaults.threads", "many"), ("defaults.trace", "x"), ("log_prompts", "perhaps"), ("a..b", "1"),
-     ("templates.t", "{"), ("aliases", "x"), ("model", ""), ("defaults.seed", "1\ny = 2")],
+    [("nonsense", "1"), ("defaults.threads", "many"), ("defaults.trace", "x"), ("log_prompts", "perhaps"),
+     ("a..b", "1"), ("templates.t", "{"), ("aliases", "x"), ("model", ""), ("defaults.seed", "1\ny = 2")],
 )  # fmt: skip
 def test_a_wrong_value_is_not_written(key: str, value: str) -> None:
     path = write('model = "m"\n')

@@ -1,8 +1,9 @@
 """Claude Code, Codex CLI and opencode, as npm has them, do a small task: read a file, change it, run its test.
 
 The answers are scripted: what is tested is that each program understands the server and the server it, with the
-settings that `kamado connect` writes for it. The programs are in the folder that KAMADO_TEST_AGENTS names; `tools/dev.py agent-tests` installs them there. They talk to loopback
-only: every proxy is a closed port, and their own settings switch the rest off.
+settings that `kamado connect` writes for it. The programs are in the folder that KAMADO_TEST_AGENTS names;
+`tools/dev.py agent-tests` installs them there. They talk to loopback only: every proxy is a closed port, and their own
+settings switch the rest off.
 """
 
 from __future__ import annotations
@@ -212,11 +213,12 @@ def test_codex_does_a_small_task(
     (home / "config.toml").write_text(CODEX_CONFIG)
     connect("codex", serve(model), home, CODEX_HOME=str(home))
     printed = run(
-        [node, program, "exec", "--profile", "kamado", "--skip-git-repo-check", "--sandbox", "danger-full-access", "--json", TASK],
+        [node, program, "exec", "--profile", "kamado", "--skip-git-repo-check",
+         "--sandbox", "danger-full-access", "--json", TASK],
         project,
         home,
         CODEX_HOME=str(home),
-    )
+    )  # fmt: skip
     events = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     items = [event["item"] for event in events if event["type"] == "item.completed"]
     assert events[-1]["type"] == "turn.completed"

@@ -1,7 +1,7 @@
 """The form of an answer on the command line: a JSON Schema, an expression, any JSON object.
 
-The engine keeps it by construction. Of a model that thinks aloud the answer is bound and the thoughts before it are not;
-the answer alone is shown.
+The engine keeps it by construction. Of a model that thinks aloud the answer is bound, the thoughts before it are free,
+and the answer alone is shown.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def prompt_options(function: Function) -> Function:
 @prompt_options
 @answer_options
 @click.pass_context
-def command(ctx: click.Context, model: str, **values: Any) -> None:
+def command(ctx: click.Context, /, model: str, **values: Any) -> None:
     """Answer PROMPT and leave. "-" stands for standard input, which is also read when no prompt is given.
 
     On a terminal without a prompt it is a conversation, as 'kamado chat' is. Nothing is downloaded unless --pull is

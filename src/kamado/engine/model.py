@@ -132,9 +132,9 @@ class Model(Measured):
         """Answers a conversation by the model's own chat template: `Message`s, or dictionaries of role and content.
 
         Without `tools` and `think` it yields one Piece a token, as `generate` does, reasoning in the text as the model
-        writes it; where an answer is several messages (gpt-oss), or has a form, the final one's text. With one of them (also an empty
-        list of tools) it yields events: ReasoningDelta, TextDelta, ToolCallStart, ToolCallDelta, ToolCallEnd, and
-        Finish as the last; `message` is then the answer so far, to be appended to the messages. Special tokens inside
+        writes it; where an answer is several messages (gpt-oss) or has a form, the final one's text. With one of them
+        (also an empty list of tools) it yields events: ReasoningDelta, TextDelta, ToolCallStart, ToolCallDelta,
+        ToolCallEnd, and Finish as the last; `message` is then the answer so far, to be appended. Special tokens inside
         contents are plain text to the model. The beginning that earlier turns share is not computed again.
 
         tools     functions that the model may call: `Tool`s, or dictionaries of name, description and parameters (JSON

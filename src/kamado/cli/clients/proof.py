@@ -168,7 +168,8 @@ class Connection:
 
 def _events(pieces: Iterator[bytes]) -> Iterator[tuple[str, str]]:
     """Server-sent events, (name, data). Raises ServerError for a stream that has none."""
-    rest, name, data, has_any = b"", "", [], False
+    rest, name, has_any = b"", "", False
+    data: list[str] = []
     for piece in pieces:
         *lines, rest = (rest + piece).split(b"\n")
         if len(rest) > _MAX_LINE:
