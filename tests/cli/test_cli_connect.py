@@ -12,6 +12,7 @@ import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -406,6 +407,9 @@ def test_where_the_server_here_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _reachable("http://[::]:1") == "http://127.0.0.1:1"
     assert _reachable("10.0.0.2:8417") == "10.0.0.2:8417"
     assert running_server() == "http://127.0.0.1:8417", "nobody is here: where one usually is"
+    line = SimpleNamespace(status=lambda: SimpleNamespace(address="http://0.0.0.0:9"), close=lambda: None)
+    monkeypatch.setattr("kamado.cli.link.Link.own", lambda: line)
+    assert running_server() == "http://127.0.0.1:9"
 
 
 def test_which_model() -> None:

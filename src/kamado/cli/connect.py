@@ -100,23 +100,15 @@ def address(text: str) -> str:
 
 def running_server() -> str:
     """Where the server of this user listens that runs here; else where one usually does. Raises ServerError."""
-    from ..local import place
-    from ..local.documents import STATUS_PATH, Status, read
+    from .link import Link
 
-    folder = place.find()
-    if folder is None:
+    link = Link.own()
+    if link is None:
         return _DEFAULT_URL
-    import httpx2
-
     try:
-        transport = httpx2.HTTPTransport(uds=folder.address)
-        with httpx2.Client(transport=transport, timeout=5.0, base_url="http://localhost") as client:
-            found = read(Status, client.get(STATUS_PATH).json())
-    except (httpx2.HTTPError, ValueError) as error:
-        raise ServerError(f"the server here does not say where it listens: {error}") from None
+        return address(_reachable(link.status().address))
     finally:
-        folder.close()
-    return address(_reachable(found.address))
+        link.close()
 
 
 def _reachable(bound: str) -> str:
