@@ -13,10 +13,12 @@ from typing import Any
 import jsonschema
 import pytest
 from fake_model import FakeModel
+from serve.own_server import beside
 from serve.stores import put
 from terminals import Terminal
 from test_cli_commands import kamado
 
+from kamado.cli import loading
 from kamado.cli.forms import check_whole, form_of, read_schema
 from kamado.cli.main import COMMANDS, cli
 from kamado.engine.turns.conversations import ConversationStore
@@ -124,6 +126,23 @@ def test_whole_and_cut_answers() -> None:
     for text, reason in [('{"a"', "stop"), ("{}", "length")]:
         with pytest.raises(KamadoError, match="was cut"):
             check_whole(text, reason, {"schema": True})
+
+
+def test_a_server_that_runs_here_keeps_the_form(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(Store().root, "tiny", tiny_checkpoint)
+    words = ("run", "tiny", "hi", "--schema", json.dumps(SCHEMA), "--seed", "1", "-t", "1", "--log")
+    alone = kamado(*words)
+    assert alone.exit_code == 0, alone.output
+    with beside() as up:
+        with monkeypatch.context() as patch:
+            patch.setattr(loading, "load", None)  # it must not be called
+            there = kamado(*words)
+            assert (there.exit_code, there.stdout, there.stderr) == (0, alone.stdout, "")
+        assert "kamado ps" in kamado().stdout
+        connected = json.loads(kamado("connect", "aider", "--json").stdout)
+        assert (connected["server"], connected["model"], connected["check"]["ok"]) == (up.url, "tiny", True)
+    kept = json.loads(kamado("history", "--json").stdout)
+    assert [entry["answer"] for entry in kept] == [alone.stdout.strip()] * 2
 
 
 # --- sessions ---------------------------------------------------------------------------------------------------------
