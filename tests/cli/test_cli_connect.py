@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from serve.fake import FakeWorld
@@ -117,7 +118,8 @@ def test_what_each_file_says(home: Path) -> None:
     assert "apiKey" not in vscode, "a real key is typed into the editor"
     (entry,) = vscode["models"]
     assert entry["maxInputTokens"] + entry["maxOutputTokens"] == 40_000
-    assert 'openai-api-key: "sk-1"\n' in found["aider"].alone
+    aider = yaml.safe_load(found["aider"].alone)
+    assert aider == {"openai-api-base": "http://h:1/v1", "openai-api-key": "sk-1", "model": "openai/a/b:1"}
     assert "OPENAI_API_KEY=sk-1\n" in found["open-webui"].alone
     assert found["codex"].path == home / ".codex" / "kamado.config.toml"
     paths = programs()["codex"].settings(target, {"HOME": str(home), "CODEX_HOME": "/c"}).path
@@ -203,6 +205,16 @@ def test_any_json_keeps_its_other_keys(document: dict[str, Any], indent: Any) ->
     assert changed == document
     entries = json.loads(json_list_file(Path("x"), {"name": "K"}, ("name",)).changed(json.dumps([document])))
     assert entries[0] == document or document.get("name") == "K"
+
+
+plain_values = st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.lists(st.integers(), max_size=2)
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z][a-z-]{0,5}", fullmatch=True), plain_values, max_size=4), st.booleans())
+def test_any_plain_yaml_keeps_its_other_keys(document: dict[str, Any], has_comments: bool) -> None:
+    text = "".join(f"{key}: {json.dumps(value)}{' # why' if has_comments else ''}\n" for key, value in document.items())
+    changed = yaml_file(Path("x"), {"model": 'm: "x" #1'}).changed("# mine\n" + text)
+    assert yaml.safe_load(changed) == {**document, "model": 'm: "x" #1'}
 
 
 # --- servers that lie -------------------------------------------------------------------------------------------------
