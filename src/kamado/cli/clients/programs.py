@@ -201,7 +201,8 @@ _PROGRAMS = (
         least_context=_AGENT_CONTEXT, key_variable="KAMADO_API_KEY",
     ),
     Program(
-        "opencode", "opencode", "chat", True, _opencode, lambda target: f"opencode --model {shlex.quote(f'kamado/{target.model}')}",
+        "opencode", "opencode", "chat", True, _opencode,
+        lambda target: shlex.join(("opencode", "--model", f"kamado/{target.model}")),
     ),
     Program(
         "aider", "aider", "chat", False, _aider, lambda _: "aider",
