@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from .terminal import format_seconds, is_tty, printable
+from .markdown import Page
+from .terminal import columns_of, format_seconds, has_styles, is_moving, is_tty, printable
+from .waiting import Waiting
 
 if TYPE_CHECKING:
-    from .. import Generation, Usage
+    from .. import Usage
+    from ..engine.piece import Piece
+
+
+class Pieces(Protocol):
+    """An answer as it comes: a `kamado.Generation`, or what a server sends."""
+
+    def __iter__(self) -> Iterator[Piece]: ...
+
+    def close(self) -> None:
+        """Ends the work for it."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens and seconds so far."""
+        ...
 
 
 class Answer:
@@ -20,20 +40,31 @@ class Answer:
         self.text = ""
         self.finish_reason: str | None = None
 
-    def stream(self, pieces: Generation) -> None:
+    def stream(self, pieces: Pieces, *, is_formatted: bool = True) -> None:
         """Writes the pieces to stdout as they come, and a line end after them. The work is cancelled when this is left.
 
-        On a terminal, control characters of the model's are left out; a pipe gets every byte.
+        On a terminal, control characters of the model's are left out, lines are wrapped between words, and light
+        Markdown is shown, unless it is not `is_formatted`: what is no prose. A pipe gets every byte and nothing else.
         """
-        shown_to_person = is_tty(sys.stdout)
-        try:
-            for piece in pieces:
-                self.text += piece.text
-                self.finish_reason = piece.finish_reason
-                if piece.text:
-                    click.echo(printable(piece.text) if shown_to_person else piece.text, nl=False)
-        finally:
-            pieces.close()
+        page = None
+        if is_formatted and is_moving(sys.stdout):
+            page = Page(partial(columns_of, sys.stdout), has_styles=has_styles(sys.stdout))
+        is_shown_to_person = is_tty(sys.stdout)
+        with Waiting(pieces) as waiting:
+            try:
+                for piece in pieces:
+                    waiting.close()
+                    self.text += piece.text
+                    self.finish_reason = piece.finish_reason
+                    if not piece.text:
+                        continue
+                    text = printable(piece.text) if is_shown_to_person else piece.text
+                    click.echo(text if page is None else page.push(text), nl=False)
+            finally:
+                waiting.close()
+                pieces.close()
+                if page is not None:
+                    click.echo(page.finish(), nl=False)
         if not self.text.endswith("\n"):
             click.echo()
 
