@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,22 +14,7 @@ from .waiting import Waiting
 
 if TYPE_CHECKING:
     from .. import Usage
-    from ..engine.piece import Piece
-
-
-class Pieces(Protocol):
-    """An answer as it comes: a `kamado.Generation`, or what a server sends."""
-
-    def __iter__(self) -> Iterator[Piece]: ...
-
-    def close(self) -> None:
-        """Ends the work for it."""
-        ...
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens and seconds so far."""
-        ...
+    from .connection import Pieces
 
 
 class Answer:

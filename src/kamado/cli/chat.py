@@ -7,23 +7,20 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..errors import ContextOverflowError, KamadoError, UsageError
 from ..files.atomic import user_folder
 from ..options import ANSWER_RANGES
-from . import loading
 from .answer import Answer, summary
+from .connection import Answering, opened
 from .lines import Lines
-from .options import LOAD_NAMES, SAMPLING_NAMES, answer_options, given, model_argument, typed
+from .options import SAMPLING_NAMES, answer_options, given, model_argument, typed
 from .report import report_stats
 from .sessions import complete_session
 from .terminal import echo, note, styled
-
-if TYPE_CHECKING:
-    from .. import Model
 
 PROMPT = ">>> "
 CONTINUED = "... "
@@ -48,6 +45,8 @@ def command(
     system: str | None,
     session: str | None,
     pull: bool,
+    server: str | None,
+    local: bool,
     stats: bool,
     trace: Path | None,
     **values: Any,
@@ -58,9 +57,8 @@ def command(
     them.
     """
     kept = None if session is None else Kept(typed(session))
-    path = loading.locate(model, pull=pull)
-    loading.require_chat(path, model, values["allow_unknown"])
-    with loading.load(path, given(values | {"trace": trace}, LOAD_NAMES)) as loaded:
+    values["trace"] = trace
+    with opened(model, values, pull=pull, server=server, local=local, for_chat=True) as loaded:
         Conversation(loaded, system=system, sampling=given(values, SAMPLING_NAMES), stats=stats, kept=kept).run()
         if stats:
             report_stats(loaded)
@@ -91,7 +89,7 @@ class Conversation:
     """The messages so far and the loop that adds to them."""
 
     def __init__(
-        self, model: Model, *, system: str | None, sampling: dict[str, Any], stats: bool, kept: Kept | None = None
+        self, model: Answering, *, system: str | None, sampling: dict[str, Any], stats: bool, kept: Kept | None = None
     ) -> None:
         self.model = model
         self._kept = kept

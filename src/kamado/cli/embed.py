@@ -8,9 +8,11 @@ import click
 
 from ..errors import UsageError
 from . import loading
-from .options import given, load_options, model_argument, read_text
+from .connection import opened
+from .options import load_options, model_argument, read_text, server_options
 from .terminal import echo, echo_json, styled
 
+_LOAD_NAMES = ("memory", "threads", "context", "kv", "allow_unknown")
 _SHOWN = 6  # values of a vector that are shown where JSON was not asked for
 
 
@@ -29,6 +31,7 @@ _SHOWN = 6  # values of a vector that are shown where JSON was not asked for
 @click.option("--truncate", is_flag=True, help="Cut texts that are longer than the context, in place of refusing them.")
 @click.option("--pull", is_flag=True, help="Fetch the model first if it is missing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@server_options
 @load_options
 def command(
     model: str,
@@ -37,6 +40,8 @@ def command(
     dimensions: int | None,
     truncate: bool,
     pull: bool,
+    server: str | None,
+    local: bool,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -50,8 +55,8 @@ def command(
     lines = list(texts) if texts else [line for line in read_text(file or "-").splitlines() if line.strip()]
     if not lines:
         raise UsageError("there is no text to embed")
-    path = loading.locate(model, pull=pull)
-    with loading.load(path, given(values, ("memory", "threads", "context", "kv", "allow_unknown"))) as loaded:
+    path = None if server is not None else loading.locate(model, pull=pull)
+    with opened(model, values, server=server, local=local, names=_LOAD_NAMES) as loaded:
         result = loaded.embed_counted(lines, dimensions=dimensions, truncate=truncate)
         name = loaded.name
     if as_json:
@@ -60,7 +65,8 @@ def command(
             for text, count, vector in zip(lines, result.num_tokens, result.vectors, strict=True)
         ]
         dims = int(result.vectors.shape[1])
-        echo_json({"model": name, "path": str(path), "dimensions": dims, "embeddings": embeddings})
+        shown = None if path is None else str(path)
+        echo_json({"model": name, "path": shown, "dimensions": dims, "embeddings": embeddings})
         return
     likeness = result.vectors @ result.vectors[0]
     for text, vector, cosine in zip(lines, result.vectors, likeness, strict=True):

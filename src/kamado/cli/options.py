@@ -83,6 +83,20 @@ def prefix_option(function: Function) -> Function:
     )(function)
 
 
+def server_options(function: Function) -> Function:
+    """--local and --server: who answers."""
+    for option in (
+        click.option(
+            "--server",
+            metavar="URL",
+            help="Have the Kamado server there answer; its API key stands in KAMADO_API_KEY.",
+        ),
+        click.option("--local", is_flag=True, help="Load the model here, also when a server of yours runs."),
+    ):
+        function = option(function)
+    return function
+
+
 def stats_options(function: Function) -> Function:
     """--stats and --trace."""
     for option in (
@@ -128,7 +142,7 @@ def _ranged(name: str, allowed: Range) -> Callable[[Function], Function]:
 
 def answer_options(function: Function) -> Function:
     """All that says how a model is loaded and answers."""
-    for options in (prefix_option, load_options, sampling_options, stats_options):
+    for options in (server_options, prefix_option, load_options, sampling_options, stats_options):
         function = options(function)
     return function
 

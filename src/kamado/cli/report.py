@@ -10,10 +10,11 @@ from ..plan.budget import format_size
 from .terminal import aligned, note, styled
 
 if TYPE_CHECKING:
-    from .. import Ledger, Model, Stats
+    from .. import Ledger, Stats
+    from .connection import Answering
 
 
-def report_stats(model: Model) -> None:
+def report_stats(model: Answering) -> None:
     """Both tables on stderr."""
     stats = model.stats
     for line in memory_lines(stats):

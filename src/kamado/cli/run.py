@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from . import loading
 from .answer import Answer, summary
-from .options import LOAD_NAMES, SAMPLING_NAMES, answer_options, given, model_argument, read_prompt, typed
+from .connection import opened
+from .options import SAMPLING_NAMES, answer_options, given, model_argument, read_prompt, typed
 from .report import report_stats
 from .terminal import note
 
@@ -32,6 +32,8 @@ def command(
     raw: bool,
     plain: bool,
     pull: bool,
+    server: str | None,
+    local: bool,
     stats: bool,
     trace: Path | None,
     **values: Any,
@@ -45,9 +47,8 @@ def command(
     if plain and not raw:
         raise UsageError("--plain goes with --raw: in a conversation, what you write is always plain text")
     text = read_prompt(prompt, file)
-    path = loading.locate(model, pull=pull)
     sampling = given(values, SAMPLING_NAMES)
-    with loading.load(path, given(values | {"trace": trace}, LOAD_NAMES)) as loaded:
+    with opened(model, values | {"trace": trace}, pull=pull, server=server, local=local) as loaded:
         if not raw and not loaded.has_chat_template:
             if system is not None:
                 raise UsageError(f"{model} has no chat template, so it has no place for --system")
