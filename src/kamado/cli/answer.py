@@ -23,6 +23,7 @@ class Answer:
     def __init__(self) -> None:
         self.text = ""
         self.finish_reason: str | None = None
+        self._is_shown_to_person = False
 
     def stream(self, pieces: Pieces, *, is_formatted: bool = True) -> None:
         """Writes the pieces to stdout as they come, and a line end after them. The work is cancelled when this is left.
@@ -33,7 +34,7 @@ class Answer:
         page = None
         if is_formatted and is_moving(sys.stdout):
             page = Page(partial(columns_of, sys.stdout), has_styles=has_styles(sys.stdout))
-        is_shown_to_person = is_tty(sys.stdout)
+        self._is_shown_to_person = is_tty(sys.stdout)
         with Waiting(pieces) as waiting:
             try:
                 for piece in pieces:
@@ -42,14 +43,22 @@ class Answer:
                     self.finish_reason = piece.finish_reason
                     if not piece.text:
                         continue
-                    text = printable(piece.text) if is_shown_to_person else piece.text
+                    text = printable(piece.text) if self._is_shown_to_person else piece.text
                     click.echo(text if page is None else page.push(text), nl=False)
+            except BaseException:
+                waiting.close()
+                self._end(page, is_whole=False)
+                raise
             finally:
                 waiting.close()
                 pieces.close()
-                if page is not None:
-                    click.echo(page.finish(), nl=False)
-        if not self.text.endswith("\n"):
+        self._end(page, is_whole=True)
+
+    def _end(self, page: Page | None, *, is_whole: bool) -> None:
+        """What was held, and the end of the line: also of an answer that broke off, if a person is to read on."""
+        if page is not None:
+            click.echo(page.finish(), nl=False)
+        if not self.text.endswith("\n") and (is_whole or (self.text and self._is_shown_to_person)):
             click.echo()
 
 

@@ -2,8 +2,8 @@
 before.
 
 What is one character to a reader may be several code points: a letter with marks, two letters that make a flag, people
-joined to a family by U+200D. The last takes two cells where the terminal knows it; where it does not, the terminal shows
-its parts, and a line may be longer than we think: it is the terminal that wraps it then, and nothing is lost.
+joined to a family by U+200D. The last takes two cells where the terminal knows it; where it does not, the terminal
+shows its parts, and a line may be longer than we think: it is the terminal that wraps it then, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -50,12 +50,8 @@ class Cells:
         if not self.joined:
             self._cells = char_cells(char)
             return self._cells
-        if char == EMOJI_STYLE and self._cells == 1:
-            added = 1
-        elif is_flag_letter and last != JOINER:
-            added = 1
-        else:
-            added = 0
+        is_widened = self._cells == 1 and (char == EMOJI_STYLE or _is_skin(char, last))
+        added = 1 if is_widened or (is_flag_letter and last != JOINER) else 0
         self._cells += added
         return added
 

@@ -118,6 +118,7 @@ class Markdown:
             self._end_line()
             return
         if self._is_opening and char == "`" and self._fence[0] == char:  # ```code``` in a line
+            self._ticks = len(self._fence)
             self._fence, self._is_as_is, self._is_opening, self._base = "", False, False, Style.PLAIN
         if self._is_as_is:
             self._wrapper.push_as_is(char, self._base)

@@ -1,4 +1,4 @@
-"""What a person sees while the model reads: a bar with tokens and rate for a long prompt, a turning sign for a short one.
+"""What a person sees while the model reads: a bar with tokens and rate for a long prompt, else a sign that turns.
 
 Both stand on stderr, appear after a moment only, and are wiped before the first word of the answer.
 """

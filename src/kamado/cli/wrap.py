@@ -61,7 +61,9 @@ class Wrapper:
         self._last = ""  # the character before, its marks aside
         self._last_binds = False  # what comes next stays with it
 
-    def push(self, char: str, style: Style = Style.PLAIN, *, binds_left: bool = False, binds_right: bool = False) -> None:
+    def push(
+        self, char: str, style: Style = Style.PLAIN, *, binds_left: bool = False, binds_right: bool = False
+    ) -> None:
         """One character of text. `binds_left` and `binds_right`: it stays with what is beside it, as a mark does."""
         if char == "\n":
             self._end_line()
@@ -69,6 +71,8 @@ class Wrapper:
         if char in _SPACES:
             self._place()
             self._spaces += char
+            if len(self._spaces) > _MOST_HELD:
+                self._show_spaces()
             self._cells = Cells()
             self._last, self._last_binds = "", False
             return
@@ -197,4 +201,4 @@ def _is_free(char: str) -> bool:
     """Whether rows end beside a character of this script wherever they like. Korean parts its words by spaces."""
     if "\uac00" <= char <= "\ud7a3" or "\u1100" <= char <= "\u115f":
         return False
-    return char_cells(char) == 2 or "\uff66" <= char <= "\uff9f"
+    return char_cells(char) == 2 or "\uff66" <= char <= "\uff9f" or "\U0001f1e6" <= char <= "\U0001f1ff"  # flags
