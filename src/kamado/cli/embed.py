@@ -56,7 +56,7 @@ def command(
     if not lines:
         raise UsageError("there is no text to embed")
     path = None if server is not None else loading.locate(model, pull=pull)
-    with opened(model, values, server=server, local=local, names=_LOAD_NAMES) as loaded:
+    with opened(model, values, server=server, local=local, for_vectors=True, names=_LOAD_NAMES) as loaded:
         result = loaded.embed_counted(lines, dimensions=dimensions, truncate=truncate)
         name = loaded.name
     if as_json:

@@ -76,7 +76,7 @@ def command(
         from ..serve.config import config_file, load_config
         from ..serve.models.library import StoreLibrary
         from ..serve.models.loader import EngineLoader, EngineSettings
-        from ..serve.run import bind, key_file, make_keys, make_server, run
+        from ..serve.run import address_of, bind, key_file, listen_for_user, make_keys, make_server, run
         from ..serve.share import server_share
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"{error.name} is missing: pip install 'kamado[serve]'") from None
@@ -125,17 +125,20 @@ def command(
     )
     server = make_server(settings, library, loader, keys=keys)
     listener = bind(settings)
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+    beside, reason = listen_for_user()
+    address = address_of(listener)
     if sources:
         note(f"settings from {', '.join(sources)}")
-    note(f"kamado serves on http://{shown}:{port} (OpenAI clients: http://{shown}:{port}/v1)")
+    note(f"kamado serves on {address} (OpenAI clients: {address}/v1)")
+    if beside is None:
+        note(f"run, chat and embed do not find this server by themselves: {reason}")
 
     def load_settings() -> tuple[ServeConfig, KeyRing]:
         found, _ = load_config(file=config, environment=os.environ, flags=flags)
         return found, make_keys(found, announce=None)
 
-    run(settings, server, listener, load_settings=load_settings, watched=[config or config_file(), key_file()])
+    watched = [config or config_file(), key_file()]
+    run(settings, server, listener, load_settings=load_settings, watched=watched, own=beside, files=files)
 
 
 def _scopes() -> list[str]:

@@ -13,13 +13,15 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from ..errors import ServerError
 
 PROTOCOL = 1
 
 T = TypeVar("T")
+
+_MOST = 1 << 63  # of a whole number
 
 STATUS_PATH = "/local/v1/status"
 LOAD_PATH = "/local/v1/load"
@@ -62,6 +64,7 @@ class ModelState:
     is_loading: bool = False
     path: str = ""  # of its file; said to the same user only
     overridden: tuple[str, ...] = ()  # settings of the file that were left out
+    asked: Mapping[str, str] = field(default_factory=dict)  # what it was loaded with in place of the server's settings
     has_chat_template: bool = False
     is_encoder: bool = False
     embeds: bool = False  # the server makes vectors with it
@@ -118,7 +121,7 @@ def read(kind: type[T], value: object, where: str = "") -> T:
     if not isinstance(value, Mapping):
         raise ServerError(f"the server's answer cannot be read: {where or kind.__name__} is no object")
     values: dict[str, Any] = {}
-    for name, (wanted, is_needed) in _fields(kind).items():
+    for name, (wanted, is_needed) in _fields(cast("Any", kind)).items():
         place = f"{where}.{name}" if where else name
         if name in value:
             values[name] = _read(wanted, value[name], place)
@@ -133,8 +136,7 @@ def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
     hints = get_type_hints(kind)
     missing = dataclasses.MISSING
     return {
-        f.name: (hints[f.name], f.default is missing and f.default_factory is missing)
-        for f in dataclasses.fields(kind)
+        f.name: (hints[f.name], f.default is missing and f.default_factory is missing) for f in dataclasses.fields(kind)
     }
 
 
@@ -145,14 +147,16 @@ def _read(wanted: Any, value: object, place: str) -> Any:
         inner = [kind for kind in get_args(wanted) if kind is not type(None)]
         return None if value is None else _read(inner[0], value, place)
     if dataclasses.is_dataclass(wanted):
-        return read(wanted, value, place)
+        return read(cast("type[Any]", wanted), value, place)
     if origin is tuple and isinstance(value, list):
         return tuple(_read(get_args(wanted)[0], item, f"{place}[{i}]") for i, item in enumerate(value))
     if origin is not None and origin is not tuple and isinstance(value, Mapping):
         return {str(key): _read(get_args(wanted)[1], item, f"{place}.{key}") for key, item in value.items()}
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if (wanted is bool and isinstance(value, bool)) or (wanted is str and isinstance(value, str)):
-        return value
-    if (wanted is float and is_number) or (wanted is int and is_number and isinstance(value, int)):
+    if isinstance(value, (bool, str)):
+        if type(value) is wanted:
+            return value
+    elif isinstance(value, int) and abs(value) < _MOST and wanted in (int, float):
         return wanted(value)
+    elif isinstance(value, float) and math.isfinite(value) and wanted is float:
+        return value
     raise ServerError(f"the server's answer cannot be read: {place[:200]} is {repr(value)[:60]}")

@@ -15,7 +15,6 @@ import os
 import socket
 import stat
 import struct
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 from ..errors import ServerError
 
 NAME = "server.sock"
+_DESCRIPTORS = "/proc/self/fd"
 _CONNECT_SECONDS = 1.0
 _BACKLOG = 128
 _MOST_PATH_BYTES = 100  # of a socket where the folder's descriptor cannot stand for it: 104 on macOS
@@ -72,19 +72,20 @@ class Folder:
     @property
     def address(self) -> str:
         """The socket, as `bind` and `connect` take it while the folder is open. Raises ServerError."""
-        if sys.platform == "linux":
-            return f"/proc/self/fd/{self.fd}/{NAME}"
+        if os.path.isdir(_DESCRIPTORS):
+            return f"{_DESCRIPTORS}/{self.fd}/{NAME}"
         path = str(self.path / NAME)
         ServerError.when(len(os.fsencode(path)) > _MOST_PATH_BYTES, f"{path} is too long for a socket's name")
         return path
 
-    def identity(self) -> tuple[int, int] | None:
-        """Of the socket that is there now; None: there is none."""
+    @property
+    def has_socket(self) -> bool:
+        """Whether something has the socket's name."""
         try:
-            found = os.stat(NAME, dir_fd=self.fd, follow_symlinks=False)
+            os.stat(NAME, dir_fd=self.fd, follow_symlinks=False)
         except OSError:
-            return None
-        return found.st_dev, found.st_ino
+            return False
+        return True
 
     def close(self) -> None:
         """Gives the descriptor back; may be called again."""
@@ -120,7 +121,7 @@ def find() -> Folder | None:
     except FileNotFoundError:
         return None
     try:
-        if folder.identity() is not None and is_answered(folder):
+        if folder.has_socket and is_answered(folder):
             return folder
     except BaseException:
         folder.close()
@@ -154,7 +155,6 @@ class Listener:
     def __init__(self, folder: Folder, listening: socket.socket) -> None:
         self.socket = listening
         self._folder = folder
-        self._identity = folder.identity()
 
     @property
     def path(self) -> Path:
@@ -166,9 +166,8 @@ class Listener:
         self.socket.close()
         if self._folder.fd < 0:
             return
-        with suppress(OSError):
-            if self._folder.identity() == self._identity:
-                os.unlink(NAME, dir_fd=self._folder.fd)
+        with suppress(OSError, ServerError), _alone(self._folder):
+            _clear(self._folder)
         self._folder.close()
 
 
@@ -184,9 +183,7 @@ def listen() -> Listener:
         raise ServerError(f"{socket_folder()} cannot be made: {error.strerror}") from None
     try:
         with _alone(folder):
-            if folder.identity() is not None:
-                ServerError.when(is_answered(folder), "another server of yours is there already")
-                os.unlink(NAME, dir_fd=folder.fd)
+            _clear(folder)
             listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 listening.bind(folder.address)
@@ -203,6 +200,13 @@ def listen() -> Listener:
     except BaseException:
         folder.close()
         raise
+
+
+def _clear(folder: Folder) -> None:
+    """Takes a socket away that nobody listens at. Raises ServerError when somebody does."""
+    if folder.has_socket:
+        ServerError.when(is_answered(folder), "another server of yours is there already")
+        os.unlink(NAME, dir_fd=folder.fd)
 
 
 @contextmanager

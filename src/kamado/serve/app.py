@@ -25,11 +25,11 @@ from ..measure import kept_schema_bytes
 from .config import ServeConfig
 from .faults import Fault, FaultError, RequestError, fault_of, shown
 from .http.access import Access
-from .http.asgi import WRITE_NOW
+from .http.asgi import LOCAL_PEER, WRITE_NOW
 from .http.bodies import MEMORY_FACTOR, SMALL_SHARE, BodyBudget, BodyDecoder, BodyLimits, take_body
 from .http.connections import ConnectionBounds, Connections
 from .http.exchange import CLIENT_LEFT, Exchange
-from .http.keys import NOBODY, Key, KeyRing
+from .http.keys import LOCAL, NOBODY, Key, KeyRing
 from .http.parameters import LeftOut
 from .http.paths import canonical, instead_of
 from .http.route_table import RouteTable
@@ -79,6 +79,7 @@ class Server:
         self.state: dict[str, Any] = {}  # families' own: stored responses, …
         self._family_of = family_of
         self._table = RouteTable(self.routes)
+        self._local_table = self._table
         self._access = Access(config)
         self._limits = _body_limits(config)
         self._bodies = BodyBudget(config.bodies_bytes)
@@ -99,6 +100,10 @@ class Server:
             ("part",),
         )
         metrics.gauge("kamado_http_open", "Requests being answered.", lambda: [((), float(self._num_open))])
+
+    def open_desk(self, routes: Sequence[Route]) -> None:
+        """Further routes, for those who come over the user's own socket; for others they do not exist."""
+        self._local_table = RouteTable((*self.routes, *routes))
 
     def configure(self, config: ServeConfig, keys: KeyRing) -> None:
         """Other settings and keys from now on; requests that are past the gate keep theirs."""
@@ -232,6 +237,7 @@ class Server:
     ) -> tuple[Call[Any] | None, Route | None]:
         """The checked call and its route; (None, None) for a preflight that is granted. Raises FaultError."""
         headers = exchange.headers
+        is_local = scope.get(LOCAL_PEER, False)
         self._access.check_host(headers.get("host"))
         exchange.cors = self._access.check_origin(headers, exchange.method)
         is_too_long = len(exchange.path) > _MAX_PATH_CHARACTERS or len(scope["query_string"]) > _MAX_QUERY_BYTES
@@ -239,7 +245,8 @@ class Server:
         path = canonical(exchange.path)
         reason = instead_of(path)
         RequestError.when(reason is not None, f"there is no {exchange.path}: {reason}", kind="not_found")
-        methods, route, parameters = self._table.find(exchange.method, path)
+        table = self._local_table if is_local else self._table
+        methods, route, parameters = table.find(exchange.method, path)
         if exchange.method == "OPTIONS" and methods and "access-control-request-method" in headers:
             exchange.cors = self._access.preflight(exchange.cors, methods)
             return None, None
@@ -254,7 +261,7 @@ class Server:
                 )
             )
         exchange.route, exchange.family = route, route.family
-        exchange.key = self._identify(route, headers)
+        exchange.key = LOCAL if is_local else self._identify(route, headers)
         ClosedError.when(self.is_draining and route.scope != "public", "the server is going down")
         query = self._query(route, scope["query_string"])
         body = None

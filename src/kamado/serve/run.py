@@ -9,17 +9,18 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 
-from ..errors import KamadoError, UsageError
+from ..errors import KamadoError, ServerError, UsageError
+from ..local.place import Listener, listen
 from .app import Server
 from .config import ServeConfig, config_dir
-from .families import all_routes, family_of
+from .families import all_routes, family_of, own_routes
 from .http.connections import (
     ACCEPT_BATCH,
     affordable_connections,
@@ -32,6 +33,8 @@ from .metrics import Registry
 from .models.contract import Library, Loader
 from .models.served import ServedLibrary
 from .models.service import Limits, Service
+from .ops.desk import Desk
+from .ops.log_ring import LogRing
 from .ops.logs import JsonFormatter, TextFormatter
 from .ops.reload import Load, Reloader, warn_of_exposed_keys
 from .share import models_bytes, server_share
@@ -70,7 +73,9 @@ def make_server(config: ServeConfig, library: Library, loader: Loader, *, keys: 
         aliases=config.aliases,
         metrics=metrics,
     )
-    return Server(config, service, metrics=metrics, keys=keys, routes=all_routes(), family_of=family_of)
+    return Server(
+        config, service, metrics=metrics, keys=keys, routes=[*all_routes(), *own_routes()], family_of=family_of
+    )
 
 
 def key_file() -> Path:
@@ -127,6 +132,20 @@ def bind(config: ServeConfig) -> socket.socket:
     return listener
 
 
+def listen_for_user() -> tuple[Listener | None, str]:
+    """The user's own socket, or None and why there is none: then there is TCP alone."""
+    try:
+        return listen(), ""
+    except ServerError as error:
+        return None, str(error)
+
+
+def address_of(listener: socket.socket) -> str:
+    """A listening TCP socket's address as people write it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class Web(uvicorn.Server):
     """uvicorn's server with our protocol class, within the bounds of connections.py; at the first signal the
     application says farewell to its streams."""
@@ -165,6 +184,10 @@ class Web(uvicorn.Server):
         for listener in sockets or ():
             listener.listen(_BACKLOG)  # asyncio's backlog is also how many are taken in one turn of the loop
 
+    def stop(self) -> None:
+        """Ends the server as SIGTERM does. On its loop."""
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See uvicorn."""
         self._server.drain()
@@ -194,12 +217,16 @@ def run(
     on_ready: Callable[[], None] | None = None,
     load_settings: Load | None = None,
     watched: Sequence[Path] = (),
+    own: Listener | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> None:
-    """Serves until SIGTERM or SIGINT. Raises what loading the first models raised.
+    """Serves until SIGTERM, SIGINT or `kamado stop --server`. Raises what loading the first models raised.
 
+    `own`: the user's own socket, closed at the end. `files`: models outside the store, by name.
     `load_settings` reads settings and keys anew, when SIGHUP comes or a file of `watched` changes; see reload.py.
     """
-    set_up_logging(config)
+    ring = LogRing()
+    set_up_logging(config, ring)
     share = server_share(config)
     parts = {f"{name}_bytes": nbytes for name, nbytes in share.parts().items()}
     _log.info("memory of the server itself", extra={"bytes": share.total, **parts, "models": models_bytes(config)})
@@ -207,24 +234,31 @@ def run(
     sys.setswitchinterval(_SWITCH_SECONDS)
     _set_up_memory()
     web = Web(server)
+    if own is not None:
+        desk = Desk(server, address=address_of(listener), ring=ring, stop=web.stop, files=files)
+        server.open_desk(desk.routes())
     failure: list[KamadoError] = []
 
     async def main() -> None:
         server.state["is_ready"] = False
         tasks = [asyncio.create_task(_load_first(config, server, web, failure))]
         if load_settings is not None:
-            reloader = Reloader(server, load_settings, watched, on_change=lambda: set_up_logging(server.config))
+            reloader = Reloader(server, load_settings, watched, on_change=lambda: set_up_logging(server.config, ring))
             tasks.append(asyncio.create_task(reloader.watch(), name="settings"))
             if hasattr(signal, "SIGHUP"):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
         if on_ready is not None:
             on_ready()
-        await web.serve(sockets=[listener])
+        await web.serve(sockets=[listener] if own is None else [listener, own.socket])
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    finally:
+        if own is not None:
+            own.close()
     if failure:
         raise failure[0]
 
@@ -254,12 +288,13 @@ def _set_up_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 16 << 20)
 
 
-def set_up_logging(config: ServeConfig) -> None:
-    """Lines on stderr, for this package and for uvicorn's errors."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if config.log == "json" else TextFormatter())
+def set_up_logging(config: ServeConfig, ring: LogRing) -> None:
+    """Lines on stderr and in `ring`, for this package and for uvicorn's errors."""
+    handlers = [logging.StreamHandler(sys.stderr), ring]
+    for handler in handlers:
+        handler.setFormatter(JsonFormatter() if config.log == "json" else TextFormatter())
     for name, level in (("kamado.serve", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
-        logger.handlers = [handler]
+        logger.handlers = list(handlers)
         logger.propagate = False
         logger.setLevel(level)

@@ -21,6 +21,7 @@ Headers = Iterable[tuple[bytes, bytes]]  # names are in lower case
 # Writes a part of a streamed body at once. False: it was not taken and must be sent.
 WriteNow = Callable[[bytes], bool]
 WRITE_NOW = "kamado.write_now"
+LOCAL_PEER = "kamado.local_peer"  # in a request's scope: it came over the user's own socket, from the same user
 
 _log = logging.getLogger("kamado.serve")
 

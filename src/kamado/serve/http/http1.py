@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +22,8 @@ from urllib.parse import unquote
 
 import h11
 
-from .asgi import AsgiRequest, Line
+from ...local.place import is_own_user
+from .asgi import LOCAL_PEER, AsgiRequest, Line
 from .connections import BODY_READ_BYTES, ConnectionBounds, Connections
 from .replies import to_json
 
@@ -82,6 +84,11 @@ class Http1Connection(asyncio.BufferedProtocol, asyncio.Protocol):
         self._server_state.connections.add(self)  # type: ignore[arg-type] # it knows uvicorn's own classes
         self._client, self._server = (_address(transport.get_extra_info(key)) for key in ("peername", "sockname"))
         self.address = self._client[0] if self._client else ""
+        link = transport.get_extra_info("socket")
+        self._is_local = link is not None and link.family == getattr(socket, "AF_UNIX", None)
+        if self._is_local and not is_own_user(link):
+            transport.abort()
+            return
         problem = self.book.enter(self)
         if problem:  # it is no member, so nothing would bound how many of its kind there are
             self._refuse(503, problem, is_member=False)
@@ -207,6 +214,7 @@ class Http1Connection(asyncio.BufferedProtocol, asyncio.Protocol):
             "query_string": query,
             "headers": headers,
             "state": self._app_state.copy(),
+            LOCAL_PEER: self._is_local,
         }
         self._request = AsgiRequest(
             scope,

@@ -289,6 +289,8 @@ class LoadOptions:
     context: int | None = None
     memory_bytes: int | None = None
     threads: int | None = None
+    kv: str | None = None
+    allow_unknown: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

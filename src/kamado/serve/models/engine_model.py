@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -39,6 +40,7 @@ from .contract import (
     TokenCounts,
     Truncated,
 )
+from .direct import DirectAnswers
 from .loader import shared_bytes
 from .modelfile_options import Options, recipe_options
 from .prompt_limits import (
@@ -68,18 +70,25 @@ _OF_TURNS = ("tools", "tool_choice", "output", "think", "continue_last", "templa
 _NUM_THREADS = 2
 
 
-class EngineModel:
+class EngineModel(DirectAnswers):
     """One loaded model; contract.py's ServedModel."""
 
     def __init__(
-        self, model: Model, info: ModelInfo, recipe: Recipe | None = None, weights: Weights | None = None
+        self,
+        model: Model,
+        info: ModelInfo,
+        recipe: Recipe | None = None,
+        weights: Weights | None = None,
+        *,
+        path: Path | None = None,
     ) -> None:
-        """`info` as the library has it; `weights`: that the model is of, which others may use too.
+        """`info` as the library has it; `weights`: that the model is of, which others may use too; `path`: its file.
 
         Proves the chat format, which takes some milliseconds, and seconds for a template that needs the worker process:
         not for the loop. Raises ClosedError when the weights are gone, BusyError when the worker has no turn.
         """
         self._model = model
+        self._path = path
         self._weights = weights or Weights(model)
         self._recipe = recipe
         self._defaults = Options() if recipe is None else recipe_options(recipe.parameters)

@@ -93,12 +93,12 @@ class EngineLoader:
             located.path,
             memory=memory_bytes,
             threads=options.threads or self._settings.threads,
-            kv=self._settings.kv,
+            kv=options.kv or self._settings.kv,
             context=context,
             kv_tokens=kv_tokens,
             prefix_cache=self._settings.prefix_cache_bytes or None,
             constraints=True,
-            allow_unknown=self._settings.allow_unknown,
+            allow_unknown=self._allowed(options),
             name=name if located.recipe is None else located.recipe.base,
         )
         if model.plan.overridden:
@@ -114,6 +114,9 @@ class EngineLoader:
         assert served is not None  # nobody else knew of them
         self._weights[key] = weights
         return served
+
+    def _allowed(self, options: LoadOptions) -> Sequence[str]:
+        return self._settings.allow_unknown if options.allow_unknown is None else options.allow_unknown
 
     def _forget(self, key: tuple[Path, str], weights: Weights) -> None:
         if self._weights.get(key) is weights:  # else they were loaded again meanwhile
@@ -158,7 +161,7 @@ class EngineLoader:
         from ...plan.machine import machine
 
         checkpoint = replace(open_checkpoint(located.path), name=located.info.name)
-        program = program_of(checkpoint, self._settings.allow_unknown)
+        program = program_of(checkpoint, self._allowed(options))
         here = machine()
         budget = memory_bytes
         if budget is not None:
@@ -169,7 +172,7 @@ class EngineLoader:
                 checkpoint,
                 program,
                 context=context,
-                kv=self._settings.kv,
+                kv=options.kv or self._settings.kv,
                 threads=options.threads or self._settings.threads,
                 memory=budget,
                 kv_tokens=kv_tokens,
@@ -190,7 +193,7 @@ def _of_weights(located: Located, weights: Weights) -> ServedModel | None:
     if located.info.name != model.name:
         model = model.renamed(located.info.name, None if recipe is None else recipe.template)
     try:
-        return EngineModel(model, info, recipe, weights)
+        return EngineModel(model, info, recipe, weights, path=located.path)
     except ClosedError:
         return None
 

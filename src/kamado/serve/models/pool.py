@@ -13,9 +13,9 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ...errors import ClosedError, KamadoError, MemoryBudgetError
+from ...errors import ClosedError, KamadoError, MemoryBudgetError, UsageError
 from ..metrics import Registry
 from .contract import Library, LoadedModel, Loader, LoadOptions, ModelInfo, OverloadedError, ServedModel
 
@@ -39,6 +39,8 @@ class Slot:
     is_doomed: bool = False  # unloaded when its work ends; no new work comes to it
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     version: str = ""  # ModelInfo.version when it was asked for
+    options: LoadOptions = field(default_factory=LoadOptions)  # that it was asked to be loaded with
+    since: float = 0.0  # Unix seconds, when it was loaded
     is_pinned: bool = False  # loaded at the start: neither keep_alive nor another model ends it
 
     def expires_at(self, now: float) -> float:
@@ -168,17 +170,18 @@ class ModelPool:
 
     @asynccontextmanager
     async def use(
-        self, name: str, *, keep_alive: float | None = None, pinned: bool = False
+        self, name: str, *, keep_alive: float | None = None, pinned: bool = False, options: LoadOptions | None = None
     ) -> AsyncIterator[ServedModel]:
-        """The model of this name for the time of the block; loaded first when it is not in memory.
+        """The model of this name for the time of the block; loaded first, with `options`, when it is not in memory.
 
-        Raises ModelNotFoundError, MemoryBudgetError when it can never fit, OverloadedError when others hold the memory.
+        Raises UsageError when it is there with other options than those that are given, ModelNotFoundError,
+        MemoryBudgetError when it can never fit, OverloadedError when others hold the memory.
         """
         info = await self._library.get(name)
         if len(self._resolved) > 1000:
             self._resolved.clear()
         self._resolved[name] = info.name
-        slot = await self._slot(info.name, info.version, keep_alive)
+        slot = await self._slot(info.name, info.version, keep_alive, options)
         slot.num_active += 1
         slot.is_pinned |= pinned
         if keep_alive is not None:
@@ -221,24 +224,30 @@ class ModelPool:
         if self._closers:
             await asyncio.gather(*self._closers, return_exceptions=True)
 
-    async def _slot(self, name: str, version: str, keep_alive: float | None) -> Slot:
-        is_pinned = False
+    async def _slot(self, name: str, version: str, keep_alive: float | None, wanted: LoadOptions | None = None) -> Slot:
+        is_pinned, options = False, wanted or LoadOptions()
         while True:
             ClosedError.when(self._is_closed, "the server is going down")
             slot = self._slots.get(name)
             if slot is not None and slot.version != version and not slot.is_doomed:
                 keep_alive = slot.keep_alive if keep_alive is None else keep_alive
-                is_pinned = slot.is_pinned
+                is_pinned, options = slot.is_pinned, wanted or slot.options
                 self._replace(slot)
                 slot = None
             if slot is None:
-                slot = Slot(name, self._keep_alive if keep_alive is None else keep_alive, version=version)
+                slot = Slot(
+                    name, self._keep_alive if keep_alive is None else keep_alive, version=version, options=options
+                )
                 slot.is_pinned = is_pinned
                 self._slots[name] = slot
                 slot.load = asyncio.create_task(self._load(slot), name=f"load {name}")
                 slot.load.add_done_callback(_consume)
                 return slot
             if not slot.is_doomed:
+                UsageError.when(
+                    wanted not in (None, slot.options),
+                    f"{name} is in memory with other settings: unload it first (kamado stop {name})",
+                )
                 return slot
             await slot.gone.wait()
 
@@ -263,6 +272,7 @@ class ModelPool:
                     model = await self._loader.share(slot.name) or await self._load_when_room(slot)
             slot.model = model
             slot.memory_bytes = model.memory_bytes
+            slot.since = time.time()
             seconds = self._clock() - started
         except BaseException:
             self._forget(slot)
@@ -285,13 +295,13 @@ class ModelPool:
 
     async def _load_when_room(self, slot: Slot) -> ServedModel:
         """Loads, giving idle models up, least recently used first, until there is room; then waits for busy ones."""
-        most = LoadOptions(memory_bytes=self._memory_bytes)
+        most = replace(slot.options, memory_bytes=_least(self._memory_bytes, slot.options.memory_bytes))
         give_up_at = self._clock() + self._load_wait
         while True:
-            left = self._bytes_left(slot)
+            left = _least(self._bytes_left(slot), slot.options.memory_bytes)
             try:
                 if left is None or await self._loader.estimate(slot.name, most) <= left:
-                    return await self._loader.load(slot.name, LoadOptions(), left)
+                    return await self._loader.load(slot.name, slot.options, left)
                 problem = MemoryBudgetError(f"{slot.name} does not fit into what other models leave of the budget")
             except MemoryBudgetError as error:
                 problem = error
@@ -373,6 +383,11 @@ class ModelPool:
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if math.isinf(seconds) else seconds):
                     await self._reap_now.wait()
+
+
+def _least(*limits: int | None) -> int | None:
+    """The smallest of those that there are."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _consume(task: asyncio.Task[ServedModel]) -> None:

@@ -27,15 +27,18 @@ from .contract import (
     Library,
     LoadedModel,
     Loader,
+    LoadOptions,
     ModelInfo,
     OverloadedError,
     Progress,
     ServedModel,
     Started,
 )
+from .direct import AnswerRequest, PieceEvent, directly
 from .pool import ModelPool
 
-Request = TypeVar("Request", ChatRequest, CompletionRequest)
+Request = TypeVar("Request", ChatRequest, CompletionRequest, AnswerRequest)
+Own = TypeVar("Own", Event, Started | Progress | PieceEvent | Done)
 
 _FIRST_GUESS_SECONDS = 5.0  # of a request, before one was seen
 
@@ -134,10 +137,16 @@ class Service:
         return self.pool.loaded()
 
     async def load(
-        self, name: str, asker: str = "", *, keep_alive: float | None = None, pinned: bool = False
+        self,
+        name: str,
+        asker: str = "",
+        *,
+        keep_alive: float | None = None,
+        pinned: bool = False,
+        options: LoadOptions | None = None,
     ) -> ModelInfo:
         """Loads a model without a request. `keep_alive` math.inf: for ever. `pinned`: only unload() ends it."""
-        use = self.pool.use(self.real_name(name), keep_alive=keep_alive, pinned=pinned)
+        use = self.pool.use(self.real_name(name), keep_alive=keep_alive, pinned=pinned, options=options)
         async with self._admitted(asker), use as model:
             return model.info
 
@@ -157,6 +166,10 @@ class Service:
     ) -> AsyncGenerator[Event, None]:
         """Continues texts."""
         return self._stream(name, request, lambda model, own: model.complete(own), keep_alive)
+
+    def answer(self, name: str, request: AnswerRequest) -> AsyncGenerator[Started | Progress | PieceEvent | Done, None]:
+        """Answers a call of the command line; see direct.py."""
+        return self._stream(name, request, lambda model, own: directly(model).answer(own), None)
 
     async def embed(self, name: str, request: EmbedRequest, *, keep_alive: float | None = None) -> Embeddings:
         """Embeds texts."""
@@ -190,9 +203,9 @@ class Service:
         self,
         name: str,
         request: Request,
-        start: Callable[[ServedModel, Request], AsyncGenerator[Event, None]],
+        start: Callable[[ServedModel, Request], AsyncGenerator[Own, None]],
         keep_alive: float | None,
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[Own | Progress | Done, None]:
         began = self._clock()
         deadline = self._deadline(request.deadline_seconds)
         limit = request.deadline_seconds or self._limits.deadline
