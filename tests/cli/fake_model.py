@@ -70,6 +70,7 @@ class FakeModel:
 
     name = "fake"
     is_encoder = False
+    memory = (4 << 20, 6 << 30)
     default_sampling = Sampling(temperature=0.6)
     stats = Stats(
         {}, {}, {}, 0.0, 0.0, {"weights": 3 << 20}, 5 << 20, {}, {}, 0, 0, 0, budget_bytes=6 << 30,

@@ -30,13 +30,14 @@ class Terminal:
         self,
         *arguments: str,
         term: str = "dumb",
+        interpreter: str = sys.executable,
         program: Sequence[str] = (PROGRAM,),
         columns: int = 80,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.output = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        command = [sys.executable, *program, *arguments]
+        command = [interpreter, *program, *arguments]
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.environ["TERM"] = term

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import KamadoError, UsageError
+from ..errors import UsageError
 from ..plan.budget import format_size
 from . import chat_context
 from .chat_files import attach
@@ -248,10 +248,8 @@ def is_command(name: str) -> bool:
 def banner(chat: Conversation) -> str:
     """One line: who answers, how long a conversation may be, and what memory that takes."""
     parts = [chat.title, f"context {chat.model.context:,} tokens"]
-    try:
-        stats = chat.model.stats
-        planned = sum(stats.planned_by_owner.values())
-        parts.append(f"memory {format_size(planned)} planned of {format_size(stats.budget_bytes)}")
-    except KamadoError:  # a server that does not say
-        pass
-    return " · ".join(parts)
+    plan = getattr(chat.model, "plan", None)
+    planned, budget = (plan.peak_bytes, plan.memory_bytes) if plan is not None else getattr(chat.model, "memory", (0, 0))
+    if planned:
+        parts.append(f"memory {format_size(planned)} planned of {format_size(budget)}")
+    return " · ".join([*parts, f"answered by {getattr(chat.model, 'where', 'this process')}"])
