@@ -218,6 +218,14 @@ def test_continue(model: FakeModel) -> None:
     assert len(found.messages) == 4
 
 
+def test_a_session_keeps_what_was_gone_on_with(model: FakeModel) -> None:
+    kamado("chat", "m", "--session", "s", "-n", "2", stdin="hi\n")
+    kamado("chat", "m", "--session", "s", stdin="/continue\n")
+    found = ConversationStore().load("s")
+    assert found is not None
+    assert [m["content"] for m in found.messages] == ["hi", "echo(hi and more"]
+
+
 def test_a_server_that_goes_away(model: FakeModel) -> None:
     """What came of the answer stays; a question without one can be asked again."""
     result = kamado("chat", "m", stdin="gone\n/continue\noverflow\n/retry\nhi\n/retry\n")

@@ -246,14 +246,16 @@ class Conversation:
             note("(stopped)")
         finally:
             if answer.text:
-                self._add(answer.text, is_more=bool(how))
+                # Half a character, where the answer was cut, is nothing to go on from.
+                text = answer.text.removesuffix("\ufffd") if answer.finish_reason == "length" else answer.text
+                self._add(text, is_more=bool(how))
         if usage is not None:
             self._tell(usage, answer.finish_reason)
         return bool(answer.text)
 
     def _add(self, text: str, *, is_more: bool) -> None:
         if is_more:
-            self.messages[-1]["content"] += text
+            self.messages[-1] = {"role": "assistant", "content": self.messages[-1]["content"] + text}
         else:
             self.messages.append({"role": "assistant", "content": text})
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UsageError
+from .terminal import one_line
 
 MAX_FILE_BYTES = 1 << 20
 
@@ -48,7 +49,7 @@ def attach(path: str) -> Attached:
         text = "\0"
     UsageError.when("\0" in text, f"{path} is binary or no UTF-8: /file takes text")
     UsageError.when(not text.strip(), f"{path} is empty")
-    return Attached(file.name, text.replace("\r\n", "\n"))
+    return Attached(one_line(file.name), text.replace("\r\n", "\n"))
 
 
 def with_files(files: list[Attached], question: str) -> str:
