@@ -20,6 +20,8 @@ flowchart LR
   main["main.py: group, errors, exit codes"] --> command["one file a command"]
   command --> loading["loading.py: find, fetch, load"]
   loading --> api["kamado.load(), Model"]
+  command --> connection["connection.py: here, or in a server"]
+  connection --> loading
   command --> terminal["terminal.py: tables, JSON, progress"]
 ```
 
@@ -45,6 +47,7 @@ flowchart LR
 | 6 | the prompt does not fit the context |
 | 7 | the memory budget or the machine is too small |
 | 8 | an expert could not be read from disk while the model ran |
+| 9 | no server of yours runs here, or the one that was asked is gone, hangs or answers nonsense |
 | 70 | a fault of Kamado's own |
 | 130 | interrupted by Ctrl-C |
 | 141 | the reader of a pipe has gone |
@@ -54,6 +57,7 @@ flowchart LR
 | `KAMADO_HOME` | one folder for models, profile and history; settings and keys of `serve` stay where they are |
 | `XDG_DATA_HOME`, `XDG_CACHE_HOME`, `XDG_STATE_HOME` | where these lie otherwise |
 | `KAMADO_TIER` | a lower kernel tier than the best (`scalar`, `avx2`, …) |
+| `KAMADO_API_KEY` | the key of the server that `--server URL` names |
 | `KAMADO_DEBUG` | `1`: tracebacks |
 | `NO_COLOR` | no colours |
 

@@ -169,7 +169,7 @@ def test_other_settings_are_named_and_the_model_is_loaded_here(up: Running) -> N
     assert up.server.service.pool.find("tiny") is None
 
 
-def test_local_asks_no_server(up: Running, alone: str) -> None:
+def test_local_asks_no_server(alone: str, up: Running) -> None:
     result = command("run", "tiny", "hello", "--local", *SAID)
     assert (result.stdout, result.stderr) == (alone, "")
     assert up.server.service.pool.find("tiny") is None
@@ -372,7 +372,8 @@ def test_load_ps_and_stop(up: Running) -> None:
     assert json.loads(command("ps", "--json").stdout)["models"] == []
 
 
-def test_logs_are_the_latest_lines(up: Running) -> None:
+def test_logs_are_the_latest_lines(up: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "kamado.serve")
     command("load", "tiny")
     lines = command("logs", "-n", "3").stdout.splitlines()
     assert 0 < len(lines) <= 3

@@ -148,7 +148,7 @@ def _read(wanted: Any, value: object, place: str) -> Any:
         return None if value is None else _read(inner[0], value, place)
     if dataclasses.is_dataclass(wanted):
         return read(cast("type[Any]", wanted), value, place)
-    if origin is tuple and isinstance(value, list):
+    if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_read(get_args(wanted)[0], item, f"{place}[{i}]") for i, item in enumerate(value))
     if origin is not None and origin is not tuple and isinstance(value, Mapping):
         return {str(key): _read(get_args(wanted)[1], item, f"{place}.{key}") for key, item in value.items()}
