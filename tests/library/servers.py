@@ -108,7 +108,12 @@ class Hub:
         self.server.fallback = lambda path: None
 
     def publish(
-        self, files: dict[str, bytes], *, commit: str = COMMITS[0], revisions: tuple[str, ...] = ("main",)
+        self,
+        files: dict[str, bytes],
+        *,
+        commit: str = COMMITS[0],
+        revisions: tuple[str, ...] = ("main",),
+        license: str | None = None,
     ) -> None:
         siblings = []
         for name, data in files.items():
@@ -120,7 +125,10 @@ class Hub:
             self.server.replies[f"/owner/repo/resolve/{commit}/{name}"] = Reply(
                 data, headers={"X-Repo-Commit": commit, "ETag": f'"{git_id}"'}
             )
-        info = Reply(json.dumps({"id": "owner/repo", "sha": commit, "siblings": siblings}).encode())
+        answer = {"id": "owner/repo", "sha": commit, "siblings": siblings}
+        if license is not None:
+            answer["tags"] = ["gguf", f"license:{license}"]
+        info = Reply(json.dumps(answer).encode())
         info.headers["Content-Type"] = "application/json"
         for revision in (*revisions, commit):
             self.server.replies[f"/api/models/owner/repo/revision/{revision}"] = info

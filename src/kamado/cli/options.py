@@ -182,13 +182,16 @@ def read_prompt(words: tuple[str, ...], file: str | None) -> str:
 
 
 def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names in the store, then catalog names, else files; never an error while a line is being typed."""
+    """Names in the store, of other programs, of the catalog, else files; never an error while a line is being typed."""
     names: list[str] = []
     try:
-        from ..library.catalog import CATALOG
+        from ..library.catalog import catalog
+        from ..library.elsewhere import elsewhere
         from ..library.store import Store
 
-        names = [*(model.name for model in Store().list()), *CATALOG]
+        names = [model.name for model in Store().list()]
+        names += (found.name for found in elsewhere().list())
+        names += catalog().entries
     except Exception:
         pass  # the command itself reports a damaged store
     found = [CompletionItem(name) for name in dict.fromkeys(names) if name.startswith(incomplete)]
