@@ -32,7 +32,7 @@ flowchart LR
 - When stdout is no terminal there is no colour; when stderr is none there are no progress bars. `NO_COLOR` is honoured.
 - Every listing takes `--json`.
 - A fault prints one sentence, `kamado: error: …`, never a traceback; `KAMADO_DEBUG=1` shows where it came from.
-- Nothing is downloaded but by `kamado pull`, `--pull`, or a yes to the question that `run` and `chat` ask on a terminal.
+- Nothing is downloaded but by `kamado pull`, `--pull`, or a yes to what `run` and `chat` ask on a terminal.
 
 | Exit code | Meaning |
 |---|---|

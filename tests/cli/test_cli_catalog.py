@@ -115,7 +115,12 @@ def test_without_a_network_it_says_what_needs_none(monkeypatch: pytest.MonkeyPat
 
 def test_search_lists_the_catalog_and_then_the_hub(hub: Hub) -> None:
     hits = [
-        {"id": "o/Mine-GGUF", "downloads": 7, "tags": ["license:mit"], "gguf": {"architecture": "llama", "total": 10**9}},
+        {
+            "id": "o/Mine-GGUF",
+            "downloads": 7,
+            "tags": ["license:mit"],
+            "gguf": {"architecture": "llama", "total": 10**9},
+        },
         {"id": "o/odd\x1b[2J"},
         {"id": "o/New-GGUF", "gated": "auto", "gguf": {"architecture": "unheard\x1b[2J"}},
     ]

@@ -8,15 +8,15 @@ from typing import Any
 
 import platformdirs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kamado import models as _  # every family registers itself
 from kamado.errors import UsageError
 from kamado.library.catalog import catalog, find_entry, shipped, user_catalog
 from kamado.library.catalog_file import read_catalog, read_entry
 from kamado.library.hub import HubName, choose
 from kamado.library.hub_api import RemoteFile
+from kamado.models import supported_architectures
 from kamado.models.registry import FAMILIES
 
 OURS = tuple(shipped().entries.values())
@@ -37,6 +37,7 @@ def test_what_we_ship_is_whole() -> None:
 
 @pytest.mark.parametrize("entry", OURS, ids=lambda entry: entry.name)
 def test_every_entry_is_of_a_family_that_runs_and_can_be_chosen(entry: Any) -> None:
+    assert entry.architecture in supported_architectures()
     assert (entry.format, entry.architecture) in FAMILIES
     if entry.hub is None:
         assert {i for file in entry.files for i, _ in file.members} == set(range(len(entry.wheels)))
@@ -134,16 +135,17 @@ TABLE_KEYS = st.sampled_from(["repo", "file", "sha256", "quant", "project", "ver
 TABLES = st.dictionaries(TABLE_KEYS, ANY, max_size=6)
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(KEYS, ANY | TABLES | st.lists(TABLES, max_size=3), max_size=8))
 def test_no_table_does_anything_but_give_an_entry_or_say_what_is_wrong(table: dict[str, Any]) -> None:
     try:
         entry = read_entry(table)
-    except (ValueError, UsageError) as error:
-        assert str(error)
+    except (ValueError, UsageError):
         return
     assert (entry.hub is None) == bool(entry.files)
 
 
+@settings(max_examples=40)
 @given(data=st.binary(max_size=300) | st.text(alphabet='[]model.hub="\n {}', max_size=200).map(str.encode))
 def test_no_file_does_anything_but_give_a_catalog(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.toml"

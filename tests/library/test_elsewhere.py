@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 from files.builders import write_gguf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kamado.errors import ModelNotFoundError
 from kamado.files import open_checkpoint
 from kamado.library.catalog import HubSource
-from kamado.library.elsewhere import Elsewhere, Places, elsewhere, size_of
+from kamado.library.elsewhere import Elsewhere, Places, elsewhere
 from kamado.library.elsewhere_ollama import MODEL_LAYER, parse_manifest, read_manifest
+from kamado.library.folders import size_of
 from kamado.library.store import Store, StoredFile
 
 from .others import put_file, put_hub_cache, put_manifest, put_ollama
@@ -171,11 +172,10 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(LETTERS, max_size=6), inner, max_size=3),
     max_leaves=8,
 )
-LAYERS = st.fixed_dictionaries(
-    {}, optional={"mediaType": st.just(MODEL_LAYER) | JSON, "digest": JSON, "size": JSON}
-)
+LAYERS = st.fixed_dictionaries({}, optional={"mediaType": st.just(MODEL_LAYER) | JSON, "digest": JSON, "size": JSON})
 
 
+@settings(max_examples=40)
 @given(st.binary(max_size=200) | st.builds(lambda layers: json.dumps({"layers": layers}).encode(), st.lists(LAYERS)))
 def test_no_manifest_does_anything_but_name_a_digest(data: bytes) -> None:
     found = parse_manifest(data)
@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_read_is_empty(ollama: Path, monkeypatch: pytest
     def refuse(_: Path) -> None:
         raise PermissionError
 
-    monkeypatch.setattr("kamado.library.elsewhere.os.scandir", refuse)
+    monkeypatch.setattr("kamado.library.folders.os.scandir", refuse)
     assert names() == []
 
 

@@ -137,6 +137,10 @@ def test_choices() -> None:
     for name in ("big/x-Q8_0-00001-of-00002.gguf", "x-Q8_0-00001-of-00002.gguf", "x-Q8_0.gguf"):
         assert choose(HubName("o/r", None, name), [*files, *split]) == split
     assert [f.path for f in choose(HubName("o/r", None, "a-Q4_K_S.gguf"), [*files, *split])] == ["a-Q4_K_S.gguf"]
+    both = [_remote("b-Q4_K_M.gguf"), _remote("b-UD-Q4_K_M.gguf"), _remote("b-Q4_K_M-00001-of-00002.gguf"),
+            _remote("b-Q4_K_M-00002-of-00002.gguf")]  # fmt: skip
+    assert choose(HubName("o/r"), both) == choose(HubName("o/r", None, "Q4_K_M"), both) == both[:1]
+    assert choose(HubName("o/r", None, "UD-Q4_K_M"), both) == both[1:2]
     with pytest.raises(ModelNotFoundError, match=r"has no Q4_K_S\.gguf"):
         choose(HubName("o/r", None, "Q4_K_S.gguf"), files)
 

@@ -41,7 +41,7 @@ class CatalogFile:
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """Where on a hub the model lies. `file` or `quant` choose among a repository's files, as in `hf:OWNER/REPO:QUANT`."""
+    """Where on a hub the model lies. `file` or `quant` choose among a repository's files, as in `hf:` names."""
 
     repo: str
     file: str | None = None  # path in the repository, of the first shard of a split file

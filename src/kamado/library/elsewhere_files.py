@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .elsewhere import MAX_MODELS, Found, entries, folders_of, size_of
+from .folders import MAX_MODELS, Found, entries, folders_of, size_of
 from .names import REPO, SHARD
 
 _MAX_DEPTH = 3  # folders below a repository in which a GGUF file may lie

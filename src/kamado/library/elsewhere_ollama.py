@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .elsewhere import MAX_MODELS, Found, entries, folders_of, size_of
+from .folders import MAX_MODELS, Found, entries, folders_of, size_of
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_LAYERS = 1000

@@ -133,6 +133,9 @@ def choose(wanted: HubName, files: Iterable[RemoteFile]) -> list[RemoteFile]:
         fitting = [stem for stem in models if _has_quant(stem, DEFAULT_QUANT)] or list(models)
     else:
         return _directory_files(wanted, files)
+    if len(fitting) > 1:  # "UD-Q4_K_M" is another kind beside "Q4_K_M", and not what was asked for
+        plain = [stem for stem in fitting if not re.search(rf"UD-{re.escape(quant or DEFAULT_QUANT)}", stem, re.I)]
+        fitting = plain if len(plain) == 1 else fitting
     if len(fitting) > 1:
         raise UsageError(f"{wanted}: several files fit: {_choices({s: models[s] for s in fitting}, files)}")
     shards = models[fitting[0]]
@@ -151,6 +154,8 @@ def _gguf_models(files: Iterable[RemoteFile]) -> dict[str, list[RemoteFile]]:
         stem = file.path.removesuffix(".gguf")
         match = SHARD.fullmatch(stem)
         models.setdefault(match["stem"] if match else stem, []).append(file)
+    for stem, parts in models.items():  # where a model is there whole and split, whole
+        models[stem] = [file for file in parts if file.path == f"{stem}.gguf"] or parts
     return models
 
 

@@ -98,7 +98,13 @@ def find(words: Sequence[str], limit: int = 20) -> list[Hit]:
         raise UsageError("a search has one to 200 characters")
     limit = min(max(limit, 1), MAX_HITS)
     wanted = ["downloads", "gated", "gguf", "lastModified", "likes", "tags"]
-    options = {"search": query, "filter": "gguf", "sort": "downloads", "limit": str(limit), "expand": wanted}
+    options: dict[str, str | list[str]] = {
+        "search": query,
+        "filter": "gguf",
+        "sort": "downloads",
+        "limit": str(limit),
+        "expand": wanted,
+    }
     answer = _ask("/api/models", options, query, None)
     if not isinstance(answer, list):
         raise _nonsense("a search")

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from ..errors import DownloadError, ModelNotFoundError, UsageError
 from .catalog import CatalogEntry, CatalogFile, Wheel, catalog, find_entry
 from .fetch import CHUNK_BYTES, Meter, OfflineError, Progress, check_disk, download, file_hash, http_client
-from .hub import HubName, RemoteFile, ask, fetch_files, look, offer_of, parse_name, pull_from_hub, source_of, storing
+from .hub import HubName, ask, fetch_files, look, offer_of, parse_name, pull_from_hub, source_of, storing
+from .hub_api import RemoteFile
 from .package_index import IndexConfig, find_file, read_config
 from .pins import Agree, Offer, Pins
 from .store import Store, StoredFile
