@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from .. import Model
     from ..files import Checkpoint
     from ..library.catalog import Catalog
-    from ..library.pins import Agree
     from ..library.store import Store
     from ..measure import Executor
     from ..program import Program
@@ -75,20 +74,12 @@ def _tell_owner(name: str, path: Path, store: Store) -> None:
         note(f"kamado: note: {name} is not fetched; {owner.name} is used, which {owner.owner} keeps in {path}")
 
 
-def fetch(
-    name: str,
-    store: Store,
-    *,
-    revision: str | None = None,
-    quant: str | None = None,
-    agree: Agree | None = None,
-    repin: bool = False,
-) -> Path:
-    """Pulls a model with a progress bar on stderr and returns where it lies."""
+def fetch(name: str, store: Store, **options: Any) -> Path:
+    """Pulls a model with a progress bar on stderr and returns where it lies. `options` are `pull`'s own."""
     from ..library.pull import pull
 
     with Progress(f"pulling {name}") as progress:
-        path = pull(name, store, revision=revision, quant=quant, progress=progress, agree=agree, repin=repin)
+        path = pull(name, store, progress=progress, **options)
     note(f"{name} is in {path}")
     return path
 

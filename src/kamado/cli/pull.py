@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from . import loading
 from .agreeing import agree_to_pull
-from .terminal import echo, echo_json, echo_table, note
+from .terminal import echo, echo_json, echo_table, is_tty, note
 
 if TYPE_CHECKING:
     from ..library.catalog import CatalogEntry
@@ -118,27 +119,33 @@ def _row(entry: CatalogEntry, pin: Pin | None, here_bytes: int | None) -> dict[s
 
 
 def echo_catalog(rows: list[dict[str, Any]]) -> None:
-    """The same as a table."""
+    """The same as a table, and on a terminal what its signs mean."""
     from ..plan.budget import format_size
 
     def size(row: dict[str, Any]) -> str:
-        return format_size(row["bytes"]) if row["bytes"] else f"~{row['size']}" if row["size"] else "?"
+        if row["bytes"]:
+            return format_size(row["bytes"])
+        return "~" + row["size"].partition(" (")[0] if row["size"] else "?"
 
     def pin(row: dict[str, Any]) -> str:
-        state = "unpinned" if row["pin"] == "unpinned" else "pinned"
-        return f"{state}, digest known" if state == "unpinned" and row["digest_from"] else state
+        if row["pin"] != "unpinned":
+            return "pinned"
+        return "unpinned (digest)" if row["digest_from"] else "unpinned"
 
     echo_table(
         ("name", "size", "licence", "languages", "good for", "pin", "here"),
         [
             (
-                row["name"], size(row), _short(row["license"] or "?", 28), _short(row["languages"] or "?", 30),
+                row["name"], size(row), _short(row["license"] or "?", 18), _short(row["languages"] or "?", 20),
                 ", ".join(row["good_for"]), pin(row), "yes" if row["here"] else "",
             )
             for row in rows
         ],
         right=(1,),
     )  # fmt: skip
+
+    if is_tty(sys.stdout):
+        note("~ about, as a source states it; ? unknown; (digest) another catalog states the file's digest")
 
 
 def _short(text: str, longest: int) -> str:
