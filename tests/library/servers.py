@@ -36,6 +36,7 @@ class Server:
     url: str
     replies: dict[str, Reply] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)  # of the requests, with their queries
     fallback: Callable[[str], Reply | None] = lambda path: None
 
     def ranges_of(self, path: str) -> list[str | None]:
@@ -59,6 +60,7 @@ def serve() -> Iterator[Server]:
         def _answer(self, *, with_body: bool) -> None:
             path = self.path.partition("?")[0]
             asked = self.headers.get("Range")
+            state.targets.append(self.path)
             state.requests.append((self.command, path, asked))
             reply = state.replies.get(path) or state.fallback(path) or Reply(b"not here", 404)
             body, status, headers = reply.body, reply.status, dict(reply.headers)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
@@ -17,7 +18,7 @@ from kamado.library import hub_api
 from kamado.library.fetch import OfflineError
 from kamado.library.hub_api import Hit, RemoteFile, find, repository
 
-from .servers import COMMITS
+from .servers import COMMITS, Hub, Reply
 
 Handler = Callable[[httpx2.Request], httpx2.Response]
 
@@ -87,6 +88,25 @@ def test_a_repository(answer: Callable[[Any], list[httpx2.Request]]) -> None:
         RemoteFile("m.gguf", 9, "b" * 64, "a" * 40), RemoteFile("config.json", 2, None, "c" * 40),
     )  # fmt: skip
     assert requests[0].url.raw_path.startswith(b"/api/models/o/r/revision/v1.0%2Fx?")
+
+
+def test_the_hub_is_asked_as_its_own_library_asks_it(hub: Hub) -> None:
+    """Nobody here can reach a hub: what huggingface_hub sends is the nearest to its protocol that there is."""
+    from huggingface_hub import HfApi
+
+    hub.publish({"m.gguf": b"x"}, revisions=("main", "v1%2Fx"))
+    hub.server.replies["/api/models"] = Reply(b"[]")
+    find(["qwen3", "8b"], 7)
+    repository("owner/repo", "v1/x")
+    repository("owner/repo", None)
+    theirs = HfApi(endpoint=hub.server.url)
+    expand: Any = ["downloads", "gated", "gguf", "lastModified", "likes", "tags"]
+    list(theirs.list_models(search="qwen3 8b", filter="gguf", sort="downloads", limit=7, expand=expand))
+    theirs.model_info("owner/repo", revision="v1/x", files_metadata=True)
+    theirs.model_info("owner/repo", files_metadata=True)
+    asked = [urlsplit(target) for target in hub.server.targets]
+    read = [(target.path, {key: sorted(value) for key, value in parse_qs(target.query).items()}) for target in asked]
+    assert read[:3] == read[3:]
 
 
 NONSENSE: list[Any] = [b"", b"<html>Please log in</html>", b"[" * 100_000, b"\xff\xfe", b"3", b"null", b'"x"', b"NaN"]
