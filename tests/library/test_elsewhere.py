@@ -16,7 +16,7 @@ from kamado.files import open_checkpoint
 from kamado.library.catalog import HubSource
 from kamado.library.elsewhere import Elsewhere, Places, elsewhere
 from kamado.library.elsewhere_ollama import MODEL_LAYER, parse_manifest, read_manifest
-from kamado.library.folders import size_of
+from kamado.library.folders import Looker
 from kamado.library.store import Store, StoredFile
 
 from .others import put_file, put_hub_cache, put_manifest, put_ollama
@@ -136,6 +136,7 @@ def test_places(tmp_path: Path) -> None:
     assert Places.of({"HF_HUB_CACHE": "/c"}, tmp_path).hub == (Path("/c"),)
     assert Places.of({"KAMADO_ELSEWHERE": "off"}, tmp_path).all() == ()
     assert Elsewhere(places).list() == []
+    assert Places.of({"OLLAMA_MODELS": "/o"}, Path("~")).all() == (Path("/o"),)  # nobody's home
 
 
 LAYER = {"mediaType": MODEL_LAYER, "digest": "sha256:" + "a" * 64, "size": 5}
@@ -215,7 +216,7 @@ def test_links_lead_only_to_files_of_these_folders(ollama: Path, home: Path, tmp
     blob.unlink()
     blob.symlink_to(outside)
     assert names() == []
-    assert size_of(blob, [outside.parent]) == len(model)
+    assert Looker([outside.parent]).size(blob) == len(model)
 
 
 def test_a_folder_that_cannot_be_read_is_empty(ollama: Path, monkeypatch: pytest.MonkeyPatch, model: bytes) -> None:
@@ -231,7 +232,10 @@ def test_a_folder_that_cannot_be_read_is_empty(ollama: Path, monkeypatch: pytest
 def test_counts_are_bounded(ollama: Path, monkeypatch: pytest.MonkeyPatch, model: bytes) -> None:
     for i in range(5):
         put_ollama(ollama, f"{OWN}/m/{i}b", model)
-    monkeypatch.setattr("kamado.library.elsewhere_ollama.MAX_MODELS", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr("kamado.library.elsewhere_ollama.MAX_MODELS", 3)
+        assert len(names()) == 3
+    monkeypatch.setattr("kamado.library.folders.MAX_ENTRIES", 6)  # host, namespace, model and three tags
     assert len(names()) == 3
 
 

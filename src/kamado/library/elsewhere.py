@@ -23,7 +23,7 @@ from ..errors import ModelNotFoundError
 from .catalog import HubSource
 from .elsewhere_files import hub_cache_models, lmstudio_models
 from .elsewhere_ollama import ollama_models
-from .folders import Found, resolved_roots
+from .folders import Found, Looker
 from .names import SHARD
 
 SWITCH = "KAMADO_ELSEWHERE"
@@ -47,7 +47,9 @@ class Places:
         ollama = (Path(own),) if own else (home / ".ollama/models", Path("/usr/share/ollama/.ollama/models"))
         cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
         hub = environ.get("HF_HUB_CACHE") or Path(environ.get("HF_HOME") or cache / "huggingface") / "hub"
-        return cls(ollama, (home / ".lmstudio/models", home / ".cache/lm-studio/models"), (Path(hub).expanduser(),))
+        lmstudio = (home / ".lmstudio/models", home / ".cache/lm-studio/models")
+        known = [[one for one in places if one.is_absolute()] for places in (ollama, lmstudio, (Path(hub),))]
+        return cls(*map(tuple, known))  # a user without a home has but what the variables name
 
     def all(self) -> tuple[Path, ...]:
         """Every folder, in order."""
@@ -62,14 +64,14 @@ class Elsewhere:
 
     def list(self) -> builtins.list[Found]:
         """All of them, program by program, in name order; what is damaged or unreadable is passed over."""
-        roots = resolved_roots(self._places.all())
+        look = Looker(self._places.all())
         found: dict[str, Found] = {}
         for scan, folders in (
             (ollama_models, self._places.ollama),
             (lmstudio_models, self._places.lmstudio),
             (hub_cache_models, self._places.hub),
         ):
-            models = sorted((one for folder in folders for one in scan(folder, roots)), key=lambda one: one.name)
+            models = sorted((one for folder in folders for one in scan(folder, look)), key=lambda one: one.name)
             for model in models:
                 found.setdefault(model.name, model)
         return list(found.values())
@@ -113,7 +115,7 @@ class Elsewhere:
 
 def elsewhere() -> Elsewhere:
     """Of this user's places."""
-    return Elsewhere(Places.of(os.environ, Path.home()))
+    return Elsewhere(Places.of(os.environ, Path(os.path.expanduser("~"))))
 
 
 def _is_called(one: Found, text: str) -> bool:

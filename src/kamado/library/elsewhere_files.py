@@ -7,10 +7,10 @@ models--OWNER--REPO/refs/main, snapshots/COMMIT/FILE → blobs    the cache; a s
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from .folders import MAX_MODELS, Found, entries, folders_of, size_of
+from .folders import MAX_MODELS, Found, Looker
 from .names import REPO, SHARD
 
 _MAX_DEPTH = 3  # folders below a repository in which a GGUF file may lie
@@ -20,38 +20,38 @@ _FILE = re.compile(r"[\w.()+@ -]{1,200}\.gguf")
 _WEIGHTS = re.compile(r"model(-\d{5}-of-(?P<count>\d{5}))?\.safetensors", re.ASCII)
 
 
-def lmstudio_models(root: Path, roots: Sequence[Path]) -> Iterator[Found]:
+def lmstudio_models(root: Path, look: Looker) -> Iterator[Found]:
     """GGUF files of PUBLISHER/REPO folders; safetensors directories in MLX's form are none that run here."""
-    for publisher in folders_of(root):
-        for folder in folders_of(publisher):
+    for publisher in look.folders(root):
+        for folder in look.folders(publisher):
             repo = f"{publisher.name}/{folder.name}"
             if REPO.fullmatch(repo) is None:
                 continue
-            for file, path, nbytes in gguf_files(folder, roots):
+            for file, path, nbytes in gguf_files(folder, look):
                 yield Found(f"lmstudio:{repo}/{file}", "LM Studio", path, nbytes, "LM Studio itself", repo, file)
 
 
-def hub_cache_models(root: Path, roots: Sequence[Path]) -> Iterator[Found]:
+def hub_cache_models(root: Path, look: Looker) -> Iterator[Found]:
     """GGUF files and safetensors snapshots of the newest commit that `main` was seen at."""
     remove = "hf cache rm"
-    for folder in folders_of(root):
+    for folder in look.folders(root):
         repo = folder.name.removeprefix("models--").replace("--", "/", 1)
         if not folder.name.startswith("models--") or REPO.fullmatch(repo) is None:
             continue
-        snapshot = _snapshot(folder)
+        snapshot = _snapshot(folder, look)
         if snapshot is None:
             continue
-        for file, path, nbytes in gguf_files(snapshot, roots):
+        for file, path, nbytes in gguf_files(snapshot, look):
             yield Found(f"hfcache:{repo}/{file}", "Hugging Face's cache", path, nbytes, remove, repo, file)
-        total = _safetensors_bytes(snapshot, roots)
+        total = _safetensors_bytes(snapshot, look)
         if total:
             yield Found(f"hfcache:{repo}", "Hugging Face's cache", snapshot, total, remove, repo)
 
 
-def gguf_files(folder: Path, roots: Sequence[Path]) -> Iterator[tuple[str, Path, int]]:
+def gguf_files(folder: Path, look: Looker) -> Iterator[tuple[str, Path, int]]:
     """(path below `folder`, place, bytes) of each GGUF model; of a split one the first shard, when all are there."""
     sizes: dict[str, int] = {}
-    _gather(folder, "", 0, roots, sizes)
+    _gather(folder, "", 0, look, sizes)
     for file, nbytes in sizes.items():
         match = SHARD.fullmatch(file.removesuffix(".gguf"))
         if match is None:
@@ -66,24 +66,23 @@ def gguf_files(folder: Path, roots: Sequence[Path]) -> Iterator[tuple[str, Path,
                 yield file, folder / file, sum(known)
 
 
-def _gather(folder: Path, below: str, depth: int, roots: Sequence[Path], sizes: dict[str, int]) -> None:
-    for entry in entries(folder):
+def _gather(folder: Path, below: str, depth: int, look: Looker, sizes: dict[str, int]) -> None:
+    for entry in look.entries(folder):
         if len(sizes) >= MAX_MODELS:
             return
         if _FILE.fullmatch(entry.name) and not _NO_MODEL.search(entry.name):
-            nbytes = size_of(Path(entry.path), roots)
+            nbytes = look.size(Path(entry.path))
             if nbytes:
                 sizes[below + entry.name] = nbytes
-    if depth < _MAX_DEPTH:
-        for inner in folders_of(folder):
-            _gather(inner, f"{below}{inner.name}/", depth + 1, roots, sizes)
+        elif depth < _MAX_DEPTH and Looker.is_folder(entry):
+            _gather(Path(entry.path), f"{below}{entry.name}/", depth + 1, look, sizes)
 
 
-def _snapshot(folder: Path) -> Path | None:
+def _snapshot(folder: Path, look: Looker) -> Path | None:
     """The folder of the commit that `main` was last seen at, else of the only one."""
-    snapshots = {one.name: one for one in folders_of(folder / "snapshots") if _COMMIT.fullmatch(one.name)}
+    snapshots = {one.name: one for one in look.folders(folder / "snapshots") if _COMMIT.fullmatch(one.name)}
     main = folder / "refs" / "main"
-    if size_of(main, ()) is not None:
+    if look.size(main) is not None:
         try:
             with open(main, "rb") as file:
                 commit = file.read(100).decode("ascii", "replace").strip()
@@ -94,14 +93,14 @@ def _snapshot(folder: Path) -> Path | None:
     return next(iter(snapshots.values())) if len(snapshots) == 1 else None
 
 
-def _safetensors_bytes(snapshot: Path, roots: Sequence[Path]) -> int:
+def _safetensors_bytes(snapshot: Path, look: Looker) -> int:
     """Bytes of a safetensors model that is all there, else 0."""
-    if size_of(snapshot / "config.json", roots) is None:
+    if look.size(snapshot / "config.json") is None:
         return 0
     total, numbers, count = 0, 0, 0
-    for entry in entries(snapshot):
+    for entry in look.entries(snapshot):
         match = _WEIGHTS.fullmatch(entry.name)
-        nbytes = size_of(Path(entry.path), roots) if match else None
+        nbytes = look.size(Path(entry.path)) if match else None
         if match is None or nbytes is None:
             continue
         if match["count"] is None:

@@ -12,10 +12,10 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from .folders import MAX_MODELS, Found, entries, folders_of, size_of
+from .folders import MAX_MODELS, Found, Looker
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_LAYERS = 1000
@@ -25,13 +25,13 @@ _PART = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)
 _OWN_HOST, _OWN_NAMESPACE = "registry.ollama.ai", "library"
 
 
-def ollama_models(root: Path, roots: Sequence[Path]) -> Iterator[Found]:
+def ollama_models(root: Path, look: Looker) -> Iterator[Found]:
     """The models of the store at `root` that are one GGUF file, all of it there."""
     count = 0
-    for host in folders_of(root / "manifests"):
-        for namespace in folders_of(host):
-            for model in folders_of(namespace):
-                for tag in entries(model):
+    for host in look.folders(root / "manifests"):
+        for namespace in look.folders(host):
+            for model in look.folders(namespace):
+                for tag in look.entries(model):
                     count += 1
                     if count > MAX_MODELS:
                         return
@@ -43,7 +43,7 @@ def ollama_models(root: Path, roots: Sequence[Path]) -> Iterator[Found]:
                         continue
                     digest, nbytes = layer
                     blob = root / "blobs" / f"sha256-{digest}"
-                    if size_of(blob, roots) != nbytes:  # half fetched, or no file of its own
+                    if look.size(blob) != nbytes:  # half fetched, or no file of its own
                         continue
                     name = _shown(*parts)
                     repo = f"{namespace.name}/{model.name}" if host.name in ("hf.co", "huggingface.co") else ""

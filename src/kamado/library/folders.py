@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 MAX_MODELS = 5000  # of one program, and entries of one folder
+MAX_ENTRIES = 100_000  # of all folders at one look
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,50 +31,53 @@ class Found:
         return self.name.partition(":")[2]
 
 
-def resolved_roots(folders: Sequence[Path]) -> tuple[Path, ...]:
-    """The folders that exist, links in them resolved."""
-    found = []
-    for folder in folders:
+class Looker:
+    """Looks into folders below `roots`: at most MAX_ENTRIES entries in all, then everything is empty."""
+
+    def __init__(self, roots: Sequence[Path]) -> None:
+        self._left = MAX_ENTRIES
+        self._roots: list[Path] = []  # links in them resolved
+        for root in roots:
+            with suppress(OSError, RuntimeError):
+                self._roots.append(root.resolve(strict=True))
+
+    def entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        """What lies in a folder, at most MAX_MODELS entries, in name order; nothing of one that cannot be read."""
+        found: list[os.DirEntry[str]] = []
         try:
-            found.append(folder.resolve(strict=True))
-        except (OSError, RuntimeError):
-            continue
-    return tuple(found)
-
-
-def size_of(path: Path, roots: Sequence[Path]) -> int | None:
-    """Bytes of a regular file, or of one inside `roots` that a link leads to; None for anything else."""
-    try:
-        found = os.lstat(path)
-        if stat.S_ISLNK(found.st_mode):
-            target = path.resolve(strict=True)
-            if not any(root in target.parents for root in roots):
-                return None
-            found = os.lstat(target)
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
-    except (OSError, RuntimeError, ValueError):
-        return None
-
-
-def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, at most MAX_MODELS entries, in name order; nothing of one that cannot be read."""
-    found: list[os.DirEntry[str]] = []
-    try:
-        with os.scandir(folder) as listed:
-            for entry in listed:
-                if len(found) == MAX_MODELS:
-                    break
-                found.append(entry)
-    except OSError:
-        return []
-    return sorted(found, key=lambda entry: entry.name)
-
-
-def folders_of(folder: Path) -> Iterator[Path]:
-    """The folders in a folder, no links."""
-    for entry in entries(folder):
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                yield Path(entry.path)
+            with os.scandir(folder) as listed:
+                for entry in listed:
+                    if len(found) == MAX_MODELS or self._left == 0:
+                        break
+                    self._left -= 1
+                    found.append(entry)
         except OSError:
-            continue
+            return []
+        return sorted(found, key=lambda entry: entry.name)
+
+    def folders(self, folder: Path) -> Iterator[Path]:
+        """The folders in a folder, no links."""
+        for entry in self.entries(folder):
+            if self.is_folder(entry):
+                yield Path(entry.path)
+
+    @staticmethod
+    def is_folder(entry: os.DirEntry[str]) -> bool:
+        """Whether it is a folder and no link to one."""
+        try:
+            return entry.is_dir(follow_symlinks=False)
+        except OSError:
+            return False
+
+    def size(self, path: Path) -> int | None:
+        """Bytes of a regular file, or of one inside the roots that a link leads to; None for anything else."""
+        try:
+            found = os.lstat(path)
+            if stat.S_ISLNK(found.st_mode):
+                target = path.resolve(strict=True)
+                if not any(root in target.parents for root in self._roots):
+                    return None
+                found = os.lstat(target)
+            return found.st_size if stat.S_ISREG(found.st_mode) else None
+        except (OSError, RuntimeError, ValueError):
+            return None
