@@ -34,7 +34,7 @@ flowchart LR
 - When stdout is no terminal there is no colour; when stderr is none there are no progress bars. `NO_COLOR` is honoured.
 - Every listing takes `--json`.
 - A fault prints one sentence, `kamado: error: …`, never a traceback; `KAMADO_DEBUG=1` shows where it came from.
-- Nothing is downloaded but by `kamado pull` and `--pull`.
+- Nothing is downloaded but by `kamado pull`, `--pull`, or a yes to what `run` and `chat` ask on a terminal.
 
 | Exit code | Meaning |
 |---|---|
@@ -58,6 +58,7 @@ flowchart LR
 | `XDG_CONFIG_HOME` | where your settings lie otherwise ([config.md](config.md)) |
 | `VISUAL`, `EDITOR` | what `kamado config edit` opens |
 | `XDG_DATA_HOME`, `XDG_CACHE_HOME`, `XDG_STATE_HOME` | where these lie otherwise |
+| `KAMADO_ELSEWHERE` | `off`: models that Ollama, LM Studio and the hub's cache keep are not looked at |
 | `KAMADO_TIER` | a lower kernel tier than the best (`scalar`, `avx2`, …) |
 | `KAMADO_API_KEY` | the key of the server that `--server URL` names |
 | `KAMADO_DEBUG` | `1`: tracebacks |

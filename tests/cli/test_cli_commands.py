@@ -394,7 +394,7 @@ def test_completion_answers_with_commands_and_model_names() -> None:
         return [line.removeprefix("plain,") for line in output.splitlines()]
 
     assert "perplexity" in complete("kamado pe", 1)
-    assert complete("kamado run smol", 2) == ["smollm2:135m"]
+    assert complete("kamado run smollm2:13", 2) == ["smollm2:135m"]
     assert complete("kamado run ./mod", 2) == ["file,./mod"]
     assert "--temperature" in complete("kamado run --te", 2)
 

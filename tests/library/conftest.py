@@ -9,7 +9,7 @@ import pytest
 
 from kamado.library.store import Store
 
-from .servers import Server, serve
+from .servers import Hub, Server, serve
 
 
 @pytest.fixture
@@ -17,6 +17,14 @@ def server() -> Iterator[Server]:
     """A web server of the test's own."""
     with serve() as running:
         yield running
+
+
+@pytest.fixture
+def hub(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    """The server as a hub, and the one that is asked."""
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    return Hub(server)
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ class Server:
     url: str
     replies: dict[str, Reply] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)  # of the requests, with their queries
     fallback: Callable[[str], Reply | None] = lambda path: None
 
     def ranges_of(self, path: str) -> list[str | None]:
@@ -59,6 +60,7 @@ def serve() -> Iterator[Server]:
         def _answer(self, *, with_body: bool) -> None:
             path = self.path.partition("?")[0]
             asked = self.headers.get("Range")
+            state.targets.append(self.path)
             state.requests.append((self.command, path, asked))
             reply = state.replies.get(path) or state.fallback(path) or Reply(b"not here", 404)
             body, status, headers = reply.body, reply.status, dict(reply.headers)
@@ -108,7 +110,12 @@ class Hub:
         self.server.fallback = lambda path: None
 
     def publish(
-        self, files: dict[str, bytes], *, commit: str = COMMITS[0], revisions: tuple[str, ...] = ("main",)
+        self,
+        files: dict[str, bytes],
+        *,
+        commit: str = COMMITS[0],
+        revisions: tuple[str, ...] = ("main",),
+        license: str | None = None,
     ) -> None:
         siblings = []
         for name, data in files.items():
@@ -120,7 +127,10 @@ class Hub:
             self.server.replies[f"/owner/repo/resolve/{commit}/{name}"] = Reply(
                 data, headers={"X-Repo-Commit": commit, "ETag": f'"{git_id}"'}
             )
-        info = Reply(json.dumps({"id": "owner/repo", "sha": commit, "siblings": siblings}).encode())
+        answer = {"id": "owner/repo", "sha": commit, "siblings": siblings}
+        if license is not None:
+            answer["tags"] = ["gguf", f"license:{license}"]
+        info = Reply(json.dumps(answer).encode())
         info.headers["Content-Type"] = "application/json"
         for revision in (*revisions, commit):
             self.server.replies[f"/api/models/owner/repo/revision/{revision}"] = info

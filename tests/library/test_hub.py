@@ -10,22 +10,16 @@ from files.builders import f32_entry, safetensors_bytes, write_gguf
 
 from kamado.errors import DownloadError, KamadoError, ModelNotFoundError, UnsupportedError, UsageError
 from kamado.files import open_checkpoint
-from kamado.library.hub import HubName, RemoteFile, choose, parse_name
+from kamado.library.hub import HubName, choose, parse_name
+from kamado.library.hub_api import RemoteFile
 from kamado.library.pull import pull
 from kamado.library.store import Store
 
-from .servers import COMMITS, Hub, Reply, Server
+from .servers import COMMITS, Hub, Reply
 
 
 def _remote(path: str, nbytes: int = 1) -> RemoteFile:
     return RemoteFile(path, nbytes, None, None)
-
-
-@pytest.fixture
-def hub(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    return Hub(server)
 
 
 @pytest.fixture
@@ -139,11 +133,22 @@ def test_choices() -> None:
     assert [f.path for f in choose(HubName("o/r", None, "q4_k_s"), files)] == ["a-Q4_K_S.gguf"]
     assert {f.path for f in choose(HubName("o/r", None, "safetensors"), files)} == {"config.json", "model.safetensors"}
     assert [f.path for f in choose(HubName("o/r"), [_remote("only.gguf")])] == ["only.gguf"]
+    split = [_remote(f"big/x-Q8_0-{i:05d}-of-00002.gguf") for i in (1, 2)]
+    for name in ("big/x-Q8_0-00001-of-00002.gguf", "x-Q8_0-00001-of-00002.gguf", "x-Q8_0.gguf"):
+        assert choose(HubName("o/r", None, name), [*files, *split]) == split
+    assert [f.path for f in choose(HubName("o/r", None, "a-Q4_K_S.gguf"), [*files, *split])] == ["a-Q4_K_S.gguf"]
+    both = [_remote("b-Q4_K_M.gguf"), _remote("b-UD-Q4_K_M.gguf"), _remote("b-Q4_K_M-00001-of-00002.gguf"),
+            _remote("b-Q4_K_M-00002-of-00002.gguf")]  # fmt: skip
+    assert choose(HubName("o/r"), both) == choose(HubName("o/r", None, "Q4_K_M"), both) == both[:1]
+    assert choose(HubName("o/r", None, "UD-Q4_K_M"), both) == both[1:2]
+    with pytest.raises(ModelNotFoundError, match=r"has no Q4_K_S\.gguf"):
+        choose(HubName("o/r", None, "Q4_K_S.gguf"), files)
 
 
 def test_names() -> None:
     assert parse_name("hf:o/r@v1.0/x:Q4_0") == HubName("o/r", "v1.0/x", "Q4_0")
     assert str(parse_name("hf:o/r", revision="dev", quant="Q8_0")) == "hf:o/r@dev:Q8_0"
+    assert parse_name("hf:o/r:sub/m-Q4_0.gguf").source == "hf:o/r:sub/m-Q4_0.gguf"
     for wrong in ("hf:", "hf:o", "hf:o/r/x", "hf:../r", "hf:o/r:", "hf:o/r@", "hf:o r/x"):
         with pytest.raises(UsageError, match="a hub name looks like"):
             parse_name(wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from kamado.errors import DownloadError, ModelNotFoundError, UsageError
-from kamado.library import pull as pull_module
-from kamado.library.catalog import CATALOG, CatalogEntry, CatalogFile, Wheel
+from kamado.library.catalog import Catalog, CatalogEntry, CatalogFile, Wheel
+from kamado.library.fetch import OfflineError
 from kamado.library.package_index import PUBLIC_INDEX, IndexConfig, read_config
 from kamado.library.pull import pull, pull_entry
 from kamado.library.store import Store
@@ -202,7 +203,7 @@ def test_faults_name_all_sources_and_no_secrets(store: Store, server: Server, tm
     message = str(caught.value)
     assert "answered 404" in message
     assert "gone does not exist" in message
-    assert "127.0.0.1:1/simple" in message
+    assert "127.0.0.1:1 cannot be reached" in message
     assert "hunter2" not in message
     with pytest.raises(DownloadError, match="no package index is configured"):
         pull_entry(entry, store, index=IndexConfig((), ()))
@@ -216,25 +217,55 @@ def test_a_full_disk_is_noticed_before(store: Store, server: Server, monkeypatch
     assert server.requests == []
 
 
+class FullDisk(io.FileIO):
+    """A file on a disk that has room for 1000 bytes more."""
+
+    def write(self, data: object) -> int:
+        if self.tell() + len(data) > 1000:  # type: ignore[arg-type]
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)  # type: ignore[arg-type]
+
+
+def test_a_disk_that_fills_up_keeps_what_came(store: Store, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, archives = make_entry()
+    config = serve_index(server, archives)
+    name = entry.wheels[0].filename
+    server.replies[f"/files/{name}"].breaks = [700]
+    with monkeypatch.context() as patch:
+        patch.setattr("kamado.library.fetch.open", lambda path, mode: FullDisk(path, mode), raising=False)
+        missing = entry.wheels[0].nbytes - 700
+        with pytest.raises(
+            DownloadError, match=rf"the disk of .* is full, {missing} bytes were still to come"
+        ) as caught:
+            pull_entry(entry, store, index=config)
+    assert "start again to go on there" in str(caught.value)
+    assert pull_entry(entry, store, index=config).read_bytes() == CONTENT
+    assert server.ranges_of(f"/files/{name}")[-1] == "bytes=700-"
+
+
+def test_without_a_network_the_models_that_need_none_are_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = IndexConfig(("http://127.0.0.1:1/simple",), ())
+    with pytest.raises(OfflineError, match=r"no network: 127\.0\.0\.1:1 cannot be reached .*no model is here"):
+        pull("smollm2:135m", store, index=nowhere)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(OfflineError, match=r"no network: .*from a package index instead of a hub come smollm2:135m"):
+        pull("hf:owner/repo", store)
+    (store.models_dir / "m").mkdir(parents=True)
+    (store.models_dir / "m" / "entry.json").write_text('{"name": "m", "files": [], "source": {}, "added": ""}')
+    with pytest.raises(OfflineError, match="models that need none: m$") as caught:
+        pull("hf:owner/repo", store)
+    assert "\n" not in str(caught.value)
+
+
 def test_names_and_options(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelNotFoundError, match="did you mean smollm2:135m"):
         pull("smolm2:135m", store)
     with pytest.raises(UsageError, match="it is pinned to one file"):
         pull("smollm2:135m", store, quant="Q8_0")
     entry, _ = make_entry()
-    monkeypatch.setattr(pull_module, "CATALOG", {"test:1": entry})
+    monkeypatch.setattr("kamado.library.catalog.shipped", lambda: Catalog({"test:1": entry}))
     with pytest.raises(DownloadError, match="is not offered"):
         pull("test:1", store, index=IndexConfig((), ()))
-
-
-def test_catalog_is_whole() -> None:
-    assert list(CATALOG) == ["smollm2:135m", "gemma3:270m", "minilm:l6", "qwen2.5-coder:1.5b"]
-    for entry in CATALOG.values():
-        used = {i for file in entry.files for i, _ in file.members}
-        assert used == set(range(len(entry.wheels)))
-        assert all(len(item.sha256) == 64 for item in (*entry.wheels, *entry.files))
-        assert entry.license
-        assert entry.description
 
 
 def test_pip_configuration(tmp_path: Path) -> None:

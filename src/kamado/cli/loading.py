@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelNotFoundError, UsageError
+from .agreeing import agree_to_missing, agree_to_pull, can_ask
 from .terminal import Progress, note
 
 if TYPE_CHECKING:
     from .. import Model
     from ..files import Checkpoint
+    from ..library.catalog import Catalog
     from ..library.store import Store
     from ..measure import Executor
     from ..program import Program
@@ -26,25 +28,58 @@ def open_store() -> Store:
 
 
 def locate(name: str, *, pull: bool = False) -> Path:
-    """Where the model called `name` lies: a path, or a name in the store. With `pull` a missing one is fetched first.
+    """Where the model called `name` lies: a path, a name in the store, or one that another program keeps here.
 
-    Nothing is downloaded unless `pull` is set. Raises ModelNotFoundError, which says how to fetch a catalog name.
+    A missing one is fetched first with `pull`, or when a person at the terminal agrees. Otherwise nothing is
+    downloaded, and ModelNotFoundError says how to fetch it.
     """
     store = open_store()
     try:
-        return store.resolve(name)
+        path = store.resolve(name)
     except ModelNotFoundError:
-        if not pull:
+        if pull:
+            return fetch(name, store, agree=agree_to_pull(yes=False))
+        if not can_ask() or not is_fetchable(name):
             raise
-    return fetch(name, store)
+    else:
+        _tell_owner(name, path, store)
+        return path
+    return fetch(name, store, agree=agree_to_missing)
 
 
-def fetch(name: str, store: Store, *, revision: str | None = None, quant: str | None = None) -> Path:
-    """Pulls a model with a progress bar on stderr and returns where it lies."""
+def is_fetchable(name: str) -> bool:
+    """Whether `kamado pull` knows what this name means."""
+    from ..library.catalog import catalog
+
+    known = catalog()
+    tell_problems(known)
+    return name.startswith("hf:") or known.find(name) is not None
+
+
+def tell_problems(known: Catalog) -> None:
+    """Names on stderr what of the catalog could not be used."""
+    for problem in known.problems:
+        note(f"kamado: warning: {problem}")
+
+
+def _tell_owner(name: str, path: Path, store: Store) -> None:
+    """Says whose file is used where the name did not say it."""
+    from ..library.elsewhere import elsewhere
+    from ..library.names import OUTSIDE
+
+    if store.root in path.parents or name.startswith(OUTSIDE) or path == Path(name).expanduser().absolute():
+        return
+    owner = elsewhere().at(path)
+    if owner is not None:
+        note(f"kamado: note: {name} is not fetched; {owner.name} is used, which {owner.owner} keeps in {path}")
+
+
+def fetch(name: str, store: Store, **options: Any) -> Path:
+    """Pulls a model with a progress bar on stderr and returns where it lies. `options` are `pull`'s own."""
     from ..library.pull import pull
 
     with Progress(f"pulling {name}") as progress:
-        path = pull(name, store, revision=revision, quant=quant, progress=progress)
+        path = pull(name, store, progress=progress, **options)
     note(f"{name} is in {path}")
     return path
 

@@ -217,13 +217,16 @@ def complete_kv(_ctx: click.Context, _param: click.Parameter, incomplete: str) -
 
 
 def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names in the store, then catalog names, else files; never an error while a line is being typed."""
+    """Names in the store, of other programs, of the catalog, else files; never an error while a line is being typed."""
     names: list[str] = []
     try:
-        from ..library.catalog import CATALOG
+        from ..library.catalog import catalog
+        from ..library.elsewhere import elsewhere
         from ..library.store import Store
 
-        names = [*user_config().aliases, *(model.name for model in Store().list()), *CATALOG]
+        names = [*user_config().aliases, *(model.name for model in Store().list())]
+        names += (found.name for found in elsewhere().list())
+        names += catalog().entries
     except Exception:
         pass  # the command itself reports a damaged store
     names.append("hf:")  # what follows is known to the hub alone

@@ -192,8 +192,13 @@ def _of_service(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _name_of(path: Path) -> str:
-    """A name for a file outside the store: its own, without what a name may not have."""
-    stem = path.name.removesuffix(".gguf")
+    """A name for a file outside the store: its own, or what its owner calls it, without what a name may not have."""
+    from ..library.elsewhere import elsewhere
+
+    found = elsewhere().at(path)
+    stem = path.name.removesuffix(".gguf") if found is None else found.bare
+    if found is not None and ":" in stem and "/" not in stem:  # llama3.2:1b, as Ollama has it
+        return stem
     return re.sub(r"[^A-Za-z0-9._@+-]+", "-", stem).strip("-.") or "model"
 
 

@@ -6,6 +6,7 @@ or the user interrupts, and the next try goes on behind them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import shutil
@@ -27,6 +28,10 @@ FIRST_PAUSE_S = 0.5  # doubled at each further try
 DISK_SLACK_BYTES = 64 << 20
 
 Progress = Callable[[int, int], None]
+
+
+class OfflineError(DownloadError):
+    """Nobody answers at the address: no network, a wrong name, a closed port."""
 
 
 class Meter:
@@ -66,11 +71,35 @@ def file_hash(path: Path, algorithm: str = "sha256", prefix: bytes = b"") -> str
 def check_disk(directory: Path, nbytes: int, what: str) -> None:
     """Raises DownloadError when `directory`'s disk has less than `nbytes` and some slack free."""
     free = shutil.disk_usage(directory).free
-    if free < nbytes + DISK_SLACK_BYTES:
+    missing = nbytes + DISK_SLACK_BYTES - free
+    if missing > 0:
         raise DownloadError(
             f"{what} needs {(nbytes + DISK_SLACK_BYTES) / 1e9:.2f} GB of disk and {directory} has {free / 1e9:.2f} GB "
-            "free: make room, or set KAMADO_HOME to a larger disk"
+            f"free, {missing} bytes too few: make room, or set KAMADO_HOME to a larger disk"
         )
+
+
+def write_fault(error: OSError, place: Path, missing_bytes: int | None = None) -> DownloadError:
+    """What to say when `place` could not be written. `missing_bytes`: what was still to come."""
+    if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return DownloadError(f"{error.filename or place}: {error.strerror or error}")
+    folder = place if place.is_dir() else place.parent
+    missing = "" if missing_bytes is None else f", {missing_bytes} bytes were still to come"
+    return DownloadError(
+        f"the disk of {folder} is full{missing}: what has arrived is kept; make room and start again to go on "
+        "there, or set KAMADO_HOME to a larger disk"
+    )
+
+
+def network_fault(error: Exception, url: str) -> DownloadError:
+    """What to say of an exception of the HTTP client that asked `url`."""
+    import httpx2
+
+    reason = " ".join(str(error).split())[:200]
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        host = urlsplit(shown(url)).netloc
+        return OfflineError(f"no network: {host} cannot be reached ({reason or type(error).__name__})")
+    return DownloadError(f"{shown(url)}: {type(error).__name__}: {reason}".rstrip(": "))
 
 
 def download(
@@ -135,7 +164,8 @@ def _complete(
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             raise DownloadError(f"{shown(url)}: {error}") from error
         except OSError as error:
-            raise DownloadError(f"{part}: cannot be written: {error.strerror or error}") from error
+            have = part.stat().st_size if part.exists() else 0
+            raise write_fault(error, part, nbytes - have) from error
         num_failures += 1
 
 

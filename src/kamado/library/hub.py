@@ -1,32 +1,32 @@
 """Fetching from the Hugging Face Hub, or any server that speaks its protocol (HF_ENDPOINT).
 
-huggingface_hub finds the repository, the commit, the files' hashes and the user's token; the bytes come through our own
-resumable download, since the library's (2.4) throws an interrupted file away. The revision is resolved to a commit
-first and every file is asked for by that commit, so a push in between cannot mix two versions.
+hub_api.py finds the repository, the commit and the files' hashes, huggingface_hub the user's token; the bytes come
+through our own resumable download, since the library's (2.4) throws an interrupted file away. The revision is resolved
+to a commit first and every file is asked for by that commit, so a push in between cannot mix two versions.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ..errors import DownloadError, ModelNotFoundError, UnsupportedError, UsageError
-from .fetch import Meter, Progress, check_disk, download, file_hash, http_client
-from .store import Store, StoredFile, safe_path
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+from .fetch import Meter, Progress, check_disk, download, file_hash, http_client, write_fault
+from .hub_api import RemoteFile, Repository, endpoint, headers, repository
+from .names import REPO, SHARD, safe_path
+from .pins import Agree, Offer, PinState
+from .store import Store, StoredFile
 
 DEFAULT_QUANT = "Q4_K_M"
 _NAME = re.compile(
-    r"hf:(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,100}))?(?::(?P<quant>[\w.-]{1,60}))?"
+    rf"hf:(?P<repo>{REPO.pattern})(?:@(?P<revision>[\w./-]{{1,100}}))?"
+    r"(?::(?P<quant>[\w.-]{1,60}|[\w./-]{1,180}\.gguf))?",
+    re.ASCII,
 )
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _DIRECTORY_FILES = frozenset({
     "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model",
@@ -37,25 +37,20 @@ _DIRECTORY_FILES = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """hf:OWNER/REPO[@REVISION][:QUANT], taken apart."""
+    """hf:OWNER/REPO[@REVISION][:QUANT or FILE.gguf], taken apart."""
 
     repo: str
     revision: str | None = None
     quant: str | None = None
 
+    @property
+    def source(self) -> str:
+        """The name without the revision."""
+        return f"hf:{self.repo}" + (f":{self.quant}" if self.quant else "")
+
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
         return f"hf:{self.repo}{revision}" + (f":{self.quant}" if self.quant else "")
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """One file of a repository at one commit."""
-
-    path: str
-    nbytes: int
-    sha256: str | None  # of large files
-    git_id: str | None  # git's hash of small ones
 
 
 def parse_name(name: str, *, revision: str | None = None, quant: str | None = None) -> HubName:
@@ -71,67 +66,53 @@ def parse_name(name: str, *, revision: str | None = None, quant: str | None = No
     return HubName(match["repo"], revision or match["revision"], quant or match["quant"])
 
 
-def pull_from_hub(wanted: HubName, store: Store, progress: Progress | None = None) -> Path:
+def look(wanted: HubName) -> tuple[Repository, list[RemoteFile]]:
+    """The repository at the revision, and the files of the model. Raises what `repository` and `choose` raise."""
+    found = repository(wanted.repo, wanted.revision)
+    return found, choose(wanted, found.files)
+
+
+def pull_from_hub(wanted: HubName, store: Store, progress: Progress | None = None, agree: Agree | None = None) -> Path:
     """Fetch a model from the hub; see pull.pull(). Its entry records the commit. A branch that moved is fetched anew,
     keeping the files that did not change."""
-    endpoint, headers, info = _ask(wanted)
-    commit = info.sha
-    if not commit or re.fullmatch(r"[0-9a-f]{40,64}", commit) is None:
-        raise DownloadError(f"{wanted}: the hub did not say which commit this revision is")
-    files = choose(wanted, _remote_files(info))
-    stored = store.get(str(wanted))
-    if stored is not None and stored.source.get("commit") == commit:
+    found, files = look(wanted)
+    name = str(wanted)
+    stored = store.get(name)
+    if stored is not None and stored.source.get("commit") == found.commit:
         return stored.path
+    ask(agree, offer_of(name, wanted.source, found, files, "none"))
+    with storing(name, store):
+        kept = fetch_files(name, found, files, store, progress)
+        return store.add(name, kept, {**source_of(found), "revision": wanted.revision or "main"})
+
+
+def offer_of(name: str, source: str, found: Repository, files: list[RemoteFile], pin: PinState) -> Offer:
+    """What a pull of these files would fetch."""
+    total = sum(file.nbytes for file in files)
+    listed = tuple((file.path, file.sha256 or "") for file in files)
+    return Offer(name, total, found.license, source, pin, found.commit, listed)
+
+
+def ask(agree: Agree | None, offer: Offer) -> None:
+    """Raises DownloadError when whoever is asked does not agree."""
+    if agree is not None and not agree(offer):
+        raise DownloadError(f"{offer.name} was not fetched: it was declined")
+
+
+def source_of(found: Repository) -> dict[str, str]:
+    """What a stored model keeps of where it came from."""
+    stated = {"license": found.license} if found.license else {}
+    return {"kind": "hub", "repo": found.repo, "commit": found.commit, **stated}
+
+
+@contextmanager
+def storing(name: str, store: Store) -> Iterator[None]:
+    """The lock of one model's pull; what cannot be written is a DownloadError."""
     try:
-        with store.lock(str(wanted)):
-            kept = _fetch(wanted, endpoint, commit, files, headers, store, progress)
-            source = {"kind": "hub", "repo": wanted.repo, "revision": wanted.revision or "main", "commit": commit}
-            return store.add(str(wanted), kept, source)
+        with store.lock(name):
+            yield
     except OSError as error:
-        raise DownloadError(f"{error.filename or store.root}: {error.strerror or error}") from error
-
-
-def _ask(wanted: HubName) -> tuple[str, dict[str, str], ModelInfo]:
-    """(endpoint, request headers with the user's token if there is one, the repository at the revision)."""
-    import httpx2
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from huggingface_hub.utils._headers import build_hf_headers
-
-    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-    try:
-        info = HfApi(endpoint=endpoint).model_info(wanted.repo, revision=wanted.revision, files_metadata=True)
-    except GatedRepoError:
-        raise DownloadError(
-            f"{wanted.repo} asks for its terms to be accepted on its page first; then set HF_TOKEN and pull again"
-        ) from None
-    except RevisionNotFoundError:
-        raise ModelNotFoundError(f"{wanted.repo} has no revision {wanted.revision!r}") from None
-    except RepositoryNotFoundError:
-        raise ModelNotFoundError(f"{wanted.repo} is not on {endpoint}, or private: then set HF_TOKEN") from None
-    except HFValidationError as error:
-        raise UsageError(f"{wanted}: {error}") from None
-    except OfflineModeIsEnabled:
-        raise DownloadError(f"{wanted}: HF_HUB_OFFLINE is set, so the hub is not asked") from None
-    except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
-        raise DownloadError(f"{endpoint}: {' '.join(str(error).split())[:200] or repr(error)}") from error
-    return endpoint, build_hf_headers(), info
-
-
-def _remote_files(info: ModelInfo) -> list[RemoteFile]:
-    out = []
-    for sibling in info.siblings or []:
-        lfs: Any = sibling.lfs
-        if sibling.size is not None:
-            out.append(RemoteFile(sibling.rfilename, sibling.size, lfs.sha256 if lfs else None, sibling.blob_id))
-    return out
+        raise write_fault(error, store.root) from error
 
 
 def choose(wanted: HubName, files: Iterable[RemoteFile]) -> list[RemoteFile]:
@@ -144,17 +125,21 @@ def choose(wanted: HubName, files: Iterable[RemoteFile]) -> list[RemoteFile]:
     models = _gguf_models(files)
     quant = wanted.quant
     if quant is not None and quant.lower() != "safetensors":
-        fitting = [stem for stem in models if _has_quant(stem, quant)]
+        fits = _is_file if quant.endswith(".gguf") else _has_quant
+        fitting = [stem for stem in models if fits(stem, quant)]
         if not fitting:
             raise ModelNotFoundError(f"{wanted.repo} has no {quant}; {_choices(models, files)}")
     elif models and quant is None:
         fitting = [stem for stem in models if _has_quant(stem, DEFAULT_QUANT)] or list(models)
     else:
         return _directory_files(wanted, files)
+    if len(fitting) > 1:  # "UD-Q4_K_M" is another kind beside "Q4_K_M", and not what was asked for
+        plain = [stem for stem in fitting if not re.search(rf"UD-{re.escape(quant or DEFAULT_QUANT)}", stem, re.I)]
+        fitting = plain if len(plain) == 1 else fitting
     if len(fitting) > 1:
         raise UsageError(f"{wanted}: several files fit: {_choices({s: models[s] for s in fitting}, files)}")
     shards = models[fitting[0]]
-    match = _SHARD.fullmatch(Path(shards[0].path).stem)
+    match = SHARD.fullmatch(Path(shards[0].path).stem)
     if match is not None and len(shards) != int(match["count"]):
         raise ModelNotFoundError(f"{wanted}: {fitting[0]} has {len(shards)} of its {int(match['count'])} shards")
     return shards
@@ -167,9 +152,19 @@ def _gguf_models(files: Iterable[RemoteFile]) -> dict[str, list[RemoteFile]]:
         if not file.path.endswith(".gguf") or re.search(r"mmproj|imatrix", file.path, re.IGNORECASE):
             continue
         stem = file.path.removesuffix(".gguf")
-        match = _SHARD.fullmatch(stem)
+        match = SHARD.fullmatch(stem)
         models.setdefault(match["stem"] if match else stem, []).append(file)
+    for stem, parts in models.items():  # where a model is there whole and split, whole
+        models[stem] = [file for file in parts if file.path == f"{stem}.gguf"] or parts
     return models
+
+
+def _is_file(stem: str, file: str) -> bool:
+    """Whether `file`, a path in the repository or its last part, is (the first shard of) this model."""
+    asked = file.removesuffix(".gguf")
+    match = SHARD.fullmatch(asked)
+    asked = match["stem"] if match else asked
+    return asked in (stem, stem.rpartition("/")[2])
 
 
 def _has_quant(stem: str, quant: str) -> bool:
@@ -193,23 +188,18 @@ def _directory_files(wanted: HubName, files: list[RemoteFile]) -> list[RemoteFil
     return weights + extra
 
 
-def _fetch(
-    wanted: HubName,
-    endpoint: str,
-    commit: str,
-    files: list[RemoteFile],
-    headers: dict[str, str],
-    store: Store,
-    progress: Progress | None,
+def fetch_files(
+    name: str, found: Repository, files: list[RemoteFile], store: Store, progress: Progress | None
 ) -> list[StoredFile]:
-    directory = store.downloads_dir / f"hub-{quote(wanted.repo, safe='')}-{commit}"
+    """Brings the files into the store; each is checked against what the hub stated."""
+    directory = store.downloads_dir / f"hub-{quote(found.repo, safe='')}-{found.commit}"
     directory.mkdir(parents=True, exist_ok=True)
     known = {f.path: f for f in files if f.sha256 is not None and store.blob(f.sha256).is_file()}
     have = sum(p.stat().st_size for p in directory.iterdir() if p.is_file())
-    check_disk(directory, max(0, sum(f.nbytes for f in files if f.path not in known) - have), str(wanted))
+    check_disk(directory, max(0, sum(f.nbytes for f in files if f.path not in known) - have), name)
     meter = Meter(sum(f.nbytes for f in files), progress)
     is_gguf = files[0].path.endswith(".gguf")
-    kept = []
+    kept, token = [], headers()
     with http_client() as client:
         for file in files:
             # a GGUF may lie in a folder of its repository; in the store it does not
@@ -219,10 +209,8 @@ def _fetch(
             else:
                 target = directory / quote(file.path, safe="")
                 if not (target.is_file() and _check(file)(target)):
-                    url = f"{endpoint}/{wanted.repo}/resolve/{commit}/{quote(file.path)}"
-                    download(
-                        client, url, target, nbytes=file.nbytes, is_right=_check(file), headers=headers, meter=meter
-                    )
+                    url = f"{endpoint()}/{found.repo}/resolve/{found.commit}/{quote(file.path)}"
+                    download(client, url, target, nbytes=file.nbytes, is_right=_check(file), headers=token, meter=meter)
                 sha256 = file.sha256 or file_hash(target)
                 store.adopt(target, sha256)
                 kept.append(StoredFile(path, sha256, file.nbytes))

@@ -24,7 +24,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import url2pathname
 
 from ..errors import DownloadError
-from .fetch import shown
+from .fetch import OfflineError, network_fault, shown
 
 if TYPE_CHECKING:
     import httpx2
@@ -124,14 +124,16 @@ def find_file(config: IndexConfig, client: httpx2.Client, project: str, filename
     Sources that cannot be reached are passed over; when none had the file, a DownloadError names all and their faults.
     """
     faults: list[str] = []
-    has_any = False
+    has_any, is_offline = False, bool(config.indexes)
     name = re.sub(r"[-_.]+", "-", project).lower()
     for source in (*config.find_links, *(f"{root.rstrip('/')}/{name}/" for root in config.indexes)):
         try:
             found = [link for link in _links(client, source) if _basename(link) == filename]
             faults.append(f"{shown(source)} does not list it")
+            is_offline = is_offline and _local(source) is not None
         except DownloadError as error:
             faults.append(str(error))
+            is_offline = is_offline and (isinstance(error, OfflineError) or _local(source) is not None)
             continue
         except OSError as error:
             faults.append(f"{shown(source)}: {error.strerror or error}")
@@ -140,7 +142,8 @@ def find_file(config: IndexConfig, client: httpx2.Client, project: str, filename
         yield from found
     if not has_any:
         asked = "; ".join(faults) or "no package index is configured for pip"
-        raise DownloadError(f"{filename} is not offered by any package index that pip is configured for: {asked}")
+        kind = OfflineError if is_offline and any("no network" in fault for fault in faults) else DownloadError
+        raise kind(f"{filename} is not offered by any package index that pip is configured for: {asked}")
 
 
 def _basename(link: Path | str) -> str:
@@ -176,7 +179,7 @@ def _remote_links(client: httpx2.Client, page: str) -> list[Path | str]:
                     raise DownloadError(f"{shown(page)} answered with more than {MAX_PAGE_BYTES} bytes")
             base, is_json = str(response.url), "json" in response.headers.get("Content-Type", "")
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise DownloadError(f"{shown(page)}: {type(error).__name__}: {error}".rstrip(": ")) from None
+        raise network_fault(error, page) from None
     if not is_json:
         # A page from the network names no files of this machine.
         return [link for link in _html_links(body.decode("utf-8", "replace"), base) if isinstance(link, str)]

@@ -16,7 +16,6 @@ import builtins
 import errno
 import json
 import os
-import re
 import shutil
 import time
 import uuid
@@ -24,19 +23,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
 from ..errors import CorruptFileError, DownloadError, ModelNotFoundError, UsageError
 from ..files.atomic import put_in_place, sync_folder, user_folder, write_atomically
-from .catalog import CATALOG
+from .catalog import catalog, find_entry
+from .elsewhere import elsewhere
+from .names import ENTRY_FILE as _ENTRY
+from .names import MODEL_NAME as _NAME
+from .names import OUTSIDE, safe_path
+from .names import SHA256 as _SHA256
 
-_ENTRY = "entry.json"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
 _BUILDING, _READY, _REMOVED = ".new", ".ready", ".removed"  # directories with a dot before their name
 _ABANDONED_SECONDS = 3600.0
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,25 +95,34 @@ class Store:
         return _read_entry(entry) if entry.is_file() else None
 
     def name_of(self, path: Path) -> str:
-        """What `resolve` takes for the model that lies at `path`: its name in the store, else the path."""
+        """What `resolve` takes for the model at `path`: its name in the store, or another program's, else the path."""
         if self.models_dir not in path.parents:
-            return str(path)
+            found = elsewhere().at(path)
+            return str(path) if found is None else found.name
         return next((model.name for model in self.list() if model.path == path), str(path))
 
     def resolve(self, name_or_path: str | os.PathLike[str]) -> Path:
         """Where a model lies: a path (used in place), a name of the store, or the part before ':' of just one name.
 
-        Raises ModelNotFoundError with near names, and with the pull command for a catalog name not fetched yet.
+        Then come names of what other programs keep on this machine, used in place too: `ollama:…`, `lmstudio:…`,
+        `hfcache:…`, or without the program's name where just one model can be meant. Raises ModelNotFoundError with
+        near names, and with the pull command for a name that could be fetched.
         """
         text = os.fspath(name_or_path)
         if not text:
             raise ModelNotFoundError("the model's name is empty: give a name, a GGUF file or a directory")
+        if text.startswith(OUTSIDE):
+            return elsewhere().get(text).path
         if not isinstance(name_or_path, str) or _looks_like_path(text):
             return _existing(Path(text).expanduser())
         stored = self.get(text)
         if stored is not None:
             return stored.path
-        if text not in CATALOG and Path(text).exists():
+        entry = find_entry(text)
+        stored = self.get(entry.name) if entry is not None else None
+        if stored is not None:
+            return stored.path
+        if entry is None and Path(text).exists():
             return Path(text).absolute()
         names = [model.name for model in self.list()]
         starts = [name for name in names if name.startswith((text + ":", text + "@"))]
@@ -119,17 +130,29 @@ class Store:
             return self.resolve(starts[0])
         if starts:
             raise ModelNotFoundError(f"{text!r} may be any of {', '.join(starts)}: give the whole name")
+        others = elsewhere().meant_by(text, entry.hub if entry is not None else None)
+        if len(others) == 1:
+            return others[0].path
+        if others:
+            named = ", ".join(found.name for found in others)
+            raise ModelNotFoundError(f"{text[:200]!r} may be any of {named}: give the whole name")
         raise ModelNotFoundError(self.not_found(text))
 
     def not_found(self, name: str) -> str:
         """What to say of a name that no model has: near names, of models only."""
         name, stored = name[:200], [model.name for model in self.list()]
-        if name in CATALOG or name.startswith("hf:"):
+        if find_entry(name) is not None or name.startswith("hf:"):
             return f"{name} is not fetched yet; fetch it with: kamado pull {name}"
-        known = [*stored, *(entry for entry in CATALOG if entry not in stored)]
-        near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        entries = catalog().entries.values()
+        known = [*stored, *(entry.name for entry in entries if entry.name not in stored)]
+        near = get_close_matches(
+            name.lower(), [*known, *(a for entry in entries for a in entry.aliases)], n=3, cutoff=0.5
+        )
         near += [entry for entry in known if name.lower() in entry and entry not in near][:3]
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known names: {', '.join(known)}"
+        if near:
+            hint = f"did you mean {' or '.join(near)}?"
+        else:
+            hint = f"known names: {', '.join(known[:_MOST_NAMED])}; 'kamado pull --list' has all"
         return f"there is no file, directory or model called {name!r}; {hint}"
 
     def remove(self, name: str) -> None:
@@ -172,7 +195,7 @@ class Store:
                 "files": [{"path": file.path, "sha256": file.sha256, "nbytes": file.nbytes} for file in files],
             }
             write_atomically(building / _ENTRY, json.dumps(entry, indent=1), "\n")
-            with self._changing():
+            with self.changing():
                 ready = building.with_suffix(_READY)
                 os.replace(building, ready)
                 self._put_in_place(ready, name)
@@ -186,7 +209,7 @@ class Store:
         """Finishes replacing models where a crash came between the two renames. Cheap when there is nothing to do."""
         if not any(self.models_dir.glob(f".*{_READY}")):
             return
-        with suppress(OSError), self._changing():  # a store that cannot be written is read as it is
+        with suppress(OSError), self.changing():  # a store that cannot be written is read as it is
             for ready in self.models_dir.glob(f".*{_READY}"):
                 with suppress(CorruptFileError):
                     self._put_in_place(ready, _read_entry(ready / _ENTRY).name)
@@ -213,8 +236,8 @@ class Store:
                     shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Held for renames only: a directory that is ready outside of it was left by a crash."""
+    def changing(self) -> Iterator[None]:
+        """Held for renames and for pins.json: a directory that is ready outside of it was left by a crash."""
         with open(self.root / ".models.lock", "w") as file:
             _take(file)  # Windows: only two processes that replace the same model at once would notice
             yield
@@ -245,14 +268,6 @@ def _take(file: IO[str], *, is_waiting: bool = True) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | (0 if is_waiting else fcntl.LOCK_NB))
-
-
-def safe_path(path: str) -> PurePosixPath:
-    """`path` if it stays below the directory it is relative to; else UsageError."""
-    pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or any(c in path for c in "\\:\0") or pure.name == _ENTRY:
-        raise UsageError(f"{path!r} is no file name that a model may have")
-    return pure
 
 
 def _looks_like_path(text: str) -> bool:

@@ -2,6 +2,7 @@
 choice of a context.
 
     program_of       the forward pass of a file, from its header: what it computes and which settings were left out
+    supported_architectures    the names of architectures that it knows
     executor_of      the native executor of a program, without sampling and text
     Bench, cost_of   prefill and decode of such an executor, timed; `reset_peak_rss` before it
     read_ledger      what streamed experts cost so far; `Tracer` writes an executor's steps for Perfetto
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ..engine.schedule.ledger import Ledger, LedgerRow, read_ledger
     from ..lower import build_executor as executor_of
     from ..models import build_program as program_of
+    from ..models import supported_architectures
     from .speed import WARM_UP_STEPS, Bench, Cost, Measurement, cost_of, reset_peak_rss
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "read_ledger",
     "recommended_for",
     "reset_peak_rss",
+    "supported_architectures",
 ]
 
 # Where each is, and its name there.
@@ -87,6 +90,7 @@ _LAZY = {
     "read_ledger": ("..engine.schedule.ledger", "read_ledger"),
     "recommended_for": ("..engine.measure.kv_results", "recommended_for"),
     "reset_peak_rss": (".speed", "reset_peak_rss"),
+    "supported_architectures": ("..models", "supported_architectures"),
 }
 
 

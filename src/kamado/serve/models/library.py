@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from ...errors import CheckpointError, CorruptFileError, ModelNotFoundError, UsageError
 from ...files.atomic import PRIVATE, write_atomically
-from ...library.catalog import CATALOG
+from ...library.catalog import find_entry
 from ...library.store import Store, StoredModel
 from .contract import Message, ModelInfo, PullProgress, Recipe, TextPart
 from .describe import describe
@@ -107,9 +107,12 @@ class StoreLibrary:
         from ...library.pull import pull
 
         check_name(name.removeprefix("hf:"))
-        if not name.startswith("hf:") and name not in CATALOG:  # a path is never looked at for a client
-            await self.get(name)
-            raise UsageError(f"{name} is here already, and is no catalog name that could be fetched again")
+        if not name.startswith("hf:"):
+            entry = await asyncio.to_thread(find_entry, name)
+            if entry is None:  # a path is never looked at for a client
+                await self.get(name)
+                raise UsageError(f"{name} is here already, and is no catalog name that could be fetched again")
+            name = entry.name  # which may be another than the one that was asked for
         is_left = False
         news: dict[str, int] = {}
 
@@ -189,7 +192,7 @@ class StoreLibrary:
         return starts[0]
 
     def _not_found(self, name: str) -> str:
-        if name in CATALOG:
+        if find_entry(name) is not None:
             return f"{name} is not fetched yet; fetch it with: kamado pull {name}"
         names = list(self._names())
         near = get_close_matches(name[:200].lower(), names, n=3, cutoff=0.5)
