@@ -106,7 +106,8 @@ def missing_path(span: str) -> str | None:
     has_suffix = path.endswith(SUFFIXES)
     if "/" not in path:
         return f"no file is called {path}" if has_suffix and path not in NAMES and "*" not in path else None
-    if not has_suffix and path.split("/")[0] not in ("src", "native", "tests", "benchmarks", "tools", "docs", "packaging"):
+    folders = ("src", "native", "tests", "benchmarks", "tools", "docs", "packaging")
+    if not has_suffix and path.split("/")[0] not in folders:
         return None
     parts = re.findall(r"\{[^{}]*\}", path)
     choices = parts[0][1:-1].split(",") if parts else [""]

@@ -226,7 +226,8 @@ def test_copy_takes_files_of_the_context_and_of_stages(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     stages = container.read_stages(
         "ARG WHICH=base\nFROM ${WHICH} AS one\nCOPY dist/*.whl /in/\nENV A=b\n"
-        "FROM ${WHICH}\nCOPY --from=one /in /out\nUSER u\nWORKDIR /w\nVOLUME /v\nEXPOSE 1\nCMD [\"c\"]\nENTRYPOINT [\"e\"]\n"
+        "FROM ${WHICH}\nCOPY --from=one /in /out\nUSER u\nWORKDIR /w\n"
+        "VOLUME /v\nEXPOSE 1\nCMD [\"c\"]\nENTRYPOINT [\"e\"]\n"
     )  # fmt: skip
     image = container.build(stages, tmp_path / "context", tmp_path / "work", lambda name: tmp_path / name)
     assert (image.root / "out" / "a.whl").read_text() == "a"

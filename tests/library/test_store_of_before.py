@@ -1,4 +1,4 @@
-"""A store that an earlier version wrote, every byte of it as that version left it: this one lists, runs and removes it."""
+"""A store as an earlier version left it, byte by byte: this one lists its models, runs and removes them."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def make_root(folder: Path, suite: str, packages: Sequence[str], processor: str 
     if not path.with_suffix(".done").exists():
         if os.geteuid() != 0 or not shutil.which("debootstrap"):
             raise ReleaseError("a Debian root is made by root with debootstrap: apt-get install debootstrap")
-        shutil.rmtree(path, ignore_errors=True)
+        remove_root(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         run(
             "debootstrap", f"--arch={_DEB_NAMES[processor]}", "--variant=minbase", f"--include={','.join(packages)}",
@@ -48,10 +48,18 @@ def make_root(folder: Path, suite: str, packages: Sequence[str], processor: str 
     return path
 
 
+def remove_root(root: Path) -> None:
+    """Deletes it, unless something of this machine is mounted in it, as a debootstrap that was killed leaves /proc."""
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    within = [place for place in mounted if place.startswith(f"{root.absolute()}/")]
+    if within:
+        raise ReleaseError(f"{within[0]} is mounted: umount it first, so that nothing of this machine is deleted")
+    shutil.rmtree(root, ignore_errors=True)
+
+
 def copy_root(root: Path, to: Path) -> Path:
     """A copy that may be changed."""
-    if to.exists():
-        shutil.rmtree(to)
+    remove_root(to)
     to.parent.mkdir(parents=True, exist_ok=True)
     run("cp", "--archive", "--reflink=auto", root, to)
     return to
