@@ -25,7 +25,7 @@ from typing import Literal
 from .project import GLIBC, ROOT, WORK, ReleaseError, environment, epoch, read_lock, run, version
 
 Family = Literal["deb", "rpm"]
-_MAINTAINER = "The Kamado developers <maintainers@users.noreply.github.com>"
+_MAINTAINER = "The Kamado developers <noreply@kamado.invalid>"
 _SUMMARY = "Runs open-weight language models on the machine you own"
 _TEXT = (
     "Answers, chats and serves models from GGUF and safetensors files with the processor alone, inside a byte budget"

@@ -41,14 +41,16 @@ def build_wheel(
     """The wheel for this Python and `processor`, made from the source distribution alone.
 
     `headers`: the folder that has pythonX.Y/ and, from Debian, TRIPLET/pythonX.Y/ of that processor; this Python's own
-    when not given. What was compiled from the same source distribution before is taken again.
+    when not given. What was compiled before is taken again: also, since most sources know no Python, for another one.
     """
     abi = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    work = WORK / f"{abi}-{processor}"
+    work = WORK / processor
     source = _unpacked(sdist, work)
     include = _headers(headers, processor, work / "include")
+    objects = work / "objects"
+    (objects / "CMakeCache.txt").unlink(missing_ok=True)  # it knows the Python of before
     settings = {
-        "build-dir": str(work / "objects"),
+        "build-dir": str(objects),
         "cmake.args": ";".join(
             [f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'packaging' / 'zig.cmake'}", f"-DPython_INCLUDE_DIR={include}", "-GNinja"]
         ),
@@ -107,17 +109,17 @@ def _headers(given: Path | None, processor: str, to: Path) -> Path:
     if not (include / "Python.h").is_file():
         raise ReleaseError(f"{include} has no Python.h: install Python's headers (Debian: python3-dev)")
     beside = include.parent / _TRIPLET.format(processor) / own.name
-    shutil.rmtree(to, ignore_errors=True)
-    shutil.copytree(include, to / own.name)
-    if beside.is_dir():
-        shutil.copytree(beside, to / beside.parent.name / own.name)
+    for folder, name in ((include, own.name), (beside, f"{beside.parent.name}/{own.name}")):
+        if folder.is_dir():
+            shutil.rmtree(to / name, ignore_errors=True)
+            shutil.copytree(folder, to / name)  # copies keep their times
     return to / own.name
 
 
 def _environment(work: Path, processor: str, zig: Path, abi: str) -> dict[str, str]:
     """The compiler as programs of one word, and what scikit-build-core takes for another processor's names."""
     programs = work / "bin"
-    programs.mkdir(exist_ok=True)
+    programs.mkdir(parents=True, exist_ok=True)
     target = f"{_TRIPLET.format(processor)}.{GLIBC[0]}.{GLIBC[1]}"
     for name, words in {"c++": f"c++ -target {target}", "ar": "ar", "ranlib": "ranlib"}.items():
         program = programs / name
