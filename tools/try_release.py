@@ -171,7 +171,7 @@ def answer_eight(root: Path, name: str, model: Path | None) -> None:
 
 
 def try_old(options: argparse.Namespace) -> None:
-    """That has no Python of ours, so the module is loaded by the C library alone: only Python's names may be missing."""
+    """It has no Python that is new enough, so its C library alone loads the module: only Python's names may lack."""
     root = copy_root(make_root(options.roots, "bullseye", ("ca-certificates",)), options.roots / "work" / "old")
     say(inside(root, "sh", "-c", "ldd --version | head -n 1").strip())
     for wheel in sorted(options.dist.glob(f"kamado-{version()}-*_{os.uname().machine}.whl")):
