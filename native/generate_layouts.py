@@ -38,4 +38,6 @@ def _braces(**members: int | None) -> str:
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) / "kamado"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "layout_table.h").write_text(header(), encoding="utf-8")
+    path = folder / "layout_table.h"
+    if not path.exists() or path.read_text(encoding="utf-8") != header():  # else nothing is compiled anew
+        path.write_text(header(), encoding="utf-8")

@@ -52,7 +52,8 @@ Problem = tuple[str, int, str]
 def tracked() -> frozenset[str]:
     """Names of all files and folders below the root that are not hidden or built."""
     found = set()
-    for folder in ("src", "native", "tests", "benchmarks", "tools", "docs", "requirements", ".github", ".ci"):
+    folders = ("src", "native", "tests", "benchmarks", "tools", "docs", "requirements", "packaging", ".github", ".ci")
+    for folder in folders:
         found |= {path.name for path in (ROOT / folder).rglob("*")}
     return frozenset(found | {path.name for path in ROOT.iterdir()})
 
@@ -105,7 +106,8 @@ def missing_path(span: str) -> str | None:
     has_suffix = path.endswith(SUFFIXES)
     if "/" not in path:
         return f"no file is called {path}" if has_suffix and path not in NAMES and "*" not in path else None
-    if not has_suffix and path.split("/")[0] not in ("src", "native", "tests", "benchmarks", "tools", "docs"):
+    folders = ("src", "native", "tests", "benchmarks", "tools", "docs", "packaging")
+    if not has_suffix and path.split("/")[0] not in folders:
         return None
     parts = re.findall(r"\{[^{}]*\}", path)
     choices = parts[0][1:-1].split(",") if parts else [""]

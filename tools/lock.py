@@ -17,6 +17,7 @@ LOCKS: dict[str, list[str]] = {
     "page": ["requirements/page.in", "-c", "requirements/test.txt"],
     "build": ["requirements/build.in"],
     "build-tools": ["requirements/build-tools.in"],
+    "release": ["requirements/release.in", "-c", "requirements/build.txt"],
     "pip": ["requirements/pip.in"],
 }
 HEADER = """\

@@ -177,17 +177,9 @@ def _abandon_stdout() -> None:
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    import platform
-    from importlib import metadata
+    from .version import version_line
 
-    try:
-        version = metadata.version("kamado")
-    except metadata.PackageNotFoundError:
-        version = "not installed"
-    from ..plan.machine import machine
-
-    tier = machine().tier or "none: the native module is not built"
-    click.echo(f"kamado {version} (tier {tier}; Python {platform.python_version()})")
+    click.echo(version_line())
     ctx.exit()
 
 

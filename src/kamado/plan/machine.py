@@ -205,6 +205,15 @@ def _cache_bytes(root: Path) -> dict[str, int]:
     return caches
 
 
+def kernel_tiers() -> tuple[str, ...]:
+    """Tiers that this processor can run, slowest first; empty when the native module is not built."""
+    try:
+        from .. import _native
+    except ImportError:
+        return ()
+    return tuple(_native.tiers())
+
+
 def _active_tier() -> str | None:
     try:
         from .. import _native
