@@ -134,7 +134,7 @@ def _gemma_mistakes(program: p.Program) -> Iterator[tuple[str, p.Program]]:
         return p.Scale(op.out, op.x, 1.0)
 
     own = after(after(full, p.Gate), p.Gate)  # of the layer's own embedding
-    scale = after(full, p.Rescale)
+    scale = after(local, p.Rescale)  # of ½: the global layers' is 1
     rope_k = _last(program, full, p.Rope)
     norms = [i for i, op in enumerate(program.ops) if isinstance(op, p.Norm) and full - 8 < i < full]
     v_norm, q_norm, k_norm = norms[-3:]
