@@ -18,8 +18,8 @@ How each part of the family is made to say the donor's words, all weights F32:
 - A softmax (Qwen3.5) has no bias of the choice: all experts are in pairs, whose logits l and m are the same for every
   pair, so that each pair has the same share of the sum; the logits of the others are far below.
 - gpt-oss: a gate g · σ(1.702 g) · (u + 1) is made a silu by factors and a bias of −1, its limits are out of the way but
-  for the gate's (11.9 in the donor's own), which donors.py takes out of the program; sinks are far below all scores,
-  o's bias takes away what v's brings, and the router's bias picks.
+  for the gate's (11.9 in the donor's own): donor_safetensors.py makes the file a directory, whose config.json can say
+  another limit. Sinks are far below all scores, o's bias takes away what v's brings, and the router's bias picks.
 - Gates of attention and of the shared expert (Qwen3.5): their rows are zero, σ is ½, what they multiply is doubled.
 - Layers with a record in the place of attention (convolutions, the delta rule): further ones, every third, which hold
   noise and add nothing. This shows where their tensors and states lie, not what they compute: that is shown by
@@ -59,10 +59,10 @@ class Made:
 def write_baseline(donor: Donor, path: Path) -> Path:
     """The donor as it is, all tensors F32."""
     header = read_header(donor.checkpoint.files[0])
-    writer = GgufWriter("llama")
-    _copy_keys(writer, header, ("general.", "tokenizer.", "llama."))
+    writer = GgufWriter(donor.checkpoint.architecture)
+    copy_keys(writer, header, ("general.", "tokenizer.", f"{donor.checkpoint.architecture}."))
     tensors = donor.checkpoint.tensors
-    _write(writer, path, [(name, ref.shape, lambda name=name: donor(name)) for name, ref in tensors.items()])
+    write_tensors(writer, path, [(name, ref.shape, lambda name=name: donor(name)) for name, ref in tensors.items()])
     return path
 
 
@@ -71,7 +71,7 @@ def write_shape(donor: Donor, shape: Shape, experts: Experts, path: Path, seed: 
     fitted, sources = Fitted(donor, shape, experts, seed), shape.sources(donor.layers)
     header = read_header(donor.checkpoint.files[0])
     writer = GgufWriter(shape.architecture)
-    _copy_keys(writer, header, ("general.", "tokenizer."))
+    copy_keys(writer, header, ("general.", "tokenizer."))
     for key, value in (_settings(fitted) | _record_settings(fitted)).items():
         writer.add(f"{shape.architecture}.{key}", value)
     made = Made(path, {}, frozenset(i for i, (_, is_own) in enumerate(sources) if is_own))
@@ -92,7 +92,7 @@ def write_shape(donor: Donor, shape: Shape, experts: Experts, path: Path, seed: 
     entries.append((f"{shape.last_norm}.weight", (fitted.width,), lambda: fitted.norm("output_norm.weight")))
     if shape.has_output:
         entries.append(("output.weight", embedding.shape, fitted.output))
-    _write(writer, path, entries)
+    write_tensors(writer, path, entries)
     return made
 
 
@@ -108,22 +108,21 @@ def _drafts(fitted: Fitted, layers: int, sizes: Sizes) -> Iterator[tuple[str, tu
 
 def _settings(fitted: Fitted) -> dict[str, Any]:
     donor, shape, experts = fitted.donor, fitted.shape, fitted.experts
-    metadata = donor.checkpoint.metadata
     keys = {
         "block_count": len(shape.sources(donor.layers)) + shape.drafts,
-        "context_length": metadata["llama.context_length"],
+        "context_length": donor.metadata("context_length"),
         "embedding_length": fitted.width,
         "feed_forward_length": donor.ffn if shape.dense else fitted.expert_width,
         "attention.head_count": fitted.heads,
         "attention.head_count_kv": donor.kv_heads,
         "attention.layer_norm_rms_epsilon": fitted.eps,
-        "rope.freq_base": float(metadata["llama.rope.freq_base"]),
+        "rope.freq_base": float(donor.metadata("rope.freq_base")),
         "expert_count": experts.count,
         "expert_used_count": experts.top_k,
         "expert_feed_forward_length": fitted.expert_width,
     }
     if shape.has_biases:
-        keys["attention.sliding_window"] = metadata["llama.context_length"]  # every other layer's: out of the way
+        keys["attention.sliding_window"] = donor.metadata("context_length")  # every other layer's: out of the way
     if shape.wide_heads or shape.has_biases:
         keys |= dict.fromkeys(("attention.key_length", "attention.value_length"), fitted.head_dim)
         keys["rope.dimension_count"] = donor.head_dim
@@ -160,7 +159,8 @@ def _record_settings(fitted: Fitted) -> dict[str, Any]:
     return {}
 
 
-def _copy_keys(writer: GgufWriter, header: Any, beginnings: tuple[str, ...]) -> None:
+def copy_keys(writer: GgufWriter, header: Any, beginnings: tuple[str, ...]) -> None:
+    """The donor's own keys that begin so; all tensors will be F32."""
     left_out = ("general.architecture", "general.file_type", "general.quantization_version", "general.size_label")
     for key, value in header.metadata.items():
         if key.startswith(beginnings) and key not in left_out:
@@ -168,7 +168,9 @@ def _copy_keys(writer: GgufWriter, header: Any, beginnings: tuple[str, ...]) -> 
     writer.add("general.file_type", 0)  # all F32
 
 
-def _write(writer: GgufWriter, path: Path, entries: Iterable[tuple[str, tuple[int, ...], Callable[[], Array]]]) -> None:
+def write_tensors(
+    writer: GgufWriter, path: Path, entries: Iterable[tuple[str, tuple[int, ...], Callable[[], Array]]]
+) -> None:
     """All tensors, each made when its turn comes."""
     entries = list(entries)
     for name, shape, _ in entries:

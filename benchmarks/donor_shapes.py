@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -92,17 +92,24 @@ class Experts:
 
 
 class Donor:
-    """The dense Llama's tensors as float32, read when they are asked for."""
+    """The dense model's tensors as float32, read when they are asked for."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.layers, self.hidden, self.ffn = map(self._key, ("block_count", "embedding_length", "feed_forward_length"))
-        self.heads, self.kv_heads = self._key("attention.head_count"), self._key("attention.head_count_kv")
+        self.layers, self.hidden = self._count("block_count"), self._count("embedding_length")
+        self.ffn = self._count("feed_forward_length")
+        self.heads, self.kv_heads = self._count("attention.head_count"), self._count("attention.head_count_kv")
         self.head_dim = self.hidden // self.heads
-        self.eps = float(checkpoint.metadata["llama.attention.layer_norm_rms_epsilon"])
+        if f"{checkpoint.architecture}.attention.key_length" in checkpoint.metadata:
+            self.head_dim = self._count("attention.key_length")
+        self.eps = float(self.metadata("attention.layer_norm_rms_epsilon"))
 
-    def _key(self, key: str) -> int:
-        return int(self.checkpoint.metadata[f"llama.{key}"])
+    def metadata(self, key: str) -> Any:
+        """A setting, without the architecture before it."""
+        return self.checkpoint.metadata[f"{self.checkpoint.architecture}.{key}"]
+
+    def _count(self, key: str) -> int:
+        return int(self.metadata(key))
 
     def __call__(self, name: str) -> Array:
         """One tensor."""

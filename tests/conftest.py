@@ -35,6 +35,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.setenv("XDG_DATA_HOME", str(home / "data"))
     monkeypatch.setenv("KAMADO_ELSEWHERE", "off")  # nor are other programs' models looked at
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(home / "run"))  # another test process may have a server at the same time
 
 
 def find_real_model(name: str) -> Path | None:

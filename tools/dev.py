@@ -22,8 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(os.environ.get("KAMADO_VENV", ROOT / ".venv"))
@@ -31,6 +33,7 @@ BUILD = ROOT / "build"
 REQUIREMENTS = ROOT / "requirements"
 OLDEST_PYTHON = (3, 11)
 FUZZ_SEED = 20261122  # one sequence of inputs for everybody; a target run by hand takes a new one each time
+SLOWEST = ("--durations=15", "--durations-min=3")  # tests that a run names, and what they take at least
 FUZZ_SECONDS = 12  # a target; CI's whole run must stay far below an hour on two cores
 COMPATIBILITY_RECORD = BUILD / "compatibility.json"  # what the last whole run of python-tests asserted of the server
 EXIT_DOWNLOAD = 5  # what kamado returns when a download failed
@@ -230,13 +233,9 @@ def cmake_tests(folder: str, *options: str, env: dict[str, str] | None = None) -
     )  # fmt: skip
     run(tool("cmake"), "--build", where, "--parallel", str(os.cpu_count() or 1), env=environment)
     run(
-        tool("ctest"),
-        "--test-dir",
-        where,
-        "--output-on-failure",
-        "--no-tests=error",
-        env={**environment, **(env or {})},
-    )
+        tool("ctest"), "--test-dir", where, "--parallel", str(os.cpu_count() or 1), "--output-on-failure",
+        "--no-tests=error", env={**environment, **(env or {})},
+    )  # fmt: skip
     # ctest keeps what passing tests print to itself; what they left out is said once.
     log = (where / "Testing" / "Temporary" / "LastTest.log").read_text(errors="replace")
     for line in dict.fromkeys(re.findall(r"^skipped: (.*)$", log, re.MULTILINE)):
@@ -277,12 +276,13 @@ def step_python_tests(arguments: Sequence[str]) -> None:
     if not arguments:  # the server's tests are among them: the page of compatibility needs no second run
         BUILD.mkdir(exist_ok=True)
         record = {"KAMADO_COMPAT_RECORD": str(COMPATIBILITY_RECORD)}
-    run(python(), "-m", "pytest", *arguments, env=record)
+    run(python(), "-m", "pytest", *SLOWEST, *arguments, env=record)
 
 
 def step_slow_tests(arguments: Sequence[str]) -> None:
     """pytest's slow tests (kernels on large shapes, processes, pseudo-terminals)."""
-    run(python(), "-m", "pytest", "-m", "slow and not parity and not real and not browser and not agents", *arguments)
+    marks = "slow and not parity and not real and not browser and not agents"
+    run(python(), "-m", "pytest", "-m", marks, *SLOWEST, *arguments)
 
 
 def step_page_tests(arguments: Sequence[str]) -> None:
@@ -365,25 +365,31 @@ def step_parity(arguments: Sequence[str]) -> None:
         return
     # Each takes one processor: torch has one thread there, and the models are tiny.
     family = "tests/models/test_models_parity.py"
-    run_beside((family,), (f"--ignore={family}",))
+    run_beside([python(), "-m", "pytest", "-m", "parity", part] for part in (family, f"--ignore={family}"))
 
 
-def run_beside(*parts: Sequence[str]) -> None:
-    """pytest's parity tests in a process for each of `parts`, all at once; the output of one after the other."""
-    commands = [[str(python()), "-m", "pytest", "-m", "parity", *part] for part in parts]
-    with contextlib.ExitStack() as stack:
-        outputs = [stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in commands]
-        processes = [
-            subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-            for command, output in zip(commands, outputs, strict=True)
-        ]
-        codes = [process.wait() for process in processes]
-        for output in outputs:
-            output.seek(0)
-            shutil.copyfileobj(output, sys.stdout)
-    failed = [" ".join(command) for command, code in zip(commands, codes, strict=True) if code != 0]
+def run_beside(
+    commands: Iterable[Sequence[str | Path]], env: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> None:
+    """Runs commands that take one processor each, two at a time, and shows the output of one after the other.
+
+    All are run; StepError names those that failed.
+    """
+
+    def captured(words: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words, cwd=cwd, env={**os.environ, **(env or {})}, check=False, text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    failed = []
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(captured, [[str(word) for word in words] for words in commands]):
+            print(result.stdout, end="", flush=True)
+            if result.returncode != 0:
+                failed.append(f"exit code {result.returncode} from: {' '.join(result.args)}")
     if failed:
-        raise StepError(f"failed: {'; '.join(failed)}")
+        raise StepError("; ".join(failed))
 
 
 def constraints() -> Path:
@@ -489,13 +495,9 @@ def step_fuzz(arguments: Sequence[str]) -> None:
         raise StepError("tests/fuzz has no target")
     findings = BUILD / "fuzz"  # where an input that failed is left
     findings.mkdir(parents=True, exist_ok=True)
-    for target in targets:
-        say(f"fuzz: {target.stem}")
-        seconds = arguments or [str(FUZZ_SECONDS)]
-        # A panic inside the tokenizers package is caught as an error; its stack would bury everything else.
-        run(
-            python(), target, "--seed", str(FUZZ_SEED), "--seconds", *seconds, cwd=findings, env={"RUST_BACKTRACE": "0"}
-        )
+    options = ("--seed", str(FUZZ_SEED), "--seconds", *(arguments or [str(FUZZ_SECONDS)]))
+    # A panic inside the tokenizers package is caught as an error; its stack would bury everything else.
+    run_beside([(python(), target, *options) for target in targets], env={"RUST_BACKTRACE": "0"}, cwd=findings)
 
 
 def step_lock(_: Sequence[str]) -> None:
@@ -524,6 +526,8 @@ CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "fuzz": step_fuzz,
 }
 OTHERS: dict[str, Callable[[Sequence[str]], None]] = {"reformat": step_reformat, "lock": step_lock}
+# Steps that take little more than one processor, and the one that `test` begins together with each.
+BESIDE = {"python-tests": "slow-tests"}
 READING = {"format", "lint", "types", "imports", "reformat", "lock"}  # they read sources and need no native module
 
 
@@ -542,6 +546,33 @@ def checked(name: str, check: Callable[[Sequence[str]], None], arguments: Sequen
     return outcome
 
 
+@contextlib.contextmanager
+def in_background(words: Sequence[str | Path]) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """A command that runs meanwhile, and the file that all its output goes to. It ends with the block at the latest."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen([str(word) for word in words], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            yield process, output
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)  # on which it ends what it has started, too
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+            process.wait()
+
+
+def awaited(process: subprocess.Popen[bytes], output: IO[bytes]) -> str:
+    """Waits for a step that was begun before, shows its output, and returns "passed" or "failed"."""
+    code = process.wait()
+    output.seek(0)
+    sys.stdout.flush()
+    shutil.copyfileobj(output, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+    return "passed" if code == 0 else "failed"
+
+
 def test(names: Iterable[str]) -> int:
     """All these checks, whatever the first ones give; the last line counts them."""
     start = time.monotonic()
@@ -550,11 +581,17 @@ def test(names: Iterable[str]) -> int:
     say(f"== install: done in {time.monotonic() - start:.1f} s")
     COMPATIBILITY_RECORD.unlink(missing_ok=True)
     outcomes: dict[str, str] = {}
-    for name in names:
-        arguments: list[str] = []
-        if name == "compatibility" and outcomes.get("python-tests") == "passed":
-            arguments = ["--record", str(COMPATIBILITY_RECORD)]
-        outcomes[name] = checked(name, CHECKS[name], arguments)
+    with contextlib.ExitStack() as stack:
+        begun: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        for name in names:
+            if other := BESIDE.get(name):
+                say(f"{other}: begun beside {name}; what it prints follows in its turn")
+                begun[other] = stack.enter_context(in_background([sys.executable, ROOT / "tools" / "dev.py", other]))
+            arguments: list[str] = []
+            if name == "compatibility" and outcomes.get("python-tests") == "passed":
+                arguments = ["--record", str(COMPATIBILITY_RECORD)]
+            is_begun = name in begun
+            outcomes[name] = awaited(*begun[name]) if is_begun else checked(name, CHECKS[name], arguments)
     for name, outcome in outcomes.items():
         if outcome != "passed":
             say(f"{name}: {outcome}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kamado.text.tokenizer import Tokenizer
@@ -61,6 +61,7 @@ def test_gemma_4_merges_by_rank_and_spells_what_it_lacks() -> None:
     assert tokenizer.decode(tokenizer.encode("h日本\U000f0000<0x0A>")) == "h日本\U000f0000<0x0A>"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_gemma_4_keeps_any_bytes(data: bytes) -> None:
     tokenizer = gguf(**tiny_marked())
