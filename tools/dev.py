@@ -488,7 +488,7 @@ def step_main_job(_: Sequence[str]) -> None:
     if first.returncode != 0 or not first.stdout.strip():
         raise StepError(f"exit code {first.returncode} from the README's first command, or no answer")
     words = kamado("run", streamed_model(), QUESTION, *BUDGET, "--stats", *short)
-    third = subprocess.run(words, cwd=ROOT, check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    third = subprocess.run(words, cwd=ROOT, check=False, capture_output=True)
     said = third.stderr.decode(errors="replace")
     print(said, end="", file=sys.stderr, flush=True)
     if third.returncode != 0:
@@ -527,6 +527,12 @@ def step_fuzz(arguments: Sequence[str]) -> None:
         )
 
 
+def step_site(_: Sequence[str]) -> None:
+    """Makes the documentation's site in build/site and the manual pages in build/man."""
+    run(python(), ROOT / "tools" / "docs_site.py", BUILD / "site")
+    run(python(), ROOT / "tools" / "man_pages.py", BUILD / "man")
+
+
 def step_lock(_: Sequence[str]) -> None:
     """Writes requirements/*.txt anew from pyproject.toml and requirements/*.in (needs `uv`)."""
     run(python(), ROOT / "tools" / "lock.py")
@@ -552,7 +558,11 @@ CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "real-tests": step_real_tests,
     "fuzz": step_fuzz,
 }
-OTHERS: dict[str, Callable[[Sequence[str]], None]] = {"reformat": step_reformat, "lock": step_lock}
+OTHERS: dict[str, Callable[[Sequence[str]], None]] = {
+    "reformat": step_reformat,
+    "lock": step_lock,
+    "site": step_site,
+}
 READING = {"format", "lint", "types", "imports", "reformat", "lock"}  # they read sources and need no native module
 
 
