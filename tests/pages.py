@@ -8,14 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Pages for those who use Kamado. Every command in their shell blocks is run; the others are for those who change it.
-USER_PAGES = (
-    "README.md", "README.ja.md",
-    *(f"docs/{name}.md" for name in ("quickstart", "plan", "larger-than-memory", "which", "install", "models", "config",
-                                     "one-server")),
-)  # fmt: skip
-
-
+PAST = {"lab-notes.md"}  # tells of what was typed then
 SHELLS = ("sh", "bash")
 
 
@@ -38,19 +31,20 @@ class Section:
     blocks: list[Block] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A line of a shell block without its comment, and where it stands."""
-
-    page: str
-    line: int
-    text: str
+def pages() -> list[str]:
+    """README, CONTRIBUTING and the pages of docs/, in both languages."""
+    found = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "ja").glob("*.md")]
+    names = sorted(path.relative_to(ROOT).as_posix() for path in found if path.name not in PAST)
+    return ["README.md", "README.ja.md", "CONTRIBUTING.md", *names]
 
 
-def user_pages() -> list[str]:
-    """The user's pages that exist, with all those in Japanese."""
-    japanese = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs" / "ja").glob("*.md"))]
-    return [page for page in (*USER_PAGES, *japanese) if (ROOT / page).is_file()]
+def pages_with(*languages: str) -> list[str]:
+    """Those with a fenced block of one of these languages."""
+    return [
+        page
+        for page in pages()
+        if any(block.language in languages for block in blocks((ROOT / page).read_text(encoding="utf-8")))
+    ]
 
 
 def sections(text: str) -> list[Section]:
@@ -107,9 +101,8 @@ def shell_lines(block: Block) -> Iterator[tuple[int, str]]:
     assert not begun, f"line {first} of the page goes on nowhere"
 
 
-def commands(page: str) -> Iterator[Command]:
-    """Every command in the shell blocks of a page, in their order."""
+def commands(page: str) -> Iterator[tuple[int, str]]:
+    """(line, command) of every command in the shell blocks of a page, in their order."""
     for block in blocks((ROOT / page).read_text(encoding="utf-8")):
         if block.language in SHELLS:
-            for line, text in shell_lines(block):
-                yield Command(page, line, text)
+            yield from shell_lines(block)

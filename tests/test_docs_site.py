@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urldefrag
 
 import pytest
-from pages import ROOT, user_pages
+from pages import ROOT, pages
 
 sys.path.insert(0, str(ROOT / "tools"))
 docs_site = pytest.importorskip("docs_site", reason="no markdown-it-py")
@@ -78,7 +78,7 @@ def documents(site: Path) -> dict[Path, Elements]:
 
 def test_every_page_is_there(site: Path, documents: dict[Path, Elements]) -> None:
     wanted = set(docs_site.page_paths())
-    assert set(user_pages()) <= wanted
+    assert set(pages()) <= wanted
     assert len(documents) == len(wanted)
     for name, language in (("index.html", "en"), ("README.ja.html", "ja"), ("docs/ja/plan.html", "ja")):
         assert documents[site / name].language == language

@@ -63,9 +63,9 @@ def listed(rows: Sequence[tuple[str, str]], *, font: str = "B") -> list[str]:
 
 
 def options(command: click.Command, context: click.Context) -> list[tuple[str, str]]:
-    """Its options as --help prints them."""
+    """Its options, and what is said of its arguments, as --help prints them."""
     records = (parameter.get_help_record(context) for parameter in command.get_params(context))
-    return [record for record in records if record is not None]
+    return [record for record in records if record is not None and record[1]]
 
 
 def synopsis(command: click.Command, context: click.Context) -> str:
