@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "page.png"
 MODEL = "smollm2:135m"
-QUESTION = "Why is the sky blue? Answer in two sentences."
-SIZE = {"width": 1200, "height": 760}
+QUESTION = "Why is the sky blue?"
+SIZE = {"width": 1200, "height": 800}
 KEYWORD = b"kamado-page-sources"  # of the text chunk in the file
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -76,7 +76,7 @@ def taken() -> bytes:
         page = browser.new_page(viewport=SIZE, color_scheme="light")
         page.goto(str(process.http.base_url))
         page.wait_for_selector("html[data-ready]")
-        for name, value in (("temperature", "0"), ("max-tokens", "200")):
+        for name, value in (("temperature", "0"), ("max-tokens", "400")):
             page.evaluate(
                 "([id, value]) => { const e = document.getElementById(id); e.value = value;"
                 " e.dispatchEvent(new Event('change')); }",
