@@ -3,8 +3,8 @@
 
     step_shares.py MODEL.gguf… [--prefill 512] [--decode 64] [--runs 5] [--threads 2] [--tier avx2] [--json out.json]
 
-Medians of the runs. The bandwidth that the records' traffic is held against is probed before and after each model in the
-same process, by as many threads. What a decoded token reads and writes of records is counted once each.
+Medians of the runs. The bandwidth that the records' traffic is held against is probed before and after each model in
+the same process, by as many threads. What a decoded token reads and writes of records is counted once each.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def shares_of(executor: Any, work: Any, runs: int) -> dict[str, Any]:
         before = executor.stats()
         work()
         after = executor.stats()
-        samples.append({name: after[name] - before[name] for name in after if name.startswith("seconds_") or name == "rows"})
+        samples.append(
+            {name: after[name] - before[name] for name in after if name.startswith("seconds_") or name == "rows"}
+        )
     kinds = [name for name in samples[0] if name.startswith("seconds_") and name != "seconds_total"]
     return {
         "ms_a_row": statistics.median(1e3 * s["seconds_total"] / s["rows"] for s in samples),
@@ -93,9 +95,11 @@ def main() -> int:
             shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in result[kind]["shares"].items() if share)
             print(f"{result['model']} ({result['tier']}), {kind}: {result[kind]['ms_a_row']:.3f} ms a token; {shares}")
         if "records_share_of_bandwidth" in result:
-            print(f"  records: {result['state_bytes_a_token'] / 1e6:.1f} MB a token in "
-                  f"{result['decode']['records_ms_a_row']:.3f} ms, {100 * result['records_share_of_bandwidth']:.0f} % of "
-                  f"{np.mean(result['bandwidth_bytes_per_second']) / 1e9:.1f} GB/s")  # fmt: skip
+            share, bandwidth = result["records_share_of_bandwidth"], np.mean(result["bandwidth_bytes_per_second"])
+            print(
+                f"  records: {result['state_bytes_a_token'] / 1e6:.1f} MB a token in "
+                f"{result['decode']['records_ms_a_row']:.3f} ms, {100 * share:.0f} % of {bandwidth / 1e9:.1f} GB/s"
+            )
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
     return 0
