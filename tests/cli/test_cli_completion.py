@@ -12,7 +12,7 @@ import pytest
 from terminals import SEQUENCE, Terminal
 
 from kamado.engine.turns.conversations import ConversationStore
-from kamado.library.catalog import CATALOG
+from kamado.library.catalog import catalog
 from kamado.synth.families import SHAPES
 
 
@@ -43,7 +43,7 @@ def bash(line: str, path: str) -> list[str]:
 def test_bash(shell_path: str) -> None:
     ConversationStore().record("trip", "m", [{"role": "user", "content": "hi"}])
     assert bash("kamado per", shell_path) == ["perplexity"]
-    assert bash("kamado run smoll", shell_path) == [name for name in CATALOG if name.startswith("smoll")]
+    assert bash("kamado run smoll", shell_path) == [name for name in catalog().entries if name.startswith("smoll")]
     assert bash("kamado run h", shell_path) == ["hf:"]
     assert bash("kamado run m --kv s", shell_path) == ["safe", "small"]
     assert bash("kamado chat m --session t", shell_path) == ["trip"]
