@@ -65,7 +65,11 @@ def check(condition: bool, text: str) -> None:
 
 
 def main() -> None:
-    print(kamado("--version").strip())
+    version = kamado("--version")
+    print(version.strip())
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    if {"avx2", "fma", "f16c"} <= flags:  # a run-time library that looks at no processor would leave the scalar tier
+        check("avx2" in version, "this processor has AVX2, but the AVX2 kernels are not found")
     with tempfile.TemporaryDirectory() as name:
         donor, model = Path(name) / "donor.gguf", Path(name) / "tiny.gguf"
         write_donor(donor)

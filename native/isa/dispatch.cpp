@@ -29,6 +29,7 @@ const KernelTable& scalar_table() {
 const KernelTable* supported(int tier) {
   if (tier == 0) return &scalar_table();
 #ifdef KAMADO_HAS_AVX2
+  __builtin_cpu_init();  // zig's run-time library, which the wheels have, does not do it before main
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
     return nullptr;
   if (tier == 1) {
