@@ -1,4 +1,4 @@
-"""What the README's first and third command do once Kamado is built: which `kamado` they become. CI runs them for real."""
+"""What the README's first and third command do once Kamado is built. CI runs them for real."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def test_the_third_makes_its_model_where_there_is_room(
 
 
 @pytest.mark.parametrize(("code", "error"), [(dev.EXIT_DOWNLOAD, dev.SkipStep), (3, dev.StepError)])
-def test_a_model_that_cannot_be_had_is_said(
-    monkeypatch: pytest.MonkeyPatch, code: int, error: type[Exception]
-) -> None:
+def test_a_model_that_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch, code: int, error: type[Exception]) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code))
     with pytest.raises(error):
         dev.chat_command()
