@@ -1,4 +1,4 @@
-"""Which `kamado` the README's first and third command become once it is built. CI runs them for real."""
+"""What the README's first and third command do once Kamado is built. CI runs them for real."""
 
 from __future__ import annotations
 
