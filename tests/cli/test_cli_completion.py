@@ -47,7 +47,7 @@ def test_bash(shell_path: str) -> None:
     assert bash("kamado run h", shell_path) == ["hf:"]
     assert bash("kamado run m --kv s", shell_path) == ["safe", "small"]
     assert bash("kamado chat m --session t", shell_path) == ["trip"]
-    assert bash("kamado run m --temp", shell_path) == ["--temperature"]
+    assert bash("kamado run m --temper", shell_path) == ["--temperature"]
     assert bash("kamado synth out --family qwen3m", shell_path) == [n for n in SHAPES if n.startswith("qwen3m")]
 
 
@@ -61,7 +61,7 @@ def test_bash_at_a_prompt(shell_path: str, tmp_path: Path) -> None:
         environment={"PATH": shell_path, "HOME": str(tmp_path)},
     )  # fmt: skip
     terminal.wait_for("ready")
-    terminal.type("echo kamado | cat; kamado run smollm2:1\t")
+    terminal.type("echo kamado | cat; kamado run smollm2:13\t")
     terminal.wait_for("smollm2:135m ")
     terminal.type("\x15kamado run h\t")
     terminal.wait_for("kamado run hf:")
@@ -96,7 +96,7 @@ def test_zsh(shell_path: str, tmp_path: Path) -> None:
     terminal.wait_for("ready")
     for typed, expected in (
         ("kamado per\t", "perplexity"),
-        ("kamado run smollm2:1\t", "smollm2:135m"),
+        ("kamado run smollm2:13\t", "smollm2:135m"),
         ("kamado run m --kv sa\t", "safe"),
     ):
         terminal.type(f"\x15{typed}")

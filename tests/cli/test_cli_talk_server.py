@@ -109,7 +109,7 @@ def test_a_server_of_another_version(tiny: Path) -> None:
 
 
 def test_a_full_context_of_a_real_model(tiny: Path) -> None:
-    terminal = begin("--context", "192", "-n", "24", columns=200)
+    terminal = begin("--context", "192", "-n", "24", "--temperature", "0", columns=200)
     for i in range(2):
         terminal.type("a question of some length\n")
         terminal.wait_for(">>> ", i + 2)
