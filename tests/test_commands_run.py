@@ -54,6 +54,7 @@ UNRUN = (  # (what the line begins with, why it is not run here, a page that has
     (r"python3? benchmarks/", "measures for minutes, beside another program", "docs/performance.md"),
     (r"source .venv/bin/activate$", "is of the shell itself", "CONTRIBUTING.md"),
     (r"python3 tools/release\.py ", DEVELOPERS, "docs/install.md"),
+    (r"rm -rf ~", "takes away what a user has", "docs/install.md"),
     (r"podman ", "needs a container engine; packaging's own tests do the steps", "docs/install.md"),
     (r"kamado search ", "asks the hub; tests/library has one", "docs/models.md"),
     (r"kamado connect ", NEEDS_A_SERVER, "docs/config.md"),
