@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import codecs
+import fcntl
 import os
+import re
 import select
+import struct
 import sys
+import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 pty = pytest.importorskip("pty")
+
+SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[=>]")
 
 PROGRAM = str(Path(__file__).with_name("fake_model.py"))
 
@@ -20,13 +26,26 @@ PROGRAM = str(Path(__file__).with_name("fake_model.py"))
 class Terminal:
     """A child process on a pseudo-terminal."""
 
-    def __init__(self, *arguments: str, term: str = "dumb", program: Sequence[str] = (PROGRAM,)) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        term: str = "dumb",
+        interpreter: str = sys.executable,
+        program: Sequence[str] = (PROGRAM,),
+        columns: int = 80,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.output = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        command = [sys.executable, *program, *arguments]
+        command = [interpreter, *program, *arguments]
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.environ["TERM"] = term
+            os.environ.pop("NO_COLOR", None)
+            for name in ("COLUMNS", "LINES"):
+                os.environ.pop(name, None)
+            os.environ.update(environment or {})
+            _set_size(0, columns)
             os.execv(command[0], command)
 
     def wait_for(self, text: str, count: int = 1, *, press: str = "") -> None:
@@ -42,6 +61,16 @@ class Terminal:
                 continue
             assert time.monotonic() < deadline, f"{text!r} did not come: {self.output[-500:]!r}"
             self.type(press)
+
+    def resize(self, columns: int) -> None:
+        """The window is that wide now; the program gets SIGWINCH."""
+        _set_size(self.fd, columns)
+
+    @property
+    def lines(self) -> list[str]:
+        """What was written, without styles and other sequences, at its line ends."""
+        text = SEQUENCE.sub("", self.output).replace("\r\n", "\n")
+        return [line.rsplit("\r", 1)[-1] for line in text.split("\n")]
 
     def _read(self) -> bool:
         try:
@@ -71,3 +100,7 @@ class Terminal:
         _, status = os.waitpid(self.pid, 0)
         os.close(self.fd)
         return os.waitstatus_to_exitcode(status)
+
+
+def _set_size(fd: int, columns: int) -> None:
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))

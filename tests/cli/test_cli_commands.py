@@ -128,7 +128,7 @@ def test_run_says_that_a_base_model_only_continues(monkeypatch: pytest.MonkeyPat
 def test_run_stats_go_to_stderr(model: FakeModel) -> None:
     result = kamado("run", "m", "hi", "--stats")
     assert result.stdout == "echo(hi)#1\n"
-    assert "prompt 7 tokens (3 reused)" in result.stderr
+    assert "prompt 5 tokens (3 reused)" in result.stderr
 
 
 def test_run_overflow_is_one_sentence(model: FakeModel) -> None:
@@ -179,7 +179,7 @@ def test_chat_commands(model: FakeModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["/nonsense", "/set", "/set temperature warm", "/load /no/such/file", "/save", "overflow", "/retry"]
+    "line", ["/nonsense", "/set temperature warm", "/load /no/such/file", "/save", "overflow", "/retry"]
 )
 def test_chat_goes_on_after_a_mistake(model: FakeModel, line: str) -> None:
     result = kamado("chat", "m", stdin=f"{line}\nafter\n")

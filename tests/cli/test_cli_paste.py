@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from fake_model import FakeModel
 from terminals import PROGRAM, Terminal
 from test_cli_commands import kamado
+from tmux import needs_tmux, running
 
 from kamado.cli.lines import _keep_pastes_together, without_marks
 from kamado.engine.turns.conversations import ConversationStore
@@ -111,35 +109,13 @@ def test_without_marks() -> None:
     assert without_marks("plain  ") == "plain  "
 
 
-@pytest.mark.skipif(shutil.which("tmux") is None, reason="no tmux")
+@needs_tmux
 def test_tmux(tmp_path: Path) -> None:
-    socket = str(tmp_path / "tmux")
-
-    def tmux(*words: str) -> str:
-        done = subprocess.run(
-            ["tmux", "-S", socket, "-f", "/dev/null", *words], capture_output=True, text=True, check=True
-        )
-        return done.stdout
-
-    def wait_for(text: str) -> None:
-        for _ in range(600):
-            if text in tmux("capture-pane", "-p"):
-                return
-            time.sleep(0.05)
-        raise AssertionError(tmux("capture-pane", "-p"))
-
-    tmux("new-session", "-d", "-x", "100", "-y", "40", f"{sys.executable} {PROGRAM} chat m --session s")
-    try:
-        wait_for(">>>")
-        tmux("set-buffer", SNIPPET)
-        tmux("paste-buffer", "-p")
-        tmux("send-keys", "Enter")
-        wait_for(")#1")
-        tmux("send-keys", "C-d")
-        for _ in range(200):
-            if subprocess.run(["tmux", "-S", socket, "has-session"], capture_output=True).returncode:
-                break
-            time.sleep(0.05)
-    finally:
-        subprocess.run(["tmux", "-S", socket, "kill-server"], capture_output=True)
+    with running(tmp_path, sys.executable, PROGRAM, "chat", "m", "--session", "s") as tmux:
+        tmux.wait_for(">>>")
+        tmux.paste(SNIPPET)
+        tmux.keys("Enter")
+        tmux.wait_for(")#1")
+        tmux.keys("C-d")
+        tmux.wait_for_end()
     assert questions() == [SNIPPET]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from .terminal import format_seconds, is_tty, printable
+from .markdown import Page
+from .terminal import columns_of, format_seconds, has_styles, is_moving, is_tty, printable
+from .waiting import Waiting
 
 if TYPE_CHECKING:
     from .. import Usage
@@ -20,22 +23,42 @@ class Answer:
     def __init__(self) -> None:
         self.text = ""
         self.finish_reason: str | None = None
+        self._is_shown_to_person = False
 
-    def stream(self, pieces: Pieces) -> None:
+    def stream(self, pieces: Pieces, *, is_formatted: bool = True) -> None:
         """Writes the pieces to stdout as they come, and a line end after them. The work is cancelled when this is left.
 
-        On a terminal, control characters of the model's are left out; a pipe gets every byte.
+        On a terminal, control characters of the model's are left out, lines are wrapped between words, and light
+        Markdown is shown, unless it is not `is_formatted`: what is no prose. A pipe gets every byte and nothing else.
         """
-        shown_to_person = is_tty(sys.stdout)
-        try:
-            for piece in pieces:
-                self.text += piece.text
-                self.finish_reason = piece.finish_reason
-                if piece.text:
-                    click.echo(printable(piece.text) if shown_to_person else piece.text, nl=False)
-        finally:
-            pieces.close()
-        if not self.text.endswith("\n"):
+        page = None
+        if is_formatted and is_moving(sys.stdout):
+            page = Page(partial(columns_of, sys.stdout), has_styles=has_styles(sys.stdout))
+        self._is_shown_to_person = is_tty(sys.stdout)
+        with Waiting(pieces) as waiting:
+            try:
+                for piece in pieces:
+                    waiting.close()
+                    self.text += piece.text
+                    self.finish_reason = piece.finish_reason
+                    if not piece.text:
+                        continue
+                    text = printable(piece.text) if self._is_shown_to_person else piece.text
+                    click.echo(text if page is None else page.push(text), nl=False)
+            except BaseException:
+                waiting.close()
+                self._end(page, is_whole=False)
+                raise
+            finally:
+                waiting.close()
+                pieces.close()
+        self._end(page, is_whole=True)
+
+    def _end(self, page: Page | None, *, is_whole: bool) -> None:
+        """What was held, and the end of the line: also of an answer that broke off, if a person is to read on."""
+        if page is not None:
+            click.echo(page.finish(), nl=False)
+        if not self.text.endswith("\n") and (is_whole or (self.text and self._is_shown_to_person)):
             click.echo()
 
 

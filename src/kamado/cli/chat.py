@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ContextOverflowError, KamadoError, UsageError
+from ..errors import ContextOverflowError, KamadoError
 from ..files.atomic import user_folder
-from ..options import ANSWER_RANGES
 from .answer import Answer, summary
+from .chat_commands import banner, carry_out, is_command
+from .chat_context import WARN_SHARE, Message, how_full, leave_out, room_wanted, why_cut
+from .chat_files import Attached, with_files
 from .connection import Answering, opened
 from .lines import Lines
 from .options import SAMPLING_NAMES, answer_options, given, model_argument, typed
 from .prompt_log import RecordedModel
 from .report import report_stats
 from .sessions import complete_session
+from .tab import completions
 from .terminal import echo, note, styled
+
+if TYPE_CHECKING:
+    from .. import Usage
 
 PROMPT = ">>> "
 CONTINUED = "... "
 _FENCE = '"""'
-
-Message = dict[str, str]
 
 
 @click.command("chat")
@@ -61,7 +63,9 @@ def command(
     values["trace"] = trace
     with opened(model, values, pull=pull, server=server, local=local, for_chat=True) as answering:
         loaded = RecordedModel.around(answering, "chat") if values["log"] else answering
-        Conversation(loaded, system=system, sampling=given(values, SAMPLING_NAMES), stats=stats, kept=kept).run()
+        Conversation(
+            loaded, system=system, sampling=given(values, SAMPLING_NAMES), stats=stats, kept=kept, title=model
+        ).run()
         if stats:
             report_stats(loaded)
 
@@ -88,42 +92,45 @@ class Kept:
 
 
 class Conversation:
-    """The messages so far and the loop that adds to them."""
+    """The messages so far and the loop that adds to them. Commands are in chat_commands.py."""
 
     def __init__(
-        self, model: Answering, *, system: str | None, sampling: dict[str, Any], stats: bool, kept: Kept | None = None
+        self,
+        model: Answering,
+        *,
+        system: str | None,
+        sampling: dict[str, Any],
+        stats: bool,
+        kept: Kept | None = None,
+        title: str = "",
     ) -> None:
+        """`title`: what the user called the model."""
         self.model = model
+        self.title = title if title in ("", model.name) else f"{title} ({model.name})"
+        self.title = self.title or model.name
         self._kept = kept
         self.sampling = sampling
         self.stats = stats
+        self.is_formatted = True
         self.system = None if system is None else typed(system)
         self.messages: list[Message] = []  # without the system message
+        self.files: list[Attached] = []  # that go with the next question
+        self.unanswered: str | None = None  # a question that failed, for /retry
+        self.last_usage: Usage | None = None
+        self._was_warned = False  # that the context is filling
         if kept is not None and kept.messages:
             self.messages = list(kept.messages)
             if self.messages[0]["role"] == "system":
                 first = self.messages.pop(0)["content"]
                 self.system = first if self.system is None else self.system
-        self._lines = Lines(user_folder("state", "chat-history"))
-        self._commands: dict[str, tuple[Callable[[str], bool], str]] = {
-            "help": (self._help, "show this list"),
-            "clear": (self._clear, "forget the conversation"),
-            "system": (self._set_system, "TEXT  set the system message; alone: remove it"),
-            "set": (self._set, "NAME VALUE  set a sampling option, e.g. temperature 0.2"),
-            "undo": (self._undo, "forget the last question and answer"),
-            "trim": (self._trim, "forget the oldest question and its answer, for room in the context"),
-            "retry": (self._retry, "answer the last question again"),
-            "stats": (self._toggle_stats, "show or hide the figures after an answer"),
-            "save": (self._save, "FILE  write the conversation as JSON"),
-            "load": (self._load, "FILE  go on with a saved conversation"),
-            "bye": (self._bye, "leave (as does Ctrl-D)"),
-        }
+        self._lines = Lines(user_folder("state", "chat-history"), completions)
 
     def run(self) -> None:
         """Reads and answers until the input ends or /bye."""
         with self._lines.editing():
             if self._lines.is_interactive:
-                note('/help lists the commands; """ begins and ends a text of several lines')
+                note(styled(banner(self), sys.stderr, bold=True))
+                note('/help lists the commands, Tab completes them; """ begins and ends a text of several lines')
             if self._kept is not None and self.messages:
                 note(f"(session {self._kept.name} goes on: {len(self.messages)} messages)")
             while True:
@@ -141,24 +148,28 @@ class Conversation:
 
     def _keep(self) -> None:
         if self._kept is not None:
-            self._kept.write(self.model.name, [*self._system_messages(), *self.messages])
+            self._kept.write(self.model.name, [*self.system_messages(), *self.messages])
 
-    def _system_messages(self) -> list[Message]:
+    def system_messages(self) -> list[Message]:
+        """The system message, if there is one."""
         return [{"role": "system", "content": self.system}] if self.system is not None else []
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Tokens of the prompt that these messages make."""
+        return len(self.model.encode_chat(messages))
 
     def _handle(self, text: str) -> bool:
         """Answers a message or carries out a command; False ends the conversation."""
-        if not text.startswith("/"):
-            self._answer(text)
-            return True
         name, _, rest = text[1:].partition(" ")
-        name = {"?": "help", "exit": "bye", "quit": "bye"}.get(name, name)
-        if name not in self._commands:
-            if "\n" in text:  # pasted: a path or a comment that begins with a slash
-                self._answer(text)
-                return True
-            raise UsageError(f"no command /{name}: /help lists them (begin with a space to send the text as it is)")
-        return self._commands[name][0](rest.strip())
+        # What is no command and has several lines was pasted: a path or a comment that begins with a slash.
+        if text.startswith("/") and (is_command(name) or "\n" not in text):
+            return carry_out(self, name, rest.strip())
+        try:
+            self.answer(with_files(self.files, text))
+        finally:
+            if self.unanswered is None:  # what was said has them
+                self.files.clear()
+        return True
 
     def _read(self) -> str | None:
         """One message, of several lines perhaps; None at the end of the input."""
@@ -186,119 +197,99 @@ class Conversation:
             lines.append(line)
         return "\n".join(lines)
 
-    def _answer(self, text: str) -> None:
-        """Streams the answer to `text`. A stopped answer stays in the conversation as far as it came."""
+    def answer(self, text: str) -> None:
+        """Streams the answer to `text`. A stopped answer stays in the conversation as far as it came, and so does one
+        that a fault ended; a question without an answer is kept for /retry alone."""
+        self.unanswered = None
         self.messages.append({"role": "user", "content": text})
+        try:
+            said = self._stream()
+        except BaseException:
+            self._take_back(text)
+            raise
+        if not said:
+            self._take_back(text)
+
+    def go_on(self) -> None:
+        """Goes on with the last answer, where the model can."""
+        begun = self.messages[-1]["content"]
+        if not self._stream(continue_last=True) and self.messages[-1]["content"] == begun:
+            note("(the model has nothing to add)")
+
+    def _take_back(self, text: str) -> None:
+        if self.messages and self.messages[-1]["role"] == "user":
+            self.messages.pop()
+            self.unanswered = text
+
+    def _stream(self, **how: Any) -> bool:
+        """Streams an answer to the messages, with room made for it if that is wanted, and adds it to them. False when
+        nothing came."""
+        while True:
+            try:
+                return self._stream_once(**how)
+            except ContextOverflowError as error:
+                if not self._makes_room(error):
+                    raise
+
+    def _stream_once(self, **how: Any) -> bool:
         answer = Answer()
         session: dict[str, Any] = {} if self._kept is None else {"session": self._kept.name}
         usage = None
         try:
-            pieces = self.model.chat([*self._system_messages(), *self.messages], **session, **self.sampling)
+            pieces = self.model.chat([*self.system_messages(), *self.messages], **session, **how, **self.sampling)
             try:
-                answer.stream(pieces)
+                answer.stream(pieces, is_formatted=self.is_formatted)
             finally:
                 usage = pieces.usage
+                self.last_usage = usage
         except KeyboardInterrupt:
-            echo()
+            if not answer.text:
+                echo()
             note("(stopped)")
-        except KamadoError:
-            self.messages.pop()  # the question was never answered: the next one stands in its place
-            raise
-        if answer.text:
-            self.messages.append({"role": "assistant", "content": answer.text})
+        finally:
+            if answer.text:
+                # Half a character, where the answer was cut, is nothing to go on from.
+                text = answer.text.removesuffix("\ufffd") if answer.finish_reason == "length" else answer.text
+                self._add(text, is_more=bool(how))
+        if usage is not None:
+            self._tell(usage, answer.finish_reason)
+        return bool(answer.text)
+
+    def _add(self, text: str, *, is_more: bool) -> None:
+        if is_more:
+            self.messages[-1] = {"role": "assistant", "content": self.messages[-1]["content"] + text}
         else:
-            self.messages.pop()
-        if self.stats and usage is not None:
+            self.messages.append({"role": "assistant", "content": text})
+
+    def _tell(self, usage: Usage, finish_reason: str | None) -> None:
+        """What a person should know after an answer: figures, the limit that cut it, a context that fills."""
+        if self.stats:
             note(styled(summary(usage), sys.stderr, dim=True))
+        if finish_reason == "length":
+            note(styled(why_cut(usage, self.model.context, self.sampling), sys.stderr, dim=True))
+        if not self._lines.is_interactive:
+            return
+        num_tokens = usage.num_prompt_tokens + usage.num_generated_tokens
+        is_filling = num_tokens >= WARN_SHARE * self.model.context
+        if is_filling and not self._was_warned and finish_reason != "length":
+            full = how_full(num_tokens, self.model.context)
+            note(styled(f"(the context is filling: {full}; /trim leaves out the oldest)", sys.stderr, fg="yellow"))
+        self._was_warned = is_filling
 
-    def _help(self, _rest: str) -> bool:
-        for name, (_, description) in self._commands.items():
-            echo(f"  /{name:8}{description}")
-        echo('  """       begins and ends a text of several lines; a \\ at the end of a line goes on too')
+    def _makes_room(self, error: ContextOverflowError) -> bool:
+        """Offers a person to leave out the oldest messages, and does so. False: nothing was left out."""
+        if not self._lines.is_interactive:
+            return False
+        room = room_wanted(self.model.context, self.sampling.get("max_tokens"))
+        num_oldest = leave_out(self.count, self.system_messages(), self.messages, self.model.context, room)
+        if num_oldest is None:
+            return False
+        many = "message" if num_oldest == 1 else f"{num_oldest} messages"
+        question = f"the conversation needs {error.num_prompt_tokens:,} of {error.context_tokens:,} tokens; "
+        if not self._lines.agrees(f"{question}leave out the oldest {many}? [Y/n] "):
+            return False
+        del self.messages[:num_oldest]
         return True
-
-    def _clear(self, _rest: str) -> bool:
-        self.messages.clear()
-        note("(forgotten)")
-        return True
-
-    def _set_system(self, rest: str) -> bool:
-        self.system = rest or None
-        note("(system message set)" if rest else "(no system message)")
-        return True
-
-    def _set(self, rest: str) -> bool:
-        words = rest.split(maxsplit=1)
-        if len(words) != 2 or words[0].replace("-", "_") not in SAMPLING_NAMES:
-            names = ", ".join(name for name in SAMPLING_NAMES if name != "logit_bias")
-            raise UsageError(f"/set takes one of {names}, and a value")
-        name = words[0].replace("-", "_")
-        if name == "logit_bias":
-            raise UsageError("logit_bias is set on the command line: --logit-bias ID=BIAS")
-        if name == "stop":
-            self.sampling[name] = shlex.split(words[1])
-            return True
-        try:
-            self.sampling[name] = ANSWER_RANGES[name].kind(words[1])
-        except ValueError:
-            raise UsageError(f"{words[1]!r} is no number") from None
-        return True
-
-    def _undo(self, _rest: str) -> bool:
-        while self.messages and self.messages.pop()["role"] != "user":
-            pass
-        note(f"({len(self.messages)} messages)")
-        return True
-
-    def _trim(self, _rest: str) -> bool:
-        questions = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
-        del self.messages[: questions[1] if len(questions) > 1 else len(self.messages)]
-        note(f"({len(self.messages)} messages)")
-        return True
-
-    def _retry(self, _rest: str) -> bool:
-        while self.messages:
-            message = self.messages.pop()
-            if message["role"] == "user":
-                self._answer(message["content"])
-                return True
-        raise UsageError("there is no question to answer again")
-
-    def _toggle_stats(self, _rest: str) -> bool:
-        self.stats = not self.stats
-        note(f"(figures {'shown' if self.stats else 'hidden'})")
-        return True
-
-    def _save(self, rest: str) -> bool:
-        if not rest:
-            raise UsageError("/save needs a file name")
-        document = {"system": self.system, "messages": self.messages}
-        try:
-            Path(rest).expanduser().write_text(
-                json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
-        except OSError as error:
-            raise UsageError(f"{rest}: {error.strerror}") from None
-        note(f"(saved {len(self.messages)} messages)")
-        return True
-
-    def _load(self, rest: str) -> bool:
-        if not rest:
-            raise UsageError("/load needs a file name")
-        try:
-            document = json.loads(Path(rest).expanduser().read_text(encoding="utf-8-sig"))
-            messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in document["messages"]]
-            system = document.get("system")
-        except OSError as error:
-            raise UsageError(f"{rest}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UsageError(f"{rest} is no conversation that /save wrote") from None
-        self.messages, self.system = messages, None if system is None else str(system)
-        note(f"({len(messages)} messages)")
-        return True
-
-    def _bye(self, _rest: str) -> bool:
-        return False
 
 
 def _is_open_fence(text: str) -> bool:

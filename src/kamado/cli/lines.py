@@ -13,6 +13,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from .terminal import is_tty, note
 
@@ -26,8 +27,10 @@ _PASTE_GAP_SECONDS = 0.03
 class Lines:
     """Reads standard input; a context manager that keeps the history of what a person typed."""
 
-    def __init__(self, history: Path) -> None:
+    def __init__(self, history: Path, completions: Callable[[str], list[str]] | None = None) -> None:
+        """`completions`: the whole lines that a line up to the cursor may become, for Tab."""
         self.is_interactive = is_tty(sys.stdin)
+        self._completions = completions
         self._history = history
         self._keeps_pastes = False  # readline does it
         self._held: str | None = None  # a line that was read and is the next message
@@ -44,6 +47,11 @@ class Lines:
             yield
             return
         self._keeps_pastes = _keep_pastes_together(readline.parse_and_bind, readline.__doc__ or "")
+        if self._completions is not None:
+            readline.set_completer_delims(" \t\n")
+            readline.set_completer(completer(readline, self._completions))
+            is_libedit = "libedit" in (readline.__doc__ or "")
+            readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
         with contextlib.suppress(OSError):
             readline.read_history_file(self._history)
         readline.set_history_length(_HISTORY_LINES)
@@ -75,6 +83,22 @@ class Lines:
             return None
         return without_marks(text)
 
+    def agrees(self, question: str) -> bool:
+        """Whether a person says yes, which Enter alone does too; not kept in the history. False without a person."""
+        if not self.is_interactive:
+            return False
+        try:
+            said = input(question).strip().lower()
+        except (EOFError, KeyboardInterrupt):
+            note("")
+            return False
+        with contextlib.suppress(ImportError, ValueError):
+            import readline
+
+            if said:
+                readline.remove_history_item(readline.get_current_history_length() - 1)
+        return said in ("", "y", "yes")
+
     def _piped(self) -> str | None:
         if sys.stdin is None:
             return None
@@ -88,6 +112,36 @@ class Lines:
                 break
             line += more
         return without_marks(line.removesuffix("\n"))
+
+
+class Readline(Protocol):
+    """What a completer asks of the module."""
+
+    def get_line_buffer(self) -> str:
+        """The line."""
+        ...
+
+    def get_begidx(self) -> int:
+        """Where the word at the cursor begins."""
+        ...
+
+    def get_endidx(self) -> int:
+        """Where the cursor is."""
+        ...
+
+
+def completer(readline: Readline, completions: Callable[[str], list[str]]) -> Callable[[str, int], str | None]:
+    """What readline calls: the n-th way in which the word at the cursor may go on. Readline parts words at blanks, and
+    names of files may have some: only what follows the last one is given back."""
+    found: list[str] = []
+
+    def complete(_word: str, n: int) -> str | None:
+        if n == 0:
+            begin = readline.get_begidx()
+            found[:] = [line[begin:] for line in completions(readline.get_line_buffer()[: readline.get_endidx()])]
+        return found[n] if n < len(found) else None
+
+    return complete
 
 
 def without_marks(text: str) -> str:

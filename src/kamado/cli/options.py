@@ -69,7 +69,7 @@ def load_options(function: Function) -> Function:
     """--memory --threads --context --kv --allow-unknown."""
     for option in (
         unknown_option,
-        click.option("--kv", metavar="PRESET", help=KV_HELP),
+        click.option("--kv", metavar="PRESET", shell_complete=complete_kv, help=KV_HELP),
         click.option(
             "--context", type=click.IntRange(min=1), metavar="N", help="Tokens that prompt and answer may take."
         ),
@@ -209,6 +209,13 @@ def read_prompt(words: tuple[str, ...], file: str | None) -> str:
     return prompt
 
 
+def complete_kv(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The presets."""
+    from ..plan.kv_presets import AUTO, PRESETS
+
+    return [CompletionItem(name) for name in (*PRESETS, AUTO) if name.startswith(incomplete)]
+
+
 def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names in the store, then catalog names, else files; never an error while a line is being typed."""
     names: list[str] = []
@@ -219,5 +226,6 @@ def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str
         names = [*user_config().aliases, *(model.name for model in Store().list()), *CATALOG]
     except Exception:
         pass  # the command itself reports a damaged store
+    names.append("hf:")  # what follows is known to the hub alone
     found = [CompletionItem(name) for name in dict.fromkeys(names) if name.startswith(incomplete)]
     return found or [CompletionItem(incomplete, type="file")]

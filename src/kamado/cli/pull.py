@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from . import loading
+from .options import complete_model
 from .terminal import echo, echo_json, echo_table
 
 
 @click.command("pull")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_model)
 @click.option("--revision", metavar="REV", help="Commit, tag or branch on the hub; a catalog name is pinned already.")
 @click.option("--quant", metavar="KIND", help="Which file of a hub repository, e.g. Q4_K_M.")
 @click.option("--list", "list_catalog", is_flag=True, help="List the names that the catalog knows.")

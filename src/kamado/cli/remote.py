@@ -78,6 +78,16 @@ class RemoteModel:
         return self._told.name if self._local is None else str(self._local.name)
 
     @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes that the model was planned to take there, and what it was planned within."""
+        return self._told.memory_bytes, self._told.budget_bytes
+
+    @property
+    def where(self) -> str:
+        """Who answers."""
+        return self._link.what if self._local is None else "this process"
+
+    @property
     def context(self) -> int:
         """See Answering."""
         return self._told.context if self._local is None else int(self._local.context)

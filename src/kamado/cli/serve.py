@@ -15,7 +15,7 @@ import click
 
 from ..errors import MissingPackageError, UsageError
 from .loading import locate, open_store
-from .options import complete_model, unknown_option
+from .options import complete_kv, complete_model, unknown_option
 from .terminal import echo, note
 
 _KEY_VARIABLE = "KAMADO_SERVE_API_KEY"
@@ -36,7 +36,12 @@ if TYPE_CHECKING:
 @click.option("--memory", metavar="SIZE", help="Byte budget of all models, e.g. 6GiB.")
 @click.option("--context", type=click.IntRange(min=2), metavar="N", help="Tokens of prompt and answer together.")
 @click.option("--threads", "-j", type=click.IntRange(min=1), metavar="N", help="Compute threads.")
-@click.option("--kv", metavar="PRESET", help="KV cache: exact, safe, balanced, small, auto, or k=4,v=3.")
+@click.option(
+    "--kv",
+    metavar="PRESET",
+    shell_complete=complete_kv,
+    help="KV cache: exact, safe, balanced, small, auto, or k=4,v=3.",
+)
 @click.option(
     "--prefix-cache", metavar="SIZE|off", help="Disk for computed prompts and conversations.  [default: 2GiB]"
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..errors import UsageError
 from ..plan.budget import format_size
@@ -20,9 +21,21 @@ def _model_option(name: str, text: str) -> Callable[[Function], Function]:
     return click.option(name, metavar="MODEL", shell_complete=complete_model, help=text)
 
 
+def complete_family(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Families that there are shapes of."""
+    from ..synth.families import SHAPES
+
+    return [CompletionItem(name) for name in SHAPES if name.startswith(incomplete)]
+
+
 @click.command("synth")
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--family", metavar="NAME", help="The shape, e.g. qwen3moe, llama, glm4moe-air, minimax-m2.")
+@click.option(
+    "--family",
+    metavar="NAME",
+    shell_complete=complete_family,
+    help="The shape, e.g. qwen3moe, llama, glm4moe-air, minimax-m2.",
+)
 @_model_option("--upcycle", "Instead: MODEL, a dense llama, with its feed-forward blocks copied into experts.")
 @_model_option("--tokenizer-from", "Model whose tokenizer is copied.")
 @click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Blocks.")

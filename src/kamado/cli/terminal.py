@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import click
 
 from ..plan.budget import format_size
+from .cells import fitting, padded, text_cells
 
 # What acts on a terminal or on the text around it instead of being shown.
 _UNSEEN = (
@@ -75,9 +76,27 @@ def is_tty(stream: TextIO) -> bool:
         return False
 
 
+def is_moving(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that can more than letters: TERM=dumb says that it cannot."""
+    return is_tty(stream) and os.environ.get("TERM") != "dumb"
+
+
+def has_styles(stream: TextIO) -> bool:
+    """Whether styles are for `stream`: a terminal that has them, and nobody set NO_COLOR."""
+    return is_moving(stream) and not os.environ.get("NO_COLOR")
+
+
+def columns_of(stream: TextIO) -> int:
+    """The width of the terminal now, also after it was resized; 0 when it is not known."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        return 0
+
+
 def styled(text: str, stream: TextIO | None = None, **style: Any) -> str:
-    """`text` styled by click, for `echo` and `note`; plain if `stream` (stdout) is no terminal or NO_COLOR is set."""
-    if os.environ.get("NO_COLOR") or not is_tty(sys.stdout if stream is None else stream):
+    """`text` styled by click, for `echo` and `note`; plain where `stream` (stdout) has no styles."""
+    if not has_styles(sys.stdout if stream is None else stream):
         return text
     return click.style(printable(text), **style).replace("\x1b", _STYLE_MARK)
 
@@ -99,10 +118,10 @@ def echo_table(header: Sequence[str], rows: Sequence[Sequence[object]], right: S
 def aligned(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> list[str]:
     """The lines of a table, the header in capitals first."""
     cells = [[one_line(str(cell)) for cell in row] for row in rows]
-    widths = [max(len(name), *(len(row[i]) for row in cells), 0) for i, name in enumerate(header)]
+    widths = [max(len(name), *(text_cells(row[i]) for row in cells), 0) for i, name in enumerate(header)]
 
     def line(row: Sequence[str]) -> str:
-        columns = (c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        columns = (padded(c, w, right=i in right) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         return "  ".join(columns).rstrip()
 
     return [line([name.upper() for name in header]), *map(line, cells)]
@@ -133,7 +152,7 @@ class Progress:
         self._unit = unit
         self._clock = clock
         self._stream = sys.stderr if stream is None else stream
-        self._shown = is_tty(self._stream)
+        self._shown = is_moving(self._stream)
         self._start = clock()
         self._first: int | None = None  # bytes that were there before the first call: they say nothing of the rate
         self._done = 0
@@ -167,15 +186,24 @@ class Progress:
         share = min(1.0, self._done / total)
         bar = ("█" * round(20 * share)).ljust(20, "░")
         left = f"  {format_seconds((total - self._done) / rate)} left" if rate > 0 and self._done < total else ""
-        return f"{self._label} {bar} {share:4.0%}  {self._amount(self._done)}{speed}{left}"
+        amount = self._amount(self._done)
+        if self._unit != "bytes":
+            amount = f"{self._done:,} of {self._amount(total)}"
+        return f"{self._label} {bar} {share:4.0%}  {amount}{speed}{left}"
 
     def _amount(self, count: float) -> str:
-        return format_size(round(count)) if self._unit == "bytes" else f"{count:.3g} {self._unit}"
+        if self._unit == "bytes":
+            return format_size(round(count))
+        return f"{count:,.0f} {self._unit}" if count >= 100 else f"{count:.3g} {self._unit}"
 
     def _draw(self, line: str) -> None:
-        self._stream.write("\r" + line.ljust(self._width))
+        columns = columns_of(self._stream)
+        if columns > 1:  # a bar of two rows could not be wiped
+            line = fitting(line, columns - 1)
+            self._width = min(self._width, columns - 1)
+        self._stream.write("\r" + padded(line, self._width))
         self._stream.flush()
-        self._width = len(line)
+        self._width = text_cells(line)
 
     def close(self) -> None:
         """Wipes the bar, so that what follows starts on a clean line. May be called twice."""

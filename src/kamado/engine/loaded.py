@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import ContextOverflowError, TokenizerError, UsageError
 from ..files.types import Checkpoint
+from ..options import Sampling, sampling_from
 from ..plan.forecast import Plan
 from ..plan.sizes import transcript_bytes
 from ..plan.usage import BudgetWatch
@@ -120,6 +121,11 @@ class Loaded:
         """Whether a prompt reuses all tokens that it shares with earlier ones, up to any length. Else (encoded keys and
         values, windows, recurrent layers) it starts from the deepest reuse point among them: see docs/kv.md."""
         return self._executor.can_reuse_anywhere
+
+    @property
+    def default_sampling(self) -> Sampling:
+        """How tokens are picked where nothing is said: the model file's recommendation, else our default."""
+        return sampling_from(self._checkpoint.sampling, {})
 
     @property
     def has_chat_template(self) -> bool:

@@ -91,7 +91,12 @@ class Model(Measured):
 
     @overload
     def chat(
-        self, messages: Sequence[AnyMessage], *, session: str | None = None, **options: Unpack[PieceOptions]
+        self,
+        messages: Sequence[AnyMessage],
+        *,
+        session: str | None = None,
+        continue_last: bool = False,
+        **options: Unpack[PieceOptions],
     ) -> Generation: ...
 
     @overload
@@ -141,7 +146,8 @@ class Model(Measured):
                   Schema). Whatever the model does, calls are whole and their arguments match
         think     True, False, an effort ("low", …), or a `Think`, whose `max_tokens` ends the reasoning; reasoning is
                   switched where the model's template can
-        tool_choice, continue_last, template_options, output   with `tools` or `think`: see TurnOptions
+        continue_last   the last message is the assistant's, and the answer goes on from its end
+        tool_choice, template_options, output   with `tools` or `think`: see TurnOptions
         schema, regex, grammar   the answer's form, as for `generate`; reasoning and calls before it are not bound by it
         session   a name under which the conversation outlives the process. When the answer has ended, `messages` and it
                   (as far as it came) are recorded there for `conversation` to return, and what was computed stays in
@@ -167,26 +173,30 @@ class Model(Measured):
         if tools is None and think is None:
             said = asked.plain_messages(messages)
             asked_form = {key: options.pop(key) for key in FormOptions.__annotations__ if key in options}
+            continues = asked.goes_on(said, options.pop("continue_last", False), asked_form)
             for other in _OF_TURNS & options.keys():
                 raise UsageError(f"{other} goes with tools= or think=, with which events are the answer")
-            keep = None if name is None else self._conversations.recorder(name, self.name, said, owner)
+            begun = said[-1]["content"] if continues else ""
+            before = said[:-1] if continues else said
+            keep = None if name is None else self._conversations.recorder(name, self.name, before, owner)
             turn = None
             form: Grammar | Form | None
             is_bound = any(value is not None for value in asked_form.values())
             # A form binds the answer, and not what a model thinks aloud before it.
             if self._prompts.has_channels or (is_bound and self.chat_format.tags is not None):
+                UsageError.when(continues, "this model answers in several messages: continue_last goes with tools=[]")
                 turn = self.prepare_chat(said, owner=owner, **cast("FormOptions", asked_form))
                 tokens, starts, answer_at, form = list(turn.tokens), turn.starts, turn.answer_at, turn.compiled
             else:
                 form = self._taken_form(asked_form)
-                encoded = self._prompts.encoded(said, owner)
+                encoded = self._prompts.encoded(said, owner, continue_last=continues)
                 tokens, starts, answer_at = encoded.tokens, encoded.starts, encoded.answer_at
                 tokens = self._prompt_tokens(tokens, special=False)
             return self._answer(
-                tokens, cast("AnswerOptions", options), starts=starts, answer_at=answer_at, continues=False, form=form,
-                session=name, turn=turn,
+                tokens, cast("AnswerOptions", options), starts=starts, answer_at=answer_at, continues=continues,
+                form=form, session=name, turn=turn,
                 text=None if turn is None else FinalText(self.chat_format, self._require_tokenizer(), turn),
-                on_end=None if keep is None else lambda text: keep({"role": "assistant", "content": text}),
+                on_end=None if keep is None else lambda text: keep({"role": "assistant", "content": begun + text}),
             )  # fmt: skip
         given = cast("TurnOptions", {key: options.pop(key) for key in _OF_TURNS & options.keys()})
         turn = self.prepare_chat(messages, tools=tools or (), think=think, owner=owner, **given)
@@ -310,7 +320,7 @@ class Model(Measured):
             answer_at=answer_at if self._has_record else 0,
             stop_on_repeat=options.get("stop_on_repeat"),
         )
-        remember = None if continues and turn is None else partial(self._transcripts.remember, owner)
+        remember = None if starts is None else partial(self._transcripts.remember, owner)
         schema = form.grammar.schema if isinstance(form, Form) else None
         return Generation(
             request, self._scheduler, self, on_end=on_end, on_tokens=remember, schema=schema,

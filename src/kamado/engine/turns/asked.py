@@ -95,6 +95,21 @@ def plain_messages(messages: object) -> list[dict[str, str]]:
     return check_messages(messages)
 
 
+def goes_on(said: Sequence[Mapping[str, str]], continue_last: object, form: Mapping[str, object]) -> bool:
+    """Whether the answer goes on from the last message, where that was asked for. Raises UsageError where it cannot."""
+    if not continue_last:
+        return False
+    UsageError.when(
+        said[-1]["role"] != "assistant" or not said[-1]["content"],
+        "continue_last goes on from the assistant's text: the last message must have one",
+    )
+    UsageError.when(
+        any(value is not None for value in form.values()),
+        "an answer that goes on from a given beginning cannot have a form",
+    )
+    return True
+
+
 def tool_of(given: AnyTool) -> Tool:
     """A tool, of one or of a dictionary: name, description and parameters, or `{"function": {…}}` around them."""
     return _function("a tool", given, Tool)

@@ -81,9 +81,10 @@ class Prompts:
             prompt = self.encoder.encode([{"role": "user", "content": "Q"}])
         return SameText(self._tokenizer(), self._vocab_size, self.turns.format, prompt)
 
-    def encoded(self, messages: Sequence[Mapping[str, Any]], owner: str) -> EncodedChat:
-        """The ids of messages of role and content, and where turns begin in them if the model keeps a record."""
-        encoded = self.encoder.encode_turns(messages)
+    def encoded(self, messages: Sequence[Mapping[str, Any]], owner: str, *, continue_last: bool = False) -> EncodedChat:
+        """The ids of messages of role and content, and where turns begin in them if the model keeps a record.
+        `continue_last`: the last one is left open at its end."""
+        encoded = self.encoder.encode_turns(messages, continue_last=continue_last)
         return encoded.respelled(self.respelled(encoded.tokens, owner))
 
     def respelled(self, tokens: list[int], owner: str, names: frozenset[str] = frozenset()) -> list[int]:

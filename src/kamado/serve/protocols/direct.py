@@ -162,7 +162,7 @@ async def _answer(call: Call[AnswerBody]) -> Response:
         body.session is not None and call.key is not LOCAL, "sessions are the local user's own", param="session"
     )
     options = dict(body.options)
-    unknown = options.keys() - _OPTIONS
+    unknown = options.keys() - _OPTIONS - ({"continue_last"} if body.messages is not None else set())
     RequestError.when(unknown, f"there is no option {min(unknown, default='')!r}", param="options")
     if isinstance(options.get("logit_bias"), dict):
         options["logit_bias"] = _biases(options["logit_bias"])
