@@ -316,10 +316,11 @@ class RecordedModel:
     ) -> Pieces:
         """`pieces`, the answer to `messages`, kept when it has ended."""
         system = next((str(m["content"]) for m in messages if m["role"] == "system"), None)
+        prompt = next((str(m["content"]) for m in reversed(messages) if m["role"] == "user"), "")
         entry = Entry(
             self._command,
             self._model.name,
-            str(messages[-1]["content"]),
+            prompt,
             system=system,
             session=session,
             options=options,
