@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.fake import FakeWorld
 from serve.running import Running, running
@@ -197,6 +197,7 @@ documents = st.recursive(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.text(max_size=4), documents, max_size=4), st.sampled_from([None, 2, 4, "\t"]))
 def test_any_json_keeps_its_other_keys(document: dict[str, Any], indent: Any) -> None:
     text = json.dumps(document, indent=indent)
@@ -207,14 +208,26 @@ def test_any_json_keeps_its_other_keys(document: dict[str, Any], indent: Any) ->
     assert entries[0] == document or document.get("name") == "K"
 
 
-plain_values = st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.lists(st.integers(), max_size=2)
+printable = st.text(max_size=8).filter(str.isprintable)
+plain_values = st.none() | st.booleans() | st.integers() | printable | st.lists(st.integers(), max_size=2)
 
 
-@given(st.dictionaries(st.from_regex(r"[a-z][a-z-]{0,5}", fullmatch=True), plain_values, max_size=4), st.booleans())
-def test_any_plain_yaml_keeps_its_other_keys(document: dict[str, Any], has_comments: bool) -> None:
-    text = "".join(f"{key}: {json.dumps(value)}{' # why' if has_comments else ''}\n" for key, value in document.items())
-    changed = yaml_file(Path("x"), {"model": 'm: "x" #1'}).changed("# mine\n" + text)
-    assert yaml.safe_load(changed) == {**document, "model": 'm: "x" #1'}
+@settings(max_examples=30, deadline=None)
+@given(st.dictionaries(st.from_regex(r"[a-z]-?[a-z]{0,4}", fullmatch=True), plain_values, max_size=4), printable)
+def test_any_plain_yaml_keeps_its_other_keys(document: dict[str, Any], value: str) -> None:
+    lines = [f"{key}: {json.dumps(inner, ensure_ascii=False)} # why\n" for key, inner in document.items()]
+    text = "# mine\n" + "".join(lines)
+    changed = yaml_file(Path("x"), {"model": value}).changed(text)
+    assert yaml.safe_load(changed) == {**(yaml.safe_load(text) or {}), "model": value}
+
+
+def test_a_models_name_that_acts_is_refused_where_it_cannot_stand() -> None:
+    target = Target("http://h", "m\nOPENAI_API_KEY: x", None)
+    for name in ("aider", "open-webui"):
+        with pytest.raises(UsageError, match="cannot"):
+            programs()[name].settings(target, {"HOME": "/h"})
+    assert json.loads(programs()["claude-code"].settings(target, {"HOME": "/h"}).alone)["model"] == target.model
+    assert programs()["opencode"].start(Target("http://h", "a b", None)) == "opencode --model 'kamado/a b'"
 
 
 # --- servers that lie -------------------------------------------------------------------------------------------------

@@ -145,7 +145,9 @@ def toml_file(path: Path, values: Values) -> SettingsFile:
 
 
 def yaml_file(path: Path, values: Mapping[str, str]) -> SettingsFile:
-    """A YAML file whose outermost keys have these texts; comments stay."""
+    """A YAML file whose outermost keys have these texts; comments stay. Raises UsageError for a text that is none."""
+    for key, value in values.items():
+        UsageError.when(not value.isprintable(), f"{key} cannot be {value!r}")
 
     def changed(text: str) -> str:
         lines = text.splitlines()
@@ -153,7 +155,7 @@ def yaml_file(path: Path, values: Mapping[str, str]) -> SettingsFile:
         is_plain = all(re.match(r"[A-Za-z_][\w.-]*[ \t]*:(?:[ \t]|$)|[ \t]|-[ \t]", line) for line in said)
         UsageError.when(not is_plain, "it has a form of YAML that is not understood here")
         for key, value in values.items():
-            entry = f"{key}: {json.dumps(value)}"
+            entry = f"{key}: {json.dumps(value, ensure_ascii=False)}"
             at = [i for i, line in enumerate(lines) if re.match(rf"{re.escape(key)}[ \t]*:", line)]
             UsageError.when(len(at) > 1, f"it has {key} twice")
             if not at:

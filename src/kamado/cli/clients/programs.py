@@ -5,6 +5,7 @@ read in November 2026 and named below; the first request of each was recorded (d
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -200,7 +201,8 @@ _PROGRAMS = (
         least_context=_AGENT_CONTEXT, key_variable="KAMADO_API_KEY",
     ),
     Program(
-        "opencode", "opencode", "chat", True, _opencode, lambda target: f"opencode --model kamado/{target.model}",
+        "opencode", "opencode", "chat", True, _opencode,
+        lambda target: shlex.join(("opencode", "--model", f"kamado/{target.model}")),
     ),
     Program(
         "aider", "aider", "chat", False, _aider, lambda _: "aider",
