@@ -11,10 +11,10 @@ from fake_model import CONTEXT, FakeModel
 from test_cli_commands import kamado
 
 from kamado import Usage
+from kamado.cli.chat_commands import completed as completions
 from kamado.cli.chat_context import leave_out, room_wanted, tokens_by_message, why_cut
 from kamado.cli.chat_files import MAX_FILE_BYTES, attach, with_files
 from kamado.cli.lines import completer
-from kamado.cli.tab import completions
 from kamado.engine.turns.conversations import ConversationStore
 from kamado.errors import ContextOverflowError, UsageError
 

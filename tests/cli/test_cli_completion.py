@@ -31,7 +31,7 @@ def bash(line: str, path: str) -> list[str]:
     words = line.split(" ")
     script = (
         'eval "$(kamado completion bash)"; '
-        f'COMP_WORDS=({" ".join(repr(word) for word in words)}); COMP_CWORD={len(words) - 1}; '
+        f"COMP_WORDS=({' '.join(repr(word) for word in words)}); COMP_CWORD={len(words) - 1}; "
         'COMPREPLY=(); _kamado_completion kamado 2>/dev/null; printf "%s\\n" "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
@@ -57,7 +57,8 @@ def test_bash_at_a_prompt(shell_path: str, tmp_path: Path) -> None:
     rc.write_text('PS1="$ "; bind "set enable-bracketed-paste off"; eval "$(kamado completion bash)"; echo ready\n')
     terminal = Terminal(
         "--noprofile", "--rcfile", str(rc), "-i",
-        interpreter="/usr/bin/env", program=("bash",), environment={"PATH": shell_path, "HOME": str(tmp_path)}, columns=200,
+        interpreter="/usr/bin/env", program=("bash",), columns=200,
+        environment={"PATH": shell_path, "HOME": str(tmp_path)},
     )  # fmt: skip
     terminal.wait_for("ready")
     terminal.type("echo kamado | cat; kamado run smollm2:1\t")

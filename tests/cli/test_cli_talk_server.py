@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 from fake_model import JAPANESE
-from serve.own_server import Asked, beside, scripted, status_of, told_of
+from serve.own_server import Asked, beside, scripted, status_of
 from serve.stores import put
 from terminals import Terminal
 from tmux import needs_tmux, running
 
+from kamado import __version__
 from kamado.cli import loading
 from kamado.cli.cells import text_cells
 from kamado.local import documents as d
@@ -37,13 +38,15 @@ def begin(*arguments: str, columns: int = 100) -> Terminal:
 
 def saying(path: Path, *rows: Any, **status: Any) -> Callable[[Asked], None]:
     """A server that fits the model and answers with these rows."""
+    state = d.write(d.Told(d.PROTOCOL, __version__, d.ModelState(**status_of(path)["models"][0])))
+    told = {"told": state}
 
     def script(asked: Asked) -> None:
         if asked.path == d.STATUS_PATH:
             asked.give_json(status_of(path, **status))
             return
         asked.begin()
-        for row in [told_of(path)] if asked.path == d.MODEL_PATH else rows:
+        for row in [told] if asked.path == d.MODEL_PATH else rows:
             asked.line(row)
 
     return script
@@ -122,9 +125,10 @@ def test_a_full_context_of_a_real_model(tiny: Path) -> None:
 
 @needs_tmux
 def test_a_server_that_goes_away_in_tmux(tiny: Path, tmp_path: Path) -> None:
-    with scripted(saying(tiny, *pieces(*JAPANESE, is_whole=False))), running(
-        tmp_path, sys.executable, "-m", "kamado", "chat", "tiny", columns=51
-    ) as tmux:
+    with (
+        scripted(saying(tiny, *pieces(*JAPANESE, is_whole=False))),
+        running(tmp_path, sys.executable, "-m", "kamado", "chat", "tiny", columns=51) as tmux,
+    ):
         tmux.wait_for(">>>")
         tmux.keys("hello", "Enter")
         rows = tmux.wait_for("not whole")

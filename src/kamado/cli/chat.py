@@ -12,7 +12,7 @@ import click
 from ..errors import ContextOverflowError, KamadoError
 from ..files.atomic import user_folder
 from .answer import Answer, summary
-from .chat_commands import banner, carry_out, is_command
+from .chat_commands import banner, carry_out, completed, is_command
 from .chat_context import WARN_SHARE, Message, how_full, leave_out, room_wanted, why_cut
 from .chat_files import Attached, with_files
 from .connection import Answering, opened
@@ -21,7 +21,6 @@ from .options import SAMPLING_NAMES, answer_options, given, model_argument, type
 from .prompt_log import RecordedModel
 from .report import report_stats
 from .sessions import complete_session
-from .tab import completions
 from .terminal import echo, note, styled
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ class Conversation:
             if self.messages[0]["role"] == "system":
                 first = self.messages.pop(0)["content"]
                 self.system = first if self.system is None else self.system
-        self._lines = Lines(user_folder("state", "chat-history"), completions)
+        self._lines = Lines(user_folder("state", "chat-history"), completed)
 
     def run(self) -> None:
         """Reads and answers until the input ends or /bye."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,12 +14,12 @@ from . import chat_context
 from .chat_files import attach
 from .chat_settings import NAMES, set_option, show_options
 from .report import memory_lines
+from .tab import OPTIONS, PATHS, completions
 from .terminal import echo, echo_table, note, one_line, styled
 
 if TYPE_CHECKING:
     from .chat import Conversation
 
-PATHS, OPTIONS = "paths", "options"  # what Tab completes after a command
 _SHOWN_TEXT = 40  # characters of a message in /context
 
 
@@ -229,6 +230,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+completed = partial(completions, {name: command.completes for name, command in COMMANDS.items()})  # for Tab
 ALIASES = {"?": "help", "exit": "bye", "quit": "bye"}
 
 
@@ -249,7 +251,9 @@ def banner(chat: Conversation) -> str:
     """One line: who answers, how long a conversation may be, and what memory that takes."""
     parts = [chat.title, f"context {chat.model.context:,} tokens"]
     plan = getattr(chat.model, "plan", None)
-    planned, budget = (plan.peak_bytes, plan.memory_bytes) if plan is not None else getattr(chat.model, "memory", (0, 0))
+    planned, budget = getattr(chat.model, "memory", (0, 0))
+    if plan is not None:
+        planned, budget = plan.peak_bytes, plan.memory_bytes
     if planned:
         parts.append(f"memory {format_size(planned)} planned of {format_size(budget)}")
     return " · ".join([*parts, f"answered by {getattr(chat.model, 'where', 'this process')}"])

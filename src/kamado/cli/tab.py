@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from .chat_commands import ALIASES, COMMANDS, OPTIONS, PATHS
 from .chat_settings import DEFAULT, NAMES
 from .terminal import printable
 
+PATHS, OPTIONS = "paths", "options"  # what may follow a command
 _MOST_SHOWN = 200  # names of a folder
 
 
-def completions(line: str) -> list[str]:
-    """What `line`, up to the cursor, may become: whole lines."""
+def completions(commands: Mapping[str, str], line: str) -> list[str]:
+    """What `line`, up to the cursor, may become: whole lines. `commands`: what may follow each one."""
     if not line.startswith("/") or "\n" in line:
         return []
     name, blank, rest = line[1:].partition(" ")
     if not blank:
-        return [f"/{found} " for found in sorted(COMMANDS) if found.startswith(name)]
-    command = COMMANDS.get(ALIASES.get(name, name))
-    kind = "" if command is None else command.completes
+        return [f"/{found} " for found in sorted(commands) if found.startswith(name)]
+    kind = commands.get(name)
     if kind == PATHS:
         return [f"/{name} {path}" for path in _paths(rest)]
     if kind == OPTIONS:
