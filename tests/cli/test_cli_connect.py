@@ -329,49 +329,55 @@ def test_a_list_of_models_that_is_none(answer: bytes, says: str, lie: Callable[.
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("body", "says"),
     [
-        (http(b'{"choices": []}'), "a stream was asked for, and this came"),
-        (stream(b""), "ended its stream in the middle: after 0 events"),
-        (stream(b"data: {}\n\n"), "an event without choices"),
-        (stream(b"data: [1]\n\n"), "an event of its stream is no JSON object"),
-        (stream(b'data: {"choices": [3]}\n\n'), "a choice without a delta"),
-        (stream(b'data: {"choices": [{"delta": {"tool_calls": [3]}}]}\n\n'), "a call that is none"),
-        (stream(b'data: {"error": {"message": "out of\\nmemory"}}\n\n'), "failed in its stream: out of memory"),
-        (stream(CHAT.replace(b"data: [DONE]\n\n", b"")), "ended its stream in the middle"),
-        (stream(b"data: [DONE]\n\n"), "without saying why"),
-        (stream(CHAT.replace(b"Earth", b"")), "answered with nothing"),
-        (stream(b": ping\n\n" * 600_000), "more than 4 MiB"),
-        (stream(b"data: " + b"x" * (1 << 20)), "one line of it has more than"),
-        (http(b"no such model", status="404 Not Found"), "/v1/chat/completions answered 404: no such model"),
-        (http(b'{"error": "this model cannot use tools"}', status="400 Bad"), "400: this model cannot use tools"),
-        (http(b"{}", status="401 No"), "needs another API key"),
+        (b"", "ended its stream in the middle: after 0 events"),
+        (b"data: {}\n\n", "an event without choices"),
+        (b"data: [1]\n\n", "an event of its stream is no JSON object"),
+        (b'data: {"choices": [3]}\n\n', "a choice without a delta"),
+        (b'data: {"choices": [{"delta": {"tool_calls": [3]}}]}\n\n', "a call that is none"),
+        (b'data: {"error": {"message": "out of\\nmemory"}}\n\n', "failed in its stream: out of memory"),
+        (CHAT.replace(b"data: [DONE]\n\n", b""), "ended its stream in the middle"),
+        (b"data: [DONE]\n\n", "without saying why"),
+        (CHAT.replace(b"Earth", b""), "answered with nothing"),
+        (b": ping\n\n" * 600_000, "more than 4 MiB"),
+        (b"data: " + b"x" * (1 << 20), "one line of it has more than"),
     ],
-)  # fmt: skip
-def test_a_stream_that_is_none(answer: bytes, says: str, lie: Callable[..., Liar], home: Path) -> None:
-    assert says in said("aider", lie(models=http(MODELS), chat=answer))
+)
+def test_a_stream_that_is_none(body: bytes, says: str, lie: Callable[..., Liar], home: Path) -> None:
+    assert says in said("aider", lie(models=http(MODELS), chat=stream(body)))
     assert not (home / ".aider.conf.yml").exists()
 
 
+def test_an_answer_that_is_no_stream(lie: Callable[..., Liar]) -> None:
+    for answer, says in (
+        (http(b'{"choices": []}'), "a stream was asked for, and this came"),
+        (http(b"no such model", status="404 Not Found"), "/v1/chat/completions answered 404: no such model"),
+        (http(b'{"error": "this model cannot use tools"}', status="400 Bad"), "400: this model cannot use tools"),
+        (http(b"{}", status="401 No"), "needs another API key"),
+    ):
+        assert says in said("aider", lie(models=http(MODELS), chat=answer))
+
+
 @pytest.mark.parametrize(
-    ("name", "answer", "says"),
+    ("name", "body", "says"),
     [
-        ("codex", stream(CHAT), "an event without a type"),
-        ("codex", stream(b"data: [DONE]\n\n"), "is no JSON object: [DONE]"),
+        ("codex", CHAT, "an event without a type"),
+        ("codex", b"data: [DONE]\n\n", "is no JSON object: [DONE]"),
         (
             "codex",
-            stream(b'data: {"type":"response.failed","response":{"error":{"message":"sad"}}}\n\n'),
+            b'data: {"type":"response.failed","response":{"error":{"message":"sad"}}}\n\n',
             "stream: sad",
         ),
-        ("codex", stream(b'data: {"type":"response.completed"}\n\n'), "without saying why"),
-        ("claude-code", stream(b'event: error\ndata: {"type":"error","error":{"message":"sad"}}\n\n'), "stream: sad"),
-        ("claude-code", stream(b'data: {"type":"content_block_delta","delta":3}\n\n'), "a delta that is none"),
-        ("claude-code", stream(b'data: {"type":"content_block_start"}\n\n'), "a block that is none"),
-        ("claude-code", stream(b'data: {"type":"message_stop"}\n\n'), "without saying why"),
+        ("codex", b'data: {"type":"response.completed"}\n\n', "without saying why"),
+        ("claude-code", b'event: error\ndata: {"type":"error","error":{"message":"sad"}}\n\n', "stream: sad"),
+        ("claude-code", b'data: {"type":"content_block_delta","delta":3}\n\n', "a delta that is none"),
+        ("claude-code", b'data: {"type":"content_block_start"}\n\n', "a block that is none"),
+        ("claude-code", b'data: {"type":"message_stop"}\n\n', "without saying why"),
     ],
 )
-def test_streams_of_the_other_protocols(name: str, answer: bytes, says: str, lie: Callable[..., Liar]) -> None:
-    assert says in said(name, lie(models=http(MODELS), responses=answer, messages=answer))
+def test_streams_of_the_other_protocols(name: str, body: bytes, says: str, lie: Callable[..., Liar]) -> None:
+    assert says in said(name, lie(models=http(MODELS), responses=stream(body), messages=stream(body)))
 
 
 def test_json_says_what_failed_too(lie: Callable[..., Liar]) -> None:

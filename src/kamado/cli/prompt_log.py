@@ -21,7 +21,7 @@ from ..files.atomic import PRIVATE, user_folder
 from .terminal import note
 
 if TYPE_CHECKING:
-    from .. import Piece, Usage
+    from .. import Piece
     from .connection import Answering, Pieces
 
 VERSION = 1
@@ -280,15 +280,8 @@ class RecordedPieces:
             )
         )  # fmt: skip
 
-    @property
-    def usage(self) -> Usage:
-        """Tokens and seconds so far."""
-        return self._pieces.usage
-
-    @property
-    def num_computed_tokens(self) -> int:
-        """Tokens that were computed so far."""
-        return self._pieces.num_computed_tokens
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pieces, name)
 
 
 class RecordedModel:
@@ -325,4 +318,4 @@ class RecordedModel:
             session=session,
             options=options,
         )
-        return RecordedPieces(pieces, entry, self._recorder)
+        return cast("Pieces", RecordedPieces(pieces, entry, self._recorder))
