@@ -47,7 +47,7 @@ def test_bash(shell_path: str) -> None:
     assert bash("kamado run h", shell_path) == ["hf:"]
     assert bash("kamado run m --kv s", shell_path) == ["safe", "small"]
     assert bash("kamado chat m --session t", shell_path) == ["trip"]
-    assert bash("kamado run m --temp", shell_path) == ["--temperature"]
+    assert bash("kamado run m --tempe", shell_path) == ["--temperature"]
     assert bash("kamado synth out --family qwen3m", shell_path) == [n for n in SHAPES if n.startswith("qwen3m")]
 
 
