@@ -75,7 +75,10 @@ def alone(tiny: Path) -> str:
 # --- the same ---------------------------------------------------------------------------------------------------------
 
 
-def test_run_says_the_same_beside_a_server_and_loads_nothing(alone: str, up: Running, no_load: None) -> None:
+def test_run_says_the_same_beside_a_server_and_loads_nothing(
+    alone: str, up: Running, no_load: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # it has no business between the two
     result = command("run", "tiny", "hello", *SAID)
     assert (result.exit_code, result.stdout, result.stderr) == (0, alone, "")
     assert up.server.service.pool.find("tiny") is not None
@@ -198,6 +201,7 @@ def test_a_named_server_answers_with_its_key(tiny: Path, no_load: None, monkeypa
     keys = KeyRing()
     keys.add(KEY)
     monkeypatch.delenv("KAMADO_API_KEY", raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with beside(keys=keys) as up:
         where = ["--server", f"{up.url}/v1"]
         refused = command("run", "tiny", "hello", *where, *SAID)
