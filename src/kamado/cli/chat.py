@@ -211,9 +211,7 @@ class Conversation:
 
     def go_on(self) -> None:
         """Goes on with the last answer, where the model can."""
-        begun = self.messages[-1]["content"]
-        if not self._stream(continue_last=True) and self.messages[-1]["content"] == begun:
-            note("(the model has nothing to add)")
+        self._stream(continue_last=True)
 
     def _take_back(self, text: str) -> None:
         if self.messages and self.messages[-1]["role"] == "user":
@@ -250,6 +248,8 @@ class Conversation:
                 # Half a character, where the answer was cut, is nothing to go on from.
                 text = answer.text.removesuffix("\ufffd") if answer.finish_reason == "length" else answer.text
                 self._add(text, is_more=bool(how))
+        if answer.finish_reason is not None and not answer.text:
+            note("(the model has nothing to say)")
         if usage is not None:
             self._tell(usage, answer.finish_reason)
         return bool(answer.text)
