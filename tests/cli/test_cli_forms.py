@@ -188,6 +188,13 @@ def test_run_without_a_prompt_on_a_terminal_is_the_conversation() -> None:
     assert child.exit_code() == 0
 
 
+@pytest.mark.parametrize("option", ["--raw", "--regex=.*", "--json"])
+def test_what_is_no_prose_is_shown_as_it_is(option: str) -> None:
+    child = Terminal("run", "m", option, "a **b** c", term="xterm")
+    child.exit_code()
+    assert "**b**" in child.output
+
+
 def test_run_without_a_prompt_elsewhere_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeModel().install(monkeypatch)
     assert kamado("run", "m", stdin="piped\n").stdout == "echo(piped)#1\n"

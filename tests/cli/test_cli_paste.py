@@ -116,6 +116,5 @@ def test_tmux(tmp_path: Path) -> None:
         tmux.paste(SNIPPET)
         tmux.keys("Enter")
         tmux.wait_for(")#1")
-        tmux.keys("C-d")
-        tmux.wait_for_end()
+        tmux.leave()
     assert questions() == [SNIPPET]

@@ -259,5 +259,4 @@ def test_in_tmux(tmp_path: Path) -> None:
         rows = tmux.wait_for("```", 2)
         assert "- **bold** words that go on until the" in rows
         assert "  row is full" in rows
-        tmux.keys("C-d")
-        tmux.wait_for_end()
+        tmux.leave()

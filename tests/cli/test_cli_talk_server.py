@@ -137,5 +137,4 @@ def test_a_server_that_goes_away_in_tmux(tiny: Path, tmp_path: Path) -> None:
         begin = rows.index(">>> hello") + 1
         answer = rows[begin : next(i for i, row in enumerate(rows) if row.startswith("kamado: error"))]
         assert "".join(answer) == JAPANESE
-        tmux.keys("C-d")
-        tmux.wait_for_end()
+        tmux.leave()

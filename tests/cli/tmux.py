@@ -51,12 +51,13 @@ class Tmux:
             rows = self.screen
         return rows
 
-    def wait_for_end(self) -> None:
-        """Until the program has left."""
+    def leave(self) -> None:
+        """Ctrl-D, and again: a key that comes while the terminal changes its mode between two prompts may be lost."""
         deadline = time.monotonic() + 30
-        while not subprocess.run(["tmux", "-S", self._socket, "has-session"], capture_output=True).returncode:
+        keys = ["tmux", "-S", self._socket, "send-keys", "C-d"]
+        while not subprocess.run(keys, capture_output=True).returncode:
             assert time.monotonic() < deadline, "the program did not end"
-            time.sleep(0.02)
+            time.sleep(0.2)
 
 
 @contextmanager
