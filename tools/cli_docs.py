@@ -39,7 +39,7 @@ flowchart LR
 | Exit code | Meaning |
 |---|---|
 | 0 | done |
-| 1 | an operating-system fault, or `doctor` found something broken |
+| 1 | an operating-system fault, `doctor` found something broken, or an answer was cut before its form was complete |
 | 2 | the call was wrong |
 | 3 | the model file cannot be used, or its template failed |
 | 4 | no such model |
@@ -54,7 +54,9 @@ flowchart LR
 
 | Variable | Effect |
 |---|---|
-| `KAMADO_HOME` | one folder for models, profile and history; settings and keys of `serve` stay where they are |
+| `KAMADO_HOME` | one folder for models, settings, profile, history; settings and keys of `serve` stay where they are |
+| `XDG_CONFIG_HOME` | where your settings lie otherwise ([config.md](config.md)) |
+| `VISUAL`, `EDITOR` | what `kamado config edit` opens |
 | `XDG_DATA_HOME`, `XDG_CACHE_HOME`, `XDG_STATE_HOME` | where these lie otherwise |
 | `KAMADO_TIER` | a lower kernel tier than the best (`scalar`, `avx2`, …) |
 | `KAMADO_API_KEY` | the key of the server that `--server URL` names |

@@ -14,7 +14,9 @@ from terminals import Terminal
 from test_cli_commands import kamado
 
 from kamado.cli import terminal
+from kamado.cli.prompt_log import Entry, PromptLog
 from kamado.cli.terminal import echo, echo_json, one_line, printable, styled
+from kamado.cli.user_config import changed, config_path, write
 from kamado.engine.turns.conversations import ConversationStore
 from kamado.files.gguf_writer import GgufWriter
 from kamado.files.types import Layout
@@ -66,6 +68,8 @@ def damage_store(hostile: Path) -> None:
     data = json.loads(entry.read_text())
     entry.write_text(json.dumps({**data, "name": f"good:1{HOSTILE}", "source": {"kind": HOSTILE}}))
     ConversationStore().record("talk", HOSTILE, [{"role": "user", "content": HOSTILE}])
+    write(config_path(), changed(config_path(), ("aliases", "a"), HOSTILE)[1])
+    PromptLog().add(Entry("run", HOSTILE, HOSTILE, HOSTILE, session=HOSTILE))
 
 
 COMMANDS = [
@@ -95,6 +99,14 @@ COMMANDS = [
     ("plan", "M", "--memory", HOSTILE),
     ("plan", "M", "--device", "D"),
     ("plan", "M", "--kv", HOSTILE),
+    ("config",),
+    ("config", "set", HOSTILE, HOSTILE),
+    ("history",),
+    ("history", "--full"),
+    ("history", HOSTILE),
+    ("connect", "aider", "--server", HOSTILE),
+    ("run", "M", "-T", HOSTILE, "hi"),
+    (),
 ]
 
 
@@ -123,7 +135,7 @@ def test_no_command_lets_it_through(command: tuple[str, ...], hostile: Path, unk
 @pytest.mark.parametrize(
     "command",
     [("plan", "M"), ("plan", "M", "--device", "D"), ("show", "M"), ("show", "U"), ("show", "U", "--tensors"),
-     ("show", "U", "--template"), ("list",), ("sessions", "list"), ("doctor",)],
+     ("show", "U", "--template"), ("list",), ("sessions", "list"), ("doctor",), ("config",), ("history",)],
 )  # fmt: skip
 def test_json_keeps_every_character_and_shows_none_that_acts(
     command: tuple[str, ...], hostile: Path, unknown: Path

@@ -268,6 +268,21 @@ def test_a_form_binds_the_answer_and_not_the_reasoning() -> None:
         assert found == [ct.ReasoningDelta('free, {"x":'), ct.TextDelta('{"x":1}'), ct.Finish("stop")]
 
 
+@pytest.mark.parametrize("key", ["qwen3", "qwen3_tokens", "r1"])
+def test_who_asked_for_text_in_a_form_gets_the_answer_without_the_reasoning(key: str) -> None:
+    family = FAMILIES[key]
+    opening = "" if family.opens_reasoning else "<think>"
+    text = opening + 'free, {"x": </think>\n\n{"x":1}'
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    with family_model(family, FamilyTokenizer(family.specials).encode(text, special=True)) as model:
+        model.begin = model.prepare_chat(ASK).num_prompt_tokens
+        pieces = list(model.chat(ASK, schema=schema, **NO_SAMPLING))
+        assert "".join(piece.text for piece in pieces) == '{"x":1}'
+        assert pieces[-1].finish_reason == "stop"
+        cut = list(model.chat(ASK, schema=schema, max_tokens=5, **NO_SAMPLING))
+        assert ("".join(piece.text for piece in cut), cut[-1].finish_reason) == ("", "length")
+
+
 @pytest.mark.parametrize(
     ("output", "wanted"),
     [

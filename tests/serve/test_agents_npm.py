@@ -1,8 +1,9 @@
 """Claude Code, Codex CLI and opencode, as npm has them, do a small task: read a file, change it, run its test.
 
-The answers are scripted: what is tested is that each program understands the server and the server it. The programs
-are in the folder that KAMADO_TEST_AGENTS names; `tools/dev.py agent-tests` installs them there. They talk to loopback
-only: every proxy is a closed port, and their own settings switch the rest off.
+The answers are scripted: what is tested is that each program understands the server and the server it, with the
+settings that `kamado connect` writes for it. The programs are in the folder that KAMADO_TEST_AGENTS names;
+`tools/dev.py agent-tests` installs them there. They talk to loopback only: every proxy is a closed port, and their own
+settings switch the rest off.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from kamado.cli.clients.programs import Target, programs
 from kamado.serve.models.contract import ChatRequest, Event, LoadOptions, ServedModel, ToolCallStart
 
 from .fake import INFO, FakeLibrary, FakeLoader, FakeModel, calls, text
@@ -138,6 +140,13 @@ def run(words: Sequence[str | Path], project: Path, home: Path, **environment: s
     return done.stdout
 
 
+def connect(name: str, server: Running, home: Path, **environment: str) -> None:
+    """Writes what `kamado connect` says of a program into its own place."""
+    settings = programs()[name].settings(Target(server.url, "fake", None, CONTEXT), {"HOME": str(home), **environment})
+    assert settings.path.is_relative_to(home)
+    settings.write()
+
+
 def check_done(model: AgentModel, project: Path) -> None:
     assert (project / "calc.py").read_text() == FIXED
     assert "return a - b" in model.results[0]
@@ -164,14 +173,11 @@ def test_claude_code_does_a_small_task(
             ("Bash", {"command": RUN, "description": "Runs the test"}),
         ]
     )
-    server = serve(model)
+    connect("claude-code", serve(model), tmp_path / "home")
     printed = run(
-        [program, "-p", TASK, "--model", "fake", "--output-format", "json", "--allowedTools", "Read,Edit,Bash"],
+        [program, "-p", TASK, "--output-format", "json", "--allowedTools", "Read,Edit,Bash"],
         project,
         tmp_path / "home",
-        ANTHROPIC_BASE_URL=server.url,
-        ANTHROPIC_API_KEY="none-needed",
-        CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
         DISABLE_TELEMETRY="1",
         DISABLE_AUTOUPDATER="1",
         DISABLE_ERROR_REPORTING="1",
@@ -181,15 +187,7 @@ def test_claude_code_does_a_small_task(
     check_done(model, project)
 
 
-CODEX_CONFIG = """model = "fake"
-model_provider = "kamado"
-check_for_update_on_startup = false
-
-[model_providers.kamado]
-name = "kamado"
-base_url = "{url}/v1"
-wire_api = "responses"
-requires_openai_auth = false
+CODEX_CONFIG = """check_for_update_on_startup = false
 
 [analytics]
 enabled = false
@@ -210,16 +208,17 @@ def test_codex_does_a_small_task(
             ("exec_command", {"cmd": RUN}),
         ]
     )
-    server = serve(model)
     home = tmp_path / "home"
     home.mkdir()
-    (home / "config.toml").write_text(CODEX_CONFIG.format(url=server.url))
+    (home / "config.toml").write_text(CODEX_CONFIG)
+    connect("codex", serve(model), home, CODEX_HOME=str(home))
     printed = run(
-        [node, program, "exec", "--skip-git-repo-check", "--sandbox", "danger-full-access", "--json", TASK],
+        [node, program, "exec", "--profile", "kamado", "--skip-git-repo-check",
+         "--sandbox", "danger-full-access", "--json", TASK],
         project,
         home,
         CODEX_HOME=str(home),
-    )
+    )  # fmt: skip
     events = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     items = [event["item"] for event in events if event["type"] == "item.completed"]
     assert events[-1]["type"] == "turn.completed"
@@ -242,15 +241,9 @@ def test_opencode_does_a_small_task(
             ("bash", {"command": RUN, "description": "Runs the test"}),
         ]
     )
-    server = serve(model)
-    provider = {
-        "npm": "@ai-sdk/openai-compatible",
-        "name": "kamado",
-        "options": {"baseURL": f"{server.url}/v1", "apiKey": "none-needed"},
-        "models": {"fake": {"name": "fake", "tool_call": True, "limit": {"context": CONTEXT, "output": 32000}}},
-    }
+    connect("opencode", serve(model), tmp_path / "home")
     config = {"autoupdate": False, "share": "disabled", "model": "kamado/fake", "small_model": "kamado/fake"}
-    (project / "opencode.json").write_text(json.dumps({**config, "provider": {"kamado": provider}}))
+    (project / "opencode.json").write_text(json.dumps(config))
     printed = run(
         [program, "run", "--model", "kamado/fake", "--format", "json", TASK],
         project,

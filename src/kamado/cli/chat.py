@@ -18,6 +18,7 @@ from .chat_files import Attached, with_files
 from .connection import Answering, opened
 from .lines import Lines
 from .options import SAMPLING_NAMES, answer_options, given, model_argument, typed
+from .prompt_log import RecordedModel
 from .report import report_stats
 from .sessions import complete_session
 from .terminal import echo, note, styled
@@ -59,7 +60,8 @@ def command(
     """
     kept = None if session is None else Kept(typed(session))
     values["trace"] = trace
-    with opened(model, values, pull=pull, server=server, local=local, for_chat=True) as loaded:
+    with opened(model, values, pull=pull, server=server, local=local, for_chat=True) as answering:
+        loaded = RecordedModel.around(answering, "chat") if values["log"] else answering
         Conversation(
             loaded, system=system, sampling=given(values, SAMPLING_NAMES), stats=stats, kept=kept, title=model
         ).run()

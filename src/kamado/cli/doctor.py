@@ -39,7 +39,7 @@ def command(as_json: bool) -> None:
     from ..plan.machine import machine
 
     here = machine()
-    findings = [*_machine(here), *_limits(here), *_store(), *_server()]
+    findings = [*_machine(here), *_limits(here), *_store(), *_settings(), *_server()]
     broken = any(finding.state == "error" for finding in findings)
     if as_json:
         echo_json(
@@ -103,6 +103,21 @@ def _store() -> list[Finding]:
     findings = [_disk(Path(store.root), len(models))]
     findings += [_model(model) for model in models]
     return findings
+
+
+def _settings() -> list[Finding]:
+    """What the user set for all calls, if there is anything."""
+    from .defaults import check_options
+    from .user_config import config_path, read_config
+
+    path = config_path()
+    if not path.exists():
+        return []
+    try:
+        check_options(read_config(path))
+    except (KamadoError, OSError) as error:
+        return [Finding("settings", "error", str(error))]
+    return [Finding("settings", "ok", str(path))]
 
 
 def _server() -> list[Finding]:

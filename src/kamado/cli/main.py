@@ -17,6 +17,8 @@ from .terminal import note
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "Answer one prompt."),
     "chat": ("chat", "Talk with a model."),
+    "ask": ("ask", "Answer one prompt by your default model."),
+    "history": ("history", "List prompts and answers that were kept."),
     "sessions": ("sessions", "List or remove kept conversations."),
     "serve": ("serve", "Serve models over HTTP: OpenAI's, Ollama's and Anthropic's protocols."),
     "ps": ("ps", "List the models in the memory of the server here."),
@@ -34,6 +36,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "embed": ("embed", "Turn texts into vectors."),
     "synth": ("synth", "Write a random-weight model of a family's shape."),
     "doctor": ("doctor", "Look over the machine and the model store."),
+    "connect": ("connect", "Point another program at the running server, and try it."),
+    "config": ("config", "Show or change your settings: default model, aliases, templates."),
     "completion": ("completion", "Print a shell completion script."),
 }
 ALIASES = {"ls": "list"}
@@ -76,7 +80,10 @@ class KamadoGroup(click.Group):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see 'kamado --help'"
             raise click.UsageError(f"no command {args[0]!r}: {hint}")
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and name is not None and not ctx.resilient_parsing:
+            ctx.default_map = {name: _defaults(ctx, command, name, rest)}
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; a reader of our output that has gone is no fault."""
@@ -119,6 +126,17 @@ class KamadoGroup(click.Group):
                 raise
             code = _report(error)
         sys.exit(code)
+
+
+def _defaults(ctx: click.Context, command: click.Command, name: str, words: Sequence[str]) -> dict[str, Any]:
+    """What the user's settings say of a command's options."""
+    from .user_config import CONFIGURED
+
+    if name not in CONFIGURED:
+        return {}
+    from .defaults import defaults_of
+
+    return defaults_of(ctx, command, name, words)
 
 
 def _report(error: Exception) -> int:
@@ -172,15 +190,24 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     ctx.exit()
 
 
-@click.group(cls=KamadoGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=KamadoGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and leave."
 )
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Run open-weight language models on the machine you own.
 
     Start with: kamado run --pull smollm2:135m "Why is the sky blue?"
     """
+    if ctx.invoked_subcommand is None:
+        from .start import say_what_next
+
+        say_what_next()
 
 
 def main() -> NoReturn:

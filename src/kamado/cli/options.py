@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 from ..errors import UsageError
 from ..options import ANSWER_RANGES, Range
+from .user_config import user_config
 
 KV_HELP = "KV cache: exact, safe, balanced, small, auto, or bits as k=4,v=3.  [default: auto]"
 
@@ -40,8 +41,21 @@ class Bias(click.ParamType[tuple[int, float]]):
 
 
 def model_argument(function: Function) -> Function:
-    """MODEL, completed with the names in the store."""
-    return click.argument("model", metavar="MODEL", shell_complete=complete_model)(function)
+    """MODEL, completed with the names in the store; an alias of the user's settings is what it stands for."""
+    return click.argument("model", metavar="MODEL", shell_complete=complete_model, callback=_of_alias)(function)
+
+
+def _of_alias(ctx: click.Context, _param: click.Parameter, value: Any) -> Any:
+    return value if ctx.resilient_parsing or not isinstance(value, str) else user_config().aliases.get(value, value)
+
+
+def log_option(function: Function) -> Function:
+    """--log and --no-log."""
+    return click.option(
+        "--log/--no-log",
+        default=None,
+        help="Keep prompt and answer for 'kamado history'.  [default: log_prompts of the settings, else not]",
+    )(function)
 
 
 def unknown_option(function: Function) -> Function:
@@ -142,7 +156,7 @@ def _ranged(name: str, allowed: Range) -> Callable[[Function], Function]:
 
 def answer_options(function: Function) -> Function:
     """All that says how a model is loaded and answers."""
-    for options in (server_options, prefix_option, load_options, sampling_options, stats_options):
+    for options in (log_option, server_options, prefix_option, load_options, sampling_options, stats_options):
         function = options(function)
     return function
 
@@ -209,7 +223,7 @@ def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str
         from ..library.catalog import CATALOG
         from ..library.store import Store
 
-        names = [*(model.name for model in Store().list()), *CATALOG]
+        names = [*user_config().aliases, *(model.name for model in Store().list()), *CATALOG]
     except Exception:
         pass  # the command itself reports a damaged store
     names.append("hf:")  # what follows is known to the hub alone

@@ -137,9 +137,9 @@ class Model(Measured):
         """Answers a conversation by the model's own chat template: `Message`s, or dictionaries of role and content.
 
         Without `tools` and `think` it yields one Piece a token, as `generate` does, reasoning in the text as the model
-        writes it; where an answer is several messages (gpt-oss), the final one's text. With one of them (also an empty
-        list of tools) it yields events: ReasoningDelta, TextDelta, ToolCallStart, ToolCallDelta, ToolCallEnd, and
-        Finish as the last; `message` is then the answer so far, to be appended to the messages. Special tokens inside
+        writes it; where an answer is several messages (gpt-oss) or has a form, the final one's text. With one of them
+        (also an empty list of tools) it yields events: ReasoningDelta, TextDelta, ToolCallStart, ToolCallDelta,
+        ToolCallEnd, and Finish as the last; `message` is then the answer so far, to be appended. Special tokens inside
         contents are plain text to the model. The beginning that earlier turns share is not computed again.
 
         tools     functions that the model may call: `Tool`s, or dictionaries of name, description and parameters (JSON
@@ -181,7 +181,9 @@ class Model(Measured):
             keep = None if name is None else self._conversations.recorder(name, self.name, before, owner)
             turn = None
             form: Grammar | Form | None
-            if self._prompts.has_channels:
+            is_bound = any(value is not None for value in asked_form.values())
+            # A form binds the answer, and not what a model thinks aloud before it.
+            if self._prompts.has_channels or (is_bound and self.chat_format.tags is not None):
                 UsageError.when(continues, "this model answers in several messages: continue_last goes with tools=[]")
                 turn = self.prepare_chat(said, owner=owner, **cast("FormOptions", asked_form))
                 tokens, starts, answer_at, form = list(turn.tokens), turn.starts, turn.answer_at, turn.compiled
@@ -193,7 +195,7 @@ class Model(Measured):
             return self._answer(
                 tokens, cast("AnswerOptions", options), starts=starts, answer_at=answer_at, continues=continues,
                 form=form, session=name, turn=turn,
-                text=None if turn is None else FinalText(self.chat_format, self._require_tokenizer()),
+                text=None if turn is None else FinalText(self.chat_format, self._require_tokenizer(), turn),
                 on_end=None if keep is None else lambda text: keep({"role": "assistant", "content": begun + text}),
             )  # fmt: skip
         given = cast("TurnOptions", {key: options.pop(key) for key in _OF_TURNS & options.keys()})

@@ -18,10 +18,11 @@ from typing import Literal
 TEMPORARY_SUFFIX = ".tmp"
 PRIVATE = 0o600  # what only the user may read
 
-_HOME = {"data": ".local/share", "cache": ".cache", "state": ".local/state"}  # where an XDG variable is no use
+# Where an XDG variable is no use.
+_HOME = {"data": ".local/share", "cache": ".cache", "state": ".local/state", "config": ".config"}
 
 
-def user_folder(kind: Literal["data", "cache", "state"], name: str = "") -> Path:
+def user_folder(kind: Literal["data", "cache", "state", "config"], name: str = "") -> Path:
     """Where things of this kind lie: `name` below KAMADO_HOME if that is set, else in the user's XDG folder.
 
     A relative path in an XDG variable is ignored, as the specification wants it.
@@ -35,6 +36,7 @@ def user_folder(kind: Literal["data", "cache", "state"], name: str = "") -> Path
         "data": platformdirs.user_data_path,
         "cache": platformdirs.user_cache_path,
         "state": platformdirs.user_state_path,
+        "config": platformdirs.user_config_path,
     }
     found = folders[kind]("kamado", appauthor=False)
     return (found if found.is_absolute() else Path.home() / _HOME[kind] / "kamado") / name

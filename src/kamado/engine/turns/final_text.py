@@ -1,4 +1,5 @@
-"""The text of an answer that is several messages, for who asked for text alone: what its final messages say."""
+"""The text of an answer that is several messages, or reasoning and then what was asked for, for who asked for text
+alone: what its final messages say."""
 
 from __future__ import annotations
 
@@ -11,14 +12,15 @@ from .tool_format.syntax import without_marks
 
 if TYPE_CHECKING:
     from ...text.tokenizer import Tokenizer
+    from .turn import Turn
 
 
 class FinalText:
     """Turns tokens into that text; see request.TextStream."""
 
-    def __init__(self, chat: ChatFormat, tokenizer: Tokenizer) -> None:
+    def __init__(self, chat: ChatFormat, tokenizer: Tokenizer, turn: Turn) -> None:
         self._marks = chat.marks
-        self._parser = chat.parser(has_tools=False)
+        self._parser = chat.parser(has_tools=False, is_reasoning=turn.is_reasoning)
         self._stream = tokenizer.stream(continuation=True)
 
     def push(self, token: int, /) -> str:
