@@ -148,7 +148,7 @@ def answer_prompt(model: str, values: Mapping[str, Any]) -> None:
             name = click.get_current_context().info_name or "run"
             pieces = RecordedModel(loaded, name).kept(pieces, messages, session, {**sampling, **form})
         answer = Answer()
-        answer.stream(pieces, is_formatted=not (raw or form))
+        answer.stream(pieces, is_formatted=not raw and not form)  # what is no prose stays as it is
         if values["stats"]:
             note(summary(pieces.usage))
             report_stats(loaded)
