@@ -95,9 +95,10 @@ def _install_packages(site: Path, python: str, processor: str) -> None:
     abi = f"cp{python.replace('.', '')}"
     tags = [*(f"manylinux_2_{minor}_{processor}" for minor in range(GLIBC[1], 4, -1)), f"manylinux2014_{processor}",
             f"manylinux2010_{processor}", f"manylinux1_{processor}"]  # fmt: skip
+    # The lock's markers have chosen for that Python already; pip would ask whether this one fits.
     run(
         sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--require-hashes",
-        "--only-binary=:all:", "--target", site, "--python-version", python, "--implementation", "cp",
+        "--only-binary=:all:", "--ignore-requires-python", "--target", site, "--python-version", python, "--implementation", "cp",
         *(word for name in (abi, "abi3", "none") for word in ("--abi", name)),
         *(word for tag in tags for word in ("--platform", tag)), "-r", lock,
     )  # fmt: skip
