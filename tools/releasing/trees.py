@@ -98,7 +98,8 @@ def _install_packages(site: Path, python: str, processor: str) -> None:
     # The lock's markers have chosen for that Python already; pip would ask whether this one fits.
     run(
         sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--require-hashes",
-        "--only-binary=:all:", "--ignore-requires-python", "--target", site, "--python-version", python, "--implementation", "cp",
+        "--only-binary=:all:", "--ignore-requires-python", "--target", site,
+        "--python-version", python, "--implementation", "cp",
         *(word for name in (abi, "abi3", "none") for word in ("--abi", name)),
         *(word for tag in tags for word in ("--platform", tag)), "-r", lock,
     )  # fmt: skip
