@@ -154,7 +154,7 @@ def build_deb(root: Path, python: str, processor: str, out: Path) -> Path:
     path = out / f"kamado_{release(python)}_{_DEB_NAMES[processor]}.deb"
     # xz of one thread: two threads give other bytes.
     run(
-        "dpkg-deb", "--root-owner-group", "-Zxz", "--threads-max=1", "--build", root, path,
+        "dpkg-deb", "--root-owner-group", "-Zxz", "-z3", "--threads-max=1", "--build", root, path,
         env={"SOURCE_DATE_EPOCH": str(epoch())},
     )  # fmt: skip
     shutil.rmtree(control)
