@@ -180,7 +180,7 @@ def test_a_deb_is_read_by_dpkg(tmp_path: Path) -> None:
     path = trees.build_deb(fake_tree(tmp_path), "3.11", "aarch64", tmp_path)
     assert path.name == f"kamado_{project.version()}-1+py311_arm64.deb"
     shown = subprocess.run(["dpkg-deb", "--info", path], capture_output=True, text=True, check=True).stdout
-    assert "Depends: python3.11, libc6 (>= 2.28)" in shown
+    assert "Depends: python3.11, libc6 (>= 2.31)" in shown
     assert "Architecture: arm64" in shown
     files = subprocess.run(["dpkg-deb", "--contents", path], capture_output=True, text=True, check=True).stdout
     assert "./usr/bin/kamado -> ../lib/kamado/bin/kamado" in files

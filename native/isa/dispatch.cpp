@@ -1,7 +1,14 @@
 // Choice of the kernel tier. Compiled with baseline flags only: it runs before anything is known of the CPU.
+#ifdef KAMADO_HAS_AVX2
+#include <cpuid.h>
+#endif
+
+#include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -24,14 +31,36 @@ const KernelTable& scalar_table() {
   return table;
 }
 
-// The table of a tier, nullptr when this build or this CPU lacks it. __builtin_cpu_supports asks the operating system's
-// state too (whether it saves the wide registers). Nothing of a tier's files runs before the CPU is known to have it.
+#ifdef KAMADO_HAS_AVX2
+// What the processor has and the operating system saves. Not by __builtin_cpu_supports: that asks the compiler's
+// run-time library, and the one of zig, which compiles the wheels, answers no whatever the processor is.
+struct X86Features {
+  bool has_avx2 = false;    // with FMA and F16C
+  bool has_avx512 = false;  // F, BW, VL, DQ and VNNI
+};
+
+X86Features x86_features() {
+  const auto all = [](uint32_t bits, std::initializer_list<int> places) {
+    return std::all_of(places.begin(), places.end(), [bits](int place) { return (bits >> place & 1) != 0; });
+  };
+  uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0, saved = 0;
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || !all(ecx, {12, 27, 28, 29})) return {};  // FMA OSXSAVE AVX F16C
+  __asm__ volatile("xgetbv" : "=a"(saved), "=d"(edx) : "c"(0));
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return {};
+  X86Features found;
+  found.has_avx2 = all(saved, {1, 2}) && all(ebx, {5});
+  found.has_avx512 = found.has_avx2 && all(saved, {5, 6, 7}) && all(ebx, {16, 17, 30, 31}) && all(ecx, {11});
+  return found;
+}
+#endif
+
+// The table of a tier, nullptr when this build or this CPU lacks it. Nothing of a tier's files runs before the CPU is
+// known to have it.
 const KernelTable* supported(int tier) {
   if (tier == 0) return &scalar_table();
 #ifdef KAMADO_HAS_AVX2
-  __builtin_cpu_init();  // zig's run-time library, which the wheels have, does not do it before main
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
-    return nullptr;
+  static const X86Features features = x86_features();
+  if (!features.has_avx2) return nullptr;
   if (tier == 1) {
     static const KernelTable table = {kTierNames[1],           linear_kernels_avx2(),
                                       vector_kernels_avx2(),   attention_kernels_avx2(),
@@ -40,9 +69,7 @@ const KernelTable* supported(int tier) {
   }
 #endif
 #ifdef KAMADO_HAS_AVX512
-  if (tier == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vnni")) {
+  if (tier == 2 && features.has_avx512) {
     static const KernelTable table = {kTierNames[2],
                                       linear_kernels_avx512(),
                                       vector_kernels_avx512(),

@@ -22,9 +22,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from .project import GLIBC, ROOT, WORK, ReleaseError, environment, epoch, read_lock, run, version
+from .project import ROOT, WORK, ReleaseError, environment, epoch, read_lock, run, version
 
 Family = Literal["deb", "rpm"]
+# Younger than that of our own wheels: llguidance, which the server needs, has none for an older one.
+GLIBC = (2, 31)
 _MAINTAINER = "The Kamado developers <noreply@kamado.invalid>"
 _SUMMARY = "Runs open-weight language models on the machine you own"
 _TEXT = (
@@ -93,9 +95,11 @@ def _install_packages(site: Path, python: str, processor: str) -> None:
     abi = f"cp{python.replace('.', '')}"
     tags = [*(f"manylinux_2_{minor}_{processor}" for minor in range(GLIBC[1], 4, -1)), f"manylinux2014_{processor}",
             f"manylinux2010_{processor}", f"manylinux1_{processor}"]  # fmt: skip
+    # The lock's markers have chosen for that Python already; pip would ask whether this one fits.
     run(
         sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--require-hashes",
-        "--only-binary=:all:", "--target", site, "--python-version", python, "--implementation", "cp",
+        "--only-binary=:all:", "--ignore-requires-python", "--target", site,
+        "--python-version", python, "--implementation", "cp",
         *(word for name in (abi, "abi3", "none") for word in ("--abi", name)),
         *(word for tag in tags for word in ("--platform", tag)), "-r", lock,
     )  # fmt: skip
@@ -150,7 +154,7 @@ def build_deb(root: Path, python: str, processor: str, out: Path) -> Path:
     path = out / f"kamado_{release(python)}_{_DEB_NAMES[processor]}.deb"
     # xz of one thread: two threads give other bytes.
     run(
-        "dpkg-deb", "--root-owner-group", "-Zxz", "--threads-max=1", "--build", root, path,
+        "dpkg-deb", "--root-owner-group", "-Zxz", "-z3", "--threads-max=1", "--build", root, path,
         env={"SOURCE_DATE_EPOCH": str(epoch())},
     )  # fmt: skip
     shutil.rmtree(control)
@@ -172,7 +176,7 @@ def rpm_spec(root: Path, python: str) -> str:
     places = sorted({_listed(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()})
     return (
         f"Name: kamado\nVersion: {number}\nRelease: {revision}\nSummary: {_SUMMARY}\nLicense: Apache-2.0\n"
-        f"AutoReqProv: no\nRequires: /usr/bin/python{python}\nRequires: libc.so.6(GLIBC_{GLIBC[0]}.{GLIBC[1]})(64bit)\n"
+        f"AutoReqProv: no\nRequires: /usr/bin/python{python}\nRequires: glibc >= {GLIBC[0]}.{GLIBC[1]}\n"
         "%global __os_install_post %{nil}\n%global _build_id_links none\n%global debug_package %{nil}\n"
         "%global source_date_epoch_from_changelog 0\n%global use_source_date_epoch_as_buildtime 1\n"
         "%global clamp_mtime_to_source_date_epoch 1\n%global _buildhost localhost\n"
