@@ -110,28 +110,39 @@ def test_checksums_are_what_sha256sum_reads(tmp_path: Path) -> None:
     assert lines == [f"{hashlib.sha256(name.encode()).hexdigest()}  {name}" for name in ("a", "b")]
 
 
+def changed_in(root: Path, changelog: str) -> Path:
+    """A project of version 1.2.3 with that changelog."""
+    (root / "pyproject.toml").write_text('[project]\nname = "kamado"\nversion = "1.2.3"\n')
+    (root / "CHANGELOG.md").write_text(f"# Changelog\n\n{changelog}")
+    return root
+
+
 @pytest.mark.parametrize(
-    ("tag", "changelog", "wrong"),
+    ("changelog", "wrong"),
     [
-        ("v1.2.3", "## 1.2.3 (2026-12-01)\n\n- new\n", None),
-        ("v1.2.3", "## Unreleased\n\n## [1.2.3]\n", None),
-        ("v1.2.4", "## 1.2.3\n", "tag v1.2.3"),
-        ("1.2.3", "## 1.2.3\n", "tag v1.2.3"),
-        ("v1.2.3", "## 1.2.2\n", "CHANGELOG.md is 1.2.2"),
-        ("v1.2.3", "## 1.2.33\n", "CHANGELOG.md is 1.2.33"),
-        ("v1.2.3", "## 1.2.3 (no tag)\n", "no tag"),
-        ("v1.2.3", "", "is nothing"),
-        ("v1.2.3", "## Unreleased\n\n- new\n\n## 1.2.3\n", "under Unreleased"),
+        ("## 1.2.3 (2026-12-01)\n\n- new\n", None),
+        ("## Unreleased\n\n## [1.2.3]\n", None),
+        ("## 1.2.2\n", "CHANGELOG.md is 1.2.2"),
+        ("## 1.2.33\n", "CHANGELOG.md is 1.2.33"),
+        ("## 1.2.3 (no tag)\n", "no tag"),
+        ("", "is nothing"),
+        ("## Unreleased\n\n- new\n\n## 1.2.3\n", "under Unreleased"),
     ],
 )
-def test_tag_version_and_changelog_agree(tag: str, changelog: str, wrong: str | None, tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "kamado"\nversion = "1.2.3"\n')
-    (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n{changelog}")
+def test_tag_version_and_changelog_agree(changelog: str, wrong: str | None, tmp_path: Path) -> None:
+    root = changed_in(tmp_path, changelog)
     if wrong is None:
-        project.check_tag(tag, tmp_path)
+        project.check_tag("v1.2.3", root)
     else:
         with pytest.raises(ReleaseError, match=re.escape(wrong)):
-            project.check_tag(tag, tmp_path)
+            project.check_tag("v1.2.3", root)
+
+
+@pytest.mark.parametrize("tag", ["v1.2.4", "1.2.3"])
+def test_a_tag_of_another_version_is_refused(tag: str, tmp_path: Path) -> None:
+    root = changed_in(tmp_path, "## 1.2.3\n")
+    with pytest.raises(ReleaseError, match=r"tag v1\.2\.3"):
+        project.check_tag(tag, root)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from releasing import statements, trees, wheels
-from releasing.project import PROCESSORS, ROOT, WORK, ReleaseError, check_tag, commit, epoch, read_lock, version
+from releasing.project import PROCESSORS, ROOT, WORK, ReleaseError, check_tag, commit, epoch, finish, read_lock, version
 
 SAID = ("SHA256SUMS", ".cdx.json", ".intoto.json")
 
@@ -142,13 +142,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        STEPS[options.step](options)
-    except ReleaseError as error:
-        print(f"[release] {error}", file=sys.stderr)
-        return 1
-    return 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    return finish("release", lambda: STEPS[options.step](options))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from releasing import container, trees
-from releasing.project import ROOT, WORK, ReleaseError, run, version
+from releasing.project import ROOT, WORK, ReleaseError, finish, run, version
 from releasing.roots import copy_root, emulation, entered, inside, make_root
 
 SUITES = {"3.11": "bookworm", "3.13": "trixie"}  # whose Python this is
@@ -195,12 +195,7 @@ def main() -> int:
     parser.add_argument("--roots", type=Path, default=WORK / "roots", help="folder for Debian systems")
     parser.add_argument("--model", type=Path, help="model file for aarch64, instead of a tiny random one")
     options = parser.parse_args()
-    try:
-        STEPS[options.step](options)
-    except ReleaseError as error:
-        print(f"[try] {error}", file=sys.stderr)
-        return 1
-    return 0
+    return finish("try", lambda: STEPS[options.step](options))
 
 
 if __name__ == "__main__":

@@ -83,6 +83,17 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())
 
+    def ask(self, line: str, sign: str, count: int = 1) -> None:
+        """Types a line and waits until `sign` has been seen `count` times."""
+        self.type(f"{line}\n")
+        self.wait_for(sign, count)
+
+    def leave(self) -> list[str]:
+        """Ends the program at its prompt, which must succeed; what `lines` are then, without a traceback."""
+        assert self.exit_code(press="\x04") == 0
+        assert "Traceback" not in self.output
+        return self.lines
+
     def exit_code(self, *, press: str = "") -> int:
         """Reads to the end; `press` is typed, and again when nothing comes.
 

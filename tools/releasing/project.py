@@ -6,8 +6,9 @@ import hashlib
 import os
 import re
 import subprocess
+import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,16 @@ _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
 class ReleaseError(Exception):
     """The release cannot be made; the message says why and what to do."""
+
+
+def finish(tag: str, step: Callable[[], None]) -> int:
+    """Runs a step of a program; its exit status. What went wrong is printed after the program's tag."""
+    try:
+        step()
+    except ReleaseError as error:
+        print(f"[{tag}] {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,11 +62,10 @@ def read_schema(source: str) -> Mapping[str, Any] | bool:
             raise UsageError(f"{source} is not UTF-8 text (byte {error.start})") from None
         UsageError.when(len(data) > MAX_SCHEMA_BYTES, f"{source} is larger than {MAX_SCHEMA_BYTES >> 20} MiB")
     try:
-        found = json.loads(text)
+        found: Mapping[str, Any] | bool = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is no JSON: {str(error)[:200]}") from None
-    if not isinstance(found, dict | bool):
-        raise UsageError(f"{where} is no JSON Schema: it must be a JSON object")
+    UsageError.when(not isinstance(found, dict | bool), f"{where} is no JSON Schema: it must be a JSON object")
     return found
 
 

@@ -83,24 +83,24 @@ class RemoteModel:
         return self._told.memory_bytes, self._told.budget_bytes
 
     @property
-    def where(self) -> str:
-        """Who answers."""
-        return self._link.what if self._local is None else "this process"
-
-    @property
-    def context(self) -> int:
-        """See Answering."""
-        return self._told.context if self._local is None else int(self._local.context)
-
-    @property
     def has_chat_template(self) -> bool:
         """See Answering."""
         return self._told.has_chat_template
 
     @property
+    def where(self) -> str:
+        """Who answers."""
+        return self._link.what if self._local is None else "this process"
+
+    @property
     def is_encoder(self) -> bool:
         """See Answering."""
         return self._told.is_encoder
+
+    @property
+    def context(self) -> int:
+        """See Answering."""
+        return self._told.context if self._local is None else int(self._local.context)
 
     @property
     def stats(self) -> Stats:

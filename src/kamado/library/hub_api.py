@@ -30,6 +30,21 @@ _ON = frozenset({"1", "on", "yes", "true"})
 
 
 @dataclass(frozen=True, slots=True)
+class Hit:
+    """One repository that a search found. Empty texts and 0 mean unknown."""
+
+    repo: str
+    downloads: int
+    likes: int
+    license: str
+    architecture: str  # of its GGUF files
+    parameters: int
+    context: int
+    is_gated: bool
+    updated: str  # YYYY-MM-DD
+
+
+@dataclass(frozen=True, slots=True)
 class RemoteFile:
     """One file of a repository at one commit."""
 
@@ -47,21 +62,6 @@ class Repository:
     commit: str
     license: str  # "" when it states none
     files: tuple[RemoteFile, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One repository that a search found. Empty texts and 0 mean unknown."""
-
-    repo: str
-    downloads: int
-    likes: int
-    license: str
-    architecture: str  # of its GGUF files
-    parameters: int
-    context: int
-    is_gated: bool
-    updated: str  # YYYY-MM-DD
 
 
 def endpoint() -> str:

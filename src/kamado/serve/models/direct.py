@@ -8,7 +8,7 @@ with, and gets the pieces that these give.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -78,7 +78,7 @@ class DirectAnswers:
             async with aclosing(events):
                 async for event in events:
                     yield event
-            yield Done(_counts(generation.usage))
+            yield Done(counts_of([generation.usage], generation.usage.num_prompt_tokens, 0))
         finally:
             generation.close()
 
@@ -181,12 +181,14 @@ def _roles(messages: tuple[Mapping[str, Any], ...]) -> tuple[Message, ...]:
     return tuple(found)
 
 
-def _counts(usage: Usage) -> TokenCounts:
+def counts_of(usages: Sequence[Usage], num_prompt: int, num_reasoning: int) -> TokenCounts:
+    """All choices together: the prompt once, time of the slowest."""
     return TokenCounts(
-        num_prompt_tokens=usage.num_prompt_tokens,
-        num_cached_tokens=usage.num_reused_tokens,
-        num_generated_tokens=usage.num_generated_tokens,
-        queue_seconds=usage.queue_seconds,
-        prefill_seconds=usage.prefill_seconds,
-        decode_seconds=usage.decode_seconds,
+        num_prompt_tokens=num_prompt,
+        num_cached_tokens=min((usage.num_reused_tokens for usage in usages), default=0),
+        num_generated_tokens=sum(usage.num_generated_tokens for usage in usages),
+        num_reasoning_tokens=num_reasoning,
+        queue_seconds=max((usage.queue_seconds for usage in usages), default=0.0),
+        prefill_seconds=max((usage.prefill_seconds for usage in usages), default=0.0),
+        decode_seconds=max((usage.decode_seconds for usage in usages), default=0.0),
     )

@@ -37,10 +37,9 @@ from .contract import (
     Recipe,
     Started,
     TextPart,
-    TokenCounts,
     Truncated,
 )
-from .direct import DirectAnswers
+from .direct import DirectAnswers, counts_of
 from .loader import shared_bytes
 from .modelfile_options import Options, recipe_options
 from .prompt_limits import (
@@ -58,7 +57,7 @@ from .slow_work import SlowWork
 from .weights import Weights
 
 if TYPE_CHECKING:
-    from ... import AnswerEvents, Form, Model, Turn, Usage
+    from ... import AnswerEvents, Form, Model, Turn
     from ... import PromptLogprobs as ScoredPrompt
 
 T = TypeVar("T")
@@ -154,7 +153,7 @@ class EngineModel(DirectAnswers):
             async for event in events:
                 yield event
         num_reasoning = sum(source.num_reasoning_tokens for source in sources)
-        yield Done(_counts([source.usage for source in sources], len(turn.tokens), num_reasoning))
+        yield Done(counts_of([source.usage for source in sources], len(turn.tokens), num_reasoning))
 
     def _with_options(self, request: Wish) -> Wish:
         """The recipe's options where the request says none."""
@@ -256,7 +255,7 @@ class EngineModel(DirectAnswers):
         else:
             reused = [usage.num_reused_tokens for usage in usages]
             num_cached = sum(min(reused[i : i + request.n]) for i in range(0, len(reused), request.n))
-        yield Done(replace(_counts(usages, num_prompt, 0), num_cached_tokens=num_cached))
+        yield Done(replace(counts_of(usages, num_prompt, 0), num_cached_tokens=num_cached))
 
     async def _score(self, prompts: Sequence[list[int]], request: CompletionRequest) -> list[ScoredPrompt]:
         """Log-probabilities of the prompts in their order, if asked for. Other requests run in between."""
@@ -385,16 +384,3 @@ def _form(output: OutputFormat) -> dict[str, Any]:
         "lark": {"grammar": output.grammar},
     }
     return forms.get(output.kind, {})
-
-
-def _counts(usages: Sequence[Usage], num_prompt: int, num_reasoning: int) -> TokenCounts:
-    """All choices together: the prompt once, time of the slowest."""
-    return TokenCounts(
-        num_prompt_tokens=num_prompt,
-        num_cached_tokens=min((usage.num_reused_tokens for usage in usages), default=0),
-        num_generated_tokens=sum(usage.num_generated_tokens for usage in usages),
-        num_reasoning_tokens=num_reasoning,
-        queue_seconds=max((usage.queue_seconds for usage in usages), default=0.0),
-        prefill_seconds=max((usage.prefill_seconds for usage in usages), default=0.0),
-        decode_seconds=max((usage.decode_seconds for usage in usages), default=0.0),
-    )
