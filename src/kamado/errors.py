@@ -118,11 +118,11 @@ class NativeError(KamadoError):
     exit_code = 70
 
 
+class ClosedError(KamadoError):
+    """The model or the session was closed."""
+
+
 class ServerError(KamadoError):
     """A Kamado server that was asked is not there, went away, hangs, or answers nonsense. The message says which."""
 
     exit_code = 9
-
-
-class ClosedError(KamadoError):
-    """The model or the session was closed."""

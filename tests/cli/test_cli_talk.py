@@ -239,7 +239,8 @@ def test_in_tmux(tmp_path: Path) -> None:
         tmux.wait_for(">>>")
         tmux.paste("please talk\njapanese")
         tmux.keys("Enter")
-        rows = tmux.wait_for("記憶している。")
+        tmux.wait_for("記憶している。")
+        rows = tmux.wait_for(">>>", 2)
         answer = rows[rows.index("japanese") + 1 :]
         answer = answer[: answer.index(">>>")]
         assert "".join(answer) == JAPANESE
