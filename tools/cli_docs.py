@@ -36,6 +36,8 @@ flowchart LR
 - A fault prints one sentence, `kamado: error: …`, never a traceback; `KAMADO_DEBUG=1` shows where it came from.
 - Nothing is downloaded but by `kamado pull`, `--pull`, or a yes to what `run` and `chat` ask on a terminal.
 
+## Exit codes
+
 | Exit code | Meaning |
 |---|---|
 | 0 | done |
@@ -51,6 +53,8 @@ flowchart LR
 | 70 | a fault of Kamado's own |
 | 130 | interrupted by Ctrl-C |
 | 141 | the reader of a pipe has gone |
+
+## Variables
 
 | Variable | Effect |
 |---|---|
