@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,17 @@ def test_without_a_home_of_its_own_the_run_time_folder_is_used(tmp_path: Path, m
     monkeypatch.delenv("KAMADO_HOME")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert place.socket_folder() == tmp_path / "kamado"
+
+
+def test_without_a_run_time_folder_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """platformdirs warns then, which every command would show."""
+    monkeypatch.delenv("KAMADO_HOME", raising=False)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # nor has the system made one
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert place.socket_folder().is_absolute()
+    assert said == []
 
 
 def test_what_a_dead_server_left_is_replaced() -> None:

@@ -15,6 +15,7 @@ import os
 import socket
 import stat
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,7 +36,10 @@ def socket_folder() -> Path:
         return Path(home).expanduser().absolute() / f"run-{os.getuid()}"
     import platformdirs
 
-    return platformdirs.user_runtime_path("kamado", appauthor=False)
+    with warnings.catch_warnings():
+        # Without XDG_RUNTIME_DIR it takes a folder below /tmp and says so; `Folder` looks whose that is.
+        warnings.simplefilter("ignore")
+        return platformdirs.user_runtime_path("kamado", appauthor=False)
 
 
 class Folder:
