@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import stat
@@ -19,6 +20,7 @@ from kamado.local import place
 from kamado.serve.families import own_routes
 from kamado.serve.http import http1
 from kamado.serve.http.keys import KeyRing
+from kamado.serve.ops.log_ring import MOST_BYTES, LogRing
 
 from .fake import FakeWorld
 from .running import running
@@ -241,3 +243,13 @@ def test_a_document_that_cannot_be_is_refused_by_name(change: dict[str, Any], na
 
 def test_a_newer_server_may_say_more() -> None:
     assert d.read(d.Settings, {"kv": "auto", "colour": "red"}) == d.Settings("auto")
+
+
+def test_the_log_in_memory_is_bounded_in_bytes() -> None:
+    ring = LogRing()
+    line = "竈" * 4000
+    for _ in range(200):
+        ring.emit(logging.LogRecord("kamado.serve", logging.INFO, __file__, 1, line, None, None))
+    lines, gone, _ = ring.since(0)
+    assert len(lines) == MOST_BYTES // (3 * 4000)
+    assert gone == 200 - len(lines)

@@ -226,7 +226,8 @@ def run(
     `load_settings` reads settings and keys anew, when SIGHUP comes or a file of `watched` changes; see reload.py.
     """
     ring = LogRing()
-    set_up_logging(config, ring)
+    kept = () if own is None else (ring,)  # nobody else could read it
+    set_up_logging(config, *kept)
     share = server_share(config)
     parts = {f"{name}_bytes": nbytes for name, nbytes in share.parts().items()}
     _log.info("memory of the server itself", extra={"bytes": share.total, **parts, "models": models_bytes(config)})
@@ -243,7 +244,7 @@ def run(
         server.state["is_ready"] = False
         tasks = [asyncio.create_task(_load_first(config, server, web, failure))]
         if load_settings is not None:
-            reloader = Reloader(server, load_settings, watched, on_change=lambda: set_up_logging(server.config, ring))
+            reloader = Reloader(server, load_settings, watched, on_change=lambda: set_up_logging(server.config, *kept))
             tasks.append(asyncio.create_task(reloader.watch(), name="settings"))
             if hasattr(signal, "SIGHUP"):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.ask)
@@ -288,9 +289,9 @@ def _set_up_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 16 << 20)
 
 
-def set_up_logging(config: ServeConfig, ring: LogRing) -> None:
-    """Lines on stderr and in `ring`, for this package and for uvicorn's errors."""
-    handlers = [logging.StreamHandler(sys.stderr), ring]
+def set_up_logging(config: ServeConfig, *kept: logging.Handler) -> None:
+    """Lines on stderr and for `kept`, of this package and of uvicorn's errors."""
+    handlers = [logging.StreamHandler(sys.stderr), *kept]
     for handler in handlers:
         handler.setFormatter(JsonFormatter() if config.log == "json" else TextFormatter())
     for name, level in (("kamado.serve", logging.INFO), ("uvicorn", logging.WARNING)):

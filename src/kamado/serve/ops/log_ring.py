@@ -33,9 +33,9 @@ class LogRing(logging.Handler):
         with self._guard:
             self._lines.append(line)
             self._num_seen += 1
-            self._num_bytes += len(line)
+            self._num_bytes += _bytes_of(line)
             while len(self._lines) > MOST_LINES or self._num_bytes > MOST_BYTES:
-                self._num_bytes -= len(self._lines.popleft())
+                self._num_bytes -= _bytes_of(self._lines.popleft())
 
     def since(self, number: int) -> tuple[list[str], int, int]:
         """Lines after the first `number` that ever came, how many of them are gone, and how many ever came."""
@@ -56,3 +56,7 @@ class LogRing(logging.Handler):
                 yield f"({skipped} lines came too fast and are left out)"
             for line in lines:
                 yield line
+
+
+def _bytes_of(line: str) -> int:
+    return len(line.encode("utf-8", "replace"))
