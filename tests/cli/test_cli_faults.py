@@ -21,6 +21,7 @@ from kamado.errors import (
     ModelNotFoundError,
     NativeError,
     TemplateError,
+    UsageError,
 )
 
 
@@ -196,3 +197,15 @@ def test_python_dash_m() -> None:
     )
     assert result.returncode == 2
     assert result.stderr.startswith("kamado: error: no command 'nonsense'")
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    from kamado.serve.config import ServeConfig
+    from kamado.serve.run import bind
+
+    with bind(ServeConfig(port=0)) as first:
+        first.listen()
+        port = first.getsockname()[1]
+        with pytest.raises(UsageError) as refused:
+            bind(ServeConfig(port=port))
+    assert str(refused.value) == f"cannot listen on 127.0.0.1:{port}: Address already in use"
